@@ -1,0 +1,44 @@
+"""What an engine is started with, and what it made of it."""
+
+from dataclasses import dataclass
+
+KV_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+FLASH_ATTN = ("auto", "on", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """The engine's options. None means: choose from the model and the machine."""
+
+    model_path: str
+    ctx_len: int | None = None
+    """Tokens of one request, prompt and answer together."""
+    max_seqs: int | None = None
+    """Sequences that run at once."""
+    kv_tokens: int | None = None
+    """Tokens of KV memory, shared by all sequences."""
+    batch_tokens: int = 512
+    """Token budget of a step."""
+    threads: int | None = None
+    gpu_layers: int = -1
+    """Layers on the GPU where llama.cpp has one; -1 is all."""
+    kv_type: str = "f16"
+    flash_attn: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a loaded engine serves: every choice made."""
+
+    pid: int
+    description: str
+    """llama.cpp's words for the model, such as `llama 135M Q4_1`."""
+    ctx_len: int
+    max_seqs: int
+    kv_tokens: int
+    kv_bytes: int
+    batch_tokens: int
+    threads: int
+    gpu_layers: int
+    """Layers that really lie on a GPU; 0 without one."""
+    load_seconds: float
