@@ -107,9 +107,10 @@ def decode(line: bytes) -> Message:
     """
     try:
         envelope = orjson.loads(line)
-        return _DECODERS[envelope["type"]](envelope["body"])
+        message: Message = _DECODERS[envelope["type"]](envelope["body"])
     except (KeyError, TypeError, orjson.JSONDecodeError) as error:
         raise ValueError(f"not a message: {line[:200]!r}") from error
+    return message
 
 
 def _submit(body: dict[str, Any]) -> Submit:

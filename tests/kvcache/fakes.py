@@ -1,0 +1,45 @@
+"""A KV memory of Python cells, with the rules of llama.cpp's unified cache."""
+
+import itertools
+
+from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES
+
+
+def as_bytes(tokens: list[int]) -> bytes:
+    return b"".join(token.to_bytes(TOKEN_BYTES, "little") for token in tokens)
+
+
+class FakeMemory:
+    """Cells by sequence id and position; a cell is a number of its own and the token computed into it."""
+
+    def __init__(self, num_pages: int) -> None:
+        self.capacity = num_pages * PAGE_TOKENS
+        self.cells: dict[int, dict[int, tuple[int, int]]] = {}
+        self._numbers = itertools.count()
+
+    def compute(self, sequence_id: int, start: int, tokens: list[int]) -> None:
+        held = self.cells.setdefault(sequence_id, {})
+        assert start == len(held), "llama.cpp takes a sequence's tokens at consecutive positions only"
+        for position, token in enumerate(tokens, start):
+            held[position] = (next(self._numbers), token)
+        assert self.num_used <= self.capacity, "out of cells although the pages sufficed"
+
+    def share(self, source: int, target: int, start: int, stop: int) -> None:
+        for position in range(start, stop):
+            cell = self.cells[source][position]
+            assert self.cells.setdefault(target, {}).setdefault(position, cell) == cell, "position held twice"
+
+    def remove(self, sequence_id: int, start: int, stop: int) -> bool:
+        held = self.cells.get(sequence_id, {})
+        for position in [p for p in held if p >= start and (stop < 0 or p < stop)]:
+            del held[position]
+        return True
+
+    def tokens(self, sequence_id: int) -> list[int]:
+        held = self.cells.get(sequence_id, {})
+        assert sorted(held) == list(range(len(held))), "a sequence has no holes"
+        return [held[position][1] for position in range(len(held))]
+
+    @property
+    def num_used(self) -> int:
+        return len({number for held in self.cells.values() for number, _ in held.values()})

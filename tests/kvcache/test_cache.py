@@ -1,0 +1,230 @@
+"""The cache against a fake memory: what is shared, what is evicted, and that nothing is lost or held twice."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from kvcache.cache import KVCache
+from kvcache.tree import PAGE_TOKENS, Branch, num_pages_for
+from tests.kvcache.fakes import FakeMemory, as_bytes
+
+
+class Bench:
+    """A cache over a fake memory, and the tokens each branch should hold."""
+
+    def __init__(self, num_pages: int = 8, num_ids: int = 4) -> None:
+        self.memory = FakeMemory(num_pages)
+        self.cache = KVCache(self.memory, num_pages, num_ids)
+
+    def start(self, tokens: list[int]) -> Branch:
+        branch = self.cache.acquire(as_bytes(tokens))
+        assert branch is not None
+        return branch
+
+    def compute(self, branch: Branch, tokens: list[int]) -> None:
+        assert self.cache.reserve(branch, branch.num_tokens + len(tokens))
+        self.memory.compute(branch.id, branch.num_tokens, tokens)
+        self.cache.commit(branch, as_bytes(tokens))
+        self.cache.check_integrity()
+
+    def run(self, tokens: list[int]) -> Branch:
+        """Acquire and compute what the hit leaves."""
+        branch = self.start(tokens)
+        self.compute(branch, tokens[branch.num_tokens :])
+        return branch
+
+    def finish(self, tokens: list[int]) -> None:
+        self.cache.release(self.run(tokens))
+        self.cache.check_integrity()
+
+
+def text(start: int, length: int) -> list[int]:
+    return list(range(start, start + length))
+
+
+def test_everything_is_free_at_first() -> None:
+    statistics = Bench().cache.statistics()
+    assert (statistics.free_pages, statistics.cached_pages, statistics.held_pages) == (8, 0, 0)
+
+
+def test_a_hit_may_end_inside_a_page_of_a_running_sequence() -> None:
+    bench = Bench()
+    bench.run(text(0, 24) + text(100, 20))
+    branch = bench.start(text(0, 24) + text(200, 20))
+    assert branch.num_tokens == 24
+    assert bench.memory.tokens(branch.id) == text(0, 24)
+
+
+def test_a_hit_may_end_inside_the_tail_of_an_idle_sequence() -> None:
+    bench = Bench()
+    bench.finish(text(0, 30))
+    assert bench.start(text(0, 24) + text(200, 20)).num_tokens == 24
+
+
+def test_the_last_token_is_always_left_to_compute() -> None:
+    bench = Bench()
+    bench.finish(text(0, 64))
+    assert bench.start(text(0, 64)).num_tokens == 63
+
+
+def test_a_continued_sequence_keeps_its_id_and_its_cells() -> None:
+    bench = Bench()
+    first = bench.run(text(0, 50))
+    bench.cache.release(first)
+    used = bench.memory.num_used
+    branch = bench.start(text(0, 50) + text(500, 9))
+    assert branch is first
+    assert branch.num_tokens == 50
+    assert bench.memory.num_used == used
+
+
+def test_a_prefix_is_counted_once_however_many_hold_it() -> None:
+    bench = Bench()
+    for start in (100, 200, 300):
+        bench.run(text(0, 64) + text(start, 10))
+    assert bench.cache.num_held == 2 + 3
+    assert bench.memory.num_used == 64 + 30
+
+
+def test_equal_pages_computed_twice_are_merged() -> None:
+    bench = Bench()
+    one, two = bench.start(text(0, 40)), bench.start(text(0, 40))
+    bench.compute(one, text(0, 40))
+    bench.compute(two, text(0, 40))
+    assert bench.cache.statistics().merged_pages == 1
+    assert bench.memory.num_used == 32 + 8 + 8
+    assert bench.memory.tokens(two.id) == text(0, 40)
+
+
+def test_an_id_is_kept_only_by_who_alone_holds_some_page() -> None:
+    bench = Bench()
+    bench.finish(text(0, 64))
+    bench.run(text(0, 64) + text(100, 10))
+    bench.finish(text(0, 64) + text(100, 5))
+    assert bench.cache.statistics().cached_ids == 0
+
+
+def test_the_least_recently_used_leaf_goes_first() -> None:
+    bench = Bench(num_pages=6)
+    bench.finish(text(0, 32) + text(100, 32))  # old leaf, its first page used again below
+    bench.finish(text(500, 64))
+    bench.finish(text(0, 32) + text(200, 32))
+    bench.run(text(900, 64))  # needs one page more than is free
+    assert bench.cache.lookup(as_bytes(text(0, 32) + text(100, 32))).num_tokens == 32
+    assert bench.cache.lookup(as_bytes(text(0, 32) + text(200, 32))).num_tokens == 63
+    assert bench.cache.lookup(as_bytes(text(500, 64))).num_tokens == 63
+    assert bench.cache.statistics().evicted_pages == 1
+
+
+def test_without_ids_the_oldest_idle_sequence_goes_even_if_pages_are_free() -> None:
+    bench = Bench(num_pages=20, num_ids=2)
+    bench.finish(text(0, 40))
+    bench.finish(text(100, 40))
+    bench.run(text(200, 40))
+    assert bench.cache.lookup(as_bytes(text(0, 40))).num_tokens == 0
+    assert bench.cache.lookup(as_bytes(text(100, 40))).num_tokens == 39
+
+
+def test_no_room_changes_nothing() -> None:
+    bench = Bench(num_pages=4)
+    bench.run(text(0, 64))
+    before = bench.cache.statistics()
+    assert bench.cache.acquire(as_bytes(text(500, 65))) is None
+    assert bench.cache.acquire(as_bytes(text(500, 64)), spare_pages=1) is None
+    assert bench.cache.statistics() == before
+
+
+def test_a_hit_is_never_evicted_to_make_room_for_its_own_sequence() -> None:
+    bench = Bench(num_pages=4)
+    bench.finish(text(0, 64))
+    bench.finish(text(500, 64))
+    branch = bench.run(text(0, 64) + text(800, 64))
+    assert bench.memory.tokens(branch.id) == text(0, 64) + text(800, 64)
+
+
+def test_a_failed_step_leaves_no_cells_behind() -> None:
+    bench = Bench()
+    branch = bench.run(text(0, 40))
+    bench.memory.compute(branch.id, 40, text(700, 10))
+    assert bench.cache.rollback(branch)
+    assert bench.memory.tokens(branch.id) == text(0, 40)
+
+
+def test_a_model_that_cannot_share_caches_nothing() -> None:
+    memory = FakeMemory(8)
+    cache = KVCache(memory, 8, 2, sharing=False)
+    branch = cache.acquire(as_bytes(text(0, 40)))
+    assert branch is not None
+    memory.compute(branch.id, 0, text(0, 40))
+    cache.commit(branch, as_bytes(text(0, 40)))
+    cache.check_integrity()
+    assert cache.lookup(as_bytes(text(0, 40))).num_tokens == 0
+    cache.release(branch)
+    cache.check_integrity()
+    assert (cache.num_free, memory.num_used) == (8, 0)
+
+
+PREFIXES = [text(0, 24), text(0, 24) + text(300, 60), text(0, 24) + text(300, 8) + text(400, 40), text(600, 96)]
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Any interleaving of sequences that start, grow, fail, finish: memory and accounting always agree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench(num_pages=12, num_ids=5)
+        self.known: dict[Branch, list[int]] = {}
+
+    @rule(prefix=st.sampled_from(PREFIXES), cut=st.integers(1, 96), own=st.integers(0, 50), at=st.integers(0, 3))
+    def start(self, prefix: list[int], cut: int, own: int, at: int) -> None:
+        tokens = prefix[:cut] + text(1000 * (at + 1), own)
+        branch = self.bench.cache.acquire(as_bytes(tokens))
+        if branch is not None:
+            assert branch.num_tokens < len(tokens)
+            self.known[branch] = tokens
+
+    @precondition(lambda self: self.known)
+    @rule(data=st.data(), count=st.integers(1, 70), choice=st.integers(0, 1))
+    def grow(self, data: st.DataObject, count: int, choice: int) -> None:
+        branch = data.draw(st.sampled_from(list(self.known)))
+        tokens = self.known[branch]
+        wanted = tokens[branch.num_tokens : branch.num_tokens + count] or text(5000 + 100 * choice, count)
+        if self.bench.cache.reserve(branch, branch.num_tokens + len(wanted)):
+            self.known[branch] = tokens[: branch.num_tokens] + wanted + tokens[branch.num_tokens + len(wanted) :]
+            self.bench.memory.compute(branch.id, branch.num_tokens, wanted)
+            self.bench.cache.commit(branch, as_bytes(wanted))
+
+    @precondition(lambda self: self.known)
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        branch = data.draw(st.sampled_from(list(self.known)))
+        room = min(branch.num_pages * PAGE_TOKENS - branch.num_tokens, 7)
+        self.bench.memory.compute(branch.id, branch.num_tokens, text(9000, room))
+        assert self.bench.cache.rollback(branch)
+
+    @precondition(lambda self: self.known)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        branch = data.draw(st.sampled_from(list(self.known)))
+        del self.known[branch]
+        self.bench.cache.release(branch)
+
+    @invariant()
+    def memory_and_accounting_agree(self) -> None:
+        cache, memory = self.bench.cache, self.bench.memory
+        cache.check_integrity()
+        for branch, tokens in self.known.items():
+            assert memory.tokens(branch.id) == tokens[: branch.num_tokens]
+            assert branch.num_pages >= num_pages_for(len(tokens)) or branch.num_tokens > len(tokens)
+        assert memory.num_used <= (cache.num_held + cache.num_cached) * PAGE_TOKENS
+
+    @invariant()
+    def what_is_found_is_there(self) -> None:
+        for prefix in PREFIXES:
+            hit = self.bench.cache.lookup(as_bytes(prefix))
+            if hit.source is not None:
+                assert self.bench.memory.tokens(hit.source.id)[: hit.num_tokens] == prefix[: hit.num_tokens]
+
+
+TestCacheMachine = CacheMachine.TestCase
+TestCacheMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
