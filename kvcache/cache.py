@@ -1,8 +1,8 @@
 """KV memory in pages: who holds them, what is still cached of earlier sequences, and what goes first.
 
 Layout *pool*: all sequences share one set of cells, and sharing a prefix means putting one more sequence id on its
-cells. Pages are accounting, not addresses: llama.cpp may put a token into any free cell. Every cell belongs to a page of
-each branch that uses it, and a page covers at most PAGE_TOKENS cells; so as long as the pages suffice, so do the cells.
+cells. Pages are accounting, not addresses: llama.cpp may put a token into any free cell. Every cell belongs to a page
+of each branch that uses it, and a page covers at most PAGE_TOKENS cells; so while the pages suffice, so do the cells.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ class KVCache:
     def __init__(self, memory: Memory, num_pages: int, num_ids: int, *, sharing: bool = True) -> None:
         """Without `sharing` (recurrent and hybrid models) nothing is found again and nothing stays cached."""
         self._memory = memory
-        self._sharing = sharing
+        self.sharing = sharing
         self.num_pages = num_pages
         self.num_free = num_pages
         self.num_cached = 0
@@ -68,7 +68,7 @@ class KVCache:
 
         Changes nothing. The hit is valid until the cache changes.
         """
-        if not self._sharing:
+        if not self.sharing:
             return Hit()
         return longest_prefix(self._root, tokens, len(tokens) // TOKEN_BYTES - 1)
 
@@ -96,7 +96,7 @@ class KVCache:
         return branch
 
     def reserve(self, branch: Branch, num_tokens: int) -> bool:
-        """Make sure that the branch has pages for `num_tokens` in all. False, with nothing changed, if there are none."""
+        """Make sure that the branch has pages for `num_tokens` in all. False, with nothing changed, if not."""
         missing = num_pages_for(num_tokens) - branch.num_pages
         if missing <= 0:
             return True
@@ -135,7 +135,7 @@ class KVCache:
             self.num_cached += page.num_running == 0
         self.num_cached += bool(branch.tail)
         self._idle.add(branch)
-        if not self._sharing:
+        if not self.sharing:
             self._drop(branch)
             return
         if branch.tail and self._is_known_elsewhere(branch):
@@ -179,10 +179,10 @@ class KVCache:
         """Make the branch's next page a node of the tree; if an equal one is there, go over to its cells."""
         parent = self._last_page(branch)
         parent.ends.discard(branch)
-        page = parent.children.get(key) if self._sharing else None
+        page = parent.children.get(key) if self.sharing else None
         if page is None:
             page = Page(key, parent)
-            if self._sharing:
+            if self.sharing:
                 parent.children[key] = page
             page.num_running = 1
         else:
@@ -246,7 +246,7 @@ class KVCache:
         self._memory.remove(branch.id, branch.num_tokens, -1)
 
     def _drop_if_superfluous(self, branch: Branch) -> None:
-        """Give the id back unless the idle branch alone holds some page: its last one, as paths are shared from the front."""
+        """Give the id back unless the idle branch alone holds some page; if so its last, as paths share from the front."""
         if branch.running or branch.tail or (branch.pages and len(branch.pages[-1].holders) == 1):
             return
         self._drop(branch)
@@ -254,7 +254,7 @@ class KVCache:
     def _drop(self, branch: Branch) -> None:
         if branch.tail:
             self._pop_tail(branch)
-        if self._sharing:
+        if self.sharing:
             self._truncate(branch, 0)
         else:
             self.num_cached -= branch.num_pages
@@ -293,11 +293,11 @@ class KVCache:
         )
 
     def check_integrity(self) -> None:
-        """Recount everything from the tree and the branches. Raises AssertionError where the accounting has gone astray."""
+        """Recount everything from the tree and the branches. Raises AssertionError if the accounting has gone astray."""
         branches = self._idle | self._running
         ids = [branch.id for branch in branches] + self._free_ids
         assert sorted(ids) == list(range(self._num_ids)), "every sequence id is running, cached or free"
-        pages = set(_descendants(self._root)) if self._sharing else {p for b in branches for p in b.pages}
+        pages = set(_descendants(self._root)) if self.sharing else {p for b in branches for p in b.pages}
         for page in pages:
             assert page.holders, "a page in the tree is held by someone"
             assert page.num_running == sum(branch.running for branch in page.holders), "running holders"

@@ -96,7 +96,7 @@ def longest_prefix(root: Page, tokens: bytes, max_tokens: int) -> Hit:
 def _continuation(page: Page, rest: bytes) -> tuple[Branch | None, int]:
     """The branch that goes on longest from `page` as `rest` does, and for how many bytes.
 
-    Most candidates fail the first comparison, so that even a root with hundreds of children is a matter of microseconds.
+    Most candidates fail the first comparison, so that even a root with hundreds of children takes microseconds.
     An end at the page itself is preferred to nothing: it may be adopted.
     """
     best, length = None, 0

@@ -1,0 +1,40 @@
+"""`python -P -m scheduler FD CONFIG`: an engine on an inherited Unix socket, started and supervised by the API."""
+
+import logging
+import signal
+import socket
+import sys
+
+import orjson
+
+from scheduler.config import EngineConfig
+from scheduler.link import Link
+from scheduler.messages import Failed, Ready
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("llama.cpp").setLevel(logging.ERROR)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API decides when we end
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    link = Link(socket.socket(fileno=int(sys.argv[1])))
+    config = EngineConfig(**orjson.loads(sys.argv[2]))
+
+    # Imported once the link watches the API: loading llama.cpp takes a moment, and the API may die in it.
+    from scheduler.engine import Engine, load
+    from scheduler.llama import ModelError
+
+    try:
+        scheduler, runner, info = load(config)
+    except ModelError as error:
+        link.send(Failed(str(error)))
+        link.flush(5.0)
+        return 1
+    link.send(Ready(info))
+    Engine(scheduler, runner, link).run()
+    link.flush(5.0)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

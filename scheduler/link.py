@@ -1,0 +1,94 @@
+"""The engine's end of the wire. Two threads read and write, so that the step thread never waits for the socket."""
+
+import logging
+import os
+import queue
+import socket
+import threading
+
+from scheduler.messages import Message, Output, Step, decode, encode
+
+_log = logging.getLogger("cortex.engine")
+
+MAX_PENDING_TOKENS = 1 << 20
+"""Unsent tokens past which the API counts as dead."""
+
+
+class Link:
+    """Messages from and to the API.
+
+    Outputs are merged per request until the sender takes them: a slow API gets fewer and larger Step messages. When the
+    API closes its end or dies, this process ends, even while a model loads or a step computes.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._wake = threading.Condition()
+        self._outputs: dict[int, Output] = {}
+        self._num_pending_tokens = 0
+        self._messages: list[Message] = []
+        self._sending = False
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        threading.Thread(target=self._write, name="sender", daemon=True).start()
+
+    def receive(self, *, wait: bool) -> list[Message]:
+        """All messages that have come; with `wait`, at least one."""
+        messages = [self._inbox.get()] if wait else []
+        while not self._inbox.empty():
+            messages.append(self._inbox.get_nowait())
+        return messages
+
+    def send(self, message: Message) -> None:
+        """Send behind everything that is waiting to be sent."""
+        with self._wake:
+            self._messages.append(message)
+            self._wake.notify()
+
+    def send_outputs(self, outputs: list[Output]) -> None:
+        """Send these with the next Step message."""
+        if not outputs:
+            return
+        with self._wake:
+            for output in outputs:
+                self._merge(output)
+            if self._num_pending_tokens > MAX_PENDING_TOKENS:
+                _log.critical("the API takes no messages any more; the engine ends")
+                os._exit(1)
+            self._wake.notify()
+
+    def flush(self, seconds: float) -> None:
+        """Give the sender so long to send what is waiting, before the process ends."""
+        with self._wake:
+            self._wake.wait_for(lambda: not (self._outputs or self._messages or self._sending), seconds)
+
+    def _merge(self, output: Output) -> None:
+        self._num_pending_tokens += len(output.tokens)
+        pending = self._outputs.setdefault(output.request_id, output)
+        if pending is not output:
+            pending.tokens.extend(output.tokens)
+            pending.finish_reason, pending.error = output.finish_reason, output.error
+
+    def _read(self) -> None:
+        with self._socket.makefile("rb") as lines:
+            for line in lines:
+                self._inbox.put(decode(line))
+        os._exit(0)
+
+    def _write(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._outputs or self._messages)
+                outputs, self._outputs, self._num_pending_tokens = list(self._outputs.values()), {}, 0
+                messages, self._messages = self._messages, []
+                self._sending = True
+            data = b"".join(map(encode, messages))
+            if outputs:
+                data = encode(Step(outputs)) + data
+            try:
+                self._socket.sendall(data)
+            except OSError:
+                os._exit(0)  # nobody is left to serve
+            with self._wake:
+                self._sending = False
+                self._wake.notify_all()

@@ -1,0 +1,167 @@
+"""llama.cpp through llama-cpp-python's low-level API: a model, a context, its batch as numpy views, its KV memory.
+
+What is dealt with here and nowhere else: C pointers and their lifetimes, return codes, and llama.cpp's log.
+"""
+
+import ctypes
+import logging
+from typing import Any, Final
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.config import EngineConfig
+from scheduler.plan import StepError
+
+_log = logging.getLogger("llama.cpp")
+
+KV_TYPE_IDS: Final = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
+"""ggml's type numbers."""
+KV_TYPE_BITS: Final = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5, "q4_1": 5, "q4_0": 4.5}
+"""Bits per element, scales of the quantized blocks included."""
+FLASH_ATTN_IDS: Final = {"auto": -1, "off": 0, "on": 1}
+MAX_SEQUENCE_IDS: Final = 256
+"""llama_max_parallel_sequences."""
+
+_LOG_LEVELS: Final = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
+
+
+class ModelError(Exception):
+    """The model cannot be served; the message is one line for the user."""
+
+
+_last_errors: list[str] = []
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes
+def _on_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
+    line = text.decode("utf-8", errors="replace").strip()
+    if level in _LOG_LEVELS and line:
+        _log.log(_LOG_LEVELS[level], line)
+        if level == 4:
+            _last_errors.append(line)
+
+
+class Model:
+    """The weights and the vocabulary of one GGUF file."""
+
+    def __init__(self, path: str, gpu_layers: int) -> None:
+        """Loads the file; -1 puts all layers on the GPU if there is one. Raises ModelError."""
+        lib.llama_log_set(_on_log, ctypes.c_void_p())  # the module keeps the callback alive
+        lib.llama_backend_init()
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        _last_errors.clear()
+        self.pointer: Any = lib.llama_model_load_from_file(path.encode(), params)
+        if not self.pointer:
+            raise ModelError(f"llama.cpp cannot load {path}: {_last_error()}")
+        if lib.llama_model_has_encoder(self.pointer):
+            raise ModelError(f"{path}: encoder models are not served yet")
+        if not lib.llama_model_has_decoder(self.pointer):
+            raise ModelError(f"{path}: this model generates no text")
+        vocab = lib.llama_model_get_vocab(self.pointer)
+        self.vocab_size: int = lib.llama_vocab_n_tokens(vocab)
+        self.eog_tokens = frozenset(t for t in range(self.vocab_size) if lib.llama_vocab_is_eog(vocab, t))
+        self.trained_context: int = lib.llama_model_n_ctx_train(self.pointer)
+        self.num_bytes: int = lib.llama_model_size(self.pointer)
+        self.num_layers: int = lib.llama_model_n_layer(self.pointer)
+        self.shares_prefixes = not (
+            lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer)
+        )
+        """A recurrent state belongs to one position of one sequence."""
+
+    @property
+    def description(self) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        lib.llama_model_desc(self.pointer, buffer, len(buffer))
+        return buffer.value.decode("utf-8", errors="replace")
+
+    def kv_bytes_per_token(self, kv_type: str) -> int:
+        heads = lib.llama_model_n_head_kv(self.pointer)
+        head_size = lib.llama_model_n_embd(self.pointer) // lib.llama_model_n_head(self.pointer)
+        return int(2 * self.num_layers * heads * head_size * KV_TYPE_BITS[kv_type] / 8)
+
+    def close(self) -> None:
+        lib.llama_model_free(self.pointer)
+
+
+class Context:
+    """KV memory in layout *pool* and one batch. Implements kvcache's Memory. Not for two threads at once."""
+
+    def __init__(
+        self, model: Model, config: EngineConfig, *, kv_tokens: int, num_ids: int, batch_tokens: int, threads: int
+    ) -> None:
+        """A step is one micro-batch of at most `batch_tokens`. Raises ModelError if there is no memory for it."""
+        params = lib.llama_context_default_params()
+        params.n_ctx = kv_tokens
+        params.n_batch = params.n_ubatch = batch_tokens
+        params.n_seq_max = num_ids
+        params.n_outputs_max = min(num_ids, batch_tokens)
+        params.n_threads = params.n_threads_batch = threads
+        params.kv_unified = True
+        params.swa_full = True  # a sliding window that forgets could not be shared or trimmed
+        params.flash_attn_type = FLASH_ATTN_IDS[config.flash_attn]
+        params.type_k = params.type_v = KV_TYPE_IDS[config.kv_type]
+        params.no_perf = True
+        _last_errors.clear()
+        self._pointer: Any = lib.llama_init_from_model(model.pointer, params)
+        if not self._pointer:
+            raise ModelError(f"llama.cpp cannot set up {kv_tokens} tokens of KV memory: {_last_error()}")
+        self._vocab_size = model.vocab_size
+        self._memory: Any = lib.llama_get_memory(self._pointer)
+        self.num_cells: int = lib.llama_n_ctx(self._pointer)
+        self.batch_tokens: int = lib.llama_n_batch(self._pointer)
+        self.tokens = np.zeros(self.batch_tokens, np.int32)
+        """The batch, to be filled up to the number of tokens that `decode` is given; llama.cpp reads these arrays."""
+        self.positions = np.zeros(self.batch_tokens, np.int32)
+        self.ids = np.zeros(self.batch_tokens, np.int32)
+        """The sequence id of each token."""
+        self.outputs = np.zeros(self.batch_tokens, np.int8)
+        """1 for each token whose logits are wanted."""
+        self._num_ids = np.ones(self.batch_tokens, np.int32)
+        self._id_pointers = self.ids.ctypes.data + np.arange(self.batch_tokens, dtype=np.uintp) * self.ids.itemsize
+        self._batch = lib.llama_batch(
+            n_tokens=0,
+            token=_pointer(self.tokens, lib.llama_token),
+            pos=_pointer(self.positions, lib.llama_pos),
+            n_seq_id=_pointer(self._num_ids, ctypes.c_int32),
+            seq_id=_pointer(self._id_pointers, ctypes.POINTER(lib.llama_seq_id)),
+            logits=_pointer(self.outputs, ctypes.c_int8),
+        )
+
+    def decode(self, num_tokens: int) -> None:
+        """Compute the first `num_tokens` of the batch. Raises StepError; KV of it may then be left in memory."""
+        self._batch.n_tokens = num_tokens
+        code = lib.llama_decode(self._pointer, self._batch)
+        if code:
+            raise StepError(f"llama_decode returned {code} for {num_tokens} tokens: {_last_error()}")
+
+    def logits(self, num_rows: int) -> NDArray[np.float32]:
+        """The rows of the last batch's outputs, in its order; valid until the next decode."""
+        pointer = lib.llama_get_logits(self._pointer)
+        return np.ctypeslib.as_array(pointer, shape=(num_rows, self._vocab_size))
+
+    def share(self, source: int, target: int, start: int, stop: int) -> None:
+        lib.llama_memory_seq_cp(self._memory, source, target, start, stop)
+
+    def remove(self, sequence_id: int, start: int, stop: int) -> bool:
+        return bool(lib.llama_memory_seq_rm(self._memory, sequence_id, start, stop))
+
+    def close(self) -> None:
+        lib.llama_free(self._pointer)
+
+
+def num_gpu_layers(requested: int, num_layers: int) -> int:
+    """Layers that llama.cpp puts on a GPU: none in a build without one."""
+    if not lib.llama_supports_gpu_offload():
+        return 0
+    return num_layers if requested < 0 else min(requested, num_layers)
+
+
+def _pointer(array: NDArray[Any], item: Any) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(item))
+
+
+def _last_error() -> str:
+    return _last_errors[-1] if _last_errors else "no reason given"

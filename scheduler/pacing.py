@@ -1,0 +1,33 @@
+"""How many prompt tokens a step may take while answers are streaming."""
+
+from typing import Final
+
+FULL_SPEED_TOKENS: Final = 128
+"""Chunks beyond this gain no speed on a CPU; a step that streams wait for may take as long as one of them at first."""
+MIN_CHUNK: Final = 64
+"""Chunks below this lose a quarter of the speed and more."""
+SMOOTHING: Final = 0.5
+"""Weight of the newest step: the cost of a token grows with the context, a few percent from one chunk to the next."""
+
+
+class Pacer:
+    """Sizes prefill chunks by the clock, from a running estimate of what a token costs in a mixed step.
+
+    In a step with a chunk of a prompt every token costs about the same, whether it continues an answer or reads a
+    prompt; but the more context there is, the more. The limit follows from the model's own speed on this machine.
+    """
+
+    def __init__(self, seconds_per_token: float) -> None:
+        """Starts from the cost of a prompt token at an empty context."""
+        self.target_seconds = FULL_SPEED_TOKENS * seconds_per_token
+        self._seconds_per_token = seconds_per_token
+
+    def observe(self, num_decode: int, num_prefill: int, seconds: float) -> None:
+        if num_prefill < MIN_CHUNK // 2:  # mostly the cost of reading the weights
+            return
+        measured = seconds / (num_decode + num_prefill)
+        self._seconds_per_token += SMOOTHING * (measured - self._seconds_per_token)
+
+    def num_prefill_tokens(self, num_decode: int) -> int:
+        """The prompt tokens that fit beside so many decodes."""
+        return max(MIN_CHUNK, int(self.target_seconds / self._seconds_per_token) - num_decode)

@@ -1,0 +1,273 @@
+"""Who computes what in the next step, and what its result means.
+
+One rule: a sequence has known and computed tokens, and each step gives every running sequence some tokens to compute
+within a token budget, decodes first. Chunked prefill, prefix hits, preempted and resumed sequences need no rule of
+their own. (The rule is vLLM v1's; Kwon et al., 2023, for paged memory; Agrawal et al., Sarathi, 2023, for chunks.)
+"""
+
+import bisect
+from dataclasses import dataclass
+from operator import attrgetter
+
+from kvcache.cache import KVCache
+from kvcache.tree import TOKEN_BYTES
+from scheduler.messages import Output, Submit
+from scheduler.pacing import Pacer
+from scheduler.plan import Chunk, Plan, Result
+from scheduler.sequence import FINISH_REASONS, Sequence, Status
+
+MAX_FAILED_STEPS = 3
+"""Steps that may fail in a row before the requests in them are given up."""
+
+_by_arrival = attrgetter("arrival")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStatistics:
+    """Counters since the start, but for `running` and `waiting`."""
+
+    running: int
+    waiting: int
+    steps: int
+    step_seconds: float
+    prefill_tokens: int
+    decode_tokens: int
+    finished: int
+    cancelled: int
+    failed: int
+    preemptions: int
+    failed_steps: int
+
+
+class Scheduler:
+    """Continuous batching over one KV cache."""
+
+    def __init__(
+        self,
+        cache: KVCache,
+        pacer: Pacer,
+        *,
+        max_seqs: int,
+        token_budget: int,
+        ctx_len: int,
+        eog_tokens: frozenset[int] = frozenset(),
+    ) -> None:
+        """`token_budget` must leave room for a chunk beside `max_seqs` decodes; `eog_tokens` end a generation."""
+        self.cache = cache
+        self._pacer = pacer
+        self._max_seqs = max_seqs
+        self._token_budget = token_budget
+        self._ctx_len = ctx_len
+        self._eog_tokens = eog_tokens
+        self._sequences: dict[int, Sequence] = {}
+        """All that have not ended, by request id."""
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+        """Both in order of arrival."""
+        self._arrivals = 0
+        self._steps = 0
+        self._step_seconds = 0.0
+        self._prefill_tokens = 0
+        self._decode_tokens = 0
+        self._ended = dict.fromkeys((Status.STOPPED, Status.LENGTH, Status.CANCELLED, Status.FAILED), 0)
+        self._preemptions = 0
+        self._failed_steps = 0
+        self._failed_in_a_row = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def submit(self, submit: Submit) -> Output | None:
+        """Queue a request. Returns its only output if it can never be served."""
+        if not submit.tokens or submit.max_tokens < 1 or len(submit.tokens) + submit.max_tokens > self._ctx_len:
+            reason = f"a prompt of {len(submit.tokens)} tokens and {submit.max_tokens} more do not fit the context"
+            return Output(submit.request_id, [], FINISH_REASONS[Status.FAILED], error=reason)
+        sequence = Sequence(submit, self._arrivals)
+        self._arrivals += 1
+        self._sequences[submit.request_id] = sequence
+        self._waiting.append(sequence)
+        return None
+
+    def cancel(self, request_id: int) -> None:
+        """End a request at once, whatever it is doing; one that is unknown or has ended is left alone."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._end(sequence, Status.CANCELLED)
+
+    # -- plan --------------------------------------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        """Choose what the next step computes, with pages reserved for it."""
+        plan = Plan()
+        self._admit()
+        self._plan_decodes(plan)
+        self._plan_prefills(plan)
+        return plan
+
+    def _admit(self) -> None:
+        """Let waiting sequences run in order of arrival while there are pages and sequence ids."""
+        admitted = []
+        for sequence in self._waiting:
+            if len(self._running) >= self._max_seqs:
+                break
+            known = bytes(sequence.known)
+            if self._is_being_computed(known):
+                continue
+            sequence.branch = self.cache.acquire(known, spare_pages=len(self._running))
+            if sequence.branch is None:
+                break
+            sequence.status = Status.RUNNING
+            if sequence.cached_tokens is None:
+                sequence.cached_tokens = sequence.num_computed
+            bisect.insort(self._running, sequence, key=_by_arrival)
+            admitted.append(sequence)
+        for sequence in admitted:
+            self._waiting.remove(sequence)
+
+    def _is_being_computed(self, known: bytes) -> bool:
+        """Whether a running sequence has still to compute the very next token that these need: then wait and share it.
+
+        Asked afresh in every plan, so a leader that is cancelled or preempted frees its followers at once.
+        """
+        if not self.cache.sharing:
+            return False
+        needed = self.cache.lookup(known).num_tokens
+        prefix = known[: (needed + 1) * TOKEN_BYTES]
+        if len(prefix) == len(known):  # the last token is everybody's own
+            return False
+        return any(leader.num_computed <= needed and leader.known.startswith(prefix) for leader in self._running)
+
+    def _plan_decodes(self, plan: Plan) -> None:
+        for sequence in tuple(self._running):
+            if sequence.branch is None or sequence.num_remaining != 1:
+                continue
+            if self._reserve(sequence):
+                plan.chunks.append(Chunk(sequence, sequence.num_known - 1, 1, samples=True))
+        plan.num_decode = len(plan.chunks)
+
+    def _reserve(self, sequence: Sequence) -> bool:
+        """Get the page for the sequence's next token, from the latest arrival if need be. False: that was itself."""
+        while sequence.branch is not None:
+            if self.cache.reserve(sequence.branch, sequence.num_known):
+                return True
+            self._preempt(self._running[-1])
+        return False
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take the memory back; the sequence keeps its place in line and computes again what was evicted."""
+        assert sequence.branch is not None, "only running sequences are preempted"
+        self.cache.release(sequence.branch)
+        sequence.branch = None
+        sequence.status = Status.PREEMPTED
+        self._running.remove(sequence)
+        bisect.insort(self._waiting, sequence, key=_by_arrival)
+        self._preemptions += 1
+
+    def _plan_prefills(self, plan: Plan) -> None:
+        """Hand the rest of the budget to the prompts: half of it to the oldest, then to whoever needs least.
+
+        So a short question does not wait behind a long prompt, and the long prompt does not wait for ever.
+        """
+        budget = self._token_budget - plan.num_decode
+        if plan.num_decode:
+            budget = min(budget, self._pacer.num_prefill_tokens(plan.num_decode))
+        prompts = [sequence for sequence in self._running if sequence.num_remaining > 1]
+        if not prompts:
+            return
+        oldest = prompts.pop(0)
+        prompts.sort(key=attrgetter("num_remaining"))
+        others = sum(sequence.num_remaining for sequence in prompts)
+        shares = [max(budget - others, budget // 2)] + [budget] * len(prompts)
+        for sequence, share in zip([oldest, *prompts], shares, strict=True):
+            num_tokens = min(sequence.num_remaining, share, budget)
+            if num_tokens:
+                start = sequence.num_computed
+                samples = num_tokens == sequence.num_remaining
+                plan.chunks.append(Chunk(sequence, start, num_tokens, samples))
+                budget -= num_tokens
+                plan.num_prefill += num_tokens
+
+    # -- commit ------------------------------------------------------------------------------------------------------
+
+    def commit(self, plan: Plan, result: Result) -> list[Output]:
+        """Book what the step computed, and tell who got which token."""
+        self._steps += 1
+        self._step_seconds += result.seconds
+        self._prefill_tokens += plan.num_prefill
+        self._decode_tokens += plan.num_decode
+        self._failed_in_a_row = 0
+        self._pacer.observe(plan.num_decode, plan.num_prefill, result.seconds)
+        outputs = []
+        tokens = iter(result.tokens)
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            assert sequence.branch is not None, "a planned sequence runs until the step is committed"
+            self.cache.commit(sequence.branch, sequence.tokens(chunk.start, chunk.start + chunk.num_tokens))
+            if chunk.samples:
+                outputs.append(self._advance(sequence, next(tokens)))
+        return outputs
+
+    def _advance(self, sequence: Sequence, token: int) -> Output:
+        output = Output(sequence.request_id, [token])
+        if sequence.num_known == sequence.num_prompt:
+            output.cached_tokens = sequence.cached_tokens or 0
+        sequence.append(token)
+        if token in self._eog_tokens and not sequence.sampler.params.ignore_eos:
+            output.finish_reason = self._end(sequence, Status.STOPPED)
+        elif sequence.num_known >= sequence.max_known:
+            output.finish_reason = self._end(sequence, Status.LENGTH)
+        return output
+
+    def _end(self, sequence: Sequence, status: Status) -> str | None:
+        """The one way out for every sequence. Returns the API's word for it, None if nobody asks any more."""
+        if sequence.branch is not None:
+            self.cache.release(sequence.branch)
+            sequence.branch = None
+            self._running.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
+        sequence.status = status
+        del self._sequences[sequence.request_id]
+        self._ended[status] += 1
+        return FINISH_REASONS.get(status)
+
+    def rollback(self, plan: Plan) -> list[Output]:
+        """Book a step that failed: every sequence goes back to what it had computed before.
+
+        The latest arrival of several is preempted, in case the step was too large. What fails again and again is given
+        up with an error, so that the others go on.
+        """
+        self._failed_steps += 1
+        self._failed_in_a_row += 1
+        for chunk in plan.chunks:
+            if chunk.sequence.branch is not None and not self.cache.rollback(chunk.sequence.branch):
+                self._preempt(chunk.sequence)
+        if self._failed_in_a_row < MAX_FAILED_STEPS:
+            if len(self._running) > 1:
+                self._preempt(self._running[-1])
+            return []
+        self._failed_in_a_row = 0
+        return [
+            Output(chunk.sequence.request_id, [], self._end(chunk.sequence, Status.FAILED), error="the model failed")
+            for chunk in plan.chunks
+        ]
+
+    # -- what it looks like ------------------------------------------------------------------------------------------
+
+    def statistics(self) -> SchedulerStatistics:
+        return SchedulerStatistics(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            steps=self._steps,
+            step_seconds=self._step_seconds,
+            prefill_tokens=self._prefill_tokens,
+            decode_tokens=self._decode_tokens,
+            finished=self._ended[Status.STOPPED] + self._ended[Status.LENGTH],
+            cancelled=self._ended[Status.CANCELLED],
+            failed=self._ended[Status.FAILED],
+            preemptions=self._preemptions,
+            failed_steps=self._failed_steps,
+        )

@@ -1,0 +1,88 @@
+"""One stream of tokens of a request: what is known of it, what of that is computed, and how it ends."""
+
+from enum import IntEnum
+
+from kvcache.tree import TOKEN_BYTES, Branch
+from scheduler.messages import Submit
+from scheduler.sampling import SamplerState
+
+
+class Status(IntEnum):
+    """In order: whatever is behind RUNNING has ended."""
+
+    WAITING = 0
+    PREEMPTED = 1
+    """Waits again, for the memory it gave back."""
+    RUNNING = 2
+    STOPPED = 3
+    LENGTH = 4
+    CANCELLED = 5
+    FAILED = 6
+
+
+FINISH_REASONS = {Status.STOPPED: "stop", Status.LENGTH: "length", Status.FAILED: "error"}
+
+
+class Sequence:
+    """A sequence has known tokens and computed tokens; each step lets the computed ones catch up.
+
+    `num_computed <= num_known`; the two differ by one while it decodes.
+    """
+
+    __slots__ = (
+        "arrival",
+        "branch",
+        "cached_tokens",
+        "known",
+        "last_token",
+        "max_known",
+        "num_prompt",
+        "request_id",
+        "sampler",
+        "status",
+    )
+
+    def __init__(self, submit: Submit, arrival: int) -> None:
+        self.request_id = submit.request_id
+        self.arrival = arrival
+        """Its place in line, kept when preempted."""
+        self.known = bytearray()
+        """Prompt and generated tokens, as in kvcache.tree."""
+        for token in submit.tokens:
+            self.known += token.to_bytes(TOKEN_BYTES, "little")
+        self.last_token = submit.tokens[-1]
+        self.num_prompt = len(submit.tokens)
+        self.max_known = self.num_prompt + submit.max_tokens
+        self.sampler = SamplerState(submit.params, submit.tokens)
+        self.status = Status.WAITING
+        self.branch: Branch | None = None
+        """Its KV memory; only while it runs."""
+        self.cached_tokens: int | None = None
+        """Prompt tokens found in memory when it was first admitted."""
+
+    @property
+    def num_known(self) -> int:
+        return len(self.known) // TOKEN_BYTES
+
+    @property
+    def num_computed(self) -> int:
+        return self.branch.num_tokens if self.branch is not None else 0
+
+    @property
+    def sequence_id(self) -> int:
+        """llama.cpp's number for it while it runs."""
+        assert self.branch is not None, "only running sequences have an id"
+        return self.branch.id
+
+    @property
+    def num_remaining(self) -> int:
+        """Known tokens still to compute."""
+        return self.num_known - self.num_computed
+
+    def tokens(self, start: int, stop: int) -> bytes:
+        return bytes(self.known[start * TOKEN_BYTES : stop * TOKEN_BYTES])
+
+    def append(self, token: int) -> None:
+        self.known += token.to_bytes(TOKEN_BYTES, "little")
+        self.last_token = token
+        self.sampler.accept(token)

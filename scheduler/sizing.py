@@ -1,0 +1,62 @@
+"""The sizes that a user left open, chosen from the model and the machine."""
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+import psutil
+
+from kvcache.tree import PAGE_TOKENS
+from scheduler.config import EngineConfig
+
+DEFAULT_CTX_LEN: Final = 8192
+IDLE_SHARE: Final = 0.8
+"""Bytes of KV per byte of weights at which a pool full of idle pages costs a decode step 15%: on a CPU every step
+passes over the weights and over the mask of every used cell (77 MiB of KV beside 92 MiB of weights, measured)."""
+MEMORY_SHARE: Final = 0.5
+"""Of the memory that is available, at most this much goes to a KV pool whose size nobody asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    ctx_len: int
+    max_seqs: int
+    kv_tokens: int
+    batch_tokens: int
+    threads: int
+
+
+def choose(
+    config: EngineConfig, *, trained_context: int, model_bytes: int, kv_bytes_per_token: int, on_gpu: bool
+) -> Sizes:
+    """Fill in what the configuration leaves open. A pool that the user gives bounds the context."""
+    ctx_len = config.ctx_len or min(DEFAULT_CTX_LEN, trained_context or DEFAULT_CTX_LEN)
+    max_seqs = config.max_seqs or (64 if on_gpu else 32)
+    kv_tokens = config.kv_tokens or _pool(ctx_len, max_seqs, model_bytes, kv_bytes_per_token)
+    kv_tokens = _whole_pages(kv_tokens)
+    return Sizes(
+        ctx_len=min(ctx_len, kv_tokens),
+        max_seqs=max_seqs,
+        kv_tokens=kv_tokens,
+        batch_tokens=max(config.batch_tokens, max_seqs + 64),
+        threads=config.threads or _cores(),
+    )
+
+
+def _pool(ctx_len: int, max_seqs: int, model_bytes: int, kv_bytes_per_token: int) -> int:
+    """Two full contexts at least, more while idle pages stay cheap, never more than all sequences can use."""
+    cheap = int(IDLE_SHARE * model_bytes / kv_bytes_per_token)
+    affordable = int(MEMORY_SHARE * psutil.virtual_memory().available / kv_bytes_per_token)
+    wanted = min(max(2 * ctx_len, cheap), max(2, max_seqs) * ctx_len)
+    return max(min(wanted, affordable), ctx_len)
+
+
+def _whole_pages(num_tokens: int) -> int:
+    """llama.cpp rounds a context up to 256 cells; so do we, to use them all."""
+    return -(-num_tokens // 256) * 256 if num_tokens >= 256 else -(-num_tokens // PAGE_TOKENS) * PAGE_TOKENS
+
+
+def _cores() -> int:
+    """Physical cores that this process may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
+    return min(usable, psutil.cpu_count(logical=False) or usable)
