@@ -1,0 +1,136 @@
+"""The HTTP application: routes, errors, request ids."""
+
+import logging
+import os
+import re
+import time
+import uuid
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import orjson
+from quart import Response, g, request
+from quart_cors import cors
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from api.chat import ChatCompletion
+from api.errors import ApiError, server_error
+from api.schemas import parse_chat_request
+from api.service import ModelService
+
+_log = logging.getLogger("cortex.api")
+
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def create_app(service: ModelService, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio:
+    """The API of one model service."""
+    app = QuartTrio("cortex")
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    if cors_origins:
+        app = cors(app, allow_origin=list(cors_origins), expose_headers=["x-request-id"])
+    started = time.monotonic()
+
+    @app.before_request
+    async def name_request() -> None:
+        given = request.headers.get("x-request-id", "")
+        g.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+    @app.after_request
+    async def tell_request_id(response: Response) -> Response:
+        response.headers["x-request-id"] = g.request_id
+        return response
+
+    @app.errorhandler(ApiError)
+    async def refuse(error: ApiError) -> Response:
+        response = _json(error.body(), error.status)
+        if error.retry_after is not None:
+            response.headers["Retry-After"] = str(error.retry_after)
+        return response
+
+    @app.errorhandler(HTTPException)
+    async def refuse_http(error: HTTPException) -> Response:
+        response = _json(_from_http(error).body(), error.code or 500)
+        for name, value in error.get_headers():
+            if name.lower() != "content-type":
+                response.headers[name] = value
+        return response
+
+    @app.errorhandler(Exception)
+    async def fail(error: Exception) -> Response:
+        _log.error("request %s failed", g.get("request_id"), exc_info=error)
+        problem = server_error("The server had an error while processing your request.")
+        return _json(problem.body(), problem.status)
+
+    @app.get("/healthz")
+    async def health() -> Response:
+        body = await service.health() | {
+            "pid": os.getpid(),
+            "uptime_seconds": round(time.monotonic() - started, 3),
+            "version": package_version(),
+        }
+        return _json(body, 200 if body["status"] == "ok" else 503)
+
+    @app.get("/v1/models")
+    async def list_models() -> Response:
+        return _json({"object": "list", "data": [_model(service, name) for name in service.names]})
+
+    @app.get("/v1/models/<path:name>")
+    async def get_model(name: str) -> Response:
+        service.check_model(name)
+        return _json(_model(service, name))
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions() -> Response:
+        chat = parse_chat_request(_parse_json(await request.get_data(cache=False)))
+        service.check_model(chat.model)
+        service.check_accepting()
+        prompt = await service.prompt([message.for_template() for message in chat.messages])
+        completion = ChatCompletion(service, chat, prompt)
+        if not chat.stream:
+            return _json(await completion.answer())
+        response = Response(
+            completion.events(),
+            content_type="text/event-stream; charset=utf-8",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+        response.timeout = None  # Quart would end the stream after a minute
+        return response
+
+    return app
+
+
+def package_version() -> str:
+    try:
+        return version("cortex-server")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _parse_json(data: str | bytes) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"The request body is not valid JSON: {error}") from error
+
+
+def _json(body: dict[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, content_type="application/json")
+
+
+def _model(service: ModelService, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": service.created, "owned_by": "cortex"}
+
+
+def _from_http(error: HTTPException) -> ApiError:
+    status = error.code or 500
+    match status:
+        case 404:
+            return ApiError(404, f"Invalid URL ({request.method} {request.path})", code="unknown_url")
+        case 405:
+            return ApiError(405, f"Not allowed to {request.method} on {request.path}.", code="method_not_allowed")
+        case 413:
+            return ApiError(413, f"The request body is larger than {MAX_BODY_BYTES} bytes.", code="request_too_large")
+    return ApiError(status, error.description or error.name, code=error.name.lower().replace(" ", "_"))

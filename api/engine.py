@@ -1,0 +1,280 @@
+"""The API's end of the wire: starts the engine process, watches it, and hands its outputs to the streams."""
+
+import logging
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from types import TracebackType
+from typing import Final, Self
+
+import orjson
+import trio
+
+from api.errors import server_error, unavailable
+from api.mailbox import Mailbox
+from scheduler.config import EngineConfig, EngineInfo
+from scheduler.messages import (
+    Cancel,
+    Failed,
+    Inspect,
+    Message,
+    Output,
+    Ready,
+    Report,
+    SamplingParams,
+    Step,
+    Stop,
+    Submit,
+    decode,
+    encode,
+)
+
+_log = logging.getLogger("cortex.api")
+
+ENGINE_COMMAND: Final = (sys.executable, "-P", "-m", "scheduler")
+"""Without the current folder on the path, which may hold a `scheduler` of the user's own."""
+UNREAD_LIMIT: Final = 60.0
+"""Seconds that a stream may leave its tokens unread while the engine makes more; then it is dropped."""
+RESTART_PAUSE: Final = 1.0
+"""Seconds before an engine that died is started again, doubled after each start that did not get ready."""
+MAX_RESTART_PAUSE: Final = 30.0
+END_LIMIT: Final = 10.0
+"""Seconds that an engine may take to end, a step in flight included, before it is killed."""
+
+
+class EngineFailedError(Exception):
+    """The engine could not load the model; the message is one line for the user."""
+
+
+class Generation:
+    """One request in the engine, for as long as the `with` block around it lasts.
+
+    Leaving the block cancels what still runs. Everything in it but `receive` is synchronous, so it works in a task that
+    is being cancelled.
+    """
+
+    def __init__(self, engine: "EngineClient", submit: Submit) -> None:
+        self._engine = engine
+        self._submit = submit
+        self._mailbox = Mailbox()
+
+    def __enter__(self) -> Self:
+        self._engine.start(self._submit, self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._engine.cancel(self._submit.request_id)
+
+    async def receive(self) -> Output:
+        """What has come since the last call. Raises ApiError if the engine failed or dropped the request."""
+        output = await self._mailbox.get()
+        if output.error is not None:
+            raise server_error(output.error)
+        return output
+
+    def deliver(self, output: Output) -> bool:
+        """For the client: hand over an output. False if nobody reads any more."""
+        if self._mailbox.seconds_unread > UNREAD_LIMIT:
+            return False
+        self._mailbox.put(output)
+        return True
+
+
+class EngineClient:
+    """The engine process of one model, started again when it dies. One task runs `run`."""
+
+    def __init__(self, config: EngineConfig, *, command: tuple[str, ...] = ENGINE_COMMAND) -> None:
+        self._config = config
+        self._command = command
+        self.info: EngineInfo | None = None
+        """What the engine serves; None while none is ready."""
+        self._generations: dict[int, Generation] = {}
+        self._idle = trio.Event()
+        self._idle.set()
+        self._last_request_id = 0
+        self._outbox: trio.MemorySendChannel[Message] | None = None
+        self._reports: list[trio.MemorySendChannel[Report]] = []
+        self._stopping = False
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    @property
+    def num_active(self) -> int:
+        """Requests that have not ended, running and waiting."""
+        return len(self._generations)
+
+    def generate(self, tokens: list[int], max_tokens: int, params: SamplingParams) -> Generation:
+        """A request, submitted when its `with` block is entered."""
+        self._last_request_id += 1
+        return Generation(self, Submit(self._last_request_id, tokens, max_tokens, params))
+
+    def ready_info(self) -> EngineInfo:
+        """Raises ApiError 503 while no engine is ready."""
+        if self.info is None:
+            raise unavailable("the model is being loaded; try again shortly", "model_loading")
+        return self.info
+
+    async def wait_idle(self) -> None:
+        """Until no request is left."""
+        while self._generations:
+            await self._idle.wait()
+
+    async def inspect(self) -> Report | None:
+        """Statistics from the engine; None if it does not answer between two steps."""
+        send, receive = trio.open_memory_channel[Report](1)
+        self._reports.append(send)
+        self._post(Inspect())
+        with trio.move_on_after(5.0 if self._outbox else 0.0):
+            return await receive.receive()
+        return None
+
+    def start(self, submit: Submit, generation: Generation) -> None:
+        """For Generation. Raises ApiError 503 while no engine is ready."""
+        self.ready_info()
+        self._generations[submit.request_id] = generation
+        self._idle = trio.Event()
+        self._post(submit)
+
+    def cancel(self, request_id: int) -> None:
+        """End a request; one that is unknown or has ended is left alone."""
+        if self._forget(request_id):
+            self._post(Cancel(request_id))
+
+    def _post(self, message: Message) -> None:
+        if self._outbox is not None:
+            self._outbox.send_nowait(message)
+
+    # -- the process -------------------------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[EngineInfo] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep an engine running until `stop`; `started` with the first one that is ready.
+
+        Raises EngineFailedError if that one cannot load the model.
+        """
+        pause, starts = RESTART_PAUSE, 0
+        while not self._stopping:
+            try:
+                info = None
+                async with self._process() as stream:
+                    async for message in _messages(stream):
+                        if isinstance(message, Ready):
+                            info = self.info = message.info
+                            starts += 1
+                            _log.info("engine %d serves %s", info.pid, info.description)
+                            if starts == 1:
+                                task_status.started(info)
+                        self._dispatch(message)
+                _check_was_ready(info)
+                pause = RESTART_PAUSE
+            except EngineFailedError as error:
+                if not starts:
+                    raise
+                _log.error("%s", error)
+                pause = min(2 * pause, MAX_RESTART_PAUSE)
+            if not self._stopping:
+                _log.error("the engine is gone; starting another in %.0f s", pause)
+                await trio.sleep(pause)
+
+    def stop(self) -> None:
+        """Let the engine end now."""
+        self._stopping = True
+        self._post(Stop())
+
+    @asynccontextmanager
+    async def _process(self) -> AsyncIterator[trio.SocketStream]:
+        """An engine process, with a task that sends it what is posted. It ends with the block."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await trio.lowlevel.open_process(
+                [*self._command, str(theirs.fileno()), orjson.dumps(asdict(self._config)).decode()],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={"GGML_NO_BACKTRACE": "1", **os.environ},  # a debugger attaching to a dead engine delays the next
+            )
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        self._outbox, posted = trio.open_memory_channel[Message](math.inf)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_send, stream, posted)
+                yield stream
+                nursery.cancel_scope.cancel()
+        finally:
+            self.info = self._outbox = None
+            self.fail_all("the engine ended unexpectedly; please try again")
+            self._reports.clear()
+            ours.close()  # by which it knows that nobody is left to serve
+            with trio.move_on_after(END_LIMIT, shield=True):
+                await process.wait()
+            if process.returncode is None:
+                process.kill()
+
+    def _dispatch(self, message: Message) -> None:
+        match message:
+            case Step(outputs):
+                for output in outputs:
+                    self._deliver(output)
+            case Report():
+                if self._reports:
+                    self._reports.pop(0).send_nowait(message)
+            case Failed(reason):
+                raise EngineFailedError(reason)
+            case _:
+                pass
+
+    def _deliver(self, output: Output) -> None:
+        generation = self._generations.get(output.request_id)
+        if generation is None:
+            return
+        if not generation.deliver(output):
+            _log.warning("request %d: its client stopped reading; dropped", output.request_id)
+            self.cancel(output.request_id)
+        elif output.finish_reason is not None:
+            self._forget(output.request_id)
+
+    def _forget(self, request_id: int) -> bool:
+        """Whether there was anything to forget."""
+        known = self._generations.pop(request_id, None) is not None
+        if not self._generations:
+            self._idle.set()
+        return known
+
+    def fail_all(self, reason: str) -> None:
+        """End every request with an error."""
+        for request_id, generation in tuple(self._generations.items()):
+            generation.deliver(Output(request_id, [], "error", error=reason))
+            self.cancel(request_id)
+
+
+def _check_was_ready(info: EngineInfo | None) -> None:
+    if info is None:
+        raise EngineFailedError("the engine ended while loading the model; the log may say why")
+
+
+async def _messages(stream: trio.SocketStream) -> AsyncIterator[Message]:
+    """What the engine says, until it is gone."""
+    pending = b""
+    while True:
+        try:
+            data = await stream.receive_some(1 << 16)
+        except trio.BrokenResourceError:
+            return
+        if not data:
+            return
+        *lines, pending = (pending + data).split(b"\n")
+        for line in lines:
+            yield decode(line)
+
+
+async def _send(stream: trio.SocketStream, posted: trio.MemoryReceiveChannel[Message]) -> None:
+    async for message in posted:
+        try:
+            await stream.send_all(encode(message))
+        except trio.BrokenResourceError:
+            return  # the reader notices too, and says so

@@ -1,0 +1,37 @@
+"""Errors as OpenAI's API words them."""
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """Whatever a client is told instead of an answer."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        """`param` is the path of the offending field; `retry_after` is in seconds."""
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def unavailable(message: str, code: str) -> ApiError:
+    return ApiError(503, message, kind="server_error", code=code, retry_after=1)
+
+
+def server_error(message: str) -> ApiError:
+    return ApiError(500, message, kind="server_error", code="internal_error")

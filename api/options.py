@@ -1,0 +1,201 @@
+"""The options of a server: as flags of the command line, and as the value that the server is started with."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from scheduler.config import FLASH_ATTN, KV_TYPES, EngineConfig
+
+DEFAULT_PORT = 39281
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What a server is started with."""
+
+    model: str
+    """The model's name as the user gave it; clients ask for it by this name or by an alias."""
+    model_path: Path
+    engine: EngineConfig
+    aliases: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    """0 takes any free port."""
+    cors_origins: tuple[str, ...] = ()
+    max_waiting: int = 1024
+    """Requests that may wait for memory or a sequence before new ones are refused."""
+    grace_seconds: float = 30.0
+    """How long running streams may go on after the server was told to stop."""
+    log_file: str | None = None
+    """Where the caller sent stderr; only recorded, never opened."""
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value not in choices:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}.")
+        return value
+
+    return check
+
+
+@dataclass(frozen=True)
+class ServerFlags:
+    """The flags that `cortex run` and `cortex serve` share; each is read from CORTEX_... too."""
+
+    host: Annotated[str, typer.Option(envvar="CORTEX_HOST", help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[
+        int, typer.Option(envvar="CORTEX_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = DEFAULT_PORT
+    ctx_len: Annotated[
+        int | None,
+        typer.Option(
+            envvar="CORTEX_CTX_LEN",
+            min=64,
+            help="Tokens of one request, prompt and answer together. (default: 8192, or what the model allows)",
+        ),
+    ] = None
+    max_seqs: Annotated[
+        int | None,
+        typer.Option(
+            envvar="CORTEX_MAX_SEQS", min=1, max=255, help="Answers generated at once. (default: by the machine)"
+        ),
+    ] = None
+    kv_tokens: Annotated[
+        int | None,
+        typer.Option(
+            envvar="CORTEX_KV_TOKENS",
+            min=64,
+            help="Tokens of KV memory, shared by all requests. (default: by the model and the machine)",
+        ),
+    ] = None
+    batch_tokens: Annotated[
+        int, typer.Option(envvar="CORTEX_BATCH_TOKENS", min=32, max=8192, help="Token budget of one step.")
+    ] = 512
+    threads: Annotated[
+        int | None,
+        typer.Option(envvar="CORTEX_THREADS", min=1, help="CPU threads to compute with. (default: by the machine)"),
+    ] = None
+    gpu_layers: Annotated[
+        int, typer.Option(envvar="CORTEX_GPU_LAYERS", min=-1, help="Layers to put on the GPU; -1 is all.")
+    ] = -1
+    kv_type: Annotated[
+        str,
+        typer.Option(
+            envvar="CORTEX_KV_TYPE",
+            metavar="|".join(KV_TYPES),
+            callback=_one_of(*KV_TYPES),
+            help="Number format of the KV memory.",
+        ),
+    ] = "f16"
+    flash_attn: Annotated[
+        str,
+        typer.Option(
+            envvar="CORTEX_FLASH_ATTN",
+            metavar="|".join(FLASH_ATTN),
+            callback=_one_of(*FLASH_ATTN),
+            help="Whether to compute with flash attention.",
+        ),
+    ] = "auto"
+    alias: Annotated[
+        list[str],
+        typer.Option(envvar="CORTEX_ALIAS", metavar="NAME", help="Another name for the model. May be repeated."),
+    ] = field(default_factory=list)
+    cors_origin: Annotated[
+        list[str],
+        typer.Option(
+            envvar="CORTEX_CORS_ORIGIN",
+            metavar="ORIGIN",
+            help="Web origin whose pages may call the API; '*' is any. May be repeated.",
+        ),
+    ] = field(default_factory=list)
+    max_waiting: Annotated[
+        int,
+        typer.Option(envvar="CORTEX_MAX_WAITING", min=0, help="Requests that may wait before new ones are refused."),
+    ] = 1024
+    grace: Annotated[
+        float,
+        typer.Option(
+            envvar="CORTEX_GRACE",
+            min=0,
+            max=86400,
+            metavar="SECONDS",
+            help="How long running answers may go on after a stop.",
+        ),
+    ] = 30.0
+
+    def arguments(self) -> list[str]:
+        """The same flags for another command line.
+
+        Defaults are spelled out: a variable of the environment must not win over what was decided here.
+        """
+        return list(self._arguments())
+
+    def _arguments(self) -> Iterator[str]:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            name = "--" + item.name.replace("_", "-")
+            if isinstance(value, list):
+                yield from (f"{name}={one}" for one in value)
+            elif value is not None:
+                yield f"{name}={value}"
+
+    def options(self, model: str, model_path: Path, log_file: str | None = None) -> ServerOptions:
+        """The options of a server for `model`, whose file is `model_path`."""
+        engine = EngineConfig(
+            model_path=str(model_path),
+            ctx_len=self.ctx_len,
+            max_seqs=self.max_seqs,
+            kv_tokens=self.kv_tokens,
+            batch_tokens=self.batch_tokens,
+            threads=self.threads,
+            gpu_layers=self.gpu_layers,
+            kv_type=self.kv_type,
+            flash_attn=self.flash_attn,
+        )
+        return ServerOptions(
+            model=model,
+            model_path=model_path,
+            engine=engine,
+            aliases=tuple(self.alias),
+            host=self.host,
+            port=self.port,
+            cors_origins=tuple(self.cors_origin),
+            max_waiting=self.max_waiting,
+            grace_seconds=self.grace,
+            log_file=log_file,
+        )
+
+
+def with_server_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a typer command every flag of ServerFlags; it receives them as its parameter `flags`.
+
+    Typer reads a command's parameters from its signature, so the decorated one has a parameter per flag.
+    """
+    types = get_type_hints(ServerFlags, include_extras=True)
+    flag_parameters = [
+        inspect.Parameter(
+            flag.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=flag.default if flag.default_factory is MISSING else flag.default_factory(),
+            annotation=types[flag.name],
+        )
+        for flag in fields(ServerFlags)
+    ]
+    signature = inspect.signature(command, eval_str=True)
+    own_parameters = [parameter for name, parameter in signature.parameters.items() if name != "flags"]
+
+    @functools.wraps(command)
+    def decorated(**arguments: Any) -> None:
+        flags = ServerFlags(**{flag.name: arguments.pop(flag.name) for flag in fields(ServerFlags)})
+        command(flags=flags, **arguments)
+
+    decorated.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=own_parameters + flag_parameters
+    )
+    return decorated

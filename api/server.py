@@ -1,0 +1,133 @@
+"""The server's life: bind, load, serve, drain, end. Written as nesting: what is inside ends first."""
+
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterable, Iterator
+from functools import partial
+from typing import Final
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as serve_http
+
+from api.app import create_app
+from api.engine import EngineClient, EngineFailedError
+from api.options import ServerOptions
+from api.record import AlreadyRunningError, hold_record
+from api.service import ModelService
+from api.tokenizer import ModelError, Tokenizer
+
+_log = logging.getLogger("cortex.api")
+
+FLUSH_SECONDS: Final = 5.0
+"""What connections get at the end to take their last bytes."""
+UNACKNOWLEDGED_LIMIT: Final = 90.0
+"""Seconds that a client may leave sent bytes unread before the kernel closes its connection: nothing else can, as
+Hypercorn shields its sends."""
+
+
+def serve(options: ServerOptions) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code; whatever prevents serving is logged as one line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    exit_code = 0
+    try:
+        sockets = _listen(options.host, options.port)
+        with hold_record(options, sockets[0].getsockname()[1]):
+            names = tuple(dict.fromkeys((options.model, *options.aliases)))
+            tokenizer, engine = Tokenizer(options.model_path), EngineClient(options.engine)
+            service = ModelService(names, tokenizer, engine, max_waiting=options.max_waiting)
+            trio.run(partial(_run, service, options, sockets))
+    except* (AlreadyRunningError, EngineFailedError, ModelError, OSError) as errors:
+        for error in _leaves(errors):
+            _log.error("%s", error)
+        exit_code = 1
+    return exit_code
+
+
+async def _run(service: ModelService, options: ServerOptions, sockets: list[socket.socket]) -> None:
+    config = Config()
+    config.bind = [f"fd://{sock.fileno()}" for sock in sockets]
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn")
+    config.graceful_timeout = FLUSH_SECONDS
+    config.h11_max_incomplete_size = 64 * 1024
+    drained = trio.Event()
+    app = create_app(service, cors_origins=options.cors_origins)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_drain_on_signal, service, options.grace_seconds, drained)
+        nursery.start_soon(_load, nursery, service, sockets[0].getsockname())
+        await serve_http(app, config, shutdown_trigger=drained.wait, mode="asgi")
+        service.engine.stop()
+        nursery.cancel_scope.deadline = trio.current_time() + FLUSH_SECONDS
+
+
+async def _load(nursery: trio.Nursery, service: ModelService, address: tuple[str, int]) -> None:
+    info = await nursery.start(service.engine.run)
+    _log.info(
+        "%s answers at http://%s:%d/v1 (context %d, %d sequences at once, %d tokens of KV memory)",
+        service.names[0],
+        *address[:2],
+        info.ctx_len,
+        info.max_seqs,
+        info.kv_tokens,
+    )
+
+
+async def _drain_on_signal(service: ModelService, grace_seconds: float, drained: trio.Event) -> None:
+    """Refuse new work from the first signal on, let running requests finish for a while, then let the server end."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            break
+        service.draining = True
+        _log.info("stopping; %d requests may go on for %.0f s", service.engine.num_active, grace_seconds)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_next, signals, nursery.cancel_scope)
+            with trio.move_on_after(grace_seconds):
+                await service.engine.wait_idle()
+            nursery.cancel_scope.cancel()
+        service.engine.fail_all("the server is shutting down")
+        drained.set()
+
+
+async def _cancel_on_next(signals: AsyncIterable[int], scope: trio.CancelScope) -> None:
+    """A second signal ends the grace period."""
+    async for _ in signals:
+        scope.cancel()
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets for the address; for the loopback in both families, as `localhost` may resolve to either.
+
+    Raises OSError with a line for the user.
+    """
+    hosts = ["127.0.0.1", "::1"] if host in ("127.0.0.1", "localhost") else [host]
+    sockets: list[socket.socket] = []
+    for each in hosts:
+        family = socket.AF_INET6 if ":" in each else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_LIMIT * 1000))
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            sock.bind((each, sockets[0].getsockname()[1] if sockets else port))
+            sock.listen(1024)
+        except OSError as error:
+            sock.close()
+            if sockets:
+                continue  # no IPv6 here
+            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        sockets.append(sock)
+    return sockets
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

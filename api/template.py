@@ -1,0 +1,266 @@
+"""Conversations to tokens, by the model's own chat template; what a client writes never becomes a control token."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import chain
+from typing import Any, Protocol
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from api.tokenizer import ModelError, literals
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""For a model that brings no template."""
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_PRIVATE_RANGES = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+_PRIVATE = re.compile("[\ue000-\uf8ff\U000f0000-\U000ffffd\U00100000-\U0010fffd]")
+
+Span = tuple[int, int]
+
+
+class TemplateRefusal(ValueError):  # noqa: N818 - it says who is to blame
+    """The model's template cannot render this conversation, and what it says about it."""
+
+
+class TokenizerLike(Protocol):
+    """What a template needs of `api.tokenizer.Tokenizer`."""
+
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def bos_token(self) -> str: ...
+    @property
+    def eos_token(self) -> str: ...
+    @property
+    def add_bos(self) -> bool: ...
+    @property
+    def control_texts(self) -> tuple[str, ...]: ...
+    def encode(self, text: str, *, parse_special: bool, continues: bool = False) -> list[int]: ...
+
+
+class ChatTemplate:
+    """A model's chat template. It keeps nothing of a call, so threads may share it."""
+
+    def __init__(self, source: str | None, tokenizer: TokenizerLike) -> None:
+        """`source`: Jinja, as in the file's `tokenizer.chat_template`; None stands for ChatML.
+
+        Raises ModelError for a source that does not compile.
+        """
+        self._source = CHATML if source is None else source
+        self._tokenizer = tokenizer
+        environment = _environment()
+        try:
+            self._template = environment.from_string(self._source)
+            written = list(_constants(environment.parse(self._source)))
+        except Exception as error:  # Jinja's parser lets Python's own errors through, RecursionError for one
+            raise ModelError(f"the model's chat template does not compile: {error}") from error
+        self._knows_developer = "developer" in self._source
+        written += [*_ROLES, tokenizer.bos_token, tokenizer.eos_token]
+        self._guard = _Guard(tokenizer.control_texts, written)
+
+    def render_tokens(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The prompt for these messages, up to where the assistant's answer begins.
+
+        A message has a `role` that was validated; its other values are the client's text. Tokenizing takes about
+        0.2 s per million characters: large conversations belong into a thread. Raises TemplateRefusal.
+        """
+        prompt, aside = self._render(messages)
+        encode = self._tokenizer.encode
+        if aside:
+            parts = re.split(f"([{''.join(aside)}])", prompt)
+            spelled = {char: encode(text, parse_special=False, continues=True) for char, text in aside.items()}
+            tokens = encode(parts[0], parse_special=True)
+            for char, text in zip(parts[1::2], parts[2::2], strict=True):
+                tokens += spelled[char]
+                tokens += encode(text, parse_special=True, continues=True)
+        else:
+            tokens = encode(prompt, parse_special=True)
+        bos = self._tokenizer.bos_id
+        if self._tokenizer.add_bos and bos is not None and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        return tokens
+
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, str]]:
+        """The rendering, with a private-use character for each text put aside, and what these stand for."""
+        clean = [self._clean(message) for message in messages]
+        spans = {
+            (i, key): found
+            for i, message in enumerate(clean)
+            for key, text in message.items()
+            if key != "role" and (found := self._guard.find(text))
+        }
+        aside: dict[str, str] = {}
+        if spans:
+            unused = _unused_characters([self._source, *chain.from_iterable(m.values() for m in clean)])
+            chars: dict[str, str] = {}
+            for (i, key), found in spans.items():
+                clean[i][key] = _replace(clean[i][key], found, chars, unused)
+            aside = {char: text for text, char in chars.items()}
+        try:
+            prompt = self._template.render(
+                messages=clean,
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                bos_token=self._tokenizer.bos_token,
+                eos_token=self._tokenizer.eos_token,
+            )
+        except Exception as error:  # a template is somebody's program: it may raise anything
+            reason = str(error).translate({ord(char): text for char, text in aside.items()})
+            raise TemplateRefusal(
+                reason if isinstance(error, _RaisedError) else f"the model's chat template failed: {reason}"
+            ) from error
+        return prompt, aside
+
+    def _clean(self, message: Mapping[str, Any]) -> dict[str, str]:
+        clean: dict[str, str] = {}
+        for key, value in message.items():
+            if not isinstance(value, str):
+                # Nothing inside would be guarded.
+                raise TypeError(f"a message's {key} is {type(value).__name__}, not text")
+            clean[key] = _without_surrogates(value)
+        if clean["role"] == "developer" and not self._knows_developer:
+            clean["role"] = "system"
+        return clean
+
+
+class _Guard:
+    """Finds what a client's text must not contribute to control tokens.
+
+    That is each whole control text; the text's end, where it is the beginning of one; and its beginning, where it
+    is the end of one, or all of it where it lies inside one. The last two matter only where what the template
+    itself writes may end in the beginning of a control text, as in `'<|' + message.name + '|>'`: if a client's
+    text begins it, then that text's end is put aside. A template that deletes from the middle of a client's text
+    can still join its pieces.
+    """
+
+    def __init__(self, texts: Sequence[str], written: Sequence[str]) -> None:
+        """`written`: all that the template can write by itself."""
+        self._whole = re.compile(literals(texts))
+        self._longest = max(map(len, texts), default=0)
+        self._first = frozenset(text[0] for text in texts)
+        self._beginnings = frozenset(text[:i] for text in texts for i in range(1, len(text)))
+        self._ends: frozenset[str] = frozenset()
+        self._joined = ""
+        if any(self._end(text, 0) or self._end(text.rstrip(), 0) for text in written):
+            self._ends = frozenset(text[i:] for text in texts for i in range(1, len(text)))
+            self._joined = "\0".join(texts)
+
+    def find(self, text: str) -> list[Span]:
+        """What to put aside of a client's text: start and end, in order, apart from each other."""
+        spans = [match.span() for match in self._whole.finditer(text)]
+        if end := self._end(text, spans[-1][1] if spans else 0):
+            spans.append(end)
+        if self._ends and (start := self._start(text, spans[0][0] if spans else len(text))):
+            spans.insert(0, start)
+        return spans
+
+    def _end(self, text: str, after: int) -> Span | None:
+        """The longest end of the stripped text, from `after` on, that begins a control text."""
+        end = len(text.rstrip())
+        for start in range(max(after, end - self._longest + 1), end):
+            if text[start] in self._first and text[start:end] in self._beginnings:
+                return start, end
+        return None
+
+    def _start(self, text: str, before: int) -> Span | None:
+        """The longest start of the stripped text, up to `before`, that ends a control text or is inside one."""
+        start = len(text) - len(text.lstrip())
+        end = len(text.rstrip())
+        if start < end <= before and end - start < self._longest and text[start:end] in self._joined:
+            return start, end
+        for end in range(min(before, start + self._longest - 1), start, -1):
+            if text[start:end] in self._ends:
+                return start, end
+        return None
+
+
+class _RaisedError(TemplateError):
+    """A template's own raise_exception."""
+
+
+class _GenerationTag(Extension):
+    """Hugging Face's `{% generation %}`, which marks what to train on, and writes just what it contains."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What Hugging Face's transformers give to templates; Markdown, not HTML, so nothing is escaped."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: object) -> None:
+    raise _RaisedError(str(message))
+
+
+def _strftime_now(format: str) -> str:  # noqa: A002 - the name that templates may use
+    return datetime.now().astimezone().strftime(format)
+
+
+def _constants(template: nodes.Template) -> Iterator[str]:
+    for node in template.find_all((nodes.Const, nodes.TemplateData)):
+        value = node.data if isinstance(node, nodes.TemplateData) else getattr(node, "value", None)
+        if isinstance(value, str):
+            yield value
+
+
+def _without_surrogates(text: str) -> str:
+    # JSON can carry halves of surrogate pairs; UTF-8 cannot. Encoding is the fastest way to look for them.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text)
+    return text
+
+
+def _unused_characters(texts: Sequence[str]) -> Iterator[str]:
+    used = {char for text in texts for char in _PRIVATE.findall(text)}
+    return (char for char in map(chr, chain(*_PRIVATE_RANGES)) if char not in used)
+
+
+def _replace(text: str, spans: Sequence[Span], chars: dict[str, str], unused: Iterator[str]) -> str:
+    """Put `spans` aside, each as the character that `chars` has, or from now on has, for its text."""
+    pieces: list[str] = []
+    position = 0
+    for start, end in spans:
+        aside = text[start:end]
+        if aside not in chars:
+            if (char := next(unused, None)) is None:
+                raise TemplateRefusal("the messages use every private-use character")
+            chars[aside] = char
+        pieces += text[position:start], chars[aside]
+        position = end
+    return "".join(pieces) + text[position:]

@@ -1,0 +1,219 @@
+"""What a person sees in the terminal: a chat with the served model, a table of what runs, a spinner."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import httpx
+
+PROMPT = "> "
+_FAREWELL = "exit()"
+# An answer must not be able to steer the terminal: no control characters but tab and newline.
+_PRINTABLE = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
+
+
+class ChatError(Exception):
+    """An answer that could not be had or finished, in one line for the user."""
+
+
+class Conversation:
+    """A chat with one model: its history, and the next answer as a stream of text."""
+
+    def __init__(self, client: "httpx.Client", model: str) -> None:
+        self._client = client
+        self._model = model
+        self.messages: list[dict[str, str]] = []
+
+    def answer(self, text: str) -> Generator[str]:
+        """The answer to `text`, piece by piece. An answer left early stays in the history as far as it came.
+
+        Raises ChatError when the server does not answer, refuses, or breaks off.
+        """
+        self.messages.append({"role": "user", "content": text})
+        pieces: list[str] = []
+        try:
+            for piece in self._stream():
+                pieces.append(piece)
+                yield piece
+        finally:
+            if pieces:
+                self.messages.append({"role": "assistant", "content": "".join(pieces)})
+            else:
+                # Templates want the roles to alternate: a question without an answer was never asked.
+                self.messages.pop()
+
+    def _stream(self) -> Iterator[str]:
+        import httpx
+
+        body = {"model": self._model, "messages": self.messages, "stream": True}
+        try:
+            with self._client.stream("POST", "chat/completions", json=body) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise ChatError(_error_text(response.read(), f"the server answered {response.status_code}"))
+                for data in event_data(response.iter_bytes()):
+                    yield _delta(data)
+        except httpx.HTTPError as error:
+            raise ChatError(f"the server does not answer: {error}") from error
+
+
+def event_data(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The data of each server-sent event but the closing `[DONE]`.
+
+    Lines end at newlines only. (httpx's own line iterator also splits at the separators of Unicode, which JSON
+    may hold as they are.)
+    """
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            data = line.removeprefix(b"data:").strip()
+            if line.startswith(b"data:") and data != b"[DONE]":
+                yield data
+
+
+def _delta(data: bytes) -> str:
+    try:
+        event = json.loads(data)
+        if "error" in event:
+            raise ChatError(_error_text(data, "the server reports an error"))
+        choices = event["choices"]
+        return (choices[0]["delta"].get("content") or "") if choices else ""
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ChatError(f"the server sent what is no chat event: {data[:80]!r}") from error
+
+
+def _error_text(body: bytes, otherwise: str) -> str:
+    try:
+        return " ".join(str(json.loads(body)["error"]["message"]).split())
+    except (ValueError, TypeError, KeyError):
+        return otherwise
+
+
+def chat(api_url: str, model: str) -> bool:
+    """Chat on stdin and stdout until `exit()` or the input's end; False if any answer failed.
+
+    At a terminal, Ctrl-C stops the answer that runs, and ends the chat at an empty prompt.
+    """
+    import httpx
+
+    timeout = httpx.Timeout(10.0, read=None)  # An answer may wait its turn for long; Ctrl-C ends the wait.
+    complete = True
+    # Without the environment's proxies: the server is on this machine.
+    with httpx.Client(base_url=api_url, timeout=timeout, trust_env=False) as client:
+        conversation = Conversation(client, model)
+        interactive = sys.stdin.isatty()
+        if interactive:
+            typer.echo(f"Chat with {model}; {_FAREWELL} or Ctrl-D ends it.", err=True)
+        for line in _typed_lines() if interactive else _piped_lines():
+            if line == _FAREWELL:
+                break
+            if line:
+                complete &= _print_answer(conversation, line, interruptible=interactive)
+    return complete
+
+
+def _typed_lines() -> Iterator[str]:
+    import readline  # gives input() its line editing
+
+    while True:
+        try:
+            yield input(PROMPT).strip()
+        except EOFError:
+            typer.echo()
+            return
+        except KeyboardInterrupt:
+            typer.echo()
+            if not readline.get_line_buffer():
+                return
+
+
+def _piped_lines() -> Iterator[str]:
+    for line in typer.get_binary_stream("stdin"):
+        yield line.decode(errors="replace").strip()
+
+
+def _print_answer(conversation: Conversation, text: str, *, interruptible: bool) -> bool:
+    pieces = conversation.answer(text)
+    try:
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                typer.echo(piece.translate(_PRINTABLE), nl=False)
+    except KeyboardInterrupt:
+        if not interruptible:
+            raise
+        typer.echo()
+    except ChatError as error:
+        typer.echo()
+        typer.echo(f"cortex: {error}", err=True)
+        return False
+    else:
+        typer.echo()
+    return True
+
+
+@contextlib.contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """Show on stderr that something is being waited for, and for how long; nothing where nobody watches."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns: tuple[Any, ...] = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task(text, total=None)
+        yield
+
+
+def print_servers(servers: list[dict[str, Any]]) -> None:
+    """The table of `cortex ps`, from what its `--json` prints."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    for column in ("MODEL", "STATE", "PID", "ENGINE", "KV MEMORY", "UPTIME", "ADDRESS"):
+        table.add_column(column, overflow="fold")
+    for server in servers:
+        cells = (
+            server["model"],
+            server["state"],
+            str(server["pid"]),
+            str(server["engine_pid"] or "-"),
+            _kv_text(server["kv"]),
+            _duration_text(server["uptime_seconds"]),
+            server["url"],
+        )
+        table.add_row(*map(Text, cells))
+    # A pipe has no width to fit into.
+    console.print(table, width=None if console.is_terminal else 1000)
+
+
+def _kv_text(kv: dict[str, int] | None) -> str:
+    if kv is None:
+        return "-"
+    used = kv["tokens"] - kv["free_tokens"]
+    return f"{_bytes_text(kv['bytes'])}, {used:,} of {kv['tokens']:,} tokens"
+
+
+def _bytes_text(num_bytes: int) -> str:
+    mebibytes = num_bytes / 2**20
+    return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"
+
+
+def _duration_text(seconds: float) -> str:
+    minutes, hours, days = int(seconds) // 60, int(seconds) // 3600, int(seconds) // 86400
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min {int(seconds) % 60} s" if minutes else f"{int(seconds)} s"

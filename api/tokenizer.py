@@ -1,0 +1,261 @@
+"""Text to tokens and back, by a model's vocabulary alone: no weights, no devices."""
+
+import ctypes
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+from llama_cpp import llama_cpp
+
+_CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+_UNKNOWN = llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+
+# Control tokens of gpt-oss which llama.cpp declares user-defined, to have them printed. It then finds them
+# in any text, with parse_special off as well.
+_PRINTED_CONTROL = frozenset({"<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>"})
+
+_GGML_LOG_LEVEL_ERROR = 4
+_INT32_MIN = -(2**31)
+
+# llama.cpp walks its list of fragments once for each control token that it finds: 10,000 of them in one call
+# take 0.2 s, and ten times as many a hundred times as long.
+_CONTROLS_PER_CALL = 256
+_SHORT = 4096
+
+_SHORT_METADATA = 1024
+
+_load_lock = threading.Lock()
+_errors: deque[str] = deque(maxlen=8)
+
+
+def _keep_error(level: int, text: bytes | None, _user_data: object) -> None:
+    if level == _GGML_LOG_LEVEL_ERROR and text:
+        _errors.append(text.decode(errors="replace").strip())
+
+
+_log_callback = llama_cpp.llama_log_callback(_keep_error)  # llama.cpp keeps the bare pointer only
+
+
+class ModelError(Exception):
+    """A model that cannot be served, and why, in one line."""
+
+
+class _Model:
+    """A vocabulary in llama.cpp's memory, which is given back with the last reference to this."""
+
+    def __init__(self, path: str) -> None:
+        self._pointer: Any = None
+        self._free = llama_cpp.llama_model_free
+        params = llama_cpp.llama_model_default_params()
+        params.vocab_only = True
+        params.n_gpu_layers = 0
+        # Without a list llama.cpp would open every GPU to ask for its memory.
+        no_devices = (ctypes.c_void_p * 1)(None)
+        params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
+        with _load_lock:
+            _errors.clear()
+            llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
+            self._pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+            if not self._pointer:
+                raise ModelError(f"llama.cpp cannot load {path}: {_why()}")
+        self.vocab: Any = llama_cpp.llama_model_get_vocab(self._pointer)
+        if llama_cpp.llama_vocab_type(self.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+            raise ModelError(f"{path} has no vocabulary")  # asking for its tokens would abort the process
+
+    def __del__(self) -> None:
+        if self._pointer:
+            self._free(self._pointer)
+
+    def metadata(self, key: str) -> str | None:
+        return _read(lambda *to: llama_cpp.llama_model_meta_val_str(self._pointer, key.encode(), *to))
+
+    def short_metadata(self) -> dict[str, str]:
+        short = {}
+        for i in range(llama_cpp.llama_model_meta_count(self._pointer)):
+            key = _read(lambda *to, i=i: llama_cpp.llama_model_meta_key_by_index(self._pointer, i, *to))
+            value = _read(lambda *to, i=i: llama_cpp.llama_model_meta_val_str_by_index(self._pointer, i, *to))
+            if key is not None and value is not None and len(value) <= _SHORT_METADATA:
+                short[key] = value
+        return short
+
+
+class Tokenizer:
+    """A model's vocabulary. Every method may be called from any thread, at the same time."""
+
+    def __init__(self, model_path: str | os.PathLike[str]) -> None:
+        """Raises ModelError for a file that llama.cpp cannot load or that has no vocabulary."""
+        model = _Model(os.fspath(model_path))
+        vocab = model.vocab
+        self._model: _Model | None = model
+        self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(vocab)
+        self._pieces: list[bytes | None] = [None] * self.vocab_size
+
+        controls: dict[int, str] = {}
+        unknowns: list[str] = []
+        for token in range(self.vocab_size):
+            attributes = llama_cpp.llama_vocab_get_attr(vocab, token)
+            if attributes & llama_cpp.LLAMA_TOKEN_ATTR_NORMAL and not attributes & (_CONTROL | _UNKNOWN):
+                continue  # nearly all
+            text = llama_cpp.llama_vocab_get_text(vocab, token).decode(errors="replace")
+            if attributes & _CONTROL or text in _PRINTED_CONTROL:
+                controls[token] = text
+            elif attributes & _UNKNOWN:
+                unknowns.append(text)
+        self._controls = frozenset(controls)
+        self.control_texts: tuple[str, ...] = tuple(t for t in dict.fromkeys([*controls.values(), *unknowns]) if t)
+        """Every text that `encode` with `parse_special` makes a control or an unknown token of."""
+        self._control_text = re.compile(f"({literals(self.control_texts)})")
+
+        bos, eos = llama_cpp.llama_vocab_bos(vocab), llama_cpp.llama_vocab_eos(vocab)
+        self.bos_id: int | None = bos if bos >= 0 else None
+        self.bos_token: str = _text(vocab, bos)
+        self.eos_token: str = _text(vocab, eos)
+        self.add_bos: bool = llama_cpp.llama_vocab_get_add_bos(vocab)
+        self.metadata: dict[str, str] = model.short_metadata()
+        """The file's metadata, values above 1,024 characters and arrays left out."""
+        self.chat_template: str | None = model.metadata("tokenizer.chat_template")
+        architecture = self.metadata.get("general.architecture", "")
+        length = self.metadata.get(f"{architecture}.context_length", "")
+        self.trained_context: int = int(length) if length.isdecimal() else 0
+        """Tokens; 0 where the file does not say."""
+
+        # A vocabulary that puts a space before the first word does so at the start of every call. What follows
+        # this lead is not the start, and the lead's own tokens can be cut off again.
+        self._lead: list[int] = []
+        first = self._tokenize("a", parse_special=False)[:1]
+        if first and self.piece(first[0]).startswith(b" "):
+            self._lead = self._tokenize("\n", parse_special=False)
+
+    def close(self) -> None:
+        """Give the memory back, once calls in other threads have ended; later ones raise ValueError."""
+        self._model = None
+
+    def encode(self, text: str, *, parse_special: bool, continues: bool = False) -> list[int]:
+        """The tokens of `text`, without BOS or EOS; lone surrogates count as question marks.
+
+        With `parse_special`, the texts of control tokens become these tokens; without it, no control token is
+        ever returned. `continues`: the text follows other text, so it gets no leading space of its own.
+        llama.cpp drops bytes that the vocabulary has no token for.
+        """
+        if parse_special:
+            parts = self._cut(text) if len(text) > _SHORT else [text]
+            tokens = self._tokenize(parts[0], parse_special=True, continues=continues)
+            for part in parts[1:]:
+                tokens += self._tokenize(part, parse_special=True)
+            return tokens
+        tokens = self._tokenize(text, parse_special=False, continues=continues)
+        return tokens if self._controls.isdisjoint(tokens) else self._spell(text, continues=continues)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for, nothing for a control token; may be a part of a character.
+
+        Raises ValueError for an id that is not in the vocabulary.
+        """
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"token {token} is not in a vocabulary of {self.vocab_size}")
+        piece = self._pieces[token]
+        if piece is None:
+            piece = self._pieces[token] = self._read_piece(token)
+        return piece
+
+    def _open_model(self) -> _Model:
+        if self._model is None:
+            raise ValueError("the tokenizer is closed")
+        return self._model
+
+    def _cut(self, text: str) -> list[str]:
+        # Before a control token the text falls apart anyway.
+        starts = [match.start() for match in self._control_text.finditer(text)]
+        return [text[a:b] for a, b in pairwise([0, *starts[_CONTROLS_PER_CALL::_CONTROLS_PER_CALL], len(text)])]
+
+    def _spell(self, text: str, *, continues: bool) -> list[int]:
+        """Control texts character by character: where characters would merge into one, or it is always found."""
+        tokens: list[int] = []
+        for i, part in enumerate(self._control_text.split(text)):
+            for characters in part if i % 2 else [part]:
+                tokens += self._tokenize(characters, parse_special=False, continues=continues or bool(tokens))
+        return [token for token in tokens if token not in self._controls]
+
+    def _tokenize(self, text: str, *, parse_special: bool, continues: bool = False) -> list[int]:
+        if not text:
+            return []
+        if continues and self._lead:
+            tokens = self._tokenize("\n" + text, parse_special=parse_special)
+            if tokens[: len(self._lead)] == self._lead:
+                return tokens[len(self._lead) :]
+        model = self._open_model()
+        data = text.encode(errors="replace")
+        room = len(data) + 16
+        while True:
+            buffer = _array_type(room.bit_length())()
+            count = llama_cpp.llama_tokenize(model.vocab, data, len(data), buffer, len(buffer), False, parse_special)
+            if count >= 0:
+                return list(buffer[:count])
+            if count == _INT32_MIN:
+                raise ValueError("the text has more tokens than llama.cpp can count")
+            room = -count
+
+    def _read_piece(self, token: int) -> bytes:
+        model = self._open_model()
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = llama_cpp.llama_token_to_piece(model.vocab, token, buffer, room, 0, False)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+
+def literals(texts: Iterable[str]) -> str:
+    """A regular expression for any of `texts`, the longest at each place; for none, one that never matches.
+
+    Common beginnings are tried once, so that the cost at a place does not grow with the number of texts: a
+    vocabulary may have thousands of control tokens that begin alike.
+    """
+    trie: dict[str, Any] = {}
+    for text in texts:
+        node = trie
+        for character in text:
+            node = node.setdefault(character, {})
+        node[""] = {}
+    return _branches(trie) or "(?!)"
+
+
+def _branches(trie: dict[str, Any]) -> str:
+    branches = [re.escape(character) + _branches(node) for character, node in trie.items() if character]
+    may_end = bool(branches) and "" in trie
+    if len(branches) == 1 and not may_end:
+        return branches[0]
+    return f"(?:{'|'.join(branches)}){'?' if may_end else ''}" if branches else ""
+
+
+@cache
+def _array_type(bits: int) -> type[ctypes.Array[ctypes.c_int32]]:
+    return ctypes.c_int32 * (1 << bits)
+
+
+def _text(vocab: Any, token: int) -> str:
+    return llama_cpp.llama_vocab_get_text(vocab, token).decode(errors="replace") if token >= 0 else ""
+
+
+def _read(call: Callable[..., int]) -> str | None:
+    """The string that a function in the manner of snprintf writes; None where it has none."""
+    room = _SHORT_METADATA
+    while True:
+        buffer = ctypes.create_string_buffer(room)
+        length = call(buffer, room)
+        if length < 0:
+            return None
+        if length < room:
+            return buffer.value.decode(errors="replace")
+        room = length + 1
+
+
+def _why() -> str:
+    reasons = [re.sub(r"^\w+: ", "", line) for line in _errors]
+    return "; ".join(r for r in reasons if r != "failed to load model") or "no reason given"

@@ -1,0 +1,210 @@
+"""One streaming chat completion, measured. Whatever goes wrong becomes `Record.error`, never an exception."""
+
+import ipaddress
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import orjson
+import trio
+
+from bench.records import Ask, BenchError, Record
+from bench.sse import SSEDecoder
+
+CONNECT_SECONDS = 30.0
+# How long a server may keep the body open after [DONE] or an error before the connection is given up.
+DRAIN_SECONDS = 2.0
+MAX_ERROR_CHARS = 300
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The server and what every request asks of it. Seconds; `time_limit` is for the whole run."""
+
+    url: str
+    model: str
+    api_key: str | None = None
+    temperature: float = 0.0
+    top_p: float | None = None
+    ignore_eos: bool = True
+    timeout: float = 600.0
+    time_limit: float = 3600.0
+
+
+def require_loopback(url: str) -> None:
+    host = httpx.URL(url).host
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        raise BenchError(f"{url} is not on this machine: give --allow-remote to put load on it all the same")
+
+
+def open_http(api_key: str | None, timeout: float) -> httpx.AsyncClient:
+    """A client that throttles nothing and, so that a loopback address stays one, reads no proxy settings."""
+    return httpx.AsyncClient(
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout), pool=None),
+        headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {api_key}"} if api_key else {}),
+        trust_env=False,
+    )
+
+
+async def first_model(http: httpx.AsyncClient, url: str) -> str:
+    try:
+        response = await http.get(f"{url}/models", timeout=CONNECT_SECONDS)
+        response.raise_for_status()
+        return str(orjson.loads(response.content)["data"][0]["id"])
+    except httpx.HTTPError as error:
+        raise BenchError(f"cannot ask {url}/models: {_name(error)}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise BenchError(f"{url}/models names no model: give --model") from error
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What has been read so far of one stream."""
+
+    chunks: list[float] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    usage: dict[str, Any] = field(default_factory=dict)
+    finish_reason: str | None = None
+    error: str | None = None
+    end: float | None = None  # when the stream said that nothing more comes
+
+    def take(self, data: bytes, now: float) -> None:
+        if self.end is not None:
+            return
+        if data == b"[DONE]":
+            self.end = now
+            return
+        try:
+            event = orjson.loads(data)
+            if event.get("error"):
+                self.fail(_message(event), now)
+                return
+            if isinstance(usage := event.get("usage"), dict):
+                self.usage = usage
+            for choice in event.get("choices") or ():
+                self.finish_reason = choice.get("finish_reason") or self.finish_reason
+                delta = choice.get("delta") or {}
+                if content := delta.get("content"):
+                    self.pieces.append(str(content))
+                # Reasoning is text that the user waits for and sees, but no part of the answer.
+                if content or delta.get("reasoning_content") or delta.get("reasoning"):
+                    self.chunks.append(now)
+        except (ValueError, AttributeError, TypeError) as error:
+            self.fail(f"unreadable event ({error}): {data[:80]!r}", now)
+
+    def fail(self, error: str, now: float) -> None:
+        if self.error is None and self.end is None:
+            self.error, self.end = error[:MAX_ERROR_CHARS], now
+
+    def record(self, role: str, start: float, aborted: bool) -> Record:
+        now = time.perf_counter()
+        if not (aborted or self.finish_reason):
+            self.fail("the stream ended early", now)
+        tokens = self.usage.get("completion_tokens")
+        details = self.usage.get("prompt_tokens_details") or {}
+        return Record(
+            role=role,
+            start=start,
+            chunks=tuple(self.chunks),
+            end=now if self.end is None else self.end,
+            prompt_tokens=self.usage.get("prompt_tokens"),
+            completion_tokens=len(self.chunks) if tokens is None else tokens,
+            cached_tokens=details.get("cached_tokens"),
+            tokens_from_usage=tokens is not None,
+            finish_reason=self.finish_reason,
+            error=self.error,
+            aborted=aborted and self.error is None,
+            text="".join(self.pieces),
+        )
+
+
+class Client:
+    """Measures requests against one target; it stops waiting for anything once the time limit is over."""
+
+    def __init__(
+        self, http: httpx.AsyncClient, target: Target, on_record: Callable[[], object] = lambda: None
+    ) -> None:
+        self._http = http
+        self._target = target
+        self._on_record = on_record
+        self._deadline = trio.current_time() + target.time_limit
+
+    async def chat(
+        self, ask: Ask, *, abort: trio.CancelScope | None = None, watch: Callable[[int], None] | None = None
+    ) -> Record:
+        answer = _Answer()
+        limit = trio.CancelScope(deadline=min(trio.current_time() + self._target.timeout, self._deadline))
+        start = time.perf_counter()
+        with abort or nullcontext(), limit:
+            try:
+                await self._read(ask, answer, limit, watch)
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
+                answer.fail(_name(error), time.perf_counter())
+        if limit.cancelled_caught:
+            now = time.perf_counter()
+            answer.fail(f"timeout after {now - start:.1f} s", now)
+        record = answer.record(ask.role, start, abort is not None and abort.cancelled_caught)
+        self._on_record()
+        return record
+
+    async def _read(
+        self, ask: Ask, answer: _Answer, limit: trio.CancelScope, watch: Callable[[int], None] | None
+    ) -> None:
+        decoder = SSEDecoder()
+        async with self._http.stream(
+            "POST", f"{self._target.url}/chat/completions", json=self._body(ask)
+        ) as response:
+            if response.status_code != httpx.codes.OK:
+                answer.fail(
+                    f"HTTP {response.status_code}: {_text(await response.aread())}", time.perf_counter()
+                )
+                return
+            # Read to the end instead of leaving the loop: the connection stays usable, and httpx's nested
+            # generators are never dropped half way.
+            async for received in response.aiter_bytes():
+                now = time.perf_counter()
+                for data in decoder.feed(received):
+                    answer.take(data, now)
+                if watch is not None:
+                    watch(len(answer.chunks))
+                if answer.end is not None:
+                    limit.deadline = min(limit.deadline, trio.current_time() + DRAIN_SECONDS)
+
+    def _body(self, ask: Ask) -> dict[str, Any]:
+        target = self._target
+        body: dict[str, Any] = {
+            "model": target.model,
+            "messages": ask.messages,
+            "max_tokens": ask.max_tokens,
+            "temperature": target.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if target.top_p is not None:
+            body["top_p"] = target.top_p
+        if target.ignore_eos:
+            body["ignore_eos"] = True
+        return body
+
+
+def _name(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _text(body: bytes) -> str:
+    try:
+        return _message(orjson.loads(body))
+    except (ValueError, AttributeError):
+        return body[:MAX_ERROR_CHARS].decode(errors="replace")
+
+
+def _message(event: dict[str, Any]) -> str:
+    error = event.get("error", event)
+    return str(error["message"]) if isinstance(error, dict) and "message" in error else str(error)

