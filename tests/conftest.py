@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from api.tokenizer import Tokenizer
+
+settings.register_profile("cortex", deadline=None)  # the machine may be busy with other things
+settings.load_profile("cortex")
 
 Entry = tuple[str, int]
 """A token's text and its type as in GGUF: 1 normal, 2 unknown, 3 control, 4 user-defined, 6 byte."""

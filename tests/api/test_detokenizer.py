@@ -1,5 +1,7 @@
+import codecs
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -26,7 +28,7 @@ def cut(text: str, stops: Sequence[str]) -> str | None:
 
 def split(data: bytes, cuts: Sequence[int]) -> list[bytes]:
     edges = [0, *sorted(min(c, len(data)) for c in cuts), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 texts = st.one_of(st.text("ab\n", max_size=30), st.text("a é😀\ufffd", max_size=20))
@@ -65,15 +67,15 @@ def test_any_split_gives_the_text_before_the_first_stop(data: bytes, stops: list
 def test_no_more_is_held_back_than_could_become_a_stop(data: bytes, stops: list[str], cuts: list[int]) -> None:
     pieces = split(data, cuts)
     detokenizer = Detokenizer(pieces.__getitem__, stops)
-    sent, seen = "", b""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    sent = seen = ""
     for token, piece in enumerate(pieces):
         sent += detokenizer.push([token])
-        seen += piece
+        seen += decoder.decode(piece)
         if detokenizer.stopped:
             return
-        held = seen.decode(errors="replace").removeprefix(sent).rstrip("\ufffd")
-        assert not held or any(stop.startswith(held[:1]) for stop in stops)
-        assert len(held) < max(map(len, stops), default=1)
+        held = seen.removeprefix(sent)
+        assert not held or any(stop.startswith(held) and stop != held for stop in stops)
 
 
 def test_a_character_in_pieces_waits_for_its_end() -> None:
@@ -125,13 +127,9 @@ def test_which_stop_is_first(text: str, stops: list[str], expected: str) -> None
         assert detokenizer.stopped
 
 
-@pytest.mark.parametrize("stop", ["a" * 20_000 + "b", "\n\n"])
-def test_the_cost_of_a_push_does_not_grow(stop: str) -> None:
-    detokenizer = Detokenizer(lambda _: b"a\n", [stop])
-    durations = []
-    for _ in range(2):
-        start = time.process_time()
-        for token in range(10_000):
-            detokenizer.push([token])
-        durations.append(time.process_time() - start)
-    assert max(durations) < 1  # it takes about 0.03 s; searching all the text each time takes seconds
+def test_a_long_stop_string_costs_no_more_per_token() -> None:
+    detokenizer = Detokenizer(lambda _: b"aa", ["a" * 20_000 + "b"])
+    start = time.process_time()
+    for token in range(5_000):
+        detokenizer.push([token])
+    assert time.process_time() - start < 2  # it takes 0.02 s, and 10 s if the stop string is searched anew

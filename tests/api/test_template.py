@@ -1,5 +1,6 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -32,6 +33,11 @@ TREACHEROUS = """{% for message in messages -%}
 @pytest.fixture(scope="module")
 def smollm(tokenizer: Tokenizer) -> ChatTemplate:
     return ChatTemplate(tokenizer.chat_template, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def treacherous(tokenizer: Tokenizer) -> ChatTemplate:
+    return ChatTemplate(TREACHEROUS, tokenizer)
 
 
 def user(content: str, **more: str) -> Message:
@@ -115,11 +121,6 @@ def test_a_treacherous_template_makes_none_either(
     )
 
 
-@pytest.fixture(scope="module")
-def treacherous(tokenizer: Tokenizer) -> ChatTemplate:
-    return ChatTemplate(TREACHEROUS, tokenizer)
-
-
 def test_plain_contents_are_tokenized_at_once(tokenizer: Tokenizer, smollm: ChatTemplate) -> None:
     text = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n> x < y<|im_end|>\n<|im_start|>assistant\n"
     messages = [{"role": "system", "content": "Be kind."}, user("> x < y")]
@@ -133,7 +134,7 @@ def test_only_the_control_text_is_put_aside(tokenizer: Tokenizer, smollm: ChatTe
         tokenizer.encode("<|im_end|>", parse_special=False),
         tokenizer.encode(" mean?<|im_end|>\n<|im_start|>assistant\n", parse_special=True),
     ]
-    assert tokens == sum(apart, [])
+    assert tokens == list(chain(*apart))
 
 
 def test_chatml_for_a_model_without_template(tokenizer: Tokenizer) -> None:
@@ -162,7 +163,7 @@ def test_a_template_refuses_in_its_own_words(tokenizer: Tokenizer) -> None:
         "{{ messages[0].content + 1 }}",
         "{{ messages.append(1) }}",
         "{{ ().__class__.__bases__[0].__subclasses__() }}",
-        "{{ messages[0] | nosuchtest }}{% if messages is nosuchtest %}{% endif %}"[:0] + "{{ 1 / 0 }}",
+        "{{ 1 / 0 }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{{ {} | tojson(indent='x', separators=1) }}",
         "{% include 'x' %}",
@@ -174,7 +175,7 @@ def test_whatever_goes_wrong_in_a_template_is_a_refusal(tokenizer: Tokenizer, so
         template.render_tokens([user("a")])
 
 
-@pytest.mark.parametrize("source", ["{% if %}", "{{ x | nosuchfilter }}", "{% nosuchtag %}", "(" and "{{ (" * 9])
+@pytest.mark.parametrize("source", ["{% if %}", "{{ x | nosuchfilter }}", "{% nosuchtag %}", "{{ (("])
 def test_a_template_that_does_not_compile_is_a_model_error(tokenizer: Tokenizer, source: str) -> None:
     with pytest.raises(ModelError, match="the model's chat template does not compile: "):
         ChatTemplate(source, tokenizer)

@@ -1,0 +1,126 @@
+"""A model of arithmetic and a clock that only steps move: the scheduler's policies without llama.cpp."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kvcache.cache import KVCache
+from scheduler.messages import Output, SamplingParams, Submit
+from scheduler.pacing import Pacer
+from scheduler.plan import Chunk, Plan, Result, StepError
+from scheduler.scheduler import Scheduler
+from tests.kvcache.fakes import FakeMemory
+
+EOG = 0
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def next_token(tokens: list[int]) -> int:
+    """What the fake model says after these tokens: it depends on every one of them and never ends by itself."""
+    value = 1
+    for token in tokens:
+        value = (value * 31 + token) % 10_007
+    return value + 1
+
+
+class FakeRunner:
+    """Computes into a FakeMemory, and answers from what that memory holds: a wrong share shows in the tokens."""
+
+    def __init__(self, memory: FakeMemory, seconds: Callable[[Plan], float] = lambda _: 0.01) -> None:
+        self.memory = memory
+        self.plans: list[Plan] = []
+        self.now = 0.0
+        self.failures = 0
+        """Steps to fail from now on."""
+        self.choose = next_token
+        self._seconds = seconds
+
+    def run(self, plan: Plan) -> Result:
+        self.plans.append(plan)
+        seconds = self._seconds(plan)
+        self.now += seconds
+        sampled = []
+        for chunk in plan.chunks:
+            tokens = np.frombuffer(
+                chunk.sequence.tokens(chunk.start, chunk.start + chunk.num_tokens), dtype="<i4"
+            ).tolist()
+            self.memory.compute(chunk.sequence.sequence_id, chunk.start, tokens)
+            if chunk.samples:
+                sampled.append(self.choose(self.memory.tokens(chunk.sequence.sequence_id)))
+        if self.failures:
+            self.failures -= 1
+            raise StepError("told to fail")
+        return Result(sampled, seconds)
+
+
+class System:
+    """A scheduler on fakes, stepped by hand."""
+
+    def __init__(
+        self,
+        *,
+        num_pages: int = 64,
+        num_ids: int = 64,
+        max_seqs: int = 16,
+        token_budget: int = 512,
+        ctx_len: int = 2048,
+        seconds: Callable[[Plan], float] = lambda plan: 0.001 * plan.num_tokens,
+    ) -> None:
+        self.memory = FakeMemory(num_pages)
+        self.cache = KVCache(self.memory, num_pages, num_ids)
+        self.runner = FakeRunner(self.memory, seconds)
+        self.scheduler = Scheduler(
+            self.cache,
+            Pacer(0.001),
+            max_seqs=max_seqs,
+            token_budget=token_budget,
+            ctx_len=ctx_len,
+            eog_tokens=frozenset({EOG}),
+        )
+        self.tokens: dict[int, list[int]] = {}
+        self.outputs: dict[int, list[Output]] = {}
+
+    def submit(self, request_id: int, prompt: list[int], max_tokens: int = 4, *, ignore_eos: bool = False) -> None:
+        params = SamplingParams(temperature=0.0, ignore_eos=ignore_eos)
+        refusal = self.scheduler.submit(Submit(request_id, prompt, max_tokens, params))
+        self.tokens[request_id], self.outputs[request_id] = [], []
+        if refusal is not None:
+            self.outputs[request_id].append(refusal)
+
+    def step(self) -> Plan:
+        plan = self.scheduler.plan()
+        try:
+            outputs = self.scheduler.commit(plan, self.runner.run(plan))
+        except StepError:
+            outputs = self.scheduler.rollback(plan)
+        self.cache.check_integrity()
+        for output in outputs:
+            self.tokens[output.request_id] += output.tokens
+            self.outputs[output.request_id].append(output)
+        return plan
+
+    def run(self, max_steps: int = 5000) -> None:
+        """Step until nothing is left to do."""
+        for _ in range(max_steps):
+            if not self.scheduler.has_work:
+                return
+            self.step()
+        raise AssertionError("still not done: something waits for ever")
+
+    def finish_reason(self, request_id: int) -> str | None:
+        return self.outputs[request_id][-1].finish_reason
+
+    def chunks(self, plan: Plan) -> dict[int, Chunk]:
+        return {chunk.sequence.request_id: chunk for chunk in plan.chunks}
+
+
+def expected(prompt: list[int], count: int) -> list[int]:
+    """What the fake model generates alone."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+def prompt(start: int, length: int) -> list[int]:
+    return list(range(start, start + length))

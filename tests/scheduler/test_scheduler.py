@@ -1,0 +1,273 @@
+"""The scheduler's policies on a fake model whose answers depend on every token in its memory."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvcache.tree import num_pages_for
+from tests.scheduler.fakes import EOG, System, expected, prompt
+
+
+def test_one_request_gets_the_models_tokens() -> None:
+    system = System()
+    system.submit(1, prompt(10, 50), max_tokens=5)
+    system.run()
+    assert system.tokens[1] == expected(prompt(10, 50), 5)
+    assert system.finish_reason(1) == "length"
+
+
+def test_the_end_of_generation_stops_and_is_counted() -> None:
+    system = System()
+    system.runner.choose = lambda tokens: EOG if len(tokens) >= 12 else 7
+    system.submit(1, prompt(10, 10), max_tokens=50)
+    system.run()
+    assert system.tokens[1] == [7, 7, EOG]
+    assert system.finish_reason(1) == "stop"
+
+
+def test_ignoring_the_end_goes_on_to_the_limit() -> None:
+    system = System()
+    system.runner.choose = lambda _: EOG
+    system.submit(1, prompt(10, 10), max_tokens=6, ignore_eos=True)
+    system.run()
+    assert system.tokens[1] == [EOG] * 6
+    assert system.finish_reason(1) == "length"
+
+
+def test_a_long_prompt_is_read_in_chunks_within_the_budget() -> None:
+    system = System(token_budget=100)
+    system.submit(1, prompt(10, 250))
+    assert [system.step().num_prefill for _ in range(3)] == [100, 100, 50]
+
+
+def test_answers_go_on_in_every_step_while_a_prompt_is_read() -> None:
+    system = System()
+    for request in range(4):
+        system.submit(request, prompt(1000 * request, 20), max_tokens=100)
+    for _ in range(5):
+        system.step()
+    system.submit(9, prompt(50_000, 700))
+    while system.tokens[9] == []:
+        plan = system.step()
+        assert {0, 1, 2, 3} <= system.chunks(plan).keys()
+
+
+def test_prompt_chunks_are_sized_by_the_clock_while_answers_stream() -> None:
+    def seconds(plan) -> float:  # type: ignore[no-untyped-def]
+        context = max(chunk.start for chunk in plan.chunks)
+        return 0.001 * plan.num_tokens * (1 + context / 1000)
+
+    system = System(seconds=seconds)
+    system.submit(1, prompt(0, 20), max_tokens=200)
+    system.step()
+    system.submit(2, prompt(50_000, 1800))
+    sizes = []
+    while system.tokens[2] == []:
+        before = system.runner.now
+        sizes.append(system.step().num_prefill)
+        assert system.runner.now - before < 0.001 * 64 * 3.5
+    assert sizes[0] > 100
+    assert min(sizes[:-1]) == 64
+
+
+def test_a_prompt_gets_the_whole_budget_when_nothing_streams() -> None:
+    system = System()
+    system.submit(1, prompt(0, 1500))
+    assert system.step().num_prefill == 512
+
+
+def test_a_short_prompt_does_not_wait_behind_a_long_one() -> None:
+    system = System(token_budget=128, ctx_len=4096, num_pages=128)
+    system.submit(1, prompt(0, 2000))
+    system.step()
+    system.submit(2, prompt(50_000, 60))
+    system.step()
+    assert len(system.tokens[2]) == 1
+    assert system.tokens[1] == []
+
+
+def test_the_oldest_prompt_always_gets_half_of_the_budget() -> None:
+    system = System(token_budget=128, ctx_len=4096, num_pages=128)
+    system.submit(1, prompt(0, 2000))
+    for request in range(2, 12):
+        system.submit(request, prompt(10_000 * request, 60), max_tokens=1)
+        assert system.chunks(system.step())[1].num_tokens >= 64
+
+
+def test_followers_of_a_cold_prefix_wait_for_its_leader_and_share_it() -> None:
+    system = System(token_budget=64)
+    shared = prompt(0, 200)
+    for request in range(5):
+        system.submit(request, shared + prompt(1000 * (request + 1), 8), max_tokens=3)
+    system.run()
+    assert system.scheduler.statistics().prefill_tokens == 200 + 5 * 8
+    for request in range(5):
+        assert system.tokens[request] == expected(shared + prompt(1000 * (request + 1), 8), 3)
+        assert system.outputs[request][0].cached_tokens == (200 if request else 0)
+
+
+def test_a_cancelled_leader_frees_its_followers() -> None:
+    system = System(token_budget=64)
+    shared = prompt(0, 200)
+    for request in range(3):
+        system.submit(request, shared + [900 + request], max_tokens=3)
+    system.step()
+    system.scheduler.cancel(0)
+    system.run()
+    for request in (1, 2):
+        assert system.tokens[request] == expected(shared + [900 + request], 3)
+    assert system.scheduler.statistics().prefill_tokens <= 200 + 64
+
+
+def test_a_request_that_is_not_led_passes_those_that_wait_for_a_leader() -> None:
+    system = System(token_budget=64)
+    system.submit(1, prompt(0, 200), max_tokens=1)
+    system.submit(2, prompt(0, 200) + [7], max_tokens=1)
+    system.submit(3, prompt(5000, 10), max_tokens=1)
+    assert system.chunks(system.step()).keys() == {1, 3}
+
+
+def test_no_more_than_max_seqs_run_and_all_finish() -> None:
+    system = System(max_seqs=3)
+    for request in range(10):
+        system.submit(request, prompt(1000 * request, 20))
+    seen = 0
+    while system.scheduler.has_work:
+        system.step()
+        seen = max(seen, system.scheduler.statistics().running)
+    assert seen == 3
+    assert all(system.finish_reason(request) == "length" for request in range(10))
+
+
+def test_when_pages_run_out_the_latest_arrival_gives_way_and_loses_nothing() -> None:
+    system = System(num_pages=16, max_seqs=16)
+    for request in range(8):
+        system.submit(request, prompt(1000 * request, 30), max_tokens=150)
+    oldest_steps = 0
+    while system.scheduler.has_work:
+        plan = system.step()
+        oldest_steps += 0 in system.chunks(plan)
+    assert oldest_steps == 150  # not one step of the oldest was lost
+    assert system.scheduler.statistics().preemptions > 0
+    for request in range(8):
+        assert system.tokens[request] == expected(prompt(1000 * request, 30), 150)
+    assert system.cache.num_held == 0
+    assert system.cache.num_free + system.cache.num_cached == 16
+
+
+def test_a_preempted_request_keeps_its_place_in_line() -> None:
+    system = System(num_pages=8, max_seqs=16)
+    for request in range(4):
+        system.submit(request, prompt(1000 * request, 30), max_tokens=60)
+    order: list[int] = []
+    while system.scheduler.has_work:
+        system.step()
+        order += [r for r in range(4) if system.outputs[r] and system.finish_reason(r) and r not in order]
+    assert order == [0, 1, 2, 3]
+
+
+def test_a_request_that_can_never_fit_is_refused_at_once() -> None:
+    system = System(ctx_len=100)
+    system.submit(1, prompt(0, 90), max_tokens=20)
+    assert system.finish_reason(1) == "error"
+    assert not system.scheduler.has_work
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 4])
+def test_cancelling_is_idempotent_and_gives_everything_back(steps: int) -> None:
+    system = System(token_budget=64)
+    system.submit(1, prompt(0, 100), max_tokens=50)
+    system.submit(2, prompt(0, 100) + prompt(700, 10), max_tokens=5)
+    for _ in range(steps):
+        system.step()
+    for _ in range(2):
+        system.scheduler.cancel(1)
+    system.scheduler.cancel(99)
+    system.run()
+    assert system.tokens[2] == expected(prompt(0, 100) + prompt(700, 10), 5)
+    assert system.cache.num_held == 0
+    assert system.scheduler.statistics().cancelled == 1
+
+
+def test_a_failed_step_is_done_again() -> None:
+    system = System()
+    for request in range(3):
+        system.submit(request, prompt(1000 * request, 40), max_tokens=10)
+    system.step()
+    system.runner.failures = 2
+    system.run()
+    for request in range(3):
+        assert system.tokens[request] == expected(prompt(1000 * request, 40), 10)
+    assert system.scheduler.statistics().failed_steps == 2
+
+
+def test_what_fails_again_and_again_is_given_up_with_an_error() -> None:
+    system = System()
+    system.submit(1, prompt(0, 40), max_tokens=10)
+    system.step()
+    system.runner.failures = 3
+    system.run()
+    assert system.finish_reason(1) == "error"
+    assert system.outputs[1][-1].error
+    assert system.cache.num_held == 0
+    system.submit(2, prompt(0, 40), max_tokens=2)
+    system.run()
+    assert system.tokens[2] == expected(prompt(0, 40), 2)
+
+
+def test_the_next_turn_of_a_conversation_computes_only_what_is_new() -> None:
+    system = System()
+    system.submit(1, prompt(0, 50), max_tokens=10)
+    system.run()
+    history = prompt(0, 50) + system.tokens[1]
+    system.submit(2, history + prompt(900, 12), max_tokens=3)
+    system.run()
+    assert system.outputs[2][0].cached_tokens == 59  # the last token was never computed
+    assert system.tokens[2] == expected(history + prompt(900, 12), 3)
+
+
+Request = tuple[int, int, int, int]
+"""Index of the shared prefix, how much of it, length of the own part, tokens to generate."""
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    requests=st.lists(
+        st.tuples(st.integers(0, 2), st.integers(1, 90), st.integers(0, 40), st.integers(1, 60)), min_size=1, max_size=9
+    ),
+    events=st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["cancel", "fail"]), st.integers(0, 8)), max_size=6),
+    num_pages=st.integers(7, 24),
+    max_seqs=st.integers(1, 9),
+    budget=st.integers(80, 200),
+)
+def test_whatever_happens_everybody_gets_what_the_model_says(
+    requests: list[Request], events: list[tuple[int, str, int]], num_pages: int, max_seqs: int, budget: int
+) -> None:
+    """Any mix of shared prefixes, scarce memory, cancels and failures: no token lost, doubled or of another's."""
+    system = System(num_pages=num_pages, num_ids=max_seqs + 2, max_seqs=max_seqs, token_budget=budget, ctx_len=7 * 32)
+    prompts = [prompt(5000 * prefix, cut) + prompt(900, own) for prefix, cut, own, _ in requests]
+    cancelled = set()
+    for request, (_, _, _, max_tokens) in enumerate(requests):
+        system.submit(request, prompts[request], max_tokens)
+    for step in range(3000):
+        for at, what, request in events:
+            if at == step and what == "fail":
+                system.runner.failures = 1
+            elif at == step:
+                system.scheduler.cancel(request)
+                cancelled.add(request)
+        if not system.scheduler.has_work:
+            break
+        system.step()
+        memory = system.memory
+        assert memory.num_used <= num_pages * 32
+    assert not system.scheduler.has_work
+    for request, (_, _, _, max_tokens) in enumerate(requests):
+        full = expected(prompts[request], max_tokens)
+        if request in cancelled:
+            assert system.tokens[request] == full[: len(system.tokens[request])]
+        else:
+            assert system.tokens[request] == full
+            assert num_pages_for(len(prompts[request]) + max_tokens) <= 7
+    assert system.cache.num_held == 0
+    assert system.cache.num_free + system.cache.num_cached == num_pages
