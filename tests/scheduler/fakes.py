@@ -32,7 +32,7 @@ class FakeRunner:
         self.now = 0.0
         self.failures = 0
         """Steps to fail from now on."""
-        self.choose = next_token
+        self.choose: Callable[[list[int]], int] = next_token
         self._seconds = seconds
 
     def run(self, plan: Plan) -> Result:
