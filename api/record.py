@@ -205,7 +205,7 @@ class Health:
         return cls(**known | {"aliases": tuple(body["aliases"])})
 
 
-def ask_health(record: ServerRecord, timeout: float = 2.0) -> Health | None:
+def ask_health(record: ServerRecord, timeout: float = 5.0) -> Health | None:
     """What the server says of itself; None when it does not answer."""
     # The standard library's client: `cortex ps` should not wait for a larger one to be imported.
     connection = http.client.HTTPConnection(record.connect_host, record.port, timeout=timeout)

@@ -179,7 +179,8 @@ def print_servers(servers: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    # A pipe has no width to fit into.
+    console = Console(width=None if sys.stdout.isatty() else 1000)
     table = Table(box=None, pad_edge=False)
     for column in ("MODEL", "STATE", "PID", "ENGINE", "KV MEMORY", "UPTIME", "ADDRESS"):
         table.add_column(column, overflow="fold")
@@ -194,8 +195,7 @@ def print_servers(servers: list[dict[str, Any]]) -> None:
             server["url"],
         )
         table.add_row(*map(Text, cells))
-    # A pipe has no width to fit into.
-    console.print(table, width=None if console.is_terminal else 1000)
+    console.print(table)
 
 
 def _kv_text(kv: dict[str, int] | None) -> str:

@@ -19,6 +19,7 @@ CONNECT_SECONDS = 30.0
 DRAIN_SECONDS = 2.0
 MAX_ERROR_CHARS = 300
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """The server and what every request asks of it. Seconds; `time_limit` is for the whole run."""
@@ -34,7 +35,10 @@ class Target:
 
 
 def require_loopback(url: str) -> None:
-    host = httpx.URL(url).host
+    try:
+        host = httpx.URL(url).host
+    except httpx.InvalidURL as error:
+        raise BenchError(f"--url {url}: {error}") from error
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -58,7 +62,7 @@ async def first_model(http: httpx.AsyncClient, url: str) -> str:
         response = await http.get(f"{url}/models", timeout=CONNECT_SECONDS)
         response.raise_for_status()
         return str(orjson.loads(response.content)["data"][0]["id"])
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise BenchError(f"cannot ask {url}/models: {_name(error)}") from error
     except (ValueError, LookupError, TypeError) as error:
         raise BenchError(f"{url}/models names no model: give --model") from error
@@ -128,9 +132,7 @@ class _Answer:
 class Client:
     """Measures requests against one target; it stops waiting for anything once the time limit is over."""
 
-    def __init__(
-        self, http: httpx.AsyncClient, target: Target, on_record: Callable[[], object] = lambda: None
-    ) -> None:
+    def __init__(self, http: httpx.AsyncClient, target: Target, on_record: Callable[[], object] = lambda: None) -> None:
         self._http = http
         self._target = target
         self._on_record = on_record
@@ -158,13 +160,9 @@ class Client:
         self, ask: Ask, answer: _Answer, limit: trio.CancelScope, watch: Callable[[int], None] | None
     ) -> None:
         decoder = SSEDecoder()
-        async with self._http.stream(
-            "POST", f"{self._target.url}/chat/completions", json=self._body(ask)
-        ) as response:
+        async with self._http.stream("POST", f"{self._target.url}/chat/completions", json=self._body(ask)) as response:
             if response.status_code != httpx.codes.OK:
-                answer.fail(
-                    f"HTTP {response.status_code}: {_text(await response.aread())}", time.perf_counter()
-                )
+                answer.fail(f"HTTP {response.status_code}: {_text(await response.aread())}", time.perf_counter())
                 return
             # Read to the end instead of leaving the loop: the connection stays usable, and httpx's nested
             # generators are never dropped half way.

@@ -1,18 +1,17 @@
 """The workloads as scripts: what every user will say, and when. Nothing is sent from here."""
 
 import csv
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Literal, get_args
+from typing import Literal
 
 from bench.records import Ask, BenchError, Message
 
 # Each is one token of SmolLM2's vocabulary, with and without a space before it.
-WORDS = """
+_VOCABULARY = """
     able above after air along always animal apple arm art away back bank bear before best between black
     blue boat book bottom boy bread bright brown building call camp care castle cause center chair
     chapter child circle class clear clock cloud cold come company cost country cover culture dark
@@ -29,7 +28,8 @@ WORDS = """
     strong sugar sun sweet table talk task team test thing thought time title together tool top touch
     town trade travel trip trust under upper view voice wall warm watch wave week west white wide wind
     winter wise woman word world yard yellow zero
-""".split()
+"""
+WORDS = _VOCABULARY.split()
 
 # What SmolLM2's chat template adds, in tokens: to a lone user message (it brings its own system message), to
 # a system and a user message, and to each further pair of an answer and a question.
@@ -43,7 +43,10 @@ Workload = Literal["uniform", "shared", "burst", "interference", "multiturn", "t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """A workload's numbers. Tokens are about right: `prompt_tokens` is the first prompt, template included."""
+    """A workload's numbers; 0 stands for the workload's own default until `resolve` fills it in.
+
+    Tokens are about right; `prompt_tokens` is the first prompt of a conversation, template included.
+    """
 
     workload: Workload
     users: int = 0
@@ -80,7 +83,7 @@ _DEFAULTS: dict[Workload, tuple[int, int, int, int]] = {
     "uniform": (8, 8, 130, 48),
     "shared": (16, 48, 730, 32),
     "burst": (16, 16, 730, 24),
-    "interference": (6, 7, 2500, 16),
+    "interference": (6, 7, 2530, 16),
     "multiturn": (8, 32, 174, 48),
     "trace": (0, 0, 0, 0),
 }
@@ -92,8 +95,105 @@ _FIXED: dict[Workload, frozenset[str]] = {
 }
 
 
-def resolve(
-    workload: Workload, given: dict[str, int | None], *, turns: int = 4, **others: float | Path | None
-) -> Settings:
-    """Settings with the workload's defaults for what was not given."""
-    raise NotImplementedError
+def resolve(asked: Settings) -> Settings:
+    """The same settings with the workload's defaults for what was left open."""
+    workload = asked.workload
+    for name in sorted(_FIXED.get(workload, ())):
+        if getattr(asked, name):
+            raise BenchError(f"--{name.replace('_', '-')} does not apply to the workload {workload}")
+    users, requests, prompt_tokens, output_tokens = _DEFAULTS[workload]
+    users = asked.users or users
+    if workload == "uniform":
+        requests = users
+    elif workload == "multiturn":
+        requests = users * asked.turns
+    elif workload == "trace":
+        if asked.trace is None:
+            raise BenchError("the workload trace needs --trace FILE")
+        if asked.max_context - asked.max_output <= BARE_TEMPLATE:
+            raise BenchError("--max-context leaves no room for a prompt beside --max-output")
+    return replace(
+        asked,
+        users=users,
+        requests=asked.requests or requests,
+        prompt_tokens=asked.prompt_tokens or prompt_tokens,
+        output_tokens=asked.output_tokens or output_tokens,
+    )
+
+
+def words(n_tokens: int, rng: Random) -> str:
+    """About this many tokens of text, random from the first word on, so that no cache knows it."""
+    return " ".join(rng.choices(WORDS, k=max(n_tokens, 1)))
+
+
+def uniform(settings: Settings, rng: Random) -> list[Session]:
+    """Prompts that have nothing in common, not even (up to the length of WORDS) the first word."""
+    openings = rng.sample(WORDS, k=len(WORDS))
+    length = settings.prompt_tokens - BARE_TEMPLATE - 1
+    return [
+        _single(f"{openings[i % len(openings)]} {words(length, rng)}", settings.output_tokens)
+        for i in range(settings.requests)
+    ]
+
+
+def shared(settings: Settings, rng: Random, count: int) -> list[Session]:
+    """Requests with one cold system prompt between them and a short question each."""
+    system = words(settings.prompt_tokens - SYSTEM_TEMPLATE - QUESTION_TOKENS, rng)
+    return [_single(words(QUESTION_TOKENS, rng), settings.output_tokens, system=system) for _ in range(count)]
+
+
+def multiturn(settings: Settings, rng: Random) -> list[Session]:
+    """Conversations, each with a system prompt of its own; the last may be cut short by `requests`."""
+    system_tokens = settings.prompt_tokens - SYSTEM_TEMPLATE - TURN_TOKENS
+    sessions = []
+    for first in range(0, settings.requests, settings.turns):
+        system = ({"role": "system", "content": words(system_tokens, rng)},)
+        questions = [_user(words(TURN_TOKENS, rng)) for _ in range(settings.requests - first)[: settings.turns]]
+        turns = [
+            Turn((*(() if i else system), question), settings.output_tokens) for i, question in enumerate(questions)
+        ]
+        sessions.append(Session(tuple(turns)))
+    return sessions
+
+
+def trace(settings: Settings, rng: Random) -> list[Session]:
+    """The first `limit` rows of a trace: its arrivals compressed in time, its lengths capped."""
+    assert settings.trace is not None
+    sessions = []
+    for at, context_tokens, generated_tokens in read_trace(settings.trace, settings.limit):
+        n_out = max(1, min(generated_tokens, settings.max_output))
+        n_prompt = min(context_tokens, settings.max_context - n_out)
+        sessions.append(_single(words(n_prompt - BARE_TEMPLATE, rng), n_out, at=at / settings.speed))
+    return sessions
+
+
+def streams(settings: Settings, rng: Random) -> list[Ask]:
+    return [Ask((_user(words(QUESTION_TOKENS, rng)),), STREAM_TOKENS, "stream") for _ in range(settings.users)]
+
+
+def long_prompt(settings: Settings, rng: Random, role: str) -> Ask:
+    return Ask((_user(words(settings.prompt_tokens - BARE_TEMPLATE, rng)),), settings.output_tokens, role)
+
+
+def read_trace(path: Path, limit: int) -> list[tuple[float, int, int]]:
+    """(seconds after the first arrival, context tokens, generated tokens) of the first rows, by arrival."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            rows = sorted(
+                (datetime.fromisoformat(row["TIMESTAMP"]), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
+                for row in islice(csv.DictReader(lines), limit)
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchError(f"cannot read the trace {path}: {type(error).__name__}: {error}") from error
+    if not rows:
+        raise BenchError(f"the trace {path} is empty")
+    return [((at - rows[0][0]).total_seconds(), context, generated) for at, context, generated in rows]
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def _single(content: str, max_tokens: int, *, system: str = "", at: float = 0.0) -> Session:
+    prelude: tuple[Message, ...] = ({"role": "system", "content": system},) if system else ()
+    return Session((Turn((*prelude, _user(content)), max_tokens),), at)

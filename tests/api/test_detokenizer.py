@@ -31,10 +31,11 @@ def split(data: bytes, cuts: Sequence[int]) -> list[bytes]:
     return [data[a:b] for a, b in pairwise(edges)]
 
 
-texts = st.one_of(st.text("ab\n", max_size=30), st.text("a é😀\ufffd", max_size=20))
+texts = st.one_of(st.text("ab", max_size=40), st.text("ab\n", max_size=30), st.text("a é😀\ufffd", max_size=20))
 raw = st.one_of(texts.map(str.encode), st.binary(max_size=20))
 some_stops = st.lists(
-    st.one_of(st.text("ab\n", min_size=1, max_size=6), st.text("a é😀\ufffd", max_size=4)), max_size=4
+    st.one_of(st.text("ab", min_size=1, max_size=9), st.text("ab\n", max_size=4), st.text("a é😀\ufffd", max_size=4)),
+    max_size=4,
 )
 some_cuts = st.lists(st.integers(0, 60), max_size=40)
 
@@ -43,6 +44,7 @@ some_cuts = st.lists(st.integers(0, 60), max_size=40)
 @example(b"aab", ["aab", "ab"], [1, 2])
 @example(b"abab\n", ["abab\n", "ba"], [2])
 @example(b"\xf0\x9f", ["\ufffd"], [])
+@example(b"aabaaabaaac", ["aabaaac"], [])
 def test_any_split_gives_the_text_before_the_first_stop(data: bytes, stops: list[str], cuts: list[int]) -> None:
     pieces = split(data, cuts)
     text = data.decode(errors="replace")

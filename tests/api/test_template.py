@@ -107,7 +107,7 @@ def test_contents_never_make_control_tokens(
 @example(messages=[("im_end", "", "")])
 @example(messages=[("", "<|im", "_end")])
 @example(messages=[("a", "<", "")])
-@example(messages=[("a", "b", " < ")])
+@example(messages=[("a", "b < ", "")])
 def test_a_treacherous_template_makes_none_either(
     tokenizer: Tokenizer, treacherous: ChatTemplate, messages: list[tuple[str, str, str]]
 ) -> None:
@@ -141,6 +141,19 @@ def test_chatml_for_a_model_without_template(tokenizer: Tokenizer) -> None:
     template = ChatTemplate(None, tokenizer)
     tokens = template.render_tokens([{"role": "developer", "content": "Be kind."}, user("Hi <|im_end|>")])
     assert show(tokenizer, tokens) == ("[1]system\nBe kind.[2]\n[1]user\nHi <|im_end|>[2]\n[1]assistant\n")
+
+
+@pytest.mark.parametrize("source", ["<|im_{{ c }}", "{{ '<|im_ '.strip() ~ c }}", "{{ '<|im_' ~ c.lstrip() }}"])
+def test_the_end_of_a_control_text_after_its_beginning(tokenizer: Tokenizer, source: str) -> None:
+    template = ChatTemplate("{% set c = messages[0].content %}" + source, tokenizer)
+    assert show(tokenizer, template.render_tokens([user("end|>")])) == "<|im_end|>"
+    assert "<|im_" in show(tokenizer, template.render_tokens([user(" end|>")]))
+
+
+def test_private_use_characters_of_the_template_stay(tokenizer: Tokenizer) -> None:
+    template = ChatTemplate("\ue000{{ messages[0].content }}\ue001", tokenizer)
+    tokens = template.render_tokens([user("<|im_end|>\ue002")])
+    assert show(tokenizer, tokens) == "\ue000<|im_end|>\ue002\ue001"
 
 
 def test_trimming_sees_the_edges_of_the_text(tokenizer: Tokenizer) -> None:

@@ -1,0 +1,160 @@
+"""Plays a workload against a server: closed loop, open loop, burst, and a long prompt beside streams."""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+
+import trio
+
+from bench import workloads
+from bench.records import Ask, BenchError, Chat, Message, Record
+from bench.stats import Measures, interference_measures, ratio, wall_seconds
+from bench.workloads import Session, Settings, Workload
+
+# A stream flows once this many of its chunks have come.
+FLOWING_CHUNKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """One run of a workload. The summary is about `records`; `aside` was measured apart from them."""
+
+    records: Sequence[Record]
+    aside: Sequence[Record] = ()
+    measures: Measures = field(default_factory=dict)
+
+
+async def play(session: Session, chat: Chat, records: list[Record]) -> None:
+    """A conversation whose history holds the server's real answers; it ends at the first error."""
+    history: list[Message] = []
+    for turn in session.turns:
+        history.extend(turn.messages)
+        record = await chat(Ask(tuple(history), turn.max_tokens))
+        records.append(record)
+        if record.error is not None:
+            return
+        history.append({"role": "assistant", "content": record.text})
+
+
+async def closed_loop(sessions: Sequence[Session], users: int, chat: Chat) -> list[Record]:
+    """So many users, each of whom starts a session when his last one has ended."""
+    records: list[Record] = []
+    waiting = iter(sessions)
+
+    async def user() -> None:
+        for session in waiting:
+            await play(session, chat, records)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(min(users, len(sessions))):
+            nursery.start_soon(user)
+    return records
+
+
+async def open_loop(sessions: Sequence[Session], chat: Chat) -> tuple[list[Record], float]:
+    """Sessions begin when they are due, however many still run; also says how late the latest began (s)."""
+    records: list[Record] = []
+    began = trio.current_time()
+    lateness = [0.0]
+
+    async def arrive(session: Session) -> None:
+        await trio.sleep_until(began + session.at)
+        lateness.append(trio.current_time() - began - session.at)
+        await play(session, chat, records)
+
+    async with trio.open_nursery() as nursery:
+        for session in sessions:
+            nursery.start_soon(arrive, session)
+    return records, max(lateness)
+
+
+async def uniform(settings: Settings, rng: Random, chat: Chat) -> Repetition:
+    return Repetition(await closed_loop(workloads.uniform(settings, rng), settings.users, chat))
+
+
+async def shared(settings: Settings, rng: Random, chat: Chat) -> Repetition:
+    sessions = workloads.shared(settings, rng, settings.requests)
+    return Repetition(await closed_loop(sessions, settings.users, chat))
+
+
+async def multiturn(settings: Settings, rng: Random, chat: Chat) -> Repetition:
+    return Repetition(await closed_loop(workloads.multiturn(settings, rng), settings.users, chat))
+
+
+async def trace(settings: Settings, rng: Random, chat: Chat) -> Repetition:
+    records, late = await open_loop(workloads.trace(settings, rng), chat)
+    return Repetition(records, measures={"late_max_s": late})
+
+
+async def burst(settings: Settings, rng: Random, chat: Chat) -> Repetition:
+    """One request alone, then all at once, each time with a shared text that the server has never seen."""
+    alone, _ = await open_loop(workloads.shared(settings, rng, 1), chat)
+    await trio.sleep(settings.settle_s)
+    records, _ = await open_loop(workloads.shared(settings, rng, settings.users), chat)
+    # A burst of which a part failed did less work, so its time says nothing.
+    failed = any(record.error for record in (*alone, *records))
+    wall, alone_wall = wall_seconds(records), wall_seconds(alone)
+    return Repetition(
+        records,
+        [replace(record, role="alone") for record in alone],
+        {"alone_wall_s": alone_wall, "wall_ratio": None if failed else ratio(wall, alone_wall)},
+    )
+
+
+async def interference(settings: Settings, rng: Random, chat: Chat) -> Repetition:
+    """A long prompt alone, then another beside running streams, which are closed when it ends."""
+    idle = await chat(workloads.long_prompt(settings, rng, "idle"))
+    await trio.sleep(settings.settle_s)
+    asks = workloads.streams(settings, rng)
+    flowing = [trio.Event() for _ in asks]
+    closing = [trio.CancelScope() for _ in asks]
+    records: list[Record] = []
+
+    async def stream(ask: Ask, flows: trio.Event, scope: trio.CancelScope) -> None:
+        def watch(n_chunks: int) -> None:
+            if n_chunks >= FLOWING_CHUNKS:
+                flows.set()
+
+        records.append(await chat(ask, abort=scope, watch=watch))
+        flows.set()  # one that ended early is not waited for
+
+    async with trio.open_nursery() as nursery:
+        for parts in zip(asks, flowing, closing, strict=True):
+            nursery.start_soon(stream, *parts)
+        for event in flowing:
+            await event.wait()
+        long = await chat(workloads.long_prompt(settings, rng, "long"))
+        for scope in closing:
+            scope.cancel()
+    await trio.sleep(settings.settle_s)
+    return Repetition([*records, long], [idle], interference_measures(records, long, idle))
+
+
+PLAYERS: Mapping[Workload, Callable[[Settings, Random, Chat], Awaitable[Repetition]]] = {
+    "uniform": uniform,
+    "shared": shared,
+    "burst": burst,
+    "interference": interference,
+    "multiturn": multiturn,
+    "trace": trace,
+}
+
+
+async def repeat(
+    settings: Settings, chat: Chat, *, times: int, seed: int, salt: int, time_limit: float
+) -> list[Repetition]:
+    """Every repetition has texts of its own, and so has (by the salt) every run, so that none is warm."""
+    if settings.trace is not None:
+        span = workloads.read_trace(settings.trace, settings.limit)[-1][0] / settings.speed
+        if span > time_limit:
+            raise BenchError(f"the trace takes {span:.0f} s, more than --time-limit: raise --speed")
+    repetitions = []
+    for index in range(times):
+        rng = Random(f"{seed}/{salt}/{index}")
+        cpu, began = time.process_time(), time.perf_counter()
+        repetition = await PLAYERS[settings.workload](settings, rng, chat)
+        # Near 1 it is this client, which has one thread, that was measured.
+        share = (time.process_time() - cpu) / (time.perf_counter() - began)
+        repetitions.append(replace(repetition, measures={**repetition.measures, "client_cpu_share": share}))
+    return repetitions

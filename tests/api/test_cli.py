@@ -1,0 +1,510 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from api import cli
+from api.options import ServerFlags, ServerOptions
+from api.record import ServerRecord, read_record
+from scheduler.config import EngineConfig
+
+ROOT = Path(__file__).parents[2]
+MODEL = "smollm2:135m"
+
+STAND_IN = '''
+"""The cortex command with a stand-in for api.server; it behaves as the file `behaviour` says at each moment."""
+
+import json, os, signal, subprocess, sys, threading, time, types
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from api import cli
+from api.record import hold_record
+
+def behaviour():
+    return Path("behaviour").read_text()
+
+def serve(options):
+    with Path("starts").open("a") as starts:
+        starts.write("started\\n")
+    engine = subprocess.Popen(["sleep", "600"])
+    Path("engine.pid").write_text(str(engine.pid))
+    if behaviour() == "ends":
+        for number in range(1, 21):
+            print("log line", number, file=sys.stderr)
+        return 3
+    if behaviour() == "crashes":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if behaviour() == "hangs":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self, code, body):
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            if behaviour() == "silent":
+                return
+            kv = dict(tokens=96, bytes=3 << 20, held_tokens=32, cached_tokens=0, free_tokens=64)
+            ok = behaviour() in ("ok", "deaf")
+            health = dict(
+                status="ok" if ok else behaviour(), model=options.model, aliases=options.aliases, pid=os.getpid(),
+                engine_pid=engine.pid, uptime_seconds=1.0, context_length=512, kv=kv if ok else None, running=1,
+                waiting=2, version="0", reason="out of memory" if behaviour() == "failed" else None,
+            )
+            self.answer(200 if ok else 503, json.dumps(health).encode())
+
+        def do_POST(self):
+            messages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
+            if messages[-1]["content"] == "fail":
+                return self.answer(500, b'{"error": {"message": "no answer today"}}')
+            chunk = {"choices": [{"delta": {"content": f"got {len(messages)}"}}]}
+            self.answer(200, b"data: " + json.dumps(chunk).encode() + b"\\n\\ndata: [DONE]\\n\\n")
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer((options.host, options.port), Handler)
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: behaviour() == "deaf" or stopped.set())
+    with hold_record(options, server.server_port):
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        stopped.wait()
+    engine.terminate()
+    return 0
+
+real_command = cli.server_command
+cli.server_command = lambda *args: [sys.executable, __file__, *real_command(*args)[4:]]
+cli.POLL_SECONDS, cli.SILENCE_SECONDS, cli.STOP_MARGIN_SECONDS = 0.02, 1.0, 0.5
+sys.modules["api.server"] = types.SimpleNamespace(serve=serve)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have turned off
+cli.main()
+'''
+
+
+class Cortex:
+    """The command in a home folder of its own, every call a process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self._script = folder / "stand_in.py"
+        self._script.write_text(STAND_IN)
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("CORTEX_")}
+        self._environment |= {"CORTEX_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
+        self.behave("ok")
+
+    def behave(self, behaviour: str) -> None:
+        draft = self.folder / "behaviour.tmp"
+        draft.write_text(behaviour)
+        draft.replace(self.folder / "behaviour")
+
+    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(self._script), *arguments],
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        with self.popen(*arguments) as process:
+            out, err = process.communicate(stdin, timeout=20)
+        assert "Traceback" not in out + err
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def run(self, model: str = MODEL, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self("run", "-d", "--port=0", "--grace=0", *arguments, model)
+
+    def engine(self) -> psutil.Process | None:
+        """The stand-in's engine, while it lives."""
+        try:
+            process = psutil.Process(int((self.folder / "engine.pid").read_text()))
+            return process if process.status() != psutil.STATUS_ZOMBIE else None
+        except (FileNotFoundError, psutil.NoSuchProcess):
+            return None
+
+    def num_starts(self) -> int:
+        return len((self.folder / "starts").read_text().splitlines())
+
+
+@pytest.fixture
+def cortex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cortex]:
+    cortex = Cortex(tmp_path)
+    monkeypatch.setenv("CORTEX_HOME", str(cortex.home))
+    yield cortex
+    record = read_record()
+    if record is not None:
+        os.kill(record.pid, signal.SIGKILL)
+    if engine := cortex.engine():
+        engine.kill()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def running() -> ServerRecord:
+    record = read_record()
+    assert record is not None
+    return record
+
+
+def assert_fails(result: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    """It failed with one line on stderr that has these parts, and nothing else."""
+    assert result.returncode == code
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("cortex: ")
+    assert [part for part in parts if part not in line] == []
+
+
+def test_the_command_imports_nothing_heavy() -> None:
+    heavy = {"llama_cpp", "quart", "quart_trio", "hypercorn", "trio", "httpx", "numpy", "pydantic", "api.server"}
+    script = f"import sys, api.cli; assert not {heavy!r} & set(sys.modules), {heavy!r} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_python_m_api_is_the_command(tmp_path: Path) -> None:
+    (tmp_path / "api.py").write_text("raise SystemExit('the wrong api')")
+    for arguments, expected in (("--version", "cortex "), ("--help", "serve")):
+        shown = subprocess.run(
+            [sys.executable, "-P", "-m", "api", arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert expected in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("run",), "Missing argument 'MODEL'"),
+        (("rnu",), "No such command 'rnu'"),
+        (("serve", "--port=65536", MODEL), "'--port'"),
+        (("serve", "--ctx-len=63", MODEL), "'--ctx-len'"),
+        (("serve", "--max-seqs=256", MODEL), "'--max-seqs'"),
+        (("run", "--max-seqs=0", MODEL), "'--max-seqs'"),
+        (("run", "--kv-tokens=many", MODEL), "'--kv-tokens'"),
+        (("serve", "--batch-tokens=31", MODEL), "'--batch-tokens'"),
+        (("serve", "--batch-tokens=8193", MODEL), "'--batch-tokens'"),
+        (("serve", "--threads=0", MODEL), "'--threads'"),
+        (("serve", "--gpu-layers=-2", MODEL), "'--gpu-layers'"),
+        (("serve", "--kv-type=f17", MODEL), "'f17' is not one of f16, bf16"),
+        (("serve", "--flash-attn=maybe", MODEL), "'maybe' is not one of auto, on, off"),
+        (("serve", "--max-waiting=-1", MODEL), "'--max-waiting'"),
+        (("serve", "--grace=nan", MODEL), "'--grace'"),
+        (("serve", "--grace=inf", MODEL), "'--grace'"),
+        (("ps", "--jsno"), "No such option: --jsno"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: Sequence[str], part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cortex", *arguments])
+    with pytest.raises(SystemExit) as raised:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert_fails(subprocess.CompletedProcess(arguments, int(str(raised.value.code)), out, err), 2, part)
+
+
+def parsed(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> ServerOptions:
+    """The options that `cortex serve` with these arguments hands to the server."""
+    received: list[ServerOptions] = []
+
+    def serve(options: ServerOptions) -> int:
+        received.append(options)
+        return 7
+
+    monkeypatch.setitem(sys.modules, "api.server", SimpleNamespace(serve=serve))  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "argv", ["cortex", "serve", *arguments])
+    with pytest.raises(SystemExit) as raised:
+        cli.main()
+    assert raised.value.code == 7
+    return received[0]
+
+
+@pytest.mark.usefixtures("cortex")
+def test_options_come_from_flags_then_the_environment_then_defaults(
+    model_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("CTX_LEN", "128"), ("THREADS", "2"), ("ALIAS", "a b"), ("PORT", "0"), ("GRACE", "")):
+        monkeypatch.setenv(f"CORTEX_{name}", value)
+    assert parsed(["--threads=1", "--kv-type=q8_0", "--cors-origin=*", MODEL], monkeypatch) == ServerOptions(
+        model=MODEL,
+        model_path=Path(model_path),
+        engine=EngineConfig(model_path, ctx_len=128, threads=1, kv_type="q8_0"),
+        aliases=("a", "b"),
+        port=0,
+        cors_origins=("*",),
+    )
+
+
+@pytest.mark.usefixtures("cortex")
+def test_a_server_in_the_background_gets_the_same_options(
+    model_path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flags = ServerFlags(host="localhost", port=0, ctx_len=100, gpu_layers=-1, alias=["my model", "-x"], grace=0.5)
+    for name, value in (("HOST", "0.0.0.0"), ("GPU_LAYERS", "5"), ("ALIAS", "other"), ("GRACE", "9")):
+        monkeypatch.setenv(f"CORTEX_{name}", value)
+    command = cli.server_command("smollm2:135m", flags, tmp_path / "log")
+    assert command[:5] == [sys.executable, "-P", "-m", "api", "serve"]
+    assert parsed(command[5:], monkeypatch) == flags.options(MODEL, Path(model_path), str(tmp_path / "log"))
+
+
+@pytest.mark.parametrize("command", [("run", "-d"), ("run",), ("serve",)])
+def test_a_model_that_cannot_be_served_is_one_line_and_leaves_no_trace(
+    cortex: Cortex, command: Sequence[str], model_path: str
+) -> None:
+    (cortex.folder / "page.gguf").write_text("<!doctype html>")
+    with Path(model_path).open("rb") as file:
+        (cortex.folder / "cut.gguf").write_bytes(file.read(1 << 20))
+    assert_fails(cortex(*command, "missing.gguf"), 1, "there is no file", "missing.gguf")
+    assert_fails(cortex(*command, "cut.gguf"), 1, "cut.gguf is cut short")
+    assert_fails(cortex(*command, "page.gguf"), 1, "page.gguf is not a GGUF file")
+    assert_fails(cortex(*command, "llama3.1:8b-gguf-q4-km"), 1, "is not on disk", "give the path")
+    assert not cortex.home.exists()
+
+
+def test_a_taken_port_is_one_line(cortex: Cortex) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        for command in (("run", "-d"), ("serve",)):
+            assert_fails(cortex(*command, f"--port={port}", MODEL), 1, f"port {port} on 127.0.0.1 is taken", "--port")
+    assert_fails(cortex("serve", "--host=no.such.host.invalid", MODEL), 1, "cannot listen on no.such.host.invalid")
+    assert_fails(cortex("serve", "--host=192.0.2.1", MODEL), 1, "cannot listen on 192.0.2.1")
+    assert not (cortex.folder / "starts").exists()
+
+
+def test_a_home_folder_that_cannot_be_used_is_one_line(cortex: Cortex) -> None:
+    cortex.home.write_text("a file")
+    for command in (("ps",), ("stop",), ("run", "-d", MODEL)):
+        assert_fails(cortex(*command), 1, str(cortex.home), "Not a directory")
+
+
+def test_nothing_running_is_no_failure(cortex: Cortex) -> None:
+    for arguments, expected in (
+        (("ps",), "Nothing is running.\n"),
+        (("ps", "--json"), "[]\n"),
+        (("stop",), "Nothing is running.\n"),
+    ):
+        result = cortex(*arguments)
+        assert (result.returncode, result.stdout, result.stderr) == (0, expected, "")
+
+
+def test_a_server_is_started_shown_and_stopped(cortex: Cortex) -> None:
+    result = cortex.run(MODEL, "--alias=little")
+    record = running()
+    url = f"http://localhost:{record.port}/v1"
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{MODEL} answers at {url}\n", "")
+
+    engine = cortex.engine()
+    assert engine is not None
+    [server] = json.loads(cortex("ps", "--json").stdout)
+    assert server.pop("uptime_seconds") >= 0
+    assert server == {
+        "model": MODEL,
+        "aliases": ["little"],
+        "state": "running",
+        "pid": record.pid,
+        "engine_pid": engine.pid,
+        "url": url,
+        "context_length": 512,
+        "kv": {"tokens": 96, "bytes": 3 << 20, "held_tokens": 32, "cached_tokens": 0, "free_tokens": 64},
+        "running": 1,
+        "waiting": 2,
+        "log": str(cortex.home / "logs/server.log"),
+    }
+    _, line = cortex("ps").stdout.splitlines()
+    for cell in (MODEL, "running", str(record.pid), str(engine.pid), "3.0 MiB, 32 of 96 tokens", url):
+        assert cell in line
+
+    result = cortex("stop")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{MODEL} stopped.\n", "")
+    assert not psutil.pid_exists(record.pid)
+    assert cortex("ps", "--json").stdout == "[]\n"
+
+
+def test_a_model_that_runs_already_is_success_by_any_of_its_names(cortex: Cortex, model_path: str) -> None:
+    cortex.run(MODEL, "--alias=llama3.1:8b-gguf-q4-km")
+    record = running()
+    for name in (MODEL, model_path, "llama3.1:8b-gguf-q4-km"):
+        result = cortex.run(name)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout == f"{name} runs already at {record.base_url}\n"
+    assert running() == record
+
+
+def test_another_model_is_refused_while_one_is_served(cortex: Cortex, model_path: str) -> None:
+    cortex.run()
+    record = running()
+    (cortex.folder / "other.gguf").write_bytes(Path(model_path).read_bytes())
+    for command in (("run", "-d"), ("run",), ("serve",)):
+        result = cortex(*command, "other.gguf")
+        assert_fails(result, 1, f"{MODEL} is served already at {record.base_url}", "cortex stop")
+    assert_fails(cortex.run("missing.gguf"), 1, "there is no file")
+    assert running() == record
+
+
+def test_a_server_that_ends_early_is_reported_with_the_end_of_its_log(cortex: Cortex) -> None:
+    cortex.behave("ends")
+    result = cortex.run()
+    assert (result.returncode, result.stdout) == (1, "")
+    reason, *lines = result.stderr.splitlines()
+    log = cortex.home / "logs/server.log"
+    assert reason == f"cortex: {MODEL} did not start: the server ended with exit code 3; the end of {log}:"
+    assert lines == [f"  log line {number}" for number in range(6, 21)]
+    assert read_record() is None
+    assert cortex.engine() is None
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("crashes", "the server ended by SIGSEGV"),
+        ("failed", "it is failed: out of memory"),
+        ("draining", "it is draining"),
+        ("silent", "it has not answered for 1 seconds"),
+    ],
+)
+def test_a_server_that_cannot_become_ready_is_not_left_behind(cortex: Cortex, behaviour: str, reason: str) -> None:
+    cortex.behave(behaviour)
+    result = cortex.run()
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"cortex: {MODEL} did not start: {reason};")
+    assert read_record() is None
+    assert cortex.engine() is None
+
+
+def test_each_start_has_a_log_of_its_own_and_the_last_one_is_kept(cortex: Cortex) -> None:
+    cortex.behave("ends")
+    cortex.run()
+    cortex.run()
+    logs = cortex.home / "logs"
+    assert sorted(path.name for path in logs.iterdir()) == ["server.1.log", "server.log"]
+    assert len((logs / "server.log").read_text().splitlines()) == 20
+
+
+def test_an_interrupt_while_waiting_leaves_no_server(cortex: Cortex) -> None:
+    cortex.behave("loading")
+    with cortex.popen("run", "-d", "--port=0", MODEL) as waiting:
+        wait_until(lambda: read_record() is not None)
+        record = running()
+        waiting.send_signal(signal.SIGINT)
+        out, err = waiting.communicate(timeout=20)
+    assert (waiting.returncode, out) == (130, "")
+    assert err == "cortex: interrupted; the server is not left running\n"
+    assert read_record() is None
+    assert not psutil.pid_exists(record.pid)
+    assert cortex.engine() is None
+
+
+def test_a_model_that_is_still_loading_is_waited_for(cortex: Cortex) -> None:
+    cortex.behave("loading")
+    with cortex.popen("serve", "--port=0", MODEL) as server:
+        wait_until(lambda: read_record() is not None)
+        with cortex.popen("run", "-d", MODEL) as waiting:
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiting.wait(1.0)
+            cortex.behave("ok")
+            out, err = waiting.communicate(timeout=20)
+        assert (waiting.returncode, out, err) == (0, f"{MODEL} runs already at {running().base_url}\n", "")
+        assert cortex("stop").returncode == 0
+        server.communicate(timeout=20)
+    assert (server.returncode, cortex.num_starts()) == (0, 1)
+
+
+def test_a_loading_server_that_ends_is_reported_to_all_who_wait(cortex: Cortex) -> None:
+    cortex.behave("loading")
+    with cortex.popen("serve", "--port=0", MODEL) as server:
+        wait_until(lambda: read_record() is not None)
+        with cortex.popen("run", "-d", MODEL) as waiting:
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiting.wait(0.5)
+            server.kill()
+            server.communicate()
+            out, err = waiting.communicate(timeout=20)
+    assert (waiting.returncode, out) == (1, "")
+    assert err == f"cortex: {MODEL} runs already (pid {server.pid}) but is not ready: the server ended\n"
+
+
+def test_two_starts_at_once_make_one_server(cortex: Cortex) -> None:
+    with cortex.popen("run", "-d", "--port=0", MODEL) as one, cortex.popen("run", "-d", "--port=0", MODEL) as two:
+        results = [process.communicate(timeout=20) for process in (one, two)]
+    url = running().base_url
+    assert (one.returncode, two.returncode) == (0, 0)
+    assert sorted(results) == [(f"{MODEL} answers at {url}\n", ""), (f"{MODEL} runs already at {url}\n", "")]
+    assert cortex.num_starts() == 1
+
+
+def test_a_killed_server_is_forgotten(cortex: Cortex) -> None:
+    cortex.run()
+    first = running()
+    os.kill(first.pid, signal.SIGKILL)
+    wait_until(lambda: read_record() is None)
+    assert (cortex.home / "server.json").exists()
+    assert cortex("ps", "--json").stdout == "[]\n"
+    assert cortex("stop").stdout == "Nothing is running.\n"
+    if engine := cortex.engine():
+        engine.kill()
+    assert "answers" in cortex.run().stdout
+    assert running().pid != first.pid
+
+
+def test_a_server_that_does_not_respond_is_shown_and_can_be_stopped(cortex: Cortex) -> None:
+    cortex.run()
+    cortex.behave("silent")
+    [server] = json.loads(cortex("ps", "--json").stdout)
+    assert (server["state"], server["engine_pid"], server["kv"]) == ("not responding", None, None)
+    assert "not responding" in cortex("ps").stdout
+    assert_fails(cortex("run", "-d", "other.gguf"), 1, "there is no file")
+    result = cortex.run()
+    assert result.returncode == 1
+    assert "is not ready: it has not answered for 1 seconds" in result.stderr
+    assert cortex("stop").returncode == 0
+    assert read_record() is None
+
+
+def test_a_server_that_will_not_stop_is_killed_with_its_engine(cortex: Cortex) -> None:
+    cortex.run()
+    cortex.behave("deaf")
+    record = running()
+    result = cortex("stop")
+    assert (result.returncode, result.stdout) == (0, f"{MODEL} stopped.\n")
+    assert result.stderr == f"cortex: {MODEL} did not end within 0 seconds and was killed\n"
+    assert not psutil.pid_exists(record.pid) or psutil.Process(record.pid).status() == psutil.STATUS_ZOMBIE
+    wait_until(lambda: cortex.engine() is None)
+
+
+def test_a_chat_through_a_pipe_keeps_the_history_and_the_server(cortex: Cortex) -> None:
+    result = cortex("run", "--port=0", MODEL, stdin="one\n\n two \nexit()\nnever\n")
+    assert (result.returncode, result.stdout) == (0, "got 1\ngot 3\n")
+    assert result.stderr == f"{MODEL} still runs at {running().base_url}; 'cortex stop' ends it.\n"
+
+
+def test_a_failed_answer_is_one_line_and_the_chat_goes_on(cortex: Cortex) -> None:
+    result = cortex("run", "--port=0", MODEL, stdin="one\nfail\ntwo")
+    assert (result.returncode, result.stdout.split()) == (1, ["got", "1", "got", "3"])
+    assert result.stderr.splitlines()[0] == "cortex: no answer today"
+    assert read_record() is not None

@@ -1,0 +1,196 @@
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from api.options import ServerOptions
+from api.record import (
+    AlreadyRunningError,
+    Health,
+    KvMemory,
+    ServerRecord,
+    ask_health,
+    hold_record,
+    home,
+    only_starter,
+    read_record,
+)
+from scheduler.config import EngineConfig
+
+OPTIONS = ServerOptions(
+    model="tiny",
+    model_path=Path("/models/tiny.gguf"),
+    engine=EngineConfig("/models/tiny.gguf"),
+    aliases=("small", "little"),
+    log_file="/logs/server.log",
+)
+HEALTH = Health(
+    status="ok",
+    model="tiny",
+    aliases=("small",),
+    pid=1,
+    engine_pid=2,
+    uptime_seconds=3.5,
+    context_length=512,
+    kv=KvMemory(tokens=96, bytes=1024, held_tokens=32, cached_tokens=0, free_tokens=64),
+    running=1,
+    waiting=0,
+    version="0",
+)
+
+
+@pytest.fixture(autouse=True)
+def cortex_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CORTEX_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def record() -> ServerRecord:
+    with hold_record(OPTIONS, port=0) as record:
+        return record
+
+
+def test_a_held_record_can_be_read_until_it_is_let_go() -> None:
+    assert read_record() is None
+    with hold_record(OPTIONS, port=4242) as record:
+        assert read_record() == record
+        assert (record.pid, record.port, record.aliases) == (os.getpid(), 4242, ("small", "little"))
+    assert read_record() is None
+    assert not (home() / "server.json").exists()
+
+
+def test_a_second_server_is_told_of_the_first() -> None:
+    with hold_record(OPTIONS, port=4242) as first:
+        message = r"tiny is served already at http://localhost:4242/v1 \(pid \d+\)"
+        with pytest.raises(AlreadyRunningError, match=message) as raised, hold_record(OPTIONS, port=1):
+            pass
+        assert raised.value.record == first
+        assert read_record() == first
+
+
+def test_what_a_killed_server_left_is_not_believed_though_its_pid_lives(cortex_home: Path) -> None:
+    script = (
+        "import os, signal\n"
+        "from tests.api.test_record import OPTIONS\n"
+        "from api.record import hold_record\n"
+        "with hold_record(OPTIONS, 1):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == -9
+    left = cortex_home / "server.json"
+    left.write_text(json.dumps(json.loads(left.read_text()) | {"pid": os.getpid()}))
+    assert read_record() is None
+    with hold_record(OPTIONS, port=2) as record:
+        assert read_record() == record
+
+
+@pytest.mark.parametrize("content", ["", '{"pid": 1', "[]", "null", '"text"', '{"pid": 1}', "\xff\xfe"])
+def test_a_record_that_makes_no_sense_is_none(cortex_home: Path, content: str) -> None:
+    with hold_record(OPTIONS, port=1):
+        (cortex_home / "server.json").write_bytes(content.encode("latin-1"))
+        assert read_record() is None
+
+
+def test_reading_never_keeps_a_server_from_starting() -> None:
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.is_set():
+            read_record()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for port in range(200):
+            with hold_record(OPTIONS, port=port):
+                pass
+    finally:
+        ended.set()
+        reader.join()
+
+
+def test_only_one_command_starts_a_server_at_a_time() -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with only_starter():
+            order.append("second")
+
+    with only_starter():
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(timeout=0.1)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_the_home_folder_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORTEX_HOME", "~/somewhere")
+    assert home() == Path.home() / "somewhere"
+    monkeypatch.setenv("CORTEX_HOME", "")
+    assert home().name == "cortex"
+
+
+@pytest.mark.parametrize(
+    ("host", "for_people", "for_this_machine"),
+    [
+        ("127.0.0.1", "http://localhost:80/v1", "http://127.0.0.1:80/v1"),
+        ("localhost", "http://localhost:80/v1", "http://localhost:80/v1"),
+        ("0.0.0.0", "http://localhost:80/v1", "http://127.0.0.1:80/v1"),
+        ("::", "http://localhost:80/v1", "http://[::1]:80/v1"),
+        ("10.1.2.3", "http://10.1.2.3:80/v1", "http://10.1.2.3:80/v1"),
+        ("fd00::7", "http://[fd00::7]:80/v1", "http://[fd00::7]:80/v1"),
+    ],
+)
+def test_addresses(record: ServerRecord, host: str, for_people: str, for_this_machine: str) -> None:
+    record = replace(record, host=host, port=80)
+    assert (record.base_url, record.connect_url) == (for_people, for_this_machine)
+
+
+@contextlib.contextmanager
+def answering(body: bytes) -> Iterator[int]:
+    """A port where every connection gets an answer with this body."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                head = f"HTTP/1.1 503 Busy\r\nContent-Length: {len(body)}\r\n\r\n"
+                connection.sendall(head.encode() + body)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join()
+
+
+def test_health_is_what_the_server_says(record: ServerRecord) -> None:
+    body = asdict(HEALTH) | {"statistics": {"of": "a later version"}}
+    with answering(json.dumps(body).encode()) as port:
+        assert ask_health(replace(record, port=port)) == HEALTH
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"ok"', b"{}", b'{"status": "ok"}', b"\xff"])
+def test_what_is_no_health_is_no_answer(record: ServerRecord, body: bytes) -> None:
+    with answering(body) as port:
+        assert ask_health(replace(record, port=port)) is None
+
+
+def test_nobody_there_is_no_answer(record: ServerRecord) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert ask_health(replace(record, port=port), timeout=0.05) is None
+    assert ask_health(replace(record, port=port)) is None

@@ -1,0 +1,232 @@
+"""Shared KV is right: on the real model, logits after any kind of hit are those of a fresh computation."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from api.tokenizer import Tokenizer
+from kvcache.cache import KVCache
+from kvcache.tree import PAGE_TOKENS
+from scheduler.config import EngineConfig
+from scheduler.llama import Context, Model
+from scheduler.messages import SamplingParams, Submit
+from scheduler.pacing import Pacer
+from scheduler.plan import Plan, Result
+from scheduler.runner import LlamaRunner
+from scheduler.scheduler import Scheduler
+
+MAX_DIFFERENCE = 1.0
+"""Of a logit. Batch shapes alone, nothing shared, move the largest of 49k by 0.5 in most rows, and by 1.7 in the worst
+row of an answer; one wrong token of a hundred moves it by 2 to 4 in most rows."""
+MAX_DIFFERENCE_ANYWHERE = 2.0
+CLEAR_LEAD = 2.0
+"""By which the best token leads where it must be the same."""
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def config(model_path: str) -> EngineConfig:
+    return EngineConfig(model_path, threads=2)
+
+
+@pytest.fixture(scope="module")
+def model(config: EngineConfig) -> Iterator[Model]:
+    model = Model(config.model_path, 0)
+    yield model
+    model.close()
+
+
+class RecordingRunner(LlamaRunner):
+    """Keeps the logits that every token was chosen from."""
+
+    def __init__(self, context: Context, eog_tokens: frozenset[int]) -> None:
+        super().__init__(context, eog_tokens)
+        self.recorded: dict[int, list[NDArray[np.float32]]] = defaultdict(list)
+
+    def run(self, plan: Plan) -> Result:
+        result = super().run(plan)
+        sampling = [chunk.sequence.request_id for chunk in plan.chunks if chunk.samples]
+        for request, row in zip(sampling, self.logits(len(sampling)) if sampling else [], strict=True):
+            self.recorded[request].append(row.copy())
+        return result
+
+
+@dataclass
+class Served:
+    """A scheduler on the real model, stepped by hand."""
+
+    scheduler: Scheduler
+    runner: RecordingRunner
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    cached: dict[int, int] = field(default_factory=dict)
+
+    def submit(self, request: int, prompt: list[int], max_tokens: int) -> None:
+        self.tokens[request] = list(prompt)
+        assert self.scheduler.submit(Submit(request, prompt, max_tokens, GREEDY)) is None
+
+    def step(self) -> None:
+        plan = self.scheduler.plan()
+        for output in self.scheduler.commit(plan, self.runner.run(plan)):
+            self.cached.setdefault(output.request_id, output.cached_tokens)
+            self.tokens[output.request_id] += output.tokens
+
+    def run(self) -> None:
+        while self.scheduler.has_work:
+            self.step()
+        self.scheduler.cache.check_integrity()
+        assert self.scheduler.cache.num_held == 0
+
+
+def serve(model: Model, config: EngineConfig, *, kv_tokens: int = 2048, budget: int = 256) -> Iterator[Served]:
+    context = Context(model, config, kv_tokens=kv_tokens, num_ids=32, batch_tokens=256, threads=2)
+    cache = KVCache(context, kv_tokens // PAGE_TOKENS, 32)
+    runner = RecordingRunner(context, model.eog_tokens)
+    scheduler = Scheduler(cache, Pacer(0.004), max_seqs=16, token_budget=budget, ctx_len=1024)
+    yield Served(scheduler, runner)
+    context.close()
+
+
+@pytest.fixture
+def served(model: Model, config: EngineConfig) -> Iterator[Served]:
+    yield from serve(model, config)
+
+
+@pytest.fixture
+def served_small(model: Model, config: EngineConfig) -> Iterator[Served]:
+    yield from serve(model, config, kv_tokens=512)
+
+
+@pytest.fixture
+def reference(model: Model, config: EngineConfig) -> Iterator["Reference"]:
+    context = Context(model, config, kv_tokens=1024, num_ids=256, batch_tokens=512, threads=2)
+    yield Reference(context)
+    context.close()
+
+
+class Reference:
+    """Logits of tokens computed afresh, alone."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def logits(self, tokens: list[int], first: int) -> NDArray[np.float32]:
+        """Rows for the positions from `first` on."""
+        context, length = self._context, len(tokens)
+        context.remove(0, 0, -1)
+        context.tokens[:length] = tokens
+        context.positions[:length] = np.arange(length)
+        context.ids[:length] = 0
+        context.outputs[:first] = 0
+        context.outputs[first:length] = 1
+        context.decode(length)
+        return context.logits(length - first).copy()
+
+
+def check(served: Served, reference: Reference, request: int) -> None:
+    """Every answer token of the request was chosen from the logits that a fresh computation gives."""
+    recorded = np.array(served.runner.recorded[request])
+    tokens = served.tokens[request]
+    fresh = reference.logits(tokens[:-1], len(tokens) - 1 - len(recorded))
+    differences = np.abs(fresh - recorded).max(axis=1)
+    assert differences[0] < MAX_DIFFERENCE  # right behind the hit
+    assert np.median(differences) < MAX_DIFFERENCE
+    assert differences.max() < MAX_DIFFERENCE_ANYWHERE
+    best = np.partition(fresh, -2, axis=1)[:, -2:]
+    clear = best[:, 1] - best[:, 0] > CLEAR_LEAD
+    assert (fresh.argmax(axis=1) == recorded.argmax(axis=1))[clear].all()
+
+
+SENTENCES = """
+The lighthouse keeper wrote in his log every evening. On Monday the wind came from the north and two ships passed.
+He had repaired the lamp in the morning, because a gull had broken one of the panes. The oil would last nine more days.
+On Tuesday it rained without a pause, and nobody came. He read an old book about the stars and cooked a soup of beans.
+A boy from the village rowed over with bread, letters and a newspaper that was already a week old. They talked about
+the harvest and about the school that would be built near the harbour. Quarterly revenue grew by eleven percent while
+the costs of materials fell. The board decided to pay a dividend to all shareholders in the spring of the next year.
+Water boils at a lower temperature on a mountain, because the air is thinner there. The recipe asks for three eggs, a
+cup of flour and a pinch of salt. Trains between the two cities run every hour until midnight. Our neighbour has planted
+roses along the fence, and her dog sleeps under them when the sun is high.
+""".replace("\n", " ").split(".")
+
+
+@pytest.fixture(scope="module")
+def prompt(tokenizer: Tokenizer) -> Callable[[int, int], list[int]]:
+    """Natural text, in which a wrong share moves the logits far; each seed begins with a token of its own."""
+
+    def make(seed: int, length: int) -> list[int]:
+        order = np.random.default_rng(seed).permutation(len(SENTENCES))
+        text = ".".join(SENTENCES[index] for index in order) * (1 + length // 200)
+        return [1000 + seed, *tokenizer.encode(text, parse_special=False)][:length]
+
+    return make
+
+
+Prompt = Callable[[int, int], list[int]]
+
+
+def test_after_a_hit_on_an_idle_sequence(served: Served, reference: Reference, prompt: Prompt) -> None:
+    served.submit(1, prompt(1, 100), 8)
+    served.run()
+    served.submit(2, prompt(1, 75) + prompt(2, 20), 8)  # ends inside the third page
+    served.submit(3, served.tokens[1] + prompt(3, 20), 8)  # goes on where the first ended
+    served.run()
+    assert (served.cached[2], served.cached[3]) == (75, 107)
+    for request in (1, 2, 3):
+        check(served, reference, request)
+
+
+def test_after_a_hit_on_a_running_sequence(served: Served, reference: Reference, prompt: Prompt) -> None:
+    served.submit(1, prompt(1, 50), 30)
+    for _ in range(6):
+        served.step()
+    served.submit(2, prompt(1, 24) + prompt(2, 20), 10)  # a hit shorter than a page
+    served.submit(3, served.tokens[1] + prompt(3, 9), 10)  # all of its answer so far; the last token is awaited
+    served.run()
+    assert (served.cached[2], served.cached[3]) == (24, len(served.tokens[3]) - 9 - 10)
+    for request in (1, 2, 3):
+        check(served, reference, request)
+
+
+def test_after_a_hit_on_a_sequence_that_is_still_prefilling(
+    model: Model, config: EngineConfig, reference: Reference
+) -> None:
+    for served in serve(model, config, budget=64):
+        shared = prompt(1, 150)
+        for request in range(4):
+            served.submit(request, shared + prompt(10 + request, 12), 8)
+        served.run()
+        assert [served.cached[request] for request in range(4)] == [0, 150, 150, 150]
+        for request in range(4):
+            check(served, reference, request)
+
+
+def test_after_preemption(served_small: Served, reference: Reference, prompt: Prompt) -> None:
+    served = served_small
+    for request in range(6):
+        served.submit(request, prompt(request, 40), 90)
+    served.run()
+    assert served.scheduler.statistics().preemptions > 0
+    for request in range(6):
+        assert len(served.tokens[request]) == 130
+        check(served, reference, request)
+
+
+def test_after_equal_pages_were_merged(served: Served, reference: Reference, prompt: Prompt) -> None:
+    served.submit(1, prompt(1, 40), 70)
+    served.submit(2, prompt(1, 40), 70)  # the same greedy answer, computed twice until its pages meet
+    served.run()
+    assert served.scheduler.cache.statistics().merged_pages > 0
+    for request in (1, 2):
+        check(served, reference, request)
+
+
+def test_a_wrong_share_would_be_seen(served: Served, reference: Reference, prompt: Prompt) -> None:
+    served.submit(1, prompt(1, 100), 4)
+    served.run()
+    served.tokens[1][50] = 2000
+    with pytest.raises(AssertionError):
+        check(served, reference, 1)
