@@ -192,7 +192,7 @@ def test_after_a_hit_on_a_running_sequence(served: Served, reference: Reference,
 
 
 def test_after_a_hit_on_a_sequence_that_is_still_prefilling(
-    model: Model, config: EngineConfig, reference: Reference
+    model: Model, config: EngineConfig, reference: Reference, prompt: Prompt
 ) -> None:
     for served in serve(model, config, budget=64):
         shared = prompt(1, 150)
