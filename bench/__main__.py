@@ -1,6 +1,5 @@
 """`python -m bench`: the command line of everything that measures."""
 
-import importlib
 import secrets
 import shlex
 import sys
@@ -130,7 +129,8 @@ async def _measure(
     async with open_http(target.api_key, target.timeout) as http:
         if not target.model:
             target = replace(target, model=await first_model(http, target.url))
-        with Progress(*columns, console=screen, transient=True, refresh_per_second=2) as progress:
+        hidden = not screen.is_terminal
+        with Progress(*columns, console=screen, refresh_per_second=2, disable=hidden) as progress:
             task = progress.add_task(settings.workload, total=None)
             client = Client(http, target, on_record=lambda: progress.advance(task))
             repetitions = await repeat(
@@ -146,17 +146,40 @@ def _without(secret: str, arguments: list[str]) -> list[str]:
 @app.command()
 def ceiling(
     *,
-    model: Annotated[Path, typer.Option(help="A .gguf file.")],
-    workload: Annotated[Workload, typer.Option()] = "uniform",
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
-    times: Annotated[int, typer.Option("--repeat", min=1, max=1000)] = 1,
+    model: Annotated[str, typer.Option(help="As for `cortex run`.")] = "smollm2:135m",
+    url: Annotated[str, typer.Option(help="A server of the same model, measured in turn with the bare loop.")] = "",
+    users: Annotated[int, typer.Option(min=1, max=256)] = 8,
+    times: Annotated[int, typer.Option("--repeat", min=1, max=1000)] = 5,
+    fill: Annotated[bool, typer.Option(help="Fill the KV pools with idle sequences first.")] = True,
     out: Annotated[Path | None, typer.Option()] = None,
 ) -> None:
-    """What the model alone reaches on this machine, with no server around it."""
+    """What the model alone reaches on this machine; with --url, how close a server comes to it."""
     # Only now: it loads llama.cpp, which a load generator does without.
-    importlib.import_module("bench.ceiling").main(
-        model=model, workload=workload, temperature=temperature, repeat=times, out=out
-    )
+    from api.model_files import ModelFilesError
+    from api.model_files import resolve as resolve_model
+    from bench import ceiling as bare
+
+    try:
+        if url:
+            require_loopback(url)
+        settings = resolve(Settings(workload="uniform", users=users))
+        plan = bare.Plan(
+            model_path=resolve_model(model),
+            settings=settings,
+            url=url.rstrip("/"),
+            repeat=times,
+            fill=fill,
+            salt=secrets.randbits(32),
+        )
+        outcome = bare.run(plan, Console(stderr=True))
+    except (BenchError, ModelFilesError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+    bare.show(outcome, Console())
+    if out is not None:
+        command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
+        out.write_bytes(orjson.dumps({"command": command, **outcome}, option=orjson.OPT_INDENT_2))
+    sys.stdout.write(orjson.dumps(outcome).decode() + "\n")
 
 
 if __name__ == "__main__":

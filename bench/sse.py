@@ -18,10 +18,10 @@ class SSEDecoder:
         lines = (self._partial + received).splitlines(keepends=True)
         # A line that ends in a bare CR may be the first half of a CRLF, so it waits as well.
         self._partial = b"" if not lines or lines[-1].endswith(b"\n") else lines.pop()
-        if len(self._partial) + sum(map(len, self._data)) > MAX_EVENT_BYTES:
-            raise ValueError(f"an event is larger than {MAX_EVENT_BYTES} bytes")
         for line in lines:
             yield from self._take(line.rstrip(b"\r\n"))
+        if len(self._partial) + sum(map(len, self._data)) > MAX_EVENT_BYTES:
+            raise ValueError(f"an event is larger than {MAX_EVENT_BYTES} bytes")
 
     def _take(self, line: bytes) -> Iterator[bytes]:
         if self._at_start:

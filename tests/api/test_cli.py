@@ -36,7 +36,7 @@ def behaviour():
 def serve(options):
     with Path("starts").open("a") as starts:
         starts.write("started\\n")
-    engine = subprocess.Popen(["sleep", "600"])
+    engine = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     Path("engine.pid").write_text(str(engine.pid))
     if behaviour() == "ends":
         for number in range(1, 21):
@@ -237,7 +237,7 @@ def parsed(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> ServerO
         received.append(options)
         return 7
 
-    monkeypatch.setitem(sys.modules, "api.server", SimpleNamespace(serve=serve))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "api.server", SimpleNamespace(serve=serve))
     monkeypatch.setattr(sys, "argv", ["cortex", "serve", *arguments])
     with pytest.raises(SystemExit) as raised:
         cli.main()

@@ -1,0 +1,1 @@
+"""Micro-benchmarks of the step's Python, with a runner that computes nothing: `make micro`."""

@@ -1,0 +1,139 @@
+"""What plan, commit, pages, lookups and fan-out cost at 16, 64 and 256 sequences."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from api.mailbox import Mailbox
+from kvcache.cache import KVCache
+from kvcache.tree import TOKEN_BYTES, Branch
+from scheduler.messages import Output, SamplingParams, Step, Submit, decode, encode
+from scheduler.pacing import Pacer
+from scheduler.plan import Plan, Result
+from scheduler.scheduler import Scheduler
+
+SIZES = pytest.mark.parametrize("num_seqs", [16, 64, 256])
+PROMPT_TOKENS = 96
+ROUNDS = 200
+
+
+class NoMemory:
+    """Cells that nobody looks at."""
+
+    def share(self, source: int, target: int, start: int, stop: int) -> None: ...
+
+    def remove(self, sequence_id: int, start: int, stop: int) -> bool:
+        return True
+
+
+def as_bytes(tokens: list[int]) -> bytes:
+    return b"".join(token.to_bytes(TOKEN_BYTES, "little") for token in tokens)
+
+
+def prompt(request: int, length: int = PROMPT_TOKENS) -> list[int]:
+    """The first 24 tokens are everybody's, as a chat template's are."""
+    return [*range(24), *range(1000 * (request + 1), 1000 * (request + 1) + length - 24)]
+
+
+def decoding(num_seqs: int) -> Scheduler:
+    """A scheduler whose sequences all have their prompts behind them."""
+    cache = KVCache(NoMemory(), num_pages=num_seqs * 64, num_ids=num_seqs)
+    scheduler = Scheduler(
+        cache, Pacer(0.004), max_seqs=num_seqs, token_budget=4096, ctx_len=4096, eog_tokens=frozenset({2})
+    )
+    for request in range(num_seqs):
+        scheduler.submit(Submit(request, prompt(request), 1500, SamplingParams(temperature=0.0)))
+    plan = scheduler.plan()
+    while plan.num_decode < num_seqs:
+        scheduler.commit(plan, result(plan))
+        plan = scheduler.plan()
+    return scheduler
+
+
+def result(plan: Plan) -> Result:
+    return Result([7] * sum(chunk.samples for chunk in plan.chunks), 0.01)
+
+
+@SIZES
+def test_plan_and_commit(benchmark: BenchmarkFixture, num_seqs: int) -> None:
+    """One whole step of the scheduler, stop checks and built events included."""
+    scheduler = decoding(num_seqs)
+
+    def step() -> list[Output]:
+        plan = scheduler.plan()
+        return scheduler.commit(plan, Result([7] * num_seqs, 0.01))
+
+    outputs = benchmark.pedantic(step, rounds=ROUNDS, warmup_rounds=5)
+    assert len(outputs) == num_seqs
+
+
+@SIZES
+def test_plan_with_followers_waiting(benchmark: BenchmarkFixture, num_seqs: int) -> None:
+    """A burst: all but one wait for the prefix that the first computes, and are looked up in every plan."""
+    cache = KVCache(NoMemory(), num_pages=num_seqs * 64, num_ids=256)
+    scheduler = Scheduler(cache, Pacer(0.004), max_seqs=num_seqs, token_budget=64, ctx_len=4096)
+    for request in range(num_seqs):
+        scheduler.submit(Submit(request, [*range(1000), request], 8))
+    scheduler.commit(plan := scheduler.plan(), result(plan))
+    plan = benchmark.pedantic(scheduler.plan, rounds=ROUNDS, warmup_rounds=5)
+    assert len(plan.chunks) == 1
+
+
+@SIZES
+def test_allocate_and_release(benchmark: BenchmarkFixture, num_seqs: int) -> None:
+    """Acquire, fill and release a sequence in a full cache of others, which evicts as much as it takes."""
+    cache = KVCache(NoMemory(), num_pages=num_seqs * 4, num_ids=256)
+    requests = iter(range(10**9))
+
+    def sequence() -> Branch:
+        tokens = as_bytes(prompt(next(requests)))
+        branch = cache.acquire(tokens)
+        assert branch is not None
+        cache.commit(branch, tokens[branch.num_tokens * TOKEN_BYTES :])
+        cache.release(branch)
+        return branch
+
+    for _ in range(num_seqs * 2):
+        sequence()
+    benchmark.pedantic(sequence, rounds=ROUNDS, warmup_rounds=5)
+    cache.check_integrity()
+
+
+@SIZES
+@pytest.mark.parametrize("length", [96, 2048])
+def test_lookup(benchmark: BenchmarkFixture, num_seqs: int, length: int) -> None:
+    """The longest prefix among so many cached sequences of `length` tokens."""
+    cache = KVCache(NoMemory(), num_pages=num_seqs * 65, num_ids=256)
+    for request in range(num_seqs):
+        branch = cache.acquire(tokens := as_bytes(prompt(request, length)))
+        assert branch is not None
+        cache.commit(branch, tokens[branch.num_tokens * TOKEN_BYTES :])
+        cache.release(branch)
+    wanted = as_bytes([*prompt(num_seqs // 2, length), 5])
+    hit = benchmark.pedantic(cache.lookup, args=(wanted,), rounds=ROUNDS, warmup_rounds=5)
+    assert hit.num_tokens == length
+
+
+@SIZES
+def test_fan_out(benchmark: BenchmarkFixture, num_seqs: int) -> None:
+    """A step's outputs over the wire into every stream's mailbox."""
+    mailboxes = {request: Mailbox() for request in range(num_seqs)}
+
+    def fan_out() -> None:
+        message: Any = decode(encode(Step([Output(request, [7]) for request in range(num_seqs)])))
+        for output in message.outputs:
+            mailboxes[output.request_id].put(output)
+
+    _in_trio(lambda: benchmark.pedantic(fan_out, rounds=ROUNDS, warmup_rounds=5))
+
+
+def _in_trio(function: Callable[[], None]) -> None:
+    """Mailboxes read trio's clock."""
+    import trio
+
+    async def main() -> None:
+        function()
+
+    trio.run(main)

@@ -1,0 +1,253 @@
+"""The measuring client against a server that says exactly what a test wrote down."""
+
+from typing import Any
+
+import pytest
+import trio
+
+from bench import client as client_module
+from bench.client import Client, Target, first_model, open_http, require_loopback
+from bench.records import Ask, BenchError, Record
+from tests.bench.fakes import (
+    DONE,
+    EVENTS,
+    Script,
+    content,
+    event,
+    finish,
+    plain,
+    role,
+    saying,
+    serving,
+    usage,
+)
+
+ASK = Ask(({"role": "user", "content": "hello"},), 8, "stream")
+
+
+async def measure(script: Script, **settings: Any) -> Record:
+    async with serving(script) as server:
+        target = Target(url=server.url, model="fake", **settings)
+        async with open_http(target.api_key, target.timeout) as http:
+            return await Client(http, target).chat(ASK)
+
+
+async def test_an_answer_is_measured() -> None:
+    record = await measure(
+        saying(EVENTS, role(), content("one"), content(" two"), finish("stop"), usage(12, 5, 8), DONE)
+    )
+    assert record.error is None
+    assert record.role == "stream"
+    assert record.text == "one two"
+    assert len(record.chunks) == 2
+    assert (record.prompt_tokens, record.completion_tokens, record.cached_tokens) == (12, 5, 8)
+    assert record.tokens_from_usage
+    assert record.finish_reason == "stop"
+    assert record.start < record.chunks[0] <= record.chunks[1] <= record.end
+
+
+async def test_the_first_chunk_with_content_counts_and_not_the_first_chunk() -> None:
+    async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
+        await stream.send_all(EVENTS + role() + b": ping\n\n")
+        await trio.sleep(0.05)
+        await stream.send_all(content("one") + finish() + DONE)
+
+    record = await measure(script)
+    assert len(record.chunks) == 1
+    assert record.chunks[0] - record.start >= 0.05
+    assert record.end == record.chunks[0]  # one read
+
+
+async def test_without_usage_tokens_are_chunks_and_marked() -> None:
+    record = await measure(saying(EVENTS, content("a"), content("b"), content("c", "length"), DONE))
+    assert record.completion_tokens == 3
+    assert not record.tokens_from_usage
+    assert record.prompt_tokens is None
+    assert record.cached_tokens is None
+
+
+async def test_a_read_may_split_a_character() -> None:
+    spoken = content("grüße 🦙")
+
+    async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
+        await stream.send_all(EVENTS)
+        for cut in range(len(spoken)):
+            await stream.send_all(spoken[cut : cut + 1])
+            await trio.lowlevel.checkpoint()
+        await stream.send_all(finish() + DONE)
+
+    record = await measure(script)
+    assert record.error is None
+    assert record.text == "grüße 🦙"
+    assert len(record.chunks) == 1
+
+
+async def test_reasoning_is_content_but_no_answer() -> None:
+    thought = event({"choices": [{"delta": {"reasoning_content": "hm"}}]})
+    record = await measure(saying(EVENTS, thought, content("yes", "stop"), DONE))
+    assert len(record.chunks) == 2
+    assert record.text == "yes"
+
+
+@pytest.mark.parametrize(
+    ("parts", "error"),
+    [
+        ([plain("400 Bad Request", b'{"error": {"message": "too long"}}')], "HTTP 400: too long"),
+        ([plain("503 Service Unavailable", b"busy")], "HTTP 503: busy"),
+        ([plain("404 Not Found", b'{"detail": "where?"}')], "HTTP 404: {'detail': 'where?'}"),
+        ([EVENTS, content("a"), event({"error": {"message": "engine died"}}), DONE], "engine died"),
+        ([EVENTS, content("a"), event({"error": "engine died"})], "engine died"),
+        ([EVENTS, content("a")], "the stream ended early"),
+        ([plain("200 OK", b'{"choices": []}')], "the stream ended early"),
+        ([EVENTS, b"data: {no json\n\n"], "unreadable event"),
+        ([EVENTS, b"data: [1]\n\n"], "unreadable event"),
+        ([EVENTS, event({"choices": [7]})], "unreadable event"),
+        ([b"SSH-2.0\r\n\r\n"], "RemoteProtocolError"),
+        ([b""], "RemoteProtocolError"),
+        ([EVENTS.replace(b"connection: close", b"content-length: 999"), content("a", "stop")], "RemoteProtocol"),
+    ],
+)
+async def test_whatever_goes_wrong_is_in_the_record(parts: list[bytes], error: str) -> None:
+    record = await measure(saying(*parts))
+    assert record.error is not None
+    assert record.error.startswith(error)
+    assert record.end >= record.start
+
+
+async def test_nobody_listens() -> None:
+    async with serving(saying()) as server:
+        url = server.url
+    async with open_http(None, 5) as http:
+        record = await Client(http, Target(url=url, model="fake")).chat(ASK)
+        assert record.error is not None
+        assert record.error.startswith("ConnectError")
+        with pytest.raises(BenchError, match="cannot ask"):
+            await first_model(http, url)
+
+
+async def test_a_silent_server_is_given_up() -> None:
+    async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
+        await stream.send_all(EVENTS + content("a"))
+        await trio.sleep_forever()
+
+    for limits in ({"timeout": 0.1}, {"time_limit": 0.1}):
+        record = await measure(script, **limits)
+        assert record.error is not None
+        assert record.error.startswith("timeout after 0.")
+        assert len(record.chunks) == 1
+        assert record.end - record.start < 5
+
+
+async def test_nothing_is_waited_for_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "DRAIN_SECONDS", 0.02)
+
+    async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
+        await stream.send_all(EVENTS + content("a", "stop") + DONE + content("late"))
+        await trio.sleep_forever()
+
+    record = await measure(script)
+    assert record.error is None
+    assert record.text == "a"
+    assert record.end == record.chunks[0]
+
+
+async def test_an_aborted_request_is_closed_and_is_no_error() -> None:
+    gone = trio.Event()
+
+    async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
+        await stream.send_all(EVENTS + content("a"))
+        assert await stream.receive_some() == b""
+        gone.set()
+
+    scope = trio.CancelScope()
+    seen = []
+
+    def watch(n_chunks: int) -> None:
+        seen.append(n_chunks)
+        scope.cancel()
+
+    async with serving(script) as server, open_http(None, 5) as http:
+        record = await Client(http, Target(url=server.url, model="fake")).chat(ASK, abort=scope, watch=watch)
+        with trio.fail_after(5):
+            await gone.wait()
+    assert record.aborted
+    assert record.error is None
+    assert record.completion_tokens == seen[-1] == 1
+
+
+async def test_what_is_sent() -> None:
+    script = saying(EVENTS, content("a", "stop"), DONE)
+    async with serving(script) as server, open_http("key", 5) as http:
+        assert await first_model(http, server.url) == "fake"
+        target = Target(url=server.url, model="m", temperature=0.5, top_p=0.9)
+        await Client(http, target).chat(ASK)
+        await Client(http, Target(url=server.url, model="m", ignore_eos=False)).chat(ASK)
+        first, second = server.bodies
+        assert b"authorization: bearer key" in server.heads[0].lower()
+    assert first == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 8,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    assert not {"ignore_eos", "top_p"} & set(second)
+
+
+async def test_requests_do_not_queue_in_the_client() -> None:
+    at_once = 120  # more than httpx opens by itself
+    arrived = 0
+    everybody = trio.Event()
+
+    async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
+        nonlocal arrived
+        arrived += 1
+        if arrived == at_once:
+            everybody.set()
+        await everybody.wait()
+        await stream.send_all(EVENTS + content("a", "stop") + DONE)
+
+    records = []
+    async with serving(script) as server, open_http(None, 15) as http:
+        client = Client(http, Target(url=server.url, model="fake", timeout=15))
+
+        async def one() -> None:
+            records.append(await client.chat(ASK))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(at_once):
+                nursery.start_soon(one)
+    assert [record.error for record in records] == [None] * at_once
+
+
+async def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert (await measure(saying(EVENTS, content("a", "stop"), DONE))).error is None
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "http://127.8.0.1", "http://[::1]:80", "http://localhost:1"])
+def test_loopback_addresses(url: str) -> None:
+    require_loopback(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://10.0.0.1",
+        "http://0.0.0.0:80",
+        "https://api.openai.com/v1",
+        "http://127.0.0.1.evil.org",
+        "",
+        "x",
+        "http://[",
+    ],
+)
+def test_other_addresses_are_refused(url: str) -> None:
+    with pytest.raises(BenchError):
+        require_loopback(url)
