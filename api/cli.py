@@ -27,6 +27,8 @@ SILENCE_SECONDS = 60.0
 """A server that gave no sign of life for so long will not become ready."""
 STOP_MARGIN_SECONDS = 10.0
 """What a server may take to end after its grace period."""
+ABANDON_SECONDS = 5.0
+"""What a server that is given up while it starts may take to end."""
 LOG_LINES = 15
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -53,7 +55,8 @@ def main() -> None:
     except typer.TyperException as error:
         _fail(error.format_message(), error.exit_code)
     except CommandError as error:
-        _fail(str(error), 1, _last_lines(error.log))
+        lines = _last_lines(error.log)
+        _fail(f"{error}; the end of {error.log}:" if lines else str(error), 1, lines)
     except (ModelFilesError, AlreadyRunningError) as error:
         _fail(str(error), 1)
     except OSError as error:
@@ -151,9 +154,9 @@ def stop() -> None:
         return
     patience = record.grace_seconds + STOP_MARGIN_SECONDS
     with spinner(f"stopping {record.model}"):
-        ended = _end(_process_of(record), patience)
+        ended = _end(record.pid, patience)
     if not ended:
-        typer.echo(f"cortex: {record.model} did not end within {patience:.0f} seconds and was killed", err=True)
+        typer.echo(f"cortex: {record.model} did not end within {patience:g} seconds and was killed", err=True)
     typer.echo(f"{record.model} stopped.")
 
 
@@ -204,12 +207,12 @@ def _ensure_served(model: str, flags: ServerFlags) -> tuple[ServerRecord, bool]:
         raise AlreadyRunningError(record)
     try:
         with spinner(f"waiting for {model}"):
-            return _wait_until_ready(_process_of(record)), False
+            return _wait_until_ready(psutil.Process(record.pid)), False
+    except psutil.NoSuchProcess:
+        raise CommandError(f"the server of {model} (pid {record.pid}) ended just now") from None
     except NotReadyError as error:
-        raise CommandError(
-            f"{model} runs already (pid {record.pid}) but is not ready: {error}",
-            Path(record.log) if record.log else None,
-        ) from None
+        reason = f"{model} runs already (pid {record.pid}) but is not ready: {error}"
+        raise CommandError(reason, Path(record.log) if record.log else None) from None
 
 
 def _is_model_of(record: ServerRecord, model: str) -> bool:
@@ -236,7 +239,7 @@ def _start(model: str, flags: ServerFlags) -> ServerRecord:
         try:
             record = _wait_until_ready(server)
         except NotReadyError as error:
-            raise CommandError(f"{model} did not start: {error}; the end of {log}:", log) from None
+            raise CommandError(f"{model} did not start: {error}", log) from None
         except KeyboardInterrupt:
             typer.echo("cortex: interrupted; the server is not left running", err=True)
             raise
@@ -291,13 +294,6 @@ def _listening_error(kind: list[Any], address: Any) -> OSError | None:
     return None
 
 
-def _process_of(record: ServerRecord) -> psutil.Process:
-    try:
-        return psutil.Process(record.pid)
-    except psutil.NoSuchProcess:
-        raise CommandError(f"{record.model} (pid {record.pid}) ended just now") from None
-
-
 def _wait_until_ready(server: psutil.Process) -> ServerRecord:
     """The record of `server` once its model answers.
 
@@ -313,7 +309,7 @@ def _wait_until_ready(server: psutil.Process) -> ServerRecord:
             if health.status != "loading":
                 raise NotReadyError(f"it is {health.status}" + (f": {health.reason}" if health.reason else ""))
         if time.monotonic() - last_answer > SILENCE_SECONDS:
-            raise NotReadyError(f"it has not answered for {SILENCE_SECONDS:.0f} seconds")
+            raise NotReadyError(f"it has not answered for {SILENCE_SECONDS:g} seconds")
         time.sleep(POLL_SECONDS)
     raise NotReadyError(f"the server ended{_cause_of_end(server)}")
 
@@ -338,25 +334,26 @@ def _cause_of_end(process: psutil.Process) -> str:
 
 def _end_spawned(server: psutil.Popen) -> None:
     try:
-        _end(server, patience=5.0)
+        _end(server.pid, ABANDON_SECONDS)
     finally:
         # It leads a group of its own, so this reaches an engine that outlived it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(server.pid, signal.SIGKILL)
 
 
-def _end(server: psutil.Process, patience: float) -> bool:
+def _end(pid: int, patience: float) -> bool:
     """End a server; False if it had to be killed, with its engine.
 
     Raises CommandError when it belongs to somebody else.
     """
     try:
+        server = psutil.Process(pid)
         family = [server, *server.children(recursive=True)]
         server.terminate()
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:
-        raise CommandError(f"the server (pid {server.pid}) belongs to another user") from None
+        raise CommandError(f"the server (pid {pid}) belongs to another user") from None
     if _wait_for_end(server, patience):
         return True
     for process in family:

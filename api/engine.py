@@ -43,6 +43,8 @@ UNREAD_LIMIT: Final = 60.0
 RESTART_PAUSE: Final = 1.0
 """Seconds before an engine that died is started again, doubled after each start that did not get ready."""
 MAX_RESTART_PAUSE: Final = 30.0
+INSPECT_LIMIT: Final = 1.0
+"""Seconds to wait for statistics: a step of a large model may take longer than who asks has time."""
 END_LIMIT: Final = 10.0
 """Seconds that an engine may take to end, a step in flight included, before it is killed."""
 
@@ -101,6 +103,7 @@ class EngineClient:
         self._last_request_id = 0
         self._outbox: trio.MemorySendChannel[Message] | None = None
         self._reports: list[trio.MemorySendChannel[Report]] = []
+        self._last_report: Report | None = None
         self._stopping = False
 
     # -- requests ----------------------------------------------------------------------------------------------------
@@ -127,13 +130,13 @@ class EngineClient:
             await self._idle.wait()
 
     async def inspect(self) -> Report | None:
-        """Statistics from the engine; None if it does not answer between two steps."""
+        """Statistics from the engine, which answers between two steps: the last ones known if that takes long."""
         send, receive = trio.open_memory_channel[Report](1)
         self._reports.append(send)
         self._post(Inspect())
-        with trio.move_on_after(5.0 if self._outbox else 0.0):
-            return await receive.receive()
-        return None
+        with trio.move_on_after(INSPECT_LIMIT if self._outbox else 0.0):
+            self._last_report = await receive.receive()
+        return self._last_report
 
     def start(self, submit: Submit, generation: Generation) -> None:
         """For Generation. Raises ApiError 503 while no engine is ready."""
@@ -209,6 +212,7 @@ class EngineClient:
             self.info = self._outbox = None
             self.fail_all("the engine ended unexpectedly; please try again")
             self._reports.clear()
+            self._last_report = None
             ours.close()  # by which it knows that nobody is left to serve
             with trio.move_on_after(END_LIMIT, shield=True):
                 await process.wait()

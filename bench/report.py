@@ -10,7 +10,6 @@ from typing import Any
 
 import orjson
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from bench.load import Repetition
@@ -37,10 +36,14 @@ def result(head: dict[str, Any], repetitions: Sequence[Repetition]) -> dict[str,
         "repeat": len(rows),
         "requests": len(records),
         "errors": sum(record.error is not None for record in records),
-        "summary": across(rows, median),
-        "min": across(rows, min),
-        "max": across(rows, max),
+        "summary": _rounded(across(rows, median)),
+        "min": _rounded(across(rows, min)),
+        "max": _rounded(across(rows, max)),
     }
+
+
+def _rounded(measures: Measures) -> Measures:
+    return {name: None if value is None else round(value, 6) for name, value in measures.items()}
 
 
 def document(outcome: dict[str, Any], how: dict[str, Any], repetitions: Sequence[Repetition]) -> bytes:
@@ -51,7 +54,7 @@ def document(outcome: dict[str, Any], how: dict[str, Any], repetitions: Sequence
         zero = min((r.start for r in (*repetition.records, *repetition.aside)), default=0.0)
         runs.append(
             {
-                "figures": figures(repetition),
+                "figures": _rounded(figures(repetition)),
                 "records": [_relative(record, zero) for record in repetition.records],
                 "aside": [_relative(record, zero) for record in repetition.aside],
             }
@@ -70,7 +73,8 @@ def _relative(record: Record, zero: float) -> dict[str, Any]:
 
 def show(outcome: dict[str, Any], repetitions: Sequence[Repetition], console: Console) -> None:
     repeat = outcome["repeat"]
-    table = Table(title=escape(f"{outcome['label']}: {outcome['requests']} requests to {outcome['url']}"))
+    console.print(f"{outcome['label']}: {outcome['requests']} requests to {outcome['url']}", markup=False)
+    table = Table()
     table.add_column("")
     for name in ("median", "min", "max") if repeat > 1 else ("value",):
         table.add_column(name, justify="right")

@@ -92,7 +92,7 @@ async def test_interference_against_a_server() -> None:
         await answer(body, stream)
 
     answer = saying(content("a"), finish(), usage(2500, 16), DONE)
-    result = await invoke(script, "--workload", "interference", "--repeat", "2")
+    result = await invoke(script, "--workload", "interference", "--repeat", "2", "--time-limit", "10")
     assert result.exit_code == 0, result.output
     outcome = last_line(result)
     assert (outcome["requests"], outcome["errors"]) == (16, 0)

@@ -145,7 +145,8 @@ async def test_nothing_is_waited_for_after_the_end(monkeypatch: pytest.MonkeyPat
         await stream.send_all(EVENTS + content("a", "stop") + DONE + content("late"))
         await trio.sleep_forever()
 
-    record = await measure(script)
+    with trio.fail_after(10):
+        record = await measure(script)
     assert record.error is None
     assert record.text == "a"
     assert record.end == record.chunks[0]
