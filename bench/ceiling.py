@@ -5,7 +5,7 @@ address its own runs are interleaved with the bare ones, on the same token ids: 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, takewhile
 from pathlib import Path
@@ -28,11 +28,13 @@ from bench.workloads import Session, Settings, uniform
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig
 from scheduler.llama import MAX_SEQUENCE_IDS, Context, Model
-from scheduler.sizing import choose
+from scheduler.sizing import IDLE_SHARE, choose
 
 CHUNKS: Final = (64, 128, 256, 512)
 FILL_TOKENS: Final = 256
 """Length of the idle sequences that fill the pool before anything is measured."""
+IDLE_COST_PROMPT: Final = 128
+IDLE_COST_STEPS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ class BareLoop:
             on_gpu=False,
         )
         self.kv_tokens = sizes.kv_tokens
+        self.cheap_tokens = int(IDLE_SHARE * self._model.num_bytes / kv_bytes)
         self._context = Context(
             self._model,
             config,
@@ -73,16 +76,40 @@ class BareLoop:
         self._idle: list[int] = []
         self._num_free = sizes.kv_tokens
 
-    def fill(self, report: Callable[[], None]) -> None:
-        """Fill the pool with idle sequences, as a server's cache is full after a while."""
-        for sequence_id in range(MAX_SEQUENCE_IDS - 1, -1, -1):
-            if self._num_free < FILL_TOKENS:
-                return
+    def fill(self, num_tokens: int) -> None:
+        """Add idle sequences until so many tokens of the pool are used, as a server's cache fills by and by."""
+        while self.kv_tokens - self._num_free + FILL_TOKENS <= num_tokens:
+            sequence_id = MAX_SEQUENCE_IDS - 1 - len(self._idle)
             tokens = np.random.default_rng(sequence_id).integers(100, self._model.vocab_size - 100, FILL_TOKENS)
             self._decode([(sequence_id, 0, tokens.tolist())])
             self._idle.append(sequence_id)
             self._num_free -= FILL_TOKENS
-            report()
+
+    def idle_cost(self, num_seqs: int) -> dict[str, float]:
+        """How much longer a decode step takes beside idle tokens: ratios to an empty pool. Leaves the pool full.
+
+        The first row is where the default pool size would end if it need not hold two contexts.
+        """
+        empty = self._step_seconds(num_seqs)
+        ratios = {}
+        for num_tokens in (self.cheap_tokens, self.kv_tokens):
+            self.fill(num_tokens)
+            self._make_room(num_seqs * (IDLE_COST_PROMPT + IDLE_COST_STEPS))
+            ratios[str(num_tokens)] = self._step_seconds(num_seqs) / empty
+        return ratios
+
+    def _step_seconds(self, num_seqs: int) -> float:
+        """The median decode step of sequences with short prompts."""
+        for sequence_id in range(num_seqs):
+            self._decode([(sequence_id, 0, [1000 + sequence_id] * IDLE_COST_PROMPT)])
+        times = []
+        for step in range(IDLE_COST_STEPS):
+            started = time.perf_counter()
+            self._decode([(sequence_id, IDLE_COST_PROMPT + step, [1000]) for sequence_id in range(num_seqs)])
+            times.append(time.perf_counter() - started)
+        for sequence_id in range(num_seqs):
+            self._context.remove(sequence_id, 0, -1)
+        return median(times)
 
     def seconds(self, prompts: Sequence[Sequence[int]], num_output: int, chunk: int) -> float:
         """Wall time of reading the prompts in chunks and decoding `num_output` tokens of each together."""
@@ -149,6 +176,8 @@ class Rates:
     """By chunk size."""
     greedy: list[float]
     sampled: list[float]
+    idle_cost: dict[str, float]
+    """Of a decode step, by idle tokens in the pool, relative to none."""
 
     def summary(self) -> dict[str, Any]:
         """Medians, and the ratios that matter, each taken within a repetition."""
@@ -156,6 +185,7 @@ class Rates:
         summary: dict[str, Any] = {
             "bare_tokens_per_s": {str(chunk): median(rates) for chunk, rates in self.bare.items()},
             "ceiling_tokens_per_s": median(best),
+            "step_beside_idle_tokens": self.idle_cost,
         }
         if self.greedy:
             summary |= {
@@ -177,12 +207,12 @@ async def measure(plan: Plan, screen: Console) -> Rates:
     tokenizer = Tokenizer(plan.model_path)
     template = ChatTemplate(tokenizer.chat_template, tokenizer)
     bare = BareLoop(plan.model_path)
-    rates = Rates({chunk: [] for chunk in CHUNKS}, [], [])
+    rates = Rates({chunk: [] for chunk in CHUNKS}, [], [], {})
     texts = (uniform(plan.settings, Random(f"{plan.salt}:{number}")) for number in count())
     async with open_http(None, 600.0) as http:
         if plan.fill:
             with screen.status("filling the bare pool"):
-                bare.fill(lambda: None)
+                rates.idle_cost = bare.idle_cost(plan.settings.users)
         if plan.url:
             greedy = Target(url=plan.url, model=await first_model(http, plan.url))
             sampled = replace(greedy, temperature=0.8, top_p=0.95)
@@ -240,5 +270,9 @@ def _rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in summary.items():
         if isinstance(value, float):
             yield name.removesuffix("_tokens_per_s"), f"{value:.1f}"
+        elif name == "step_beside_idle_tokens":
+            yield from (
+                (f"decode step beside {tokens} idle tokens", f"x {ratio:.2f}") for tokens, ratio in value.items()
+            )
         elif "median" in value:
             yield name.replace("_", " "), f"{value['median']:.3f} ({value['min']:.3f} to {value['max']:.3f})"

@@ -1,5 +1,6 @@
 """The engine's end of the wire. Two threads read and write, so that the step thread never waits for the socket."""
 
+import contextlib
 import logging
 import os
 import queue
@@ -70,9 +71,15 @@ class Link:
             pending.finish_reason, pending.error = output.finish_reason, output.error
 
     def _read(self) -> None:
-        with self._socket.makefile("rb") as lines:
-            for line in lines:
-                self._inbox.put(decode(line))
+        """Ends the process when the API is gone; it may die with messages unread, or in the middle of one."""
+        try:
+            with contextlib.suppress(ConnectionError), self._socket.makefile("rb") as lines:
+                for line in lines:
+                    if line.endswith(b"\n"):
+                        self._inbox.put(decode(line))
+        except ValueError as error:
+            _log.critical("%s; the engine ends", error)
+            os._exit(1)
         os._exit(0)
 
     def _write(self) -> None:

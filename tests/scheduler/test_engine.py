@@ -1,0 +1,229 @@
+"""The engine's loop: messages between steps, steps while there is work, waiting while there is none."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from kvcache.tree import PAGE_TOKENS
+from scheduler.engine import Engine
+from scheduler.messages import Cancel, Failed, Inspect, Message, Output, Report, Stop, Submit
+from scheduler.plan import Plan, Result
+from tests.scheduler.fakes import EOG, GREEDY, System, expected, prompt
+
+Turn = Sequence[Message] | Callable[[], Sequence[Message]]
+"""What has come when the engine looks the next time."""
+
+
+class FakeWire:
+    """Hands out the turns that the test wrote, then Stop; keeps what the engine says."""
+
+    def __init__(self, turns: Sequence[Turn]) -> None:
+        self._turns = deque(turns)
+        self.waits: list[bool] = []
+        self.sent: list[Message] = []
+        self.steps: list[list[Output]] = []
+        self.tokens: dict[int, list[int]] = {}
+        self.ends: dict[int, Output] = {}
+
+    def receive(self, *, wait: bool) -> list[Message]:
+        self.waits.append(wait)
+        while self._turns:
+            turn = self._turns.popleft()
+            messages = list(turn() if callable(turn) else turn)
+            if messages or not wait:
+                return messages
+        return [Stop()]
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def send_outputs(self, outputs: list[Output]) -> None:
+        self.steps.append(outputs)
+        for output in outputs:
+            assert output.request_id not in self.ends, "nothing follows an end"
+            self.tokens.setdefault(output.request_id, []).extend(output.tokens)
+            if output.finish_reason is not None:
+                self.ends[output.request_id] = output
+
+
+def serve(system: System, *turns: Turn) -> FakeWire:
+    """Run an engine over these turns to its end."""
+    wire = FakeWire(turns)
+    Engine(system.scheduler, system.runner, wire).run()
+    return wire
+
+
+def submit(request_id: int, tokens: list[int], max_tokens: int = 4) -> Submit:
+    return Submit(request_id, tokens, max_tokens, GREEDY)
+
+
+QUIET: list[Turn] = [[]] * 50
+"""Time for everything to finish."""
+
+
+def test_requests_run_to_their_end() -> None:
+    system = System()
+    wire = serve(system, [submit(1, prompt(0, 20)), submit(2, prompt(900, 33), 6)], *QUIET)
+    assert wire.tokens == {1: expected(prompt(0, 20), 4), 2: expected(prompt(900, 33), 6)}
+    assert {request: end.finish_reason for request, end in wire.ends.items()} == {1: "length", 2: "length"}
+    assert system.cache.num_held == 0
+
+
+def test_each_token_is_sent_by_the_step_that_made_it() -> None:
+    wire = serve(System(), [submit(1, prompt(0, 20), 3)], *QUIET)
+    assert [len(outputs) for outputs in wire.steps] == [1, 1, 1]
+
+
+def test_it_waits_only_while_there_is_nothing_to_do() -> None:
+    wire = serve(System(), [submit(1, prompt(0, 20), 3)], [], [], [submit(2, prompt(0, 20), 1)])
+    assert wire.waits == [True, False, False, True, True]
+    assert set(wire.ends) == {1, 2}
+
+
+def test_a_request_that_comes_between_two_steps_joins_the_next() -> None:
+    system = System()
+    serve(system, [submit(1, prompt(0, 20), 10)], [], [submit(2, prompt(900, 20), 5)], *QUIET)
+    assert system.runner.plans[2].num_decode == 1
+    assert [chunk.sequence.request_id for chunk in system.runner.plans[2].chunks] == [1, 2]
+
+
+def test_a_cancel_between_two_steps_ends_the_request_there() -> None:
+    system = System()
+    wire = serve(
+        system,
+        [submit(1, prompt(0, 20), 100), submit(2, prompt(900, 20), 6)],
+        [],
+        [Cancel(1)],
+        [],
+        [],
+        [],
+        [],
+    )
+    assert wire.tokens[1] == expected(prompt(0, 20), 2)
+    assert 1 not in wire.ends
+    assert wire.tokens[2] == expected(prompt(900, 20), 6)
+    assert system.scheduler.statistics().cancelled == 1
+    assert system.cache.num_held == 0
+
+
+def test_a_request_cancelled_before_its_first_step_costs_nothing() -> None:
+    system = System()
+    wire = serve(system, [submit(1, prompt(0, 20)), Cancel(1)], [Cancel(1), Cancel(99)])
+    assert wire.steps == []
+    assert system.runner.plans == []
+    assert wire.waits == [True, True, True]
+
+
+def test_a_cancel_that_crosses_an_end_is_ignored() -> None:
+    system = System()
+    wire = serve(system, [submit(1, prompt(0, 20), 1)], [Cancel(1), submit(2, prompt(0, 20), 1)])
+    assert set(wire.ends) == {1, 2}
+    assert system.scheduler.statistics().cancelled == 0
+
+
+def test_a_request_that_can_never_fit_gets_its_error_and_others_go_on() -> None:
+    system = System(ctx_len=64)
+    wire = serve(system, [submit(1, prompt(0, 60), 5), submit(2, prompt(0, 60), 4)], *QUIET)
+    assert wire.ends[1].finish_reason == "error"
+    assert wire.ends[1].error is not None
+    assert "60" in wire.ends[1].error
+    assert wire.tokens[2] == expected(prompt(0, 60), 4)
+
+
+def test_the_end_of_generation_is_told() -> None:
+    system = System()
+    system.runner.choose = lambda tokens: EOG if len(tokens) == 22 else 5
+    wire = serve(system, [submit(1, prompt(0, 20), 50)], *QUIET)
+    assert wire.tokens[1] == [5, 5, EOG]
+    assert wire.ends[1].finish_reason == "stop"
+
+
+def test_a_step_that_fails_is_logged_without_text_and_done_again(caplog: pytest.LogCaptureFixture) -> None:
+    system = System()
+    system.runner.failures = 1
+    wire = serve(system, [submit(1, prompt(1000, 20), 5), submit(2, prompt(7000, 20), 5)], *QUIET)
+    assert wire.tokens == {1: expected(prompt(1000, 20), 5), 2: expected(prompt(7000, 20), 5)}
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "told to fail" in record.message
+    assert "1:0+20 2:0+20" in record.message
+    assert "1003" not in record.message
+
+
+def test_a_request_that_fails_for_good_ends_with_an_error_and_the_engine_goes_on() -> None:
+    system = System()
+    system.runner.failures = 3
+    wire = serve(system, [submit(1, prompt(0, 20), 5)], [], [], [submit(2, prompt(900, 20), 2)], *QUIET)
+    assert wire.ends[1].finish_reason == "error"
+    assert wire.ends[1].error
+    assert wire.tokens[2] == expected(prompt(900, 20), 2)
+    assert system.cache.num_held == 0
+    assert system.scheduler.statistics().failed_steps == 3
+
+
+def test_a_report_is_of_the_moment() -> None:
+    system = System(max_seqs=1, num_pages=8)
+    wire = serve(
+        system,
+        [Inspect(), submit(1, prompt(0, 40), 3), submit(2, prompt(900, 20), 3)],
+        [Inspect()],
+        *QUIET,
+        [Inspect()],
+    )
+    first, second, last = wire.sent
+    assert isinstance(first, Report)
+    assert isinstance(second, Report)
+    assert isinstance(last, Report)
+    assert (first.scheduler["running"], first.scheduler["waiting"], first.scheduler["steps"]) == (0, 0, 0)
+    assert (second.scheduler["running"], second.scheduler["waiting"], second.scheduler["steps"]) == (1, 1, 1)
+    assert second.scheduler["prefill_tokens"] == 40
+    assert second.cache["page_tokens"] == PAGE_TOKENS
+    assert (second.cache["pages"], second.cache["held_pages"], second.cache["running_ids"]) == (8, 2, 1)
+    assert (last.scheduler["running"], last.scheduler["waiting"], last.scheduler["finished"]) == (0, 0, 2)
+    assert last.cache["held_pages"] == 0
+    assert last.cache["free_pages"] + last.cache["cached_pages"] == 8
+
+
+def test_stop_ends_at_once_with_work_left() -> None:
+    system = System()
+    wire = serve(system, [submit(1, prompt(0, 20), 100)], [], [Stop()], *QUIET)
+    assert len(wire.steps) == 2
+    assert wire.waits == [True, False, False]
+    assert 1 not in wire.ends
+
+
+def test_stop_in_a_turn_with_a_request_steps_no_more() -> None:
+    system = System()
+    serve(system, [submit(1, prompt(0, 20)), Stop()])
+    assert system.runner.plans == []
+
+
+def test_a_message_for_somebody_else_is_logged_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    wire = serve(System(), [Failed("what?"), submit(1, prompt(0, 20), 2)], *QUIET)
+    assert len(wire.tokens[1]) == 2
+    assert ["Failed" in record.message for record in caplog.records] == [True]
+
+
+def test_accounting_that_went_astray_is_noticed_when_idle() -> None:
+    system = System()
+
+    def lose_a_page() -> list[Message]:
+        system.cache.num_free -= 1
+        return []
+
+    with pytest.raises(AssertionError, match="pages"):
+        serve(system, [submit(1, prompt(0, 20), 2)], lose_a_page, *QUIET, [submit(2, prompt(0, 20))])
+
+
+def test_an_error_that_nobody_foresaw_ends_the_engine() -> None:
+    """Its supervisor starts another; going on with a memory in an unknown state would give wrong answers."""
+    system = System()
+
+    class Broken:
+        def run(self, plan: Plan) -> Result:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Engine(system.scheduler, Broken(), FakeWire([[submit(1, prompt(0, 20))]])).run()

@@ -1,0 +1,63 @@
+"""Chunk sizes follow the clock."""
+
+import pytest
+
+from scheduler.pacing import FULL_SPEED_TOKENS, MIN_CHUNK, Pacer
+
+
+def test_at_first_a_step_may_take_as_long_as_one_full_chunk() -> None:
+    pacer = Pacer(0.002)
+    assert pacer.target_seconds == pytest.approx(0.002 * FULL_SPEED_TOKENS)
+    assert pacer.num_prefill_tokens(0) == FULL_SPEED_TOKENS
+
+
+def test_decodes_take_their_share_of_the_step() -> None:
+    assert Pacer(0.002).num_prefill_tokens(20) == FULL_SPEED_TOKENS - 20
+
+
+@pytest.mark.parametrize("speed", [1e-6, 1e-3, 10.0])
+def test_the_limit_follows_from_the_machines_own_speed(speed: float) -> None:
+    pacer = Pacer(speed)
+    for _ in range(20):
+        pacer.observe(0, 100, 100 * speed * 1.25)
+    assert pacer.num_prefill_tokens(0) == pytest.approx(FULL_SPEED_TOKENS / 1.25, abs=1)
+
+
+def test_the_more_a_token_costs_the_smaller_the_chunk_down_to_a_minimum() -> None:
+    pacer = Pacer(0.001)
+    sizes = []
+    for cost in (0.001, 0.0012, 0.0015, 0.0018, 0.004, 0.1):
+        for _ in range(20):
+            pacer.observe(5, 95, 100 * cost)
+        sizes.append(pacer.num_prefill_tokens(5))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == pytest.approx(FULL_SPEED_TOKENS - 5, abs=1)
+    assert sizes[-1] == MIN_CHUNK
+
+
+def test_chunks_grow_again_when_tokens_get_cheaper() -> None:
+    pacer = Pacer(0.001)
+    for _ in range(20):
+        pacer.observe(0, 64, 64 * 0.01)
+    assert pacer.num_prefill_tokens(0) == MIN_CHUNK
+    for _ in range(20):
+        pacer.observe(0, 64, 64 * 0.001)
+    assert pacer.num_prefill_tokens(0) == pytest.approx(FULL_SPEED_TOKENS, abs=1)
+
+
+def test_steps_that_mostly_read_the_weights_say_nothing() -> None:
+    pacer = Pacer(0.001)
+    for _ in range(20):
+        pacer.observe(8, 0, 1.0)
+        pacer.observe(8, MIN_CHUNK // 2 - 1, 1.0)
+    assert pacer.num_prefill_tokens(0) == FULL_SPEED_TOKENS
+
+
+def test_one_slow_step_does_not_decide_alone() -> None:
+    pacer = Pacer(0.001)
+    pacer.observe(0, 100, 100 * 0.0012)
+    assert FULL_SPEED_TOKENS / 1.2 < pacer.num_prefill_tokens(0) < FULL_SPEED_TOKENS
+
+
+def test_many_decodes_leave_the_minimum() -> None:
+    assert Pacer(0.001).num_prefill_tokens(1000) == MIN_CHUNK

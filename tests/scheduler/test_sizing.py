@@ -1,0 +1,123 @@
+"""Sizes that nobody gave are chosen from the model and the machine; sizes that somebody gave are kept."""
+
+import os
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvcache.tree import PAGE_TOKENS
+from scheduler import sizing
+from scheduler.config import EngineConfig
+from scheduler.sizing import DEFAULT_CTX_LEN, Sizes
+
+GIB = 1 << 30
+SMALL = {"trained_context": 8192, "model_bytes": 92 << 20, "kv_bytes_per_token": 23_040, "on_gpu": False}
+"""SmolLM2 135M."""
+LARGE = {"trained_context": 131_072, "model_bytes": 5 * GIB, "kv_bytes_per_token": 131_072, "on_gpu": False}
+"""Llama 3.1 8B."""
+
+Model = dict[str, int | bool]
+
+
+def choose(model: Model, available: int = 64 * GIB, **given: int) -> Sizes:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+        config = EngineConfig("model.gguf", **given)  # type: ignore[arg-type]
+        return sizing.choose(config, **model)  # type: ignore[arg-type]
+
+
+def test_the_context_is_cortexs_default_or_what_the_model_was_trained_on() -> None:
+    assert choose(SMALL | {"trained_context": 2048}).ctx_len == 2048
+    assert choose(LARGE).ctx_len == DEFAULT_CTX_LEN
+    assert choose(SMALL | {"trained_context": 0}).ctx_len == DEFAULT_CTX_LEN
+
+
+def test_the_pool_holds_two_contexts_at_least() -> None:
+    assert choose(SMALL).kv_tokens == 2 * 8192
+
+
+def test_the_pool_is_larger_while_idle_pages_stay_cheap() -> None:
+    sizes = choose(LARGE)
+    assert sizes.kv_tokens * 131_072 == pytest.approx(0.8 * 5 * GIB, rel=0.01)
+
+
+def test_the_pool_is_never_more_than_all_sequences_can_use() -> None:
+    assert choose(LARGE, max_seqs=3).kv_tokens == 3 * DEFAULT_CTX_LEN
+    assert choose(LARGE, max_seqs=1, ctx_len=512).kv_tokens == 2 * 512
+
+
+def test_the_pool_takes_at_most_half_of_the_available_memory_but_one_context() -> None:
+    assert choose(LARGE, available=2 * GIB).kv_tokens == 8192
+    assert choose(LARGE, available=3 * GIB).kv_tokens == 3 * GIB // 2 // 131_072
+    assert choose(LARGE, available=1 << 20).kv_tokens == 8192
+
+
+def test_a_given_pool_is_kept_and_bounds_the_context() -> None:
+    sizes = choose(SMALL, kv_tokens=1024)
+    assert (sizes.kv_tokens, sizes.ctx_len) == (1024, 1024)
+    sizes = choose(SMALL, kv_tokens=1024, ctx_len=512)
+    assert (sizes.kv_tokens, sizes.ctx_len) == (1024, 512)
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"), [(64, 64), (65, 96), (255, 256), (256, 256), (257, 512), (1000, 1024), (1024, 1024)]
+)
+def test_a_pool_is_whole_pages_as_llama_cpp_makes_them(asked: int, got: int) -> None:
+    assert choose(SMALL, kv_tokens=asked).kv_tokens == got
+
+
+def test_a_gpu_runs_more_sequences() -> None:
+    assert choose(SMALL).max_seqs < choose(SMALL | {"on_gpu": True}).max_seqs
+
+
+@pytest.mark.parametrize("max_seqs", [1, 32, 255])
+def test_a_step_has_room_for_a_chunk_beside_all_sequences(max_seqs: int) -> None:
+    assert choose(SMALL, max_seqs=max_seqs, batch_tokens=64).batch_tokens == max_seqs + 64
+    assert choose(SMALL, max_seqs=max_seqs, batch_tokens=1000).batch_tokens == 1000
+
+
+def test_threads_are_those_asked_for_or_the_cores_we_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(SMALL, threads=3).threads == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 16 if logical else 8)
+    assert choose(SMALL).threads == 3
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 16 if logical else 2)
+    assert choose(SMALL).threads == 2
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 16 if logical else None)
+    assert choose(SMALL).threads == 3
+
+
+@given(
+    ctx_len=st.none() | st.integers(64, 200_000),
+    max_seqs=st.none() | st.integers(1, 255),
+    kv_tokens=st.none() | st.integers(64, 400_000),
+    trained=st.integers(0, 200_000),
+    model_mib=st.integers(1, 200_000),
+    kv_bytes=st.integers(256, 2 << 20),
+    available=st.integers(1 << 20, 1 << 40),
+)
+def test_whatever_is_asked_a_request_fits_the_pool(
+    ctx_len: int | None,
+    max_seqs: int | None,
+    kv_tokens: int | None,
+    trained: int,
+    model_mib: int,
+    kv_bytes: int,
+    available: int,
+) -> None:
+    model: Model = {
+        "trained_context": trained,
+        "model_bytes": model_mib << 20,
+        "kv_bytes_per_token": kv_bytes,
+        "on_gpu": False,
+    }
+    options = {"ctx_len": ctx_len, "max_seqs": max_seqs, "kv_tokens": kv_tokens}
+    sizes = choose(model, available, **{name: value for name, value in options.items() if value is not None})
+    assert 0 < sizes.ctx_len <= sizes.kv_tokens
+    assert sizes.kv_tokens % PAGE_TOKENS == 0
+    assert sizes.kv_tokens >= (kv_tokens or 0)
+    assert sizes.ctx_len <= (ctx_len or DEFAULT_CTX_LEN)
+    assert sizes.batch_tokens > sizes.max_seqs
