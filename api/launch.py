@@ -1,0 +1,211 @@
+"""Starting a server in the background, waiting until it answers, and ending it."""
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import typer
+
+from api.model_files import ModelFilesError, resolve
+from api.options import ServerFlags
+from api.record import AlreadyRunningError, ServerRecord, ask_health, home, only_starter, read_record
+from api.terminal import spinner
+
+POLL_SECONDS = 0.1
+SILENCE_SECONDS = 60.0
+"""A server that gave no sign of life for so long will not become ready."""
+ABANDON_SECONDS = 5.0
+"""What a server that is given up while it starts may take to end."""
+
+
+class CommandError(Exception):
+    """An expected failure, in one line for the user; the end of a log may follow it."""
+
+    def __init__(self, message: str, log: Path | None = None) -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class NotReadyError(Exception):
+    """Why a server will not become ready."""
+
+
+def ensure_served(model: str, flags: ServerFlags) -> tuple[ServerRecord, bool]:
+    """The server of `model` once it answers, and whether it was started just now.
+
+    Raises CommandError, ModelFilesError, or AlreadyRunningError when another model is served.
+    """
+    record = read_record()
+    if record is None:
+        resolve(model)  # what cannot be loaded is said before anything is locked or written
+        with spinner(f"starting {model}"), only_starter():
+            record = read_record()
+            if record is None:
+                return _start(model, flags), True
+    if not _is_model_of(record, model):
+        raise AlreadyRunningError(record)
+    try:
+        with spinner(f"waiting for {model}"):
+            return _wait_until_ready(psutil.Process(record.pid)), False
+    except psutil.NoSuchProcess:
+        raise CommandError(f"the server of {model} (pid {record.pid}) ended just now") from None
+    except NotReadyError as error:
+        reason = f"{model} runs already (pid {record.pid}) but is not ready: {error}"
+        raise CommandError(reason, Path(record.log) if record.log else None) from None
+
+
+def _is_model_of(record: ServerRecord, model: str) -> bool:
+    try:
+        return resolve(model).resolve() == Path(record.model_path).resolve()
+    except ModelFilesError:
+        if model in (record.model, *record.aliases):
+            return True
+        raise
+
+
+def _start(model: str, flags: ServerFlags) -> ServerRecord:
+    require_free_port(flags.host, flags.port)
+    log = _new_log()
+    with log.open("ab") as output, contextlib.ExitStack() as undo:
+        server = psutil.Popen(
+            server_command(model, flags, log),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        undo.callback(_end_spawned, server)
+        try:
+            record = _wait_until_ready(server)
+        except NotReadyError as error:
+            raise CommandError(f"{model} did not start: {error}", log) from None
+        except KeyboardInterrupt:
+            typer.echo("cortex: interrupted; the server is not left running", err=True)
+            raise
+        undo.pop_all()
+        return record
+
+
+def server_command(model: str, flags: ServerFlags, log: Path) -> list[str]:
+    """The command line of a server in the background."""
+    # -P: a folder named `api` where the user happens to be is not ours.
+    command = [sys.executable, "-P", "-m", "api", "serve", *flags.arguments(), f"--log-file={log}"]
+    return [*command, "--", model]
+
+
+def _new_log() -> Path:
+    log = home() / "logs" / "server.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists():
+        log.replace(log.with_name("server.1.log"))
+    return log
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raises CommandError when no server could listen there."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise CommandError(f"cannot listen on {host}: {error.strerror}") from error
+    failures = [failure for *kind, _, address in addresses if (failure := _listening_error(kind, address))]
+    if any(failure.errno == errno.EADDRINUSE for failure in failures):
+        raise CommandError(f"port {port} on {host} is taken; choose another with --port")
+    # A name may stand for an address that this machine lacks, such as localhost for ::1; one is enough.
+    if len(failures) == len(addresses):
+        raise CommandError(f"cannot listen on {host}, port {port}: {failures[0].strerror}")
+
+
+def _listening_error(kind: list[Any], address: Any) -> OSError | None:
+    try:
+        with socket.socket(*kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        return error
+    return None
+
+
+def _wait_until_ready(server: psutil.Process) -> ServerRecord:
+    """The record of `server` once its model answers.
+
+    Raises NotReadyError when it ended, says that it will not answer, or is silent for too long.
+    """
+    last_answer = time.monotonic()
+    while not _has_ended(server):
+        record = read_record()
+        if record is not None and record.pid == server.pid and (health := ask_health(record)):
+            last_answer = time.monotonic()
+            if health.status == "ok":
+                return record
+            if health.status != "loading":
+                raise NotReadyError(f"it is {health.status}" + (f": {health.reason}" if health.reason else ""))
+        if time.monotonic() - last_answer > SILENCE_SECONDS:
+            raise NotReadyError(f"it has not answered for {SILENCE_SECONDS:g} seconds")
+        time.sleep(POLL_SECONDS)
+    raise NotReadyError(f"the server ended{_cause_ofend(server)}")
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    # A zombie has ended, whether or not its parent (in a container perhaps nobody) collects it.
+    try:
+        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _cause_ofend(process: psutil.Process) -> str:
+    try:
+        code = process.wait(timeout=0)
+    except psutil.TimeoutExpired:
+        code = None
+    if code is None:  # only a parent is told
+        return ""
+    return f" by {signal.Signals(-code).name}" if code < 0 else f" with exit code {code}"
+
+
+def _end_spawned(server: psutil.Popen) -> None:
+    try:
+        end(server.pid, ABANDON_SECONDS)
+    finally:
+        # It leads a group of its own, so this reaches an engine that outlived it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def end(pid: int, patience: float) -> bool:
+    """End a server; False if it had to be killed, with its engine.
+
+    Raises CommandError when it belongs to somebody else.
+    """
+    try:
+        server = psutil.Process(pid)
+        family = [server, *server.children(recursive=True)]
+        server.terminate()
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        raise CommandError(f"the server (pid {pid}) belongs to another user") from None
+    if _wait_forend(server, patience):
+        return True
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    _wait_forend(server, patience=5.0)
+    return False
+
+
+def _wait_forend(process: psutil.Process, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while not _has_ended(process):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True

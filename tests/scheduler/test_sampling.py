@@ -1,0 +1,444 @@
+"""Sampling against a plain reference: softmax and sort in double precision."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from scheduler.messages import SamplingParams
+from scheduler.sampling import REPEAT_WINDOW, SamplerState, sample
+
+Row = NDArray[np.float32]
+NO_EOG = np.array([], dtype=np.intp)
+ALMOST_ONE = float(np.nextafter(1.0, 0.0))
+
+
+class Rigged(SamplerState):
+    """Draws what it is told."""
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int] = ()) -> None:
+        super().__init__(params, list(prompt))
+        self.uniform = 0.0
+
+    def draw(self) -> float:
+        return self.uniform
+
+
+def choose(row: Row, state: SamplerState, eog: Sequence[int] = ()) -> int:
+    [token] = sample(row[np.newaxis], [state], np.array(eog, dtype=np.intp))
+    return token
+
+
+class Reference:
+    """The candidates, best first, and the share of each; `is_close` where a rounding error may move a cut."""
+
+    def __init__(self, row: Row, params: SamplingParams) -> None:
+        logits = row.astype(np.float64)
+        order = np.argsort(-logits, kind="stable")
+        if params.top_k > 0:
+            order = order[: params.top_k]
+        probabilities = softmax(logits[order])
+        mass = np.cumsum(probabilities)
+        margins = [1.0]
+        if params.top_p < 1.0:
+            margins.append(float(np.abs(mass - params.top_p).min()))
+            order = order[: int(np.argmax(mass >= params.top_p)) + 1]
+        if params.min_p > 0.0:
+            relative = probabilities[: len(order)] / probabilities[0]
+            distances = np.abs(relative - params.min_p)
+            margins.append(float(distances[distances > 0].min(initial=1.0)))  # the best is exactly at 1
+            order = order[: max(1, int((relative >= params.min_p).sum()))]
+        self.is_close = min(margins) < 1e-6
+        if not 0 < params.top_k < len(row) and params.top_p >= 1.0 and params.min_p <= 0.0:
+            order = np.arange(len(row))  # nothing is cut: then their order is the vocabulary's
+        self.tokens = order
+        self.shares = softmax(logits[order] / params.temperature)
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    weights = np.exp(logits - logits.max())
+    result: NDArray[np.float64] = weights / weights.sum()
+    return result
+
+
+def assert_exact(row: Row, params: SamplingParams) -> int:
+    """Aim at the middle of each candidate's share: exactly the reference's candidates are hit, each where it lies.
+
+    Returns how many were told apart; tokens with equal logits may stand for one another.
+    """
+    reference = Reference(row, params)
+    if reference.is_close:
+        return 0
+    state = Rigged(params)
+    ends = np.cumsum(reference.shares)
+    reachable = np.flatnonzero(reference.shares > 1e-5)
+    picked = []
+    for i in reachable if len(reachable) < 50 else reachable[:: len(reachable) // 50]:
+        state.uniform = float(ends[i] - reference.shares[i] / 2)
+        token = choose(row, state)
+        assert row[token] == row[reference.tokens[i]]
+        picked.append(token)
+    assert len(set(picked)) == len(picked)
+    state.uniform = 0.0
+    first = choose(row, state)
+    state.uniform = ALMOST_ONE
+    last = choose(row, state)
+    assert first in reference.tokens or row[first] == row[reference.tokens[0]]
+    assert row[last] >= row[reference.tokens].min()
+    assert row[last] > -np.inf
+    return len(picked)
+
+
+SIZES = (1, 2, 63, 64, 65, 300, 1000, 4099)
+CUTS: list[dict[str, float]] = [
+    {},
+    {"top_p": 0.9},
+    {"top_p": 0.5},
+    {"top_p": 0.02},
+    {"top_k": 1},
+    {"top_k": 5},
+    {"top_k": 40},
+    {"top_k": 900},
+    {"top_k": 100_000},
+    {"min_p": 0.1},
+    {"min_p": 0.9},
+    {"min_p": 1.0},
+    {"top_k": 20, "top_p": 0.8},
+    {"top_k": 64, "min_p": 0.05},
+    {"top_p": 0.95, "min_p": 0.02},
+    {"top_k": 30, "top_p": 0.9, "min_p": 0.03},
+]
+
+
+def params_of(cut: dict[str, float], temperature: float = 1.0) -> SamplingParams:
+    return dataclasses.replace(SamplingParams(temperature=temperature), **cut)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_random_rows_are_sampled_as_the_reference_does(size: int, cut: dict[str, float]) -> None:
+    random = np.random.default_rng(size)
+    told_apart = 0
+    for scale, temperature in ((0.3, 1.0), (2.0, 0.7), (6.0, 1.6), (3.0, 0.2)):
+        row = (random.normal(size=size) * scale).astype(np.float32)
+        told_apart += assert_exact(row, params_of(cut, temperature))
+    assert told_apart >= 1
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_a_large_vocabulary_is_sampled_as_the_reference_does(cut: dict[str, float]) -> None:
+    random = np.random.default_rng(7)
+    flat = (random.normal(size=49_152) * 0.5).astype(np.float32)
+    peaked = (random.normal(size=49_152) * 4).astype(np.float32)
+    assert assert_exact(flat, params_of(cut)) + assert_exact(peaked, params_of(cut, 0.8)) >= 1
+
+
+@given(
+    values=st.lists(
+        st.sampled_from([-math.inf, -30.0, -2.5, -1.0, 0.0, 0.25, 1.0, 3.0, 12.0]), min_size=1, max_size=200
+    ),
+    top_k=st.integers(0, 250),
+    top_p=st.floats(0.01, 1.0),
+    min_p=st.sampled_from([0.0, 0.001, 0.03, 0.11, 0.4, 0.99]),
+    temperature=st.sampled_from([0.1, 0.5, 1.0, 2.0]),
+)
+def test_rows_with_ties_and_impossible_tokens_are_sampled_as_the_reference_does(
+    values: list[float], top_k: int, top_p: float, min_p: float, temperature: float
+) -> None:
+    values[0] = max(values[0], 0.0)  # something is possible
+    row = np.array(values, dtype=np.float32)
+    assert_exact(row, SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p))
+
+
+def kept(row: Row, params: SamplingParams) -> set[int]:
+    """Every token that can be drawn."""
+    state = Rigged(params)
+    tokens = set()
+    for uniform in np.linspace(0.0, ALMOST_ONE, 4 * len(row)):
+        state.uniform = float(uniform)
+        tokens.add(choose(row, state))
+    return tokens
+
+
+def test_a_flat_row_keeps_as_many_tokens_as_top_p_needs() -> None:
+    row = np.zeros(1000, dtype=np.float32)
+    assert len(kept(row, SamplingParams(top_p=0.3335))) == 334
+    assert len(kept(row, SamplingParams(top_p=0.0005))) == 1
+    assert len(kept(row, SamplingParams(top_p=0.9995))) == 1000
+    assert len(kept(row, SamplingParams(top_k=7))) == 7
+    assert len(kept(row, SamplingParams(min_p=1.0))) == 1000
+    assert len(kept(row, SamplingParams())) == 1000
+
+
+def test_top_p_keeps_the_token_that_reaches_it() -> None:
+    row = np.log(np.array([0.1, 0.5, 0.05, 0.3, 0.05], dtype=np.float32))
+    assert kept(row, SamplingParams(top_p=0.49)) == {1}
+    assert kept(row, SamplingParams(top_p=0.51)) == {1, 3}
+    assert kept(row, SamplingParams(top_p=0.79)) == {1, 3}
+    assert kept(row, SamplingParams(top_p=0.81)) == {0, 1, 3}
+
+
+def test_min_p_is_relative_to_the_best() -> None:
+    row = np.log(np.array([0.1, 0.5, 0.05, 0.3, 0.05], dtype=np.float32))
+    assert kept(row, SamplingParams(min_p=0.61)) == {1}
+    assert kept(row, SamplingParams(min_p=0.59)) == {1, 3}
+    assert kept(row, SamplingParams(min_p=0.19)) == {0, 1, 3}
+
+
+def test_top_p_counts_what_top_k_left() -> None:
+    row = np.log(np.array([0.4, 0.2, 0.2, 0.1, 0.1], dtype=np.float32))
+    assert kept(row, SamplingParams(top_p=0.55)) >= {0}
+    assert len(kept(row, SamplingParams(top_p=0.55))) == 2
+    assert kept(row, SamplingParams(top_k=2, top_p=0.55)) == {0}  # 0.4 of the 0.6 that are left
+
+
+def test_cuts_do_not_depend_on_the_temperature() -> None:
+    row = np.log(np.array([0.1, 0.5, 0.05, 0.3, 0.05], dtype=np.float32))
+    for temperature in (0.3, 1.0, 2.0):
+        assert kept(row, SamplingParams(temperature=temperature, top_p=0.51)) == {1, 3}
+
+
+@pytest.mark.parametrize("where", [0, 1, 255, 256, 511, 698, 699])
+@pytest.mark.parametrize("cut", [{}, {"top_k": 650}, {"top_p": 0.999}, {"min_p": 1e-6}], ids=str)
+def test_an_impossible_token_is_never_drawn_not_even_at_the_edges(where: int, cut: dict[str, float]) -> None:
+    row = np.random.default_rng(where).normal(size=700).astype(np.float32)
+    neighbours = [where, max(where - 1, 0), min(where + 1, 699)]
+    row[neighbours] = -np.inf
+    state = Rigged(params_of(cut))
+    ends = np.cumsum(softmax(row.astype(np.float64)))
+    edges = [float(ends[i]) + nudge for i in neighbours for nudge in (-1e-9, 0.0, 1e-9)]
+    for uniform in (0.0, ALMOST_ONE, *edges):
+        state.uniform = min(max(uniform, 0.0), ALMOST_ONE)
+        assert choose(row, state) not in neighbours
+
+
+def test_greedy_takes_the_best_of_the_row_whatever_else_is_asked() -> None:
+    random = np.random.default_rng(1)
+    rows = random.normal(size=(6, 3000)).astype(np.float32)
+    states = [
+        SamplerState(SamplingParams(temperature=0.0, top_k=5, top_p=0.1, min_p=0.5, seed=seed), []) for seed in range(6)
+    ]
+    assert sample(rows, states, NO_EOG) == rows.argmax(axis=1).tolist()
+
+
+def test_a_greedy_row_beside_a_sampled_one_stays_greedy() -> None:
+    random = np.random.default_rng(2)
+    rows = random.normal(size=(40, 500)).astype(np.float32)
+    states = [SamplerState(SamplingParams(temperature=float(i % 2), seed=i), []) for i in range(40)]
+    tokens = sample(rows, states, NO_EOG)
+    assert tokens[::2] == rows[::2].argmax(axis=1).tolist()
+    assert tokens[1::2] != rows[1::2].argmax(axis=1).tolist()
+
+
+def test_greedy_with_penalties_takes_the_best_after_them() -> None:
+    state = SamplerState(SamplingParams(temperature=0.0, presence_penalty=1.5), [])
+    row = np.array([5.0, 4.0, 3.0], dtype=np.float32)
+    tokens = []
+    for _ in range(4):
+        tokens.append(choose(row, state))
+        state.accept(tokens[-1])
+    assert tokens == [0, 1, 0, 0]
+
+
+def test_rows_stay_as_they_are() -> None:
+    rows = np.random.default_rng(3).normal(size=(3, 500)).astype(np.float32)
+    before = rows.copy()
+    states = [
+        SamplerState(SamplingParams(top_p=0.9, repeat_penalty=1.3, frequency_penalty=1.0, ignore_eos=True), [1, 2, 3]),
+        SamplerState(SamplingParams(temperature=0.0, presence_penalty=1.0, ignore_eos=True), [1]),
+        SamplerState(SamplingParams(temperature=0.5), []),
+    ]
+    for token in (5, 6, 5):
+        for state in states:
+            state.accept(token)
+    sample(rows, states, np.array([0, 499]))
+    assert (rows == before).all()
+
+
+def test_a_row_is_sampled_alike_alone_and_in_a_batch() -> None:
+    rows = np.random.default_rng(4).normal(size=(16, 2000)).astype(np.float32)
+    mixes = [params_of(cut, 0.9) for cut in CUTS]
+
+    def states() -> list[SamplerState]:
+        return [SamplerState(dataclasses.replace(mix, seed=i), [1, 2]) for i, mix in enumerate(mixes)]
+
+    together = sample(rows, states(), NO_EOG)
+    assert together == [choose(row, state) for row, state in zip(rows, states(), strict=True)]
+
+
+# Penalties
+
+
+def adjusted(row: Sequence[float], params: SamplingParams, prompt: list[int], generated: Sequence[int]) -> list[float]:
+    state = SamplerState(params, prompt)
+    for token in generated:
+        state.accept(token)
+    values: list[float] = state.adjusted(np.array(row, dtype=np.float32), NO_EOG).tolist()
+    return values
+
+
+ROW = [3.0, -2.0, 1.0, 0.0, -1.0]
+
+
+def test_frequency_counts_each_time_and_presence_once_of_generated_tokens_only() -> None:
+    params = SamplingParams(frequency_penalty=0.5, presence_penalty=0.25)
+    assert adjusted(ROW, params, [4, 4, 3], [0, 1, 1, 1]) == [3.0 - 0.75, -2.0 - 1.75, 1.0, 0.0, -1.0]
+    assert adjusted(ROW, SamplingParams(presence_penalty=-1.0), [], [2, 2]) == [3.0, -2.0, 2.0, 0.0, -1.0]
+    assert adjusted(ROW, SamplingParams(frequency_penalty=-1.0), [], [2, 2]) == [3.0, -2.0, 3.0, 0.0, -1.0]
+
+
+def test_repeat_penalty_pushes_prompt_and_generated_tokens_down_once() -> None:
+    params = SamplingParams(repeat_penalty=2.0)
+    assert adjusted(ROW, params, [1, 1], [0, 0, 3]) == [1.5, -4.0, 1.0, 0.0, -1.0]
+
+
+def test_repeat_penalty_below_one_pulls_up() -> None:
+    assert adjusted(ROW, SamplingParams(repeat_penalty=0.5), [0, 1], []) == [6.0, -1.0, 1.0, 0.0, -1.0]
+
+
+def test_repeat_penalty_comes_before_the_other_penalties() -> None:
+    params = SamplingParams(repeat_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.25)
+    assert adjusted(ROW, params, [], [0]) == [3.0 / 2 - 0.75, -2.0, 1.0, 0.0, -1.0]
+
+
+def test_repeat_penalty_looks_back_as_far_as_its_window() -> None:
+    params = SamplingParams(repeat_penalty=2.0)
+    filler = [4] * (REPEAT_WINDOW - 1)
+    assert adjusted(ROW, params, [0, *filler], [])[0] == 1.5
+    assert adjusted(ROW, params, [0, *filler], [4])[0] == 3.0
+    assert adjusted(ROW, params, [0], filler)[0] == 1.5
+    assert adjusted(ROW, params, [0], [*filler, 4])[0] == 3.0
+
+
+def test_frequency_looks_back_to_the_first_generated_token() -> None:
+    assert adjusted(ROW, SamplingParams(frequency_penalty=0.5), [], [0, *[4] * 500])[0] == 2.5
+
+
+def test_without_penalties_a_row_is_not_even_copied() -> None:
+    state = SamplerState(SamplingParams(), [1, 2])
+    state.accept(0)
+    row = np.array(ROW, dtype=np.float32)
+    assert state.adjusted(row, np.array([1])) is row
+
+
+# The end of a generation
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_ignoring_the_end_never_gives_a_token_that_ends(temperature: float, cut: dict[str, float]) -> None:
+    eog = [0, 300, 511]
+    row = np.zeros(512, dtype=np.float32)
+    row[eog] = 25.0
+    state = Rigged(dataclasses.replace(params_of(cut, temperature), ignore_eos=True))
+    for uniform in [0.0, *np.linspace(0.001, 0.999, 50), ALMOST_ONE]:
+        state.uniform = float(uniform)
+        assert choose(row, state, eog) not in eog
+
+
+def test_an_end_that_is_not_ignored_comes() -> None:
+    row = np.zeros(512, dtype=np.float32)
+    row[300] = 25.0
+    for temperature in (0.0, 1.0):
+        assert choose(row, SamplerState(SamplingParams(temperature=temperature), []), [300]) == 300
+
+
+# The draw
+
+
+@given(seed=st.integers(-(2**63), 2**63 - 1), tokens=st.lists(st.integers(0, 100), max_size=5))
+def test_the_draw_depends_on_seed_and_index_alone(seed: int, tokens: list[int]) -> None:
+    one = SamplerState(SamplingParams(seed=seed), [])
+    other = SamplerState(SamplingParams(seed=seed, top_p=0.5, frequency_penalty=1.0, repeat_penalty=1.1), [7, 8, 9])
+    for token in tokens:
+        one.accept(3)
+        other.accept(token)
+    assert one.index == len(tokens)
+    assert one.draw() == other.draw() == one.draw()
+    assert 0.0 <= one.draw() < 1.0
+
+
+def draws(seed: int, count: int) -> list[float]:
+    state = SamplerState(SamplingParams(seed=seed), [])
+    values = []
+    for _ in range(count):
+        values.append(state.draw())
+        state.accept(1)
+    return values
+
+
+def test_draws_differ_by_seed_and_by_index() -> None:
+    values = [value for seed in (0, 1, 2, -1, 2**62, 2**32) for value in draws(seed, 50)]
+    assert len(set(values)) == 300
+
+
+def test_draws_are_uniform_along_a_stream_and_across_seeds() -> None:
+    """The largest gap between the share of draws below a value and that value (Kolmogorov and Smirnov)."""
+    along = draws(5, 4000)
+    across = [draws(seed, 1)[0] for seed in range(4000)]
+    for values in (along, across):
+        gap = np.abs(np.sort(values) - (np.arange(4000) + 0.5) / 4000).max()
+        assert gap < 1.95 / math.sqrt(4000)  # one in a thousand; the seeds are fixed
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 6}, {"top_p": 0.8}, {"min_p": 0.2}], ids=str)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_tokens_come_as_often_as_they_should(cut: dict[str, float], temperature: float) -> None:
+    row = np.random.default_rng(11).normal(size=12).astype(np.float32) * 1.5
+    params = params_of(cut, temperature)
+    reference = Reference(row, params)
+    num_draws = 4000
+    counts = np.zeros(12)
+    state = SamplerState(dataclasses.replace(params, seed=42), [])
+    for _ in range(num_draws):
+        token = choose(row, state)
+        counts[token] += 1
+        state.accept(token)
+    wanted = np.zeros(12)
+    wanted[reference.tokens] = reference.shares * num_draws
+    assert (counts[wanted == 0] == 0).all()
+    possible = wanted > 0
+    chi_square = float((((counts - wanted) ** 2)[possible] / wanted[possible]).sum())
+    assert chi_square < 31.3  # one in a thousand at 11 degrees of freedom; the seed is fixed
+
+
+# Whatever the API lets through
+
+EXTREMES = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 5e-324, 1e-300, 1e-40, 1e-20, 1e-8, 1e-3, 1.0, 2.0]),
+    top_p=st.sampled_from([5e-324, 1e-12, 0.5, 1.0 - 1e-12, 1.0]),
+    top_k=st.sampled_from([0, 1, 2**63]),
+    min_p=st.sampled_from([0.0, 5e-324, 0.5, 1.0]),
+    frequency_penalty=st.sampled_from([-2.0, 0.0, 2.0]),
+    presence_penalty=st.sampled_from([-2.0, 0.0, 2.0]),
+    repeat_penalty=st.sampled_from([0.01, 1.0, 10.0]),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    ignore_eos=st.booleans(),
+)
+
+
+@given(params=EXTREMES, scale=st.sampled_from([0.0, 1.0, 100.0]), uniform=st.sampled_from([0.0, 0.5, ALMOST_ONE]))
+def test_any_parameters_give_a_possible_token(params: SamplingParams, scale: float, uniform: float) -> None:
+    row = (np.random.default_rng(5).normal(size=600) * scale).astype(np.float32)
+    row[[7, 599]] = -np.inf
+    state = Rigged(params, [1, 2, 3, 7])
+    state.uniform = uniform
+    for token in (1, 5, 5):
+        state.accept(token)
+    assert row[choose(row, state, [0, 598])] > -np.inf
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_p": 0.99}, {"top_k": 10}], ids=str)
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-40, 1e-30, 1e-8])
+def test_a_temperature_of_nearly_nothing_is_greedy(temperature: float, cut: dict[str, float]) -> None:
+    row = np.random.default_rng(6).normal(size=600).astype(np.float32)
+    state = Rigged(params_of(cut, temperature))
+    for uniform in (0.0, 0.3, ALMOST_ONE):
+        state.uniform = uniform
+        assert choose(row, state) == row.argmax()
