@@ -19,15 +19,21 @@ class Pacer:
 
     def __init__(self, seconds_per_token: float) -> None:
         """Starts from the cost of a prompt token at an empty context."""
-        self.target_seconds = FULL_SPEED_TOKENS * seconds_per_token
-        self._seconds_per_token = seconds_per_token
+        self._best = self._current = seconds_per_token
 
     def observe(self, num_decode: int, num_prefill: int, seconds: float) -> None:
         if num_prefill < MIN_CHUNK // 2:  # mostly the cost of reading the weights
             return
         measured = seconds / (num_decode + num_prefill)
-        self._seconds_per_token += SMOOTHING * (measured - self._seconds_per_token)
+        self._current += SMOOTHING * (measured - self._current)
+        if num_prefill >= MIN_CHUNK:  # the start was measured on a busy machine
+            self._best = min(self._best, measured)
+
+    @property
+    def target_seconds(self) -> float:
+        """What a step that answers wait for may take."""
+        return FULL_SPEED_TOKENS * self._best
 
     def num_prefill_tokens(self, num_decode: int) -> int:
         """The prompt tokens that fit beside so many decodes."""
-        return max(MIN_CHUNK, int(self.target_seconds / self._seconds_per_token) - num_decode)
+        return max(MIN_CHUNK, int(self.target_seconds / self._current) - num_decode)

@@ -1,8 +1,8 @@
 """Choosing the next token from a row of logits, exactly, without sorting the vocabulary.
 
 The order of the steps is llama.cpp's: penalties, top_k, top_p, min_p, temperature. All cuts are made on the
-distribution at temperature 1, as llama-server makes them. On flat distributions of 49k tokens a native chain with top_p takes 5 ms a
-token; here one vectorised comparison leaves a few hundred candidates, and only those are sorted.
+distribution at temperature 1, as llama-server makes them. On flat distributions of 49k tokens a native chain with top_p
+takes 5 ms a token; here one vectorised comparison leaves a few hundred candidates, and only those are sorted.
 """
 
 from collections import Counter

@@ -61,3 +61,9 @@ def test_one_slow_step_does_not_decide_alone() -> None:
 
 def test_many_decodes_leave_the_minimum() -> None:
     assert Pacer(0.001).num_prefill_tokens(1000) == MIN_CHUNK
+
+
+def test_a_start_on_a_busy_machine_is_forgotten() -> None:
+    pacer = Pacer(0.010)
+    pacer.observe(0, 128, 128 * 0.001)
+    assert pacer.target_seconds == pytest.approx(0.001 * FULL_SPEED_TOKENS)

@@ -1,0 +1,189 @@
+"""An engine whose outputs the test writes, and a client that reads a stream chunk by chunk."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import trio
+import trio.testing
+from quart import Response
+from quart.typing import TestHTTPConnectionProtocol
+from quart_trio import QuartTrio
+
+from api.app import create_app
+from api.engine import EngineClient
+from api.service import ModelService
+from api.tokenizer import Tokenizer
+from scheduler.config import EngineConfig, EngineInfo
+from scheduler.messages import Cancel, Message, Output, Report, Step, Submit
+
+MODEL = "smollm2:135m"
+URL = "/v1/chat/completions"
+INFO = EngineInfo(
+    pid=4321,
+    description="fake 1B",
+    ctx_len=512,
+    max_seqs=4,
+    kv_tokens=2048,
+    kv_bytes=1 << 20,
+    batch_tokens=128,
+    threads=1,
+    gpu_layers=0,
+    load_seconds=0.5,
+)
+
+
+class FakeEngine(EngineClient):
+    """Keeps what is posted. Outputs come from the test, or from `answer` as soon as a request is submitted."""
+
+    def __init__(self) -> None:
+        super().__init__(EngineConfig("no-model.gguf"))
+        self.info = INFO
+        self.posted: list[Message] = []
+        self.answer: Callable[[Submit], list[Output]] | None = None
+        self.report: Report | None = None
+
+    def _post(self, message: Message) -> None:
+        self.posted.append(message)
+        if self.answer is not None and isinstance(message, Submit):
+            self._dispatch(Step(self.answer(message)))
+
+    async def inspect(self) -> Report | None:
+        return self.report
+
+    @property
+    def submitted(self) -> list[Submit]:
+        return [message for message in self.posted if isinstance(message, Submit)]
+
+    @property
+    def cancelled(self) -> list[int]:
+        return [message.request_id for message in self.posted if isinstance(message, Cancel)]
+
+    async def next_submit(self) -> Submit:
+        """The first request that nobody asked for yet; waits until it has come."""
+        await trio.testing.wait_all_tasks_blocked()
+        [submit] = [submit for submit in self.submitted if submit.request_id in self._generations]
+        return submit
+
+    def emit(
+        self,
+        tokens: Sequence[int],
+        finish_reason: str | None = None,
+        *,
+        request_id: int | None = None,
+        cached_tokens: int = 0,
+        error: str | None = None,
+    ) -> None:
+        """One step's output for a request, the last one submitted unless told otherwise."""
+        request_id = self.submitted[-1].request_id if request_id is None else request_id
+        self._dispatch(Step([Output(request_id, list(tokens), finish_reason, cached_tokens, error)]))
+
+    def die(self) -> None:
+        """As when the engine's process has ended."""
+        self.info = None
+        self.fail_all("the engine ended unexpectedly; please try again")
+
+
+class Stream:
+    """A response that is read while it comes."""
+
+    def __init__(self, connection: TestHTTPConnectionProtocol) -> None:
+        self.connection = connection
+
+    @property
+    def status(self) -> int | None:
+        return self.connection.status_code
+
+    @property
+    def headers(self) -> Any:
+        return self.connection.headers
+
+    async def write(self) -> bytes | None:
+        """What the server wrote with one call; None at the end of the body."""
+        while True:
+            try:
+                data = await self.connection.receive()
+            except trio.EndOfChannel:
+                return None
+            if data:
+                return data
+
+    async def chunk(self) -> dict[str, Any]:
+        """The only event of the next write."""
+        data = await self.write()
+        assert data is not None
+        [event] = events(data)
+        assert isinstance(event, dict)
+        return event
+
+    async def text(self) -> str:
+        """The text of the next write, which is one chunk of content."""
+        [choice] = (await self.chunk())["choices"]
+        assert set(choice["delta"]) == {"content"}
+        return str(choice["delta"]["content"])
+
+    async def rest(self) -> list[Any]:
+        """All events up to the end of the body."""
+        data = b""
+        while (more := await self.write()) is not None:
+            data += more
+        return events(data)
+
+    async def leave(self) -> None:
+        await self.connection.disconnect()
+
+
+def events(data: bytes) -> list[Any]:
+    """What the events of a stream say: objects, `[DONE]`, and pings as None."""
+    assert data.endswith(b"\n\n"), "only whole events are written"
+    found: list[Any] = []
+    for event in data[:-2].split(b"\n\n"):
+        assert b"\n" not in event
+        if event == b"data: [DONE]":
+            found.append("[DONE]")
+        elif event.startswith(b":"):
+            found.append(None)
+        else:
+            assert event.startswith(b"data: {")
+            found.append(orjson.loads(event.removeprefix(b"data: ")))
+    return found
+
+
+class Server:
+    """The app of one model service over a fake engine."""
+
+    def __init__(self, tokenizer: Tokenizer, *, max_waiting: int = 8, cors_origins: tuple[str, ...] = ()) -> None:
+        self.engine = FakeEngine()
+        self.service = ModelService((MODEL, "an-alias"), tokenizer, self.engine, max_waiting=max_waiting)
+        self.app: QuartTrio = create_app(self.service, cors_origins=cors_origins)
+        self.client = self.app.test_client()
+        self.tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, parse_special=False)
+
+    def answers(self, text: str = "Fine.", finish_reason: str = "stop") -> None:
+        """From now on every request is answered with this at once."""
+        tokens = self.encode(text)
+        self.engine.answer = lambda submit: [Output(submit.request_id, list(tokens), finish_reason)]
+
+    async def post(self, body: Any, headers: dict[str, str] | None = None) -> Response:
+        return await self.post_raw(body if isinstance(body, bytes) else orjson.dumps(body), headers)
+
+    async def post_raw(self, data: bytes, headers: dict[str, str] | None = None) -> Response:
+        return await self.client.post(URL, data=data, headers={"Content-Type": "application/json"} | (headers or {}))
+
+    @asynccontextmanager
+    async def stream(self, body: dict[str, Any], *, headers: dict[str, str] | None = None) -> AsyncIterator[Stream]:
+        """A streamed request. Whoever leaves the block early has to `leave` the stream before."""
+        connection = self.client.request(URL, method="POST", headers=headers)
+        async with connection:
+            await connection.send(orjson.dumps(body | {"stream": True}))
+            await connection.send_complete()
+            yield Stream(connection)
+
+
+def chat(text: str = "Hello", **fields: Any) -> dict[str, Any]:
+    """The body of a request."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": text}]} | fields
