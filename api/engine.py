@@ -162,28 +162,28 @@ class EngineClient:
         Raises EngineFailedError if that one cannot load the model.
         """
         pause, starts = RESTART_PAUSE, 0
-        while not self._stopping:
-            try:
-                info = None
-                async with self._process() as stream:
-                    async for message in _messages(stream):
-                        if isinstance(message, Ready):
-                            info = self.info = message.info
-                            starts += 1
-                            _log.info("engine %d serves %s", info.pid, info.description)
-                            if starts == 1:
-                                task_status.started(info)
+        while True:
+            info, failure = None, "the engine ended while loading the model; the log may say why"
+            async with self._process() as stream:
+                async for message in _messages(stream):
+                    if isinstance(message, Ready):
+                        info = self.info = message.info
+                        starts += 1
+                        _log.info("engine %d serves %s", info.pid, info.description)
+                        if starts == 1:
+                            task_status.started(info)
+                    elif isinstance(message, Failed):
+                        failure = message.reason
+                    else:
                         self._dispatch(message)
-                _check_was_ready(info)
-                pause = RESTART_PAUSE
-            except EngineFailedError as error:
-                if not starts:
-                    raise
-                _log.error("%s", error)
-                pause = min(2 * pause, MAX_RESTART_PAUSE)
-            if not self._stopping:
-                _log.error("the engine is gone; starting another in %.0f s", pause)
-                await trio.sleep(pause)
+            if self._stopping:
+                return
+            if not starts:
+                raise EngineFailedError(failure)
+            pause = RESTART_PAUSE if info else min(2 * pause, MAX_RESTART_PAUSE)
+            reason = "the engine is gone" if info else failure
+            _log.error("%s; starting another in %.0f s", reason, pause)
+            await trio.sleep(pause)
 
     def stop(self) -> None:
         """Let the engine end now."""
@@ -227,8 +227,6 @@ class EngineClient:
             case Report():
                 if self._reports:
                     self._reports.pop(0).send_nowait(message)
-            case Failed(reason):
-                raise EngineFailedError(reason)
             case _:
                 pass
 
@@ -256,11 +254,6 @@ class EngineClient:
             self.cancel(request_id)
 
 
-def _check_was_ready(info: EngineInfo | None) -> None:
-    if info is None:
-        raise EngineFailedError("the engine ended while loading the model; the log may say why")
-
-
 async def _messages(stream: trio.SocketStream) -> AsyncIterator[Message]:
     """What the engine says, until it is gone."""
     pending = b""
@@ -273,7 +266,12 @@ async def _messages(stream: trio.SocketStream) -> AsyncIterator[Message]:
             return
         *lines, pending = (pending + data).split(b"\n")
         for line in lines:
-            yield decode(line)
+            try:
+                message = decode(line)
+            except ValueError:
+                _log.exception("the engine speaks another version of the wire")
+                return
+            yield message
 
 
 async def _send(stream: trio.SocketStream, posted: trio.MemoryReceiveChannel[Message]) -> None:
