@@ -32,6 +32,7 @@ class ChatCompletion:
         limit = service.token_limit(len(prompt), request.requested_tokens)
         self._generation = service.engine.generate(prompt, limit, request.sampling())
         self._detokenizer = Detokenizer(service.tokenizer.piece, request.stop or ())
+        self._fingerprint = service.fingerprint()  # of the engine that answers, even if it is gone by the end
         self._cached_tokens = 0
 
     async def answer(self) -> dict[str, Any]:
@@ -104,7 +105,7 @@ class ChatCompletion:
             "model": self._request.model,
             "choices": choices,
             "service_tier": "default",
-            "system_fingerprint": self._service.fingerprint,
+            "system_fingerprint": self._fingerprint,
         }
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:

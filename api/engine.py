@@ -83,10 +83,11 @@ class Generation:
 
     def deliver(self, output: Output) -> bool:
         """For the client: hand over an output. False if nobody reads any more."""
-        if self._mailbox.seconds_unread > UNREAD_LIMIT:
-            return False
+        is_read = self._mailbox.seconds_unread <= UNREAD_LIMIT
+        if not is_read:
+            output = Output(output.request_id, [], "error", error="the answer was left unread for too long")
         self._mailbox.put(output)
-        return True
+        return is_read
 
 
 class EngineClient:

@@ -97,6 +97,7 @@ def _as_list(stop: object) -> object:
 
 
 Stop = Annotated[str, Field(min_length=1)]
+Stops = Annotated[list[Stop], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)]
 
 
 class ChatRequest(Strict):
@@ -108,7 +109,7 @@ class ChatRequest(Strict):
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: Annotated[list[Stop] | None, BeforeValidator(_as_list), Field(max_length=MAX_STOPS)] = None
+    stop: Stops | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -117,7 +118,7 @@ class ChatRequest(Strict):
     # extensions, by llama-server's names
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repeat_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     ignore_eos: bool | None = None
     # for the caller's own books
     user: str | None = None

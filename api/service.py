@@ -32,9 +32,8 @@ class ModelService:
         self._template = ChatTemplate(tokenizer.chat_template, tokenizer)
         self._max_waiting = max_waiting
 
-    @property
     def fingerprint(self) -> str:
-        """OpenAI's system_fingerprint: changes with the model and the sizes it is served with."""
+        """OpenAI's system_fingerprint: changes with the model and the sizes it is served with. Raises ApiError 503."""
         info = self.engine.ready_info()
         return f"fp_{crc32(repr(dataclasses.replace(info, pid=0, load_seconds=0)).encode()):08x}"
 
