@@ -21,11 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "==> setting up $(VENV); the first time llama.cpp is compiled, which takes some minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
-	@# pip is silent while it compiles unless it is verbose; of that we show how far ninja is
+	@# pip is silent while it compiles unless it is verbose; of that we show every tenth step of the compilation
 	@$(BIN)/pip install --verbose --constraint constraints.txt llama-cpp-python 2>&1 | tee $(VENV)/llama-build.log \
-	    | awk '/^ *\[[0-9]+\/[0-9]+\]/ { printf "    llama.cpp %s\n", $$1; fflush() } \
-	           /^Successfully installed/ { print "    " $$0 }' \
-	    | awk 'NR % 10 == 1 || /installed/ { print; fflush() }' \
+	    | sed -unE 's/^ *\[([0-9]*0)\/([0-9]+)\].*/    compiled \1 of \2/p; /^Successfully installed/p' \
 	    || { tail -n 40 $(VENV)/llama-build.log; exit 1; }
 	@echo "==> installing Cortex and its tools"
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[embedded,test]'

@@ -1,9 +1,12 @@
 """The server's life: bind, load, serve, drain, end. Written as nesting: what is inside ends first."""
 
+import errno
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterable, Iterator
 from functools import partial
 from typing import Final
@@ -23,6 +26,8 @@ _log = logging.getLogger("cortex.api")
 
 FLUSH_SECONDS: Final = 5.0
 """What connections get at the end to take their last bytes."""
+KEEP_ALIVE_SECONDS: Final = 75.0
+"""Longer than clients keep idle connections: who closes them first must not be we, or a request runs into it."""
 UNACKNOWLEDGED_LIMIT: Final = 90.0
 """Seconds that a client may leave sent bytes unread before the kernel closes its connection: nothing else can, as
 Hypercorn shields its sends."""
@@ -41,7 +46,7 @@ def serve(options: ServerOptions) -> int:
             trio.run(partial(_run, service, options, sockets))
     except* (AlreadyRunningError, EngineFailedError, ModelError, OSError) as errors:
         for error in _leaves(errors):
-            _log.error("%s", error)
+            _log.error("%s", error.strerror if isinstance(error, OSError) and error.strerror else error)
         exit_code = 1
     return exit_code
 
@@ -52,6 +57,7 @@ async def _run(service: ModelService, options: ServerOptions, sockets: list[sock
     config.accesslog = None
     config.errorlog = logging.getLogger("hypercorn")
     config.graceful_timeout = FLUSH_SECONDS
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
     config.h11_max_incomplete_size = 64 * 1024
     drained = trio.Event()
     app = create_app(service, cors_origins=options.cors_origins)
@@ -89,6 +95,14 @@ async def _drain_on_signal(service: ModelService, grace_seconds: float, drained:
             nursery.cancel_scope.cancel()
         service.engine.fail_all("the server is shutting down")
         drained.set()
+        _exit_anyway(2 * FLUSH_SECONDS)
+
+
+def _exit_anyway(seconds: float) -> None:
+    """End the process if it has not ended by then: Hypercorn waits for ever for a client that does not read."""
+    watchdog = threading.Timer(seconds, os._exit, [0])
+    watchdog.daemon = True
+    watchdog.start()
 
 
 async def _cancel_on_next(signals: AsyncIterable[int], scope: trio.CancelScope) -> None:
@@ -102,27 +116,29 @@ def _listen(host: str, port: int) -> list[socket.socket]:
 
     Raises OSError with a line for the user.
     """
-    hosts = ["127.0.0.1", "::1"] if host in ("127.0.0.1", "localhost") else [host]
-    sockets: list[socket.socket] = []
-    for each in hosts:
-        family = socket.AF_INET6 if ":" in each else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_LIMIT * 1000))
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sockets = [_bind(host, port)]
+    if host in ("127.0.0.1", "localhost"):
         try:
-            sock.bind((each, sockets[0].getsockname()[1] if sockets else port))
-            sock.listen(1024)
+            sockets.append(_bind("::1", sockets[0].getsockname()[1]))
         except OSError as error:
-            sock.close()
-            if sockets:
-                continue  # no IPv6 here
-            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        sockets.append(sock)
+            if error.errno == errno.EADDRINUSE:  # `localhost` would lead some clients to another server
+                raise
     return sockets
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        sock = socket.create_server(
+            ("127.0.0.1" if host == "localhost" else host, port),
+            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+            backlog=1024,
+        )
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}") from error
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_LIMIT * 1000))
+    return sock
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
