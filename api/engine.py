@@ -105,7 +105,7 @@ class EngineClient:
         self._outbox: trio.MemorySendChannel[Message] | None = None
         self._reports: list[trio.MemorySendChannel[Report]] = []
         self._last_report: Report | None = None
-        self._stopping = False
+        self._stopping = trio.Event()
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -142,8 +142,9 @@ class EngineClient:
     def start(self, submit: Submit, generation: Generation) -> None:
         """For Generation. Raises ApiError 503 while no engine is ready."""
         self.ready_info()
+        if not self._generations:
+            self._idle = trio.Event()
         self._generations[submit.request_id] = generation
-        self._idle = trio.Event()
         self._post(submit)
 
     def cancel(self, request_id: int) -> None:
@@ -177,18 +178,20 @@ class EngineClient:
                         failure = message.reason
                     else:
                         self._dispatch(message)
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             if not starts:
                 raise EngineFailedError(failure)
             pause = RESTART_PAUSE if info else min(2 * pause, MAX_RESTART_PAUSE)
             reason = "the engine is gone" if info else failure
             _log.error("%s; starting another in %.0f s", reason, pause)
-            await trio.sleep(pause)
+            with trio.move_on_after(pause):
+                await self._stopping.wait()
+                return
 
     def stop(self) -> None:
         """Let the engine end now."""
-        self._stopping = True
+        self._stopping.set()
         self._post(Stop())
 
     @asynccontextmanager
@@ -219,6 +222,8 @@ class EngineClient:
                 await process.wait()
             if process.returncode is None:
                 process.kill()
+                with trio.move_on_after(END_LIMIT, shield=True):
+                    await process.wait()
 
     def _dispatch(self, message: Message) -> None:
         match message:

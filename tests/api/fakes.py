@@ -6,12 +6,13 @@ from typing import Any
 
 import orjson
 import trio
-import trio.testing
 from quart import Response
-from quart.typing import TestHTTPConnectionProtocol
 from quart_trio import QuartTrio
+from quart_trio.testing.connections import TestHTTPConnection as Connection
+from trio.testing import wait_all_tasks_blocked
 
 from api.app import create_app
+from api.chat import PING_SECONDS
 from api.engine import EngineClient
 from api.service import ModelService
 from api.tokenizer import Tokenizer
@@ -60,12 +61,6 @@ class FakeEngine(EngineClient):
     def cancelled(self) -> list[int]:
         return [message.request_id for message in self.posted if isinstance(message, Cancel)]
 
-    async def next_submit(self) -> Submit:
-        """The first request that nobody asked for yet; waits until it has come."""
-        await trio.testing.wait_all_tasks_blocked()
-        [submit] = [submit for submit in self.submitted if submit.request_id in self._generations]
-        return submit
-
     def emit(
         self,
         tokens: Sequence[int],
@@ -88,7 +83,7 @@ class FakeEngine(EngineClient):
 class Stream:
     """A response that is read while it comes."""
 
-    def __init__(self, connection: TestHTTPConnectionProtocol) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
     @property
@@ -101,13 +96,14 @@ class Stream:
 
     async def write(self) -> bytes | None:
         """What the server wrote with one call; None at the end of the body."""
-        while True:
-            try:
-                data = await self.connection.receive()
-            except trio.EndOfChannel:
-                return None
-            if data:
-                return data
+        with trio.fail_after(2 * PING_SECONDS):
+            while True:
+                try:
+                    data = await self.connection.receive()
+                except trio.EndOfChannel:
+                    return None
+                if data:
+                    return data
 
     async def chunk(self) -> dict[str, Any]:
         """The only event of the next write."""
@@ -131,7 +127,14 @@ class Stream:
         return events(data)
 
     async def leave(self) -> None:
-        await self.connection.disconnect()
+        """As when the client hangs up. What was written until then is lost."""
+        await leave(self.connection)
+
+
+async def leave(connection: Connection) -> None:
+    await connection.disconnect()
+    await wait_all_tasks_blocked()
+    connection._client_receive.close()  # it would wait for an end that a cancelled app does not write
 
 
 def events(data: bytes) -> list[Any]:
@@ -172,18 +175,27 @@ class Server:
         return await self.post_raw(body if isinstance(body, bytes) else orjson.dumps(body), headers)
 
     async def post_raw(self, data: bytes, headers: dict[str, str] | None = None) -> Response:
-        return await self.client.post(URL, data=data, headers={"Content-Type": "application/json"} | (headers or {}))
+        with trio.fail_after(2 * PING_SECONDS):
+            return await self.client.post(
+                URL, data=data, headers={"Content-Type": "application/json"} | (headers or {})
+            )
+
+    def connect(self, headers: dict[str, str] | None = None) -> Connection:
+        """The beginning of a POST, without its body."""
+        connection = self.client.request(URL, method="POST", headers=headers)
+        assert isinstance(connection, Connection)
+        return connection
 
     @asynccontextmanager
     async def stream(self, body: dict[str, Any], *, headers: dict[str, str] | None = None) -> AsyncIterator[Stream]:
         """A streamed request. Whoever leaves the block early has to `leave` the stream before."""
-        connection = self.client.request(URL, method="POST", headers=headers)
+        connection = self.connect(headers)
         async with connection:
             await connection.send(orjson.dumps(body | {"stream": True}))
             await connection.send_complete()
             yield Stream(connection)
 
 
-def chat(text: str = "Hello", **fields: Any) -> dict[str, Any]:
+def chat(text: str = "Hello", /, **fields: Any) -> dict[str, Any]:
     """The body of a request."""
     return {"model": MODEL, "messages": [{"role": "user", "content": text}]} | fields

@@ -1,0 +1,131 @@
+"""`python scripted_engine.py FOLDER FD CONFIG`: speaks an engine's wire as FOLDER/behaviours says, a line per start.
+
+What it serves is as scripted: the first token of a prompt tells what to do with the others.
+"""
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import orjson
+
+from scheduler.config import EngineConfig, EngineInfo
+from scheduler.messages import (
+    Cancel,
+    Failed,
+    Inspect,
+    Message,
+    Output,
+    Ready,
+    Report,
+    Step,
+    Stop,
+    Submit,
+    decode,
+    encode,
+)
+
+ECHO, HOLD, DIE, STRANGERS, GARBAGE, SILENCE = range(1, 7)
+"""Say the other tokens one by one and end; say them and go on; then die; talk of unknown requests too; write what is
+no message; say nothing."""
+
+
+def info(config: EngineConfig) -> EngineInfo:
+    return EngineInfo(
+        pid=os.getpid(),
+        description=config.model_path,
+        ctx_len=config.ctx_len or 100,
+        max_seqs=2,
+        kv_tokens=200,
+        kv_bytes=4000,
+        batch_tokens=config.batch_tokens,
+        threads=1,
+        gpu_layers=0,
+        load_seconds=0.0,
+    )
+
+
+class ScriptedEngine:
+    def __init__(self, sock: socket.socket, folder: Path) -> None:
+        self._socket = sock
+        self._folder = folder
+        self._received = 0
+
+    def send(self, *messages: Message) -> None:
+        self._socket.sendall(b"".join(map(encode, messages)))
+
+    def note(self, what: str) -> None:
+        with (self._folder / "notes").open("a") as notes:
+            notes.write(f"{what}\n")
+
+    def serve(self) -> None:
+        with self._socket.makefile("rb") as lines:
+            for line in lines:
+                message = decode(line)
+                self._received += 1
+                match message:
+                    case Submit():
+                        self._answer(message)
+                    case Cancel(request_id):
+                        self.note(f"cancel {request_id}")
+                    case Inspect():
+                        if not (self._folder / "busy").exists():
+                            self.send(Report({"running": self._received, "waiting": 0}, {"pages": 1}))
+                    case Stop():
+                        self.note("stop")
+                        return
+
+    def _answer(self, submit: Submit) -> None:
+        what, *tokens = submit.tokens
+        number = submit.request_id
+        self.note(f"submit {number}")
+        if what == SILENCE:
+            return
+        if what == STRANGERS:
+            self.send(Step([Output(number + 1000, [1], "stop"), Output(0, [2]), Output(-1, [], "error", error="?")]))
+        for token in tokens:
+            self.send(Step([Output(number, [token])]))
+        if what == DIE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == GARBAGE:
+            self._socket.sendall(b"llama.cpp says hello\n")
+        if what in (ECHO, STRANGERS):
+            self.send(Step([Output(number, [], "stop")]), Step([Output(number, [999], "length")]))
+
+
+def main() -> int:
+    folder, config = Path(sys.argv[1]), EngineConfig(**orjson.loads(sys.argv[3]))
+    starts = folder / "starts"
+    with starts.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    behaviours = (folder / "behaviours").read_text().split()
+    behaviour = behaviours[min(len(starts.read_text().split()), len(behaviours)) - 1]
+    sock = socket.socket(fileno=int(sys.argv[2]))
+    engine = ScriptedEngine(sock, folder)
+    match behaviour:
+        case "fails":
+            engine.send(Failed("no memory for it"))
+            return 1
+        case "vanishes":
+            return 3
+        case "babbles":
+            sock.sendall(b"not a message\n")
+            signal.pause()
+        case "loads":
+            signal.pause() if sock.recv(1) else None
+        case "stays":
+            engine.send(Ready(info(config)))
+            sock.recv(1)
+            signal.pause()
+        case "serves":
+            engine.send(Ready(info(config)))
+            engine.serve()
+        case _:
+            raise ValueError(behaviour)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

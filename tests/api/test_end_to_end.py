@@ -1,0 +1,447 @@
+"""The whole path, from the official SDK over HTTP to the real small model and back."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from api.template import ChatTemplate
+from api.tokenizer import Tokenizer
+from tests.api.servers import MODEL, SECONDS, CortexServer, is_gone, wait_until
+
+ALIAS = "llama3.1:8b-gguf-q4-km"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
+    """As the seed's user would start it, but with answers that end soon."""
+    with CortexServer(tmp_path_factory.mktemp("server"), "--alias", ALIAS, "--ctx-len=512") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
+    """Eight answers at once."""
+    with CortexServer(tmp_path_factory.mktemp("narrow"), "--max-seqs=8", "--ctx-len=1024") as server:
+        yield server
+
+
+def client_of(server: CortexServer) -> OpenAI:
+    return OpenAI(base_url=server.url, api_key="not-needed", max_retries=0, timeout=SECONDS)
+
+
+def async_client_of(server: CortexServer) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=server.url, api_key="not-needed", max_retries=0, timeout=SECONDS)
+
+
+def user(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+def long_stream(client: OpenAI, max_tokens: int) -> openai.Stream[ChatCompletionChunk]:
+    """A stream of just so many tokens."""
+    return client.chat.completions.create(
+        model=MODEL,
+        messages=user("Tell me everything."),
+        stream=True,
+        max_tokens=max_tokens,
+        extra_body={"ignore_eos": True},
+    )
+
+
+def read(stream: openai.Stream[ChatCompletionChunk], num_contents: int) -> None:
+    """So many chunks with content."""
+    for chunk in stream:
+        num_contents -= bool(chunk.choices[0].delta.content)
+        if num_contents <= 0:
+            return
+    raise AssertionError("the stream ended early")
+
+
+# The seed's snippets, as they are. Only the port is another.
+
+SNIPPETS = [
+    """\
+from openai import OpenAI
+
+client = OpenAI(
+    base_url="http://localhost:39281/v1",
+    api_key="not-needed"
+)
+""",
+    """\
+response = client.chat.completions.create(
+    model="llama3.1:8b-gguf-q4-km",
+    messages=[
+        {"role": "user", "content": "Tell me a short story about a friendly robot."}
+    ]
+)
+print(response.choices[0].message.content)
+""",
+    """\
+response = client.chat.completions.create(
+    model="llama3.1:8b-gguf-q4-km",
+    messages=[
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": "What are the main differences between Python and C++?"}
+    ],
+    temperature=0.7,
+    max_tokens=150,
+    top_p=1.0,
+    frequency_penalty=0.0,
+    presence_penalty=0.0
+)
+""",
+    """\
+stream = client.chat.completions.create(
+    model="llama3.1:8b-gguf-q4-km",
+    messages=[
+        {"role": "user", "content": "Write a haiku about programming."}
+    ],
+    stream=True
+)
+
+for chunk in stream:
+    if chunk.choices[0].delta.content is not None:
+        print(chunk.choices[0].delta.content, end="")
+""",
+    """\
+messages = [
+    {"role": "system", "content": "You are a knowledgeable science teacher."},
+    {"role": "user", "content": "What is photosynthesis?"},
+    {"role": "assistant", "content": "Photosynthesis is the process by which plants convert sunlight into energy."},
+    {"role": "user", "content": "Can you explain it in more detail?"}
+]
+
+response = client.chat.completions.create(
+    model="llama3.1:8b-gguf-q4-km",
+    messages=messages
+)
+print(response.choices[0].message.content)
+""",
+]
+
+
+def test_the_seeds_snippets_run_as_they_are(server: CortexServer, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    printed = []
+    try:
+        for snippet in SNIPPETS:
+            exec(snippet.replace(":39281/", f":{server.port}/"), names)
+            printed.append(capsys.readouterr().out)
+            if "max_tokens=150" in snippet:
+                with_parameters = names["response"]
+    finally:
+        names["client"].close()
+    assert [bool(text.strip()) for text in printed] == [False, True, False, True, True]
+    assert isinstance(with_parameters, ChatCompletion)
+    assert with_parameters.usage is not None
+    assert 0 < with_parameters.usage.completion_tokens <= 150
+    assert with_parameters.model == ALIAS
+
+
+def test_localhost_answers_whichever_way_it_resolves(server: CortexServer) -> None:
+    for host in ("127.0.0.1", "[::1]") if has_ipv6() else ("127.0.0.1",):
+        response = httpx.get(f"http://{host}:{server.port}/v1/models", timeout=SECONDS)
+        assert [model["id"] for model in response.json()["data"]] == [MODEL, ALIAS]
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def test_errors_are_the_sdks_own(server: CortexServer) -> None:
+    with client_of(server) as client:
+        with pytest.raises(openai.NotFoundError) as not_found:
+            client.chat.completions.create(model="gpt-9", messages=user("Hi"))
+        assert not_found.value.code == "model_not_found"
+        assert not_found.value.request_id is not None
+        with pytest.raises(openai.BadRequestError) as too_long:
+            client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=5000)
+        assert too_long.value.code == "context_length_exceeded"
+        with pytest.raises(openai.BadRequestError) as unserved:
+            client.chat.completions.create(model=MODEL, messages=user("Hi"), n=2)
+        assert unserved.value.param == "n"
+
+
+def test_an_answer_without_a_limit_runs_to_the_contexts_end(server: CortexServer) -> None:
+    with client_of(server) as client:
+        text = "word " * 440
+        response = client.chat.completions.create(model=MODEL, messages=user(text), extra_body={"ignore_eos": True})
+    assert response.choices[0].finish_reason == "length"
+    assert response.usage is not None
+    assert response.usage.total_tokens == 512
+
+
+def test_the_same_seed_gives_the_same_answer_alone(server: CortexServer) -> None:
+    with client_of(server) as client:
+        answers = {
+            client.chat.completions.create(
+                model=MODEL, messages=user("Say something odd."), seed=seed, max_tokens=16, temperature=1.5
+            )
+            .choices[0]
+            .message.content
+            for seed in (1, 1, 2)
+        }
+    assert len(answers) == 2
+
+
+def test_a_stop_string_ends_a_real_answer(server: CortexServer) -> None:
+    with client_of(server) as client:
+        response = client.chat.completions.create(
+            model=MODEL, messages=user("Count from one to ten in digits."), stop=["5"], max_tokens=60, temperature=0
+        )
+        choice = response.choices[0]
+        assert choice.finish_reason == "stop"
+        assert "5" not in (choice.message.content or "")
+    server.assert_nothing_is_held()
+
+
+def test_a_repeated_prefix_is_not_computed_again(server: CortexServer) -> None:
+    text = "Remember these words: " + " ".join(f"word{number}" for number in range(40))
+    with client_of(server) as client:
+        for question in ("First?", "Second?"):
+            response = client.chat.completions.create(
+                model=MODEL, messages=user(f"{text}. {question}"), max_tokens=2, stream=False
+            )
+            assert response.usage is not None
+            assert response.usage.prompt_tokens_details is not None
+            num_prompt, num_cached = response.usage.prompt_tokens, response.usage.prompt_tokens_details.cached_tokens
+            if question == "First?":
+                assert num_cached is not None
+                assert num_cached < 40  # what the template puts before every prompt
+    assert num_cached is not None
+    assert num_prompt - 20 < num_cached < num_prompt
+
+
+def test_32_clients_streaming_at_once_each_get_their_own_answer(server: CortexServer, tokenizer: Tokenizer) -> None:
+    texts = [f"Say {'very ' * number}well." for number in range(32)]
+    template = ChatTemplate(tokenizer.chat_template, tokenizer)
+    lengths = [len(template.render_tokens([{"role": "user", "content": text}])) for text in texts]
+    assert len(set(lengths)) == 32
+
+    async def ask(client: AsyncOpenAI, text: str) -> tuple[str, int, int]:
+        content, ids, ends, usage = "", set(), [], None
+        async for chunk in await client.chat.completions.create(
+            model=MODEL,
+            messages=user(text),
+            stream=True,
+            stream_options={"include_usage": True},
+            max_tokens=12,
+            extra_body={"ignore_eos": True},
+        ):
+            ids.add(chunk.id)
+            for choice in chunk.choices:
+                content += choice.delta.content or ""
+                ends += [choice.finish_reason] if choice.finish_reason else []
+            usage = chunk.usage
+        assert content
+        assert ends == ["length"]
+        assert usage is not None
+        [name] = ids
+        return name, usage.prompt_tokens, usage.completion_tokens
+
+    async def ask_all() -> list[tuple[str, int, int]]:
+        async with async_client_of(server) as client:
+            return await asyncio.gather(*(ask(client, text) for text in texts))
+
+    answers = asyncio.run(ask_all())
+    assert len({name for name, _, _ in answers}) == 32
+    assert [num_prompt for _, num_prompt, _ in answers] == lengths
+    assert [num_completion for _, _, num_completion in answers] == [12] * 32
+    server.assert_nothing_is_held()
+
+
+def test_200_clients_take_their_turns_on_eight_sequences(narrow: CortexServer) -> None:
+    before, _ = narrow.statistics()
+    most = 0
+
+    async def ask(client: AsyncOpenAI, number: int) -> str | None:
+        response = await client.chat.completions.create(
+            model=MODEL, messages=user(f"{number}?"), max_tokens=3, extra_body={"ignore_eos": True}
+        )
+        assert response.usage is not None
+        assert response.usage.completion_tokens == 3
+        return response.choices[0].finish_reason
+
+    async def watch() -> None:
+        nonlocal most
+        async with httpx.AsyncClient() as client:
+            while True:
+                health = (await client.get(f"http://127.0.0.1:{narrow.port}/healthz", timeout=SECONDS)).json()
+                most = max(most, health["running"])
+                await asyncio.sleep(0.3)
+
+    async def ask_all() -> list[str | None]:
+        async with async_client_of(narrow) as client:
+            watcher = asyncio.create_task(watch())
+            try:
+                return await asyncio.gather(*(ask(client, number) for number in range(200)))
+            finally:
+                watcher.cancel()
+
+    assert asyncio.run(ask_all()) == ["length"] * 200
+    assert most == 8
+    narrow.assert_nothing_is_held()
+    after, _ = narrow.statistics()
+    assert after["finished"] - before["finished"] == 200
+
+
+def test_a_client_that_leaves_frees_its_memory_soon(narrow: CortexServer) -> None:
+    before, _ = narrow.statistics()
+    with client_of(narrow) as client:
+        stream = long_stream(client, 900)
+        read(stream, 3)
+        assert narrow.health()["kv"]["held_tokens"] > 0
+        left = time.monotonic()
+        stream.close()
+        after, _ = narrow.statistics()
+    assert time.monotonic() - left < 5.0
+    assert after["cancelled"] - before["cancelled"] == 1
+    narrow.assert_nothing_is_held()
+
+
+def test_a_client_that_never_reads_does_not_stop_others(narrow: CortexServer) -> None:
+    body = (
+        b'{"model":"smollm2:135m","messages":[{"role":"user","content":"Go on."}],"stream":true,"max_tokens":900,'
+        b'"ignore_eos":true}'
+    )
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    before, _ = narrow.statistics()
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        deaf.connect(("127.0.0.1", narrow.port))
+        deaf.sendall(head + body)
+        wait_until(lambda: narrow.health()["running"] == 1, "the request runs")
+        with client_of(narrow) as client:
+            for _ in range(3):
+                for _ in long_stream(client, 20):
+                    pass
+        assert narrow.health()["running"] == 1  # its tokens still come, to be read or not
+    after, _ = narrow.statistics()
+    assert after["finished"] - before["finished"] == 3
+    assert after["cancelled"] - before["cancelled"] == 1
+    narrow.assert_nothing_is_held()
+
+
+def test_growing_requests_that_cannot_fit_together_all_finish(tmp_path: Path) -> None:
+    async def ask(client: AsyncOpenAI, number: int) -> int:
+        num_chunks = 0
+        async for chunk in await client.chat.completions.create(
+            model=MODEL,
+            messages=user(f"Story number {number}."),
+            stream=True,
+            stream_options={"include_usage": True},
+            max_tokens=80,
+            extra_body={"ignore_eos": True},
+        ):
+            num_chunks += 1
+            usage = chunk.usage
+        assert num_chunks > 2
+        assert usage is not None
+        return usage.completion_tokens
+
+    async def ask_all(server: CortexServer) -> list[int]:
+        async with async_client_of(server) as client:
+            return await asyncio.gather(*(ask(client, number) for number in range(16)))
+
+    with CortexServer(tmp_path, "--kv-tokens=1024", "--ctx-len=512", "--max-seqs=16") as cramped:
+        assert asyncio.run(ask_all(cramped)) == [80] * 16
+        scheduler, cache = cramped.statistics()
+        assert scheduler["preemptions"] > 0
+        assert scheduler["finished"] == 16
+        assert cache["pages"] == 1024 // 32
+        cramped.assert_nothing_is_held()
+
+
+# Ends
+
+
+def test_a_killed_server_leaves_no_engine(tmp_path: Path) -> None:
+    with CortexServer(tmp_path, "--ctx-len=1024") as server, client_of(server) as client:
+        engine = server.health()["engine_pid"]
+        stream = long_stream(client, 900)
+        read(stream, 2)
+        assert not is_gone(engine)
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: is_gone(engine), "the engine has ended", 10)
+        with pytest.raises((openai.APIError, httpx.TransportError)):
+            for _ in stream:
+                pass
+
+
+def test_a_killed_engine_ends_its_streams_and_another_answers(tmp_path: Path) -> None:
+    with CortexServer(tmp_path, "--ctx-len=1024") as server, client_of(server) as client:
+        engine = server.health()["engine_pid"]
+        stream = long_stream(client, 900)
+        read(stream, 2)
+        os.kill(engine, signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="engine ended"):
+            for _ in stream:
+                pass
+        with pytest.raises(openai.InternalServerError) as refused:
+            client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=2)
+        assert refused.value.status_code == 503
+        wait_until(lambda: server.health()["status"] == "ok", "another engine is ready")
+        assert server.health()["engine_pid"] not in (None, engine)
+        response = client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=2)
+        assert response.usage is not None
+        assert response.usage.completion_tokens > 0
+        assert server.stop() == 0
+
+
+def test_sigterm_lets_streams_finish_and_refuses_new_work(tmp_path: Path) -> None:
+    with CortexServer(tmp_path, "--ctx-len=1024") as server, client_of(server) as client:
+        engine = server.health()["engine_pid"]
+        stream = long_stream(client, 150)
+        read(stream, 2)
+        server.process.terminate()
+        wait_until(lambda: server.health()["status"] == "draining", "the server drains")
+        with pytest.raises(openai.InternalServerError) as refused:
+            client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=2)
+        assert refused.value.status_code == 503
+        assert refused.value.code == "shutting_down"
+        assert refused.value.response.headers["retry-after"]
+        assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
+        assert server.process.wait(10) == 0
+        assert is_gone(engine)
+        assert "Traceback" not in server.log
+
+
+def test_sigterm_ends_streams_that_go_on_beyond_the_grace_period(tmp_path: Path) -> None:
+    with CortexServer(tmp_path, "--ctx-len=4096", "--grace=0.5") as server, client_of(server) as client:
+        engine = server.health()["engine_pid"]
+        stream = long_stream(client, 4000)
+        read(stream, 2)
+        server.process.terminate()
+        with pytest.raises(openai.APIError, match="shutting down"):
+            for _ in stream:
+                pass
+        assert server.process.wait(10) == 0
+        assert is_gone(engine)
+        assert "Traceback" not in server.log
+
+
+def test_sigterm_while_the_model_loads_ends_the_server(tmp_path: Path) -> None:
+    server = CortexServer(tmp_path)
+    with server:
+        engine = server.health()["engine_pid"]
+        os.kill(engine, signal.SIGKILL)
+        wait_until(lambda: server.health()["status"] == "loading", "the engine is gone")
+        assert server.stop(seconds=15) == 0
+        assert "Traceback" not in server.log
