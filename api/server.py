@@ -14,6 +14,7 @@ from typing import Final
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve as serve_http
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
 from api.app import create_app
 from api.engine import EngineClient, EngineFailedError
@@ -64,9 +65,27 @@ async def _run(service: ModelService, options: ServerOptions, sockets: list[sock
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_drain_on_signal, service, options.grace_seconds, drained)
         nursery.start_soon(_load, nursery, service, sockets[0].getsockname())
-        await serve_http(app, config, shutdown_trigger=drained.wait, mode="asgi")
+        await serve_http(_with_whole_ends(app), config, shutdown_trigger=drained.wait, mode="asgi")
         service.engine.stop()
         nursery.cancel_scope.deadline = trio.current_time() + FLUSH_SECONDS
+
+
+def _with_whole_ends(app: ASGIFramework) -> ASGIFramework:
+    """The app, with the last send of a response shielded from cancellation.
+
+    Within that send Hypercorn tells the app that the request is over, upon which quart-trio cancels the task that is
+    sending. Hypercorn would then never come to count the connection as idle: no timeout would close it, nor our end.
+    """
+
+    async def framework(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        async def send_whole(event: ASGISendEvent) -> None:
+            is_last = event["type"] == "http.response.body" and not event.get("more_body", False)
+            with trio.CancelScope(shield=is_last):
+                await send(event)
+
+        await app(scope, receive, send_whole)
+
+    return framework
 
 
 async def _load(nursery: trio.Nursery, service: ModelService, address: tuple[str, int]) -> None:

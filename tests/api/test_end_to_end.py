@@ -24,8 +24,8 @@ ALIAS = "llama3.1:8b-gguf-q4-km"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
-    """As the seed's user would start it, but with answers that end soon."""
-    with CortexServer(tmp_path_factory.mktemp("server"), "--alias", ALIAS, "--ctx-len=512") as server:
+    """As the seed's user would start it, but with a context so short that every answer ends soon."""
+    with CortexServer(tmp_path_factory.mktemp("server"), "--alias", ALIAS, "--ctx-len=256") as server:
         yield server
 
 
@@ -181,24 +181,11 @@ def test_errors_are_the_sdks_own(server: CortexServer) -> None:
 
 def test_an_answer_without_a_limit_runs_to_the_contexts_end(server: CortexServer) -> None:
     with client_of(server) as client:
-        text = "word " * 440
+        text = "word " * 200
         response = client.chat.completions.create(model=MODEL, messages=user(text), extra_body={"ignore_eos": True})
     assert response.choices[0].finish_reason == "length"
     assert response.usage is not None
-    assert response.usage.total_tokens == 512
-
-
-def test_the_same_seed_gives_the_same_answer_alone(server: CortexServer) -> None:
-    with client_of(server) as client:
-        answers = {
-            client.chat.completions.create(
-                model=MODEL, messages=user("Say something odd."), seed=seed, max_tokens=16, temperature=1.5
-            )
-            .choices[0]
-            .message.content
-            for seed in (1, 1, 2)
-        }
-    assert len(answers) == 2
+    assert response.usage.total_tokens == 256
 
 
 def test_a_stop_string_ends_a_real_answer(server: CortexServer) -> None:
@@ -213,7 +200,7 @@ def test_a_stop_string_ends_a_real_answer(server: CortexServer) -> None:
 
 
 def test_a_repeated_prefix_is_not_computed_again(server: CortexServer) -> None:
-    text = "Remember these words: " + " ".join(f"word{number}" for number in range(40))
+    text = "Remember these words: " + ", ".join("abcdefghijklmnopqrstuvwxyz")
     with client_of(server) as client:
         for question in ("First?", "Second?"):
             response = client.chat.completions.create(
@@ -307,11 +294,11 @@ def test_a_client_that_leaves_frees_its_memory_soon(narrow: CortexServer) -> Non
     with client_of(narrow) as client:
         stream = long_stream(client, 900)
         read(stream, 3)
-        assert narrow.health()["kv"]["held_tokens"] > 0
+        wait_until(lambda: narrow.health()["kv"]["held_tokens"] > 0, "memory is held")
         left = time.monotonic()
         stream.close()
         after, _ = narrow.statistics()
-    assert time.monotonic() - left < 5.0
+    assert time.monotonic() - left < 10.0
     assert after["cancelled"] - before["cancelled"] == 1
     narrow.assert_nothing_is_held()
 
@@ -406,9 +393,9 @@ def test_a_killed_engine_ends_its_streams_and_another_answers(tmp_path: Path) ->
 
 
 def test_sigterm_lets_streams_finish_and_refuses_new_work(tmp_path: Path) -> None:
-    with CortexServer(tmp_path, "--ctx-len=1024") as server, client_of(server) as client:
+    with CortexServer(tmp_path, "--ctx-len=1024", "--grace=60") as server, client_of(server) as client:
         engine = server.health()["engine_pid"]
-        stream = long_stream(client, 150)
+        stream = long_stream(client, 100)
         read(stream, 2)
         server.process.terminate()
         wait_until(lambda: server.health()["status"] == "draining", "the server drains")
@@ -435,6 +422,16 @@ def test_sigterm_ends_streams_that_go_on_beyond_the_grace_period(tmp_path: Path)
         assert server.process.wait(10) == 0
         assert is_gone(engine)
         assert "Traceback" not in server.log
+
+
+def test_idle_connections_do_not_delay_the_end(tmp_path: Path) -> None:
+    with CortexServer(tmp_path, "--ctx-len=256") as server, client_of(server) as client, httpx.Client() as other:
+        client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=2)
+        read(long_stream(client, 4), 4)
+        assert other.get(f"{server.url}/nowhere").status_code == 404
+        told = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - told < 4.0
 
 
 def test_sigterm_while_the_model_loads_ends_the_server(tmp_path: Path) -> None:
