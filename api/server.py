@@ -102,6 +102,8 @@ async def _load(nursery: trio.Nursery, service: ModelService, address: tuple[str
 
 async def _drain_on_signal(service: ModelService, grace_seconds: float, drained: trio.Event) -> None:
     """Refuse new work from the first signal on, let running requests finish for a while, then let the server end."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)  # what holds behind the block: the end is on its way then
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             break

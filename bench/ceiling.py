@@ -5,6 +5,7 @@ address its own runs are interleaved with the bare ones, on the same token ids: 
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, takewhile
@@ -73,16 +74,18 @@ class BareLoop:
             batch_tokens=max(CHUNKS),
             threads=sizes.threads,
         )
-        self._idle: list[int] = []
+        self._free_ids = list(range(MAX_SEQUENCE_IDS))
+        self._idle: deque[tuple[int, int]] = deque()
+        """Sequence ids and their tokens, oldest first."""
         self._num_free = sizes.kv_tokens
 
     def fill(self, num_tokens: int) -> None:
         """Add idle sequences until so many tokens of the pool are used, as a server's cache fills by and by."""
         while self.kv_tokens - self._num_free + FILL_TOKENS <= num_tokens:
-            sequence_id = MAX_SEQUENCE_IDS - 1 - len(self._idle)
+            sequence_id = self._free_ids.pop()
             tokens = np.random.default_rng(sequence_id).integers(100, self._model.vocab_size - 100, FILL_TOKENS)
             self._decode([(sequence_id, 0, tokens.tolist())])
-            self._idle.append(sequence_id)
+            self._idle.append((sequence_id, FILL_TOKENS))
             self._num_free -= FILL_TOKENS
 
     def idle_cost(self, num_seqs: int) -> dict[str, float]:
@@ -94,44 +97,52 @@ class BareLoop:
         ratios = {}
         for num_tokens in (self.cheap_tokens, self.kv_tokens):
             self.fill(num_tokens)
-            self._make_room(num_seqs * (IDLE_COST_PROMPT + IDLE_COST_STEPS))
+            self._make_room(num_seqs * (IDLE_COST_PROMPT + IDLE_COST_STEPS), num_seqs)
             ratios[str(num_tokens)] = self._step_seconds(num_seqs) / empty
         return ratios
 
     def _step_seconds(self, num_seqs: int) -> float:
         """The median decode step of sequences with short prompts."""
-        for sequence_id in range(num_seqs):
+        ids = self._free_ids[:num_seqs]
+        for sequence_id in ids:
             self._decode([(sequence_id, 0, [1000 + sequence_id] * IDLE_COST_PROMPT)])
         times = []
         for step in range(IDLE_COST_STEPS):
             started = time.perf_counter()
-            self._decode([(sequence_id, IDLE_COST_PROMPT + step, [1000]) for sequence_id in range(num_seqs)])
+            self._decode([(sequence_id, IDLE_COST_PROMPT + step, [1000]) for sequence_id in ids])
             times.append(time.perf_counter() - started)
-        for sequence_id in range(num_seqs):
+        for sequence_id in ids:
             self._context.remove(sequence_id, 0, -1)
         return median(times)
 
     def seconds(self, prompts: Sequence[Sequence[int]], num_output: int, chunk: int) -> float:
-        """Wall time of reading the prompts in chunks and decoding `num_output` tokens of each together."""
+        """Wall time of reading the prompts in chunks and decoding `num_output` tokens of each together.
+
+        What was computed stays as idle sequences, and the oldest make room for it, as in a server's cache.
+        """
         shared = _common_prefix([prompt[:-1] for prompt in prompts])
-        self._make_room(sum(len(prompt) - shared + num_output for prompt in prompts) + shared)
-        ids = range(len(prompts))
+        lengths = [len(prompt) - shared + num_output - 1 for prompt in prompts]
+        lengths[0] += shared
+        self._make_room(sum(lengths) + shared, len(prompts))  # an older shared prefix may outlive its first holder
+        ids = [self._free_ids.pop() for _ in prompts]
         started = time.perf_counter()
-        self._prefill([(0, 0, list(prompts[0][:shared]))], chunk)
+        self._prefill([(ids[0], 0, list(prompts[0][:shared]))], chunk)
         for sequence_id in ids[1:]:
-            self._context.share(0, sequence_id, 0, shared)
-        self._prefill([(i, shared, list(prompt[shared:])) for i, prompt in enumerate(prompts)], chunk)
+            self._context.share(ids[0], sequence_id, 0, shared)
+        self._prefill([(i, shared, list(prompt[shared:])) for i, prompt in zip(ids, prompts, strict=True)], chunk)
         for step in range(num_output - 1):
-            self._decode([(i, len(prompt) + step, [1000 + step]) for i, prompt in enumerate(prompts)])
+            self._decode([(i, len(prompt) + step, [1000 + step]) for i, prompt in zip(ids, prompts, strict=True)])
         seconds = time.perf_counter() - started
-        for sequence_id in ids:
-            self._context.remove(sequence_id, 0, -1)
+        self._idle.extend(zip(ids, lengths, strict=True))
+        self._num_free -= sum(lengths)
         return seconds
 
-    def _make_room(self, num_tokens: int) -> None:
-        while self._num_free < num_tokens and self._idle:
-            self._context.remove(self._idle.pop(), 0, -1)
-            self._num_free += FILL_TOKENS
+    def _make_room(self, num_tokens: int, num_ids: int) -> None:
+        while self._idle and (self._num_free < num_tokens or len(self._free_ids) < num_ids):
+            sequence_id, length = self._idle.popleft()
+            self._context.remove(sequence_id, 0, -1)
+            self._free_ids.append(sequence_id)
+            self._num_free += length
 
     def _prefill(self, rows: list[tuple[int, int, list[int]]], chunk: int) -> None:
         batch: list[tuple[int, int, list[int]]] = []

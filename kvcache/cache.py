@@ -246,7 +246,7 @@ class KVCache:
         self._memory.remove(branch.id, branch.num_tokens, -1)
 
     def _drop_if_superfluous(self, branch: Branch) -> None:
-        """Give the id back unless the idle branch alone holds some page; if so its last, as paths share from the front."""
+        """Give the id back unless the idle branch alone holds a page: its last one then, as fronts are shared."""
         if branch.running or branch.tail or (branch.pages and len(branch.pages[-1].holders) == 1):
             return
         self._drop(branch)
@@ -293,7 +293,7 @@ class KVCache:
         )
 
     def check_integrity(self) -> None:
-        """Recount everything from the tree and the branches. Raises AssertionError if the accounting has gone astray."""
+        """Recount everything from the tree and the branches. Raises AssertionError if the accounting is wrong."""
         branches = self._idle | self._running
         ids = [branch.id for branch in branches] + self._free_ids
         assert sorted(ids) == list(range(self._num_ids)), "every sequence id is running, cached or free"

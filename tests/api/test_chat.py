@@ -303,6 +303,16 @@ async def test_usage_comes_only_on_request(server: Server, options: dict[str, An
     assert all("usage" not in chunk for chunk in chunks)
 
 
+async def test_what_was_cached_is_remembered_from_the_first_chunk(server: Server) -> None:
+    async with server.stream(chat(stream_options={"include_usage": True})) as stream:
+        await stream.chunk()
+        server.engine.emit(server.encode("Hello"), cached_tokens=24)
+        await stream.chunk()
+        server.engine.emit(server.encode(" world"), "stop")
+        [_, _, usage, _] = await stream.rest()
+    assert usage["usage"]["prompt_tokens_details"]["cached_tokens"] == 24
+
+
 async def test_the_end_goes_out_with_done_in_one_write(server: Server) -> None:
     async with server.stream(chat(stream_options={"include_usage": True})) as stream:
         await stream.chunk()
@@ -1077,6 +1087,11 @@ async def prompt_text(server: Server, messages: list[dict[str, Any]]) -> str:
 async def test_text_parts_are_lines(server: Server) -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert "user\none\ntwo" in await prompt_text(server, [{"role": "user", "content": parts}])
+
+
+async def test_a_refusal_is_what_the_assistant_said(server: Server) -> None:
+    refusal = {"role": "assistant", "content": None, "refusal": "I would rather not."}
+    assert "assistant\nI would rather not." in await prompt_text(server, [USER, refusal, USER])
 
 
 async def test_a_developer_is_the_system_where_the_template_knows_none(server: Server) -> None:

@@ -434,6 +434,19 @@ def test_idle_connections_do_not_delay_the_end(tmp_path: Path) -> None:
         assert time.monotonic() - told < 4.0
 
 
+def test_signals_that_are_repeated_change_nothing_about_the_end(tmp_path: Path) -> None:
+    with CortexServer(tmp_path, "--ctx-len=256") as server:
+        engine = server.health()["engine_pid"]
+        while server.process.poll() is None:
+            server.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        assert server.process.returncode == 0
+        assert "Traceback" not in server.log
+        assert not (tmp_path / "server.json").exists()
+        wait_until(lambda: is_gone(engine), "the engine has ended", 10)
+
+
 def test_sigterm_while_the_model_loads_ends_the_server(tmp_path: Path) -> None:
     server = CortexServer(tmp_path)
     with server:

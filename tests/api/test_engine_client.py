@@ -238,6 +238,23 @@ async def test_who_asks_for_statistics_gets_an_answer_although_others_gave_up(en
         assert [report.scheduler["running"] for report in reports if report] == [2, 3]
 
 
+async def test_what_a_dead_engine_never_answered_does_not_confuse_the_next(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with engines.running() as info:
+        (engines.folder / "busy").touch()
+        with trio.move_on_after(0.05):
+            await engines.client.inspect()
+        os.kill(info.pid, signal.SIGKILL)
+        await next_engine(engines, info)
+        (engines.folder / "busy").unlink()
+        monkeypatch.setattr(engine_module, "INSPECT_LIMIT", SECONDS)
+        with trio.fail_after(SECONDS / 2):
+            report = await engines.client.inspect()
+    assert report is not None
+    assert report.scheduler["running"] == 1
+
+
 # Dying
 
 
