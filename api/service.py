@@ -1,7 +1,6 @@
 """The model that is served: its names, its tokenizer and template, its engine, and whether it takes requests."""
 
 import dataclasses
-import logging
 import time
 from typing import Any, Final
 from zlib import crc32
@@ -12,8 +11,6 @@ from api.engine import EngineClient
 from api.errors import ApiError, unavailable
 from api.template import ChatTemplate, TemplateRefusal
 from api.tokenizer import Tokenizer
-
-_log = logging.getLogger("cortex.api")
 
 INLINE_CHARACTERS: Final = 20_000
 """Prompts up to this long are tokenized on the event loop, in a few milliseconds; longer ones in a thread."""

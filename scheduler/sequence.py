@@ -2,6 +2,8 @@
 
 from enum import IntEnum
 
+import numpy as np
+
 from kvcache.tree import TOKEN_BYTES, Branch
 from scheduler.messages import Submit
 from scheduler.sampling import SamplerState
@@ -46,10 +48,8 @@ class Sequence:
         self.request_id = submit.request_id
         self.arrival = arrival
         """Its place in line, kept when preempted."""
-        self.known = bytearray()
+        self.known = bytearray(np.array(submit.tokens, dtype="<i4").tobytes())
         """Prompt and generated tokens, as in kvcache.tree."""
-        for token in submit.tokens:
-            self.known += token.to_bytes(TOKEN_BYTES, "little")
         self.last_token = submit.tokens[-1]
         self.num_prompt = len(submit.tokens)
         self.max_known = self.num_prompt + submit.max_tokens
