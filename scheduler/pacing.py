@@ -26,7 +26,7 @@ class Pacer:
             return
         measured = seconds / (num_decode + num_prefill)
         self._current += SMOOTHING * (measured - self._current)
-        if num_prefill >= MIN_CHUNK:  # the start was measured on a busy machine
+        if num_prefill >= MIN_CHUNK:  # the start may have been measured on a busy machine
             self._best = min(self._best, measured)
 
     @property
