@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kvcache.cache import KVCache
+from kvcache.cache import EVICTION_SHARE, KVCache
 from kvcache.tree import PAGE_TOKENS, Branch, num_pages_for
 from tests.kvcache.fakes import FakeMemory, as_bytes
 
@@ -114,6 +114,21 @@ def test_the_least_recently_used_leaf_goes_first() -> None:
     assert bench.cache.lookup(as_bytes(text(0, 32) + text(200, 32))).num_tokens == 63
     assert bench.cache.lookup(as_bytes(text(500, 64))).num_tokens == 63
     assert bench.cache.statistics().evicted_pages == 1
+
+
+def test_room_is_made_an_eighth_of_the_pool_at_a_time() -> None:
+    """Pages that go together leave cells free together, which is where the next tokens are put."""
+    cache = KVCache(FakeMemory(32), num_pages=32, num_ids=32)
+    for number in range(16):
+        tokens = as_bytes(text(1000 * number, 2 * PAGE_TOKENS))
+        branch = cache.acquire(tokens)
+        assert branch is not None
+        cache.commit(branch, tokens)
+        cache.release(branch)
+    assert cache.num_free == 0
+    assert cache.acquire(as_bytes(text(50_000, PAGE_TOKENS))) is not None
+    assert cache.num_free == 32 // EVICTION_SHARE - 1
+    cache.check_integrity()
 
 
 def test_without_ids_the_oldest_idle_sequence_goes_even_if_pages_are_free() -> None:
