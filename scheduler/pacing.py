@@ -5,7 +5,10 @@ from typing import Final
 FULL_SPEED_TOKENS: Final = 128
 """Chunks beyond this gain no speed on a CPU; a step that streams wait for may take as long as one of them at first."""
 MIN_CHUNK: Final = 64
-"""Chunks below this lose a quarter of the speed and more."""
+"""Chunks below this lose speed, down to three quarters of it at half the size; so they are avoided, but for STRETCH."""
+SMALLEST_CHUNK: Final = 32
+STRETCH: Final = 1.5
+"""How much longer a step may take than it should to avoid smaller chunks."""
 SMOOTHING: Final = 0.5
 """Weight of the newest step: the cost of a token grows with the context, a few percent from one chunk to the next."""
 
@@ -22,7 +25,7 @@ class Pacer:
         self._best = self._current = seconds_per_token
 
     def observe(self, num_decode: int, num_prefill: int, seconds: float) -> None:
-        if num_prefill < MIN_CHUNK // 2:  # mostly the cost of reading the weights
+        if num_prefill < SMALLEST_CHUNK:  # mostly the cost of reading the weights
             return
         measured = seconds / (num_decode + num_prefill)
         self._current += SMOOTHING * (measured - self._current)
@@ -36,4 +39,6 @@ class Pacer:
 
     def num_prefill_tokens(self, num_decode: int) -> int:
         """The prompt tokens that fit beside so many decodes."""
-        return max(MIN_CHUNK, int(self.target_seconds / self._current) - num_decode)
+        fitting = int(self.target_seconds / self._current) - num_decode
+        stretched = int(STRETCH * self.target_seconds / self._current) - num_decode
+        return max(fitting, min(stretched, MIN_CHUNK), SMALLEST_CHUNK)

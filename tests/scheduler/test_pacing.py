@@ -2,7 +2,7 @@
 
 import pytest
 
-from scheduler.pacing import FULL_SPEED_TOKENS, MIN_CHUNK, Pacer
+from scheduler.pacing import FULL_SPEED_TOKENS, MIN_CHUNK, SMALLEST_CHUNK, STRETCH, Pacer
 
 
 def test_at_first_a_step_may_take_as_long_as_one_full_chunk() -> None:
@@ -32,14 +32,26 @@ def test_the_more_a_token_costs_the_smaller_the_chunk_down_to_a_minimum() -> Non
         sizes.append(pacer.num_prefill_tokens(5))
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == pytest.approx(FULL_SPEED_TOKENS - 5, abs=1)
-    assert sizes[-1] == MIN_CHUNK
+    assert sizes[-1] == SMALLEST_CHUNK
+
+
+def test_a_step_is_stretched_before_chunks_get_inefficient_but_not_for_ever() -> None:
+    pacer = Pacer(0.001)
+    sizes = {}
+    for cost in (0.0021, 0.0029, 0.0035, 0.0045):
+        for _ in range(20):
+            pacer.observe(0, 100, 100 * cost)
+        sizes[cost] = pacer.num_prefill_tokens(0)
+    assert sizes[0.0021] == sizes[0.0029] == MIN_CHUNK
+    assert sizes[0.0035] == pytest.approx(STRETCH * FULL_SPEED_TOKENS / 3.5, abs=1)
+    assert sizes[0.0045] == pytest.approx(STRETCH * FULL_SPEED_TOKENS / 4.5, abs=1)
 
 
 def test_chunks_grow_again_when_tokens_get_cheaper() -> None:
     pacer = Pacer(0.001)
     for _ in range(20):
         pacer.observe(0, 64, 64 * 0.01)
-    assert pacer.num_prefill_tokens(0) == MIN_CHUNK
+    assert pacer.num_prefill_tokens(0) == SMALLEST_CHUNK
     for _ in range(20):
         pacer.observe(0, 64, 64 * 0.001)
     assert pacer.num_prefill_tokens(0) == pytest.approx(FULL_SPEED_TOKENS, abs=1)
@@ -49,7 +61,7 @@ def test_steps_that_mostly_read_the_weights_say_nothing() -> None:
     pacer = Pacer(0.001)
     for _ in range(20):
         pacer.observe(8, 0, 1.0)
-        pacer.observe(8, MIN_CHUNK // 2 - 1, 1.0)
+        pacer.observe(8, SMALLEST_CHUNK - 1, 1.0)
     assert pacer.num_prefill_tokens(0) == FULL_SPEED_TOKENS
 
 
@@ -60,7 +72,7 @@ def test_one_slow_step_does_not_decide_alone() -> None:
 
 
 def test_many_decodes_leave_the_minimum() -> None:
-    assert Pacer(0.001).num_prefill_tokens(1000) == MIN_CHUNK
+    assert Pacer(0.001).num_prefill_tokens(1000) == SMALLEST_CHUNK
 
 
 def test_a_start_on_a_busy_machine_is_forgotten() -> None:
