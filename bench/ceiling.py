@@ -71,6 +71,7 @@ class BareLoop:
             config,
             kv_tokens=sizes.kv_tokens,
             num_ids=MAX_SEQUENCE_IDS,
+            num_outputs=MAX_SEQUENCE_IDS,
             batch_tokens=max(CHUNKS),
             threads=sizes.threads,
         )

@@ -25,13 +25,13 @@ def main() -> int:
     from scheduler.llama import ModelError
 
     try:
-        scheduler, runner, info = load(config)
+        parts = load(config)
     except ModelError as error:
         link.send(Failed(str(error)))
         link.flush(5.0)
         return 1
-    link.send(Ready(info))
-    Engine(scheduler, runner, link).run()
+    link.send(Ready(parts.info))
+    Engine(parts.scheduler, parts.runner, parts.compiler, link).run()
     link.flush(5.0)
     return 0
 

@@ -4,17 +4,19 @@ import dataclasses
 import logging
 import os
 import time
+from dataclasses import dataclass
 from typing import Protocol
 
 from kvcache.cache import KVCache
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig, EngineInfo
+from scheduler.grammar import Compiled, Grammar, GrammarCompiler, GrammarError
 from scheduler.llama import MAX_SEQUENCE_IDS, Context, Model, num_gpu_layers
 from scheduler.messages import Cancel, Inspect, Message, Output, Report, Stop, Submit
 from scheduler.pacing import Pacer
 from scheduler.plan import Runner, StepError
 from scheduler.runner import LlamaRunner
-from scheduler.scheduler import Scheduler
+from scheduler.scheduler import MAX_SCORED_TOKENS, Scheduler
 from scheduler.sizing import choose
 
 _log = logging.getLogger("cortex.engine")
@@ -23,7 +25,8 @@ _log = logging.getLogger("cortex.engine")
 class Wire(Protocol):
     """What the engine needs of scheduler.link."""
 
-    def receive(self, *, wait: bool) -> list[Message]: ...
+    def receive(self, *, wait: bool) -> list[Message | Compiled]: ...
+    def post(self, compiled: Compiled) -> None: ...
     def send(self, message: Message) -> None: ...
     def send_outputs(self, outputs: list[Output]) -> None: ...
 
@@ -31,10 +34,13 @@ class Wire(Protocol):
 class Engine:
     """Steps while there is work, waits for messages while there is none."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, wire: Wire) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, compiler: GrammarCompiler, wire: Wire) -> None:
         self._scheduler = scheduler
         self._runner = runner
+        self._compiler = compiler
         self._wire = wire
+        self._compiling: set[int] = set()
+        """Requests whose grammars are being compiled; the scheduler does not know them yet."""
         self._stopping = False
 
     def run(self) -> None:
@@ -56,13 +62,19 @@ class Engine:
             return self._scheduler.rollback(plan)
         return self._scheduler.commit(plan, result)
 
-    def _handle(self, message: Message) -> None:
+    def _handle(self, message: Message | Compiled) -> None:
         match message:
+            case Submit() if message.grammar:
+                self._compiling.add(message.request_id)
+                self._compiler.compile(message, self._wire.post)
             case Submit():
-                refusal = self._scheduler.submit(message)
-                if refusal is not None:
-                    self._wire.send_outputs([refusal])
+                self._submit(message)
+            case Compiled(submit, grammar):
+                if submit.request_id in self._compiling:
+                    self._compiling.remove(submit.request_id)
+                    self._begin(submit, grammar)
             case Cancel(request_id):
+                self._compiling.discard(request_id)
                 self._scheduler.cancel(request_id)
             case Inspect():
                 self._wire.send(
@@ -76,8 +88,31 @@ class Engine:
             case _:
                 _log.error("not a message for an engine: %s", type(message).__name__)
 
+    def _begin(self, submit: Submit, grammar: Grammar | GrammarError) -> None:
+        """A request with a grammar hears at once whether it is served."""
+        if isinstance(grammar, GrammarError):
+            self._wire.send_outputs([Output(submit.request_id, finish_reason="refused", error=str(grammar))])
+        else:
+            self._wire.send_outputs([Output(submit.request_id)])
+            self._submit(submit, grammar)
 
-def load(config: EngineConfig) -> tuple[Scheduler, LlamaRunner, EngineInfo]:
+    def _submit(self, submit: Submit, grammar: Grammar | None = None) -> None:
+        refusal = self._scheduler.submit(submit, grammar)
+        if refusal is not None:
+            self._wire.send_outputs([refusal])
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an engine is made of."""
+
+    scheduler: Scheduler
+    runner: LlamaRunner
+    compiler: GrammarCompiler
+    info: EngineInfo
+
+
+def load(config: EngineConfig) -> Parts:
     """The model of a configuration, warmed up and ready to step. Raises ModelError with a line for the user."""
     started = time.monotonic()
     model = Model(config.model_path, config.gpu_layers)
@@ -93,10 +128,11 @@ def load(config: EngineConfig) -> tuple[Scheduler, LlamaRunner, EngineInfo]:
         config,
         kv_tokens=sizes.kv_tokens,
         num_ids=MAX_SEQUENCE_IDS if model.shares_prefixes else sizes.max_seqs,
+        num_outputs=sizes.max_seqs + MAX_SCORED_TOKENS,
         batch_tokens=sizes.batch_tokens,
         threads=sizes.threads,
     )
-    runner = LlamaRunner(context, model.eog_tokens)
+    runner = LlamaRunner(context, model.eog_tokens, max_seqs=sizes.max_seqs, vocab_size=model.vocab_size)
     pacer = Pacer(runner.warm_up())
     cache = KVCache(
         context,
@@ -124,4 +160,4 @@ def load(config: EngineConfig) -> tuple[Scheduler, LlamaRunner, EngineInfo]:
         gpu_layers=num_gpu_layers(config.gpu_layers, model.num_layers),
         load_seconds=round(time.monotonic() - started, 3),
     )
-    return scheduler, runner, info
+    return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info)

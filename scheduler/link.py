@@ -7,6 +7,7 @@ import queue
 import socket
 import threading
 
+from scheduler.grammar import Compiled
 from scheduler.messages import Message, Output, Step, decode, encode
 
 _log = logging.getLogger("cortex.engine")
@@ -24,7 +25,7 @@ class Link:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message | Compiled] = queue.SimpleQueue()
         self._wake = threading.Condition()
         self._outputs: dict[int, Output] = {}
         self._num_pending_tokens = 0
@@ -33,12 +34,16 @@ class Link:
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         threading.Thread(target=self._write, name="sender", daemon=True).start()
 
-    def receive(self, *, wait: bool) -> list[Message]:
+    def receive(self, *, wait: bool) -> list[Message | Compiled]:
         """All messages that have come; with `wait`, at least one."""
         messages = [self._inbox.get()] if wait else []
         while not self._inbox.empty():
             messages.append(self._inbox.get_nowait())
         return messages
+
+    def post(self, compiled: Compiled) -> None:
+        """Put among the messages that have come what a thread of this process has to say."""
+        self._inbox.put(compiled)
 
     def send(self, message: Message) -> None:
         """Send behind everything that is waiting to be sent."""
@@ -67,8 +72,7 @@ class Link:
         self._num_pending_tokens += len(output.tokens)
         pending = self._outputs.setdefault(output.request_id, output)
         if pending is not output:
-            pending.tokens.extend(output.tokens)
-            pending.finish_reason, pending.error = output.finish_reason, output.error
+            pending.merge(output)
 
     def _read(self) -> None:
         """Ends the process when the API is gone; it may die with messages unread, or in the middle of one."""

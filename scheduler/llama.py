@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
+from llguidance import LLTokenizer
+from llguidance.llamacpp import lltokenizer_from_vocab
 from numpy.typing import NDArray
 
 from scheduler.config import EngineConfig
@@ -82,6 +84,11 @@ class Model:
         head_size = lib.llama_model_n_embd(self.pointer) // lib.llama_model_n_head(self.pointer)
         return int(2 * self.num_layers * heads * head_size * KV_TYPE_BITS[kv_type] / 8)
 
+    def grammar_tokenizer(self) -> LLTokenizer:
+        """The vocabulary for llguidance, which takes about a second. It must not outlive the model."""
+        vocab = lib.llama_model_get_vocab(self.pointer)
+        return lltokenizer_from_vocab(vocab, eos_token=sorted(self.eog_tokens))
+
     def close(self) -> None:
         lib.llama_model_free(self.pointer)
 
@@ -90,14 +97,25 @@ class Context:
     """KV memory in layout *pool* and one batch. Implements kvcache's Memory. Not for two threads at once."""
 
     def __init__(
-        self, model: Model, config: EngineConfig, *, kv_tokens: int, num_ids: int, batch_tokens: int, threads: int
+        self,
+        model: Model,
+        config: EngineConfig,
+        *,
+        kv_tokens: int,
+        num_ids: int,
+        num_outputs: int,
+        batch_tokens: int,
+        threads: int,
     ) -> None:
-        """A step is one micro-batch of at most `batch_tokens`. Raises ModelError if there is no memory for it."""
+        """A step is one micro-batch of at most `batch_tokens`, of which `num_outputs` may give logits.
+
+        Raises ModelError if there is no memory for it.
+        """
         params = lib.llama_context_default_params()
         params.n_ctx = kv_tokens
         params.n_batch = params.n_ubatch = batch_tokens
         params.n_seq_max = num_ids
-        params.n_outputs_max = min(num_ids, batch_tokens)
+        params.n_outputs_max = min(max(num_ids, num_outputs), batch_tokens)  # llama.cpp asserts one for each id
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
         params.swa_full = True  # a sliding window that forgets could not be shared or trimmed

@@ -14,7 +14,11 @@ from scheduler.config import EngineInfo
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen, in llama.cpp's order: penalties, top_k, top_p, min_p, temperature."""
+    """How the next token is chosen.
+
+    The order is llama.cpp's: logit bias, penalties, DRY, top_n_sigma, top_k, typical_p, top_p, min_p, XTC, temperature.
+    Mirostat stands in for all from top_k to XTC.
+    """
 
     temperature: float = 1.0
     """0 picks the best token."""
@@ -22,11 +26,34 @@ class SamplingParams:
     top_k: int = 0
     """0 keeps the whole vocabulary."""
     min_p: float = 0.0
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    """Standard deviations of the logits below the best that a token may lie; 0 is off."""
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    """Tokens back that repeat_penalty looks; -1 for all."""
+    dry_multiplier: float = 0.0
+    """0 is off."""
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_last_n: int = -1
+    """Tokens back that DRY looks; -1 for all."""
+    dry_breakers: list[int] = field(default_factory=list)
+    """Tokens that no repetition reaches across."""
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    mirostat: int = 0
+    """Version 1 or 2; 0 is off."""
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    logit_bias: list[tuple[int, float]] = field(default_factory=list)
+    """Token and what is added to its logit."""
     seed: int = 0
     ignore_eos: bool = False
+    min_tokens: int = 0
+    """Tokens before which nothing that ends a generation is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +63,12 @@ class Submit:
     max_tokens: int
     """Tokens to generate at most; the prompt and these fit into the context."""
     params: SamplingParams = field(default_factory=SamplingParams)
+    logprobs: int | None = None
+    """How many of the best tokens to tell with each token, besides its own probability; None for neither."""
+    score_prompt: bool = False
+    """Whether to tell the probabilities of the prompt's tokens, too. These are then computed, not taken from memory."""
+    grammar: str = ""
+    """What the answer must match, in llguidance's words; empty for anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +98,34 @@ class Failed:
     reason: str
 
 
+TokenLogprob = tuple[float, list[tuple[int, float]]]
+"""The natural logarithm of a token's probability, and the best tokens with theirs, best first."""
+
+
 @dataclass(slots=True)
 class Output:
     """What one request got since the last message about it."""
 
     request_id: int
-    tokens: list[int]
+    tokens: list[int] = field(default_factory=list)
     """New tokens, the one that ended the generation included."""
     finish_reason: str | None = None
-    """`stop`, `length` or `error`; nothing follows it."""
+    """`stop`, `length`, `error`, or `refused` for a request that can never be served; nothing follows it."""
     cached_tokens: int = 0
-    """Prompt tokens that were not computed for this request; set with the first output."""
+    """Prompt tokens that were not computed for this request; set with the first token."""
     error: str | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of `tokens`, if asked for."""
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the prompt's tokens behind those told before; its first token has none."""
+
+    def merge(self, later: "Output") -> None:
+        """Take in what came after this."""
+        self.tokens.extend(later.tokens)
+        self.logprobs.extend(later.logprobs)
+        self.prompt_logprobs.extend(later.prompt_logprobs)
+        self.cached_tokens = self.cached_tokens or later.cached_tokens
+        self.finish_reason, self.error = later.finish_reason, later.error
 
 
 @dataclass(frozen=True, slots=True)

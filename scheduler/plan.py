@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from scheduler.messages import TokenLogprob
 from scheduler.sequence import Sequence
 
 
@@ -15,6 +16,13 @@ class Chunk:
     num_tokens: int
     samples: bool
     """Whether these are the last known ones, so that the next token can be chosen."""
+    scores: bool = False
+    """Whether the probabilities of the prompt's tokens are wanted, so that every token of the chunk gives logits."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Rows of logits."""
+        return self.num_tokens if self.scores else int(self.samples)
 
 
 @dataclass(slots=True)
@@ -25,11 +33,16 @@ class Plan:
     num_decode: int = 0
     """Tokens that continue answers."""
     num_prefill: int = 0
-    """Tokens of prompts, and of answers computed again."""
+    """Tokens of prompts, of answers computed again, and those that a grammar dictates."""
 
     @property
     def num_tokens(self) -> int:
         return self.num_decode + self.num_prefill
+
+    @property
+    def num_outputs(self) -> int:
+        """Rows of logits."""
+        return sum(chunk.num_outputs for chunk in self.chunks)
 
     def __str__(self) -> str:
         """For the log of a failed step: lengths, never text."""
@@ -43,6 +56,10 @@ class Result:
     """The next token of each chunk that samples, in the plan's order."""
     seconds: float
     """Wall time of the step."""
+    logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    """Of each of the tokens, None where not asked for; empty if nobody asked."""
+    prompt_logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+    """For each chunk that scores, in the plan's order: of the prompt's tokens behind each of its tokens."""
 
 
 class StepError(Exception):

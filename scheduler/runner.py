@@ -5,9 +5,13 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.grammar import Masks
 from scheduler.llama import Context
+from scheduler.logprobs import log_probabilities
+from scheduler.messages import TokenLogprob
 from scheduler.plan import Plan, Result
 from scheduler.sampling import sample
+from scheduler.sequence import Sequence
 
 WARM_UP_TOKENS = 64
 WARM_UP_CHUNKS = 3
@@ -16,8 +20,9 @@ WARM_UP_CHUNKS = 3
 class LlamaRunner:
     """One context and the sampling behind it."""
 
-    def __init__(self, context: Context, eog_tokens: frozenset[int]) -> None:
+    def __init__(self, context: Context, eog_tokens: frozenset[int], *, max_seqs: int, vocab_size: int) -> None:
         self._context = context
+        self._masks = Masks(max_seqs, vocab_size)
         self._eog_tokens = np.array(sorted(eog_tokens), dtype=np.intp)
 
     def warm_up(self) -> float:
@@ -40,10 +45,21 @@ class LlamaRunner:
         """Raises StepError."""
         started = time.perf_counter()
         self._fill(plan)
+        sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
+        grammars = [sequence.grammar for sequence in sampling]
+        filling = self._masks.start(grammars)
         self._context.decode(plan.num_tokens)
-        states = [chunk.sequence.sampler for chunk in plan.chunks if chunk.samples]
-        tokens = sample(self.logits(len(states)), states, self._eog_tokens) if states else []
-        return Result(tokens, time.perf_counter() - started)
+        logits = self.logits(plan.num_outputs)
+        ends = np.cumsum([chunk.num_outputs for chunk in plan.chunks], dtype=np.intp)
+        prompt_logprobs = _score_prompts(plan, logits, ends)
+        if prompt_logprobs:  # else every row is for sampling
+            logits = logits[ends[[chunk.samples for chunk in plan.chunks]] - 1]
+        masks = self._masks.finish(filling, grammars)
+        tokens = (
+            sample(logits, [sequence.sampler for sequence in sampling], self._eog_tokens, masks) if sampling else []
+        )
+        logprobs = _logprobs(sampling, logits, tokens)
+        return Result(tokens, time.perf_counter() - started, logprobs, prompt_logprobs)
 
     def logits(self, num_rows: int) -> NDArray[np.float32]:
         return self._context.logits(num_rows)
@@ -64,5 +80,30 @@ class LlamaRunner:
             context.tokens[start:end] = np.frombuffer(tokens, dtype="<i4")
             context.positions[start:end] = np.arange(chunk.start, chunk.start + chunk.num_tokens)
             context.ids[start:end] = chunk.sequence.sequence_id
-            context.outputs[start:end] = 0
-            context.outputs[end - 1] = chunk.samples
+            context.outputs[start:end] = chunk.scores
+            context.outputs[end - 1] = chunk.num_outputs > 0
+
+
+def _score_prompts(plan: Plan, logits: NDArray[np.float32], ends: NDArray[np.intp]) -> list[list[TokenLogprob]]:
+    """Of the prompt's tokens behind each token of a chunk that scores, without those that were told before."""
+    scored = []
+    for chunk, end in zip(plan.chunks, ends.tolist(), strict=True):
+        if not chunk.scores:
+            continue
+        sequence = chunk.sequence
+        first = max(chunk.start, sequence.num_prompt - 1 - sequence.num_unscored)
+        stop = min(chunk.start + chunk.num_tokens, sequence.num_prompt - 1)
+        rows = logits[end - chunk.num_tokens :][first - chunk.start : stop - chunk.start]
+        behind = np.frombuffer(sequence.tokens(first + 1, stop + 1), dtype="<i4").tolist() if first < stop else []
+        top = sequence.logprobs or 0
+        scored.append([log_probabilities(row, token, top) for row, token in zip(rows, behind, strict=True)])
+    return scored
+
+
+def _logprobs(sequences: list[Sequence], logits: NDArray[np.float32], tokens: list[int]) -> list[TokenLogprob | None]:
+    if all(sequence.logprobs is None for sequence in sequences):
+        return []
+    return [
+        None if sequence.logprobs is None else log_probabilities(row, token, sequence.logprobs)
+        for sequence, row, token in zip(sequences, logits, tokens, strict=True)
+    ]

@@ -11,11 +11,14 @@ from operator import attrgetter
 
 from kvcache.cache import KVCache
 from kvcache.tree import TOKEN_BYTES
-from scheduler.messages import Output, Submit
+from scheduler.grammar import Grammar, GrammarError
+from scheduler.messages import Output, Submit, TokenLogprob
 from scheduler.pacing import Pacer
 from scheduler.plan import Chunk, Plan, Result
 from scheduler.sequence import FINISH_REASONS, Sequence, Status
 
+MAX_SCORED_TOKENS = 64
+"""Tokens of prompts whose probabilities are told, for each step: every one takes a row of logits and its softmax."""
 MAX_FAILED_STEPS = 3
 """Steps that may fail in a row before the requests in them are given up."""
 
@@ -80,12 +83,12 @@ class Scheduler:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def submit(self, submit: Submit) -> Output | None:
-        """Queue a request. Returns its only output if it can never be served."""
+    def submit(self, submit: Submit, grammar: Grammar | None = None) -> Output | None:
+        """Queue a request, with its grammar compiled. Returns its only output if it can never be served."""
         if not submit.tokens or submit.max_tokens < 1 or len(submit.tokens) + submit.max_tokens > self._ctx_len:
             reason = f"a prompt of {len(submit.tokens)} tokens and {submit.max_tokens} more do not fit the context"
             return Output(submit.request_id, [], FINISH_REASONS[Status.FAILED], error=reason)
-        sequence = Sequence(submit, self._arrivals)
+        sequence = Sequence(submit, self._arrivals, grammar)
         self._arrivals += 1
         self._sequences[submit.request_id] = sequence
         self._waiting.append(sequence)
@@ -114,9 +117,9 @@ class Scheduler:
             if len(self._running) >= self._max_seqs:
                 break
             known = bytes(sequence.known)
-            if self._is_being_computed(known):
+            if sequence.max_hit is None and self._is_being_computed(known):
                 continue
-            sequence.branch = self.cache.acquire(known, spare_pages=len(self._running))
+            sequence.branch = self.cache.acquire(known, len(self._running), sequence.max_hit)
             if sequence.branch is None:
                 break
             sequence.status = Status.RUNNING
@@ -142,14 +145,12 @@ class Scheduler:
 
     def _plan_decodes(self, plan: Plan) -> None:
         for sequence in tuple(self._running):
-            if sequence.branch is None or sequence.num_remaining != 1:
-                continue
-            if self._reserve(sequence):
+            if self._reserve(sequence) and sequence.num_remaining == 1:
                 plan.chunks.append(Chunk(sequence, sequence.num_known - 1, 1, samples=True))
         plan.num_decode = len(plan.chunks)
 
     def _reserve(self, sequence: Sequence) -> bool:
-        """Get the page for the sequence's next token, from the latest arrival if need be. False: that was itself."""
+        """Get the pages for the sequence's known tokens, from the latest arrival if need be. False: that was itself."""
         while sequence.branch is not None:
             if self.cache.reserve(sequence.branch, sequence.num_known):
                 return True
@@ -181,12 +182,16 @@ class Scheduler:
         prompts.sort(key=attrgetter("num_remaining"))
         others = sum(sequence.num_remaining for sequence in prompts)
         shares = [max(budget - others, budget // 2)] + [budget] * len(prompts)
+        scored = MAX_SCORED_TOKENS
         for sequence, share in zip([oldest, *prompts], shares, strict=True):
             num_tokens = min(sequence.num_remaining, share, budget)
+            scores = sequence.num_unscored > 0
+            if scores:
+                num_tokens = min(num_tokens, scored)
+                scored -= num_tokens
             if num_tokens:
-                start = sequence.num_computed
                 samples = num_tokens == sequence.num_remaining
-                plan.chunks.append(Chunk(sequence, start, num_tokens, samples))
+                plan.chunks.append(Chunk(sequence, sequence.num_computed, num_tokens, samples, scores))
                 budget -= num_tokens
                 plan.num_prefill += num_tokens
 
@@ -201,25 +206,47 @@ class Scheduler:
         self._failed_in_a_row = 0
         self._pacer.observe(plan.num_decode, plan.num_prefill, result.seconds)
         outputs = []
-        tokens = iter(result.tokens)
+        tokens, prompt_logprobs = iter(result.tokens), iter(result.prompt_logprobs)
+        logprobs = iter(result.logprobs or [None] * len(result.tokens))
         for chunk in plan.chunks:
             sequence = chunk.sequence
             assert sequence.branch is not None, "a planned sequence runs until the step is committed"
             self.cache.commit(sequence.branch, sequence.tokens(chunk.start, chunk.start + chunk.num_tokens))
+            if not (chunk.samples or chunk.scores):
+                continue
+            output = Output(sequence.request_id)
+            if chunk.scores:
+                output.prompt_logprobs = next(prompt_logprobs)
+                sequence.num_unscored -= len(output.prompt_logprobs)
             if chunk.samples:
-                outputs.append(self._advance(sequence, next(tokens)))
+                if sequence.num_known == sequence.num_prompt:
+                    output.cached_tokens = sequence.cached_tokens or 0
+                self._advance(sequence, next(tokens), next(logprobs), output)
+            outputs.append(output)
         return outputs
 
-    def _advance(self, sequence: Sequence, token: int) -> Output:
-        output = Output(sequence.request_id, [token])
-        if sequence.num_known == sequence.num_prompt:
-            output.cached_tokens = sequence.cached_tokens or 0
-        sequence.append(token)
-        if token in self._eog_tokens and not sequence.sampler.params.ignore_eos:
+    def _advance(self, sequence: Sequence, token: int, logprob: TokenLogprob | None, output: Output) -> None:
+        """Append the token, and those that its grammar has follow it without a choice; end if it was the last."""
+        tokens = [token]
+        if logprob is not None:
+            output.logprobs = [logprob]
+        is_last = token in self._eog_tokens and not sequence.sampler.params.ignore_eos
+        if sequence.grammar is not None and not is_last:
+            try:
+                tokens += sequence.grammar.advance(token, forces=sequence.logprobs is None)
+            except GrammarError as error:
+                output.finish_reason, output.error = self._end(sequence, Status.FAILED), str(error)
+                return
+            room = sequence.max_known - sequence.num_known
+            is_last = sequence.grammar.is_complete and len(tokens) <= room
+            del tokens[room:]
+        for known in tokens:
+            sequence.append(known)
+        output.tokens = tokens
+        if is_last:
             output.finish_reason = self._end(sequence, Status.STOPPED)
         elif sequence.num_known >= sequence.max_known:
             output.finish_reason = self._end(sequence, Status.LENGTH)
-        return output
 
     def _end(self, sequence: Sequence, status: Status) -> str | None:
         """The one way out for every sequence. Returns the API's word for it, None if nobody asks any more."""

@@ -5,6 +5,7 @@ from enum import IntEnum
 import numpy as np
 
 from kvcache.tree import TOKEN_BYTES, Branch
+from scheduler.grammar import Grammar
 from scheduler.messages import Submit
 from scheduler.sampling import SamplerState
 
@@ -35,16 +36,19 @@ class Sequence:
         "arrival",
         "branch",
         "cached_tokens",
+        "grammar",
         "known",
         "last_token",
+        "logprobs",
         "max_known",
         "num_prompt",
+        "num_unscored",
         "request_id",
         "sampler",
         "status",
     )
 
-    def __init__(self, submit: Submit, arrival: int) -> None:
+    def __init__(self, submit: Submit, arrival: int, grammar: Grammar | None = None) -> None:
         self.request_id = submit.request_id
         self.arrival = arrival
         """Its place in line, kept when preempted."""
@@ -54,6 +58,12 @@ class Sequence:
         self.num_prompt = len(submit.tokens)
         self.max_known = self.num_prompt + submit.max_tokens
         self.sampler = SamplerState(submit.params, submit.tokens)
+        self.grammar = grammar
+        """What its answer must match, and how far it has come."""
+        self.logprobs = submit.logprobs
+        """How many of the best tokens to tell with each token; None for no probabilities at all."""
+        self.num_unscored = self.num_prompt - 1 if submit.score_prompt else 0
+        """Tokens at the prompt's end whose probabilities are still to be told."""
         self.status = Status.WAITING
         self.branch: Branch | None = None
         """Its KV memory; only while it runs."""
@@ -78,6 +88,11 @@ class Sequence:
     def num_remaining(self) -> int:
         """Known tokens still to compute."""
         return self.num_known - self.num_computed
+
+    @property
+    def max_hit(self) -> int | None:
+        """How many tokens may be taken from memory: not those that must give logits. None for no limit."""
+        return self.num_prompt - 1 - self.num_unscored if self.num_unscored else None
 
     def tokens(self, start: int, stop: int) -> bytes:
         return bytes(self.known[start * TOKEN_BYTES : stop * TOKEN_BYTES])

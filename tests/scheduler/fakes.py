@@ -1,11 +1,13 @@
 """A model of arithmetic and a clock that only steps move: the scheduler's policies without llama.cpp."""
 
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 
 from kvcache.cache import KVCache
-from scheduler.messages import Output, SamplingParams, Submit
+from scheduler.grammar import Grammar, GrammarError
+from scheduler.messages import Output, SamplingParams, Submit, TokenLogprob
 from scheduler.pacing import Pacer
 from scheduler.plan import Chunk, Plan, Result, StepError
 from scheduler.scheduler import Scheduler
@@ -40,17 +42,46 @@ class FakeRunner:
         seconds = self._seconds(plan)
         self.now += seconds
         sampled = []
+        scored = []
         for chunk in plan.chunks:
             tokens = np.frombuffer(
                 chunk.sequence.tokens(chunk.start, chunk.start + chunk.num_tokens), dtype="<i4"
             ).tolist()
             self.memory.compute(chunk.sequence.sequence_id, chunk.start, tokens)
+            if chunk.scores:
+                scored.append(score(chunk))
             if chunk.samples:
                 sampled.append(self.choose(self.memory.tokens(chunk.sequence.sequence_id)))
         if self.failures:
             self.failures -= 1
             raise StepError("told to fail")
-        return Result(sampled, seconds)
+        return Result(sampled, seconds, prompt_logprobs=scored)
+
+
+def score(chunk: Chunk) -> list[TokenLogprob]:
+    """A fake probability that tells its token, for each that is still to be told."""
+    sequence = chunk.sequence
+    first = max(chunk.start, sequence.num_prompt - 1 - sequence.num_unscored)
+    stop = min(chunk.start + chunk.num_tokens, sequence.num_prompt - 1)
+    told = np.frombuffer(sequence.tokens(first + 1, max(first, stop) + 1), dtype="<i4").tolist()
+    return [(-float(token), []) for token in told]
+
+
+class FakeGrammar(Grammar):
+    """After each token that was chosen, the next of `forced` follow; then nothing may."""
+
+    def __init__(self, *forced: list[int], error: str = "") -> None:
+        self._forced = deque(forced)
+        self._error = error
+
+    def advance(self, token: int, *, forces: bool = True) -> list[int]:
+        if self._error:
+            raise GrammarError(self._error)
+        return self._forced.popleft() if forces else []
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._forced
 
 
 class System:
@@ -80,9 +111,20 @@ class System:
         self.tokens: dict[int, list[int]] = {}
         self.outputs: dict[int, list[Output]] = {}
 
-    def submit(self, request_id: int, prompt: list[int], max_tokens: int = 4, *, ignore_eos: bool = False) -> None:
+    def submit(
+        self,
+        request_id: int,
+        prompt: list[int],
+        max_tokens: int = 4,
+        *,
+        ignore_eos: bool = False,
+        score_prompt: bool = False,
+        grammar: Grammar | None = None,
+    ) -> None:
         params = SamplingParams(temperature=0.0, ignore_eos=ignore_eos)
-        refusal = self.scheduler.submit(Submit(request_id, prompt, max_tokens, params))
+        refusal = self.scheduler.submit(
+            Submit(request_id, prompt, max_tokens, params, score_prompt=score_prompt), grammar
+        )
         self.tokens[request_id], self.outputs[request_id] = [], []
         if refusal is not None:
             self.outputs[request_id].append(refusal)

@@ -5,14 +5,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import pytest
+from llguidance import LLTokenizer
 
 from kvcache.tree import PAGE_TOKENS
 from scheduler.engine import Engine
+from scheduler.grammar import Compiled, GrammarCompiler
 from scheduler.messages import Cancel, Failed, Inspect, Message, Output, Report, Stop, Submit
 from scheduler.plan import Plan, Result
 from tests.scheduler.fakes import EOG, GREEDY, System, expected, prompt
 
-Turn = Sequence[Message] | Callable[[], Sequence[Message]]
+Turn = Sequence[Message | Compiled] | Callable[[], Sequence[Message | Compiled]]
 """What has come when the engine looks the next time."""
 
 
@@ -27,7 +29,7 @@ class FakeWire:
         self.tokens: dict[int, list[int]] = {}
         self.ends: dict[int, Output] = {}
 
-    def receive(self, *, wait: bool) -> list[Message]:
+    def receive(self, *, wait: bool) -> list[Message | Compiled]:
         self.waits.append(wait)
         while self._turns:
             turn = self._turns.popleft()
@@ -35,6 +37,9 @@ class FakeWire:
             if messages or not wait:
                 return messages
         return [Stop()]
+
+    def post(self, compiled: Compiled) -> None:
+        self._turns.append([compiled])
 
     def send(self, message: Message) -> None:
         self.sent.append(message)
@@ -48,10 +53,14 @@ class FakeWire:
                 self.ends[output.request_id] = output
 
 
+def no_tokenizer() -> LLTokenizer:
+    raise RuntimeError("no vocabulary here")
+
+
 def serve(system: System, *turns: Turn) -> FakeWire:
     """Run an engine over these turns to its end."""
     wire = FakeWire(turns)
-    Engine(system.scheduler, system.runner, wire).run()
+    Engine(system.scheduler, system.runner, GrammarCompiler(no_tokenizer), wire).run()
     return wire
 
 
@@ -225,5 +234,6 @@ def test_an_error_that_nobody_foresaw_ends_the_engine() -> None:
         def run(self, plan: Plan) -> Result:
             raise ZeroDivisionError
 
+    wire = FakeWire([[submit(1, prompt(0, 20))]])
     with pytest.raises(ZeroDivisionError):
-        Engine(system.scheduler, Broken(), FakeWire([[submit(1, prompt(0, 20))]])).run()
+        Engine(system.scheduler, Broken(), GrammarCompiler(no_tokenizer), wire).run()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scheduler import link as link_module
+from scheduler.grammar import Compiled
 from scheduler.link import Link
 from scheduler.messages import Cancel, Failed, Inspect, Message, Output, Report, Step, Stop, decode, encode
 
@@ -99,7 +100,7 @@ def test_messages_arrive_in_order(wire: Wire) -> None:
     link, api, _ = wire
     sent: list[Message] = [Cancel(number) for number in range(100)]
     api.send(*sent)
-    received: list[Message] = []
+    received: list[Message | Compiled] = []
     while len(received) < len(sent):
         received += link.receive(wait=True)
     assert received == sent
@@ -115,7 +116,7 @@ def test_a_message_that_comes_in_pieces_is_one_message(wire: Wire) -> None:
 
 def test_waiting_returns_with_the_first_message(wire: Wire) -> None:
     link, api, _ = wire
-    received: list[Message] = []
+    received: list[Message | Compiled] = []
     waiter = threading.Thread(target=lambda: received.extend(link.receive(wait=True)))
     waiter.start()
     api.send(Inspect())
@@ -287,6 +288,7 @@ def test_an_api_that_talks_garbage_ends_the_process(wire: Wire) -> None:
 
 ENGINE = """
 import socket, sys, time
+from scheduler.grammar import Compiled
 from scheduler.link import Link
 from scheduler.messages import Failed, Output
 

@@ -43,8 +43,8 @@ def model(config: EngineConfig) -> Iterator[Model]:
 class RecordingRunner(LlamaRunner):
     """Keeps the logits that every token was chosen from."""
 
-    def __init__(self, context: Context, eog_tokens: frozenset[int]) -> None:
-        super().__init__(context, eog_tokens)
+    def __init__(self, context: Context, model: Model) -> None:
+        super().__init__(context, model.eog_tokens, max_seqs=16, vocab_size=model.vocab_size)
         self.recorded: dict[int, list[NDArray[np.float32]]] = defaultdict(list)
 
     def run(self, plan: Plan) -> Result:
@@ -82,9 +82,9 @@ class Served:
 
 
 def serve(model: Model, config: EngineConfig, *, kv_tokens: int = 2048, budget: int = 256) -> Iterator[Served]:
-    context = Context(model, config, kv_tokens=kv_tokens, num_ids=32, batch_tokens=256, threads=2)
+    context = Context(model, config, kv_tokens=kv_tokens, num_ids=32, num_outputs=96, batch_tokens=256, threads=2)
     cache = KVCache(context, kv_tokens // PAGE_TOKENS, 32)
-    runner = RecordingRunner(context, model.eog_tokens)
+    runner = RecordingRunner(context, model)
     scheduler = Scheduler(cache, Pacer(0.004), max_seqs=16, token_budget=budget, ctx_len=1024)
     yield Served(scheduler, runner)
     context.close()
@@ -102,7 +102,7 @@ def served_small(model: Model, config: EngineConfig) -> Iterator[Served]:
 
 @pytest.fixture
 def reference(model: Model, config: EngineConfig) -> Iterator["Reference"]:
-    context = Context(model, config, kv_tokens=1024, num_ids=256, batch_tokens=512, threads=2)
+    context = Context(model, config, kv_tokens=1024, num_ids=256, num_outputs=256, batch_tokens=512, threads=2)
     yield Reference(context)
     context.close()
 

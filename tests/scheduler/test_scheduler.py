@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcache.tree import num_pages_for
+from kvcache.tree import PAGE_TOKENS, num_pages_for
 from scheduler.plan import Plan
-from tests.scheduler.fakes import EOG, System, expected, prompt
+from scheduler.scheduler import MAX_SCORED_TOKENS
+from tests.scheduler.fakes import EOG, FakeGrammar, System, expected, prompt
 
 
 def test_one_request_gets_the_models_tokens() -> None:
@@ -284,3 +285,89 @@ def test_whatever_happens_everybody_gets_what_the_model_says(
             assert num_pages_for(len(prompts[request]) + max_tokens) <= 7
     assert system.cache.num_held == 0
     assert system.cache.num_free + system.cache.num_cached == num_pages
+
+
+# Grammars
+
+
+def test_tokens_that_a_grammar_dictates_are_told_at_once_and_computed_together() -> None:
+    system = System()
+    system.submit(1, prompt(0, 40), max_tokens=50, grammar=FakeGrammar([7, 8, 9], []))
+    system.step()
+    assert system.outputs[1][-1].tokens == [*expected(prompt(0, 40), 1), 7, 8, 9]
+    chunk = system.chunks(system.step())[1]
+    assert (chunk.start, chunk.num_tokens, chunk.samples) == (40, 4, True)
+    assert system.finish_reason(1) == "stop"
+    known = prompt(0, 40) + system.tokens[1]
+    assert system.tokens[1][-1:] == expected(known[:-1], 1)
+
+
+def test_an_answer_never_gets_longer_than_asked_for_by_what_its_grammar_dictates() -> None:
+    system = System()
+    system.submit(1, prompt(0, 10), max_tokens=3, grammar=FakeGrammar([7, 8, 9]))
+    system.run()
+    assert len(system.tokens[1]) == 3
+    assert system.finish_reason(1) == "length"
+
+
+def test_dictated_tokens_get_pages_from_the_latest_arrival() -> None:
+    system = System(num_pages=4)
+    system.submit(1, prompt(0, PAGE_TOKENS - 2), max_tokens=99, grammar=FakeGrammar([*range(2 * PAGE_TOKENS)], []))
+    system.submit(2, prompt(500, 2 * PAGE_TOKENS - 2), max_tokens=3)
+    system.run()
+    assert system.scheduler.statistics().preemptions
+    assert system.finish_reason(1) == "stop"
+    assert system.tokens[2] == expected(prompt(500, 2 * PAGE_TOKENS - 2), 3)
+
+
+def test_an_answer_that_cannot_follow_its_grammar_fails_alone() -> None:
+    system = System()
+    system.submit(1, prompt(0, 10), grammar=FakeGrammar(error="too complex"))
+    system.submit(2, prompt(100, 10))
+    system.run()
+    assert (system.finish_reason(1), system.outputs[1][-1].error) == ("error", "too complex")
+    assert system.tokens[2] == expected(prompt(100, 10), 4)
+    assert system.cache.num_held == 0
+
+
+# Probabilities of the prompt
+
+
+def told(system: System, request_id: int) -> list[int]:
+    return [-int(logprob) for output in system.outputs[request_id] for logprob, _ in output.prompt_logprobs]
+
+
+def test_a_scored_prompt_is_computed_a_bounded_piece_at_a_time_whatever_is_in_memory() -> None:
+    system = System()
+    system.submit(1, prompt(0, 200))
+    system.run()
+    system.submit(2, prompt(0, 200), score_prompt=True)
+    plans = [system.step() for _ in range(4)]
+    assert [plan.num_tokens for plan in plans] == [MAX_SCORED_TOKENS, MAX_SCORED_TOKENS, MAX_SCORED_TOKENS, 8]
+    system.run()
+    assert told(system, 2) == prompt(0, 200)[1:]
+    assert system.tokens[2] == system.tokens[1]
+    assert max(output.cached_tokens for output in system.outputs[2]) == 0
+
+
+def test_a_scored_prompt_is_told_once_though_it_was_preempted_half_way() -> None:
+    system = System(num_pages=24)
+    growing = FakeGrammar(*[[*range(PAGE_TOKENS)]] * 5, [])
+    system.submit(1, prompt(0, 2 * PAGE_TOKENS - 2), max_tokens=500, grammar=growing)
+    system.submit(2, prompt(1000, 20 * PAGE_TOKENS - 2), score_prompt=True)
+    while not system.scheduler.statistics().preemptions:
+        system.step()
+    assert 0 < len(told(system, 2)) < 20 * PAGE_TOKENS - 3
+    system.run()
+    assert told(system, 2) == prompt(1000, 20 * PAGE_TOKENS - 2)[1:]
+    assert system.tokens[2] == expected(prompt(1000, 20 * PAGE_TOKENS - 2), 4)
+
+
+def test_others_go_on_beside_scored_prompts() -> None:
+    system = System()
+    for request_id in range(4):
+        system.submit(request_id, prompt(1000 * request_id, 100), score_prompt=True)
+    system.submit(9, prompt(9000, 100))
+    plan = system.step()
+    assert sum(chunk.num_tokens for chunk in plan.chunks if chunk.scores) == MAX_SCORED_TOKENS
+    assert system.chunks(plan)[9].num_tokens == 100

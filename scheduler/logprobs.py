@@ -1,0 +1,27 @@
+"""How probable tokens were, by the model alone: before bias, penalties, grammars and temperature."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.messages import TokenLogprob
+
+UNLIKELY: Final = -9999.0
+"""OpenAI's stand-in for what is too improbable to tell."""
+
+
+def log_probabilities(logits: NDArray[np.float32], token: int, num_top: int) -> TokenLogprob:
+    """Of the token and of the `num_top` best ones, from a row of logits."""
+    best = logits.max()
+    normalizer = float(best) + float(np.log(np.exp(logits - best).sum(dtype=np.float64)))
+    top: list[tuple[int, float]] = []
+    if num_top:
+        tokens = np.argpartition(-logits, num_top - 1)[:num_top] if num_top < len(logits) else np.arange(len(logits))
+        tokens = tokens[np.lexsort((tokens, -logits[tokens]))]
+        top = [(int(other), _logprob(logits, int(other), normalizer)) for other in tokens]
+    return _logprob(logits, token, normalizer), top
+
+
+def _logprob(logits: NDArray[np.float32], token: int, normalizer: float) -> float:
+    return max(float(logits[token]) - normalizer, UNLIKELY)
