@@ -13,10 +13,15 @@ from quart_cors import cors
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from api import package_version
+from api import openapi, package_version, tokens
+from api.answer import Answer
 from api.chat import ChatCompletion
+from api.completions import TextCompletion
 from api.errors import ApiError, server_error
-from api.schemas import parse_chat_request
+from api.schemas.chat import parse_chat_request
+from api.schemas.common import parse
+from api.schemas.completion import parse_completion_request
+from api.schemas.tokens import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from api.service import ModelService
 
 _log = logging.getLogger("cortex.api")
@@ -64,6 +69,14 @@ def create_app(service: ModelService, *, cors_origins: tuple[str, ...] = ()) -> 
         problem = server_error("The server had an error while processing your request.")
         return _json(problem.body(), problem.status)
 
+    @app.get("/openapi.json")
+    async def openapi_document() -> Response:
+        return _json(openapi.document())
+
+    @app.get("/docs")
+    async def docs() -> Response:
+        return Response(openapi.page(), content_type="text/html; charset=utf-8")
+
     @app.get("/healthz")
     async def health() -> Response:
         body = await service.health() | {
@@ -84,27 +97,48 @@ def create_app(service: ModelService, *, cors_origins: tuple[str, ...] = ()) -> 
 
     @app.post("/v1/chat/completions")
     async def chat_completions() -> Response:
-        chat = parse_chat_request(_parse_json(await request.get_data(cache=False)))
+        chat = parse_chat_request(await _body())
         service.check_model(chat.model)
         service.check_accepting()
-        prompt = await service.prompt([message.for_template() for message in chat.messages])
-        completion = ChatCompletion(service, chat, prompt)
-        if not chat.stream:
-            return _json(await completion.answer())
-        response = Response(
-            completion.events(),
-            content_type="text/event-stream; charset=utf-8",
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-        )
-        response.timeout = None  # Quart would end the stream after a minute
-        return response
+        return await _respond(await ChatCompletion.create(service, chat), stream=chat.stream)
+
+    @app.post("/v1/completions")
+    async def completions() -> Response:
+        completion = parse_completion_request(await _body())
+        service.check_model(completion.model)
+        service.check_accepting()
+        return await _respond(await TextCompletion.create(service, completion), stream=completion.stream)
+
+    @app.post("/tokenize")
+    async def tokenize() -> Response:
+        return _json(await tokens.tokenize(service, parse(TokenizeRequest, await _body())))
+
+    @app.post("/detokenize")
+    async def detokenize() -> Response:
+        return _json(tokens.detokenize(service, parse(DetokenizeRequest, await _body())))
+
+    @app.post("/apply-template")
+    async def apply_template() -> Response:
+        return _json(await tokens.apply_template(service, parse(ApplyTemplateRequest, await _body())))
 
     return app
 
 
-def _parse_json(data: str | bytes) -> Any:
+async def _respond(answer: Answer[Any], *, stream: bool | None) -> Response:
+    if not stream:
+        return _json(await answer.whole())
+    response = Response(
+        await answer.stream(),
+        content_type="text/event-stream; charset=utf-8",
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    )
+    response.timeout = None  # Quart would end the stream after a minute
+    return response
+
+
+async def _body() -> Any:
     try:
-        return orjson.loads(data)
+        return orjson.loads(await request.get_data(cache=False))
     except orjson.JSONDecodeError as error:
         raise ApiError(400, f"The request body is not valid JSON: {error}") from error
 

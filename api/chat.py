@@ -1,118 +1,126 @@
-"""POST /v1/chat/completions: a request becomes tokens, and tokens become an answer or a stream of its pieces."""
+"""POST /v1/chat/completions: a conversation becomes tokens, and tokens become messages or streams of their pieces."""
 
-import time
 import uuid
-from collections.abc import AsyncIterator
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any, Final, Self
 
-import orjson
-import trio
-
-from api.detokenizer import Detokenizer
-from api.engine import Generation
-from api.errors import ApiError
-from api.schemas import ChatRequest
+from api.answer import Answer
+from api.choice import Choice, Delta
+from api.dialects import CallArguments, CallBegin, Content, Event, Reasoning
+from api.engine import Draft
+from api.logprobs import chat_logprobs
+from api.schemas.chat import ChatRequest
 from api.service import ModelService
+from api.structured import constraint
 
-PING_SECONDS: Final = 15.0
-"""Silence after which a stream says that it is still there, so that proxies keep it open."""
-DONE: Final = b"data: [DONE]\n\n"
+PROMPT_TAIL: Final = 32
+"""Tokens at the prompt's end that may have begun a thought."""
 
 
-class ChatCompletion:
-    """One answer in the making."""
+class ChatCompletion(Answer[ChatRequest]):
+    """The answers to one conversation."""
 
-    def __init__(self, service: ModelService, request: ChatRequest, prompt: list[int]) -> None:
-        """Raises ApiError 400 if the context cannot hold it."""
-        self._service = service
-        self._request = request
-        self._num_prompt = len(prompt)
-        self._id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-        limit = service.token_limit(len(prompt), request.requested_tokens)
-        self._generation = service.engine.generate(prompt, limit, request.sampling())
-        self._detokenizer = Detokenizer(service.tokenizer.piece, request.stop or ())
-        self._fingerprint = service.fingerprint()  # of the engine that answers, even if it is gone by the end
-        self._cached_tokens = 0
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
 
-    async def answer(self) -> dict[str, Any]:
-        """The whole answer. Raises ApiError 500 if the engine fails."""
-        texts = []
-        with self._generation as generation:
-            finish_reason = None
-            while finish_reason is None:
-                text, finish_reason = await self._next_text(generation)
-                texts.append(text)
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(texts), "refusal": None, "annotations": []}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-        return self._object("chat.completion", [choice]) | {"usage": self._usage()}
-
-    async def events(self) -> AsyncIterator[bytes]:
-        """Server-sent events: the role, pieces of text as they come, why it ended, and [DONE].
-
-        The request is submitted at the first turn, so that a client that leaves before it has cost nothing.
-        """
-        try:
-            with self._generation as generation:
-                yield self._chunk({"role": "assistant", "content": "", "refusal": None})
-                finish_reason = None
-                while finish_reason is None:
-                    text = None
-                    with trio.move_on_after(PING_SECONDS):
-                        text, finish_reason = await self._next_text(generation)
-                    if text is None:
-                        yield b": ping\n\n"
-                    elif text:
-                        yield self._chunk({"content": text})
-            end = self._chunk({}, finish_reason)
-            if self._request.include_usage:
-                end += _event(self._object("chat.completion.chunk", []) | {"usage": self._usage()})
-            yield end + DONE
-        except ApiError as error:
-            yield _event(error.body())
-
-    async def _next_text(self, generation: Generation) -> tuple[str, str | None]:
-        """What there is to say, and why it was the last if it was."""
-        output = await generation.receive()
-        self._cached_tokens = max(self._cached_tokens, output.cached_tokens)
-        text = self._detokenizer.push(output.tokens)
-        if self._detokenizer.stopped:
-            return text, "stop"
-        if output.finish_reason is not None:
-            text += self._detokenizer.finish()
-        return text, output.finish_reason
-
-    def _usage(self) -> dict[str, Any]:
-        completion = self._detokenizer.num_tokens
-        return {
-            "prompt_tokens": self._num_prompt,
-            "completion_tokens": completion,
-            "total_tokens": self._num_prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": self._cached_tokens, "audio_tokens": 0},
-            "completion_tokens_details": {
-                "reasoning_tokens": 0,
-                "audio_tokens": 0,
-                "accepted_prediction_tokens": 0,
-                "rejected_prediction_tokens": 0,
-            },
-        }
+    @classmethod
+    async def create(cls, service: ModelService, request: ChatRequest) -> Self:
+        """Raises ApiError 400 for what the model's template, its context or a grammar cannot hold."""
+        content, use = constraint(request), request.tool_use()
+        prompt = await service.chat_prompt(request)
+        tail = service.tokenizer.text(prompt[-PROMPT_TAIL:])
+        params = service.sampling(request)
+        draft = Draft(
+            prompt,
+            service.token_limit(len(prompt), request.requested_tokens),
+            params,
+            logprobs=request.num_logprobs,
+            grammar=service.chat_grammar(use, content, tail),
+        )
+        drafts = [replace(draft, params=replace(params, seed=params.seed + i)) for i in range(request.num_choices)]
+        choices = [Choice(service.answer_piece, request.stop or (), service.dialect.parser(use, tail)) for _ in drafts]
+        response_id = f"chatcmpl-{uuid.uuid4().hex}"
+        return cls(service, request, response_id, drafts, choices, content.param if content else "tools")
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return super()._object(kind, choices) | {"service_tier": "default"}
+
+    def _whole_choices(self, deltas: list[list[Delta]]) -> list[dict[str, Any]]:
+        return [self._whole_choice(index, parts) for index, parts in enumerate(deltas)]
+
+    def _whole_choice(self, index: int, deltas: list[Delta]) -> dict[str, Any]:
         return {
-            "id": self._id,
-            "object": kind,
-            "created": self._created,
-            "model": self._request.model,
-            "choices": choices,
-            "service_tier": "default",
-            "system_fingerprint": self._fingerprint,
+            "index": index,
+            "message": _message([event for delta in deltas for event in delta.events]),
+            "logprobs": self._logprobs(
+                Delta(
+                    tokens=[token for delta in deltas for token in delta.tokens],
+                    logprobs=[logprob for delta in deltas for logprob in delta.logprobs],
+                )
+            ),
+            "finish_reason": self._choices[index].finish_reason,
         }
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        chunk = self._object("chat.completion.chunk", [choice])
-        return _event(chunk | {"usage": None} if self._request.include_usage else chunk)
+    def _begin(self) -> list[dict[str, Any]]:
+        return [_piece({"role": "assistant", "content": "", "refusal": None})]
+
+    def _pieces(self, index: int, delta: Delta) -> list[dict[str, Any]]:  # noqa: ARG002 - only some need it
+        pieces = [_piece(_delta(event)) for event in delta.events]
+        if delta.logprobs:
+            if not pieces:  # the text of these tokens is held back
+                pieces.append(_piece({}))
+            pieces[0]["logprobs"] = self._logprobs(delta)
+        if delta.finish_reason is not None:
+            pieces.append(_piece({}, delta.finish_reason))
+        return pieces
+
+    def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
+        if self._request.num_logprobs is None:
+            return None
+        return chat_logprobs(delta.tokens, delta.logprobs, self._service.answer_piece)
 
 
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(data) + b"\n\n"
+def _piece(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _delta(event: Event) -> dict[str, Any]:
+    match event:
+        case Content(text):
+            return {"content": text}
+        case Reasoning(text):
+            return {"reasoning_content": text}
+        case CallBegin(index, call_id, name):
+            return {"tool_calls": [{"index": index, **_call(call_id, name)}]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+
+def _call(call_id: str, name: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
+
+
+def _message(events: list[Event]) -> dict[str, Any]:
+    content, reasoning = "", ""
+    calls: dict[int, dict[str, Any]] = {}
+    for event in events:
+        match event:
+            case Content(text):
+                content += text
+            case Reasoning(text):
+                reasoning += text
+            case CallBegin(index, call_id, name):
+                calls[index] = _call(call_id, name)
+            case CallArguments(index, text):
+                calls[index]["function"]["arguments"] += text
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": content if content or not calls else None,
+        "refusal": None,
+        "annotations": [],
+    }
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = [calls[index] for index in sorted(calls)]
+    return message

@@ -6,16 +6,16 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Final, Self
 
 import orjson
 import trio
 
-from api.errors import server_error, unavailable
+from api.errors import ApiError, server_error, unavailable
 from api.mailbox import Mailbox
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.messages import (
@@ -43,6 +43,7 @@ UNREAD_LIMIT: Final = 60.0
 RESTART_PAUSE: Final = 1.0
 """Seconds before an engine that died is started again, doubled after each start that did not get ready."""
 MAX_RESTART_PAUSE: Final = 30.0
+INVALID_GRAMMAR: Final = "invalid_grammar"
 INSPECT_LIMIT: Final = 1.0
 """Seconds to wait for statistics: a step of a large model may take longer than who asks has time."""
 END_LIMIT: Final = 10.0
@@ -53,33 +54,58 @@ class EngineFailedError(Exception):
     """The engine could not load the model; the message is one line for the user."""
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a sequence is to be generated from, and how."""
+
+    tokens: list[int]
+    max_tokens: int
+    params: SamplingParams
+    logprobs: int | None = None
+    score_prompt: bool = False
+    grammar: str = ""
+
+
 class Generation:
-    """One request in the engine, for as long as the `with` block around it lasts.
+    """The sequences of one request in the engine, for as long as the `with` block around it lasts.
 
     Leaving the block cancels what still runs. Everything in it but `receive` is synchronous, so it works in a task that
     is being cancelled.
     """
 
-    def __init__(self, engine: "EngineClient", submit: Submit) -> None:
+    def __init__(self, engine: "EngineClient", submits: Sequence[Submit]) -> None:
         self._engine = engine
-        self._submit = submit
+        self._submits = submits
         self._mailbox = Mailbox()
+        self._indexes = {submit.request_id: index for index, submit in enumerate(submits)}
 
     def __enter__(self) -> Self:
-        self._engine.start(self._submit, self)
+        for submit in self._submits:
+            self._engine.start(submit, self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._engine.cancel(self._submit.request_id)
+        for index in range(len(self._submits)):
+            self.end(index)
 
-    async def receive(self) -> Output:
-        """What has come since the last call. Raises ApiError if the engine failed or dropped the request."""
-        output = await self._mailbox.get()
-        if output.error is not None:
-            raise server_error(output.error)
-        return output
+    def end(self, index: int) -> None:
+        """Cancel one sequence, if it still runs."""
+        self._engine.cancel(self._submits[index].request_id)
+
+    async def receive(self) -> list[tuple[int, Output]]:
+        """What has come since the last call, each with the index of its sequence.
+
+        Raises ApiError if the engine failed, dropped or refused the request.
+        """
+        outputs = await self._mailbox.get()
+        for output in outputs:
+            if output.finish_reason == "refused":
+                raise ApiError(400, f"The grammar cannot be served: {output.error}", code=INVALID_GRAMMAR)
+            if output.error is not None:
+                raise server_error(output.error)
+        return [(self._indexes[output.request_id], output) for output in outputs]
 
     def deliver(self, output: Output) -> bool:
         """For the client: hand over an output. False if nobody reads any more."""
@@ -111,13 +137,24 @@ class EngineClient:
 
     @property
     def num_active(self) -> int:
-        """Requests that have not ended, running and waiting."""
+        """Sequences that have not ended, running and waiting."""
         return len(self._generations)
 
-    def generate(self, tokens: list[int], max_tokens: int, params: SamplingParams) -> Generation:
-        """A request, submitted when its `with` block is entered."""
+    def generate(self, drafts: Iterable[Draft]) -> Generation:
+        """A request of one sequence or more, submitted when its `with` block is entered."""
+        return Generation(self, [self._submit(draft) for draft in drafts])
+
+    def _submit(self, draft: Draft) -> Submit:
         self._last_request_id += 1
-        return Generation(self, Submit(self._last_request_id, tokens, max_tokens, params))
+        return Submit(
+            self._last_request_id,
+            draft.tokens,
+            draft.max_tokens,
+            draft.params,
+            logprobs=draft.logprobs,
+            score_prompt=draft.score_prompt,
+            grammar=draft.grammar,
+        )
 
     def ready_info(self) -> EngineInfo:
         """Raises ApiError 503 while no engine is ready."""

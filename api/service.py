@@ -1,19 +1,35 @@
 """The model that is served: its names, its tokenizer and template, its engine, and whether it takes requests."""
 
-import dataclasses
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from zlib import crc32
 
 import trio
 
+from api.dialects import ToolUse, detect
 from api.engine import EngineClient
 from api.errors import ApiError, unavailable
-from api.template import ChatTemplate, TemplateRefusal
+from api.schemas.chat import ChatRequest
+from api.schemas.common import GenerationRequest
+from api.structured import Constraint
+from api.template import ChatTemplate, TemplateRefusal, strings
 from api.tokenizer import Tokenizer
+from scheduler.messages import SamplingParams
 
 INLINE_CHARACTERS: Final = 20_000
 """Prompts up to this long are tokenized on the event loop, in a few milliseconds; longer ones in a thread."""
+DRY_BREAKERS: Final = ("\n", ":", '"', "*")
+"""llama.cpp's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Tokens to go on from, and the text to echo."""
+
+    tokens: list[int]
+    text: str
 
 
 class ModelService:
@@ -26,13 +42,18 @@ class ModelService:
         self.engine = engine
         self.created = int(time.time())
         self.draining = False
+        self.dialect = detect(tokenizer.chat_template)
         self._template = ChatTemplate(tokenizer.chat_template, tokenizer)
+        self._markers = {
+            tokenizer.special_ids[text]: text.encode() for text in self.dialect.markers if text in tokenizer.special_ids
+        }
+        self._tokens_with: dict[str, list[int]] = {}
         self._max_waiting = max_waiting
 
     def fingerprint(self) -> str:
         """OpenAI's system_fingerprint: changes with the model and the sizes it is served with. Raises ApiError 503."""
         info = self.engine.ready_info()
-        return f"fp_{crc32(repr(dataclasses.replace(info, pid=0, load_seconds=0)).encode()):08x}"
+        return f"fp_{crc32(repr(replace(info, pid=0, load_seconds=0)).encode()):08x}"
 
     def check_model(self, name: str) -> None:
         """Raises ApiError 404 for a model that is not served."""
@@ -49,15 +70,89 @@ class ModelService:
             message = f"Too many requests: {info.max_seqs} run and {self._max_waiting} wait. Please try again shortly."
             raise ApiError(429, message, kind="rate_limit_error", code="rate_limit_exceeded", retry_after=1)
 
-    async def prompt(self, messages: list[dict[str, str]]) -> list[int]:
+    async def chat_prompt(self, request: ChatRequest) -> list[int]:
         """The tokens of a conversation. Raises ApiError 400 if the model's template refuses it."""
+        messages = [message.for_template() for message in request.messages]
+        tools = request.all_tools() if request.tool_choice != "none" else []
+        prepared, listed = self.dialect.prepare(messages, tools)
+        variables = request.template_kwargs()
         try:
-            if sum(len(message["content"]) for message in messages) > INLINE_CHARACTERS:
-                return await trio.to_thread.run_sync(self._template.render_tokens, messages)
-            return self._template.render_tokens(messages)
+            if sum(map(len, strings([prepared, listed, variables]))) > INLINE_CHARACTERS:
+                return await trio.to_thread.run_sync(self._template.render_tokens, prepared, listed, variables)
+            return self._template.render_tokens(prepared, listed, variables)
         except TemplateRefusal as error:
             message = f"The model's chat template refuses these messages: {error}"
             raise ApiError(400, message, param="messages", code="invalid_messages") from error
+
+    async def text_prompts(self, prompts: Sequence[str] | Sequence[list[int]], suffix: str | None) -> list[Prompt]:
+        """Prompts as they are, control tokens included. Raises ApiError 400 for what has no tokens."""
+        characters = sum(len(prompt) for prompt in prompts)
+        if characters > INLINE_CHARACTERS:
+            return await trio.to_thread.run_sync(self._text_prompts, prompts, suffix)
+        return self._text_prompts(prompts, suffix)
+
+    def _text_prompts(self, prompts: Sequence[str] | Sequence[list[int]], suffix: str | None) -> list[Prompt]:
+        return [self._text_prompt(prompt, suffix) for prompt in prompts]
+
+    def _text_prompt(self, prompt: str | list[int], suffix: str | None) -> Prompt:
+        tokenizer = self.tokenizer
+        if isinstance(prompt, str):
+            tokens, text = tokenizer.encode(prompt, parse_special=True), prompt
+            if suffix is not None:
+                tokens = self._around(tokens, suffix)
+            bos = tokenizer.bos_id
+            if bos is not None and (tokenizer.add_bos or not tokens) and tokens[:1] != [bos]:
+                tokens = [bos, *tokens]
+        else:
+            unknown = next((token for token in prompt if token >= tokenizer.vocab_size), None)
+            if unknown is not None:
+                message = f"Token {unknown} is not in the model's vocabulary of {tokenizer.vocab_size}."
+                raise ApiError(400, message, param="prompt", code="invalid_value")
+            tokens, text = prompt, tokenizer.text(prompt)
+            if suffix is not None:
+                tokens = self._around(tokens, suffix)
+        if not tokens:
+            raise ApiError(400, "The prompt is empty.", param="prompt", code="invalid_value")
+        return Prompt(tokens, text)
+
+    def _around(self, before: list[int], suffix: str) -> list[int]:
+        after = self.tokenizer.encode(suffix, parse_special=True, continues=True)
+        tokens = self.tokenizer.fill_in_the_middle(before, after)
+        if tokens is None:
+            message = "'suffix' is not served: the model has no tokens for filling in the middle."
+            raise ApiError(400, message, param="suffix", code="unsupported_parameter")
+        return tokens
+
+    def sampling(self, request: GenerationRequest) -> SamplingParams:
+        """What the engine needs. Raises ApiError 400 for a token that the vocabulary does not have."""
+        params = request.sampling()
+        for token, _ in params.logit_bias:
+            if token >= self.tokenizer.vocab_size:
+                message = f"Token {token} is not in the model's vocabulary of {self.tokenizer.vocab_size}."
+                raise ApiError(400, message, param="logit_bias", code="invalid_value")
+        if params.dry_multiplier:
+            breakers = request.dry_sequence_breakers
+            params = replace(params, dry_breakers=self._breakers(tuple(DRY_BREAKERS if breakers is None else breakers)))
+        return params
+
+    def _breakers(self, texts: tuple[str, ...]) -> list[int]:
+        for text in set(texts) - self._tokens_with.keys():
+            self._tokens_with[text] = self.tokenizer.tokens_with(text)
+        return sorted({token for text in texts for token in self._tokens_with[text]})
+
+    def chat_grammar(self, use: ToolUse | None, content: Constraint | None, prompt_tail: str) -> str:
+        """What an answer must match, empty for anything. Raises ApiError 400 for wishes that exclude each other."""
+        if content is not None and content.grammar:
+            if use is not None:
+                message = f"{content.param!r} cannot be combined with 'tools'."
+                raise ApiError(400, message, param=content.param, code="invalid_value")
+            return content.grammar
+        rule = content.rule if content else None
+        return self.dialect.grammar(use, content=rule, token_id=self.tokenizer.special_ids.get, prompt_tail=prompt_tail)
+
+    def answer_piece(self, token: int) -> bytes:
+        """The bytes of a token in an answer: control tokens that the model's dialect is written with count as text."""
+        return self._markers.get(token) or self.tokenizer.piece(token)
 
     def token_limit(self, num_prompt: int, requested: int | None) -> int:
         """How many tokens an answer may have. Raises ApiError 400 if the context cannot hold it."""

@@ -14,6 +14,7 @@ from llama_cpp import llama_cpp
 
 _CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
 _UNKNOWN = llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+_USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
 
 # Control tokens of gpt-oss which llama.cpp declares user-defined, to have them printed. It then finds them
 # in any text, with parse_special off as well.
@@ -96,6 +97,8 @@ class Tokenizer:
         self._pieces: list[bytes | None] = [None] * self.vocab_size
 
         controls: dict[int, str] = {}
+        self.special_ids: dict[str, int] = {}
+        """Tokens by their texts that grammars name rather than spell: control tokens, and `<...>` of the user's."""
         unknowns: list[str] = []
         for token in range(self.vocab_size):
             attributes = llama_cpp.llama_vocab_get_attr(vocab, token)
@@ -106,7 +109,9 @@ class Tokenizer:
                 controls[token] = text
             elif attributes & _UNKNOWN:
                 unknowns.append(text)
-        self._controls = frozenset(controls)
+            if attributes & _CONTROL or (attributes & _USER_DEFINED and text.startswith("<") and text.endswith(">")):
+                self.special_ids[text] = token
+        self._controls = controls
         self.control_texts: tuple[str, ...] = tuple(t for t in dict.fromkeys([*controls.values(), *unknowns]) if t)
         """Every text that `encode` with `parse_special` makes a control or an unknown token of."""
         self._control_text = re.compile(f"({literals(self.control_texts)})")
@@ -149,7 +154,7 @@ class Tokenizer:
                 tokens += self._tokenize(part, parse_special=True)
             return tokens
         tokens = self._tokenize(text, parse_special=False, continues=continues)
-        return tokens if self._controls.isdisjoint(tokens) else self._spell(text, continues=continues)
+        return tokens if self._controls.keys().isdisjoint(tokens) else self._spell(text, continues=continues)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for, nothing for a control token; may be a part of a character.
@@ -162,6 +167,31 @@ class Tokenizer:
         if piece is None:
             piece = self._pieces[token] = self._read_piece(token)
         return piece
+
+    def spelled(self, token: int) -> bytes:
+        """`piece`, but a control token's text instead of nothing."""
+        return self._controls[token].encode() if token in self._controls else self.piece(token)
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """What the tokens stand for, control tokens spelled."""
+        return b"".join(map(self.spelled, tokens)).decode(errors="replace")
+
+    def tokens_with(self, text: str) -> list[int]:
+        """All tokens whose text contains this."""
+        data = text.encode(errors="replace")
+        return [token for token in range(self.vocab_size) if data in self.piece(token)]
+
+    def fill_in_the_middle(self, before: list[int], after: list[int]) -> list[int] | None:
+        """The prompt for what lies between these; None for a vocabulary without the tokens for it."""
+        vocab = self._open_model().vocab
+        prefix, suffix, middle = (
+            llama_cpp.llama_vocab_fim_pre(vocab),
+            llama_cpp.llama_vocab_fim_suf(vocab),
+            llama_cpp.llama_vocab_fim_mid(vocab),
+        )
+        if min(prefix, suffix, middle) < 0:
+            return None
+        return [prefix, *before, suffix, *after, middle]
 
     def _open_model(self) -> _Model:
         if self._model is None:

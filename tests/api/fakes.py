@@ -11,8 +11,8 @@ from quart_trio import QuartTrio
 from quart_trio.testing.connections import TestHTTPConnection as Connection
 from trio.testing import wait_all_tasks_blocked
 
+from api.answer import PING_SECONDS
 from api.app import create_app
-from api.chat import PING_SECONDS
 from api.engine import EngineClient
 from api.service import ModelService
 from api.tokenizer import Tokenizer
@@ -85,6 +85,8 @@ class Stream:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self._read: list[Any] = []
+        """Events of the last write that the test has not looked at yet."""
 
     @property
     def status(self) -> int | None:
@@ -106,15 +108,17 @@ class Stream:
                     return data
 
     async def chunk(self) -> dict[str, Any]:
-        """The only event of the next write."""
-        data = await self.write()
-        assert data is not None
-        [event] = events(data)
+        """The next event."""
+        if not self._read:
+            data = await self.write()
+            assert data is not None
+            self._read = events(data)
+        event = self._read.pop(0)
         assert isinstance(event, dict)
         return event
 
     async def text(self) -> str:
-        """The text of the next write, which is one chunk of content."""
+        """The text of the next event, which is a chunk of content."""
         [choice] = (await self.chunk())["choices"]
         assert set(choice["delta"]) == {"content"}
         return str(choice["delta"]["content"])
@@ -124,7 +128,7 @@ class Stream:
         data = b""
         while (more := await self.write()) is not None:
             data += more
-        return events(data)
+        return self._read + (events(data) if data else [])
 
     async def leave(self) -> None:
         """As when the client hangs up. What was written until then is lost."""

@@ -14,10 +14,11 @@ from pydantic import BaseModel
 from quart import Response
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from api.answer import PING_SECONDS
 from api.app import MAX_BODY_BYTES
-from api.chat import PING_SECONDS
 from api.engine import UNREAD_LIMIT
-from api.schemas import MAX_STOPS, UNSERVED, ChatRequest
+from api.schemas.chat import MAX_TOOLS, UNSERVED, ChatRequest
+from api.schemas.common import MAX_CHOICES, MAX_STOPS
 from api.tokenizer import Tokenizer
 from scheduler.messages import Output, Report, SamplingParams, Submit
 from tests.api.fakes import INFO, MODEL, URL, Server, Stream, chat, events, leave
@@ -55,6 +56,10 @@ async def assert_error(
     assert error["type"] == ("server_error" if status >= 500 else error["type"])
     assert [part for part in parts if part not in error["message"]] == [], error["message"]
     return error
+
+
+async def prompt_of(server: Server, messages: list[dict[str, str]]) -> list[int]:
+    return await server.service.chat_prompt(ChatRequest.model_validate({"model": MODEL, "messages": messages}))
 
 
 def all_fields(kind: type[BaseModel], value: BaseModel, path: str = "") -> None:
@@ -773,6 +778,7 @@ async def test_a_preflight_allows_what_the_sdk_sends(tokenizer: Tokenizer) -> No
 # What is refused
 
 USER = {"role": "user", "content": "Hello"}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 TOO_LONG = "Hello " * INFO.ctx_len
 
 REFUSED: list[tuple[dict[str, Any], str, str | None, tuple[str, ...]]] = [
@@ -807,10 +813,10 @@ REFUSED: list[tuple[dict[str, Any], str, str | None, tuple[str, ...]]] = [
     ({"messages": [USER | {"nam": "x"}]}, "messages[0].nam", "unknown_parameter", ("messages[0].nam",)),
     ({"messages": [USER | {"name": 3}]}, "messages[0].name", "invalid_value", ()),
     (
-        {"messages": [USER | {"tool_calls": [{"id": "1"}]}]},
-        "messages[0].tool_calls",
+        {"messages": [USER | {"tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}]},
+        "messages[0]",
         "invalid_value",
-        ("not served yet",),
+        ("makes no tool calls",),
     ),
     ({"stream": "true"}, "stream", "invalid_value", ("boolean",)),
     ({"stream": 1}, "stream", "invalid_value", ()),
@@ -847,23 +853,45 @@ REFUSED: list[tuple[dict[str, Any], str, str | None, tuple[str, ...]]] = [
     ({"stop": ["x"] * (MAX_STOPS + 1)}, "stop", "invalid_value", (str(MAX_STOPS),)),
     ({"stop": 5}, "stop", "invalid_value", ()),
     ({"stop": [5]}, "stop[0]", "invalid_value", ()),
-    ({"n": 2}, "n", "unsupported_parameter", ("'n'",)),
-    ({"n": True}, "n", "unsupported_parameter", ()),
-    ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter", ()),
-    ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter", ()),
+    ({"n": 0}, "n", "invalid_value", ()),
+    ({"n": MAX_CHOICES + 1}, "n", "invalid_value", (str(MAX_CHOICES),)),
+    ({"n": True}, "n", "invalid_value", ()),
+    ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter", ()),
+    ({"tools": [TOOL, TOOL]}, "tools", "invalid_value", ("same name",)),
+    ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type", "invalid_value", ("'function'",)),
+    ({"tools": [{"type": "function", "function": {"name": "no way"}}]}, "tools[0].function.name", "invalid_value", ()),
+    ({"tools": [TOOL] * (MAX_TOOLS + 1)}, "tools", "invalid_value", (str(MAX_TOOLS),)),
+    ({"tool_choice": "required"}, "tool_choice", None, ("'tools'",)),
+    ({"tools": [TOOL], "tool_choice": "perhaps"}, "tool_choice", "invalid_value", ("'required'",)),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}},
+        "tool_choice",
+        "invalid_value",
+        ("'other'",),
+    ),
     ({"functions": [{}]}, "functions", "unsupported_parameter", ()),
-    ({"logprobs": True}, "logprobs", "unsupported_parameter", ()),
-    ({"logprobs": 0}, "logprobs", "unsupported_parameter", ()),
-    ({"top_logprobs": 2}, "top_logprobs", "unsupported_parameter", ()),
-    ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter", ()),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter", ()),
-    ({"response_format": "text"}, "response_format", "unsupported_parameter", ()),
+    ({"logprobs": 0}, "logprobs", "invalid_value", ("boolean",)),
+    ({"top_logprobs": 2}, "top_logprobs", None, ("'logprobs'",)),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value", ("20",)),
+    ({"logit_bias": {"five": 1}}, "logit_bias", "invalid_value", ()),
+    ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value", ("100",)),
+    ({"logit_bias": {"99999999": 1}}, "logit_bias", "invalid_value", ("vocabulary",)),
+    ({"response_format": "text"}, "response_format", "invalid_value", ()),
+    ({"response_format": {"type": "yaml"}}, "response_format", "invalid_value", ("json_schema",)),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing_required_parameter", ()),
+    ({"json_schema": {}, "guided_regex": "a"}, "guided_regex", "invalid_value", ("'json_schema'",)),
+    ({"guided_json": "{"}, "guided_json", "invalid_value", ("not JSON",)),
+    ({"guided_choice": []}, "guided_choice", "invalid_value", ()),
+    ({"grammar": "root ::= ("}, "grammar", "invalid_grammar", ("GBNF",)),
+    ({"dry_allowed_length": 0}, "dry_allowed_length", "invalid_value", ()),
+    ({"mirostat": 3}, "mirostat", "invalid_value", ()),
+    ({"metadata": {"a": 1}}, "metadata", "invalid_value", ()),
+    ({"service_tier": "gold"}, "service_tier", "invalid_value", ()),
+    ({"verbosity": "low"}, "verbosity", "unsupported_parameter", ()),
+    ({"reasoning_effort": "huge"}, "reasoning_effort", "invalid_value", ()),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter", ()),
     ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter", ()),
     ({"prediction": {"type": "content"}}, "prediction", "unsupported_parameter", ()),
-    ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter", ()),
-    ({"service_tier": "flex"}, "service_tier", "unsupported_parameter", ()),
-    ({"store": True}, "store", "unsupported_parameter", ()),
     ({"web_search_options": {}}, "web_search_options", "unsupported_parameter", ()),
 ]
 
@@ -905,7 +933,7 @@ async def test_a_model_that_is_not_served_is_a_404(server: Server, stream: bool)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(server: Server, stream: bool) -> None:
     response = await server.post(chat(TOO_LONG, stream=stream))
-    num_prompt = len(await server.service.prompt([{"role": "user", "content": TOO_LONG}]))
+    num_prompt = len(await prompt_of(server, [{"role": "user", "content": TOO_LONG}]))
     assert num_prompt > INFO.ctx_len
     await assert_error(
         response, 400, "context_length_exceeded", "messages", f"{INFO.ctx_len} tokens", f"{num_prompt} tokens"
@@ -915,7 +943,7 @@ async def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(server: S
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 async def test_an_answer_that_does_not_fit_is_refused_with_all_numbers(server: Server, name: str) -> None:
-    num_prompt = len(await server.service.prompt([USER]))
+    num_prompt = len(await prompt_of(server, [USER]))
     await assert_error(
         await server.post(chat(**{name: 1000})),
         400,
@@ -1104,9 +1132,9 @@ async def test_a_long_prompt_is_read_in_a_thread_and_means_the_same(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages = [{"role": "user", "content": "One two three. " * 30}]
-    inline = await server.service.prompt(messages)
+    inline = await prompt_of(server, messages)
     monkeypatch.setattr("api.service.INLINE_CHARACTERS", 10)
-    assert await server.service.prompt(messages) == inline
+    assert await prompt_of(server, messages) == inline
 
 
 # Models and health

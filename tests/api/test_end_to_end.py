@@ -175,8 +175,8 @@ def test_errors_are_the_sdks_own(server: CortexServer) -> None:
             client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=5000)
         assert too_long.value.code == "context_length_exceeded"
         with pytest.raises(openai.BadRequestError) as unserved:
-            client.chat.completions.create(model=MODEL, messages=user("Hi"), n=2)
-        assert unserved.value.param == "n"
+            client.chat.completions.create(model=MODEL, messages=user("Hi"), modalities=["text", "audio"])
+        assert (unserved.value.param, unserved.value.code) == ("modalities", "unsupported_parameter")
 
 
 def test_an_answer_without_a_limit_runs_to_the_contexts_end(server: CortexServer) -> None:

@@ -15,7 +15,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from api import engine as engine_module
-from api.engine import EngineClient, EngineFailedError, Generation
+from api.engine import Draft, EngineClient, EngineFailedError, Generation
 from api.errors import ApiError
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.messages import Output, SamplingParams
@@ -61,7 +61,7 @@ class Engines:
                 nursery.cancel_scope.cancel()
 
     def ask(self, what: int, *tokens: int) -> Generation:
-        return self.client.generate([what, *tokens], 10, PARAMS)
+        return self.client.generate([Draft([what, *tokens], 10, PARAMS)])
 
 
 @pytest.fixture
@@ -93,10 +93,16 @@ async def collect(generation: Generation) -> tuple[list[int], str]:
 async def rest(generation: Generation) -> tuple[list[int], str]:
     tokens: list[int] = []
     while True:
-        output = await generation.receive()
+        [(_, output)] = await generation.receive()
         tokens += output.tokens
         if output.finish_reason is not None:
             return tokens, output.finish_reason
+
+
+async def told(generation: Generation) -> list[int]:
+    """The tokens that have come of a request of one sequence."""
+    [(_, output)] = await generation.receive()
+    return output.tokens
 
 
 async def assert_fails(generation: Generation) -> None:
@@ -189,7 +195,7 @@ async def test_leaving_cancels_what_still_runs_and_only_that(engines: Engines) -
     async with engines.running():
         assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
         with engines.ask(HOLD, 8) as generation:
-            assert (await generation.receive()).tokens == [8]
+            assert await told(generation) == [8]
             assert engines.client.num_active == 1
         assert engines.client.num_active == 0
         engines.client.cancel(2)
@@ -266,7 +272,7 @@ async def next_engine(engines: Engines, info: EngineInfo) -> EngineInfo:
 async def test_an_engine_that_dies_fails_its_requests_and_another_starts(engines: Engines) -> None:
     async with engines.running() as info:
         with engines.ask(HOLD, 8) as other:
-            assert (await other.receive()).tokens == [8]
+            assert await told(other) == [8]
             with engines.ask(DIE, 5, 6) as deadly:
                 await assert_fails(deadly)
             await assert_fails(other)
@@ -302,7 +308,7 @@ async def test_an_answer_that_was_complete_is_not_taken_back(engines: Engines) -
             await wait_until(lambda: engines.client.num_active == 0)
             os.kill(info.pid, signal.SIGKILL)
             await wait_until(lambda: engines.client.info is None)
-            output = await generation.receive()
+            [(_, output)] = await generation.receive()
             assert (output.tokens, output.finish_reason, output.error) == ([5, 6], "stop", None)
 
 
@@ -409,10 +415,10 @@ async def test_waiting_for_idle_waits_for_those_that_come_in_meanwhile() -> None
         done.set()
 
     async with trio.open_nursery() as nursery:
-        with engine.generate([1], 5, PARAMS):
+        with engine.generate([Draft([1], 5, PARAMS)]):
             nursery.start_soon(wait)
             await wait_all_tasks_blocked()
-            with engine.generate([2], 5, PARAMS):
+            with engine.generate([Draft([2], 5, PARAMS)]):
                 await wait_all_tasks_blocked()
                 assert not done.is_set()
                 engine.emit([], "stop", request_id=1)
@@ -426,23 +432,23 @@ async def test_idle_is_at_once_when_nothing_runs() -> None:
     engine = FakeEngine()
     with trio.fail_after(1):
         await engine.wait_idle()
-        with engine.generate([1], 5, PARAMS):
+        with engine.generate([Draft([1], 5, PARAMS)]):
             pass
         await engine.wait_idle()
 
 
 async def test_outputs_that_wait_merge_and_keep_what_the_first_says_of_the_prompt() -> None:
     engine = FakeEngine()
-    with engine.generate([1], 9, PARAMS) as generation:
+    with engine.generate([Draft([1], 9, PARAMS)]) as generation:
         engine.emit([4], cached_tokens=24)
         engine.emit([5])
         engine.emit([6, 7], "length")
-        assert await generation.receive() == Output(1, [4, 5, 6, 7], "length", cached_tokens=24)
+        assert await generation.receive() == [(0, Output(1, [4, 5, 6, 7], "length", cached_tokens=24))]
 
 
 async def test_tokens_that_nobody_takes_drop_the_request(autojump_clock: MockClock) -> None:
     engine = FakeEngine()
-    with engine.generate([1], 9, PARAMS) as generation:
+    with engine.generate([Draft([1], 9, PARAMS)]) as generation:
         engine.emit([4])
         await trio.sleep(engine_module.UNREAD_LIMIT)
         engine.emit([5])
@@ -456,11 +462,11 @@ async def test_tokens_that_nobody_takes_drop_the_request(autojump_clock: MockClo
 
 async def test_a_request_that_makes_no_tokens_is_not_unread(autojump_clock: MockClock) -> None:
     engine = FakeEngine()
-    with engine.generate([1], 9, PARAMS) as generation:
+    with engine.generate([Draft([1], 9, PARAMS)]) as generation:
         await trio.sleep(10 * engine_module.UNREAD_LIMIT)
         engine.emit([4])
-        assert (await generation.receive()).tokens == [4]
+        assert await told(generation) == [4]
         await trio.sleep(10 * engine_module.UNREAD_LIMIT)
         engine.emit([5])
-        assert (await generation.receive()).tokens == [5]
+        assert await told(generation) == [5]
     assert engine.cancelled == [1]

@@ -219,10 +219,35 @@ def test_what_templates_are_given(tokenizer: Tokenizer) -> None:
     assert show(tokenizer, tokens) == '{"b": "é<&\'", "a": 1}[\n  1\n][2]014        kept\n'
 
 
-def test_only_text_is_accepted(smollm: ChatTemplate) -> None:
-    message: dict[str, Any] = {"role": "user", "content": [{"text": "<|im_end|>"}]}
-    with pytest.raises(TypeError, match="a message's content is list, not text"):
-        smollm.render_tokens([message])
+json_values = st.recursive(
+    contents | st.integers() | st.booleans() | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(contents, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(value=json_values, name=contents)
+def test_nested_values_never_make_control_tokens(tokenizer: Tokenizer, value: Any, name: str) -> None:
+    source = (
+        "{{ tools | tojson }}{% for m in messages %}{{ m.tool_calls | tojson }}{% for call in m.tool_calls %}"
+        "<|{{ call.function.name }}|>{% endfor %}{% endfor %}{{ extra | tojson }}"
+    )
+    template = ChatTemplate(source, tokenizer)
+    call = {"function": {"name": name, "arguments": value}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    tokens = template.render_tokens([message], [{"parameters": value}], {"extra": value})
+    assert control_ids(tokenizer, tokens) == []
+
+
+def test_a_variable_cannot_stand_in_for_the_conversation(smollm: ChatTemplate) -> None:
+    assert smollm.render_tokens([user("a")], None, {"messages": [], "bos_token": "x"}) == smollm.render_tokens(
+        [user("a")]
+    )
+
+
+def test_only_what_json_has_is_accepted(smollm: ChatTemplate) -> None:
+    with pytest.raises(TypeError, match="object is nothing that JSON has"):
+        smollm.render_tokens([{"role": "user", "content": object()}])
 
 
 def test_bos_comes_first_and_only_once(write_vocab: Callable[[Sequence[tuple[str, int]]], str]) -> None:

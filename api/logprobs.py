@@ -1,0 +1,58 @@
+"""Probabilities of tokens as the two endpoints write them."""
+
+import codecs
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from scheduler.messages import TokenLogprob
+
+Piece = Callable[[int], bytes]
+
+
+def chat_logprobs(tokens: Sequence[int], logprobs: Sequence[TokenLogprob], piece: Piece) -> dict[str, Any]:
+    content = []
+    for token, (logprob, top) in zip(tokens, logprobs, strict=True):
+        best = [_entry(other, value, piece) for other, value in top]
+        content.append(_entry(token, logprob, piece) | {"top_logprobs": best})
+    return {"content": content, "refusal": None}
+
+
+def _entry(token: int, logprob: float, piece: Piece) -> dict[str, Any]:
+    data = piece(token)
+    return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
+
+
+class CompletionLogprobs:
+    """The older form: parallel lists, with the place of each token in the text. Goes on from piece to piece."""
+
+    def __init__(self, piece: Piece) -> None:
+        self._piece = piece
+        self._offset = 0
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob | None]) -> dict[str, Any]:
+        """The lists for the next tokens; None for the first token of a prompt, which nothing foretells."""
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offset)
+            self._offset += len(self._decode(self._piece(token)))
+        return {
+            "tokens": [self._text(token) for token in tokens],
+            "token_logprobs": [None if entry is None else entry[0] for entry in logprobs],
+            "top_logprobs": [None if entry is None else self._top(entry[1]) for entry in logprobs],
+            "text_offset": offsets,
+        }
+
+    def _top(self, best: list[tuple[int, float]]) -> dict[str, float]:
+        top: dict[str, float] = {}
+        for token, logprob in best:
+            top.setdefault(self._text(token), logprob)  # of tokens with the same text, the best
+        return top
+
+    def _text(self, token: int) -> str:
+        """A part of a character is spelled in bytes, as OpenAI spells it."""
+        data = self._piece(token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)

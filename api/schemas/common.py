@@ -1,0 +1,193 @@
+"""What the requests of all endpoints that generate text have in common."""
+
+import secrets
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from api.errors import ApiError
+from scheduler.messages import SamplingParams
+
+MAX_STOPS: Final = 16
+MAX_CHOICES: Final = 128
+MAX_TOP_LOGPROBS: Final = 20
+
+RequestT = TypeVar("RequestT", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """No coercion, no field that nobody reads."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class StructuredOutputs(Strict):
+    """vLLM's way to say what an answer must match: one of these."""
+
+    json_: Annotated[dict[str, Any] | bool | str | None, Field(alias="json")] = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: str | None = None
+
+
+def _as_list(stop: object) -> object:
+    return [stop] if isinstance(stop, str) else stop
+
+
+Stop = Annotated[str, Field(min_length=1)]
+Stops = Annotated[list[Stop], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)]
+TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+RepeatPenalty = Annotated[float, Field(ge=0.01, le=10)]
+Window = Annotated[int, Field(ge=-1, le=1 << 20)]
+
+
+class GenerationRequest(Strict):
+    """Null always means the default."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: Stops | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[TokenId, Bias] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    user: str | None = None
+    # extensions, by llama-server's names
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Share | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_n_sigma: Annotated[float, Field(ge=-1, le=100)] | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    repeat_last_n: Window | None = None
+    dry_multiplier: Annotated[float, Field(ge=0, le=100)] | None = None
+    dry_base: Annotated[float, Field(ge=1, le=100)] | None = None
+    dry_allowed_length: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    dry_penalty_last_n: Window | None = None
+    dry_sequence_breakers: Annotated[list[Stop], Field(max_length=64)] | None = None
+    xtc_probability: Share | None = None
+    xtc_threshold: Share | None = None
+    mirostat: Literal[0, 1, 2] | None = None
+    mirostat_tau: Annotated[float, Field(ge=0, le=100)] | None = None
+    mirostat_eta: Share | None = None
+    ignore_eos: bool | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | bool | None = None
+    # and by vLLM's
+    repetition_penalty: RepeatPenalty | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | bool | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
+    guided_grammar: str | None = None
+
+    @model_validator(mode="after")
+    def _streams(self) -> "GenerationRequest":
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+        return self
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self) -> SamplingParams:
+        """What the engine needs, with OpenAI's defaults and a random seed where none is given.
+
+        Without `dry_breakers`, which take the vocabulary to find.
+        """
+        given: dict[str, Any] = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": None if self.top_k is None else max(self.top_k, 0),
+            "min_p": self.min_p,
+            "typical_p": self.typical_p,
+            "top_n_sigma": None if self.top_n_sigma is None else max(self.top_n_sigma, 0.0),
+            "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+            "repeat_penalty": self.repetition_penalty if self.repeat_penalty is None else self.repeat_penalty,
+            "repeat_last_n": self.repeat_last_n,
+            "dry_multiplier": self.dry_multiplier,
+            "dry_base": self.dry_base,
+            "dry_allowed_length": self.dry_allowed_length,
+            "dry_last_n": self.dry_penalty_last_n,
+            "xtc_probability": self.xtc_probability,
+            "xtc_threshold": self.xtc_threshold,
+            "mirostat": self.mirostat,
+            "mirostat_tau": self.mirostat_tau,
+            "mirostat_eta": self.mirostat_eta,
+            "logit_bias": [(int(token), bias) for token, bias in (self.logit_bias or {}).items()],
+            "seed": secrets.randbits(63) if self.seed is None else self.seed,
+            "ignore_eos": self.ignore_eos,
+            "min_tokens": self.min_tokens,
+        }
+        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+
+Unserved = Mapping[str, tuple[object, ...]]
+NOTHING: Final[Unserved] = {}
+
+
+def parse(model: type[RequestT], body: object, unserved: Unserved = NOTHING) -> RequestT:
+    """The request. `unserved`: fields that are refused, but for null and the values given, which ask for nothing.
+
+    Raises ApiError 400 that names the first offending field.
+    """
+    if not isinstance(body, dict):
+        raise ApiError(400, "The request body must be a JSON object.")
+    for name in unserved.keys() & body.keys():
+        value = body[name]
+        if value is not None and not any(type(value) is type(ok) and value == ok for ok in unserved[name]):
+            message = f"{name!r} is not served with this value."
+            raise ApiError(400, message, param=name, code="unsupported_parameter")
+    try:
+        return model.model_validate({key: value for key, value in body.items() if key not in unserved})
+    except ValidationError as error:
+        raise _refusal(error, model) from error
+
+
+def _refusal(error: ValidationError, model: type[BaseModel]) -> ApiError:
+    details: Any = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    names = _field_names(model)
+    if details["type"] == "extra_forbidden":
+        names |= {details["loc"][-1]}
+    param, before = "", None
+    for part in details["loc"]:
+        if isinstance(part, int):
+            param += f"[{part}]"
+        elif part in names and part != before:  # the rest are pydantic's names for types
+            param += f".{part}" if param else part
+        before = part
+    if details["type"] == "extra_forbidden":
+        return ApiError(400, f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
+    if details["type"] == "missing":
+        return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    reason = details["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"Invalid value for '{param}': {reason}.", param=param, code="invalid_value")
+
+
+@cache
+def _field_names(model: type[BaseModel]) -> frozenset[str]:
+    """Of the model and of all models inside it, as the wire spells them."""
+    definitions = model.model_json_schema()
+    objects = [definitions, *definitions.get("$defs", {}).values()]
+    return frozenset(name for schema in objects for name in schema.get("properties", {}))
