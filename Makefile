@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # Done once for these versions of the project's requirements and of the pins.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: serve test check lint types layers unit install bench micro format clean
+.PHONY: serve test check lint types layers unit install bench micro clients format clean
 
 serve: install            ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
@@ -52,5 +52,10 @@ format: install           ## bring the code into shape
 micro: install            ## micro-benchmarks of the step's Python
 	$(BIN)/python -m pytest bench/micro --benchmark-enable --benchmark-only
 
+clients: install          ## let well-known clients complete a streamed chat
+	@test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
+	@$(VENV)-clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
+	$(VENV)-clients/bin/python tests/clients/run.py $(BIN)/cortex
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-clients

@@ -1,0 +1,1 @@
+"""Well-known clients against a real server: `make clients`."""
