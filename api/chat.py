@@ -29,7 +29,7 @@ class ChatCompletion(Answer[ChatRequest]):
         content, use = constraint(request), request.tool_use()
         prompt = await service.chat_prompt(request)
         tail = service.tokenizer.text(prompt[-PROMPT_TAIL:])
-        params = service.sampling(request)
+        params = await service.sampling(request)
         draft = Draft(
             prompt,
             service.token_limit(len(prompt), request.requested_tokens),

@@ -29,14 +29,14 @@ class TextCompletion(Answer[CompletionRequest]):
         """Raises ApiError 400 for what the model's vocabulary, its context or a grammar cannot hold."""
         wish = constraint(request)
         prompts = await service.text_prompts(request.prompts(), request.suffix)
-        params = service.sampling(request)
+        params = await service.sampling(request)
         logprobs = request.logprobs
         if logprobs is None and request.num_candidates > request.num_choices:
             logprobs = 0  # to know the best
         drafts = [
             Draft(
                 prompt.tokens,
-                service.token_limit(len(prompt.tokens), max(request.requested_tokens, 1)),
+                service.token_limit(len(prompt.tokens), max(request.requested_tokens, 1), "prompt"),
                 replace(params, seed=params.seed + number),
                 logprobs=logprobs,
                 score_prompt=request.scores_prompt,

@@ -102,6 +102,15 @@ class ServerFlags:
             help="Whether to compute with flash attention.",
         ),
     ] = "auto"
+    backend_top_k: Annotated[
+        int,
+        typer.Option(
+            envvar="CORTEX_BACKEND_TOP_K",
+            min=0,
+            max=1024,
+            help="Let the GPU find so many of the best tokens, and draw from these where possible. 0 is off.",
+        ),
+    ] = 0
     alias: Annotated[
         list[str],
         typer.Option(envvar="CORTEX_ALIAS", metavar="NAME", help="Another name for the model. May be repeated."),
@@ -157,6 +166,7 @@ class ServerFlags:
             gpu_layers=self.gpu_layers,
             kv_type=self.kv_type,
             flash_attn=self.flash_attn,
+            backend_top_k=self.backend_top_k,
         )
         return ServerOptions(
             model=model,

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final
 from zlib import crc32
 
@@ -22,6 +23,8 @@ INLINE_CHARACTERS: Final = 20_000
 """Prompts up to this long are tokenized on the event loop, in a few milliseconds; longer ones in a thread."""
 DRY_BREAKERS: Final = ("\n", ":", '"', "*")
 """llama.cpp's."""
+MAX_BREAKERS: Final = 256
+"""Texts whose tokens are kept: looking through the vocabulary takes some 50 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class ModelService:
         self._markers = {
             tokenizer.special_ids[text]: text.encode() for text in self.dialect.markers if text in tokenizer.special_ids
         }
-        self._tokens_with: dict[str, list[int]] = {}
+        self._tokens_with = lru_cache(MAX_BREAKERS)(tokenizer.tokens_with)
         self._max_waiting = max_waiting
 
     def fingerprint(self) -> str:
@@ -123,7 +126,7 @@ class ModelService:
             raise ApiError(400, message, param="suffix", code="unsupported_parameter")
         return tokens
 
-    def sampling(self, request: GenerationRequest) -> SamplingParams:
+    async def sampling(self, request: GenerationRequest) -> SamplingParams:
         """What the engine needs. Raises ApiError 400 for a token that the vocabulary does not have."""
         params = request.sampling()
         for token, _ in params.logit_bias:
@@ -131,14 +134,12 @@ class ModelService:
                 message = f"Token {token} is not in the model's vocabulary of {self.tokenizer.vocab_size}."
                 raise ApiError(400, message, param="logit_bias", code="invalid_value")
         if params.dry_multiplier:
-            breakers = request.dry_sequence_breakers
-            params = replace(params, dry_breakers=self._breakers(tuple(DRY_BREAKERS if breakers is None else breakers)))
+            texts = DRY_BREAKERS if request.dry_sequence_breakers is None else request.dry_sequence_breakers
+            params = replace(params, dry_breakers=await trio.to_thread.run_sync(self._breakers, texts))
         return params
 
-    def _breakers(self, texts: tuple[str, ...]) -> list[int]:
-        for text in set(texts) - self._tokens_with.keys():
-            self._tokens_with[text] = self.tokenizer.tokens_with(text)
-        return sorted({token for text in texts for token in self._tokens_with[text]})
+    def _breakers(self, texts: Sequence[str]) -> list[int]:
+        return sorted({token for text in texts for token in self._tokens_with(text)})
 
     def chat_grammar(self, use: ToolUse | None, content: Constraint | None, prompt_tail: str) -> str:
         """What an answer must match, empty for anything. Raises ApiError 400 for wishes that exclude each other."""
@@ -154,19 +155,19 @@ class ModelService:
         """The bytes of a token in an answer: control tokens that the model's dialect is written with count as text."""
         return self._markers.get(token) or self.tokenizer.piece(token)
 
-    def token_limit(self, num_prompt: int, requested: int | None) -> int:
-        """How many tokens an answer may have. Raises ApiError 400 if the context cannot hold it."""
+    def token_limit(self, num_prompt: int, requested: int | None, param: str = "messages") -> int:
+        """How many tokens an answer may have. Raises ApiError 400, about `param`, if the context cannot hold it."""
         context = self.engine.ready_info().ctx_len
         if num_prompt + (requested or 1) > context:
             message = f"This model's maximum context length is {context} tokens. However, "
             if requested is None:
-                message += f"your messages resulted in {num_prompt} tokens. Please reduce the length of the messages."
+                message += f"your {param} resulted in {num_prompt} tokens. Please reduce the length of the {param}."
             else:
                 message += (
-                    f"you requested {num_prompt + requested} tokens ({num_prompt} in the messages, {requested} in the"
-                    " completion). Please reduce the length of the messages or completion."
+                    f"you requested {num_prompt + requested} tokens ({num_prompt} in the {param}, {requested} in the"
+                    f" completion). Please reduce the length of the {param} or completion."
                 )
-            raise ApiError(400, message, param="messages", code="context_length_exceeded")
+            raise ApiError(400, message, param=param, code="context_length_exceeded")
         return requested or context - num_prompt
 
     async def health(self) -> dict[str, Any]:

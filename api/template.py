@@ -69,6 +69,7 @@ class ChatTemplate:
         self._knows_developer = "developer" in self._source
         written += [*_ROLES, tokenizer.bos_token, tokenizer.eos_token]
         self._guard = _Guard(tokenizer.control_texts, written)
+        self._knows_system = self._tells_system()
 
     def render_tokens(
         self,
@@ -108,7 +109,10 @@ class ChatTemplate:
         aside = _Aside(self._guard, lambda: [self._source, *strings([messages, tools, variables])])
         context = {str(name): aside.put(value) for name, value in variables.items()}
         context |= {
-            "messages": [self._message(message, aside) for message in messages],
+            "messages": [
+                self._message(message, aside)
+                for message in (messages if self._knows_system else _with_system_said_by_user(messages))
+            ],
             "tools": aside.put(tools) if tools else None,
             "documents": None,
             "add_generation_prompt": True,
@@ -124,11 +128,45 @@ class ChatTemplate:
             ) from error
         return prompt, aside.texts
 
+    def _tells_system(self) -> bool:
+        """Whether the template takes system messages and tells what they say: Gemma's, for one, do not."""
+        self._knows_system = True
+        question = {"role": "user", "content": "a question"}
+        try:
+            self._render([question], None, {})
+        except TemplateRefusal:
+            return True  # it minds something else
+        try:
+            prompt, _ = self._render([{"role": "system", "content": "a rule"}, question], None, {})
+        except TemplateRefusal:
+            return False
+        return "a rule" in prompt
+
     def _message(self, message: Mapping[str, Any], aside: "_Aside") -> dict[str, Any]:
         role = message["role"]
         if role == "developer" and not self._knows_developer:
             role = "system"
         return {"role": role} | {key: aside.put(value) for key, value in message.items() if key != "role"}
+
+
+def _with_system_said_by_user(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The same conversation without system messages: their words begin the user message behind them, or are one."""
+    said: list[Mapping[str, Any]] = []
+    rules: list[str] = []
+    for message in messages:
+        if message["role"] in ("system", "developer"):
+            rules.append(message["content"])
+            continue
+        if rules and message["role"] == "user":
+            said.append({**message, "content": "\n\n".join([*rules, message["content"]])})
+        else:
+            said += [*_said_by_user(rules), message]
+        rules = []
+    return said + _said_by_user(rules)
+
+
+def _said_by_user(rules: list[str]) -> list[Mapping[str, Any]]:
+    return [{"role": "user", "content": "\n\n".join(rules)}] if rules else []
 
 
 class _Aside:

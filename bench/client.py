@@ -184,6 +184,7 @@ class Client:
             "temperature": target.temperature,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **ask.fields,
         }
         if target.top_p is not None:
             body["top_p"] = target.top_p

@@ -1,4 +1,4 @@
-"""Plays a workload against a server: closed loop, open loop, burst, and a long prompt beside streams."""
+"""Plays a workload against a server: closed loop, open loop, burst, and things beside others of their kind."""
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ import trio
 
 from bench import workloads
 from bench.records import Ask, BenchError, Chat, Message, Record
-from bench.stats import Measures, interference_measures, ratio, wall_seconds
+from bench.stats import Measures, interference_measures, ratio, summarize, wall_seconds
 from bench.workloads import Session, Settings, Workload
 
 # A stream flows once this many of its chunks have come.
@@ -30,7 +30,7 @@ async def play(session: Session, chat: Chat, records: list[Record]) -> None:
     history: list[Message] = []
     for turn in session.turns:
         history.extend(turn.messages)
-        record = await chat(Ask(tuple(history), turn.max_tokens))
+        record = await chat(Ask(tuple(history), turn.max_tokens, fields=turn.fields))
         records.append(record)
         if record.error is not None:
             return
@@ -102,6 +102,19 @@ async def burst(settings: Settings, rng: Random, chat: Chat) -> Repetition:
     )
 
 
+async def structured(settings: Settings, rng: Random, chat: Chat) -> Repetition:
+    """Streams that may say anything, then as many whose answers must match a schema of their own."""
+    free = await closed_loop(workloads.uniform(settings, rng), settings.users, chat)
+    await trio.sleep(settings.settle_s)
+    records = await closed_loop(workloads.structured(settings, rng), settings.users, chat)
+    free_rate, rate = summarize(free).tokens_per_s, summarize(records).tokens_per_s
+    return Repetition(
+        records,
+        [replace(record, role="free") for record in free],
+        {"free_tokens_per_s": free_rate, "throughput_ratio": ratio(rate, free_rate)},
+    )
+
+
 async def interference(settings: Settings, rng: Random, chat: Chat) -> Repetition:
     """A long prompt alone, then another beside running streams, which are closed when it ends."""
     idle = await chat(workloads.long_prompt(settings, rng, "idle"))
@@ -136,6 +149,7 @@ PLAYERS: Mapping[Workload, Callable[[Settings, Random, Chat], Awaitable[Repetiti
     "shared": shared,
     "burst": burst,
     "interference": interference,
+    "structured": structured,
     "multiturn": multiturn,
     "trace": trace,
 }

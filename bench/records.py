@@ -1,8 +1,8 @@
 """What is asked of a server and what was seen of the answer."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import trio
 
@@ -18,6 +18,7 @@ class Ask:
     messages: tuple[Message, ...]
     max_tokens: int
     role: str = ""  # what the request is in its workload: "stream", "long", "alone", ...
+    fields: Mapping[str, Any] = field(default_factory=dict)  # what else the request says
 
 
 @dataclass(frozen=True, slots=True)

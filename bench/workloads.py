@@ -1,12 +1,13 @@
 """The workloads as scripts: what every user will say, and when. Nothing is sent from here."""
 
 import csv
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 from bench.records import Ask, BenchError, Message
 
@@ -38,7 +39,7 @@ QUESTION_TOKENS = 12  # beside a long shared text
 TURN_TOKENS = 60  # a question of a conversation
 STREAM_TOKENS = 400  # enough for a stream to outlive the long prompt beside it
 
-Workload = Literal["uniform", "shared", "burst", "interference", "multiturn", "trace"]
+Workload = Literal["uniform", "shared", "burst", "interference", "multiturn", "structured", "trace"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,7 @@ class Turn:
 
     messages: tuple[Message, ...]
     max_tokens: int
+    fields: Mapping[str, Any] = field(default_factory=dict)  # what else the request says
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +87,14 @@ _DEFAULTS: dict[Workload, tuple[int, int, int, int]] = {
     "burst": (16, 16, 730, 24),
     "interference": (6, 7, 2530, 16),
     "multiturn": (8, 32, 174, 48),
+    "structured": (16, 16, 130, 64),
     "trace": (0, 0, 0, 0),
 }
 # What a workload itself decides.
 _FIXED: dict[Workload, frozenset[str]] = {
     "burst": frozenset({"requests"}),
     "interference": frozenset({"requests"}),
+    "structured": frozenset({"requests"}),
     "trace": frozenset({"users", "requests", "prompt_tokens", "output_tokens"}),
 }
 
@@ -103,7 +107,7 @@ def resolve(asked: Settings) -> Settings:
             raise BenchError(f"--{name.replace('_', '-')} does not apply to the workload {workload}")
     users, requests, prompt_tokens, output_tokens = _DEFAULTS[workload]
     users = asked.users or users
-    if workload == "uniform":
+    if workload in ("uniform", "structured"):
         requests = users
     elif workload == "multiturn":
         requests = users * asked.turns
@@ -134,6 +138,24 @@ def uniform(settings: Settings, rng: Random) -> list[Session]:
         _single(f"{openings[i % len(openings)]} {words(length, rng)}", settings.output_tokens)
         for i in range(settings.requests)
     ]
+
+
+def structured(settings: Settings, rng: Random) -> list[Session]:
+    """As `uniform`, but each answer is a list of objects with names of their own, which does not end by itself."""
+    sessions = []
+    for session in uniform(settings, rng):
+        names = rng.sample(WORDS, k=3)
+        kinds = ({"type": "string"}, {"type": "integer"}, {"type": "array", "items": {"type": "string"}})
+        item = {
+            "type": "object",
+            "properties": dict(zip(names, kinds, strict=True)),
+            "required": names,
+            "additionalProperties": False,
+        }
+        schema = {"type": "array", "items": item, "minItems": settings.output_tokens}
+        form = {"type": "json_schema", "json_schema": {"name": "list", "schema": schema}}
+        sessions.append(Session((replace(session.turns[0], fields={"response_format": form}),)))
+    return sessions
 
 
 def shared(settings: Settings, rng: Random, count: int) -> list[Session]:

@@ -24,6 +24,8 @@ class EngineConfig:
     """Layers on the GPU where llama.cpp has one; -1 is all."""
     kv_type: str = "f16"
     flash_attn: str = "auto"
+    backend_top_k: int = 0
+    """How many of the best tokens the backend itself finds in each step, so that no logits leave the GPU; 0 is off."""
 
 
 @dataclass(frozen=True, slots=True)

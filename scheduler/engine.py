@@ -132,7 +132,13 @@ def load(config: EngineConfig) -> Parts:
         batch_tokens=sizes.batch_tokens,
         threads=sizes.threads,
     )
-    runner = LlamaRunner(context, model.eog_tokens, max_seqs=sizes.max_seqs, vocab_size=model.vocab_size)
+    runner = LlamaRunner(
+        context,
+        model.eog_tokens,
+        max_seqs=sizes.max_seqs,
+        vocab_size=model.vocab_size,
+        backend_top_k=config.backend_top_k,
+    )
     pacer = Pacer(runner.warm_up())
     cache = KVCache(
         context,
@@ -147,6 +153,7 @@ def load(config: EngineConfig) -> Parts:
         token_budget=min(sizes.batch_tokens, context.batch_tokens),
         ctx_len=sizes.ctx_len,
         eog_tokens=model.eog_tokens,
+        max_top_k=config.backend_top_k,
     )
     info = EngineInfo(
         pid=os.getpid(),

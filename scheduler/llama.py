@@ -139,6 +139,8 @@ class Context:
         """1 for each token whose logits are wanted."""
         self._num_ids = np.ones(self.batch_tokens, np.int32)
         self._id_pointers = self.ids.ctypes.data + np.arange(self.batch_tokens, dtype=np.uintp) * self.ids.itemsize
+        self._chains: dict[int, Any] = {}
+        """llama.cpp's samplers that run in the compute graph, by sequence id."""
         self._batch = lib.llama_batch(
             n_tokens=0,
             token=_pointer(self.tokens, lib.llama_token),
@@ -160,6 +162,32 @@ class Context:
         pointer = lib.llama_get_logits(self._pointer)
         return np.ctypeslib.as_array(pointer, shape=(num_rows, self._vocab_size))
 
+    def attach_top_k(self, sequence_id: int, top_k: int) -> bool:
+        """Let the compute graph find the best tokens behind this sequence id's outputs, of which a batch has one.
+
+        0 stops it. Either makes the next decode set up its graph again, which takes some milliseconds. Logits are
+        computed, but not copied, for a batch whose outputs are all of such ids. False if the backend cannot do it.
+        """
+        if (old := self._chains.pop(sequence_id, None)) is not None:
+            lib.llama_set_sampler(self._pointer, sequence_id, None)
+            lib.llama_sampler_free(old)
+        if not top_k:
+            return True
+        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(top_k))
+        if not lib.llama_set_sampler(self._pointer, sequence_id, chain):
+            lib.llama_sampler_free(chain)
+            return False
+        self._chains[sequence_id] = chain
+        return True
+
+    def best(self, index: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """The tokens that the graph found behind the batch's token at this index, in no order, and their logits."""
+        count = lib.llama_get_sampled_candidates_count_ith(self._pointer, index)
+        tokens = np.ctypeslib.as_array(lib.llama_get_sampled_candidates_ith(self._pointer, index), shape=(count,))
+        logits = np.ctypeslib.as_array(lib.llama_get_sampled_logits_ith(self._pointer, index), shape=(count,))
+        return tokens.astype(np.intp), logits
+
     def share(self, source: int, target: int, start: int, stop: int) -> None:
         lib.llama_memory_seq_cp(self._memory, source, target, start, stop)
 
@@ -168,6 +196,8 @@ class Context:
 
     def close(self) -> None:
         lib.llama_free(self._pointer)
+        for chain in self._chains.values():
+            lib.llama_sampler_free(chain)
 
 
 def num_gpu_layers(requested: int, num_layers: int) -> int:

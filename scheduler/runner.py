@@ -10,7 +10,7 @@ from scheduler.llama import Context
 from scheduler.logprobs import log_probabilities
 from scheduler.messages import TokenLogprob
 from scheduler.plan import Plan, Result
-from scheduler.sampling import sample
+from scheduler.sampling import sample, sample_best
 from scheduler.sequence import Sequence
 
 WARM_UP_TOKENS = 64
@@ -20,10 +20,21 @@ WARM_UP_CHUNKS = 3
 class LlamaRunner:
     """One context and the sampling behind it."""
 
-    def __init__(self, context: Context, eog_tokens: frozenset[int], *, max_seqs: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        context: Context,
+        eog_tokens: frozenset[int],
+        *,
+        max_seqs: int,
+        vocab_size: int,
+        backend_top_k: int = 0,
+    ) -> None:
         self._context = context
         self._masks = Masks(max_seqs, vocab_size)
         self._eog_tokens = np.array(sorted(eog_tokens), dtype=np.intp)
+        self._backend_top_k = backend_top_k
+        self._attached: set[int] = set()
+        """Sequence ids whose best tokens the backend finds."""
 
     def warm_up(self) -> float:
         """Seconds that a prompt token costs at an empty context; the first of some chunks only touches the weights."""
@@ -47,8 +58,13 @@ class LlamaRunner:
         self._fill(plan)
         sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
         grammars = [sequence.grammar for sequence in sampling]
+        with_outputs = [chunk.sequence for chunk in plan.chunks if chunk.num_outputs]
+        if self._backend_top_k:
+            self._attach(with_outputs)
         filling = self._masks.start(grammars)
         self._context.decode(plan.num_tokens)
+        if self._attached.issuperset(sequence.sequence_id for sequence in with_outputs):  # no logits were copied
+            return Result(self._sample_best(plan), time.perf_counter() - started)
         logits = self.logits(plan.num_outputs)
         ends = np.cumsum([chunk.num_outputs for chunk in plan.chunks], dtype=np.intp)
         prompt_logprobs = _score_prompts(plan, logits, ends)
@@ -60,6 +76,25 @@ class LlamaRunner:
         )
         logprobs = _logprobs(sampling, logits, tokens)
         return Result(tokens, time.perf_counter() - started, logprobs, prompt_logprobs)
+
+    def _attach(self, sequences: list[Sequence]) -> None:
+        """Let the backend find the best tokens of those that need no others; an id keeps what it was given before."""
+        for sequence in sequences:
+            wanted = not sequence.needs_whole_rows and sequence.sampler.best_suffice(self._backend_top_k)
+            if wanted == (sequence.sequence_id in self._attached):
+                continue
+            top_k = self._backend_top_k + len(self._eog_tokens) if wanted else 0
+            self._attached.discard(sequence.sequence_id)
+            if self._context.attach_top_k(sequence.sequence_id, top_k) and wanted:
+                self._attached.add(sequence.sequence_id)
+
+    def _sample_best(self, plan: Plan) -> list[int]:
+        tokens, end = [], 0
+        for chunk in plan.chunks:
+            end += chunk.num_tokens
+            if chunk.samples:
+                tokens.append(sample_best(*self._context.best(end - 1), chunk.sequence.sampler, self._eog_tokens))
+        return tokens
 
     def logits(self, num_rows: int) -> NDArray[np.float32]:
         return self._context.logits(num_rows)

@@ -7,6 +7,7 @@ candidates, and only those are sorted.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -64,6 +65,19 @@ class SamplerState:
         params = self.params
         picks_best = params.temperature == 0.0 and params.typical_p >= 1.0 and not params.xtc_probability
         return picks_best and not self._changes_logits and not self._hides_eog
+
+    def limit(self, top_k: int) -> None:
+        """Choose from so many of the best tokens at most, where nothing but top_k cares for the others."""
+        if self._reads_best_only:
+            self.params = replace(self.params, top_k=min(self.params.top_k or top_k, top_k))
+
+    def best_suffice(self, count: int) -> bool:
+        """Whether so many of the best tokens, besides those that end, tell all that there is to know of a row."""
+        return self._reads_best_only and (self.is_plain_greedy or 0 < self.params.top_k <= count)
+
+    @property
+    def _reads_best_only(self) -> bool:
+        return not (self._changes_logits or self.params.mirostat or self.params.top_n_sigma > 0.0)
 
     @property
     def _hides_eog(self) -> bool:
@@ -126,6 +140,13 @@ def sample(
         return best
     masks = masks or [None] * len(states)
     return [_sample_row(row, state, eog_tokens, mask) for row, state, mask in zip(logits, states, masks, strict=True)]
+
+
+def sample_best(tokens: Tokens, logits: Logits, state: SamplerState, eog_tokens: Tokens) -> int:
+    """The next token of a sequence from the best tokens of its row, in any order, and their logits."""
+    order = np.argsort(-logits, kind="stable")
+    ends = np.flatnonzero(np.isin(tokens[order], eog_tokens))
+    return int(tokens[order[_sample_row(logits[order], state, ends, None)]])
 
 
 def _sample_row(logits: Logits, state: SamplerState, eog_tokens: Tokens, mask: Mask | None) -> int:

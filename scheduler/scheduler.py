@@ -54,14 +54,19 @@ class Scheduler:
         token_budget: int,
         ctx_len: int,
         eog_tokens: frozenset[int] = frozenset(),
+        max_top_k: int = 0,
     ) -> None:
-        """`token_budget` must leave room for a chunk beside `max_seqs` decodes; `eog_tokens` end a generation."""
+        """`token_budget` must leave room for a chunk beside `max_seqs` decodes; `eog_tokens` end a generation.
+
+        `max_top_k` limits how many tokens are drawn from where nothing needs them all; 0 for no limit.
+        """
         self.cache = cache
         self._pacer = pacer
         self._max_seqs = max_seqs
         self._token_budget = token_budget
         self._ctx_len = ctx_len
         self._eog_tokens = eog_tokens
+        self._max_top_k = max_top_k
         self._sequences: dict[int, Sequence] = {}
         """All that have not ended, by request id."""
         self._waiting: list[Sequence] = []
@@ -89,6 +94,8 @@ class Scheduler:
             reason = f"a prompt of {len(submit.tokens)} tokens and {submit.max_tokens} more do not fit the context"
             return Output(submit.request_id, [], FINISH_REASONS[Status.FAILED], error=reason)
         sequence = Sequence(submit, self._arrivals, grammar)
+        if self._max_top_k and not sequence.needs_whole_rows:
+            sequence.sampler.limit(self._max_top_k)
         self._arrivals += 1
         self._sequences[submit.request_id] = sequence
         self._waiting.append(sequence)

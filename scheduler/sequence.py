@@ -90,6 +90,11 @@ class Sequence:
         return self.num_known - self.num_computed
 
     @property
+    def needs_whole_rows(self) -> bool:
+        """Whether more is asked of the logits than the next token, or a grammar has its say in it."""
+        return self.grammar is not None or self.logprobs is not None or self.num_unscored > 0
+
+    @property
     def max_hit(self) -> int | None:
         """How many tokens may be taken from memory: not those that must give logits. None for no limit."""
         return self.num_prompt - 1 - self.num_unscored if self.num_unscored else None

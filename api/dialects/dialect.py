@@ -216,11 +216,12 @@ class Mistral(Dialect):
     """Mistral: a list of JSON objects behind a control token; later models a name and its arguments."""
 
     name = "mistral"
-    markers = frozenset({"[TOOL_CALLS]", "[ARGS]"})
+    markers = frozenset({"[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"})
 
     def __init__(self, template: str = "") -> None:
         super().__init__(template)
         self._named = "[ARGS]" in template
+        self._numbered = "[CALL_ID]" in template
 
     def prepare(
         self, messages: Sequence[Message], tools: Sequence[Tool]
@@ -241,7 +242,7 @@ class Mistral(Dialect):
 
     def _syntax(self) -> CallSyntax:
         if self._named:
-            return CallSyntax(triggers=("[TOOL_CALLS]",), header=(NAME, "[ARGS]"), footer=())
+            return CallSyntax(triggers=("[TOOL_CALLS]",), header=(NAME, "[ARGS]"), footer=(), id_mark="[CALL_ID]")
         return CallSyntax(
             triggers=("[TOOL_CALLS]",),
             opening=("[",),
@@ -255,6 +256,8 @@ class Mistral(Dialect):
         begin = marker("[TOOL_CALLS]", token_id)
         if self._named:
             args = marker("[ARGS]", token_id)
+            if self._numbered:
+                args = f"({marker('[CALL_ID]', token_id)} /[a-zA-Z0-9]{{9}}/)? {args}"
             names = " | ".join(f"{literal(tool.name)} {args} arguments_{i}" for i, tool in enumerate(use.tools))
             rules = f"named: {names}\n{_schemas(use)}"
             rest = "named"
@@ -275,7 +278,7 @@ def detect(template: str | None) -> Dialect:
     if "tools" in source:
         if "[TOOL_CALLS]" in source:
             return Mistral(source)
-        if "<tool_call>" in source:
+        if "<tool_call>" in source and "<function=" not in source:  # which is Qwen 3 Coder's way, in XML
             return Hermes(source)
         if "ipython" in source:
             return Llama(source)

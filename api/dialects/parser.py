@@ -35,6 +35,8 @@ class CallSyntax:
     """What stands between calls behind one trigger."""
     closing: str = ""
     """What ends the last of them."""
+    id_mark: str = ""
+    """What may stand behind a bare name, with an id that nobody needs."""
     bare: bool = False
     """Whether a call may also begin the answer without a trigger, with its header."""
 
@@ -45,6 +47,8 @@ class _State(Enum):
     TEXT = auto()
     ELEMENTS = auto()
     ARGUMENTS = auto()
+    MEMBERS = auto()
+    """What else a call's object has behind its arguments, an id for one: nobody asked for it."""
     AFTER_CALL = auto()
 
 
@@ -114,6 +118,8 @@ class AnswerParser:
                 yield from self._element(character)
             case _State.ARGUMENTS:
                 yield from self._argument(character)
+            case _State.MEMBERS:
+                yield from self._member(character)
             case _State.AFTER_CALL:
                 yield from self._after_call(character)
 
@@ -180,6 +186,9 @@ class AnswerParser:
             yield from self._begin_arguments(character)
         elif character.isspace() and not self._matched:
             return
+        elif character == "," and self._elements[0] == "}" and not self._matched:
+            self._held, self._depth = "", 1
+            self._state = _State.MEMBERS
         elif self._elements[0] == NAME:
             yield from self._name_character(character)
         elif self._elements[0].startswith(self._matched + character):
@@ -206,7 +215,10 @@ class AnswerParser:
             return
         behind = self._elements[1] if len(self._elements) > 1 else "{"
         if self._matched.endswith(behind):
-            self._name = self._matched.removesuffix(behind).strip()
+            name = self._matched.removesuffix(behind)
+            if self._syntax is not None and self._syntax.id_mark:
+                name = name.partition(self._syntax.id_mark)[0]
+            self._name = name.strip()
             self._next_element()
             if self._elements:
                 self._next_element()
@@ -238,6 +250,19 @@ class AnswerParser:
     def _argument(self, character: str) -> Iterator[Event]:
         """To the end of the JSON object."""
         yield CallArguments(self._num_calls - 1, character)
+        if self._closes(character):
+            assert self._syntax is not None, "calls are found by their syntax"
+            self._expect(self._syntax.footer, _State.AFTER_CALL)
+            if not self._syntax.footer:
+                self._state = _State.AFTER_CALL
+
+    def _member(self, character: str) -> Iterator[Event]:
+        if self._closes(character):
+            self._state = _State.ELEMENTS
+            yield from self._element(character)
+
+    def _closes(self, character: str) -> bool:
+        """Follow the nesting of JSON: whether this ends its outermost object."""
         if self._escaped:
             self._escaped = False
         elif self._in_string:
@@ -249,11 +274,8 @@ class AnswerParser:
             self._depth += 1
         elif character in "}]":
             self._depth -= 1
-            if not self._depth:
-                assert self._syntax is not None, "calls are found by their syntax"
-                self._expect(self._syntax.footer, _State.AFTER_CALL)
-                if not self._syntax.footer:
-                    self._state = _State.AFTER_CALL
+            return not self._depth
+        return False
 
     def _after_call(self, character: str) -> Iterator[Event]:
         """Another call, or the end of them; white space between them belongs to nobody."""

@@ -195,13 +195,24 @@ def test_a_template_that_does_not_compile_is_a_model_error(tokenizer: Tokenizer,
 
 
 def test_developer_stays_where_the_template_knows_it(tokenizer: Tokenizer) -> None:
-    source = "{% for m in messages %}{% if m.role in ['system', 'developer'] %}{{ m.role }}.{% endif %}{% endfor %}"
+    source = "{% for m in messages %}{% if m.role in ['system', 'developer'] %}{{ m.role }}{{ m.content }}.{% endif %}{% endfor %}"
     messages = [{"role": "developer", "content": ""}, {"role": "system", "content": ""}]
     known = ChatTemplate(source, tokenizer).render_tokens(messages)
     assert show(tokenizer, known) == "developer.system."
     unknown = ChatTemplate(source.replace(", 'developer'", ""), tokenizer).render_tokens(messages)
     assert show(tokenizer, unknown) == "system.system."
     assert messages[0]["role"] == "developer"
+
+
+def test_a_template_without_system_messages_hears_of_them_from_the_user(tokenizer: Tokenizer) -> None:
+    template = ChatTemplate(ALTERNATING, tokenizer)
+    rules = [{"role": "system", "content": "A."}, {"role": "developer", "content": "B."}]
+    assert show(tokenizer, template.render_tokens([*rules, user("C.")])) == "[1][1]user\nA.\n\nB.\n\nC.[2]"
+    answer = {"role": "assistant", "content": "D."}
+    tokens = template.render_tokens([user("C."), answer, *rules])
+    assert show(tokenizer, tokens) == "[1][1]user\nC.[2][1]assistant\nD.[2][1]user\nA.\n\nB.[2]"
+    tokens = template.render_tokens([*rules, answer])
+    assert show(tokenizer, tokens) == "[1][1]user\nA.\n\nB.[2][1]assistant\nD.[2]"
 
 
 def test_what_templates_are_given(tokenizer: Tokenizer) -> None:

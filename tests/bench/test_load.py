@@ -75,6 +75,19 @@ async def test_a_burst_that_partly_failed_has_no_ratio(autojump_clock: MockClock
     assert (await load.burst(settings, Random(0), chat)).measures["wall_ratio"] is None
 
 
+async def test_structured_is_free_streams_and_then_bound_ones(autojump_clock: MockClock) -> None:
+    chat = FakeChat(first=1.0, gap=0.5)
+    settings = resolve(Settings(workload="structured", output_tokens=4))
+    repetition = await load.structured(settings, Random(0), chat)
+    assert chat.starts == [0.0] * 16 + [4.0] * 16
+    assert chat.peak == 16
+    assert [record.role for record in repetition.aside] == ["free"] * 16
+    assert repetition.measures["throughput_ratio"] == pytest.approx(1.0)
+    schemas = [str(ask.fields["response_format"]) for ask in chat.asks if ask.fields]
+    assert len(schemas) == len(set(schemas)) == 16
+    assert not any(ask.fields for ask in chat.asks[:16])
+
+
 async def test_interference(autojump_clock: MockClock) -> None:
     chat = FakeChat(first=1.0, gap=0.25)
     settings = resolve(Settings(workload="interference", output_tokens=2))
@@ -106,7 +119,7 @@ async def test_interference_does_not_wait_for_streams_that_never_flow(
     assert repetition.measures["gap_s"] is None
 
 
-@pytest.mark.parametrize("workload", ["uniform", "shared", "burst", "interference", "multiturn"])
+@pytest.mark.parametrize("workload", ["uniform", "shared", "burst", "interference", "multiturn", "structured"])
 async def test_no_two_repetitions_or_runs_say_the_same(autojump_clock: MockClock, workload: workloads.Workload) -> None:
     async def said(*, times: int, seed: int = 0, salt: int = 0) -> set[str]:
         chat = FakeChat()

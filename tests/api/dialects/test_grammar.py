@@ -63,6 +63,11 @@ CALLS: list[tuple[Dialect, str, str]] = [
         '[TOOL_CALLS][{"name": "clock", "arguments": {}}, {"name": "clock", "arguments": {}}]',
     ),
     (
+        Mistral("[CALL_ID] [ARGS]"),
+        '[TOOL_CALLS]weather[CALL_ID]abcdef123[ARGS]{"city": "Rome"}',
+        "[TOOL_CALLS]clock[CALL_ID]abcdef123[ARGS]{}[TOOL_CALLS]clock[ARGS]{}",
+    ),
+    (
         Mistral("[ARGS]"),
         '[TOOL_CALLS]weather[ARGS]{"city": "Rome"}',
         "[TOOL_CALLS]clock[ARGS]{}[TOOL_CALLS]clock[ARGS]{}",
@@ -109,7 +114,7 @@ def test_words_may_be_bound_too(vocabulary: LLTokenizer, dialect: Dialect, one: 
 
 @FAMILIES
 def test_a_model_may_think_before(vocabulary: LLTokenizer, dialect: Dialect, one: str, two: str) -> None:
-    thinking = type(dialect)("</think> [ARGS]" if "[ARGS]" in one else "</think>")
+    thinking = type(dialect)("</think>" + "".join(mark for mark in ("[CALL_ID]", "[ARGS]") if mark in one))
     grammar = grammar_of(thinking, "required")
     assert accepts(vocabulary, grammar, one)
     assert accepts(vocabulary, grammar, f"<think>\nHm.\n</think>\n\n{one}")

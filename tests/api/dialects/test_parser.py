@@ -85,11 +85,16 @@ MISTRAL: list[tuple[str, list[Said]]] = [
         '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Rome"}}, {"name": "clock", "arguments": {}}]',
         [("weather", '{"city": "Rome"}'), ("clock", "{}")],
     ),
+    (
+        '[TOOL_CALLS][{"name": "clock", "arguments": {}, "id": "a}b\\"cdefg"}, {"name": "clock", "arguments": {}}]',
+        [("clock", "{}"), ("clock", "{}")],
+    ),
     ("[TOOL_CALLS] nothing", ["[TOOL_CALLS] nothing"]),
     ("[1, 2, 3]", ["[1, 2, 3]"]),
 ]
 MISTRAL_NAMED: list[tuple[str, list[Said]]] = [
     ('[TOOL_CALLS]weather[ARGS]{"city": "Rome"}', [("weather", '{"city": "Rome"}')]),
+    ('[TOOL_CALLS]weather[CALL_ID]abcdef123[ARGS]{"city": "Rome"}', [("weather", '{"city": "Rome"}')]),
     ('[TOOL_CALLS]clock[ARGS]{}[TOOL_CALLS]weather[ARGS]{"a": []}', [("clock", "{}"), ("weather", '{"a": []}')]),
 ]
 RECORDED: list[tuple[Dialect, str, list[Said]]] = [

@@ -1,0 +1,180 @@
+"""The API keeps to its own description: what it answers, whatever it is asked."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from pydantic import BaseModel
+from schemathesis.checks import load_all_checks
+from schemathesis.config import SchemathesisConfig
+
+from api.openapi import OPERATIONS, document, page
+from api.schemas import answers
+from tests.api.servers import MODEL, SECONDS, CortexServer
+
+MAX_CHOICES = 2
+"""So that what is made up takes no minutes: the context of 128 tokens bounds each choice."""
+
+Body = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
+    with CortexServer(tmp_path_factory.mktemp("server"), "--ctx-len=128") as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: CortexServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=SECONDS) as client:
+        yield client
+
+
+# What is described is what there is
+
+
+def test_every_route_is_described_and_nothing_else() -> None:
+    from api.app import create_app
+    from api.service import ModelService
+
+    service: ModelService = object.__new__(ModelService)  # no route is called
+    routes = {
+        (method.lower(), str(rule.rule).replace("<path:name>", "{name}"))
+        for rule in create_app(service).url_map.iter_rules()
+        for method in rule.methods or ()
+        if method in ("GET", "POST") and rule.endpoint != "static"
+    }
+    described = {(operation.method, operation.path) for operation in OPERATIONS}
+    assert routes - described == {("get", "/openapi.json"), ("get", "/docs")}
+    assert described <= routes
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    text = page()
+    assert "src=" not in text
+    assert "//" not in text.replace("<!--", "")
+    for name, schema in document()["components"]["schemas"].items():
+        assert f'id="{name}"' in text
+        for field in schema.get("properties", ()):
+            assert f"<code>{field}</code>" in text
+
+
+def test_the_document_and_the_page_are_served(client: httpx.Client) -> None:
+    assert client.get("/openapi.json").json() == document()
+    response = client.get("/docs")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert response.text == page()
+
+
+# Answers are what their types say
+
+TOOL = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
+CHATS: list[Body] = [
+    {},
+    {"n": 2, "logprobs": True, "top_logprobs": 2, "temperature": 1.5},
+    {"tools": [TOOL], "tool_choice": "required", "max_tokens": 60},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": [1]}}}},
+    {"stop": "e", "user": "me"},
+]
+COMPLETIONS: list[Body] = [
+    {},
+    {"prompt": ["a", "b"], "n": 2, "logprobs": 3, "echo": True},
+    {"prompt": [1, 2, 3], "best_of": 3},
+    {"prompt": "a", "max_tokens": 0, "echo": True, "logprobs": 0},
+]
+
+
+def chat(fields: Body) -> Body:
+    return {"model": MODEL, "messages": [{"role": "user", "content": "Hi."}], "max_tokens": 6, **fields}
+
+
+def completion(fields: Body) -> Body:
+    return {"model": MODEL, "prompt": "Once", "max_tokens": 6, **fields}
+
+
+def check_type(model: type[BaseModel], body: bytes | str) -> None:
+    model.model_validate_json(body)
+
+
+@pytest.mark.parametrize("fields", CHATS, ids=str)
+def test_chat_completions_are_as_described(client: httpx.Client, fields: Body) -> None:
+    whole = client.post("/v1/chat/completions", json=chat(fields))
+    check_type(answers.ChatCompletion, whole.content)
+    for event in events_of(client, "/v1/chat/completions", chat(fields)):
+        check_type(answers.ChatCompletionChunk, event)
+
+
+@pytest.mark.parametrize("fields", COMPLETIONS, ids=str)
+def test_completions_are_as_described(client: httpx.Client, fields: Body) -> None:
+    whole = client.post("/v1/completions", json=completion(fields))
+    check_type(answers.TextCompletion, whole.content)
+    if "best_of" not in fields:
+        for event in events_of(client, "/v1/completions", completion(fields)):
+            check_type(answers.TextCompletionChunk, event)
+
+
+def events_of(client: httpx.Client, path: str, body: Body) -> list[str]:
+    response = client.post(path, json=body | {"stream": True, "stream_options": {"include_usage": True}})
+    *events, done, nothing = response.text.split("\n\n")
+    assert (done, nothing) == ("data: [DONE]", "")
+    return [event.removeprefix("data: ") for event in events]
+
+
+def test_the_other_answers_are_as_described(client: httpx.Client) -> None:
+    said = {"messages": [{"role": "user", "content": "Hi."}]}
+    asked: list[tuple[type[BaseModel], httpx.Response]] = [
+        (answers.ModelList, client.get("/v1/models")),
+        (answers.Model, client.get(f"/v1/models/{MODEL}")),
+        (answers.Health, client.get("/healthz")),
+        (answers.Tokens, client.post("/tokenize", json={"content": "a b"})),
+        (answers.Tokens, client.post("/tokenize", json=said | {"with_pieces": True, "return_token_strs": True})),
+        (answers.Text, client.post("/detokenize", json={"tokens": [1, 2]})),
+        (answers.RenderedPrompt, client.post("/apply-template", json=said)),
+        (answers.Error, client.get("/v1/models/nobody")),
+    ]
+    for model, response in asked:
+        check_type(model, response.content)
+
+
+# Whatever is asked, the answer is one that is described
+
+schema = schemathesis.openapi.from_dict(
+    document(),
+    config=SchemathesisConfig.from_dict({"generation": {"deterministic": True, "allow-x00": True}}),
+)
+load_all_checks()
+
+
+@schema.hook
+def map_body(context: schemathesis.HookContext, body: Any) -> Any:
+    """Most models that are made up do not exist, and many answers to one prompt take long."""
+    if isinstance(body, dict):
+        if isinstance(body.get("model"), str) and len(body["model"]) % 8:
+            body["model"] = MODEL
+        for name in ("n", "best_of"):
+            if isinstance(body.get(name), int) and body[name] > MAX_CHOICES:
+                body[name] = MAX_CHOICES
+    return body
+
+
+@schema.parametrize()
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+def test_no_request_is_answered_as_nobody_said(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
+    """No 5xx, no status, content type or body beyond the description."""
+    response = case.call(f"http://127.0.0.1:{server.port}", timeout=SECONDS)
+    case.validate_response(response)
+    if response.headers.get("content-type", [""])[0].startswith("text/event-stream"):
+        chunk = next(each for each in OPERATIONS if each.path == case.path).chunk
+        assert chunk is not None
+        for event in response.text.split("\n\n"):
+            if event.startswith("data: {"):
+                kind = answers.Error if "error" in orjson.loads(event[6:]) else chunk
+                kind.model_validate_json(event[6:])
+
+
+def test_the_server_is_whole_after_all_that(server: CortexServer) -> None:
+    server.assert_nothing_is_held()
