@@ -110,7 +110,7 @@ class Output:
     tokens: list[int] = field(default_factory=list)
     """New tokens, the one that ended the generation included."""
     finish_reason: str | None = None
-    """`stop`, `length`, `error`, or `refused` for a request that can never be served; nothing follows it."""
+    """`stop`, `length`, `error`, or `refused` for what cannot be asked of this model; nothing follows it."""
     cached_tokens: int = 0
     """Prompt tokens that were not computed for this request; set with the first token."""
     error: str | None = None

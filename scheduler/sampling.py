@@ -94,6 +94,8 @@ class SamplerState:
             self._history.penalize(logits)
         if mask is not None:
             allowed = np.unpackbits(mask.view(np.uint8), count=len(logits), bitorder="little").view(np.bool_)
+            if not allowed.any():  # the vocabulary cannot write what must follow, as the grammar will say of any token
+                return logits
             if self._hides_eog and allowed.sum() > allowed[eog_tokens].sum():  # else there is nothing but an end
                 allowed[eog_tokens] = False
             logits[~allowed] = -np.inf

@@ -242,7 +242,8 @@ class Scheduler:
             try:
                 tokens += sequence.grammar.advance(token, forces=sequence.logprobs is None)
             except GrammarError as error:
-                output.finish_reason, output.error = self._end(sequence, Status.FAILED), str(error)
+                self._end(sequence, Status.FAILED)
+                output.finish_reason, output.error = "refused", str(error)
                 return
             room = sequence.max_known - sequence.num_known
             is_last = sequence.grammar.is_complete and len(tokens) <= room

@@ -438,7 +438,8 @@ def test_24_requests_of_all_kinds_at_once_are_all_answered_rightly(server: Corte
         else:
             assert told.text
         if "logprobs" in kind:
-            assert "".join(entry.token for entry in told.logprobs) == told.text
+            spelled = b"".join(bytes(entry.bytes) for entry in told.logprobs)  # a character may take several tokens
+            assert spelled.decode(errors="replace") == told.text
     assert statistics(server)["cache"]["held_pages"] == 0
 
 
@@ -582,3 +583,19 @@ def test_texts_and_conversations_become_tokens_and_back(server: CortexServer, to
         ("tokenize", {"content": "a", "model": "other"}),
     ):
         assert httpx.post(f"{base}/{path}", json=body).status_code in (400, 404)
+
+
+def test_what_the_vocabulary_cannot_write_is_refused_when_it_comes_to_that(server: CortexServer) -> None:
+    """SmolLM2 has no tokens for some bytes."""
+    with client_of(server) as client:
+        fields: dict[str, Any] = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "Hi."}],
+            "extra_body": {"guided_choice": ["\u00f2\U000aab00"]},
+        }
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(**fields)
+        assert (refused.value.param, refused.value.code) == ("guided_choice", "invalid_grammar")
+        with pytest.raises(openai.APIError) as broken:
+            list(client.chat.completions.create(**fields, stream=True))
+        assert broken.value.code == "invalid_grammar"

@@ -195,7 +195,10 @@ def test_a_template_that_does_not_compile_is_a_model_error(tokenizer: Tokenizer,
 
 
 def test_developer_stays_where_the_template_knows_it(tokenizer: Tokenizer) -> None:
-    source = "{% for m in messages %}{% if m.role in ['system', 'developer'] %}{{ m.role }}{{ m.content }}.{% endif %}{% endfor %}"
+    source = (
+        "{% for m in messages %}{% if m.role in ['system', 'developer'] %}{{ m.role }}{{ m.content }}.{% endif %}"
+        "{% endfor %}"
+    )
     messages = [{"role": "developer", "content": ""}, {"role": "system", "content": ""}]
     known = ChatTemplate(source, tokenizer).render_tokens(messages)
     assert show(tokenizer, known) == "developer.system."

@@ -59,7 +59,7 @@ def commands(url: str) -> dict[str, list[str]]:
         "langchain-openai": [sys.executable, str(HERE / "langchain_chat.py")],
         "llm": [str(BIN / "llm"), "-m", "cortex", "-o", "max_tokens", "16", QUESTION],
         "openai command": [
-            *(str(BIN / "openai"), "--api-base", url, "--api-key", "none"),
+            *(str(BIN / "openai"), "--api-base", f"{url}/", "--api-key", "none"),  # it joins paths itself
             *("api", "chat.completions.create", "--stream", "-m", MODEL, "-M", "16", "-g", "user", QUESTION),
         ],
     }

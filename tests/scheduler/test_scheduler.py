@@ -320,12 +320,12 @@ def test_dictated_tokens_get_pages_from_the_latest_arrival() -> None:
     assert system.tokens[2] == expected(prompt(500, 2 * PAGE_TOKENS - 2), 3)
 
 
-def test_an_answer_that_cannot_follow_its_grammar_fails_alone() -> None:
+def test_an_answer_that_cannot_follow_its_grammar_is_refused_alone() -> None:
     system = System()
     system.submit(1, prompt(0, 10), grammar=FakeGrammar(error="too complex"))
     system.submit(2, prompt(100, 10))
     system.run()
-    assert (system.finish_reason(1), system.outputs[1][-1].error) == ("error", "too complex")
+    assert (system.finish_reason(1), system.outputs[1][-1].error) == ("refused", "too complex")
     assert system.tokens[2] == expected(prompt(100, 10), 4)
     assert system.cache.num_held == 0
 
