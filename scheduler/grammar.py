@@ -116,7 +116,7 @@ class GrammarCompiler:
                 return GrammarError(str(error))
             if matcher.is_error():
                 return GrammarError(_reason(matcher))
-            _log.info("compiled a grammar of %d characters in %.3f s", len(source), time.perf_counter() - started)
+            _log.debug("compiled a grammar of %d characters in %.3f s", len(source), time.perf_counter() - started)
             self._matchers[source] = matcher
             if len(self._matchers) > CACHE_SIZE:
                 self._matchers.popitem(last=False)

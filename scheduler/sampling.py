@@ -32,6 +32,9 @@ _DRAW_BLOCK: Final = 256
 _SORTABLE: Final = 4096
 """Candidates up to this many are sorted at once; of more, only the bin in which the boundary lies."""
 _BINS_PER_NAT: Final = 64
+_ENDLESS: Final = 128.0
+"""Nats: exp(-128) is 0 in single precision."""
+_MAX_BIN: Final = int(_ENDLESS) * _BINS_PER_NAT
 
 _TOKEN_DRAW, _XTC_DRAW = 0, 1
 
@@ -195,42 +198,42 @@ def _candidates(logits: Logits, state: SamplerState) -> Tokens | None:
 
 def _typical(logits: Logits, tokens: Tokens, typical_p: float) -> Tokens:
     """Those whose surprise is nearest to what is to be expected, up to the mass (Meister et al., 2022)."""
-    kept = logits[tokens].astype(np.float64)
-    weights = np.exp(kept - kept.max())
-    probabilities = weights / weights.sum()
-    surprise = -np.log(np.maximum(probabilities, 1e-300))
-    entropy = (probabilities * surprise).sum()
-    order = np.argsort(np.abs(surprise - entropy), kind="stable")
-    mass = np.cumsum(probabilities[order])
-    return tokens[order[: int(np.searchsorted(mass, typical_p, side="right")) + 1]]
+    kept = logits[tokens]
+    below = np.minimum(kept.max() - kept, np.float32(_ENDLESS))
+    weights = np.exp(-below)
+    total = float(weights.sum(dtype=np.float64))
+    # A token's surprise is log(total) + below; so the difference to its mean needs no logarithms.
+    expected = float(np.dot(weights, below)) / total
+    return tokens[_nearest(np.abs(below - np.float32(expected)), weights, typical_p * total)]
 
 
 def _top_p(logits: Logits, tokens: Tokens | None, top_p: float, min_p: float) -> Tokens:
     """The fewest and most probable tokens that reach the mass together (Holtzman et al., 2019)."""
     kept = logits if tokens is None else logits[tokens]
-    weights = np.exp(kept - kept.max())
+    best = kept.max()
+    weights = np.exp(kept - best)
     total = float(weights.sum(dtype=np.float64))
     # All tokens less probable than (1 - p) / V have less than 1 - p together: the first p lies among the others.
     likely = np.flatnonzero(weights >= max(total * (1.0 - top_p) / len(kept), min_p))
-    chosen = _most(weights[likely], top_p * total)
+    chosen = _nearest(best - kept[likely], weights[likely], top_p * total)
     return likely[chosen] if tokens is None else tokens[likely[chosen]]
 
 
-def _most(weights: Logits, target: float) -> Tokens:
-    """The largest weights that together reach the target, at least one."""
+def _nearest(distances: Logits, weights: Logits, target: float) -> Tokens:
+    """Those of the least distances (in nats, from 0 on) whose weights together reach the target, at least one."""
     if len(weights) <= _SORTABLE:
-        return _sorted_most(weights, target)
-    bins = (np.log(weights) * -_BINS_PER_NAT).astype(np.int64)  # the best has weight 1 or less: no bin is negative
+        return _sorted_nearest(distances, weights, target)
+    bins = np.minimum(distances * _BINS_PER_NAT, _MAX_BIN).astype(np.int64)
     mass = np.cumsum(np.bincount(bins, weights=weights))
     boundary = min(int(np.searchsorted(mass, target)), len(mass) - 1)
     above = np.flatnonzero(bins < boundary)
     inside = np.flatnonzero(bins == boundary)
     before = float(mass[boundary - 1]) if boundary else 0.0
-    return np.concatenate([above, inside[_sorted_most(weights[inside], target - before)]])
+    return np.concatenate([above, inside[_sorted_nearest(distances[inside], weights[inside], target - before)]])
 
 
-def _sorted_most(weights: Logits, target: float) -> Tokens:
-    order = np.argsort(-weights, kind="stable")
+def _sorted_nearest(distances: Logits, weights: Logits, target: float) -> Tokens:
+    order = np.argsort(distances, kind="stable")
     return order[: int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), target)) + 1]
 
 

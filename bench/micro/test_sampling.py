@@ -51,31 +51,42 @@ PARAMS: dict[str, SamplingParams] = {
 
 def native_samplers(name: str, vocab_size: int, vocab: Any) -> list[Any]:
     """The same for llama.cpp, in its order."""
-    bias = (lib.llama_logit_bias * 50)(*[lib.llama_logit_bias(token, 1.0) for token in range(50)])
-    top_k = [lib.llama_sampler_init_top_k(40)]
-    draw = [lib.llama_sampler_init_temp(0.8), lib.llama_sampler_init_dist(1)]
-    chains: dict[str, list[Any]] = {
-        "greedy": [lib.llama_sampler_init_greedy()],
-        "temperature": draw,
-        "top_k": [*top_k, *draw],
-        "top_p": [lib.llama_sampler_init_top_p(0.95, 1), *draw],
-        "min_p": [lib.llama_sampler_init_min_p(0.05, 1), *draw],
-        "typical_p": [lib.llama_sampler_init_typical(0.9, 1), *draw],
-        "top_n_sigma": [lib.llama_sampler_init_top_n_sigma(1.0), *draw],
-        "xtc": [lib.llama_sampler_init_min_p(0.001, 1), lib.llama_sampler_init_xtc(1.0, 0.1, 1, 1), *draw],
-        "llama_server_defaults": [
-            *top_k,
-            lib.llama_sampler_init_top_p(0.95, 1),
-            lib.llama_sampler_init_min_p(0.05, 1),
-            *draw,
-        ],
-        "logit_bias": [lib.llama_sampler_init_logit_bias(vocab_size, 50, bias), *top_k, *draw],
-        "penalties": [lib.llama_sampler_init_penalties(vocab_size, LAST_N, 1.1, 0.0, 0.0), *top_k, *draw],
-        "dry": [lib.llama_sampler_init_dry(vocab, 8192, 0.8, 1.75, 2, -1, None, 0), *top_k, *draw],
-        "mirostat_1": [lib.llama_sampler_init_temp(0.8), lib.llama_sampler_init_mirostat(vocab_size, 1, 5.0, 0.1, 100)],
-        "mirostat_2": [lib.llama_sampler_init_temp(0.8), lib.llama_sampler_init_mirostat_v2(1, 5.0, 0.1)],
-    }
-    return chains[name]
+    match name:
+        case "greedy":
+            return [lib.llama_sampler_init_greedy()]
+        case "mirostat_1":
+            mirostat = lib.llama_sampler_init_mirostat(vocab_size, 1, 5.0, 0.1, 100)
+            return [lib.llama_sampler_init_temp(0.8), mirostat]
+        case "mirostat_2":
+            return [lib.llama_sampler_init_temp(0.8), lib.llama_sampler_init_mirostat_v2(1, 5.0, 0.1)]
+        case "temperature":
+            cuts = []
+        case "top_k":
+            cuts = [lib.llama_sampler_init_top_k(40)]
+        case "top_p":
+            cuts = [lib.llama_sampler_init_top_p(0.95, 1)]
+        case "min_p":
+            cuts = [lib.llama_sampler_init_min_p(0.05, 1)]
+        case "typical_p":
+            cuts = [lib.llama_sampler_init_typical(0.9, 1)]
+        case "top_n_sigma":
+            cuts = [lib.llama_sampler_init_top_n_sigma(1.0)]
+        case "xtc":
+            cuts = [lib.llama_sampler_init_min_p(0.001, 1), lib.llama_sampler_init_xtc(1.0, 0.1, 1, 1)]
+        case "llama_server_defaults":
+            cuts = [lib.llama_sampler_init_top_k(40), lib.llama_sampler_init_top_p(0.95, 1)]
+            cuts.append(lib.llama_sampler_init_min_p(0.05, 1))
+        case "logit_bias":
+            bias = (lib.llama_logit_bias * 50)(*[lib.llama_logit_bias(token, 1.0) for token in range(50)])
+            cuts = [lib.llama_sampler_init_logit_bias(vocab_size, 50, bias), lib.llama_sampler_init_top_k(40)]
+        case "penalties":
+            cuts = [lib.llama_sampler_init_penalties(vocab_size, LAST_N, 1.1, 0.0, 0.0)]
+            cuts.append(lib.llama_sampler_init_top_k(40))
+        case "dry":
+            cuts = [lib.llama_sampler_init_dry(vocab, 0.8, 1.75, 2, -1, None, 0), lib.llama_sampler_init_top_k(40)]
+        case _:
+            raise AssertionError(name)
+    return [*cuts, lib.llama_sampler_init_temp(0.8), lib.llama_sampler_init_dist(1)]
 
 
 def row_of(kind: str, vocab_size: int) -> Row:
