@@ -122,7 +122,7 @@ def document() -> dict[str, Any]:
 def _operation(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": schemas[operation.answer]}}
     if operation.chunk:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _event(schemas[operation.chunk])}
     description = "The answer."
     if operation.chunk:
         description += f" With `stream`, events whose data is a {operation.chunk.__name__} each, then `[DONE]`."
@@ -148,6 +148,12 @@ def _operation(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
             for name, what in operation.parameters.items()
         ]
     return described
+
+
+def _event(chunk: dict[str, Any]) -> dict[str, Any]:
+    """A server-sent event of a stream; OpenAPI describes each of them, not the stream."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def page() -> str:
