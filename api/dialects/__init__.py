@@ -1,9 +1,15 @@
 """How model families write tool calls and thoughts: into prompts, as grammars, and out of answers."""
 
-from api.dialects.dialect import Dialect, Generic, Hermes, Llama, Mistral, Tool, ToolUse, detect
+from api.dialects.detect import detect
+from api.dialects.dialect import Dialect
 from api.dialects.events import CallArguments, CallBegin, Content, Event, Reasoning, merged
+from api.dialects.generic import Generic
+from api.dialects.hermes import Hermes
 from api.dialects.lark import json_rule
+from api.dialects.llama import Llama
+from api.dialects.mistral import Mistral
 from api.dialects.parser import AnswerParser
+from api.dialects.tools import Tool, ToolUse
 
 __all__ = [
     "AnswerParser",

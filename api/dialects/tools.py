@@ -1,0 +1,33 @@
+"""What a request says about tools."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a request offers."""
+
+    name: str
+    description: str | None
+    parameters: Mapping[str, Any]
+    """A JSON schema; empty for no parameters."""
+    strict: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        function: dict[str, Any] = {"name": self.name, "description": self.description or ""}
+        return {"type": "function", "function": function | {"parameters": self.schema()}}
+
+    def schema(self) -> dict[str, Any]:
+        return dict(self.parameters) or {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The tools that an answer may call, or must."""
+
+    tools: tuple[Tool, ...]
+    choice: Literal["auto", "required"]
+    parallel: bool = True
+    """Whether several calls may be made."""
