@@ -122,7 +122,7 @@ def document() -> dict[str, Any]:
 def _operation(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": schemas[operation.answer]}}
     if operation.chunk:
-        content["text/event-stream"] = {"schema": _event(schemas[operation.chunk])}
+        content["text/event-stream"] = {"schema": _event(schemas[operation.chunk], schemas[answers.Error])}
     description = "The answer."
     if operation.chunk:
         description += f" With `stream`, events whose data is a {operation.chunk.__name__} each, then `[DONE]`."
@@ -150,9 +150,10 @@ def _operation(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     return described
 
 
-def _event(chunk: dict[str, Any]) -> dict[str, Any]:
-    """A server-sent event of a stream; OpenAPI describes each of them, not the stream."""
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}
+def _event(chunk: dict[str, Any], error: dict[str, Any]) -> dict[str, Any]:
+    """A server-sent event of a stream; OpenAPI 3.1 describes each of them, not the stream."""
+    json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [chunk, error]}}
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, json]}
     return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 

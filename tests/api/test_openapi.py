@@ -149,6 +149,7 @@ TOO_STRICT: list[Any] = [CHECKS.get_one("positive_data_acceptance")]
 """Fields may exclude each other, or ask for more than the context holds, which no schema says."""
 MAX_FIELDS = 6
 SEEN: Counter[tuple[str, int]] = Counter()
+STREAMED: Counter[str] = Counter()
 
 
 def load(mode: str) -> schemathesis.BaseSchema:
@@ -184,7 +185,7 @@ def tame_sensible(context: schemathesis.HookContext, body: Any) -> Any:
     kept = random.sample(given, min(MAX_FIELDS, len(given)))
     sane = {"model": MODEL, "max_tokens": 8, "messages": [{"role": "user", "content": "Hi."}], "prompt": "Hi."}
     needed = {name: value for name, value in sane.items() if name in body or name == "max_tokens"}
-    return tame({name: body[name] for name in kept} | needed)
+    return tame({name: body[name] for name in kept} | needed | {"stream": random.random() < 0.5})
 
 
 def check(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
@@ -195,6 +196,7 @@ def check(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
     if response.headers.get("content-type", [""])[0].startswith("text/event-stream"):
         chunk = next(each for each in OPERATIONS if each.path == case.path).chunk
         assert chunk is not None
+        STREAMED[case.path] += 1
         for event in response.text.split("\n\n"):
             if event.startswith("data: {"):
                 kind = answers.Error if "error" in orjson.loads(event[6:]) else chunk
@@ -222,3 +224,4 @@ def test_the_server_is_whole_after_all_that(server: CortexServer) -> None:
     server.assert_nothing_is_held()
     for path in ("/v1/chat/completions", "/v1/completions"):
         assert SEEN[path, 200] > 30, "else next to nothing was tried"
+        assert STREAMED[path] > 10, "an event that is not as described would go unseen"

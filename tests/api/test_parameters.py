@@ -14,6 +14,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from api.schemas.chat import ChatRequest
+from api.schemas.completion import CompletionRequest
 from api.tokenizer import Tokenizer
 from tests.api.servers import MODEL, SECONDS, CortexServer
 
@@ -81,6 +83,22 @@ class Way:
             fields |= {"stream": True, "stream_options": {"include_usage": True}}
         return asyncio.run(self._ask(fields)) if self._is_async else self._ask_at_once(fields)
 
+    def complete(self, **fields: Any) -> str:
+        """The texts of all choices."""
+        return asyncio.run(self._complete(fields)) if self._is_async else self._complete_at_once(fields)
+
+    def _complete_at_once(self, fields: dict[str, Any]) -> str:
+        with OpenAI(base_url=self._url, api_key="none", max_retries=0, timeout=SECONDS) as client:
+            answer: Any = client.completions.create(model=MODEL, stream=self.stream, **fields)
+            return "".join(choice.text for chunk in (answer if self.stream else [answer]) for choice in chunk.choices)
+
+    async def _complete(self, fields: dict[str, Any]) -> str:
+        async with AsyncOpenAI(base_url=self._url, api_key="none", max_retries=0, timeout=SECONDS) as client:
+            answer: Any = await client.completions.create(model=MODEL, stream=self.stream, **fields)
+            if not self.stream:
+                return "".join(choice.text for choice in answer.choices)
+            return "".join([choice.text async for chunk in answer for choice in chunk.choices])
+
     def _ask_at_once(self, fields: dict[str, Any]) -> Response:
         with OpenAI(base_url=self._url, api_key="none", max_retries=0, timeout=SECONDS) as client:
             response = Response()
@@ -118,6 +136,108 @@ def statistics(server: CortexServer) -> dict[str, Any]:
     answer = httpx.get(server.url.replace("/v1", "/healthz")).json()["statistics"]
     assert isinstance(answer, dict)
     return answer
+
+
+# Every field
+
+
+CALL = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"enum": [1, 2]}}}
+COMMON: dict[str, Any] = {
+    "frequency_penalty": 0.5,
+    "logit_bias": {"5": -1.0},
+    "max_tokens": 3,
+    "n": 2,
+    "presence_penalty": -0.5,
+    "seed": 7,
+    "stop": ["x", "y"],
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "user": "me",
+}
+SAMPLES: dict[str, dict[str, Any]] = {
+    "chat": COMMON
+    | {
+        "logprobs": True,
+        "max_completion_tokens": 3,
+        "messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi."}],
+        "metadata": {"team": "blue"},
+        "parallel_tool_calls": False,
+        "prompt_cache_key": "k",
+        "prompt_cache_options": {},
+        "prompt_cache_retention": "24h",
+        "reasoning_effort": "low",
+        "response_format": CALL,
+        "safety_identifier": "s",
+        "service_tier": "auto",
+        "store": True,
+        "tool_choice": "none",
+        "tools": [{"type": "function", "function": {"name": "clock"}}],
+        "top_logprobs": 2,
+    },
+    "completions": COMMON | {"best_of": 2, "echo": True, "logprobs": 2, "prompt": ["a", "b"]},
+}
+NEEDS: dict[str, dict[str, Any]] = {
+    "max_completion_tokens": {"max_tokens": None},
+    "tool_choice": {"tools": SAMPLES["chat"]["tools"]},
+    "parallel_tool_calls": {"tools": SAMPLES["chat"]["tools"]},
+    "top_logprobs": {"logprobs": True},
+}
+EXTENSIONS: dict[str, Any] = {
+    "dry_allowed_length": 3,
+    "dry_base": 2.0,
+    "dry_multiplier": 0.5,
+    "dry_penalty_last_n": 10,
+    "dry_sequence_breakers": ["x"],
+    "grammar": 'root ::= "a"',
+    "guided_choice": ["a", "b"],
+    "guided_grammar": 'start: "a"',
+    "guided_json": {"const": 1},
+    "guided_regex": "a|b",
+    "ignore_eos": True,
+    "json_schema": {"const": 1},
+    "min_p": 0.1,
+    "min_tokens": 2,
+    "mirostat": 2,
+    "mirostat_eta": 0.2,
+    "mirostat_tau": 3.0,
+    "repeat_last_n": 5,
+    "repeat_penalty": 1.1,
+    "repetition_penalty": 1.1,
+    "structured_outputs": {"choice": ["a", "b"]},
+    "top_k": 5,
+    "top_n_sigma": 1.0,
+    "typical_p": 0.9,
+    "xtc_probability": 0.5,
+    "xtc_threshold": 0.2,
+}
+
+
+def test_every_field_of_chat_completions_is_taken(way: Way) -> None:
+    asked = {"model", "stream", "stream_options"}
+    for name, value in SAMPLES["chat"].items():
+        fields = {"max_tokens": 3, **NEEDS.get(name, {}), name: value}
+        response = way.chat(fields.pop("messages", "Hi."), **fields)
+        assert response.usage.completion_tokens >= 1, name
+        asked.add(name)
+    for name, value in (EXTENSIONS | {"chat_template_kwargs": {"x": 1}}).items():
+        assert way.chat("Hi.", max_tokens=3, extra_body={name: value}).usage.completion_tokens >= 1, name
+        asked.add(name)
+    assert asked == set(ChatRequest.model_fields)
+
+
+def test_every_field_of_completions_is_taken(way: Way) -> None:
+    asked = {"model", "stream", "stream_options", "suffix"}
+    with pytest.raises(openai.BadRequestError, match="no tokens for filling in the middle"):
+        way.complete(prompt="Once", suffix="the end")
+    for name, value in SAMPLES["completions"].items():
+        asked.add(name)
+        if name == "best_of" and way.stream:
+            continue  # only whole answers can be compared
+        assert way.complete(**{"prompt": "Once", "max_tokens": 3, name: value}), name
+    for name, value in EXTENSIONS.items():
+        asked.add(name)
+        assert way.complete(prompt="Once", max_tokens=3, extra_body={name: value}), name
+    assert asked == set(CompletionRequest.model_fields)
 
 
 # Choices and probabilities
