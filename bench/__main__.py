@@ -40,7 +40,9 @@ def load(
         int, typer.Option(min=0, max=1_000_000, help="About, template included. 0: the workload's own.")
     ] = 0,
     output_tokens: Annotated[int, typer.Option(min=0, max=100_000, help="0: the workload's own.")] = 0,
-    turns: Annotated[int, typer.Option(min=1, max=100, help="Of a conversation (multiturn).")] = 4,
+    turns: Annotated[
+        int, typer.Option(min=0, max=100, help="Of a conversation (multiturn, agents). 0: the workload's own.")
+    ] = 0,
     trace: Annotated[Path | None, typer.Option(help="CSV: TIMESTAMP,ContextTokens,GeneratedTokens.")] = None,
     speed: Annotated[float, typer.Option(min=0.001, help="Trace seconds per second.")] = 1.0,
     max_context: Annotated[int, typer.Option(min=64, help="Prompt and output together (trace).")] = 1024,
