@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import orjson
 import trio
@@ -24,6 +24,8 @@ from bench.workloads import Settings, Workload, resolve
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 INTERFERENCE_REPEAT = 5
+Bare = Literal["single", "uniform", "shared", "burst", "multiturn", "agents"]  # what `ceiling` can play
+
 # Exit codes: every request failed; nothing could be measured; stopped by a signal.
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -152,7 +154,8 @@ def ceiling(
     *,
     model: Annotated[str, typer.Option(help="As for `cortex run`.")] = "smollm2:135m",
     url: Annotated[str, typer.Option(help="A server of the same model, measured in turn with the bare loop.")] = "",
-    users: Annotated[int, typer.Option(min=1, max=256)] = 8,
+    workload: Annotated[Bare, typer.Option()] = "uniform",
+    users: Annotated[int, typer.Option(min=0, max=256, help="0: the workload's own.")] = 0,
     times: Annotated[int, typer.Option("--repeat", min=1, max=1000)] = 5,
     fill: Annotated[bool, typer.Option(help="Fill the KV pools with idle sequences first.")] = True,
     out: Annotated[Path | None, typer.Option()] = None,
@@ -166,7 +169,7 @@ def ceiling(
     try:
         if url:
             require_loopback(url)
-        settings = resolve(Settings(workload="uniform", users=users))
+        settings = resolve(Settings(workload=workload, users=users))
         plan = bare.Plan(
             model_path=resolve_model(model),
             settings=settings,

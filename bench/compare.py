@@ -8,10 +8,12 @@ import os
 import platform
 import shlex
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -25,12 +27,12 @@ import trio
 from bench import report
 from bench.client import Client, open_http
 from bench.load import Repetition, once, require_time
-from bench.peers import MAKERS, NAMES, TUNED, TUNING, Common, llama_server
+from bench.peers import BARE, MAKERS, NAMES, TUNED, TUNING, Common, llama_server
 from bench.records import BenchError
 from bench.servers import Server, Spec, Usage, free_ports
 from bench.stats import Measures, ratio, summarize
 from bench.table import Block
-from bench.workloads import Settings, Workload, longest, resolve
+from bench.workloads import Settings, Workload, longest, resolve, sessions
 
 # A server that still computes so long after its last request was closed is started afresh.
 QUIET_SECONDS = 15.0
@@ -129,6 +131,40 @@ class Asked:
         return repetition, Usage(after.cpu_s - before.cpu_s, after.memory_bytes)
 
 
+class Bare:
+    """The bare loop as a contestant. Its pool is empty whenever a workload begins."""
+
+    name = BARE
+
+    def __init__(self, model_path: Path, threads: int) -> None:
+        # Only now: they load llama.cpp.
+        from api.template import ChatTemplate
+        from api.tokenizer import Tokenizer
+        from bench.bare import BareLoop, Schedule, conversations
+
+        tokenizer = Tokenizer(model_path)
+        template = ChatTemplate(tokenizer.chat_template, tokenizer)
+        self._conversations = partial(conversations, template=template)
+        # Best in `bench ceiling` where all begin together, and where prompts keep coming.
+        self._schedules = {"single": Schedule(prompts_first=True), "uniform": Schedule(prompts_first=True)}
+        self._schedule = Schedule()
+        self._loop = BareLoop(model_path, threads=threads)
+
+    async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]:
+        said, users = sessions(entry.settings, rng)
+        talks = self._conversations(said, rng=rng)
+        schedule = self._schedules.get(entry.settings.workload, self._schedule)
+        self._loop.empty()
+        cpu = time.process_time()
+        with trio.move_on_after(time_limit) as scope:
+            records = await trio.to_thread.run_sync(
+                lambda: self._loop.play(talks, users, schedule, trio.from_thread.check_cancelled)
+            )
+        if scope.cancelled_caught:
+            raise BenchError(f"timeout after {time_limit:.0f} s")
+        return Repetition(records), Usage(time.process_time() - cpu, 0)
+
+
 def block_of(repetition: Repetition, usage: Usage) -> tuple[Measures, str]:
     """The figures of a block, and why they do not count."""
     figures = report.figures(repetition)
@@ -175,7 +211,10 @@ async def measure(
                 figures, trouble = block_of(played, usage)
             except BenchError as error:
                 trouble = str(error)
-            if trouble and (not figures.get("completion_tokens") or trio.current_time() - began >= limits.block):
+            if trouble and trio.current_time() - began >= limits.block:
+                trouble = f"not done in {limits.block:.0f} s: {trouble}"
+                given_up.add((contestant.name, entry.name))
+            elif trouble and not figures.get("completion_tokens"):
                 given_up.add((contestant.name, entry.name))
             on_block(Block(contestant.name, entry.name, repetition, figures, trouble))
 
@@ -292,7 +331,7 @@ async def compare(plan: Plan, say: Callable[[str], object]) -> Comparison:
 
 
 async def _measured(plan: Plan, done: Comparison, logs: Path, say: Callable[[str], object]) -> None:
-    total = plan.repeat * len(plan.entries) * len(done.specs)
+    total = plan.repeat * len(plan.entries) * len(plan.servers)
 
     def on_block(block: Block) -> None:
         done.blocks.append(block)
@@ -302,9 +341,10 @@ async def _measured(plan: Plan, done: Comparison, logs: Path, say: Callable[[str
         say(f"{len(done.blocks)} of {total}: {name}: {block.trouble or figures}")
 
     async with running(done.specs, logs, say) as servers:
+        asked = {server.spec.name: Asked(server) for server in servers}
         try:
             await measure(
-                [Asked(server) for server in servers],
+                [asked[name] if name in asked else Bare(plan.model_path, plan.threads) for name in plan.servers],
                 plan.entries,
                 repeat=plan.repeat,
                 seed=plan.seed,
@@ -324,6 +364,8 @@ def specs_of(plan: Plan, common: Common, tuned: Sequence[str] = ()) -> list[Spec
     for name in plan.servers:
         if name in plan.others:
             specs.append(Spec(name=name, url=plan.others[name], note="ran already"))
+        elif name == BARE:
+            continue  # is no server
         elif name == TUNED:
             specs.append(llama_server(common, next(ports), TUNED, tuned))
         else:
@@ -369,14 +411,22 @@ def document(plan: Plan, done: Comparison, command: str, started: str) -> dict[s
 @asynccontextmanager
 async def until_signal(say: Callable[[str], object]) -> AsyncIterator[trio.CancelScope]:
     """Ctrl-C and the like cancel what is inside instead of ending the program, so that servers are stopped."""
+    error: Exception | None = None
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
+            inside = trio.CancelScope()
 
             async def listen() -> None:
                 async for number in signals:
                     say(f"{signal.Signals(number).name}: stopping the servers")
-                    nursery.cancel_scope.cancel()
+                    inside.cancel()
 
             nursery.start_soon(listen)
-            yield nursery.cancel_scope
+            with inside:
+                try:
+                    yield inside
+                except (BenchError, OSError) as raised:
+                    error = raised  # not in a group, which is what a nursery would make of it
             nursery.cancel_scope.cancel()
+    if error is not None:
+        raise error

@@ -4,6 +4,7 @@ import base64
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +43,8 @@ TITLES: Final = {
 }
 PLOTS: Final = ("tokens_per_s", "ttft_p50_s", "ttft_p99_s", "itl_p99_s", "itl_max_s", "cpu_s_per_token", "memory_bytes")
 UNITS: Final = {"memory_bytes": (2**20, "MiB"), "tokens_per_s": (1, "tokens per second")}
+
+PLOT_COLUMNS: Final = 4
 
 STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1a1a1a }
@@ -186,28 +189,31 @@ def _draw(table: Sequence[Row], metric: str, path: Path) -> bool:
     workloads = list(dict.fromkeys(row.workload for row in shown))
     servers = list(dict.fromkeys(row.server for row in shown))
     scale, unit = UNITS.get(metric, (1, "seconds"))
-    width = 0.8 / len(servers)
-    figure = Figure(figsize=(max(6.0, 1.6 * len(workloads) + 2), 4), layout="constrained")
-    axes = figure.subplots()
-    for number, server in enumerate(servers):
-        mine = [(workloads.index(row.workload), row.figures[metric]) for row in shown if row.server == server]
-        axes.bar(
-            [place + (number - (len(servers) - 1) / 2) * width for place, _ in mine],
-            [spread.median / scale for _, spread in mine],
-            width,
-            label=server,
-            yerr=(
-                [(spread.median - spread.min) / scale for _, spread in mine],
-                [(spread.max - spread.median) / scale for _, spread in mine],
+    columns = min(PLOT_COLUMNS, len(workloads))
+    lines = -(-len(workloads) // columns)
+    size = (2.4 + 2.6 * columns, 0.9 + (0.9 + 0.24 * len(servers)) * lines)
+    figure = Figure(figsize=size, layout="constrained")
+    # Each workload has a scale of its own, from zero: a bar twice as long is twice as much.
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for axes, workload in zip_longest(grid, workloads):
+        axes.spines[["top", "right"]].set_visible(False)
+        if workload is None:
+            axes.set_visible(False)
+            continue
+        bars = [(servers.index(row.server), row.figures[metric]) for row in shown if row.workload == workload]
+        axes.barh(
+            [place for place, _ in bars],
+            [spread.median / scale for _, spread in bars],
+            color=[f"C{place}" for place, _ in bars],
+            xerr=(
+                [(spread.median - spread.min) / scale for _, spread in bars],
+                [(spread.max - spread.median) / scale for _, spread in bars],
             ),
             error_kw={"linewidth": 0.8},
         )
-    axes.set_xticks(range(len(workloads)), workloads)
-    axes.set_title(f"{TITLES[metric]} ({'more' if METRICS[metric] else 'less'} is better)")
-    axes.set_ylabel(unit)
-    if not METRICS[metric]:
-        axes.set_yscale("log")  # servers differ by tens
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize="small")
+        axes.set_title(workload, fontsize="medium", loc="left")
+        axes.set_yticks(range(len(servers)), servers)
+        axes.set_ylim(len(servers) - 0.5, -0.5)
+    figure.suptitle(f"{TITLES[metric]} ({unit}; {'more' if METRICS[metric] else 'less'} is better)")
     figure.savefig(path, dpi=120)
     return True

@@ -127,7 +127,7 @@ MAKERS: Mapping[str, Callable[[Common, int], Spec]] = {
 }
 TUNED = "llama-server-tuned"
 BARE = "bare-loop"
-NAMES = ("cortex", "llama-server", TUNED, "llama-cpp-python", "example-server")
+NAMES = ("cortex", "llama-server", TUNED, "llama-cpp-python", "example-server", BARE)
 
 
 def _url(port: int) -> str:

@@ -143,6 +143,24 @@ def longest(settings: Settings) -> int:
     return max(whole, BARE_TEMPLATE + QUESTION_TOKENS + STREAM_TOKENS) if settings.workload == "interference" else whole
 
 
+def sessions(settings: Settings, rng: Random) -> tuple[list[Session], int]:
+    """What `bench.load` plays of a workload that is nothing but sessions, and for how many users at a time."""
+    workload = settings.workload
+    if workload in ("single", "uniform"):
+        return uniform(settings, rng), settings.users
+    if workload == "shared":
+        return shared(settings, rng, settings.requests), settings.users
+    if workload == "burst":
+        shared(settings, rng, 1)  # the request alone comes first
+        return shared(settings, rng, settings.users), settings.users
+    if workload in ("multiturn", "agents"):
+        return (multiturn if workload == "multiturn" else agents)(settings, rng), settings.users
+    if workload == "trace":
+        arrivals = trace(settings, rng)
+        return arrivals, len(arrivals)
+    raise BenchError(f"there is no bare loop for the workload {workload}")
+
+
 def words(n_tokens: int, rng: Random) -> str:
     """About this many tokens of text, random from the first word on, so that no cache knows it."""
     return " ".join(rng.choices(WORDS, k=max(n_tokens, 1)))
