@@ -152,9 +152,17 @@ class _Talk:
 class BareLoop:
     """A context of the sizes that a server chooses by default, driven by hand."""
 
-    def __init__(self, model_path: Path, *, threads: int | None = None, lanes: int = 0, lane_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        threads: int | None = None,
+        kv_tokens: int | None = None,
+        lanes: int = 0,
+        lane_tokens: int = 0,
+    ) -> None:
         """With `lanes`, so many sequences have memory of their own, `lane_tokens` each, and nothing is shared."""
-        config = EngineConfig(str(model_path), threads=threads)
+        config = EngineConfig(str(model_path), kv_tokens=kv_tokens, threads=threads)
         self._model = Model(str(model_path), config.gpu_layers)
         kv_bytes = self._model.kv_bytes_per_token(config.kv_type)
         sizes = choose(
