@@ -8,7 +8,14 @@ BIN := $(VENV)/bin
 # Done once for these versions of the project's requirements and of the pins.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: serve test check lint types layers unit install bench micro clients format clean
+# The servers that `python -m bench compare` measures beside this one; done once for this llama.cpp and these packages.
+PEERS := .peers
+PEERS_LLAMA := $(shell sed -n 's/^llama_cpp_python==//p' constraints.txt)
+PEERS_STAMP := $(PEERS)/.built-$(PEERS_LLAMA)-$(shell cksum < bench/peers.txt | cut -d' ' -f1)
+# Prints every tenth step of a compilation, from ninja's `[10/200]`.
+EVERY_TENTH := sed -unE 's/^ *\[([0-9]*0)\/([0-9]+)\].*/    compiled \1 of \2/p; /^Successfully installed/p'
+
+.PHONY: serve test check lint types layers unit install peers micro clients format clean
 
 serve: install            ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
@@ -23,8 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	@# pip is silent while it compiles unless it is verbose; of that we show every tenth step of the compilation
 	@$(BIN)/pip install --verbose --constraint constraints.txt llama-cpp-python 2>&1 | tee $(VENV)/llama-build.log \
-	    | sed -unE 's/^ *\[([0-9]*0)\/([0-9]+)\].*/    compiled \1 of \2/p; /^Successfully installed/p' \
-	    || { tail -n 40 $(VENV)/llama-build.log; exit 1; }
+	    | $(EVERY_TENTH) || { tail -n 40 $(VENV)/llama-build.log; exit 1; }
 	@echo "==> installing Cortex and its tools"
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[embedded,test]'
 	@rm -f $(VENV)/.installed-*
@@ -57,5 +63,32 @@ clients: install          ## let well-known clients complete a streamed chat
 	@$(VENV)-clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
 	$(VENV)-clients/bin/python tests/clients/run.py $(BIN)/cortex
 
+peers: $(PEERS_STAMP)     ## the servers to compare with, of the same llama.cpp
+
+# llama-server comes from the llama.cpp inside the very sdist that the pinned llama-cpp-python is made of. pip has usually
+# kept the wheel of that; else it is compiled once more.
+$(PEERS_STAMP): constraints.txt bench/peers.txt
+	@mkdir -p $(PEERS)
+	@echo "==> setting up $(PEERS)/venv with llama-cpp-python's own servers"
+	@test -x $(PEERS)/venv/bin/python || $(PYTHON) -m venv $(PEERS)/venv
+	@$(PEERS)/venv/bin/pip install --verbose --constraint constraints.txt --requirement bench/peers.txt 2>&1 \
+	    | tee $(PEERS)/install.log | $(EVERY_TENTH) || { tail -n 40 $(PEERS)/install.log; exit 1; }
+	@echo "==> downloading the sources of llama-cpp-python $(PEERS_LLAMA)"
+	@$(PEERS)/venv/bin/pip download --quiet --no-deps --no-binary llama-cpp-python --dest $(PEERS)/sdist \
+	    llama-cpp-python==$(PEERS_LLAMA)
+	@rm -rf $(PEERS)/source && mkdir $(PEERS)/source
+	@tar -xzf $(PEERS)/sdist/llama_cpp_python-$(PEERS_LLAMA).tar.gz --strip-components=1 -C $(PEERS)/source
+	@echo "==> compiling llama-server, which takes some minutes"
+	@for tool in cmake ninja; do command -v $$tool >/dev/null || $(PEERS)/venv/bin/pip install --quiet $$tool; done
+	@export PATH="$$PATH:$(CURDIR)/$(PEERS)/venv/bin"; { \
+	    cmake -S $(PEERS)/source/vendor/llama.cpp -B $(PEERS)/build -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	        -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_APP=OFF \
+	        -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF $(CMAKE_ARGS) \
+	    && cmake --build $(PEERS)/build --target llama-server llama-batched-bench; } 2>&1 \
+	    | tee $(PEERS)/build.log | $(EVERY_TENTH) || { tail -n 40 $(PEERS)/build.log; exit 1; }
+	@rm -f $(PEERS)/.built-*
+	@touch $@
+	@echo "==> $(PEERS)/build/bin/llama-server is ready"
+
 clean:
-	rm -rf $(VENV) $(VENV)-clients
+	rm -rf $(VENV) $(VENV)-clients $(PEERS)

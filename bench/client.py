@@ -2,7 +2,7 @@
 
 import ipaddress
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,7 @@ class Target:
     temperature: float = 0.0
     top_p: float | None = None
     ignore_eos: bool = True
+    fields: Mapping[str, Any] = field(default_factory=dict)  # what else every request says
     timeout: float = 600.0
     time_limit: float = 3600.0
 
@@ -184,6 +185,7 @@ class Client:
             "temperature": target.temperature,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **target.fields,
             **ask.fields,
         }
         if target.top_p is not None:

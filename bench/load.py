@@ -73,6 +73,10 @@ async def uniform(settings: Settings, rng: Random, chat: Chat) -> Repetition:
     return Repetition(await closed_loop(workloads.uniform(settings, rng), settings.users, chat))
 
 
+async def agents(settings: Settings, rng: Random, chat: Chat) -> Repetition:
+    return Repetition(await closed_loop(workloads.agents(settings, rng), settings.users, chat))
+
+
 async def shared(settings: Settings, rng: Random, chat: Chat) -> Repetition:
     sessions = workloads.shared(settings, rng, settings.requests)
     return Repetition(await closed_loop(sessions, settings.users, chat))
@@ -145,30 +149,37 @@ async def interference(settings: Settings, rng: Random, chat: Chat) -> Repetitio
 
 
 PLAYERS: Mapping[Workload, Callable[[Settings, Random, Chat], Awaitable[Repetition]]] = {
+    "single": uniform,
     "uniform": uniform,
     "shared": shared,
     "burst": burst,
     "interference": interference,
     "structured": structured,
     "multiturn": multiturn,
+    "agents": agents,
     "trace": trace,
 }
+
+
+async def once(settings: Settings, rng: Random, chat: Chat) -> Repetition:
+    cpu, began = time.process_time(), time.perf_counter()
+    repetition = await PLAYERS[settings.workload](settings, rng, chat)
+    # Near 1 it is this client, which has one thread, that was measured.
+    share = (time.process_time() - cpu) / (time.perf_counter() - began)
+    return replace(repetition, measures={**repetition.measures, "client_cpu_share": share})
+
+
+def require_time(settings: Settings, time_limit: float) -> None:
+    """Raises BenchError for a trace that lasts longer than it may."""
+    if settings.trace is not None:
+        span = workloads.read_trace(settings.trace, settings.limit)[-1][0] / settings.speed
+        if span > time_limit:
+            raise BenchError(f"the trace takes {span:.0f} s, more than --time-limit: raise --speed")
 
 
 async def repeat(
     settings: Settings, chat: Chat, *, times: int, seed: int, salt: int, time_limit: float
 ) -> list[Repetition]:
     """Every repetition has texts of its own, and so has (by the salt) every run, so that none is warm."""
-    if settings.trace is not None:
-        span = workloads.read_trace(settings.trace, settings.limit)[-1][0] / settings.speed
-        if span > time_limit:
-            raise BenchError(f"the trace takes {span:.0f} s, more than --time-limit: raise --speed")
-    repetitions = []
-    for index in range(times):
-        rng = Random(f"{seed}/{salt}/{index}")
-        cpu, began = time.process_time(), time.perf_counter()
-        repetition = await PLAYERS[settings.workload](settings, rng, chat)
-        # Near 1 it is this client, which has one thread, that was measured.
-        share = (time.process_time() - cpu) / (time.perf_counter() - began)
-        repetitions.append(replace(repetition, measures={**repetition.measures, "client_cpu_share": share}))
-    return repetitions
+    require_time(settings, time_limit)
+    return [await once(settings, Random(f"{seed}/{salt}/{index}"), chat) for index in range(times)]

@@ -34,12 +34,13 @@ WORDS = _VOCABULARY.split()
 
 # What SmolLM2's chat template adds, in tokens: to a lone user message (it brings its own system message), to
 # a system and a user message, and to each further pair of an answer and a question.
-BARE_TEMPLATE, SYSTEM_TEMPLATE = 30, 14
+BARE_TEMPLATE, SYSTEM_TEMPLATE, TURN_TEMPLATE = 30, 14, 12
 QUESTION_TOKENS = 12  # beside a long shared text
 TURN_TOKENS = 60  # a question of a conversation
+AGENT_TOKENS = 20  # what a tool gave back, in an agent's next turn
 STREAM_TOKENS = 400  # enough for a stream to outlive the long prompt beside it
 
-Workload = Literal["uniform", "shared", "burst", "interference", "multiturn", "structured", "trace"]
+Workload = Literal["single", "uniform", "shared", "burst", "interference", "multiturn", "agents", "structured", "trace"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class Settings:
     requests: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
-    turns: int = 4
+    turns: int = 0  # of a conversation
     settle_s: float = 1.0  # quiet time between the phases of a repetition
     trace: Path | None = None
     speed: float = 1.0
@@ -82,16 +83,20 @@ class Session:
 
 # users, requests, tokens of the first prompt, tokens out
 _DEFAULTS: dict[Workload, tuple[int, int, int, int]] = {
+    "single": (1, 4, 130, 48),
     "uniform": (8, 8, 130, 48),
     "shared": (16, 48, 730, 32),
     "burst": (16, 16, 730, 24),
     "interference": (6, 7, 2530, 16),
     "multiturn": (8, 32, 174, 48),
+    "agents": (8, 48, 1034, 24),
     "structured": (16, 16, 130, 64),
     "trace": (0, 0, 0, 0),
 }
+_TURNS: dict[Workload, int] = {"multiturn": 4, "agents": 6}
 # What a workload itself decides.
 _FIXED: dict[Workload, frozenset[str]] = {
+    "single": frozenset({"users"}),
     "burst": frozenset({"requests"}),
     "interference": frozenset({"requests"}),
     "structured": frozenset({"requests"}),
@@ -107,10 +112,11 @@ def resolve(asked: Settings) -> Settings:
             raise BenchError(f"--{name.replace('_', '-')} does not apply to the workload {workload}")
     users, requests, prompt_tokens, output_tokens = _DEFAULTS[workload]
     users = asked.users or users
+    turns = asked.turns or _TURNS.get(workload, 1)
     if workload in ("uniform", "structured"):
         requests = users
-    elif workload == "multiturn":
-        requests = users * asked.turns
+    elif workload in _TURNS:
+        requests = users * turns
     elif workload == "trace":
         if asked.trace is None:
             raise BenchError("the workload trace needs --trace FILE")
@@ -122,7 +128,37 @@ def resolve(asked: Settings) -> Settings:
         requests=asked.requests or requests,
         prompt_tokens=asked.prompt_tokens or prompt_tokens,
         output_tokens=asked.output_tokens or output_tokens,
+        turns=turns,
     )
+
+
+def longest(settings: Settings) -> int:
+    """About the tokens of the longest request, its answer included."""
+    if settings.workload == "trace":
+        return settings.max_context
+    further = (
+        TURN_TEMPLATE + settings.output_tokens + (TURN_TOKENS if settings.workload == "multiturn" else AGENT_TOKENS)
+    )
+    whole = settings.prompt_tokens + settings.output_tokens + (settings.turns - 1) * further
+    return max(whole, BARE_TEMPLATE + QUESTION_TOKENS + STREAM_TOKENS) if settings.workload == "interference" else whole
+
+
+def sessions(settings: Settings, rng: Random) -> tuple[list[Session], int]:
+    """What `bench.load` plays of a workload that is nothing but sessions, and for how many users at a time."""
+    workload = settings.workload
+    if workload in ("single", "uniform"):
+        return uniform(settings, rng), settings.users
+    if workload == "shared":
+        return shared(settings, rng, settings.requests), settings.users
+    if workload == "burst":
+        shared(settings, rng, 1)  # the request alone comes first
+        return shared(settings, rng, settings.users), settings.users
+    if workload in ("multiturn", "agents"):
+        return (multiturn if workload == "multiturn" else agents)(settings, rng), settings.users
+    if workload == "trace":
+        arrivals = trace(settings, rng)
+        return arrivals, len(arrivals)
+    raise BenchError(f"there is no bare loop for the workload {workload}")
 
 
 def words(n_tokens: int, rng: Random) -> str:
@@ -167,15 +203,35 @@ def shared(settings: Settings, rng: Random, count: int) -> list[Session]:
 def multiturn(settings: Settings, rng: Random) -> list[Session]:
     """Conversations, each with a system prompt of its own; the last may be cut short by `requests`."""
     system_tokens = settings.prompt_tokens - SYSTEM_TEMPLATE - TURN_TOKENS
-    sessions = []
-    for first in range(0, settings.requests, settings.turns):
-        system = ({"role": "system", "content": words(system_tokens, rng)},)
-        questions = [_user(words(TURN_TOKENS, rng)) for _ in range(settings.requests - first)[: settings.turns]]
-        turns = [
-            Turn((*(() if i else system), question), settings.output_tokens) for i, question in enumerate(questions)
-        ]
-        sessions.append(Session(tuple(turns)))
-    return sessions
+    return [
+        _conversation(words(system_tokens, rng), [words(TURN_TOKENS, rng) for _ in range(n_turns)], settings)
+        for n_turns in _turns(settings)
+    ]
+
+
+def agents(settings: Settings, rng: Random) -> list[Session]:
+    """Conversations of many short turns that have one long system prompt, the description of their tools, in common."""
+    system = words(settings.prompt_tokens - SYSTEM_TEMPLATE - AGENT_TOKENS, rng)
+    return [
+        _conversation(system, [words(AGENT_TOKENS, rng) for _ in range(n_turns)], settings)
+        for n_turns in _turns(settings)
+    ]
+
+
+def _turns(settings: Settings) -> list[int]:
+    """The turns of each conversation."""
+    firsts = range(0, settings.requests, settings.turns)
+    return [min(settings.turns, settings.requests - first) for first in firsts]
+
+
+def _conversation(system: str, questions: list[str], settings: Settings) -> Session:
+    first: Message = {"role": "system", "content": system}
+    return Session(
+        tuple(
+            Turn((*(() if i else (first,)), _user(question)), settings.output_tokens)
+            for i, question in enumerate(questions)
+        )
+    )
 
 
 def trace(settings: Settings, rng: Random) -> list[Session]:

@@ -105,7 +105,7 @@ class Model:
 
 
 class Context:
-    """KV memory in layout *pool* and one batch. Implements kvcache's Memory. Not for two threads at once."""
+    """KV memory and one batch. Implements kvcache's Memory. Not for two threads at once."""
 
     def __init__(
         self,
@@ -117,9 +117,11 @@ class Context:
         num_outputs: int,
         batch_tokens: int,
         threads: int,
+        unified: bool = True,
     ) -> None:
         """A step is one micro-batch of at most `batch_tokens`, of which `num_outputs` may give logits.
 
+        Layout *pool* if `unified`, else lanes, where a step may be cut into several micro-batches.
         Raises ModelError if there is no memory for it.
         """
         params = lib.llama_context_default_params()
@@ -128,7 +130,7 @@ class Context:
         params.n_seq_max = num_ids
         params.n_outputs_max = min(max(num_ids, num_outputs), batch_tokens)  # llama.cpp asserts one for each id
         params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = True
+        params.kv_unified = unified
         params.swa_full = True  # a sliding window that forgets could not be shared or trimmed
         params.flash_attn_type = FLASH_ATTN_IDS[config.flash_attn]
         params.type_k = params.type_v = KV_TYPE_IDS[config.kv_type]

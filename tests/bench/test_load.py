@@ -119,7 +119,9 @@ async def test_interference_does_not_wait_for_streams_that_never_flow(
     assert repetition.measures["gap_s"] is None
 
 
-@pytest.mark.parametrize("workload", ["uniform", "shared", "burst", "interference", "multiturn", "structured"])
+@pytest.mark.parametrize(
+    "workload", ["single", "uniform", "shared", "burst", "interference", "multiturn", "structured"]
+)
 async def test_no_two_repetitions_or_runs_say_the_same(autojump_clock: MockClock, workload: workloads.Workload) -> None:
     async def said(*, times: int, seed: int = 0, salt: int = 0) -> set[str]:
         chat = FakeChat()

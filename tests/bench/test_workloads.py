@@ -6,10 +6,13 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
+from trio.testing import MockClock
 
 from bench import workloads
+from bench.load import once
 from bench.records import BenchError
-from bench.workloads import WORDS, Session, Settings, read_trace, resolve, words
+from bench.workloads import WORDS, Session, Settings, longest, read_trace, resolve, words
+from tests.bench.fakes import FakeChat
 
 if TYPE_CHECKING:
     from api.tokenizer import Tokenizer
@@ -66,6 +69,48 @@ def test_conversations() -> None:
     assert len({first_words(session) for session in sessions}) == 3
 
 
+def test_agents_have_the_system_prompt_in_common() -> None:
+    agents = workloads.agents(resolve(Settings(workload="agents")), Random(0))
+    assert [len(session.turns) for session in agents] == [6] * 8
+    assert len({first_words(session) for session in agents}) == 1
+    assert len(first_words(agents[0]).split()) == 1000
+    questions = [turn.messages[-1]["content"] for session in agents for turn in session.turns]
+    assert len(set(questions)) == 48
+    assert {len(question.split()) for question in questions} == {20}
+
+
+@pytest.mark.parametrize("workload", ["single", "uniform", "shared", "burst", "multiturn", "agents"])
+async def test_sessions_are_what_is_played(autojump_clock: MockClock, workload: workloads.Workload) -> None:
+    settings = resolve(Settings(workload=workload))
+    chat = FakeChat()
+    repetition = await once(settings, Random(0), chat)
+    said, users = workloads.sessions(settings, Random(0))
+    assert sum(len(session.turns) for session in said) == len(repetition.records)
+    assert chat.peak == users
+    firsts = {ask.messages[-1]["content"] for ask in chat.asks}
+    assert {session.turns[0].messages[-1]["content"] for session in said} <= firsts
+
+
+def test_there_is_no_bare_loop_for_interference() -> None:
+    with pytest.raises(BenchError, match="no bare loop"):
+        workloads.sessions(resolve(Settings(workload="interference")), Random(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        (Settings(workload="uniform"), 178),
+        (Settings(workload="interference"), 2546),
+        (Settings(workload="interference", prompt_tokens=50), 442),
+        (Settings(workload="multiturn", turns=2), 174 + 48 + 60 + 12 + 48),
+        (Settings(workload="agents", turns=3), 1034 + 24 + 2 * (20 + 12 + 24)),
+        (Settings(workload="trace", trace=Path("x"), max_context=900), 900),
+    ],
+)
+def test_the_longest_request(settings: Settings, tokens: int) -> None:
+    assert longest(resolve(settings)) == tokens
+
+
 def test_a_trace_is_read_in_order_of_arrival(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     path.write_text(ROWS)
@@ -100,6 +145,8 @@ def test_a_trace_that_cannot_be_read(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "users", "requests"),
     [
+        (Settings(workload="single"), 1, 4),
+        (Settings(workload="agents"), 8, 48),
         (Settings(workload="uniform"), 8, 8),
         (Settings(workload="uniform", users=32), 32, 32),
         (Settings(workload="uniform", users=4, requests=10), 4, 10),
@@ -117,6 +164,7 @@ def test_defaults(asked: Settings, users: int, requests: int) -> None:
 @pytest.mark.parametrize(
     ("asked", "error"),
     [
+        (Settings(workload="single", users=3), "--users does not apply"),
         (Settings(workload="burst", requests=3), "--requests does not apply"),
         (Settings(workload="interference", requests=3), "--requests does not apply"),
         (Settings(workload="trace", trace=Path("x"), prompt_tokens=3), "--prompt-tokens does not apply"),

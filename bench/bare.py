@@ -1,0 +1,343 @@
+"""The bare loop: a workload's token ids as nothing but decode calls, by the best schedule that is known for them.
+
+No HTTP, no sampling, no search for prefixes: what a request shares with an earlier one is worked out before the clock
+starts. What answers say is made up beforehand, so that the next turn of a conversation can go on from it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import takewhile
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import Final
+
+import numpy as np
+
+from api.template import ChatTemplate
+from bench.records import BenchError, Message, Record
+from bench.workloads import Session, words
+from scheduler.config import EngineConfig
+from scheduler.llama import MAX_SEQUENCE_IDS, Context, Model
+from scheduler.sizing import IDLE_SHARE, choose
+
+CHUNKS: Final = (64, 128, 256, 512)
+FILL_TOKENS: Final = 256
+"""Length of the idle sequences that fill the pool before anything is measured."""
+IDLE_COST_PROMPT: Final = 128
+IDLE_COST_STEPS: Final = 60
+
+Rows = list[tuple[int, int, Sequence[int]]]
+"""Of a decode call: a sequence id, the first position, and the tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A turn: the whole prompt, and the tokens that the answer is made to be."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One user's requests, on one sequence id. The first begins with what another conversation's first computes."""
+
+    requests: tuple[Request, ...]
+    at: float = 0.0
+    source: int | None = None
+    """An earlier conversation's number."""
+    shared: int = 0
+    """Tokens in common with it."""
+
+    @property
+    def length(self) -> int:
+        last = self.requests[-1]
+        return len(last.prompt) + len(last.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How a step is made up: `chunk` tokens at most; prompts beside running answers, or before any of them goes on."""
+
+    chunk: int = max(CHUNKS)
+    prompts_first: bool = False
+
+    def __str__(self) -> str:
+        return f"chunks of {self.chunk}{', prompts first' if self.prompts_first else ''}"
+
+
+def conversations(sessions: Sequence[Session], template: ChatTemplate, rng: Random) -> list[Conversation]:
+    """Sessions as token ids, with what they share."""
+    told: list[Conversation] = []
+    for session in sessions:
+        requests = tuple(_requests(session, template, rng))
+        prompt = requests[0].prompt[:-1]  # one token is left to compute, for its logits
+        shared, source = max(
+            ((common_prefix(prompt, other.requests[0].prompt), -i) for i, other in enumerate(told)), default=(0, 0)
+        )
+        told.append(Conversation(requests, session.at, -source if shared else None, shared))
+    return told
+
+
+def _requests(session: Session, template: ChatTemplate, rng: Random) -> list[Request]:
+    history: list[Message] = []
+    prompts, lengths = [], []
+    for turn in session.turns:
+        history.extend(turn.messages)
+        prompts.append(tuple(template.render_tokens(history)))
+        lengths.append(turn.max_tokens)
+        history.append({"role": "assistant", "content": words(turn.max_tokens, rng)})
+    requests = []
+    for prompt, following, length in zip(prompts, [*prompts[1:], ()], lengths, strict=True):
+        answer = following[len(prompt) :][:length]
+        if following[: len(prompt)] != prompt or len(answer) < length:
+            answer = tuple(1000 + i % 1000 for i in range(length))
+        requests.append(Request(prompt, answer))
+    return requests
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+@dataclass(slots=True)
+class _Talk:
+    """A conversation that is being played."""
+
+    number: int
+    conversation: Conversation
+    sequence_id: int
+    start: float
+    turn: int = 0
+    computed: int = 0
+    """Tokens of the turn's prompt and answer whose KV is there."""
+    cached: int = 0
+    chunks: list[float] = field(default_factory=list)
+
+    @property
+    def request(self) -> Request:
+        return self.conversation.requests[self.turn]
+
+    @property
+    def reads(self) -> bool:
+        return self.computed < len(self.request.prompt)
+
+    def next_turn(self, now: float) -> None:
+        said = (*self.request.prompt, *self.request.answer)[: self.computed]
+        self.turn += 1
+        self.computed = self.cached = common_prefix(said, self.request.prompt[:-1])
+        self.start, self.chunks = now, []
+
+    def record(self) -> Record:
+        return Record(
+            role="",
+            start=self.start,
+            chunks=tuple(self.chunks),
+            end=self.chunks[-1],
+            prompt_tokens=len(self.request.prompt),
+            completion_tokens=len(self.chunks),
+            cached_tokens=self.cached,
+            tokens_from_usage=True,
+            finish_reason="length",
+            error=None,
+            aborted=False,
+            text="",
+        )
+
+
+class BareLoop:
+    """A context of the sizes that a server chooses by default, driven by hand."""
+
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        threads: int | None = None,
+        kv_tokens: int | None = None,
+        lanes: int = 0,
+        lane_tokens: int = 0,
+    ) -> None:
+        """With `lanes`, so many sequences have memory of their own, `lane_tokens` each, and nothing is shared."""
+        config = EngineConfig(str(model_path), kv_tokens=kv_tokens, threads=threads)
+        self._model = Model(str(model_path), config.gpu_layers)
+        kv_bytes = self._model.kv_bytes_per_token(config.kv_type)
+        sizes = choose(
+            config,
+            trained_context=self._model.trained_context,
+            model_bytes=self._model.num_bytes,
+            kv_bytes_per_token=kv_bytes,
+            on_gpu=False,
+        )
+        self.kv_tokens = lanes * lane_tokens or sizes.kv_tokens
+        self.cheap_tokens = int(IDLE_SHARE * self._model.num_bytes / kv_bytes)
+        num_ids = lanes or MAX_SEQUENCE_IDS
+        self._shares = not lanes
+        self._context = Context(
+            self._model,
+            config,
+            kv_tokens=self.kv_tokens,
+            num_ids=num_ids,
+            num_outputs=num_ids,
+            batch_tokens=max(CHUNKS),
+            threads=sizes.threads,
+            unified=not lanes,
+        )
+        self._free_ids = list(range(num_ids))
+        self._idle: deque[tuple[int, int]] = deque()
+        """Sequence ids and their tokens, oldest first."""
+        self._held: dict[int, int] = {}
+        """The sequence ids of the conversations that have begun in this play, by number."""
+        self._num_free = self.kv_tokens
+
+    def fill(self, num_tokens: int) -> None:
+        """Add idle sequences until so many tokens of the pool are used, as a server's cache fills by and by."""
+        while self.kv_tokens - self._num_free + FILL_TOKENS <= num_tokens:
+            sequence_id = heappop(self._free_ids)
+            tokens = np.random.default_rng(sequence_id).integers(100, self._model.vocab_size - 100, FILL_TOKENS)
+            self._decode([(sequence_id, 0, tokens.tolist())])
+            self._idle.append((sequence_id, FILL_TOKENS))
+            self._num_free -= FILL_TOKENS
+
+    def empty(self) -> None:
+        """Forget what is idle."""
+        self._make_room(self.kv_tokens, 0)
+
+    def idle_cost(self, num_seqs: int) -> dict[str, float]:
+        """How much longer a decode step takes beside idle tokens: ratios to an empty pool. Leaves the pool full.
+
+        The first row is where the default pool size would end if it need not hold two contexts.
+        """
+        empty = self._step_seconds(num_seqs)
+        ratios = {}
+        for num_tokens in (self.cheap_tokens, self.kv_tokens):
+            self.fill(num_tokens)
+            self._make_room(num_seqs * (IDLE_COST_PROMPT + IDLE_COST_STEPS), num_seqs)
+            ratios[str(num_tokens)] = self._step_seconds(num_seqs) / empty
+        return ratios
+
+    def _step_seconds(self, num_seqs: int) -> float:
+        """The median decode step of sequences with short prompts."""
+        ids = sorted(self._free_ids)[:num_seqs]
+        for sequence_id in ids:
+            self._decode([(sequence_id, 0, [1000 + sequence_id] * IDLE_COST_PROMPT)])
+        times = []
+        for step in range(IDLE_COST_STEPS):
+            started = time.perf_counter()
+            self._decode([(sequence_id, IDLE_COST_PROMPT + step, [1000]) for sequence_id in ids])
+            times.append(time.perf_counter() - started)
+        for sequence_id in ids:
+            self._context.remove(sequence_id, 0, -1)
+        return median(times)
+
+    def play(
+        self,
+        talks: Sequence[Conversation],
+        users: int,
+        schedule: Schedule,
+        on_step: Callable[[], object] = lambda: None,
+    ) -> list[Record]:
+        """Plays them for so many users. What was computed stays as idle sequences, and the oldest make room for it.
+
+        Raises BenchError if one is longer than the memory.
+        """
+        if too_long := [talk.length for talk in talks if talk.length > self.kv_tokens]:
+            raise BenchError(f"the bare loop holds {self.kv_tokens} tokens, and a conversation has {max(too_long)}")
+        began = time.perf_counter()
+        waiting = deque(enumerate(talks))
+        running: list[_Talk] = []
+        records: list[Record] = []
+        while waiting or running:
+            on_step()
+            self._begin(waiting, running, users, began)
+            if not running:
+                time.sleep(max(0.0, began + waiting[0][1].at - time.perf_counter()))
+                continue
+            parts = self._compose(running, schedule)
+            self._decode([(talk.sequence_id, talk.computed, tokens) for talk, tokens in parts])
+            now = time.perf_counter()
+            for talk, tokens in parts:
+                talk.computed += len(tokens)
+                if not talk.reads:
+                    talk.chunks.append(now)
+                if len(talk.chunks) == len(talk.request.answer):
+                    records.append(talk.record())
+                    self._go_on(talk, running, now)
+        self._held.clear()
+        return records
+
+    def _begin(self, waiting: deque[tuple[int, Conversation]], running: list[_Talk], users: int, began: float) -> None:
+        while waiting and len(running) < users:
+            number, conversation = waiting[0]
+            now = time.perf_counter()
+            if now < began + conversation.at:
+                return
+            self._make_room(conversation.length, 1)
+            if self._num_free < conversation.length or not self._free_ids:
+                return
+            waiting.popleft()
+            sequence_id = self._held[number] = heappop(self._free_ids)
+            self._num_free -= conversation.length
+            running.append(
+                _Talk(number, conversation, sequence_id, start=began + conversation.at if number < users else now)
+            )
+
+    def _compose(self, running: list[_Talk], schedule: Schedule) -> list[tuple[_Talk, Sequence[int]]]:
+        """Who computes which tokens in this step."""
+        leaders = {talk.number: talk for talk in running}
+        readers = [talk for talk in running if talk.reads and self._knows_prefix(talk, leaders)]
+        parts: list[tuple[_Talk, Sequence[int]]] = []
+        if not (schedule.prompts_first and readers):
+            # By id: lanes are computed together only while their ids go up by one.
+            answering = sorted((talk for talk in running if not talk.reads), key=lambda talk: talk.sequence_id)
+            parts = [(t, [t.request.answer[t.computed - len(t.request.prompt)]]) for t in answering[: schedule.chunk]]
+        room = schedule.chunk - len(parts)
+        for talk in readers:
+            if piece := talk.request.prompt[talk.computed : talk.computed + room]:
+                parts.append((talk, piece))
+                room -= len(piece)
+        return parts
+
+    def _knows_prefix(self, talk: _Talk, leaders: Mapping[int, _Talk]) -> bool:
+        """Shares what another conversation has computed; False while that one is still about to compute it."""
+        source, shared = talk.conversation.source, talk.conversation.shared
+        if talk.computed or not self._shares or source not in self._held:
+            return True
+        leader = leaders.get(source)
+        if leader is not None and leader.turn == 0 and leader.computed < shared:
+            return False
+        self._context.share(self._held[source], talk.sequence_id, 0, shared)
+        talk.computed = talk.cached = shared
+        return True
+
+    def _go_on(self, talk: _Talk, running: list[_Talk], now: float) -> None:
+        if talk.turn + 1 < len(talk.conversation.requests):
+            talk.next_turn(now)
+            self._context.remove(talk.sequence_id, talk.computed, -1)
+        else:
+            running.remove(talk)
+            self._idle.append((talk.sequence_id, talk.conversation.length))
+
+    def _make_room(self, num_tokens: int, num_ids: int) -> None:
+        while self._idle and (self._num_free < num_tokens or len(self._free_ids) < num_ids):
+            sequence_id, length = self._idle.popleft()
+            self._context.remove(sequence_id, 0, -1)
+            heappush(self._free_ids, sequence_id)
+            self._held = {number: held for number, held in self._held.items() if held != sequence_id}
+            self._num_free += length
+
+    def _decode(self, rows: Rows) -> None:
+        """One call; the last token of each row gives logits."""
+        context, end = self._context, 0
+        for sequence_id, first, tokens in rows:
+            start, end = end, end + len(tokens)
+            context.tokens[start:end] = tokens
+            context.positions[start:end] = np.arange(first, first + len(tokens))
+            context.ids[start:end] = sequence_id
+            context.outputs[start:end] = 0
+            context.outputs[end - 1] = 1
+        context.decode(end)
+        context.logits(len(rows))  # waits for a GPU

@@ -1,0 +1,432 @@
+"""The comparison: every server in turn, on the same texts, again and again.
+
+All servers are started first and stay idle while another is asked. Repetition by repetition each workload goes round
+them, and the round begins with another one each time, so that a drift of the machine hits all alike.
+"""
+
+import os
+import platform
+import shlex
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol, get_args
+
+import psutil
+import trio
+
+from bench import report
+from bench.client import Client, open_http
+from bench.load import Repetition, once, require_time
+from bench.peers import BARE, MAKERS, NAMES, TUNED, TUNING, Common, llama_server
+from bench.records import BenchError
+from bench.servers import Server, Spec, Usage, free_ports
+from bench.stats import Measures, ratio, summarize
+from bench.table import Block
+from bench.workloads import Settings, Workload, longest, resolve, sessions
+
+# A server that still computes so long after its last request was closed is started afresh.
+QUIET_SECONDS = 15.0
+# Requests get up to two of these more than they need: an answer may become more tokens when it is read again.
+CONTEXT_STEP = 256
+TUNING_REPEAT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A workload of the comparison, such as `uniform:32`."""
+
+    name: str
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Seconds: for one server under one workload once, and for everything."""
+
+    block: float = 300.0
+    total: float = 4 * 3600.0
+
+
+class OutOfTimeError(Exception):
+    """The time for the whole comparison is over; what was measured stands."""
+
+
+class Contestant(Protocol):
+    """Who is measured: a server, or the bare loop. Raises BenchError for what it cannot be measured at."""
+
+    @property
+    def name(self) -> str: ...
+    async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]: ...
+
+
+def entries(names: str, base: Settings) -> list[Entry]:
+    """From `single,uniform:8,uniform:32`. Raises BenchError."""
+    found = []
+    for name in filter(None, names.split(",")):
+        workload, _, users = name.partition(":")
+        if workload not in get_args(Workload):
+            raise BenchError(f"no workload is called {workload}: there are {', '.join(get_args(Workload))}")
+        if users and not users.isdigit():
+            raise BenchError(f"{name}: the users are not a number")
+        asked = replace(base, workload=workload, users=int(users or 0))  # type: ignore[arg-type]
+        found.append(Entry(name, resolve(asked)))
+    if not found or len({entry.name for entry in found}) < len(found):
+        raise BenchError("--workloads names none, or one twice")
+    return found
+
+
+def contestants(names: Sequence[str], others: Mapping[str, str]) -> tuple[str, ...]:
+    """Checks the names. Raises BenchError."""
+    for name in names:
+        if name not in (*NAMES, *others):
+            raise BenchError(f"no server is called {name}: there are {', '.join((*NAMES, *others))}")
+    if not names or len(set(names)) < len(names):
+        raise BenchError("--servers names none, or one twice")
+    return tuple(names)
+
+
+def cores() -> int:
+    """Physical cores that this process may use, which is Cortex's own default."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
+    return min(usable, psutil.cpu_count(logical=False) or usable)
+
+
+def context_needed(found: Sequence[Entry]) -> int:
+    need = max(longest(entry.settings) for entry in found)
+    return (need // CONTEXT_STEP + 2) * CONTEXT_STEP
+
+
+class Asked:
+    """A server as a contestant; it is started again when it has died or does not come to rest."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    @property
+    def name(self) -> str:
+        return self._server.spec.name
+
+    async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]:
+        server = self._server
+        if not (server.alive and server.model):
+            await server.start()
+        if not await server.quiet(QUIET_SECONDS):
+            await server.start()
+        before = server.usage()
+        async with open_http(None, time_limit) as http:
+            repetition = await once(entry.settings, rng, Client(http, server.target(time_limit)).chat)
+        after = server.usage()
+        if not server.alive:
+            raise BenchError(server.epitaph())
+        return repetition, Usage(after.cpu_s - before.cpu_s, after.memory_bytes)
+
+
+class Bare:
+    """The bare loop as a contestant. Its pool is empty whenever a workload begins."""
+
+    name = BARE
+
+    def __init__(self, model_path: Path, threads: int) -> None:
+        # Only now: they load llama.cpp.
+        from api.template import ChatTemplate
+        from api.tokenizer import Tokenizer
+        from bench.bare import BareLoop, Schedule, conversations
+
+        tokenizer = Tokenizer(model_path)
+        template = ChatTemplate(tokenizer.chat_template, tokenizer)
+        self._conversations = partial(conversations, template=template)
+        # Best in `bench ceiling` where all begin together, and where prompts keep coming.
+        self._schedules = {"single": Schedule(prompts_first=True), "uniform": Schedule(prompts_first=True)}
+        self._schedule = Schedule()
+        self._loop = BareLoop(model_path, threads=threads)
+
+    async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]:
+        said, users = sessions(entry.settings, rng)
+        talks = self._conversations(said, rng=rng)
+        schedule = self._schedules.get(entry.settings.workload, self._schedule)
+        self._loop.empty()
+        cpu = time.process_time()
+        with trio.move_on_after(time_limit) as scope:
+            records = await trio.to_thread.run_sync(
+                lambda: self._loop.play(talks, users, schedule, trio.from_thread.check_cancelled)
+            )
+        if scope.cancelled_caught:
+            raise BenchError(f"timeout after {time_limit:.0f} s")
+        return Repetition(records), Usage(time.process_time() - cpu, 0)
+
+
+def block_of(repetition: Repetition, usage: Usage) -> tuple[Measures, str]:
+    """The figures of a block, and why they do not count."""
+    figures = report.figures(repetition)
+    records = report.all_records([repetition])
+    tokens = sum(record.completion_tokens for record in records)
+    figures |= {
+        "cpu_s": usage.cpu_s or None,
+        "cpu_s_per_token": ratio(usage.cpu_s or None, tokens),
+        "memory_bytes": usage.memory_bytes or None,
+    }
+    errors = Counter(record.error for record in records if record.error is not None)
+    if not errors:
+        return figures, ""
+    ((error, _),) = errors.most_common(1)
+    return figures, f"{errors.total()} of {len(records)} requests failed: {error}"
+
+
+async def measure(
+    contestants: Sequence[Contestant],
+    found: Sequence[Entry],
+    *,
+    repeat: int,
+    seed: int,
+    salt: int,
+    limits: Limits,
+    on_block: Callable[[Block], object],
+) -> None:
+    """Hands on each block as it ends. Who fails at a workload, or takes too long, is not asked for it again."""
+    deadline = trio.current_time() + limits.total
+    given_up: set[tuple[str, str]] = set()
+    for repetition, entry in product(range(repeat), found):
+        first = repetition % len(contestants)
+        for contestant in (*contestants[first:], *contestants[:first]):
+            if (contestant.name, entry.name) in given_up:
+                continue
+            if trio.current_time() > deadline:
+                raise OutOfTimeError(f"stopped after {limits.total:.0f} s, in repetition {repetition + 1} of {repeat}")
+            # The workload's name keeps `uniform:8` from saying what `uniform:32` has said already.
+            rng = Random(f"{seed}/{salt}/{entry.name}/{repetition}")
+            figures: Measures = {}
+            began = trio.current_time()
+            try:
+                played, usage = await contestant.play(entry, rng, limits.block)
+                figures, trouble = block_of(played, usage)
+            except BenchError as error:
+                trouble = str(error)
+            if trouble and trio.current_time() - began >= limits.block:
+                trouble = f"not done in {limits.block:.0f} s: {trouble}"
+                given_up.add((contestant.name, entry.name))
+            elif trouble and not figures.get("completion_tokens"):
+                given_up.add((contestant.name, entry.name))
+            on_block(Block(contestant.name, entry.name, repetition, figures, trouble))
+
+
+@asynccontextmanager
+async def running(specs: Sequence[Spec], logs: Path, say: Callable[[str], object]) -> AsyncIterator[list[Server]]:
+    """Starts the servers; whatever happens, they are stopped. One that cannot start is left to its first block."""
+    servers = [Server(spec, logs / f"{spec.name}.log") for spec in specs]
+    try:
+        for server in servers:
+            say(f"starting {server.spec.name}")
+            try:
+                await server.start()
+            except BenchError as error:
+                say(str(error))
+        yield servers
+    finally:
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.shield = True
+            for server in servers:
+                nursery.start_soon(server.stop)
+
+
+async def tune(common: Common, logs: Path, seed: int, salt: int, say: Callable[[str], object]) -> dict[str, float]:
+    """Tokens per second of llama-server by flags, eight users with prompts of their own. The best comes first."""
+    entry = Entry("uniform:8", resolve(Settings(workload="uniform", users=8)))
+    rates: dict[str, float] = {}
+    (port,) = free_ports(1)
+    for flags in TUNING:
+        spec = llama_server(common, port, TUNED, flags)
+        async with running([spec], logs, say) as (server,):
+            measured = []
+            for repetition in range(TUNING_REPEAT):
+                rng = Random(f"{seed}/{salt}/tuning/{repetition}")
+                try:
+                    played, _ = await Asked(server).play(entry, rng, 120.0)
+                except BenchError:
+                    break
+                summary = summarize(played.records)
+                measured.append(0.0 if summary.errors else summary.tokens_per_s or 0.0)
+            rates[" ".join(flags)] = sum(measured) / TUNING_REPEAT
+            say(f"{spec.name} {' '.join(flags)}: {rates[' '.join(flags)]:.1f} tokens/s")
+    return dict(sorted(rates.items(), key=lambda item: -item[1]))
+
+
+def machine() -> dict[str, object]:
+    model = ""
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "system": platform.platform(),
+        "processor": model or platform.processor(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to compare. `servers` are names of `bench.peers.NAMES`, the first of which the others are held against."""
+
+    model_path: Path
+    servers: tuple[str, ...]
+    others: Mapping[str, str]  # servers that run already: their addresses by name
+    entries: tuple[Entry, ...]
+    extra: Mapping[str, tuple[str, ...]]  # the user's flags by server
+    threads: int
+    repeat: int
+    seed: int
+    salt: int
+    limits: Limits
+    out: Path
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What was measured so far."""
+
+    specs: list[Spec] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+    tuning: dict[str, float] = field(default_factory=dict)
+    """Tokens per second by llama-server's flags, the best first."""
+    cut_short: str = ""
+    interrupted: bool = False
+
+
+async def compare(plan: Plan, say: Callable[[str], object]) -> Comparison:
+    """Returns also what was measured before a signal or the time limit ended it. Raises BenchError before it begins."""
+    done = Comparison()
+    for entry in plan.entries:
+        require_time(entry.settings, plan.limits.block)
+    logs = plan.out / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="cortex-bench-") as scratch:
+        common = Common(
+            model_path=plan.model_path,
+            threads=plan.threads,
+            context=context_needed(plan.entries),
+            scratch=Path(scratch),
+            extra=plan.extra,
+            end_tokens=lambda: end_tokens(plan.model_path),
+        )
+        async with until_signal(say) as scope:
+            done.specs = specs_of(plan, common)
+            if TUNED in plan.servers and TUNED not in plan.extra:
+                done.tuning = await tune(common, logs, plan.seed, plan.salt, say)
+                done.specs = specs_of(plan, common, shlex.split(next(iter(done.tuning))))
+            await _measured(plan, done, logs, say)
+        if scope.cancelled_caught:
+            done.cut_short, done.interrupted = "stopped by a signal", True
+    return done
+
+
+async def _measured(plan: Plan, done: Comparison, logs: Path, say: Callable[[str], object]) -> None:
+    total = plan.repeat * len(plan.entries) * len(plan.servers)
+
+    def on_block(block: Block) -> None:
+        done.blocks.append(block)
+        rate, ttft = block.figures.get("tokens_per_s"), block.figures.get("ttft_p99_s")
+        figures = "" if rate is None or ttft is None else f"{rate:.1f} tokens/s, TTFT p99 {ttft:.2f} s"
+        name = f"{block.workload} {block.repetition + 1}, {block.server}"
+        say(f"{len(done.blocks)} of {total}: {name}: {block.trouble or figures}")
+
+    async with running(done.specs, logs, say) as servers:
+        asked = {server.spec.name: Asked(server) for server in servers}
+        try:
+            await measure(
+                [asked[name] if name in asked else Bare(plan.model_path, plan.threads) for name in plan.servers],
+                plan.entries,
+                repeat=plan.repeat,
+                seed=plan.seed,
+                salt=plan.salt,
+                limits=plan.limits,
+                on_block=on_block,
+            )
+        except OutOfTimeError as error:
+            done.cut_short = str(error)
+            say(done.cut_short)
+
+
+def specs_of(plan: Plan, common: Common, tuned: Sequence[str] = ()) -> list[Spec]:
+    """Raises BenchError for a server that is not built."""
+    specs = []
+    ports = iter(free_ports(len(plan.servers)))
+    for name in plan.servers:
+        if name in plan.others:
+            specs.append(Spec(name=name, url=plan.others[name], note="ran already"))
+        elif name == BARE:
+            continue  # is no server
+        elif name == TUNED:
+            specs.append(llama_server(common, next(ports), TUNED, tuned))
+        else:
+            specs.append(MAKERS[name](common, next(ports)))
+    return specs
+
+
+def end_tokens(model_path: Path) -> list[int]:
+    # Only now: it loads llama.cpp.
+    from scheduler.llama import Model
+
+    model = Model(str(model_path), 0)
+    try:
+        return sorted(model.eog_tokens)
+    finally:
+        model.close()
+
+
+def document(plan: Plan, done: Comparison, command: str, started: str) -> dict[str, Any]:
+    """Everything, as the file keeps it. The report is made from this alone."""
+    return {
+        "command": command,
+        "started": started,
+        "cut_short": done.cut_short,
+        "machine": machine(),
+        "versions": {name: version(name) for name in ("cortex-server", "llama-cpp-python")},
+        "model": plan.model_path.name,
+        "threads": plan.threads,
+        "repeat": plan.repeat,
+        "seed": plan.seed,
+        "salt": plan.salt,
+        "limits": asdict(plan.limits),
+        "servers": [
+            {"name": spec.name, "note": spec.note, "command": shlex.join(spec.command), "fields": dict(spec.fields)}
+            for spec in done.specs
+        ],
+        "tuning_tokens_per_s": done.tuning,
+        "workloads": [{"name": entry.name, "settings": asdict(entry.settings)} for entry in plan.entries],
+        "blocks": [asdict(block) for block in done.blocks],
+    }
+
+
+@asynccontextmanager
+async def until_signal(say: Callable[[str], object]) -> AsyncIterator[trio.CancelScope]:
+    """Ctrl-C and the like cancel what is inside instead of ending the program, so that servers are stopped."""
+    error: Exception | None = None
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+            inside = trio.CancelScope()
+
+            async def listen() -> None:
+                async for number in signals:
+                    say(f"{signal.Signals(number).name}: stopping the servers")
+                    inside.cancel()
+
+            nursery.start_soon(listen)
+            with inside:
+                try:
+                    yield inside
+                except (BenchError, OSError) as raised:
+                    error = raised  # not in a group, which is what a nursery would make of it
+            nursery.cancel_scope.cancel()
+    if error is not None:
+        raise error

@@ -1,0 +1,112 @@
+"""Servers as processes: a small command that answers, dies, or will not go."""
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import trio
+
+from bench import servers
+from bench.compare import running, until_signal
+from bench.records import BenchError
+from bench.servers import Server, Spec, free_ports
+
+FAKE = Path(__file__).with_name("fake_server.py")
+
+
+def spec(*how: str, name: str = "fake") -> Spec:
+    (port,) = free_ports(1)
+    return Spec(name=name, url=f"http://127.0.0.1:{port}/v1", command=(sys.executable, str(FAKE), str(port), *how))
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_a_server_is_started_watched_and_stopped_with_its_children(tmp_path: Path) -> None:
+    server = Server(spec("parent", str(tmp_path / "pid")), tmp_path / "log")
+    await server.start()
+    child = int((tmp_path / "pid").read_text())
+    assert (server.alive, server.model) == (True, "fake")
+    usage = server.usage()
+    assert usage.cpu_s > 0
+    assert usage.memory_bytes > 1 << 20
+    assert await server.quiet(30.0)
+    await server.stop()
+    assert not server.alive
+    assert gone(child)
+    await server.stop()
+
+
+async def test_a_server_can_be_started_again(tmp_path: Path) -> None:
+    server = Server(spec(), tmp_path / "log")
+    for _ in range(2):
+        await server.start()
+        assert server.alive
+    await server.stop()
+
+
+async def test_a_server_that_ends_says_what_it_logged_last(tmp_path: Path) -> None:
+    server = Server(spec("dies", name="poor"), tmp_path / "log")
+    with pytest.raises(BenchError, match="poor ended with exit code 3; it logged last: no memory left"):
+        await server.start()
+    assert not server.alive
+
+
+async def test_a_command_that_is_not_there(tmp_path: Path) -> None:
+    server = Server(Spec(name="none", url="http://127.0.0.1:9/v1", command=("/nowhere/server",)), tmp_path / "log")
+    with pytest.raises(BenchError, match="cannot start none"):
+        await server.start()
+
+
+async def test_who_does_not_answer_in_time(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    server = Server(Spec(name="silent", url=f"http://127.0.0.1:{port}/v1"), tmp_path / "log")
+    with pytest.raises(BenchError, match="silent does not answer: cannot ask"):
+        await server.start(0.3)
+
+
+async def test_a_server_that_will_not_go_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "STOP_SECONDS", 0.1)
+    server = Server(spec("stays"), tmp_path / "log")
+    await server.start()
+    await server.stop()
+    assert not server.alive
+
+
+async def test_the_users_own_settings_do_not_reach_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_ARG_BATCH", "1")
+    monkeypatch.setenv("CORTEX_PORT", "1")
+    server = Server(spec(), tmp_path / "log")
+    await server.start()
+    await server.stop()
+    assert (tmp_path / "log").read_text().startswith("[]\n")
+
+
+async def test_a_signal_stops_the_servers_and_not_the_program(tmp_path: Path) -> None:
+    said: list[str] = []
+    async with until_signal(said.append) as scope, running([spec(), spec("dies")], tmp_path, said.append) as started:
+        assert [server.alive for server in started] == [True, False]
+        os.kill(os.getpid(), 15)
+        await trio.sleep(60.0)
+    assert scope.cancelled_caught
+    assert not started[0].alive
+    assert said[-1] == "SIGTERM: stopping the servers"
+
+
+async def test_an_error_is_handed_on_as_it_is(tmp_path: Path) -> None:
+    async def fail() -> None:
+        async with until_signal(print), running([spec()], tmp_path, lambda _: None) as started:
+            servers_started.extend(started)
+            raise BenchError("no more")
+
+    servers_started: list[Server] = []
+    with pytest.raises(BenchError, match="no more"):
+        await fail()
+    assert [server.alive for server in servers_started] == [False]
+
+
+def test_free_ports_are_different() -> None:
+    assert len(set(free_ports(8))) == 8
