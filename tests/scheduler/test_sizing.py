@@ -1,6 +1,8 @@
 """Sizes that nobody gave are chosen from the model and the machine; sizes that somebody gave are kept."""
 
 import os
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -121,3 +123,20 @@ def test_whatever_is_asked_a_request_fits_the_pool(
     assert sizes.kv_tokens >= (kv_tokens or 0)
     assert sizes.ctx_len <= (ctx_len or DEFAULT_CTX_LEN)
     assert sizes.batch_tokens > sizes.max_seqs
+
+
+def test_idle_pages_leave_a_cpu_soon_and_a_gpu_only_when_they_must() -> None:
+    sizes = choose(SMALL)
+    assert 0 < sizes.idle_tokens * 23_040 <= 0.1 * (92 << 20)
+    on_gpu = choose(SMALL | {"on_gpu": True})
+    assert on_gpu.idle_tokens == on_gpu.kv_tokens
+
+
+def test_tiers_take_what_is_given_or_a_part_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=GIB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB))
+    open_config = EngineConfig("model.gguf")
+    assert sizing.host_bytes(open_config) == GIB // 4
+    assert sizing.disk_bytes(open_config, tmp_path / "not" / "yet") == GIB // 10
+    given = EngineConfig("model.gguf", host_cache=7, disk_cache=0)
+    assert (sizing.host_bytes(given), sizing.disk_bytes(given, tmp_path)) == (7, 0)
