@@ -14,9 +14,10 @@ from typing import Any
 import psutil
 import typer
 
+from api.home import home
 from api.model_files import ModelFilesError, resolve
 from api.options import ServerFlags
-from api.record import AlreadyRunningError, ServerRecord, ask_health, home, only_starter, read_record
+from api.record import AlreadyRunningError, ServerRecord, ask_health, only_starter, read_record
 from api.terminal import spinner
 
 POLL_SECONDS = 0.1

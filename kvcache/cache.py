@@ -1,4 +1,4 @@
-"""KV memory in pages: who holds them, what is still cached of earlier sequences, and what goes first.
+"""KV memory in pages: who holds them, what is still cached of earlier sequences, what goes first, and where to.
 
 Layout *pool*: all sequences share one set of cells, and sharing a prefix means putting one more sequence id on its
 cells. Pages are accounting, not addresses: llama.cpp may put a token into any free cell. Every cell belongs to a page
@@ -6,11 +6,22 @@ of each branch that uses it, and a page covers at most PAGE_TOKENS cells; so whi
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from kvcache.memory import Memory
-from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, TOKEN_BYTES, Branch, Hit, Page, longest_prefix, num_pages_for
+from kvcache.tiers import HostTier, TierStatistics
+from kvcache.tree import (
+    PAGE_BYTES,
+    PAGE_TOKENS,
+    TOKEN_BYTES,
+    Branch,
+    Hit,
+    Page,
+    Stored,
+    longest_prefix,
+    num_pages_for,
+)
 
 EVICTION_SHARE: Final = 8
 """Of the pool, one part of so many is evicted at a time.
@@ -36,10 +47,16 @@ class CacheStatistics:
     cached_ids: int
     running_ids: int
     hit_tokens: int
-    """Prompt tokens that were found in memory instead of computed."""
+    """Tokens that were found instead of computed."""
+    loaded_tokens: int
+    """Those of them that came back from host memory or the disk."""
     evicted_pages: int
     merged_pages: int
     """Pages that two sequences had computed alike, kept once."""
+    host_bytes: int
+    host_pages: int
+    disk_bytes: int
+    disk_pages: int
 
 
 class KVCache:
@@ -49,9 +66,23 @@ class KVCache:
     branch keeps its sequence id only while it alone holds some page.
     """
 
-    def __init__(self, memory: Memory, num_pages: int, num_ids: int, *, sharing: bool = True) -> None:
-        """Without `sharing` (recurrent and hybrid models) nothing is found again and nothing stays cached."""
+    def __init__(
+        self,
+        memory: Memory,
+        num_pages: int,
+        num_ids: int,
+        *,
+        sharing: bool = True,
+        tier: HostTier | None = None,
+        max_cached: int | None = None,
+    ) -> None:
+        """Without `sharing` (recurrent and hybrid models) nothing is found again and nothing stays cached.
+
+        With a `tier`, pages go there when they are evicted; then at most `max_cached` need stay, if given.
+        """
         self._memory = memory
+        self._tier = tier
+        self._max_cached = num_pages if max_cached is None else max_cached
         self.sharing = sharing
         self.num_pages = num_pages
         self.num_free = num_pages
@@ -64,6 +95,7 @@ class KVCache:
         self._root = Page(b"", None)
         self._clock = 0
         self._hit_tokens = 0
+        self._loaded_tokens = 0
         self._evicted_pages = 0
         self._merged_pages = 0
 
@@ -74,22 +106,37 @@ class KVCache:
     # -- a running branch: acquire, reserve, commit, release ---------------------------------------------------------
 
     def lookup(self, tokens: bytes, max_tokens: int | None = None) -> Hit:
-        """The longest resident prefix of the tokens but the last, which is left to compute so that it gives logits.
+        """The longest known prefix of the tokens but the last, which is left to compute so that it gives logits.
 
-        At most `max_tokens` long. Changes nothing. The hit is valid until the cache changes.
+        At most `max_tokens` long. Changes nothing here, but has a tier begin to read what it must. The hit is valid
+        until the cache changes.
         """
         if not self.sharing:
             return Hit()
         limit = len(tokens) // TOKEN_BYTES - 1
-        return longest_prefix(self._root, tokens, limit if max_tokens is None else min(limit, max_tokens))
+        if max_tokens is not None:
+            limit = min(limit, max_tokens)
+        hit = longest_prefix(self._root, tokens, limit)
+        if self._tier is None:
+            return hit
+        num_shared = len(hit.pages) * PAGE_TOKENS
+        last_page = hit.pages[-1] if hit.pages else self._root
+        stored = self._tier.find(last_page.digest, tokens[num_shared * TOKEN_BYTES : limit * TOKEN_BYTES])
+        if num_shared + stored.num_tokens <= hit.num_tokens:
+            return replace(hit, stored=Stored(arriving=stored.arriving))
+        return replace(longest_prefix(self._root, tokens, num_shared), stored=stored)
 
-    def acquire(self, tokens: bytes, spare_pages: int = 0, max_hit: int | None = None) -> Branch | None:
-        """A running branch with pages for all `tokens`, the longest resident prefix of them already computed.
+    def wait(self) -> None:
+        """Until more of what a lookup found arriving is there."""
+        if self._tier is not None:
+            self._tier.wait()
 
-        The prefix has at most `max_hit` tokens. None unless `spare_pages` more could be had besides, or if every
-        sequence id runs. Evicts what is needed.
+    def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> Branch | None:
+        """A running branch with pages for all `tokens`, those of the hit (the longest) already in memory.
+
+        None unless `spare_pages` more could be had besides, or if every sequence id runs. Evicts what is needed.
         """
-        hit = self.lookup(tokens, max_hit)
+        hit = self.lookup(tokens) if hit is None else hit
         new_pages = num_pages_for(len(tokens) // TOKEN_BYTES) - hit.num_pages
         revived = sum(page.num_running == 0 for page in hit.pages) + hit.num_pages - len(hit.pages)
         if new_pages + spare_pages > self.num_free + self.num_cached - revived:
@@ -98,13 +145,16 @@ class KVCache:
             if not self._idle:
                 return None
             oldest = min(self._idle, key=_leaf_last_used)
+            self._save(oldest, 0)
             self._drop(oldest)
             if oldest is hit.source:  # the very prefix went, what others hold of it may remain
-                return self.acquire(tokens, spare_pages, max_hit)
+                return self.acquire(tokens, self.lookup(tokens, hit.num_known), spare_pages)
         branch = self._adopt(hit) if hit.adoptable else self._fork(hit)
         self._hit_tokens += hit.num_tokens
         reserved = self.reserve(branch, len(tokens) // TOKEN_BYTES)
         assert reserved, "the pages were counted before"
+        if hit.stored.num_tokens:
+            self._load(branch, tokens, hit.stored)
         return branch
 
     def reserve(self, branch: Branch, num_tokens: int) -> bool:
@@ -153,6 +203,10 @@ class KVCache:
         if branch.tail and self._is_known_elsewhere(branch):
             self._pop_tail(branch)
         self._drop_if_superfluous(branch)
+        if self._tier is not None and self.num_cached > self._max_cached:
+            goal = self._max_cached - self._max_cached // EVICTION_SHARE
+            while self.num_cached > goal and self._idle:
+                self._evict(self.num_cached - goal)
 
     def _adopt(self, hit: Hit) -> Branch:
         branch = hit.source
@@ -223,17 +277,47 @@ class KVCache:
         """Free pages from the least recently used leaf up, at most `num_pages` and those last used together."""
         branch = min(self._idle, key=_leaf_last_used)
         last_used = _leaf_last_used(branch)
-        if branch.tail:
-            self._pop_tail(branch)
-            num_pages -= 1
-            self._evicted_pages += 1
         num_kept = len(branch.pages)
+        num_pages -= bool(branch.tail)
         while num_pages > 0 and num_kept and self._is_last_alone(branch, num_kept, last_used):
             num_kept -= 1
             num_pages -= 1
-        self._evicted_pages += len(branch.pages) - num_kept
+        self._save(branch, num_kept)
+        self._evicted_pages += len(branch.pages) - num_kept + bool(branch.tail)
+        if branch.tail:
+            self._pop_tail(branch)
         self._truncate(branch, num_kept)
         self._drop_if_superfluous(branch)
+
+    def _save(self, branch: Branch, num_kept: int) -> None:
+        """Give the tier what nobody else holds of the idle branch behind its first pages, unless it has that."""
+        if self._tier is None:
+            return
+        pages = branch.pages
+        while num_kept < len(pages) and (len(pages[num_kept].holders) > 1 or pages[num_kept].digest in self._tier):
+            num_kept += 1
+        start = num_kept * PAGE_TOKENS
+        if start == branch.num_tokens:
+            return
+        blobs = self._memory.save(branch.id, start, branch.num_tokens)
+        keys = [page.key for page in pages[num_kept:]] + [branch.tail] * bool(branch.tail)
+        parent = pages[num_kept - 1] if num_kept else self._root
+        self._tier.add(parent.digest, zip(keys, blobs, strict=True))
+
+    def _load(self, branch: Branch, tokens: bytes, stored: Stored) -> None:
+        """Put what a tier has behind what the branch holds. What cannot be taken is computed."""
+        start, stop = branch.num_tokens, branch.num_tokens + stored.num_tokens
+        if self._memory.load(branch.id, start, stop, stored.blobs):
+            self._hit_tokens += stored.num_tokens
+            self._loaded_tokens += stored.num_tokens
+            self.commit(branch, tokens[start * TOKEN_BYTES : stop * TOKEN_BYTES])
+
+    def close(self, seconds: float) -> None:
+        """Bring what is cached to where it outlives this process, as far as the time allows."""
+        if self._tier is not None:
+            for branch in sorted(self._idle, key=_leaf_last_used):
+                self._save(branch, 0)
+            self._tier.close(seconds)
 
     @staticmethod
     def _is_last_alone(branch: Branch, num_kept: int, last_used: int) -> bool:
@@ -295,6 +379,7 @@ class KVCache:
     # -- what it looks like ------------------------------------------------------------------------------------------
 
     def statistics(self) -> CacheStatistics:
+        tier = self._tier.statistics() if self._tier is not None else TierStatistics(0, 0, 0, 0)
         return CacheStatistics(
             page_tokens=PAGE_TOKENS,
             pages=self.num_pages,
@@ -306,8 +391,13 @@ class KVCache:
             cached_ids=len(self._idle),
             running_ids=len(self._running),
             hit_tokens=self._hit_tokens,
+            loaded_tokens=self._loaded_tokens,
             evicted_pages=self._evicted_pages,
             merged_pages=self._merged_pages,
+            host_bytes=tier.host_bytes,
+            host_pages=tier.host_pages,
+            disk_bytes=tier.disk_bytes,
+            disk_pages=tier.disk_pages,
         )
 
     def check_integrity(self) -> None:
@@ -335,6 +425,8 @@ class KVCache:
         assert held == self.num_held, "held pages"
         assert cached == self.num_cached, "cached pages"
         assert self.num_free >= 0, "free pages"
+        if self._tier is not None:
+            self._tier.check_integrity()
 
 
 def _leaf_last_used(branch: Branch) -> int:

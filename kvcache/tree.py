@@ -4,7 +4,10 @@ The idea is RadixAttention's (Zheng et al., SGLang, 2023), with vLLM's fixed pag
 """
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Final
+
+from kvcache.memory import Blob
 
 PAGE_TOKENS: Final = 32
 TOKEN_BYTES: Final = 4
@@ -15,11 +18,13 @@ PAGE_BYTES: Final = PAGE_TOKENS * TOKEN_BYTES
 class Page:
     """A full page: the KV of PAGE_TOKENS tokens behind those of its parent. The root is a page of none."""
 
-    __slots__ = ("children", "ends", "holders", "key", "last_used", "num_running", "parent")
+    __slots__ = ("children", "digest", "ends", "holders", "key", "last_used", "num_running", "parent")
 
     def __init__(self, key: bytes, parent: "Page | None") -> None:
         self.key = key
         self.parent = parent
+        self.digest: bytes = digest_of(parent.digest, key) if parent is not None else b""
+        """Names the page and all before it, also where this tree is not known: in other tiers, after a restart."""
         self.children: dict[bytes, Page] = {}
         self.holders: set[Branch] = set()
         """Branches whose path goes through this page, all of them on the same cells."""
@@ -55,14 +60,32 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
-    """The longest resident prefix of some tokens."""
+class Stored:
+    """What a tier has of the tokens behind a resident prefix."""
 
     num_tokens: int = 0
+    blobs: list[Blob] = field(default_factory=list)
+    """A page each; of the last one perhaps only the first tokens are meant."""
+    arriving: bool = False
+    """Whether what comes next is being read from the disk: worth waiting for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """The longest known prefix of some tokens: resident, and behind that stored."""
+
+    num_tokens: int = 0
+    """Resident ones."""
     pages: list[Page] = field(default_factory=list)
     """The full pages of it, first to last; the rest of the hit lies inside one more page of `source`."""
     source: Branch | None = None
-    """A branch that holds all of it; None for no hit."""
+    """A branch that holds all that is resident; None for no hit."""
+    stored: Stored = field(default_factory=Stored)
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that need not be computed."""
+        return self.num_tokens + self.stored.num_tokens
 
     @property
     def adoptable(self) -> bool:
@@ -77,6 +100,19 @@ class Hit:
 
 def num_pages_for(num_tokens: int) -> int:
     return -(-num_tokens // PAGE_TOKENS)
+
+
+def digest_of(parent: bytes, key: bytes) -> bytes:
+    """Of a page, from its parent's: equal chains of tokens have equal names, whoever computed them."""
+    return blake2b(parent + key, digest_size=16).digest()
+
+
+def common_bytes(one: bytes, other: bytes, known: int = 0) -> int:
+    """Bytes of the common prefix in whole tokens, of which `known` are known to agree."""
+    limit = min(len(one), len(other))
+    while known < limit and one[known : known + TOKEN_BYTES] == other[known : known + TOKEN_BYTES]:
+        known += TOKEN_BYTES
+    return known
 
 
 def longest_prefix(root: Page, tokens: bytes, max_tokens: int) -> Hit:
@@ -104,21 +140,13 @@ def _continuation(page: Page, rest: bytes) -> tuple[Branch | None, int]:
         if best is None and not end.running and not end.tail and page.parent is not None:
             best = end
         if rest and end.tail.startswith(rest[: length + TOKEN_BYTES]):
-            best, length = end, _common(end.tail, rest, length + TOKEN_BYTES)
+            best, length = end, common_bytes(end.tail, rest, length + TOKEN_BYTES)
         if length == len(rest) > 0:
             return best, length
     if rest:
         for key, child in page.children.items():
             if key.startswith(rest[: length + TOKEN_BYTES]):
-                best, length = next(iter(child.holders)), _common(key, rest, length + TOKEN_BYTES)
+                best, length = next(iter(child.holders)), common_bytes(key, rest, length + TOKEN_BYTES)
                 if length == len(rest):
                     break
     return best, length
-
-
-def _common(one: bytes, other: bytes, known: int) -> int:
-    """Bytes of the common prefix in whole tokens, of which `known` are known to agree."""
-    limit = min(len(one), len(other))
-    while known < limit and one[known : known + TOKEN_BYTES] == other[known : known + TOKEN_BYTES]:
-        known += TOKEN_BYTES
-    return known

@@ -24,6 +24,12 @@ class EngineConfig:
     """Layers on the GPU where llama.cpp has one; -1 is all."""
     kv_type: str = "f16"
     flash_attn: str = "auto"
+    host_cache: int | None = None
+    """Bytes of host memory for pages that were evicted from the KV memory."""
+    disk_cache: int | None = None
+    """Bytes on the disk for pages that were evicted from host memory; kept for the next engine."""
+    disk_folder: str = ""
+    """Where; nothing is kept on the disk without it."""
     backend_top_k: int = 0
     """How many of the best tokens the backend itself finds in each step, so that no logits leave the GPU; 0 is off."""
 
@@ -41,6 +47,9 @@ class EngineInfo:
     kv_bytes: int
     batch_tokens: int
     threads: int
+    host_cache: int
+    """Bytes that evicted pages may take; 0 if they cannot be kept."""
+    disk_cache: int
     gpu_layers: int
     """Layers that really lie on a GPU; 0 without one."""
     load_seconds: float

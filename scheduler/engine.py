@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from kvcache.cache import KVCache
 from kvcache.tree import PAGE_TOKENS
@@ -18,8 +18,12 @@ from scheduler.plan import Runner, StepError
 from scheduler.runner import LlamaRunner
 from scheduler.scheduler import MAX_SCORED_TOKENS, Scheduler
 from scheduler.sizing import choose
+from scheduler.tiers import open_tiers
 
 _log = logging.getLogger("cortex.engine")
+
+CLOSE_SECONDS: Final = 3.0
+"""What an engine that was told to stop may take to bring its pages to the disk."""
 
 
 class Wire(Protocol):
@@ -52,6 +56,7 @@ class Engine:
                 self._handle(message)
             if self._scheduler.has_work and not self._stopping:
                 self._wire.send_outputs(self._step())
+        self._scheduler.cache.close(CLOSE_SECONDS)
 
     def _step(self) -> list[Output]:
         plan = self._scheduler.plan()
@@ -140,11 +145,14 @@ def load(config: EngineConfig) -> Parts:
         backend_top_k=config.backend_top_k,
     )
     pacer = Pacer(runner.warm_up())
+    tiers = open_tiers(config, model, context) if model.shares_prefixes else None
     cache = KVCache(
         context,
         sizes.kv_tokens // PAGE_TOKENS,
-        MAX_SEQUENCE_IDS if model.shares_prefixes else sizes.max_seqs,
+        context.num_ids,
         sharing=model.shares_prefixes,
+        tier=tiers.host if tiers else None,
+        max_cached=sizes.idle_tokens // PAGE_TOKENS,
     )
     scheduler = Scheduler(
         cache,
@@ -164,6 +172,8 @@ def load(config: EngineConfig) -> Parts:
         kv_bytes=sizes.kv_tokens * model.kv_bytes_per_token(config.kv_type),
         batch_tokens=sizes.batch_tokens,
         threads=sizes.threads,
+        host_cache=tiers.host_bytes if tiers else 0,
+        disk_cache=tiers.disk_bytes if tiers else 0,
         gpu_layers=num_gpu_layers(config.gpu_layers, model.num_layers),
         load_seconds=round(time.monotonic() - started, 3),
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from kvcache.cache import KVCache
-from kvcache.tree import TOKEN_BYTES
+from kvcache.tree import TOKEN_BYTES, Hit
 from scheduler.grammar import Grammar, GrammarError
 from scheduler.messages import Output, Submit, TokenLogprob
 from scheduler.pacing import Pacer
@@ -118,15 +118,24 @@ class Scheduler:
         return plan
 
     def _admit(self) -> None:
-        """Let waiting sequences run in order of arrival while there are pages and sequence ids."""
-        admitted = []
+        """Let waiting sequences run. The disk is waited for only while there is nothing else to do."""
+        while self._admit_ready() and not self._running:
+            self.cache.wait()
+
+    def _admit_ready(self) -> bool:
+        """In order of arrival, while there are pages and sequence ids. True if some wait for the disk."""
+        admitted, is_arriving = [], False
         for sequence in self._waiting:
             if len(self._running) >= self._max_seqs:
                 break
             known = bytes(sequence.known)
-            if sequence.max_hit is None and self._is_being_computed(known):
+            hit = self.cache.lookup(known, sequence.max_hit)
+            if hit.stored.arriving:
+                is_arriving = True
                 continue
-            sequence.branch = self.cache.acquire(known, len(self._running), sequence.max_hit)
+            if sequence.max_hit is None and self._is_being_computed(known, hit):
+                continue
+            sequence.branch = self.cache.acquire(known, hit, len(self._running))
             if sequence.branch is None:
                 break
             sequence.status = Status.RUNNING
@@ -136,19 +145,19 @@ class Scheduler:
             admitted.append(sequence)
         for sequence in admitted:
             self._waiting.remove(sequence)
+        return is_arriving
 
-    def _is_being_computed(self, known: bytes) -> bool:
+    def _is_being_computed(self, known: bytes, hit: Hit) -> bool:
         """Whether a running sequence has still to compute the very next token that these need: then wait and share it.
 
         Asked afresh in every plan, so a leader that is cancelled or preempted frees its followers at once.
         """
         if not self.cache.sharing:
             return False
-        needed = self.cache.lookup(known).num_tokens
-        prefix = known[: (needed + 1) * TOKEN_BYTES]
+        prefix = known[: (hit.num_known + 1) * TOKEN_BYTES]
         if len(prefix) == len(known):  # the last token is everybody's own
             return False
-        return any(leader.num_computed <= needed and leader.known.startswith(prefix) for leader in self._running)
+        return any(leader.num_computed <= hit.num_known and leader.known.startswith(prefix) for leader in self._running)
 
     def _plan_decodes(self, plan: Plan) -> None:
         for sequence in tuple(self._running):

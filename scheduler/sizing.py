@@ -1,7 +1,9 @@
 """The sizes that a user left open, chosen from the model and the machine."""
 
 import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import psutil
@@ -16,6 +18,10 @@ passes over the weights and over the mask of every used cell. With 77 MiB of KV 
 runs measured 10% to 27%, in the median 16%."""
 MEMORY_SHARE: Final = 0.5
 """Of the memory that is available, at most this much goes to a KV pool whose size nobody asked for."""
+HOST_SHARE: Final = 0.25
+DISK_SHARE: Final = 0.1
+MAX_TIER_BYTES: Final = 8 << 30
+"""Of the available memory and of the free disk, tiers take at most these shares, and this much each, if not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +29,8 @@ class Sizes:
     ctx_len: int
     max_seqs: int
     kv_tokens: int
+    idle_tokens: int
+    """Tokens of KV memory that idle pages may fill before they go to a tier, if there is one."""
     batch_tokens: int
     threads: int
 
@@ -39,9 +47,25 @@ def choose(
         ctx_len=min(ctx_len, kv_tokens),
         max_seqs=max_seqs,
         kv_tokens=kv_tokens,
+        idle_tokens=int(IDLE_SHARE * model_bytes / kv_bytes_per_token),
         batch_tokens=max(config.batch_tokens, max_seqs + 64),
         threads=config.threads or _cores(),
     )
+
+
+def host_bytes(config: EngineConfig) -> int:
+    """What evicted pages may take of the host's memory."""
+    if config.host_cache is not None:
+        return config.host_cache
+    return min(MAX_TIER_BYTES, int(HOST_SHARE * psutil.virtual_memory().available))
+
+
+def disk_bytes(config: EngineConfig, folder: Path) -> int:
+    """What they may take of the disk that the folder will lie on."""
+    if config.disk_cache is not None:
+        return config.disk_cache
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    return min(MAX_TIER_BYTES, int(DISK_SHARE * shutil.disk_usage(there).free))
 
 
 def _pool(ctx_len: int, max_seqs: int, model_bytes: int, kv_bytes_per_token: int) -> int:

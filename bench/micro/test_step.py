@@ -1,6 +1,6 @@
 """What plan, commit, pages, lookups and fan-out cost at 16, 64 and 256 sequences."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -8,6 +8,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from api.mailbox import Mailbox
 from kvcache.cache import KVCache
+from kvcache.memory import Blob
 from kvcache.tree import TOKEN_BYTES, Branch
 from scheduler.messages import Output, SamplingParams, Step, Submit, decode, encode
 from scheduler.pacing import Pacer
@@ -26,6 +27,12 @@ class NoMemory:
 
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:
         return True
+
+    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
+        raise AssertionError("there is no tier")
+
+    def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
+        raise AssertionError("there is no tier")
 
 
 def as_bytes(tokens: list[int]) -> bytes:

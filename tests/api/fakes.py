@@ -30,6 +30,8 @@ INFO = EngineInfo(
     kv_bytes=1 << 20,
     batch_tokens=128,
     threads=1,
+    host_cache=0,
+    disk_cache=0,
     gpu_layers=0,
     load_seconds=0.5,
 )

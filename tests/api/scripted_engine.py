@@ -42,6 +42,8 @@ def info(config: EngineConfig) -> EngineInfo:
         kv_bytes=4000,
         batch_tokens=config.batch_tokens,
         threads=1,
+        host_cache=0,
+        disk_cache=0,
         gpu_layers=0,
         load_seconds=0.0,
     )

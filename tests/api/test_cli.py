@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from api import cli, launch
+from api.home import home
 from api.options import ServerFlags, ServerOptions
 from api.record import ServerRecord, read_record
 from scheduler.config import EngineConfig
@@ -275,10 +276,14 @@ def test_options_come_from_flags_then_the_environment_then_defaults(
 ) -> None:
     for name, value in (("CTX_LEN", "128"), ("THREADS", "2"), ("ALIAS", "a b"), ("PORT", "0"), ("GRACE", "")):
         monkeypatch.setenv(f"CORTEX_{name}", value)
-    assert parsed(["--threads=1", "--kv-type=q8_0", "--cors-origin=*", MODEL], monkeypatch) == ServerOptions(
+    assert parsed(
+        ["--threads=1", "--kv-type=q8_0", "--disk-cache=1.5GiB", "--cors-origin=*", MODEL], monkeypatch
+    ) == ServerOptions(
         model=MODEL,
         model_path=Path(model_path),
-        engine=EngineConfig(model_path, ctx_len=128, threads=1, kv_type="q8_0"),
+        engine=EngineConfig(
+            model_path, ctx_len=128, threads=1, kv_type="q8_0", disk_cache=3 << 29, disk_folder=str(home() / "kv")
+        ),
         aliases=("a", "b"),
         port=0,
         cors_origins=("*",),

@@ -424,6 +424,20 @@ def test_sigterm_ends_streams_that_go_on_beyond_the_grace_period(tmp_path: Path)
         assert "Traceback" not in server.log
 
 
+def test_a_conversation_is_known_after_a_restart(tmp_path: Path) -> None:
+    question = user("Tell me about these words: " + "tree house river stone " * 30)
+    for known in (0, 128):
+        with CortexServer(tmp_path, "--ctx-len=512") as server, client_of(server) as client:
+            response = client.chat.completions.create(model=MODEL, messages=question, max_tokens=4)
+            assert response.usage is not None
+            assert response.usage.prompt_tokens_details is not None
+            cached = response.usage.prompt_tokens_details.cached_tokens
+            assert cached is not None
+            assert cached >= known
+            assert cached <= known * 2
+            assert server.stop() == 0
+
+
 def test_idle_connections_do_not_delay_the_end(tmp_path: Path) -> None:
     with CortexServer(tmp_path, "--ctx-len=256") as server, client_of(server) as client, httpx.Client() as other:
         client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=2)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from api.home import home
 from api.options import ServerOptions
 from api.record import (
     AlreadyRunningError,
@@ -19,7 +20,6 @@ from api.record import (
     ServerRecord,
     ask_health,
     hold_record,
-    home,
     only_starter,
     read_record,
 )

@@ -142,6 +142,7 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def interrupt(self) -> None:
+        time.sleep(0.2)  # Python's input() overlooks a signal that comes just before it begins to wait
         self.process.send_signal(signal.SIGINT)
 
     def close(self) -> None:

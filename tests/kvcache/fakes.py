@@ -1,7 +1,11 @@
 """A KV memory of Python cells, with the rules of llama.cpp's unified cache."""
 
 import itertools
+from collections.abc import Sequence
 
+import numpy as np
+
+from kvcache.memory import Blob
 from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES
 
 
@@ -33,6 +37,19 @@ class FakeMemory:
         held = self.cells.get(sequence_id, {})
         for position in [p for p in held if p >= start and (stop < 0 or p < stop)]:
             del held[position]
+        return True
+
+    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
+        assert start % PAGE_TOKENS == 0
+        tokens = self.tokens(sequence_id)[start:stop]
+        assert len(tokens) == stop - start, "only what is there can be saved"
+        pages = [tokens[first : first + PAGE_TOKENS] for first in range(0, len(tokens), PAGE_TOKENS)]
+        return [np.frombuffer(as_bytes(page), np.uint8) for page in pages]
+
+    def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
+        tokens = np.concatenate(list(blobs)).view("<i4").tolist()
+        assert 0 <= len(tokens) - (stop - start) < PAGE_TOKENS, "as many pages as it takes"
+        self.compute(sequence_id, start, tokens[: stop - start])
         return True
 
     def tokens(self, sequence_id: int) -> list[int]:

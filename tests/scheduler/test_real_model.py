@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from api.tokenizer import Tokenizer
 from kvcache.cache import KVCache
+from kvcache.disk import DiskTier
+from kvcache.tiers import HostTier
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig
 from scheduler.llama import Context, Model
@@ -18,6 +21,7 @@ from scheduler.pacing import Pacer
 from scheduler.plan import Plan, Result
 from scheduler.runner import LlamaRunner
 from scheduler.scheduler import Scheduler
+from scheduler.state import StateError
 
 MAX_DIFFERENCE = 1.0
 """Of a logit. Batch shapes alone, nothing shared, move the largest of 49k by 0.5 in most rows, and by 1.7 in the worst
@@ -81,9 +85,19 @@ class Served:
         assert self.scheduler.cache.num_held == 0
 
 
-def serve(model: Model, config: EngineConfig, *, kv_tokens: int = 2048, budget: int = 256) -> Iterator[Served]:
+def serve(
+    model: Model,
+    config: EngineConfig,
+    *,
+    kv_tokens: int = 2048,
+    budget: int = 256,
+    tier: HostTier | None = None,
+    max_cached: int | None = None,
+) -> Iterator[Served]:
     context = Context(model, config, kv_tokens=kv_tokens, num_ids=32, num_outputs=96, batch_tokens=256, threads=2)
-    cache = KVCache(context, kv_tokens // PAGE_TOKENS, 32)
+    if tier is not None:
+        context.learn_pages()
+    cache = KVCache(context, kv_tokens // PAGE_TOKENS, context.num_ids, tier=tier, max_cached=max_cached)
     runner = RecordingRunner(context, model)
     scheduler = Scheduler(cache, Pacer(0.004), max_seqs=16, token_budget=budget, ctx_len=1024)
     yield Served(scheduler, runner)
@@ -230,3 +244,83 @@ def test_a_wrong_share_would_be_seen(served: Served, reference: Reference, promp
     served.tokens[1][50] = 2000
     with pytest.raises(AssertionError):
         check(served, reference, 1)
+
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def served_with_host(model: Model, config: EngineConfig) -> Iterator[Served]:
+    """Nothing stays on the device for longer than it is computed with."""
+    yield from serve(model, config, tier=HostTier(GIB), max_cached=0)
+
+
+def test_after_pages_came_back_from_host_memory(served_with_host: Served, reference: Reference, prompt: Prompt) -> None:
+    served = served_with_host
+    served.submit(1, prompt(1, 100), 8)
+    served.run()
+    assert served.scheduler.cache.num_cached == 0
+    served.submit(2, prompt(1, 75) + prompt(2, 20), 8)  # ends inside the third page
+    served.submit(3, served.tokens[1] + prompt(3, 20), 8)  # goes on where the first ended
+    served.run()
+    assert (served.cached[2], served.cached[3]) == (75, 107)
+    assert served.scheduler.cache.statistics().loaded_tokens == 75 + 107 - 2 * PAGE_TOKENS  # two were on the device
+    for request in (1, 2, 3):
+        check(served, reference, request)
+
+
+def test_preempted_sequences_come_back_from_host_memory(
+    model: Model, config: EngineConfig, reference: Reference, prompt: Prompt
+) -> None:
+    for served in serve(model, config, kv_tokens=512, tier=HostTier(GIB)):
+        for request in range(4):
+            served.submit(request, prompt(20 + request, 60), 120)
+        served.run()
+        statistics = served.scheduler.statistics()
+        assert statistics.preemptions > 0
+        assert served.scheduler.cache.statistics().loaded_tokens > 0
+        assert statistics.prefill_tokens < 4 * 60 + statistics.preemptions * PAGE_TOKENS
+        for request in range(4):
+            check(served, reference, request)
+
+
+def test_after_a_restart(
+    model: Model, config: EngineConfig, reference: Reference, prompt: Prompt, tmp_path: Path
+) -> None:
+    for served in serve(model, config, tier=HostTier(GIB, DiskTier(tmp_path, "version", GIB))):
+        served.submit(1, prompt(1, 200), 8)
+        served.run()
+        served.scheduler.cache.close(10)
+    for served in serve(model, config, tier=HostTier(GIB, DiskTier(tmp_path, "version", GIB))):
+        served.submit(2, prompt(1, 200) + prompt(2, 20), 8)
+        served.run()
+        assert served.cached[2] == 6 * PAGE_TOKENS
+        check(served, reference, 2)
+        served.scheduler.cache.close(10)
+
+
+def test_pages_are_the_same_wherever_the_cells_lie(model: Model, config: EngineConfig, prompt: Prompt) -> None:
+    context = Context(model, config, kv_tokens=1024, num_ids=8, num_outputs=8, batch_tokens=256, threads=2)
+    context.learn_pages()
+    reference = Reference(context)
+    reference.logits(prompt(1, 100), 99)
+    saved = context.save(0, 0, 100)
+    for sequence_id in (1, 2):  # cells in turn, so that those of one lie in many pieces
+        assert context.load(sequence_id, 0, 96, saved[:3])
+    for first in range(0, 96, 32):
+        context.remove(1 if first == 32 else 2, first, first + 32)
+    context.remove(1, 64, -1)
+    assert context.load(3, 0, 100, saved)
+    assert all((one == other).all() for one, other in zip(context.save(3, 0, 100), saved, strict=True))
+    assert not context.load(4, 0, 64, [saved[0], saved[1][:-1]])
+    assert not context.load(4, 0, 64, saved[:1])
+    context.close()
+
+
+def test_a_state_that_cannot_be_cut_is_refused(model: Model) -> None:
+    config = EngineConfig("", flash_attn="off")
+    context = Context(model, config, kv_tokens=512, num_ids=8, num_outputs=8, batch_tokens=256, threads=2)
+    with pytest.raises(StateError, match="V is transposed"):
+        context.learn_pages()
+    assert context.num_ids == 8
+    context.close()

@@ -1,0 +1,176 @@
+"""Pages that left the device: in host memory, and from there on the disk. A hit there is loaded instead of computed."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kvcache.disk import DiskTier
+from kvcache.memory import Blob
+from kvcache.tree import PAGE_BYTES, TOKEN_BYTES, Stored, common_bytes, digest_of
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    parent: bytes
+    key: bytes
+    """The page's tokens; less than PAGE_BYTES for the end of a sequence."""
+    digest: bytes
+    blob: Blob
+
+
+@dataclass(frozen=True, slots=True)
+class TierStatistics:
+    host_bytes: int
+    host_pages: int
+    disk_bytes: int
+    disk_pages: int
+
+
+class HostTier:
+    """Pages in host memory by the digest of their tokens, so that equal ones are kept once.
+
+    Least recently used ones go first, to the disk if there is one. Of a path the end is always used less recently than
+    what comes before it, which is of no use alone.
+    """
+
+    def __init__(self, max_bytes: int, disk: DiskTier | None = None) -> None:
+        self._max_bytes = max_bytes
+        self._disk = disk
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        """By digest, least recently used first."""
+        self._children: dict[bytes, dict[bytes, _Entry]] = {}
+        """By the parent's digest, then by key."""
+        self._awaited: dict[bytes, tuple[bytes, bytes]] = {}
+        """Parent and key of what is being read from the disk, by digest."""
+        self._num_bytes = 0
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._entries
+
+    def find(self, parent: bytes, tokens: bytes) -> Stored:
+        """The longest prefix of `tokens` that is stored behind the page with this digest.
+
+        Begins to read what only the disk has.
+        """
+        self._take_arrivals()
+        found: list[_Entry] = []
+        offset, arriving = 0, False
+        while len(key := tokens[offset : offset + PAGE_BYTES]) == PAGE_BYTES:
+            entry = self._children.get(parent, {}).get(key)
+            if entry is None:
+                arriving = self._read(parent, tokens[offset:], sum(entry.blob.nbytes for entry in found))
+                break
+            found.append(entry)
+            parent, offset = entry.digest, offset + PAGE_BYTES
+        if not arriving:
+            inside, length = self._longest_part(parent, key)
+            if inside is not None:
+                found.append(inside)
+                offset += length
+        for entry in reversed(found):
+            self._entries.move_to_end(entry.digest)
+        return Stored(offset // TOKEN_BYTES, [entry.blob for entry in found], arriving)
+
+    def _longest_part(self, parent: bytes, tokens: bytes) -> tuple[_Entry | None, int]:
+        best, length = None, 0
+        if tokens:
+            for key, entry in self._children.get(parent, {}).items():
+                if key.startswith(tokens[: length + TOKEN_BYTES]):
+                    best, length = entry, common_bytes(key, tokens, length)
+        return best, length
+
+    def add(self, parent: bytes, pages: Iterable[tuple[bytes, Blob]]) -> None:
+        """Keep a path of pages, (key, blob) each, behind the page with this digest; the last may be a part of one."""
+        entries = []
+        for key, blob in pages:
+            entries.append(_Entry(parent, key, digest_of(parent, key), blob))
+            parent = entries[-1].digest
+        for entry in reversed(entries):
+            self._put(entry)
+        self._make_room()
+
+    def _put(self, entry: _Entry) -> None:
+        if entry.digest in self._entries:
+            self._entries.move_to_end(entry.digest)
+            return
+        siblings = self._children.setdefault(entry.parent, {})
+        for key in [key for key in siblings if len(key) < PAGE_BYTES and entry.key.startswith(key)]:
+            self._remove(siblings[key])  # the end of a sequence that has grown since
+        self._children.setdefault(entry.parent, {})[entry.key] = entry
+        self._entries[entry.digest] = entry
+        self._num_bytes += entry.blob.nbytes
+
+    def _remove(self, entry: _Entry) -> None:
+        del self._entries[entry.digest]
+        siblings = self._children[entry.parent]
+        del siblings[entry.key]
+        if not siblings:
+            del self._children[entry.parent]
+        self._num_bytes -= entry.blob.nbytes
+
+    def _make_room(self) -> None:
+        while self._num_bytes > self._max_bytes:
+            entry = next(iter(self._entries.values()))
+            self._remove(entry)
+            self._store(entry)
+
+    # -- the disk ----------------------------------------------------------------------------------------------------
+
+    def _store(self, entry: _Entry) -> None:
+        """Ends of sequences stay behind: a page that is not full cannot be found by its digest alone."""
+        if self._disk is not None and len(entry.key) == PAGE_BYTES:
+            self._disk.write(entry.digest, entry.blob)
+
+    def _read(self, parent: bytes, tokens: bytes, num_bytes: int) -> bool:
+        """Begin to read the pages that the disk has behind this one, up to which there are `num_bytes`.
+
+        False if it has not even the first.
+        """
+        if self._disk is None:
+            return False
+        for offset in range(0, len(tokens) - PAGE_BYTES + 1, PAGE_BYTES):
+            key = tokens[offset : offset + PAGE_BYTES]
+            digest = digest_of(parent, key)
+            size = self._disk.size_of(digest)
+            num_bytes += size
+            if not size or num_bytes > self._max_bytes // 2:  # what arrives must not push out what came before it
+                return offset > 0
+            if digest not in self._awaited and digest not in self._entries:
+                self._awaited[digest] = (parent, key)
+                self._disk.read(digest)
+            parent = digest
+        return len(tokens) >= PAGE_BYTES
+
+    def _take_arrivals(self) -> None:
+        if self._disk is None or not self._awaited:
+            return
+        for digest, blob in self._disk.arrivals():
+            parent, key = self._awaited.pop(digest)
+            if blob is not None:
+                self._put(_Entry(parent, key, digest, blob))
+        self._make_room()
+
+    def wait(self) -> None:
+        """Until something that is being read has arrived."""
+        if self._disk is not None and self._awaited:
+            self._disk.wait()
+
+    def close(self, seconds: float) -> None:
+        """Bring to the disk what is worth most, as far as the time allows."""
+        if self._disk is not None:
+            for entry in reversed(self._entries.values()):
+                self._store(entry)
+            self._disk.close(seconds)
+
+    # -- what it looks like ------------------------------------------------------------------------------------------
+
+    def statistics(self) -> TierStatistics:
+        disk = (self._disk.num_bytes, self._disk.num_pages) if self._disk is not None else (0, 0)
+        return TierStatistics(self._num_bytes, len(self._entries), *disk)
+
+    def check_integrity(self) -> None:
+        """Recount. Raises AssertionError if the accounting is wrong."""
+        assert self._num_bytes == sum(entry.blob.nbytes for entry in self._entries.values()), "bytes"
+        assert self._num_bytes <= self._max_bytes, "the bound is kept"
+        children = {id(entry) for siblings in self._children.values() for entry in siblings.values()}
+        assert children == {id(entry) for entry in self._entries.values()}, "every page can be found, and only once"

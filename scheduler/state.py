@@ -1,0 +1,153 @@
+"""llama.cpp's saved state of a sequence, cut into pages and put together again.
+
+The state of a plain attention cache is regular: a head, a record of three int32 for each cell (position, number of
+ids, id), then for each tensor of K and V its own head and a row of bytes for each cell, in the order of the cells. So a
+token's KV is a row of each tensor, and a page can be taken out of one sequence and put into another.
+
+It is an internal format that may change with llama.cpp. Nothing is assumed that was not seen in a state of this very
+context, and the caller proves a round trip before it relies on it. Models of other kinds of memory raise StateError.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from kvcache.memory import Blob
+from kvcache.tree import PAGE_TOKENS
+
+_RECORD: Final = np.dtype([("position", "<i4"), ("num_ids", "<i4"), ("id", "<i4")])
+_SHAPE: Final = struct.Struct("<II")
+"""Whether V is transposed, number of layers."""
+_TENSOR: Final = struct.Struct("<iQ")
+"""Number format and bytes of a row."""
+_HEAD: Final = struct.Struct("<IiI")
+"""Magic, sequence id, number of streams; the number of cells follows for each stream."""
+_COUNT: Final = struct.Struct("<I")
+
+
+class StateError(Exception):
+    """The state is of a form that cannot be cut into pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    head: bytes
+    row_bytes: int
+    offset: int
+    """Of its rows in a page of one token; times the page's tokens otherwise."""
+
+
+class StateFormat:
+    """What the states of one context look like."""
+
+    def __init__(self, state: Blob) -> None:
+        """Learn it from the state of some sequence. Raises StateError."""
+        content = state.data
+        try:
+            self._magic, _, self._num_streams = _HEAD.unpack_from(content)
+            records, stop, _ = self._find_records(content)
+            if stop > len(content) or (state[records:stop].view(_RECORD)["num_ids"] != 1).any():
+                raise StateError("the cells have more than a position")
+            num_cells = (stop - records) // _RECORD.itemsize
+            is_transposed, self._num_layers = _SHAPE.unpack_from(content, stop)
+            if is_transposed:
+                raise StateError("V is transposed, as without flash attention")
+            self._tensors: list[_Tensor] = []
+            self.token_bytes = 0
+            offset = stop + _SHAPE.size
+            while len(self._tensors) < 2 * self._num_layers:
+                _, row_bytes = _TENSOR.unpack_from(content, offset)
+                head = bytes(content[offset : offset + _TENSOR.size])
+                self._tensors.append(_Tensor(head, row_bytes, self.token_bytes))
+                self.token_bytes += row_bytes
+                offset += _TENSOR.size + num_cells * row_bytes
+        except struct.error:
+            raise StateError("it ends too early") from None
+        if offset > len(content) or any(content[offset : offset + _COUNT.size]):
+            raise StateError("it does not end where it should")
+
+    def _find_records(self, content: memoryview) -> tuple[int, int, int]:
+        """Where the cells' records begin and end, and in which stream they lie."""
+        for stream in range(self._num_streams):
+            offset = _HEAD.size + stream * _COUNT.size
+            (num_cells,) = _COUNT.unpack_from(content, offset)
+            if num_cells:
+                start = offset + _COUNT.size
+                return start, start + num_cells * _RECORD.itemsize, stream
+        raise StateError("it is empty")
+
+    def num_bytes(self, num_tokens: int) -> int:
+        """Size of a state."""
+        heads = _HEAD.size + self._num_streams * _COUNT.size + _SHAPE.size + len(self._tensors) * _TENSOR.size
+        return int(heads + num_tokens * (_RECORD.itemsize + self.token_bytes))
+
+    def cut(self, state: Blob, start: int, stop: int) -> list[Blob]:
+        """The pages of positions [start, stop) of a state; the last may be shorter. Raises StateError."""
+        records, end, _ = self._find_records(state.data)
+        positions = state[records:end].view(_RECORD)["position"]
+        order = np.argsort(positions)
+        order = order[start - positions[order[0]] :][: stop - start]
+        if len(order) != stop - start or positions[order[0]] != start or positions[order[-1]] != stop - 1:
+            raise StateError("positions are missing")
+        in_order = (np.diff(order) == 1).all()
+        chosen = slice(order[0], order[-1] + 1) if in_order else order  # a view, or else a copy
+        num_cells = len(positions)
+        sizes = [min(PAGE_TOKENS, stop - first) for first in range(start, stop, PAGE_TOKENS)]
+        pages = [np.empty(size * self.token_bytes, np.uint8) for size in sizes]
+        offset = end + _SHAPE.size
+        for tensor in self._tensors:
+            offset += _TENSOR.size
+            rows = state[offset : offset + num_cells * tensor.row_bytes].reshape(num_cells, -1)[chosen].reshape(-1)
+            offset += num_cells * tensor.row_bytes
+            for index, (page, size) in enumerate(zip(pages, sizes, strict=True)):
+                first = index * PAGE_TOKENS * tensor.row_bytes
+                page[tensor.offset * size : (tensor.offset + tensor.row_bytes) * size] = rows[
+                    first : first + size * tensor.row_bytes
+                ]
+        return pages
+
+    def join(self, pages: Sequence[Blob], start: int, stop: int, sequence_id: int, stream: int, out: Blob) -> Blob:
+        """The state of a sequence that holds just these positions, written into `out` and returned as a view of it.
+
+        Raises StateError for pages of another size.
+        """
+        num_tokens = stop - start
+        if any(page.nbytes != PAGE_TOKENS * self.token_bytes for page in pages[:-1]):
+            raise StateError("a page is not full")
+        sizes = [page.nbytes // self.token_bytes for page in pages]
+        if not 0 <= sum(sizes) - num_tokens < sizes[-1]:
+            raise StateError("the pages do not hold these positions")
+        state = out[: self.num_bytes(num_tokens)]
+        content = state.data
+        _HEAD.pack_into(content, 0, self._magic, sequence_id, self._num_streams)
+        offset = _HEAD.size
+        for index in range(self._num_streams):
+            _COUNT.pack_into(content, offset, num_tokens if index == stream else 0)
+            offset += _COUNT.size
+            if index == stream:
+                records = state[offset : offset + num_tokens * _RECORD.itemsize].view(_RECORD)
+                records["position"] = np.arange(start, stop)
+                records["num_ids"] = 1
+                records["id"] = sequence_id
+                offset = self._write_rows(state, offset + records.nbytes, pages, sizes, num_tokens)
+        return state
+
+    def _write_rows(
+        self, state: Blob, offset: int, pages: Sequence[Blob], sizes: Sequence[int], num_tokens: int
+    ) -> int:
+        _SHAPE.pack_into(state.data, offset, 0, self._num_layers)
+        offset += _SHAPE.size
+        starts = [*range(0, num_tokens, PAGE_TOKENS), num_tokens]
+        for tensor in self._tensors:
+            state[offset : offset + _TENSOR.size] = np.frombuffer(tensor.head, np.uint8)
+            offset += _TENSOR.size
+            for page, size, (first, end) in zip(pages, sizes, pairwise(starts), strict=True):
+                num_bytes = (end - first) * tensor.row_bytes
+                begin = tensor.offset * size
+                state[offset : offset + num_bytes] = page[begin : begin + num_bytes]
+                offset += num_bytes
+        return offset

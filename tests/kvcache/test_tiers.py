@@ -1,0 +1,297 @@
+"""Pages that left the device: found again in host memory and on the disk, after a restart too, and never wrong."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from kvcache.cache import KVCache
+from kvcache.disk import DiskTier
+from kvcache.memory import Blob
+from kvcache.tiers import HostTier
+from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, Branch, digest_of
+from tests.kvcache.fakes import FakeMemory, as_bytes
+
+LARGE = 1 << 20
+VERSION = "model"
+
+
+def text(start: int, length: int) -> list[int]:
+    return list(range(start, start + length))
+
+
+class Tiered:
+    """A cache over a fake memory with a host tier, and perhaps a disk."""
+
+    def __init__(
+        self,
+        num_pages: int = 6,
+        host_bytes: int = LARGE,
+        disk: DiskTier | None = None,
+        max_cached: int | None = None,
+    ) -> None:
+        self.memory = FakeMemory(num_pages)
+        self.tier = HostTier(host_bytes, disk)
+        self.cache = KVCache(self.memory, num_pages, 4, tier=self.tier, max_cached=max_cached)
+
+    def run(self, tokens: list[int]) -> int:
+        """Serve a sequence as a scheduler does; returns how many tokens needed no computing."""
+        while self.cache.lookup(as_bytes(tokens)).stored.arriving:
+            self.cache.wait()
+        branch = self.cache.acquire(as_bytes(tokens))
+        assert branch is not None
+        found = branch.num_tokens
+        self.memory.compute(branch.id, found, tokens[found:])
+        self.cache.commit(branch, as_bytes(tokens[found:]))
+        assert self.memory.tokens(branch.id) == tokens
+        self.cache.release(branch)
+        self.cache.check_integrity()
+        return found
+
+
+def test_what_was_evicted_comes_back() -> None:
+    tiered = Tiered()
+    tiered.run(text(0, 150))
+    tiered.run(text(1000, 150))
+    assert tiered.cache.lookup(as_bytes(text(0, 150))).num_tokens < 150
+    assert tiered.run(text(0, 150)) == 149
+    assert tiered.cache.statistics().loaded_tokens > 0
+
+
+def test_the_end_of_a_sequence_comes_back_too() -> None:
+    tiered = Tiered(max_cached=0)
+    tiered.run(text(0, 45))
+    assert tiered.cache.num_cached == 0
+    assert tiered.run(text(0, 45) + text(500, 10)) == 45
+
+
+def test_a_stored_page_serves_those_who_share_only_its_beginning() -> None:
+    tiered = Tiered(max_cached=0)
+    tiered.run(text(0, 100))
+    assert tiered.run(text(0, 40) + text(500, 30)) == 40
+
+
+def test_an_end_that_has_grown_is_kept_once() -> None:
+    tiered = Tiered(max_cached=0)
+    tiered.run(text(0, 40))
+    tiered.run(text(0, 70))
+    assert tiered.tier.statistics().host_pages == 3
+
+
+def test_equal_pages_are_kept_once() -> None:
+    tiered = Tiered(max_cached=0)
+    for end in (1000, 2000, 3000):
+        tiered.run(text(0, 64) + text(end, 32))
+    assert tiered.tier.statistics().host_pages == 2 + 3
+
+
+def test_only_so_much_stays_idle_on_the_device() -> None:
+    tiered = Tiered(num_pages=16, max_cached=4)
+    for start in range(0, 5000, 1000):
+        tiered.run(text(start, 64))
+        assert tiered.cache.num_cached <= 4
+
+
+def test_host_memory_is_bounded_and_the_least_used_goes_first() -> None:
+    tiered = Tiered(max_cached=0, host_bytes=4 * PAGE_BYTES)
+    tiered.run(text(0, 64))
+    tiered.run(text(1000, 64))
+    tiered.run(text(0, 64))
+    tiered.run(text(2000, 64))
+    assert tiered.run(text(1000, 64)) == 0
+    assert tiered.tier.statistics().host_bytes <= 4 * PAGE_BYTES
+
+
+def test_a_page_that_cannot_be_taken_is_computed() -> None:
+    tiered = Tiered(max_cached=0)
+    tiered.run(text(0, 64))
+    tiered.memory.load = lambda *_: False  # type: ignore[method-assign]
+    assert tiered.run(text(0, 64)) == 0
+
+
+# The disk
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "kv"
+
+
+def page_of(seed: int) -> Blob:
+    return np.random.default_rng(seed).integers(0, 256, 1000).astype(np.uint8)
+
+
+def read(disk: DiskTier, digest: bytes) -> Blob | None:
+    disk.read(digest)
+    disk.wait()
+    ((name, blob),) = disk.arrivals()
+    assert name == digest
+    return blob
+
+
+def name(number: int) -> bytes:
+    return digest_of(b"", bytes([number]))
+
+
+def test_pages_are_found_after_a_restart(folder: Path) -> None:
+    first = DiskTier(folder, VERSION, LARGE)
+    first.write(name(1), page_of(1))
+    first.close(5)
+    second = DiskTier(folder, VERSION, LARGE)
+    assert second.size_of(name(1)) > 1000
+    found = read(second, name(1))
+    assert found is not None
+    assert (found == page_of(1)).all()
+    assert second.size_of(name(2)) == 0
+    second.close(5)
+
+
+def test_another_version_finds_nothing(folder: Path) -> None:
+    first = DiskTier(folder, VERSION, LARGE)
+    first.write(name(1), page_of(1))
+    first.close(5)
+    other = DiskTier(folder, "another model", LARGE)
+    assert other.size_of(name(1)) == 0
+    assert other.num_bytes > 1000, "but it counts"
+    other.close(5)
+
+
+@pytest.mark.parametrize("damage", ["shorter", "longer", "flipped", "empty", "renamed"])
+def test_a_broken_page_is_no_page(folder: Path, damage: str) -> None:
+    disk = DiskTier(folder, VERSION, LARGE)
+    disk.write(name(1), page_of(1))
+    disk.close(5)
+    (path,) = folder.glob("*/*.page")
+    content = path.read_bytes()
+    flipped = bytes([content[-1] ^ 1])
+    changed = {"shorter": content[:-1], "longer": content + b"x", "flipped": content[:-1] + flipped, "empty": b""}
+    path.write_bytes(changed.get(damage, content))
+    if damage == "renamed":
+        path = path.rename(path.with_stem(name(1).hex()[::-1]))
+    digest = bytes.fromhex(path.stem)
+    disk = DiskTier(folder, VERSION, LARGE)
+    assert disk.size_of(digest) or damage == "empty"
+    assert read(disk, digest) is None
+    assert disk.size_of(digest) == 0
+    assert not path.exists()
+    disk.close(5)
+
+
+def test_what_a_crash_left_unfinished_is_removed(folder: Path) -> None:
+    DiskTier(folder, VERSION, LARGE).close(5)
+    (folder / VERSION / f"{name(1).hex()}.unfinished").write_bytes(b"half a")
+    disk = DiskTier(folder, VERSION, LARGE)
+    assert (disk.num_pages, list(folder.glob("*/*"))) == (0, [])
+    disk.close(5)
+
+
+def test_the_disk_is_bounded(folder: Path) -> None:
+    disk = DiskTier(folder, VERSION, 5000)
+    for number in range(12):
+        disk.write(name(number), page_of(number))
+    disk.close(5)
+    assert disk.num_bytes <= 5000
+    assert sum(path.stat().st_size for path in folder.glob("*/*")) == disk.num_bytes
+    assert disk.size_of(name(11))
+    assert not disk.size_of(name(0))
+
+
+def test_a_folder_that_cannot_be_written_costs_pages_only(folder: Path) -> None:
+    disk = DiskTier(folder, VERSION, LARGE)
+    (folder / VERSION).rmdir()
+    disk.write(name(1), page_of(1))
+    disk.close(5)
+    assert disk.size_of(name(1)) == 0
+
+
+@pytest.fixture
+def restarted(folder: Path) -> Iterator[Tiered]:
+    """A cache that finds on the disk what another computed and kept when it was closed."""
+    first = Tiered(num_pages=8, disk=DiskTier(folder, VERSION, LARGE))
+    first.run(text(0, 200))
+    first.cache.close(5)
+    second = Tiered(num_pages=8, disk=DiskTier(folder, VERSION, LARGE))
+    yield second
+    second.cache.close(5)
+
+
+def test_full_pages_survive_a_restart(restarted: Tiered) -> None:
+    assert restarted.run(text(0, 200)) == 6 * PAGE_TOKENS
+    assert restarted.run(text(0, 100) + text(500, 20)) == 100
+
+
+def test_a_prefix_larger_than_host_memory_is_read_in_part(folder: Path, restarted: Tiered) -> None:
+    small = Tiered(num_pages=8, host_bytes=6 * PAGE_BYTES, disk=DiskTier(folder, VERSION, LARGE))
+    assert 0 < small.run(text(0, 200)) <= 3 * PAGE_TOKENS
+    small.cache.close(5)
+
+
+PREFIXES = [text(0, 24) + text(100, 90), text(0, 24) + text(100, 8) + text(300, 70), text(600, 96)]
+
+
+class TierMachine(RuleBasedStateMachine):
+    """Any interleaving of starts, growth, ends and restarts: what is found is always what was computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+        self.running: dict[Branch, list[int]] = {}
+        self.directory = TemporaryDirectory()
+        self.open()
+
+    def open(self) -> None:
+        disk = DiskTier(Path(self.directory.name), VERSION, 30 * PAGE_BYTES)
+        self.tiered = Tiered(num_pages=10, host_bytes=12 * PAGE_BYTES, disk=disk, max_cached=4)
+
+    @rule(prefix=st.sampled_from(PREFIXES), cut=st.integers(1, 114), own=st.integers(0, 70), at=st.integers(0, 2))
+    def start(self, prefix: list[int], cut: int, own: int, at: int) -> None:
+        tokens = prefix[:cut] + text(1000 * (at + 1), own)
+        while self.tiered.cache.lookup(as_bytes(tokens)).stored.arriving:
+            self.tiered.cache.wait()
+        branch = self.tiered.cache.acquire(as_bytes(tokens))
+        if branch is not None:
+            assert branch.num_tokens < len(tokens)
+            self.running[branch] = tokens
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), count=st.integers(1, 70))
+    def grow(self, data: st.DataObject, count: int) -> None:
+        branch = data.draw(st.sampled_from(list(self.running)))
+        tokens = self.running[branch]
+        more = tokens[branch.num_tokens : branch.num_tokens + count] or text(5000 + branch.num_tokens, count)
+        if self.tiered.cache.reserve(branch, branch.num_tokens + len(more)):
+            self.running[branch] = tokens[: branch.num_tokens] + more + tokens[branch.num_tokens + len(more) :]
+            self.tiered.memory.compute(branch.id, branch.num_tokens, more)
+            self.tiered.cache.commit(branch, as_bytes(more))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        branch = data.draw(st.sampled_from(list(self.running)))
+        del self.running[branch]
+        self.tiered.cache.release(branch)
+
+    @rule()
+    def restart(self) -> None:
+        self.running.clear()
+        self.tiered.cache.close(5)
+        self.open()
+
+    @invariant()
+    def what_is_in_memory_is_what_is_known(self) -> None:
+        self.tiered.cache.check_integrity()
+        for branch, tokens in self.running.items():
+            assert self.tiered.memory.tokens(branch.id) == tokens[: branch.num_tokens]
+
+    def teardown(self) -> None:
+        self.tiered.cache.close(5)
+        self.directory.cleanup()
+
+
+TestTierMachine = TierMachine.TestCase
+TestTierMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
