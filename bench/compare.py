@@ -39,6 +39,8 @@ QUIET_SECONDS = 15.0
 # Requests get up to two of these more than they need: an answer may become more tokens when it is read again.
 CONTEXT_STEP = 256
 TUNING_REPEAT = 2
+# What somebody else may use of the machine during a block before we say so.
+FOREIGN_CORES = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,9 @@ class Contestant(Protocol):
 
     @property
     def name(self) -> str: ...
+    async def rest(self) -> None:
+        """Returns when it computes nothing, so that it does not disturb who is asked next."""
+
     async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]: ...
 
 
@@ -107,7 +112,7 @@ def context_needed(found: Sequence[Entry]) -> int:
 
 
 class Asked:
-    """A server as a contestant; it is started again when it has died or does not come to rest."""
+    """A server as a contestant; it is started again when it has died or did not come to rest."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -116,11 +121,13 @@ class Asked:
     def name(self) -> str:
         return self._server.spec.name
 
+    async def rest(self) -> None:
+        if self._server.alive and not await self._server.quiet(QUIET_SECONDS):
+            await self._server.stop()
+
     async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]:
         server = self._server
         if not (server.alive and server.model):
-            await server.start()
-        if not await server.quiet(QUIET_SECONDS):
             await server.start()
         before = server.usage()
         async with open_http(None, time_limit) as http:
@@ -150,6 +157,9 @@ class Bare:
         self._schedule = Schedule()
         self._loop = BareLoop(model_path, threads=threads)
 
+    async def rest(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]:
         said, users = sessions(entry.settings, rng)
         talks = self._conversations(said, rng=rng)
@@ -162,7 +172,7 @@ class Bare:
             )
         if scope.cancelled_caught:
             raise BenchError(f"timeout after {time_limit:.0f} s")
-        return Repetition(records), Usage(time.process_time() - cpu, 0)
+        return Repetition(records), Usage(time.process_time() - cpu, 0, is_ours=True)
 
 
 def block_of(repetition: Repetition, usage: Usage) -> tuple[Measures, str]:
@@ -204,11 +214,16 @@ async def measure(
                 raise OutOfTimeError(f"stopped after {limits.total:.0f} s, in repetition {repetition + 1} of {repeat}")
             # The workload's name keeps `uniform:8` from saying what `uniform:32` has said already.
             rng = Random(f"{seed}/{salt}/{entry.name}/{repetition}")
+            async with trio.open_nursery() as nursery:
+                for each in contestants:
+                    nursery.start_soon(each.rest)
             figures: Measures = {}
-            began = trio.current_time()
+            began, busy = trio.current_time(), _busy_seconds()
             try:
                 played, usage = await contestant.play(entry, rng, limits.block)
                 figures, trouble = block_of(played, usage)
+                others = _busy_seconds() - busy - (0.0 if usage.is_ours else usage.cpu_s)
+                figures["foreign_cores"] = ratio(max(0.0, others), trio.current_time() - began)
             except BenchError as error:
                 trouble = str(error)
             if trouble and trio.current_time() - began >= limits.block:
@@ -258,6 +273,12 @@ async def tune(common: Common, logs: Path, seed: int, salt: int, say: Callable[[
             rates[" ".join(flags)] = sum(measured) / TUNING_REPEAT
             say(f"{spec.name} {' '.join(flags)}: {rates[' '.join(flags)]:.1f} tokens/s")
     return dict(sorted(rates.items(), key=lambda item: -item[1]))
+
+
+def _busy_seconds() -> float:
+    """CPU seconds of the whole machine but this program, since it was started."""
+    times = psutil.cpu_times()
+    return float(times.user + times.system + times.nice) - time.process_time()
 
 
 def machine() -> dict[str, object]:
@@ -338,7 +359,9 @@ async def _measured(plan: Plan, done: Comparison, logs: Path, say: Callable[[str
         rate, ttft = block.figures.get("tokens_per_s"), block.figures.get("ttft_p99_s")
         figures = "" if rate is None or ttft is None else f"{rate:.1f} tokens/s, TTFT p99 {ttft:.2f} s"
         name = f"{block.workload} {block.repetition + 1}, {block.server}"
-        say(f"{len(done.blocks)} of {total}: {name}: {block.trouble or figures}")
+        foreign = block.figures.get("foreign_cores") or 0.0
+        disturbed = f" (disturbed: others kept {foreign:.1f} cores busy)" if foreign > FOREIGN_CORES else ""
+        say(f"{len(done.blocks)} of {total}: {name}: {block.trouble or figures}{disturbed}")
 
     async with running(done.specs, logs, say) as servers:
         asked = {server.spec.name: Asked(server) for server in servers}

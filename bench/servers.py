@@ -48,6 +48,8 @@ class Usage:
 
     cpu_s: float
     memory_bytes: int
+    is_ours: bool = False
+    """This very program's, as the bare loop's is."""
 
 
 class Server:
@@ -166,7 +168,7 @@ class Server:
                 with suppress(psutil.Error):
                     member.kill()
             await process.wait()
-        self._process = None
+        self._process, self.model = None, ""
 
     def _members(self) -> list[psutil.Process]:
         if self._process is None:

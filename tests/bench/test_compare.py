@@ -47,6 +47,9 @@ class FakeContestant:
         self.error = error
         self.numbers: list[float] = []
 
+    async def rest(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]:
         self.numbers.append(rng.random())
         await trio.sleep(min(self.seconds, time_limit))
