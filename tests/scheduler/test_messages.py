@@ -53,6 +53,8 @@ INFOS = st.builds(
     kv_bytes=INTS,
     batch_tokens=INTS,
     threads=INTS,
+    host_cache=INTS,
+    disk_cache=INTS,
     gpu_layers=INTS,
     load_seconds=NUMBERS,
 )
