@@ -225,6 +225,7 @@ def compare(
     from api.model_files import resolve as resolve_model
     from bench import compare as comparison
     from bench import page
+    from scheduler.sizing import cores
 
     screen = Console(stderr=True, highlight=False)
     started = datetime.now(UTC)
@@ -241,7 +242,7 @@ def compare(
             others={name: address.rstrip("/") for name, address in others.items()},
             entries=tuple(comparison.entries(workloads, base)),
             extra={name: tuple(shlex.split(value)) for name, value in _pairs("--flags", flags).items()},
-            threads=threads or comparison.cores(),
+            threads=threads or cores(),
             repeat=times,
             seed=seed,
             salt=secrets.randbits(32) if salt is None else salt,

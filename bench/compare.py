@@ -100,12 +100,6 @@ def contestants(names: Sequence[str], others: Mapping[str, str]) -> tuple[str, .
     return tuple(names)
 
 
-def cores() -> int:
-    """Physical cores that this process may use, which is Cortex's own default."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
-    return min(usable, psutil.cpu_count(logical=False) or usable)
-
-
 def context_needed(found: Sequence[Entry]) -> int:
     need = max(longest(entry.settings) for entry in found)
     return (need // CONTEXT_STEP + 2) * CONTEXT_STEP

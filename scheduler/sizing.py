@@ -17,8 +17,8 @@ IDLE_SHARE: Final = 0.7
 passes over the weights and over the mask of every used cell. With 77 MiB of KV beside 92 MiB of weights (0.8) six
 runs measured 10% to 27%, in the median 16%."""
 TIERED_IDLE_SHARE: Final = 0.1
-"""The same where evicted pages go to a tier: about 2% of a step. Leaving and coming back costs a token some 25
-microseconds, staying idle about 4 in every step, so a few steps are all that a page is worth keeping for on a CPU."""
+"""The same where evicted pages go to a tier; scaled from the above, about 2% of a step. Coming back costs a page once,
+staying idle costs in every step, so on a CPU a page is worth keeping for a few steps only."""
 MEMORY_SHARE: Final = 0.5
 """Of the memory that is available, at most this much goes to a KV pool whose size nobody asked for."""
 HOST_SHARE: Final = 0.25
@@ -52,7 +52,7 @@ def choose(
         kv_tokens=kv_tokens,
         idle_tokens=kv_tokens if on_gpu else int(TIERED_IDLE_SHARE * model_bytes / kv_bytes_per_token),
         batch_tokens=max(config.batch_tokens, max_seqs + 64),
-        threads=config.threads or _cores(),
+        threads=config.threads or cores(),
     )
 
 
@@ -84,7 +84,7 @@ def _whole_pages(num_tokens: int) -> int:
     return -(-num_tokens // 256) * 256 if num_tokens >= 256 else -(-num_tokens // PAGE_TOKENS) * PAGE_TOKENS
 
 
-def _cores() -> int:
+def cores() -> int:
     """Physical cores that this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
     return min(usable, psutil.cpu_count(logical=False) or usable)

@@ -49,7 +49,7 @@ class StateFormat:
         content = state.data
         try:
             self._magic, _, self._num_streams = _HEAD.unpack_from(content)
-            records, stop, _ = self._find_records(content)
+            records, stop = self._find_records(content)
             if stop > len(content) or (state[records:stop].view(_RECORD)["num_ids"] != 1).any():
                 raise StateError("the cells have more than a position")
             num_cells = (stop - records) // _RECORD.itemsize
@@ -70,14 +70,14 @@ class StateFormat:
         if offset > len(content) or any(content[offset : offset + _COUNT.size]):
             raise StateError("it does not end where it should")
 
-    def _find_records(self, content: memoryview) -> tuple[int, int, int]:
-        """Where the cells' records begin and end, and in which stream they lie."""
+    def _find_records(self, content: memoryview) -> tuple[int, int]:
+        """Where the cells' records begin and end."""
         for stream in range(self._num_streams):
             offset = _HEAD.size + stream * _COUNT.size
             (num_cells,) = _COUNT.unpack_from(content, offset)
             if num_cells:
                 start = offset + _COUNT.size
-                return start, start + num_cells * _RECORD.itemsize, stream
+                return start, start + num_cells * _RECORD.itemsize
         raise StateError("it is empty")
 
     def num_bytes(self, num_tokens: int) -> int:
@@ -87,7 +87,7 @@ class StateFormat:
 
     def cut(self, state: Blob, start: int, stop: int) -> list[Blob]:
         """The pages of positions [start, stop) of a state; the last may be shorter. Raises StateError."""
-        records, end, _ = self._find_records(state.data)
+        records, end = self._find_records(state.data)
         positions = state[records:end].view(_RECORD)["position"]
         order = np.argsort(positions)
         order = order[start - positions[order[0]] :][: stop - start]

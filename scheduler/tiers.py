@@ -31,6 +31,8 @@ def open_tiers(config: EngineConfig, model: Model, context: Context) -> Tiers | 
     """None where pages may or can not be kept; says why in the log."""
     in_memory = host_bytes(config)
     if not in_memory:
+        if config.disk_cache:
+            _log.warning("no pages are kept on the disk: they go there through host memory, which is given none")
         return None
     try:
         context.learn_pages()

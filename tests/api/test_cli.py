@@ -15,7 +15,7 @@ import pytest
 
 from api import cli, launch
 from api.home import home
-from api.options import ServerFlags, ServerOptions
+from api.options import ServerFlags, ServerOptions, num_bytes
 from api.record import ServerRecord, read_record
 from scheduler.config import EngineConfig
 
@@ -543,3 +543,16 @@ def test_a_failed_answer_is_one_line_and_the_chat_goes_on(cortex: Cortex) -> Non
     assert (result.returncode, result.stdout.split()) == (1, ["got", "1", "got", "3"])
     assert result.stderr.splitlines()[0] == "cortex: no answer today"
     assert read_record() is not None
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [("0", 0), ("7", 7), ("2k", 2048), ("1.5 GiB", 3 << 29), ("3MB", 3_000_000), ("1t", 1 << 40)]
+)
+def test_sizes_are_read_as_people_write_them(size: str, expected: int) -> None:
+    assert num_bytes(size) == expected
+
+
+@pytest.mark.parametrize("size", ["", "GiB", "-1", "1 GiBs", "1e3", "1.GB"])
+def test_what_is_no_size_is_refused(size: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        num_bytes(size)
