@@ -61,13 +61,14 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How a step is made up: `chunk` tokens at most; prompts beside running answers, or before any of them goes on."""
+    """How a step is made up: `chunk` tokens at most; prompts beside running answers, or before any, or by turns."""
 
     chunk: int = max(CHUNKS)
     prompts_first: bool = False
+    by_turns: bool = False
 
     def __str__(self) -> str:
-        return f"chunks of {self.chunk}{', prompts first' if self.prompts_first else ''}"
+        return f"chunks of {self.chunk}{', prompts first' * self.prompts_first}{', by turns' * self.by_turns}"
 
 
 def conversations(sessions: Sequence[Session], template: ChatTemplate, rng: Random) -> list[Conversation]:
@@ -112,6 +113,10 @@ class _Talk:
     conversation: Conversation
     sequence_id: int
     start: float
+    num_own: int
+    """Tokens that nobody else's memory holds."""
+    source: int | None = None
+    """The sequence id that its shared tokens are computed on."""
     turn: int = 0
     computed: int = 0
     """Tokens of the turn's prompt and answer whose KV is there."""
@@ -191,6 +196,9 @@ class BareLoop:
         """Sequence ids and their tokens, oldest first."""
         self._held: dict[int, int] = {}
         """The sequence ids of the conversations that have begun in this play, by number."""
+        self._sources: dict[int, int] = {}
+        """Whose cells a sequence id shares; these keep theirs as long, so that shared tokens are counted once."""
+        self._answered_last = False
         self._num_free = self.kv_tokens
 
     def fill(self, num_tokens: int) -> None:
@@ -275,25 +283,32 @@ class BareLoop:
             now = time.perf_counter()
             if now < began + conversation.at:
                 return
-            self._make_room(conversation.length, 1)
-            if self._num_free < conversation.length or not self._free_ids:
+            source = None if conversation.source is None or not self._shares else self._held.get(conversation.source)
+            num_own = conversation.length - (conversation.shared if source is not None else 0)
+            self._make_room(num_own, 1, spared=source)
+            if self._num_free < num_own or not self._free_ids:
                 return
             waiting.popleft()
             sequence_id = self._held[number] = heappop(self._free_ids)
-            self._num_free -= conversation.length
-            running.append(
-                _Talk(number, conversation, sequence_id, start=began + conversation.at if number < users else now)
-            )
+            if source is not None:
+                self._sources[sequence_id] = source
+            self._num_free -= num_own
+            start = began + conversation.at if number < users else now
+            running.append(_Talk(number, conversation, sequence_id, start, num_own, source))
 
     def _compose(self, running: list[_Talk], schedule: Schedule) -> list[tuple[_Talk, Sequence[int]]]:
         """Who computes which tokens in this step."""
         leaders = {talk.number: talk for talk in running}
         readers = [talk for talk in running if talk.reads and self._knows_prefix(talk, leaders)]
         parts: list[tuple[_Talk, Sequence[int]]] = []
-        if not (schedule.prompts_first and readers):
+        skips = readers and (schedule.prompts_first or (schedule.by_turns and self._answered_last))
+        if not skips:
             # By id: lanes are computed together only while their ids go up by one.
             answering = sorted((talk for talk in running if not talk.reads), key=lambda talk: talk.sequence_id)
             parts = [(t, [t.request.answer[t.computed - len(t.request.prompt)]]) for t in answering[: schedule.chunk]]
+        self._answered_last = bool(parts)
+        if parts and schedule.by_turns:
+            return parts
         room = schedule.chunk - len(parts)
         for talk in readers:
             if piece := talk.request.prompt[talk.computed : talk.computed + room]:
@@ -303,13 +318,13 @@ class BareLoop:
 
     def _knows_prefix(self, talk: _Talk, leaders: Mapping[int, _Talk]) -> bool:
         """Shares what another conversation has computed; False while that one is still about to compute it."""
-        source, shared = talk.conversation.source, talk.conversation.shared
-        if talk.computed or not self._shares or source not in self._held:
+        shared = talk.conversation.shared
+        if talk.computed or talk.source is None or talk.conversation.source is None:
             return True
-        leader = leaders.get(source)
+        leader = leaders.get(talk.conversation.source)
         if leader is not None and leader.turn == 0 and leader.computed < shared:
             return False
-        self._context.share(self._held[source], talk.sequence_id, 0, shared)
+        self._context.share(talk.source, talk.sequence_id, 0, shared)
         talk.computed = talk.cached = shared
         return True
 
@@ -319,11 +334,18 @@ class BareLoop:
             self._context.remove(talk.sequence_id, talk.computed, -1)
         else:
             running.remove(talk)
-            self._idle.append((talk.sequence_id, talk.conversation.length))
+            self._idle.append((talk.sequence_id, talk.num_own))
 
-    def _make_room(self, num_tokens: int, num_ids: int) -> None:
-        while self._idle and (self._num_free < num_tokens or len(self._free_ids) < num_ids):
-            sequence_id, length = self._idle.popleft()
+    def _make_room(self, num_tokens: int, num_ids: int, spared: int | None = None) -> None:
+        """Drop idle sequences, the oldest first, but those that others share."""
+        while self._num_free < num_tokens or len(self._free_ids) < num_ids:
+            kept = {spared, *self._sources.values()}
+            oldest = next((idle for idle in self._idle if idle[0] not in kept), None)
+            if oldest is None:
+                return
+            self._idle.remove(oldest)
+            sequence_id, length = oldest
+            self._sources.pop(sequence_id, None)
             self._context.remove(sequence_id, 0, -1)
             heappush(self._free_ids, sequence_id)
             self._held = {number: held for number, held in self._held.items() if held != sequence_id}

@@ -26,7 +26,13 @@ from bench.stats import summarize
 from bench.workloads import Session, Settings, longest, resolve, sessions, uniform
 from kvcache.tree import PAGE_TOKENS
 
-SCHEDULES: Final = (*(Schedule(chunk, prompts_first=True) for chunk in CHUNKS), Schedule(128), Schedule(512))
+SCHEDULES: Final = (
+    *(Schedule(chunk, prompts_first=True) for chunk in CHUNKS),
+    Schedule(128),
+    Schedule(512),
+    Schedule(128, by_turns=True),
+    Schedule(512, by_turns=True),
+)
 LANE_SCHEDULES: Final = (Schedule(64, prompts_first=True), Schedule(512, prompts_first=True))
 LANE_STEP: Final = 256
 """llama.cpp rounds a lane up to this many tokens."""

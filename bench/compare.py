@@ -148,7 +148,7 @@ class Bare:
         self._conversations = partial(conversations, template=template)
         # Best in `bench ceiling` where all begin together, and where prompts keep coming.
         self._schedules = {"single": Schedule(prompts_first=True), "uniform": Schedule(prompts_first=True)}
-        self._schedule = Schedule()
+        self._schedule = Schedule(by_turns=True)
         self._loop = BareLoop(model_path, threads=threads)
 
     async def rest(self) -> None:

@@ -144,7 +144,7 @@ def load(config: EngineConfig) -> Parts:
         vocab_size=model.vocab_size,
         backend_top_k=config.backend_top_k,
     )
-    pacer = Pacer(runner.warm_up())
+    pacer = Pacer(runner.warm_up(), sizes.max_mixed_tokens)
     tiers = open_tiers(config, model, context) if model.shares_prefixes else None
     cache = KVCache(
         context,

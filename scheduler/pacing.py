@@ -1,4 +1,4 @@
-"""How many prompt tokens a step may take while answers are streaming."""
+"""How many prompt tokens a step may take while answers are streaming, and whether beside them or in turn."""
 
 from typing import Final
 
@@ -20,11 +20,23 @@ class Pacer:
     prompt; but the more context there is, the more. The limit follows from the model's own speed on this machine.
     """
 
-    def __init__(self, seconds_per_token: float) -> None:
-        """Starts from the cost of a prompt token at an empty context."""
+    def __init__(self, seconds_per_token: float, max_mixed_tokens: int | None = None) -> None:
+        """Starts from the cost of a prompt token at an empty context.
+
+        A step of more than `max_mixed_tokens` is better either all prompts or all answers; None if it never is.
+        """
         self._best = self._current = seconds_per_token
+        self._max_mixed_tokens = max_mixed_tokens
+        self._decode_seconds = 0.0
+        """Of a step that only continues answers."""
+
+    def mixes(self, num_tokens: int) -> bool:
+        """Whether prompts and answers may share a step of so many tokens."""
+        return self._max_mixed_tokens is None or num_tokens <= self._max_mixed_tokens
 
     def observe(self, num_decode: int, num_prefill: int, seconds: float) -> None:
+        if not num_prefill:
+            self._decode_seconds += SMOOTHING * (seconds - self._decode_seconds)
         if num_prefill < SMALLEST_CHUNK:  # mostly the cost of reading the weights
             return
         measured = seconds / (num_decode + num_prefill)
@@ -37,8 +49,14 @@ class Pacer:
         """What a step that answers wait for may take."""
         return FULL_SPEED_TOKENS * self._best
 
-    def num_prefill_tokens(self, num_decode: int) -> int:
-        """The prompt tokens that fit beside so many decodes."""
-        fitting = int(self.target_seconds / self._current) - num_decode
-        stretched = int(STRETCH * self.target_seconds / self._current) - num_decode
+    def num_prefill_tokens(self, num_decode: int, num_prompts: int = 1) -> int:
+        """The tokens of so many prompts that fit beside so many decodes, or between two steps of theirs.
+
+        While more users wait for their first token than for their next, a step may take longer in that proportion.
+        """
+        mixes = self.mixes(num_decode + SMALLEST_CHUNK)
+        decodes = num_decode if mixes else round(self._decode_seconds / self._current)
+        target = self.target_seconds * max(1.0, num_prompts / max(1, num_decode))
+        fitting = int(target / self._current) - decodes
+        stretched = int(STRETCH * target / self._current) - decodes
         return max(fitting, min(stretched, MIN_CHUNK), SMALLEST_CHUNK)

@@ -81,6 +81,8 @@ class Scheduler:
         self._preemptions = 0
         self._failed_steps = 0
         self._failed_in_a_row = 0
+        self._answered_last = False
+        """Whether the last step continued answers."""
 
     @property
     def has_work(self) -> bool:
@@ -115,6 +117,8 @@ class Scheduler:
         self._admit()
         self._plan_decodes(plan)
         self._plan_prefills(plan)
+        if plan.num_decode and plan.num_prefill and not self._pacer.mixes(plan.num_tokens):
+            self._take_turns(plan)
         return plan
 
     def _admit(self) -> None:
@@ -188,12 +192,12 @@ class Scheduler:
 
         So a short question does not wait behind a long prompt, and the long prompt does not wait for ever.
         """
-        budget = self._token_budget - plan.num_decode
-        if plan.num_decode:
-            budget = min(budget, self._pacer.num_prefill_tokens(plan.num_decode))
         prompts = [sequence for sequence in self._running if sequence.num_remaining > 1]
         if not prompts:
             return
+        budget = self._token_budget - plan.num_decode
+        if plan.num_decode:
+            budget = min(budget, self._pacer.num_prefill_tokens(plan.num_decode, len(prompts)))
         oldest = prompts.pop(0)
         prompts.sort(key=attrgetter("num_remaining"))
         others = sum(sequence.num_remaining for sequence in prompts)
@@ -211,6 +215,15 @@ class Scheduler:
                 budget -= num_tokens
                 plan.num_prefill += num_tokens
 
+    def _take_turns(self, plan: Plan) -> None:
+        """Leave either the answers or the prompts to the next step."""
+        if self._answered_last:
+            del plan.chunks[: plan.num_decode]
+            plan.num_decode = 0
+        else:
+            del plan.chunks[plan.num_decode :]
+            plan.num_prefill = 0
+
     # -- commit ------------------------------------------------------------------------------------------------------
 
     def commit(self, plan: Plan, result: Result) -> list[Output]:
@@ -220,6 +233,7 @@ class Scheduler:
         self._prefill_tokens += plan.num_prefill
         self._decode_tokens += plan.num_decode
         self._failed_in_a_row = 0
+        self._answered_last = plan.num_decode > 0
         self._pacer.observe(plan.num_decode, plan.num_prefill, result.seconds)
         outputs = []
         tokens, prompt_logprobs = iter(result.tokens), iter(result.prompt_logprobs)

@@ -19,6 +19,10 @@ runs measured 10% to 27%, in the median 16%."""
 TIERED_IDLE_SHARE: Final = 0.1
 """The same where evicted pages go to a tier; scaled from the above, about 2% of a step. Coming back costs a page once,
 staying idle costs in every step, so on a CPU a page is worth keeping for a few steps only."""
+TILE_TOKENS: Final = 64
+"""From so many tokens on, llama.cpp's flash attention on a CPU computes scores for blocks of that many rows at once,
+over all cells that any of the rows sees. Answers of many sequences in one block see nearly all that is in use: 24 of them
+beside 64 tokens of a prompt took 520 ms, apart 137 and about 250."""
 MEMORY_SHARE: Final = 0.5
 """Of the memory that is available, at most this much goes to a KV pool whose size nobody asked for."""
 HOST_SHARE: Final = 0.25
@@ -35,6 +39,8 @@ class Sizes:
     idle_tokens: int
     """Tokens of KV memory that idle pages may fill before they go to a tier, if there is one. On a GPU, all of it."""
     batch_tokens: int
+    max_mixed_tokens: int
+    """Tokens of a step in which prompts and answers may be computed together."""
     threads: int
 
 
@@ -46,12 +52,15 @@ def choose(
     max_seqs = config.max_seqs or (64 if on_gpu else 32)
     kv_tokens = config.kv_tokens or _pool(ctx_len, max_seqs, model_bytes, kv_bytes_per_token)
     kv_tokens = _whole_pages(kv_tokens)
+    batch_tokens = max(config.batch_tokens, max_seqs + 64)
+    tiled = not on_gpu and config.flash_attn != "off" and config.kv_type in {"f16", "f32"}
     return Sizes(
         ctx_len=min(ctx_len, kv_tokens),
         max_seqs=max_seqs,
         kv_tokens=kv_tokens,
         idle_tokens=kv_tokens if on_gpu else int(TIERED_IDLE_SHARE * model_bytes / kv_bytes_per_token),
-        batch_tokens=max(config.batch_tokens, max_seqs + 64),
+        batch_tokens=batch_tokens,
+        max_mixed_tokens=TILE_TOKENS - 1 if tiled else batch_tokens,
         threads=config.threads or cores(),
     )
 

@@ -84,3 +84,14 @@ def test_a_conversation_that_cannot_fit(loop: BareLoop) -> None:
     long = Conversation((Request(tuple(range(loop.kv_tokens)), (1,)),))
     with pytest.raises(BenchError, match="holds"):
         loop.play([long], 1, Schedule())
+
+
+@pytest.mark.parametrize("by_turns", [False, True])
+def test_what_is_shared_takes_room_once(template: ChatTemplate, loop: BareLoop, by_turns: bool) -> None:
+    loop.empty()
+    talks, _ = talks_of(template, Settings(workload="burst", users=6, output_tokens=3, prompt_tokens=250))
+    assert sum(talk.length for talk in talks) > 2 * loop.kv_tokens
+    for _ in range(2):
+        records = loop.play(talks, 6, Schedule(64, by_turns=by_turns))
+        assert sorted((record.cached_tokens or 0) > 200 for record in records) == [False] + [True] * 5
+        assert max(record.start for record in records) < min(record.end for record in records)

@@ -95,6 +95,7 @@ class System:
         max_seqs: int = 16,
         token_budget: int = 512,
         ctx_len: int = 2048,
+        max_mixed_tokens: int | None = None,
         seconds: Callable[[Plan], float] = lambda plan: 0.001 * plan.num_tokens,
     ) -> None:
         self.memory = FakeMemory(num_pages)
@@ -102,7 +103,7 @@ class System:
         self.runner = FakeRunner(self.memory, seconds)
         self.scheduler = Scheduler(
             self.cache,
-            Pacer(0.001),
+            Pacer(0.001, max_mixed_tokens),
             max_seqs=max_seqs,
             token_budget=token_budget,
             ctx_len=ctx_len,

@@ -79,3 +79,18 @@ def test_a_start_on_a_busy_machine_is_forgotten() -> None:
     pacer = Pacer(0.010)
     pacer.observe(0, 128, 128 * 0.001)
     assert pacer.target_seconds == pytest.approx(0.001 * FULL_SPEED_TOKENS)
+
+
+def test_those_who_wait_for_a_first_token_weigh_as_much_as_those_who_stream() -> None:
+    pacer = Pacer(0.001)
+    assert pacer.num_prefill_tokens(8, 8) == pacer.num_prefill_tokens(8, 1) == FULL_SPEED_TOKENS - 8
+    assert pacer.num_prefill_tokens(8, 24) == 3 * FULL_SPEED_TOKENS - 8
+
+
+def test_between_two_steps_of_answers_fits_what_their_own_time_leaves() -> None:
+    pacer = Pacer(0.001, max_mixed_tokens=63)
+    assert pacer.mixes(63)
+    assert not pacer.mixes(64)
+    for _ in range(20):
+        pacer.observe(40, 0, 0.030)
+    assert pacer.num_prefill_tokens(40) == pytest.approx(FULL_SPEED_TOKENS - 30, abs=1)

@@ -1,5 +1,7 @@
 """The scheduler's policies on a fake model whose answers depend on every token in its memory."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -371,3 +373,27 @@ def test_others_go_on_beside_scored_prompts() -> None:
     plan = system.step()
     assert sum(chunk.num_tokens for chunk in plan.chunks if chunk.scores) == MAX_SCORED_TOKENS
     assert system.chunks(plan)[9].num_tokens == 100
+
+
+def test_where_large_steps_do_not_mix_prompts_and_answers_take_turns() -> None:
+    system = System(max_mixed_tokens=63)
+    system.submit(1, list(range(100, 110)), max_tokens=40, ignore_eos=True)
+    while len(system.tokens[1]) < 3:
+        system.step()
+    system.submit(2, list(range(1000, 1600)), max_tokens=2, ignore_eos=True)
+    kinds = []
+    while not system.tokens[2]:
+        plan = system.step()
+        kinds.append((plan.num_decode > 0, plan.num_prefill > 0))
+    assert {(True, False), (False, True)} >= set(kinds[:-1])
+    assert all(one != other for one, other in pairwise(kinds[:-1]))
+
+
+def test_small_steps_are_always_mixed() -> None:
+    system = System(max_mixed_tokens=63)
+    system.submit(1, list(range(100, 110)), max_tokens=40, ignore_eos=True)
+    while len(system.tokens[1]) < 3:
+        system.step()
+    system.submit(2, list(range(1000, 1060)), max_tokens=2, ignore_eos=True)
+    plan = system.step()
+    assert (plan.num_decode, plan.num_prefill) == (1, 60)

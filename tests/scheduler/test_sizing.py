@@ -140,3 +140,10 @@ def test_tiers_take_what_is_given_or_a_part_of_what_is_there(tmp_path: Path, mon
     assert sizing.disk_bytes(open_config, tmp_path / "not" / "yet") == GIB // 10
     given = EngineConfig("model.gguf", host_cache=7, disk_cache=0)
     assert (sizing.host_bytes(given), sizing.disk_bytes(given, tmp_path)) == (7, 0)
+
+
+def test_on_a_cpu_large_steps_are_not_mixed_where_attention_goes_by_blocks() -> None:
+    assert choose(SMALL).max_mixed_tokens == 63
+    assert choose(SMALL, kv_type="q8_0").max_mixed_tokens == 512  # type: ignore[arg-type]
+    assert choose(SMALL, flash_attn="off").max_mixed_tokens == 512  # type: ignore[arg-type]
+    assert choose(SMALL | {"on_gpu": True}).max_mixed_tokens == 512
