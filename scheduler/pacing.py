@@ -23,16 +23,16 @@ class Pacer:
     def __init__(self, seconds_per_token: float, max_mixed_tokens: int | None = None) -> None:
         """Starts from the cost of a prompt token at an empty context.
 
-        A step of more than `max_mixed_tokens` is better either all prompts or all answers; None if it never is.
+        Steps of more than `max_mixed_tokens` had better hold prompts only; None if answers may be in them, too.
         """
         self._best = self._current = seconds_per_token
-        self._max_mixed_tokens = max_mixed_tokens
+        self.max_mixed_tokens = max_mixed_tokens
         self._decode_seconds = 0.0
         """Of a step that only continues answers."""
 
     def mixes(self, num_tokens: int) -> bool:
         """Whether prompts and answers may share a step of so many tokens."""
-        return self._max_mixed_tokens is None or num_tokens <= self._max_mixed_tokens
+        return self.max_mixed_tokens is None or num_tokens <= self.max_mixed_tokens
 
     def observe(self, num_decode: int, num_prefill: int, seconds: float) -> None:
         if not num_prefill:

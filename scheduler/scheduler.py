@@ -167,7 +167,16 @@ class Scheduler:
         for sequence in tuple(self._running):
             if self._reserve(sequence) and sequence.num_remaining == 1:
                 plan.chunks.append(Chunk(sequence, sequence.num_known - 1, 1, samples=True))
+        self._leave_some_out(plan)
         plan.num_decode = len(plan.chunks)
+
+    def _leave_some_out(self, plan: Plan) -> None:
+        """Share the answers out to several equal steps where one would be too large; who waited longest comes first."""
+        limit, count = self._pacer.max_mixed_tokens, len(plan.chunks)
+        if limit is not None and count > limit:
+            num_steps = -(-count // limit)
+            plan.chunks.sort(key=lambda chunk: chunk.sequence.last_step)
+            del plan.chunks[-(-count // num_steps) :]
 
     def _reserve(self, sequence: Sequence) -> bool:
         """Get the pages for the sequence's known tokens, from the latest arrival if need be. False: that was itself."""
@@ -249,6 +258,7 @@ class Scheduler:
                 output.prompt_logprobs = next(prompt_logprobs)
                 sequence.num_unscored -= len(output.prompt_logprobs)
             if chunk.samples:
+                sequence.last_step = self._steps
                 if sequence.num_known == sequence.num_prompt:
                     output.cached_tokens = sequence.cached_tokens or 0
                 self._advance(sequence, next(tokens), next(logprobs), output)

@@ -38,6 +38,7 @@ class Sequence:
         "cached_tokens",
         "grammar",
         "known",
+        "last_step",
         "last_token",
         "logprobs",
         "max_known",
@@ -62,6 +63,8 @@ class Sequence:
         """What its answer must match, and how far it has come."""
         self.logprobs = submit.logprobs
         """How many of the best tokens to tell with each token; None for no probabilities at all."""
+        self.last_step = 0
+        """The step that gave it its latest token."""
         self.num_unscored = self.num_prompt - 1 if submit.score_prompt else 0
         """Tokens at the prompt's end whose probabilities are still to be told."""
         self.status = Status.WAITING

@@ -20,9 +20,9 @@ TIERED_IDLE_SHARE: Final = 0.1
 """The same where evicted pages go to a tier; scaled from the above, about 2% of a step. Coming back costs a page once,
 staying idle costs in every step, so on a CPU a page is worth keeping for a few steps only."""
 TILE_TOKENS: Final = 64
-"""From so many tokens on, llama.cpp's flash attention on a CPU computes scores for blocks of that many rows at once,
-over all cells that any of the rows sees. Answers of many sequences in one block see nearly all that is in use: 24 of them
-beside 64 tokens of a prompt took 520 ms, apart 137 and about 250."""
+"""From so many tokens on, llama.cpp's flash attention on a CPU computes blocks of that many rows at once, over all
+cells that any of the rows sees. Answers of many sequences in one block see nearly all that is in use: 24 of them beside
+64 tokens of a prompt took 520 ms, apart 137 and about 250."""
 MEMORY_SHARE: Final = 0.5
 """Of the memory that is available, at most this much goes to a KV pool whose size nobody asked for."""
 HOST_SHARE: Final = 0.25
@@ -40,7 +40,7 @@ class Sizes:
     """Tokens of KV memory that idle pages may fill before they go to a tier, if there is one. On a GPU, all of it."""
     batch_tokens: int
     max_mixed_tokens: int
-    """Tokens of a step in which prompts and answers may be computed together."""
+    """Tokens of a step in which several answers, or prompts and answers, may be computed together."""
     threads: int
 
 

@@ -397,3 +397,16 @@ def test_small_steps_are_always_mixed() -> None:
     system.submit(2, list(range(1000, 1060)), max_tokens=2, ignore_eos=True)
     plan = system.step()
     assert (plan.num_decode, plan.num_prefill) == (1, 60)
+
+
+def test_more_answers_than_a_step_should_hold_take_turns_and_none_falls_behind() -> None:
+    system = System(num_pages=256, num_ids=100, max_seqs=100, max_mixed_tokens=30)
+    for number in range(100):
+        system.submit(number, prompt(number * 100, 20), max_tokens=30, ignore_eos=True)
+    while not all(system.tokens.values()):
+        system.step()
+    for _ in range(3):
+        before = {number: len(tokens) for number, tokens in system.tokens.items()}
+        plans = [system.step() for _ in range(4)]
+        assert [plan.num_decode for plan in plans] == [25] * 4
+        assert all(len(tokens) == before[number] + 1 for number, tokens in system.tokens.items())
