@@ -49,9 +49,12 @@ def require_loopback(url: str) -> None:
 
 
 def open_http(api_key: str | None, timeout: float) -> httpx.AsyncClient:
-    """A client that throttles nothing and, so that a loopback address stays one, reads no proxy settings."""
+    """A client that throttles nothing and, so that a loopback address stays one, reads no proxy settings.
+
+    Each request has a connection of its own: some servers close a kept one just when the next request comes.
+    """
     return httpx.AsyncClient(
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout), pool=None),
         headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {api_key}"} if api_key else {}),
         trust_env=False,
@@ -165,8 +168,7 @@ class Client:
             if response.status_code != httpx.codes.OK:
                 answer.fail(f"HTTP {response.status_code}: {_text(await response.aread())}", time.perf_counter())
                 return
-            # Read to the end instead of leaving the loop: the connection stays usable, and httpx's nested
-            # generators are never dropped half way.
+            # Read to the end instead of leaving the loop: httpx's nested generators are never dropped half way.
             async for received in response.aiter_bytes():
                 now = time.perf_counter()
                 for data in decoder.feed(received):

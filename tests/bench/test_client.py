@@ -176,6 +176,20 @@ async def test_an_aborted_request_is_closed_and_is_no_error() -> None:
     assert record.completion_tokens == seen[-1] == 1
 
 
+async def test_a_server_may_drop_a_connection_that_it_kept() -> None:
+    answer = content("a", "stop") + DONE
+    head = EVENTS.replace(b"connection: close", b"content-length: %d" % len(answer))
+
+    async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
+        await stream.send_all(head + answer)
+        await stream.receive_some()  # the next request, or the end
+
+    async with serving(script) as server, open_http(None, 5) as http:
+        client = Client(http, Target(url=server.url, model="fake"))
+        records = [await client.chat(ASK) for _ in range(2)]
+    assert [record.error for record in records] == [None, None]
+
+
 async def test_what_is_sent() -> None:
     script = saying(EVENTS, content("a", "stop"), DONE)
     async with serving(script) as server, open_http("key", 5) as http:
