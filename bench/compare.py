@@ -416,13 +416,18 @@ def document(plan: Plan, done: Comparison, command: str, started: str) -> dict[s
         "salt": plan.salt,
         "limits": asdict(plan.limits),
         "servers": [
-            {"name": spec.name, "note": spec.note, "command": shlex.join(spec.command), "fields": dict(spec.fields)}
+            {"name": spec.name, "note": spec.note, "command": _relative(spec.command), "fields": dict(spec.fields)}
             for spec in done.specs
         ],
         "tuning_tokens_per_s": done.tuning,
         "workloads": [{"name": entry.name, "settings": asdict(entry.settings)} for entry in plan.entries],
         "blocks": [asdict(block) for block in done.blocks],
     }
+
+
+def _relative(command: Sequence[str]) -> str:
+    """As one would type it in this folder: a file that is passed on says nothing of whose machine it was."""
+    return shlex.join(command).replace(f"{Path.cwd()}/", "")
 
 
 @asynccontextmanager

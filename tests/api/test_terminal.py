@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from api.terminal import ChatError, Conversation, event_data, print_servers, spinner
@@ -129,8 +130,8 @@ class Terminal:
         self._seen = ""
 
     def expect(self, text: str) -> str:
-        """What came until `text`, which must come within a minute."""
-        deadline = time.monotonic() + 60  # on a busy machine Python alone takes a while to start
+        """What came until `text`, which must come within half a minute."""
+        deadline = time.monotonic() + 30  # on a busy machine Python alone takes a while to start
         while text not in self._seen:
             ready, _, _ = select.select([self._master], [], [], deadline - time.monotonic())
             assert ready, f"no {text!r} after {self._seen!r}"
@@ -142,7 +143,12 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def interrupt(self) -> None:
-        time.sleep(0.2)  # Python's input() overlooks a signal that comes just before it begins to wait
+        """Once the process waits: Python's input() overlooks a signal that comes just before it begins to."""
+        process = psutil.Process(self.process.pid)
+        num_waiting = 0
+        while num_waiting < 10:
+            num_waiting = num_waiting + 1 if process.status() == psutil.STATUS_SLEEPING else 0
+            time.sleep(0.02)
         self.process.send_signal(signal.SIGINT)
 
     def close(self) -> None:
