@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from api.home import home
-from scheduler.config import FLASH_ATTN, KV_TYPES, EngineConfig
+from scheduler.config import FLASH_ATTN, KV_LAYOUTS, KV_TYPES, EngineConfig
 
 DEFAULT_PORT = 39281
 
@@ -95,7 +95,7 @@ class ServerFlags:
         typer.Option(
             envvar="CORTEX_KV_TOKENS",
             min=64,
-            help="Tokens of KV memory, shared by all requests. (default: by the model and the machine)",
+            help="Tokens of KV memory for all requests together. (default: by the model and the machine)",
         ),
     ] = None
     batch_tokens: Annotated[
@@ -117,6 +117,15 @@ class ServerFlags:
             help="Number format of the KV memory.",
         ),
     ] = "f16"
+    kv_layout: Annotated[
+        str,
+        typer.Option(
+            envvar="CORTEX_KV_LAYOUT",
+            metavar="|".join(KV_LAYOUTS),
+            callback=_one_of(*KV_LAYOUTS),
+            help="One pool of KV memory for all, or a lane for each sequence; auto is lanes where they fit.",
+        ),
+    ] = "auto"
     flash_attn: Annotated[
         str,
         typer.Option(
@@ -203,6 +212,7 @@ class ServerFlags:
             ctx_len=self.ctx_len,
             max_seqs=self.max_seqs,
             kv_tokens=self.kv_tokens,
+            kv_layout=self.kv_layout,
             batch_tokens=self.batch_tokens,
             threads=self.threads,
             gpu_layers=self.gpu_layers,

@@ -91,12 +91,14 @@ def _with_whole_ends(app: ASGIFramework) -> ASGIFramework:
 async def _load(nursery: trio.Nursery, service: ModelService, address: tuple[str, int]) -> None:
     info = await nursery.start(service.engine.run)
     _log.info(
-        "%s answers at http://%s:%d/v1 (context %d, %d sequences at once, %d tokens of KV memory)",
+        "%s answers at http://%s:%d/v1 (context %d, %d sequences at once, %d tokens of KV memory in %s: %s)",
         service.names[0],
         *address[:2],
         info.ctx_len,
         info.max_seqs,
         info.kv_tokens,
+        "lanes" if info.kv_layout == "lanes" else "one pool",
+        info.kv_layout_reason,
     )
 
 

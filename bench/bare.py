@@ -22,6 +22,7 @@ from bench.records import BenchError, Message, Record
 from bench.workloads import Session, words
 from scheduler.config import EngineConfig
 from scheduler.llama import MAX_SEQUENCE_IDS, Context, Model
+from scheduler.memory import LaneMemory, PoolMemory
 from scheduler.sizing import IDLE_SHARE, choose
 
 CHUNKS: Final = (64, 128, 256, 512)
@@ -166,7 +167,7 @@ class BareLoop:
         lanes: int = 0,
         lane_tokens: int = 0,
     ) -> None:
-        """With `lanes`, so many sequences have memory of their own, `lane_tokens` each, and nothing is shared."""
+        """With `lanes`, so many sequences have memory of their own, `lane_tokens` each; what is shared is copied."""
         config = EngineConfig(str(model_path), kv_tokens=kv_tokens, threads=threads)
         self._model = Model(str(model_path), config.gpu_layers)
         kv_bytes = self._model.kv_bytes_per_token(config.kv_type)
@@ -180,7 +181,6 @@ class BareLoop:
         self.kv_tokens = lanes * lane_tokens or sizes.kv_tokens
         self.cheap_tokens = int(IDLE_SHARE * self._model.num_bytes / kv_bytes)
         num_ids = lanes or MAX_SEQUENCE_IDS
-        self._shares = not lanes
         self._context = Context(
             self._model,
             config,
@@ -191,6 +191,7 @@ class BareLoop:
             threads=sizes.threads,
             unified=not lanes,
         )
+        self._memory = LaneMemory(self._context) if lanes else PoolMemory(self._context)
         self._free_ids = list(range(num_ids))
         self._idle: deque[tuple[int, int]] = deque()
         """Sequence ids and their tokens, oldest first."""
@@ -198,6 +199,9 @@ class BareLoop:
         """The sequence ids of the conversations that have begun in this play, by number."""
         self._sources: dict[int, int] = {}
         """Whose cells a sequence id shares; these keep theirs as long, so that shared tokens are counted once."""
+        self._in_lanes = bool(lanes)
+        self._wanted: set[int] = set()
+        """Conversations, by number, that others of this play begin with."""
         self._answered_last = False
         self._num_free = self.kv_tokens
 
@@ -238,7 +242,7 @@ class BareLoop:
             self._decode([(sequence_id, IDLE_COST_PROMPT + step, [1000]) for sequence_id in ids])
             times.append(time.perf_counter() - started)
         for sequence_id in ids:
-            self._context.remove(sequence_id, 0, -1)
+            self._memory.remove(sequence_id, 0, -1)
         return median(times)
 
     def play(
@@ -256,6 +260,7 @@ class BareLoop:
             raise BenchError(f"the bare loop holds {self.kv_tokens} tokens, and a conversation has {max(too_long)}")
         began = time.perf_counter()
         waiting = deque(enumerate(talks))
+        self._wanted = {talk.source for talk in talks if talk.source is not None}
         running: list[_Talk] = []
         records: list[Record] = []
         while waiting or running:
@@ -283,7 +288,7 @@ class BareLoop:
             now = time.perf_counter()
             if now < began + conversation.at:
                 return
-            source = None if conversation.source is None or not self._shares else self._held.get(conversation.source)
+            source = None if conversation.source is None else self._held.get(conversation.source)
             num_own = conversation.length - (conversation.shared if source is not None else 0)
             self._make_room(num_own, 1, spared=source)
             if self._num_free < num_own or not self._free_ids:
@@ -324,17 +329,19 @@ class BareLoop:
         leader = leaders.get(talk.conversation.source)
         if leader is not None and leader.turn == 0 and leader.computed < shared:
             return False
-        self._context.share(talk.source, talk.sequence_id, 0, shared)
+        self._memory.share(talk.source, talk.sequence_id, 0, shared)
         talk.computed = talk.cached = shared
         return True
 
     def _go_on(self, talk: _Talk, running: list[_Talk], now: float) -> None:
         if talk.turn + 1 < len(talk.conversation.requests):
             talk.next_turn(now)
-            self._context.remove(talk.sequence_id, talk.computed, -1)
+            self._memory.remove(talk.sequence_id, talk.computed, -1)
         else:
             running.remove(talk)
             self._idle.append((talk.sequence_id, talk.num_own))
+            if self._in_lanes and talk.number not in self._wanted:  # lanes must be dense, and idle cells cost nothing
+                self._drop(talk.sequence_id)
 
     def _make_room(self, num_tokens: int, num_ids: int, spared: int | None = None) -> None:
         """Drop idle sequences, the oldest first, but those that others share."""
@@ -343,13 +350,17 @@ class BareLoop:
             oldest = next((idle for idle in self._idle if idle[0] not in kept), None)
             if oldest is None:
                 return
-            self._idle.remove(oldest)
-            sequence_id, length = oldest
-            self._sources.pop(sequence_id, None)
-            self._context.remove(sequence_id, 0, -1)
-            heappush(self._free_ids, sequence_id)
-            self._held = {number: held for number, held in self._held.items() if held != sequence_id}
-            self._num_free += length
+            self._drop(oldest[0])
+
+    def _drop(self, sequence_id: int) -> None:
+        """Forget an idle sequence."""
+        idle = next(idle for idle in self._idle if idle[0] == sequence_id)
+        self._idle.remove(idle)
+        self._sources.pop(sequence_id, None)
+        self._memory.remove(sequence_id, 0, -1)
+        heappush(self._free_ids, sequence_id)
+        self._held = {number: held for number, held in self._held.items() if held != sequence_id}
+        self._num_free += idle[1]
 
     def _decode(self, rows: Rows) -> None:
         """One call; the last token of each row gives logits."""

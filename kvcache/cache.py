@@ -1,13 +1,12 @@
-"""KV memory in pages: who holds them, what is still cached of earlier sequences, what goes first, and where to.
+"""KV memory in pages: who holds them, what is still cached of earlier sequences, and what is found of new ones.
 
-Layout *pool*: all sequences share one set of cells, and sharing a prefix means putting one more sequence id on its
-cells. Pages are accounting, not addresses: llama.cpp may put a token into any free cell. Every cell belongs to a page
-of each branch that uses it, and a page covers at most PAGE_TOKENS cells; so while the pages suffice, so do the cells.
+The layouts keep the accounts, `kvcache.pool` and `kvcache.lanes`; here is what they have in common: the prefix tree,
+how a branch grows and ends, and the tier behind the device.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
 
 from kvcache.memory import Memory
 from kvcache.tiers import HostTier, TierStatistics
@@ -22,15 +21,6 @@ from kvcache.tree import (
     longest_prefix,
     num_pages_for,
 )
-
-EVICTION_SHARE: Final = 8
-"""Of the pool, one part of so many is evicted at a time.
-
-Cells that fall free one page here and one there would scatter what is computed next over the whole pool, more with each
-turn, and attention skips the cells of others only in whole stretches. In a simulation of a full pool turned over five
-times, page by page left each sequence in 14 times as many stretches of 64 cells as its length needs, an eighth at a
-time in 6 times as many (5 is what decoding eight sequences side by side makes anyway).
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +49,7 @@ class CacheStatistics:
     disk_pages: int
 
 
-class KVCache:
+class KVCache(ABC):
     """The pages of one context. Invariant: free + cached + held = all, for pages and for sequence ids.
 
     A page is held while a running branch holds it or has it reserved, cached while only idle branches hold it. An idle
@@ -67,29 +57,17 @@ class KVCache:
     """
 
     def __init__(
-        self,
-        memory: Memory,
-        num_pages: int,
-        num_ids: int,
-        *,
-        sharing: bool = True,
-        tier: HostTier | None = None,
-        max_cached: int | None = None,
+        self, memory: Memory, num_pages: int, num_ids: int, *, sharing: bool = True, tier: HostTier | None = None
     ) -> None:
         """Without `sharing` (recurrent and hybrid models) nothing is found again and nothing stays cached.
 
-        With a `tier`, pages go there when they are evicted; then at most `max_cached` need stay, if given.
+        With a `tier`, pages go there when they are evicted.
         """
         self._memory = memory
         self._tier = tier
-        self._max_cached = num_pages if max_cached is None else max_cached
         self.sharing = sharing
         self.num_pages = num_pages
-        self.num_free = num_pages
-        self.num_cached = 0
         self._num_ids = num_ids
-        self._free_ids = list(range(num_ids - 1, -1, -1))
-        """A stack, lowest id on top: the ids in use stay dense."""
         self._idle: set[Branch] = set()
         self._running: set[Branch] = set()
         self._root = Page(b"", None)
@@ -99,11 +77,49 @@ class KVCache:
         self._evicted_pages = 0
         self._merged_pages = 0
 
+    # -- accounting, by layout ---------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def num_free(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def num_cached(self) -> int: ...
+
     @property
     def num_held(self) -> int:
         return self.num_pages - self.num_free - self.num_cached
 
-    # -- a running branch: acquire, reserve, commit, release ---------------------------------------------------------
+    @property
+    @abstractmethod
+    def free_ids(self) -> list[int]:
+        """Sequence ids that nobody has, running or idle."""
+
+    @abstractmethod
+    def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> Branch | None:
+        """A running branch with pages for all `tokens`, those of the hit (the longest) already in memory.
+
+        None unless `spare_pages` more could be had besides, or if every sequence id runs. Evicts what is needed.
+        """
+
+    @abstractmethod
+    def reserve(self, branch: Branch, num_tokens: int) -> bool:
+        """Make sure that the branch has pages for `num_tokens` in all. False, with nothing changed, if not."""
+
+    @abstractmethod
+    def _count_freed(self, num_pages: int) -> None:
+        """So many pages that were cached are free now."""
+
+    @abstractmethod
+    def _return_id(self, sequence_id: int) -> None:
+        """Nobody has this id any more."""
+
+    @abstractmethod
+    def _merge(self, branch: Branch, page: Page) -> None:
+        """The running branch has computed the tokens of a page that others hold."""
+
+    # -- a running branch: look up, commit, release ------------------------------------------------------------------
 
     def lookup(self, tokens: bytes, max_tokens: int | None = None) -> Hit:
         """The longest known prefix of the tokens but the last, which is left to compute so that it gives logits.
@@ -131,45 +147,6 @@ class KVCache:
         if self._tier is not None:
             self._tier.wait()
 
-    def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> Branch | None:
-        """A running branch with pages for all `tokens`, those of the hit (the longest) already in memory.
-
-        None unless `spare_pages` more could be had besides, or if every sequence id runs. Evicts what is needed.
-        """
-        hit = self.lookup(tokens) if hit is None else hit
-        new_pages = num_pages_for(len(tokens) // TOKEN_BYTES) - hit.num_pages
-        revived = sum(page.num_running == 0 for page in hit.pages) + hit.num_pages - len(hit.pages)
-        if new_pages + spare_pages > self.num_free + self.num_cached - revived:
-            return None
-        if not hit.adoptable and not self._free_ids:
-            if not self._idle:
-                return None
-            oldest = min(self._idle, key=_leaf_last_used)
-            self._save(oldest, 0)
-            self._drop(oldest)
-            if oldest is hit.source:  # the very prefix went, what others hold of it may remain
-                return self.acquire(tokens, self.lookup(tokens, hit.num_known), spare_pages)
-        branch = self._adopt(hit) if hit.adoptable else self._fork(hit)
-        self._hit_tokens += hit.num_tokens
-        reserved = self.reserve(branch, len(tokens) // TOKEN_BYTES)
-        assert reserved, "the pages were counted before"
-        if hit.stored.num_tokens:
-            self._load(branch, tokens, hit.stored)
-        return branch
-
-    def reserve(self, branch: Branch, num_tokens: int) -> bool:
-        """Make sure that the branch has pages for `num_tokens` in all. False, with nothing changed, if not."""
-        missing = num_pages_for(num_tokens) - branch.num_pages
-        if missing <= 0:
-            return True
-        if missing > self.num_free + self.num_cached:
-            return False
-        if self.num_free < missing:
-            self._evict_at_least(missing)
-        self.num_free -= missing
-        branch.num_pages += missing
-        return True
-
     def commit(self, branch: Branch, tokens: bytes) -> None:
         """Tell that these tokens were computed behind what the branch held; others can share them from now on."""
         tail = branch.tail + tokens
@@ -188,38 +165,28 @@ class KVCache:
         branch.running = False
         self._clock += 1
         branch.last_used = self._clock
-        used_pages = num_pages_for(branch.num_tokens)
-        self.num_free += branch.num_pages - used_pages
-        branch.num_pages = used_pages
+        branch.num_pages = num_pages_for(branch.num_tokens)
         for page in branch.pages:
             page.last_used = self._clock
             page.num_running -= 1
-            self.num_cached += page.num_running == 0
-        self.num_cached += bool(branch.tail)
         self._idle.add(branch)
         if not self.sharing:
             self._drop(branch)
             return
         if branch.tail and self._is_known_elsewhere(branch):
-            self._pop_tail(branch)
+            self._cut(branch, len(branch.pages) * PAGE_TOKENS)
         self._drop_if_superfluous(branch)
-        if self._tier is not None and self.num_cached > self._max_cached:
-            goal = self._max_cached - self._max_cached // EVICTION_SHARE
-            while self.num_cached > goal and self._idle:
-                self._evict(self.num_cached - goal)
 
-    def _adopt(self, hit: Hit) -> Branch:
-        branch = hit.source
-        assert branch is not None
+    def _adopt(self, branch: Branch) -> None:
+        """The idle branch goes on."""
         self._idle.remove(branch)
         self._running.add(branch)
         branch.running = True
-        self.num_cached -= bool(branch.tail)
         self._hold(branch.pages)
-        return branch
 
-    def _fork(self, hit: Hit) -> Branch:
-        branch = Branch(self._free_ids.pop())
+    def _fork(self, sequence_id: int, hit: Hit) -> Branch:
+        """A running branch that begins with what another one holds."""
+        branch = Branch(sequence_id)
         self._running.add(branch)
         branch.pages = list(hit.pages)
         branch.num_pages = len(hit.pages)
@@ -230,19 +197,14 @@ class KVCache:
         if hit.source is not None and hit.num_tokens:
             self._memory.share(hit.source.id, branch.id, 0, hit.num_tokens)
             branch.tail = _tokens_of(hit.source, len(hit.pages), hit.num_tokens)
-            self._drop_if_superfluous(hit.source)
-        if branch.tail:  # the page that the hit ends in becomes one of the branch's own
-            reserved = self.reserve(branch, hit.num_tokens)
-            assert reserved, "the pages were counted before"
         return branch
 
     def _hold(self, pages: list[Page]) -> None:
         for page in pages:
-            self.num_cached -= page.num_running == 0
             page.num_running += 1
 
     def _seal(self, branch: Branch, key: bytes) -> None:
-        """Make the branch's next page a node of the tree; if an equal one is there, go over to its cells."""
+        """Make the branch's next page a node of the tree, or one of the holders of an equal one that is there."""
         parent = self._last_page(branch)
         parent.ends.discard(branch)
         page = parent.children.get(key) if self.sharing else None
@@ -252,42 +214,15 @@ class KVCache:
                 parent.children[key] = page
             page.num_running = 1
         else:
-            start = len(branch.pages) * PAGE_TOKENS
-            twin = next(iter(page.holders))
-            self._memory.remove(branch.id, start, start + PAGE_TOKENS)
-            self._memory.share(twin.id, branch.id, start, start + PAGE_TOKENS)
+            self._merge(branch, page)
             self._hold([page])
-            self.num_free += 1
-            self._merged_pages += 1
         page.holders.add(branch)
         page.ends.add(branch)
         branch.pages.append(page)
         for end in [end for end in page.ends if not end.running]:
             self._drop_if_superfluous(end)
 
-    # -- eviction ----------------------------------------------------------------------------------------------------
-
-    def _evict_at_least(self, num_pages: int) -> None:
-        """Have so many pages free, and some to spare where that takes no more than idle ones."""
-        goal = max(num_pages, self.num_pages // EVICTION_SHARE)
-        while self.num_free < goal and self._idle:
-            self._evict(goal - self.num_free)
-
-    def _evict(self, num_pages: int) -> None:
-        """Free pages from the least recently used leaf up, at most `num_pages` and those last used together."""
-        branch = min(self._idle, key=_leaf_last_used)
-        last_used = _leaf_last_used(branch)
-        num_kept = len(branch.pages)
-        num_pages -= bool(branch.tail)
-        while num_pages > 0 and num_kept and self._is_last_alone(branch, num_kept, last_used):
-            num_kept -= 1
-            num_pages -= 1
-        self._save(branch, num_kept)
-        self._evicted_pages += len(branch.pages) - num_kept + bool(branch.tail)
-        if branch.tail:
-            self._pop_tail(branch)
-        self._truncate(branch, num_kept)
-        self._drop_if_superfluous(branch)
+    # -- a tier, and the end of an idle branch -----------------------------------------------------------------------
 
     def _save(self, branch: Branch, num_kept: int) -> None:
         """Give the tier what nobody else holds of the idle branch behind its first pages, unless it has that."""
@@ -315,37 +250,30 @@ class KVCache:
     def close(self, seconds: float) -> None:
         """Bring what is cached to where it outlives this process, as far as the time allows."""
         if self._tier is not None:
-            for branch in sorted(self._idle, key=_leaf_last_used):
+            for branch in sorted(self._idle, key=leaf_last_used):
                 self._save(branch, 0)
             self._tier.close(seconds)
 
-    @staticmethod
-    def _is_last_alone(branch: Branch, num_kept: int, last_used: int) -> bool:
-        page = branch.pages[num_kept - 1]
-        return len(page.holders) == 1 and page.last_used <= last_used
-
-    def _truncate(self, branch: Branch, num_kept: int) -> None:
-        """Take the idle branch, which has no tail, off its pages behind the first `num_kept`."""
-        if num_kept == len(branch.pages):
+    def _cut(self, branch: Branch, num_tokens: int) -> None:
+        """Take the idle branch off all that it holds behind its first tokens."""
+        if num_tokens == branch.num_tokens:
             return
+        num_pages = num_tokens // PAGE_TOKENS
+        tail = _tokens_of(branch, num_pages, num_tokens)
+        num_freed = bool(branch.tail) - bool(tail)
         self._last_page(branch).ends.discard(branch)
-        for page in branch.pages[num_kept:]:
+        for page in branch.pages[num_pages:]:
             page.holders.discard(branch)
-            if not page.holders and page.parent is not None:
-                del page.parent.children[page.key]
-                self.num_cached -= 1
-                self.num_free += 1
-        del branch.pages[num_kept:]
-        branch.num_pages = num_kept
+            if not page.holders:
+                num_freed += 1
+                if self.sharing and page.parent is not None:
+                    del page.parent.children[page.key]
+        del branch.pages[num_pages:]
+        branch.tail = tail
+        branch.num_pages = num_pages_for(num_tokens)
         self._last_page(branch).ends.add(branch)
-        self._memory.remove(branch.id, num_kept * PAGE_TOKENS, -1)
-
-    def _pop_tail(self, branch: Branch) -> None:
-        branch.tail = b""
-        branch.num_pages -= 1
-        self.num_cached -= 1
-        self.num_free += 1
-        self._memory.remove(branch.id, branch.num_tokens, -1)
+        self._count_freed(num_freed)
+        self._memory.remove(branch.id, num_tokens, -1)
 
     def _drop_if_superfluous(self, branch: Branch) -> None:
         """Give the id back unless the idle branch alone holds a page: its last one then, as fronts are shared."""
@@ -354,17 +282,10 @@ class KVCache:
         self._drop(branch)
 
     def _drop(self, branch: Branch) -> None:
-        if branch.tail:
-            self._pop_tail(branch)
-        if self.sharing:
-            self._truncate(branch, 0)
-        else:
-            self.num_cached -= branch.num_pages
-            self.num_free += branch.num_pages
-            self._memory.remove(branch.id, 0, -1)
+        self._cut(branch, 0)
         self._root.ends.discard(branch)
         self._idle.remove(branch)
-        self._free_ids.append(branch.id)
+        self._return_id(branch.id)
 
     def _is_known_elsewhere(self, branch: Branch) -> bool:
         """Whether others hold all of the branch's tail too, in a page or in a tail of theirs."""
@@ -387,7 +308,7 @@ class KVCache:
             cached_pages=self.num_cached,
             held_pages=self.num_held,
             sequence_ids=self._num_ids,
-            free_ids=len(self._free_ids),
+            free_ids=len(self.free_ids),
             cached_ids=len(self._idle),
             running_ids=len(self._running),
             hit_tokens=self._hit_tokens,
@@ -403,33 +324,30 @@ class KVCache:
     def check_integrity(self) -> None:
         """Recount everything from the tree and the branches. Raises AssertionError if the accounting is wrong."""
         branches = self._idle | self._running
-        ids = [branch.id for branch in branches] + self._free_ids
+        ids = [branch.id for branch in branches] + self.free_ids
         assert sorted(ids) == list(range(self._num_ids)), "every sequence id is running, cached or free"
-        pages = set(_descendants(self._root)) if self.sharing else {p for b in branches for p in b.pages}
-        for page in pages:
+        for page in self._all_pages():
             assert page.holders, "a page in the tree is held by someone"
             assert page.num_running == sum(branch.running for branch in page.holders), "running holders"
-        held, cached = sum(page.num_running > 0 for page in pages), sum(page.num_running == 0 for page in pages)
         for branch in branches:
             assert all(branch in page.holders for page in branch.pages), "a path is held"
             assert [page.parent for page in branch.pages] == [self._root, *branch.pages][:-1], "a path is a path"
             assert branch in self._last_page(branch).ends, "a branch can be found where it ends"
             assert num_pages_for(branch.num_tokens) <= branch.num_pages, "computed tokens have pages"
-            behind = branch.num_pages - len(branch.pages)
-            if branch.running:
-                held += behind
-            else:
-                assert behind == bool(branch.tail), "an idle branch reserves nothing"
+            if not branch.running:
+                assert branch.num_pages == num_pages_for(branch.num_tokens), "an idle branch reserves nothing"
                 assert branch.tail or len(branch.pages[-1].holders) == 1, "an idle branch alone holds some page"
-                cached += behind
-        assert held == self.num_held, "held pages"
-        assert cached == self.num_cached, "cached pages"
         assert self.num_free >= 0, "free pages"
         if self._tier is not None:
             self._tier.check_integrity()
 
+    def _all_pages(self) -> set[Page]:
+        if self.sharing:
+            return set(_descendants(self._root))
+        return {page for branch in self._idle | self._running for page in branch.pages}
 
-def _leaf_last_used(branch: Branch) -> int:
+
+def leaf_last_used(branch: Branch) -> int:
     return branch.last_used if branch.tail else branch.pages[-1].last_used
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 KV_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 FLASH_ATTN = ("auto", "on", "off")
+KV_LAYOUTS = ("auto", "pool", "lanes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class EngineConfig:
     max_seqs: int | None = None
     """Sequences that run at once."""
     kv_tokens: int | None = None
-    """Tokens of KV memory, shared by all sequences."""
+    """Tokens of KV memory, for all sequences together."""
     batch_tokens: int = 512
     """Token budget of a step."""
     threads: int | None = None
@@ -24,6 +25,8 @@ class EngineConfig:
     """Layers on the GPU where llama.cpp has one; -1 is all."""
     kv_type: str = "f16"
     flash_attn: str = "auto"
+    kv_layout: str = "auto"
+    """Cells for all sequences together (pool), or for each of its own (lanes)."""
     host_cache: int | None = None
     """Bytes of host memory for pages that were evicted from the KV memory."""
     disk_cache: int | None = None
@@ -45,6 +48,10 @@ class EngineInfo:
     max_seqs: int
     kv_tokens: int
     kv_bytes: int
+    kv_layout: str
+    """pool or lanes."""
+    kv_layout_reason: str
+    """Why, in words."""
     batch_tokens: int
     threads: int
     host_cache: int

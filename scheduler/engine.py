@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from kvcache.cache import KVCache
+from kvcache.lanes import LaneCache
+from kvcache.pool import PoolCache
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler, GrammarError
 from scheduler.llama import MAX_SEQUENCE_IDS, Context, Model, num_gpu_layers
+from scheduler.memory import LaneMemory, PoolMemory
 from scheduler.messages import Cancel, Inspect, Message, Output, Report, Stop, Submit
 from scheduler.pacing import Pacer
 from scheduler.plan import Runner, StepError
 from scheduler.runner import LlamaRunner
 from scheduler.scheduler import MAX_SCORED_TOKENS, Scheduler
-from scheduler.sizing import choose
-from scheduler.tiers import open_tiers
+from scheduler.sizing import Sizes, choose
+from scheduler.tiers import Tiers, open_tiers
 
 _log = logging.getLogger("cortex.engine")
 
@@ -117,26 +120,25 @@ class Parts:
     info: EngineInfo
 
 
+@dataclass(frozen=True, slots=True)
+class _Device:
+    """KV memory, as it was chosen, and where its pages go."""
+
+    sizes: Sizes
+    context: Context
+    cache: KVCache
+    tiers: Tiers | None
+
+
 def load(config: EngineConfig) -> Parts:
     """The model of a configuration, warmed up and ready to step. Raises ModelError with a line for the user."""
     started = time.monotonic()
     model = Model(config.model_path, config.gpu_layers)
-    sizes = choose(
-        config,
-        trained_context=model.trained_context,
-        model_bytes=model.num_bytes,
-        kv_bytes_per_token=model.kv_bytes_per_token(config.kv_type),
-        on_gpu=num_gpu_layers(config.gpu_layers, model.num_layers) > 0,
-    )
-    context = Context(
-        model,
-        config,
-        kv_tokens=sizes.kv_tokens,
-        num_ids=MAX_SEQUENCE_IDS if model.shares_prefixes else sizes.max_seqs,
-        num_outputs=sizes.max_seqs + MAX_SCORED_TOKENS,
-        batch_tokens=sizes.batch_tokens,
-        threads=sizes.threads,
-    )
+    device = _open(config, model)
+    if device.sizes.layout == "lanes" and config.kv_layout == "auto" and device.tiers is None:
+        device.context.close()
+        device = _open(dataclasses.replace(config, kv_layout="pool"), model)
+    sizes, context, tiers = device.sizes, device.context, device.tiers
     runner = LlamaRunner(
         context,
         model.eog_tokens,
@@ -144,24 +146,15 @@ def load(config: EngineConfig) -> Parts:
         vocab_size=model.vocab_size,
         backend_top_k=config.backend_top_k,
     )
-    pacer = Pacer(runner.warm_up(), sizes.max_mixed_tokens)
-    tiers = open_tiers(config, model, context) if model.shares_prefixes else None
-    cache = KVCache(
-        context,
-        sizes.kv_tokens // PAGE_TOKENS,
-        context.num_ids,
-        sharing=model.shares_prefixes,
-        tier=tiers.host if tiers else None,
-        max_cached=sizes.idle_tokens // PAGE_TOKENS,
-    )
     scheduler = Scheduler(
-        cache,
-        pacer,
+        device.cache,
+        Pacer(runner.warm_up(), sizes.max_mixed_tokens),
         max_seqs=sizes.max_seqs,
         token_budget=min(sizes.batch_tokens, context.batch_tokens),
         ctx_len=sizes.ctx_len,
         eog_tokens=model.eog_tokens,
         max_top_k=config.backend_top_k,
+        max_answers=sizes.max_answers,
     )
     info = EngineInfo(
         pid=os.getpid(),
@@ -170,6 +163,8 @@ def load(config: EngineConfig) -> Parts:
         max_seqs=sizes.max_seqs,
         kv_tokens=sizes.kv_tokens,
         kv_bytes=sizes.kv_tokens * model.kv_bytes_per_token(config.kv_type),
+        kv_layout=sizes.layout,
+        kv_layout_reason=sizes.layout_reason,
         batch_tokens=sizes.batch_tokens,
         threads=sizes.threads,
         host_cache=tiers.host_bytes if tiers else 0,
@@ -178,3 +173,37 @@ def load(config: EngineConfig) -> Parts:
         load_seconds=round(time.monotonic() - started, 3),
     )
     return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info)
+
+
+def _open(config: EngineConfig, model: Model) -> _Device:
+    """Raises ModelError."""
+    if config.kv_layout == "auto" and not model.shares_prefixes:  # a state, not cells
+        config = dataclasses.replace(config, kv_layout="pool")
+    sizes = choose(
+        config,
+        trained_context=model.trained_context,
+        model_bytes=model.num_bytes,
+        kv_bytes_per_token=model.kv_bytes_per_token(config.kv_type),
+        on_gpu=num_gpu_layers(config.gpu_layers, model.num_layers) > 0,
+    )
+    in_lanes, sharing = sizes.layout == "lanes", model.shares_prefixes
+    context = Context(
+        model,
+        config,
+        kv_tokens=sizes.kv_tokens,
+        num_ids=sizes.max_seqs if in_lanes or not sharing else MAX_SEQUENCE_IDS,
+        num_outputs=sizes.max_seqs + MAX_SCORED_TOKENS,
+        batch_tokens=sizes.batch_tokens,
+        threads=sizes.threads,
+        unified=not in_lanes,
+    )
+    memory = LaneMemory(context) if in_lanes else PoolMemory(context)
+    tiers = open_tiers(config, model, memory) if sharing else None
+    host, num_pages = tiers.host if tiers else None, sizes.kv_tokens // PAGE_TOKENS
+    cache: KVCache
+    if in_lanes:
+        cache = LaneCache(memory, num_pages // sizes.max_seqs, memory.num_ids, sharing=sharing, tier=host)
+    else:
+        max_cached = sizes.idle_tokens // PAGE_TOKENS
+        cache = PoolCache(memory, num_pages, memory.num_ids, sharing=sharing, tier=host, max_cached=max_cached)
+    return _Device(sizes, context, cache, tiers)

@@ -5,7 +5,6 @@ What is dealt with here and nowhere else: C pointers and their lifetimes, return
 
 import ctypes
 import logging
-from collections.abc import Sequence
 from typing import Any, Final
 
 import llama_cpp
@@ -16,10 +15,8 @@ from llguidance.llamacpp import lltokenizer_from_vocab
 from numpy.typing import NDArray
 
 from kvcache.memory import Blob
-from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig
 from scheduler.plan import StepError
-from scheduler.state import StateError, StateFormat
 
 _log = logging.getLogger("llama.cpp")
 
@@ -32,10 +29,6 @@ KV_TYPE_BITS: Final = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6,
 FLASH_ATTN_IDS: Final = {"auto": -1, "off": 0, "on": 1}
 MAX_SEQUENCE_IDS: Final = 256
 """llama_max_parallel_sequences."""
-PROOF_TOLERANCE: Final = 0.5
-"""Of a logit: where cells lie can move it a little, a wrong page by 2 and more."""
-MOVED_TOKENS: Final = 16 * PAGE_TOKENS
-"""Saved or loaded in one piece, which bounds the buffer that they go through."""
 
 _LOG_LEVELS: Final = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
@@ -153,11 +146,7 @@ class Context:
         self._num_ids = np.ones(self.batch_tokens, np.int32)
         self._id_pointers = self.ids.ctypes.data + np.arange(self.batch_tokens, dtype=np.uintp) * self.ids.itemsize
         self.num_ids = num_ids
-        """Sequence ids for others to use, from 0."""
-        self._state_format: StateFormat | None = None
-        self._scratch_id = num_ids - 1
         self._state = np.empty(0, np.uint8)
-        """What llama.cpp's states are written to and read from."""
         self._chains: dict[int, Any] = {}
         """llama.cpp's samplers that run in the compute graph, by sequence id."""
         self._batch = lib.llama_batch(
@@ -207,103 +196,35 @@ class Context:
         logits = np.ctypeslib.as_array(lib.llama_get_sampled_logits_ith(self._pointer, index), shape=(count,))
         return tokens.astype(np.intp), logits
 
+    # -- KV memory: the primitives that scheduler.memory is made of --------------------------------------------------
+
     def share(self, source: int, target: int, start: int, stop: int) -> None:
+        """Layout pool only: in lanes, llama.cpp copies whole lanes and nothing less."""
         lib.llama_memory_seq_cp(self._memory, source, target, start, stop)
 
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:
         return bool(lib.llama_memory_seq_rm(self._memory, sequence_id, start, stop))
 
-    # -- pages out of the device and back ----------------------------------------------------------------------------
+    def read_state(self, sequence_id: int, max_bytes: int = 0) -> Blob:
+        """A sequence's KV in llama.cpp's form: a view of one buffer, valid until the next state.
 
-    def learn_pages(self) -> None:
-        """Prove that pages can be saved and loaded; takes the last sequence id for it from now on.
-
-        It holds what is being moved, as llama.cpp saves and loads whole sequences. Computes two pages, puts the second
-        into another sequence, and compares what comes of both. Leaves nothing in memory. Raises StateError.
+        To measure it first takes a while in a large pool, so say how large it may be if you know. Empty for no state.
         """
-        try:
-            self._prove_pages()
-            self.num_ids = self._scratch_id
-        except (StateError, StepError) as error:
-            self._state_format = None
-            raise StateError(str(error)) from error
-        finally:
-            self.remove(0, 0, -1)
-            self.remove(1, 0, -1)
+        max_bytes = max_bytes or lib.llama_state_seq_get_size(self._pointer, sequence_id)
+        buffer = self.state_buffer(max_bytes)
+        size = lib.llama_state_seq_get_data(self._pointer, _pointer(buffer, ctypes.c_uint8), max_bytes, sequence_id)
+        return buffer[:size]
 
-    def _prove_pages(self) -> None:
-        self._compute(0, range(2 * PAGE_TOKENS), 0)
-        self._state = np.empty(lib.llama_state_seq_get_size(self._pointer, 0), np.uint8)
-        self._state_format = StateFormat(self._get_state(0))
-        saved = self.save(0, PAGE_TOKENS, 2 * PAGE_TOKENS)
-        self.share(0, 1, 0, PAGE_TOKENS)
-        if not self.load(1, PAGE_TOKENS, 2 * PAGE_TOKENS, saved):
-            raise StateError("llama.cpp takes it not back")
-        if (self.save(1, PAGE_TOKENS, 2 * PAGE_TOKENS)[0] != saved[0]).any():
-            raise StateError("it comes back as something else")
-        one, other = (self._compute(i, [0], 2 * PAGE_TOKENS) for i in (0, 1))
-        if np.abs(one - other).max() > PROOF_TOLERANCE:
-            raise StateError("what follows it differs")
+    def write_state(self, sequence_id: int, state: Blob) -> bool:
+        """Replaces all that the sequence has. False, with the sequence empty, if llama.cpp does not take it."""
+        pointer = _pointer(state, ctypes.c_uint8)
+        return bool(lib.llama_state_seq_set_data(self._pointer, pointer, len(state), sequence_id))
 
-    def _compute(self, sequence_id: int, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
-        """The logits behind a sequence's next tokens."""
-        length = len(tokens)
-        self.tokens[:length] = tokens
-        self.positions[:length] = np.arange(start, start + length)
-        self.ids[:length] = sequence_id
-        self.outputs[:length] = 0
-        self.outputs[length - 1] = 1
-        self.decode(length)
-        row: NDArray[np.float32] = self.logits(1)[0].copy()
-        return row
-
-    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
-        assert self._state_format is not None, "learned before"
-        pages = []
-        for first in range(start, stop, MOVED_TOKENS):
-            end = min(first + MOVED_TOKENS, stop)
-            self._fit_buffer(end - first)
-            self.share(sequence_id, self._scratch_id, first, end)
-            pages += self._state_format.cut(self._get_state(self._scratch_id), first, end)
-            self.remove(self._scratch_id, 0, -1)
-        return pages
-
-    def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
-        assert self._state_format is not None, "learned before"
-        for first in range(start, stop, MOVED_TOKENS):
-            end = min(first + MOVED_TOKENS, stop)
-            self._fit_buffer(end - first)
-            pages = blobs[(first - start) // PAGE_TOKENS :][: MOVED_TOKENS // PAGE_TOKENS]
-            try:
-                state = self._state_format.join(pages, first, end, self._scratch_id, 0, self._state)
-            except StateError as error:
-                _log.error("pages that do not fit were left out: %s", error)
-                state = None
-            if state is None or not self._set_state(self._scratch_id, state):
-                self.remove(sequence_id, start, -1)
-                return False
-            self.share(self._scratch_id, sequence_id, first, end)
-            self.remove(self._scratch_id, 0, -1)
-        return True
-
-    def _fit_buffer(self, num_tokens: int) -> None:
-        assert self._state_format is not None, "learned before"
-        num_bytes = self._state_format.num_bytes(num_tokens)
+    def state_buffer(self, num_bytes: int) -> Blob:
+        """What states are read into; may also be used to write one."""
         if num_bytes > len(self._state):
             self._state = np.empty(num_bytes, np.uint8)
-
-    def _get_state(self, sequence_id: int) -> Blob:
-        """A view of the buffer, valid until the next state."""
-        buffer = _pointer(self._state, ctypes.c_uint8)
-        size = lib.llama_state_seq_get_data(self._pointer, buffer, len(self._state), sequence_id)
-        if not size:
-            raise StateError(f"llama.cpp cannot save a sequence: {_last_error()}")
-        return self._state[:size]
-
-    def _set_state(self, sequence_id: int, state: Blob) -> bool:
-        return bool(
-            lib.llama_state_seq_set_data(self._pointer, _pointer(state, ctypes.c_uint8), len(state), sequence_id)
-        )
+        return self._state
 
     def close(self) -> None:
         lib.llama_free(self._pointer)

@@ -26,13 +26,13 @@ class Pacer:
         Steps of more than `max_mixed_tokens` had better hold prompts only; None if answers may be in them, too.
         """
         self._best = self._current = seconds_per_token
-        self.max_mixed_tokens = max_mixed_tokens
+        self._max_mixed_tokens = max_mixed_tokens
         self._decode_seconds = 0.0
         """Of a step that only continues answers."""
 
     def mixes(self, num_tokens: int) -> bool:
         """Whether prompts and answers may share a step of so many tokens."""
-        return self.max_mixed_tokens is None or num_tokens <= self.max_mixed_tokens
+        return self._max_mixed_tokens is None or num_tokens <= self._max_mixed_tokens
 
     def observe(self, num_decode: int, num_prefill: int, seconds: float) -> None:
         if not num_prefill:

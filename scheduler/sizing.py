@@ -4,7 +4,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import psutil
 
@@ -24,11 +24,16 @@ TILE_TOKENS: Final = 64
 cells that any of the rows sees. Answers of many sequences in one block see nearly all that is in use: 24 of them beside
 64 tokens of a prompt took 520 ms, apart 137 and about 250."""
 MEMORY_SHARE: Final = 0.5
-"""Of the memory that is available, at most this much goes to a KV pool whose size nobody asked for."""
+"""Of the memory that is available, at most this much goes to KV memory whose size nobody asked for."""
 HOST_SHARE: Final = 0.25
 DISK_SHARE: Final = 0.1
 MAX_TIER_BYTES: Final = 8 << 30
 """Of the available memory and of the free disk, tiers take at most these shares, and this much each, if not told."""
+
+
+GIB: Final = 1 << 30
+
+Layout = Literal["pool", "lanes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +44,40 @@ class Sizes:
     idle_tokens: int
     """Tokens of KV memory that idle pages may fill before they go to a tier, if there is one. On a GPU, all of it."""
     batch_tokens: int
+    layout: Layout
+    layout_reason: str
     max_mixed_tokens: int
-    """Tokens of a step in which several answers, or prompts and answers, may be computed together."""
+    """Tokens of a step in which prompts and answers may be computed together."""
+    max_answers: int
+    """Answers that a step may go on with."""
     threads: int
 
 
 def choose(
     config: EngineConfig, *, trained_context: int, model_bytes: int, kv_bytes_per_token: int, on_gpu: bool
 ) -> Sizes:
-    """Fill in what the configuration leaves open. A pool that the user gives bounds the context."""
+    """Fill in what the configuration leaves open. KV memory that the user gives bounds the context."""
     ctx_len = config.ctx_len or min(DEFAULT_CTX_LEN, trained_context or DEFAULT_CTX_LEN)
     max_seqs = config.max_seqs or (64 if on_gpu else 32)
-    kv_tokens = config.kv_tokens or _pool(ctx_len, max_seqs, model_bytes, kv_bytes_per_token)
-    kv_tokens = _whole_pages(kv_tokens)
     batch_tokens = max(config.batch_tokens, max_seqs + 64)
-    tiled = not on_gpu and config.flash_attn != "off" and config.kv_type in {"f16", "f32"}
+    lane_tokens = _lane(config.kv_tokens // max_seqs if config.kv_tokens else ctx_len)
+    layout, reason = _layout(config, ctx_len, lane_tokens, max_seqs * lane_tokens * kv_bytes_per_token, on_gpu)
+    if layout == "lanes":
+        kv_tokens = max_seqs * lane_tokens
+        ctx_len = min(ctx_len, lane_tokens)
+    else:
+        kv_tokens = _whole_pages(config.kv_tokens or _pool(ctx_len, max_seqs, model_bytes, kv_bytes_per_token))
+    tiled = not on_gpu and layout == "pool" and config.flash_attn != "off" and config.kv_type in {"f16", "f32"}
     return Sizes(
         ctx_len=min(ctx_len, kv_tokens),
         max_seqs=max_seqs,
         kv_tokens=kv_tokens,
         idle_tokens=kv_tokens if on_gpu else int(TIERED_IDLE_SHARE * model_bytes / kv_bytes_per_token),
         batch_tokens=batch_tokens,
-        max_mixed_tokens=TILE_TOKENS - 1 if tiled else batch_tokens,
+        layout=layout,
+        layout_reason=reason,
+        max_mixed_tokens=0 if layout == "lanes" else TILE_TOKENS - 1 if tiled else batch_tokens,
+        max_answers=TILE_TOKENS - 1 if tiled else batch_tokens,
         threads=config.threads or cores(),
     )
 
@@ -78,6 +95,30 @@ def disk_bytes(config: EngineConfig, folder: Path) -> int:
         return config.disk_cache
     there = next(each for each in (folder, *folder.parents) if each.exists())
     return min(MAX_TIER_BYTES, int(DISK_SHARE * shutil.disk_usage(there).free))
+
+
+def _layout(config: EngineConfig, ctx_len: int, lane_tokens: int, lane_bytes: int, on_gpu: bool) -> tuple[Layout, str]:
+    """Which one, and why. Lanes are faster wherever there is memory for one of each sequence."""
+    if config.kv_layout == "lanes":
+        return "lanes", "as asked"
+    if config.kv_layout == "pool":
+        return "pool", "as asked"
+    if on_gpu:
+        return "pool", "on a GPU memory is scarce, and idle cells cost little"
+    if config.host_cache == 0:
+        return "pool", "without host memory, only a pool keeps what is idle beside what runs"
+    if lane_tokens < ctx_len:
+        return "pool", f"--kv-tokens is less than a context of {ctx_len} tokens for each sequence"
+    available = psutil.virtual_memory().available
+    share = f"{lane_bytes / GIB:.1f} GiB, a context for each sequence"
+    if lane_bytes > MEMORY_SHARE * available:
+        return "pool", f"lanes would take {share}, more than half of the {available / GIB:.1f} GiB available"
+    return "lanes", share
+
+
+def _lane(num_tokens: int) -> int:
+    """llama.cpp rounds lanes up to so many cells."""
+    return -(-num_tokens // 256) * 256
 
 
 def _pool(ctx_len: int, max_seqs: int, model_bytes: int, kv_bytes_per_token: int) -> int:

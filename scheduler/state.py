@@ -110,7 +110,7 @@ class StateFormat:
                 ]
         return pages
 
-    def join(self, pages: Sequence[Blob], start: int, stop: int, sequence_id: int, stream: int, out: Blob) -> Blob:
+    def join(self, pages: Sequence[Blob], start: int, stop: int, sequence_id: int, out: Blob) -> Blob:
         """The state of a sequence that holds just these positions, written into `out` and returned as a view of it.
 
         Raises StateError for pages of another size.
@@ -126,9 +126,10 @@ class StateFormat:
         _HEAD.pack_into(content, 0, self._magic, sequence_id, self._num_streams)
         offset = _HEAD.size
         for index in range(self._num_streams):
-            _COUNT.pack_into(content, offset, num_tokens if index == stream else 0)
+            # A sequence goes to its own stream, whichever the state names.
+            _COUNT.pack_into(content, offset, 0 if index else num_tokens)
             offset += _COUNT.size
-            if index == stream:
+            if not index:
                 records = state[offset : offset + num_tokens * _RECORD.itemsize].view(_RECORD)
                 records["position"] = np.arange(start, stop)
                 records["num_ids"] = 1

@@ -10,7 +10,8 @@ from kvcache.disk import DiskTier
 from kvcache.tiers import HostTier
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig
-from scheduler.llama import LLAMA_CPP_VERSION, Context, Model
+from scheduler.llama import LLAMA_CPP_VERSION, Model
+from scheduler.memory import ContextMemory
 from scheduler.sizing import disk_bytes, host_bytes
 from scheduler.state import StateError
 
@@ -27,7 +28,7 @@ class Tiers:
     disk_bytes: int
 
 
-def open_tiers(config: EngineConfig, model: Model, context: Context) -> Tiers | None:
+def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory) -> Tiers | None:
     """None where pages may or can not be kept; says why in the log."""
     in_memory = host_bytes(config)
     if not in_memory:
@@ -35,7 +36,7 @@ def open_tiers(config: EngineConfig, model: Model, context: Context) -> Tiers | 
             _log.warning("no pages are kept on the disk: they go there through host memory, which is given none")
         return None
     try:
-        context.learn_pages()
+        memory.learn()
     except StateError as error:
         _log.warning("evicted pages are not kept: this model's state cannot be cut into pages: %s", error)
         return None

@@ -7,8 +7,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from api.mailbox import Mailbox
-from kvcache.cache import KVCache
 from kvcache.memory import Blob
+from kvcache.pool import PoolCache
 from kvcache.tree import TOKEN_BYTES, Branch
 from scheduler.messages import Output, SamplingParams, Step, Submit, decode, encode
 from scheduler.pacing import Pacer
@@ -46,7 +46,7 @@ def prompt(request: int, length: int = PROMPT_TOKENS) -> list[int]:
 
 def decoding(num_seqs: int) -> Scheduler:
     """A scheduler whose sequences all have their prompts behind them."""
-    cache = KVCache(NoMemory(), num_pages=num_seqs * 64, num_ids=num_seqs)
+    cache = PoolCache(NoMemory(), num_pages=num_seqs * 64, num_ids=num_seqs)
     scheduler = Scheduler(
         cache, Pacer(0.004), max_seqs=num_seqs, token_budget=4096, ctx_len=4096, eog_tokens=frozenset({2})
     )
@@ -79,7 +79,7 @@ def test_plan_and_commit(benchmark: BenchmarkFixture, num_seqs: int) -> None:
 @SIZES
 def test_plan_with_followers_waiting(benchmark: BenchmarkFixture, num_seqs: int) -> None:
     """A burst: all but one wait for the prefix that the first computes, and are looked up in every plan."""
-    cache = KVCache(NoMemory(), num_pages=num_seqs * 64, num_ids=256)
+    cache = PoolCache(NoMemory(), num_pages=num_seqs * 64, num_ids=256)
     scheduler = Scheduler(cache, Pacer(0.004), max_seqs=num_seqs, token_budget=64, ctx_len=4096)
     for request in range(num_seqs):
         scheduler.submit(Submit(request, [*range(1000), request], 8))
@@ -91,7 +91,7 @@ def test_plan_with_followers_waiting(benchmark: BenchmarkFixture, num_seqs: int)
 @SIZES
 def test_allocate_and_release(benchmark: BenchmarkFixture, num_seqs: int) -> None:
     """Acquire, fill and release a sequence in a full cache of others, which evicts as much as it takes."""
-    cache = KVCache(NoMemory(), num_pages=num_seqs * 4, num_ids=256)
+    cache = PoolCache(NoMemory(), num_pages=num_seqs * 4, num_ids=256)
     requests = iter(range(10**9))
 
     def sequence() -> Branch:
@@ -112,7 +112,7 @@ def test_allocate_and_release(benchmark: BenchmarkFixture, num_seqs: int) -> Non
 @pytest.mark.parametrize("length", [96, 2048])
 def test_lookup(benchmark: BenchmarkFixture, num_seqs: int, length: int) -> None:
     """The longest prefix among so many cached sequences of `length` tokens."""
-    cache = KVCache(NoMemory(), num_pages=num_seqs * 65, num_ids=256)
+    cache = PoolCache(NoMemory(), num_pages=num_seqs * 65, num_ids=256)
     for request in range(num_seqs):
         branch = cache.acquire(tokens := as_bytes(prompt(request, length)))
         assert branch is not None

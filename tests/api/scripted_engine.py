@@ -40,6 +40,8 @@ def info(config: EngineConfig) -> EngineInfo:
         max_seqs=2,
         kv_tokens=200,
         kv_bytes=4000,
+        kv_layout="pool",
+        kv_layout_reason="as asked",
         batch_tokens=config.batch_tokens,
         threads=1,
         host_cache=0,

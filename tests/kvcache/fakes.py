@@ -1,4 +1,4 @@
-"""A KV memory of Python cells, with the rules of llama.cpp's unified cache."""
+"""KV memories of Python cells, with the rules of llama.cpp's two: a pool for all, and a lane for each sequence."""
 
 import itertools
 from collections.abc import Sequence
@@ -60,3 +60,21 @@ class FakeMemory:
     @property
     def num_used(self) -> int:
         return len({number for held in self.cells.values() for number, _ in held.values()})
+
+
+class FakeLanes(FakeMemory):
+    """Each sequence id has cells of its own; what is shared is copied into an empty lane."""
+
+    def __init__(self, lane_pages: int) -> None:
+        super().__init__(0)
+        self.lane_tokens = lane_pages * PAGE_TOKENS
+
+    def compute(self, sequence_id: int, start: int, tokens: list[int]) -> None:
+        assert start + len(tokens) <= self.lane_tokens, "a lane has so many cells"
+        self.capacity += len(tokens)
+        super().compute(sequence_id, start, tokens)
+
+    def share(self, source: int, target: int, start: int, stop: int) -> None:
+        assert start == 0, "only from the beginning"
+        assert not self.cells.get(target), "only into an empty lane"
+        self.compute(target, 0, self.tokens(source)[:stop])

@@ -4,9 +4,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kvcache.cache import EVICTION_SHARE, KVCache
+from kvcache.cache import KVCache
+from kvcache.lanes import LaneCache
+from kvcache.pool import EVICTION_SHARE, PoolCache
+from kvcache.tiers import HostTier
 from kvcache.tree import PAGE_TOKENS, Branch, num_pages_for
-from tests.kvcache.fakes import FakeMemory, as_bytes
+from tests.kvcache.fakes import FakeLanes, FakeMemory, as_bytes
 
 
 class Bench:
@@ -14,7 +17,7 @@ class Bench:
 
     def __init__(self, num_pages: int = 8, num_ids: int = 4) -> None:
         self.memory = FakeMemory(num_pages)
-        self.cache = KVCache(self.memory, num_pages, num_ids)
+        self.cache: KVCache = PoolCache(self.memory, num_pages, num_ids)
 
     def start(self, tokens: list[int]) -> Branch:
         branch = self.cache.acquire(as_bytes(tokens))
@@ -118,7 +121,7 @@ def test_the_least_recently_used_leaf_goes_first() -> None:
 
 def test_room_is_made_an_eighth_of_the_pool_at_a_time() -> None:
     """Pages that go together leave cells free together, which is where the next tokens are put."""
-    cache = KVCache(FakeMemory(32), num_pages=32, num_ids=32)
+    cache = PoolCache(FakeMemory(32), num_pages=32, num_ids=32)
     for number in range(16):
         tokens = as_bytes(text(1000 * number, 2 * PAGE_TOKENS))
         branch = cache.acquire(tokens)
@@ -167,7 +170,7 @@ def test_a_failed_step_leaves_no_cells_behind() -> None:
 
 def test_a_model_that_cannot_share_caches_nothing() -> None:
     memory = FakeMemory(8)
-    cache = KVCache(memory, 8, 2, sharing=False)
+    cache = PoolCache(memory, 8, 2, sharing=False)
     branch = cache.acquire(as_bytes(text(0, 40)))
     assert branch is not None
     memory.compute(branch.id, 0, text(0, 40))
@@ -187,8 +190,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench(num_pages=12, num_ids=5)
+        self.bench = self.open()
         self.known: dict[Branch, list[int]] = {}
+
+    def open(self) -> Bench:
+        return Bench(num_pages=12, num_ids=5)
 
     @rule(prefix=st.sampled_from(PREFIXES), cut=st.integers(1, 96), own=st.integers(0, 50), at=st.integers(0, 3))
     def start(self, prefix: list[int], cut: int, own: int, at: int) -> None:
@@ -243,3 +249,100 @@ class CacheMachine(RuleBasedStateMachine):
 
 TestCacheMachine = CacheMachine.TestCase
 TestCacheMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+class LaneBench(Bench):
+    """The same with a lane for each sequence."""
+
+    def __init__(self, lane_pages: int = 8, num_ids: int = 4, tier: HostTier | None = None) -> None:
+        self.memory = FakeLanes(lane_pages)
+        self.cache = LaneCache(self.memory, lane_pages, num_ids, tier=tier)
+
+
+def test_a_prefix_is_copied_into_a_lane_of_its_own() -> None:
+    bench = LaneBench()
+    one = bench.run(text(0, 80))
+    two = bench.start(text(0, 40) + text(500, 20))
+    assert (one.id, two.id, two.num_tokens) == (0, 1, 40)
+    assert bench.memory.tokens(two.id) == text(0, 40)
+    assert bench.cache.statistics().held_pages == 3 + 2
+
+
+def test_a_prefix_is_copied_from_who_holds_least() -> None:
+    bench = LaneBench()
+    bench.run(text(0, 64) + text(100, 150))
+    bench.run(text(0, 64) + text(200, 10))
+    copied = []
+    share = bench.memory.share
+
+    def watch(source: int, target: int, start: int, stop: int) -> None:
+        copied.append(source)
+        share(source, target, start, stop)
+
+    bench.memory.share = watch  # type: ignore[method-assign]
+    bench.run(text(0, 64) + text(300, 10))
+    assert copied == [1]
+
+
+def test_a_continued_sequence_stays_where_it_is_while_that_leaves_no_hole() -> None:
+    bench = LaneBench()
+    bench.run(text(1000, 40))
+    bench.finish(text(0, 50))
+    branch = bench.start(text(0, 50) + text(500, 9))
+    assert (branch.id, branch.num_tokens) == (1, 50)
+
+
+def test_sequences_move_together() -> None:
+    """llama.cpp computes sequences together only while their ids are consecutive."""
+    bench = LaneBench(num_ids=8, tier=HostTier(1 << 20))
+    branches = [bench.run(text(1000 * number, 40)) for number in range(6)]
+    for branch in branches[1:]:
+        bench.cache.release(branch)
+    again = bench.start(text(5000, 40) + text(500, 9))
+    assert (again.id, again.num_tokens) == (1, 40)
+    assert bench.cache.statistics().free_ids == 2 + 1
+    assert bench.start(text(1000, 40) + text(500, 9)).num_tokens == 40, "who gave way comes back from the tier"
+
+
+def test_without_a_tier_a_hole_is_better_than_a_loss() -> None:
+    bench = LaneBench(num_ids=8)
+    branches = [bench.run(text(1000 * number, 40)) for number in range(6)]
+    for branch in branches[1:]:
+        bench.cache.release(branch)
+    assert bench.start(text(5000, 40) + text(500, 9)) is branches[5]
+    assert bench.start(text(1000, 40) + text(500, 9)) is branches[1]
+    assert bench.cache.statistics().evicted_pages == 0
+
+
+def test_a_lane_that_is_taken_in_part_keeps_the_rest_in_the_tier() -> None:
+    bench = LaneBench(num_ids=1, tier=HostTier(1 << 20))
+    bench.finish(text(0, 100))
+    bench.finish(text(0, 50) + text(500, 20))
+    branch = bench.start(text(0, 100) + text(900, 5))
+    assert branch.num_tokens == 100
+    assert bench.memory.tokens(branch.id) == text(0, 100)
+
+
+def test_a_lane_bounds_a_sequence() -> None:
+    bench = LaneBench(lane_pages=2)
+    assert bench.cache.acquire(as_bytes(text(0, 65))) is None
+    branch = bench.run(text(0, 64))
+    assert not bench.cache.reserve(branch, 65)
+
+
+def test_when_all_lanes_run_nobody_is_admitted() -> None:
+    bench = LaneBench(num_ids=2)
+    bench.run(text(0, 10))
+    bench.run(text(100, 10))
+    assert bench.cache.acquire(as_bytes(text(200, 10))) is None
+
+
+class LaneMachine(CacheMachine):
+    """Any interleaving where each sequence has cells of its own."""
+
+    def open(self) -> Bench:
+        return LaneBench(lane_pages=8, num_ids=4)
+
+
+TestLaneMachine = LaneMachine.TestCase
+TestLaneMachine.settings = TestCacheMachine.settings

@@ -12,10 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvcache.cache import KVCache
 from kvcache.disk import DiskTier
+from kvcache.lanes import LaneCache
 from kvcache.memory import Blob
+from kvcache.pool import PoolCache
 from kvcache.tiers import HostTier
 from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, Branch, digest_of
-from tests.kvcache.fakes import FakeMemory, as_bytes
+from tests.kvcache.fakes import FakeLanes, FakeMemory, as_bytes
 
 LARGE = 1 << 20
 VERSION = "model"
@@ -35,9 +37,9 @@ class Tiered:
         disk: DiskTier | None = None,
         max_cached: int | None = None,
     ) -> None:
-        self.memory = FakeMemory(num_pages)
+        self.memory: FakeMemory = FakeMemory(num_pages)
         self.tier = HostTier(host_bytes, disk)
-        self.cache = KVCache(self.memory, num_pages, 4, tier=self.tier, max_cached=max_cached)
+        self.cache: KVCache = PoolCache(self.memory, num_pages, 4, tier=self.tier, max_cached=max_cached)
 
     def run(self, tokens: list[int]) -> int:
         """Serve a sequence as a scheduler does; returns how many tokens needed no computing."""
@@ -295,3 +297,24 @@ class TierMachine(RuleBasedStateMachine):
 
 TestTierMachine = TierMachine.TestCase
 TestTierMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+class TieredLanes(Tiered):
+    """The same with lanes."""
+
+    def __init__(self, lane_pages: int, num_ids: int, host_bytes: int, disk: DiskTier) -> None:
+        self.memory = FakeLanes(lane_pages)
+        self.tier = HostTier(host_bytes, disk)
+        self.cache = LaneCache(self.memory, lane_pages, num_ids, tier=self.tier)
+
+
+class LaneTierMachine(TierMachine):
+    """Any interleaving where each sequence has cells of its own."""
+
+    def open(self) -> None:
+        disk = DiskTier(Path(self.directory.name), VERSION, 30 * PAGE_BYTES)
+        self.tiered = TieredLanes(lane_pages=9, num_ids=3, host_bytes=12 * PAGE_BYTES, disk=disk)
+
+
+TestLaneTierMachine = LaneTierMachine.TestCase
+TestLaneTierMachine.settings = TestTierMachine.settings

@@ -6,12 +6,16 @@ from collections.abc import Callable
 import numpy as np
 
 from kvcache.cache import KVCache
+from kvcache.lanes import LaneCache
+from kvcache.pool import PoolCache
+from kvcache.tiers import HostTier
+from kvcache.tree import num_pages_for
 from scheduler.grammar import Grammar, GrammarError
 from scheduler.messages import Output, SamplingParams, Submit, TokenLogprob
 from scheduler.pacing import Pacer
 from scheduler.plan import Chunk, Plan, Result, StepError
 from scheduler.scheduler import Scheduler
-from tests.kvcache.fakes import FakeMemory
+from tests.kvcache.fakes import FakeLanes, FakeMemory
 
 EOG = 0
 GREEDY = SamplingParams(temperature=0.0)
@@ -96,18 +100,29 @@ class System:
         token_budget: int = 512,
         ctx_len: int = 2048,
         max_mixed_tokens: int | None = None,
+        max_answers: int | None = None,
         seconds: Callable[[Plan], float] = lambda plan: 0.001 * plan.num_tokens,
+        lanes: bool = False,
     ) -> None:
-        self.memory = FakeMemory(num_pages)
-        self.cache = KVCache(self.memory, num_pages, num_ids)
+        """With `lanes`, one for each of `max_seqs`, of the length of the context."""
+        self.memory: FakeMemory
+        self.cache: KVCache
+        if lanes:
+            lane_pages = num_pages_for(ctx_len)
+            self.memory = FakeLanes(lane_pages)
+            self.cache = LaneCache(self.memory, lane_pages, max_seqs, tier=HostTier(1 << 30))
+        else:
+            self.memory = FakeMemory(num_pages)
+            self.cache = PoolCache(self.memory, num_pages, num_ids)
         self.runner = FakeRunner(self.memory, seconds)
         self.scheduler = Scheduler(
             self.cache,
-            Pacer(0.001, max_mixed_tokens),
+            Pacer(0.001, 0 if lanes else max_mixed_tokens),
             max_seqs=max_seqs,
             token_budget=token_budget,
             ctx_len=ctx_len,
             eog_tokens=frozenset({EOG}),
+            max_answers=max_answers,
         )
         self.tokens: dict[int, list[int]] = {}
         self.outputs: dict[int, list[Output]] = {}

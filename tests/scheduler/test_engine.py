@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from llguidance import LLTokenizer
 
+from kvcache.pool import PoolCache
 from kvcache.tree import PAGE_TOKENS
 from scheduler.engine import Engine
 from scheduler.grammar import Compiled, GrammarCompiler
@@ -219,6 +220,7 @@ def test_accounting_that_went_astray_is_noticed_when_idle() -> None:
     system = System()
 
     def lose_a_page() -> list[Message]:
+        assert isinstance(system.cache, PoolCache)
         system.cache.num_free -= 1
         return []
 

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from api.tokenizer import Tokenizer
 from kvcache.cache import KVCache
 from kvcache.disk import DiskTier
+from kvcache.lanes import LaneCache
+from kvcache.pool import PoolCache
 from kvcache.tiers import HostTier
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig
 from scheduler.llama import Context, Model
+from scheduler.memory import LaneMemory, PoolMemory
 from scheduler.messages import SamplingParams, Submit
 from scheduler.pacing import Pacer
 from scheduler.plan import Plan, Result
@@ -29,6 +32,7 @@ row of an answer; one wrong token of a hundred moves it by 2 to 4 in most rows."
 MAX_DIFFERENCE_ANYWHERE = 2.0
 CLEAR_LEAD = 2.0
 """By which the best token leads where it must be the same."""
+LANE_TOKENS = 512
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 
 
@@ -93,20 +97,47 @@ def serve(
     budget: int = 256,
     tier: HostTier | None = None,
     max_cached: int | None = None,
+    lanes: int = 0,
 ) -> Iterator[Served]:
-    context = Context(model, config, kv_tokens=kv_tokens, num_ids=32, num_outputs=96, batch_tokens=256, threads=2)
+    """With so many `lanes`, each of them holds LANE_TOKENS."""
+    context = Context(
+        model,
+        config,
+        kv_tokens=lanes * LANE_TOKENS or kv_tokens,
+        num_ids=lanes or 32,
+        num_outputs=96,
+        batch_tokens=256,
+        threads=2,
+        unified=not lanes,
+    )
+    memory = LaneMemory(context) if lanes else PoolMemory(context)
     if tier is not None:
-        context.learn_pages()
-    cache = KVCache(context, kv_tokens // PAGE_TOKENS, context.num_ids, tier=tier, max_cached=max_cached)
+        memory.learn()
+    cache: KVCache
+    if lanes:
+        cache = LaneCache(memory, LANE_TOKENS // PAGE_TOKENS, lanes, tier=tier)
+    else:
+        cache = PoolCache(memory, kv_tokens // PAGE_TOKENS, memory.num_ids, tier=tier, max_cached=max_cached)
     runner = RecordingRunner(context, model)
-    scheduler = Scheduler(cache, Pacer(0.004), max_seqs=16, token_budget=budget, ctx_len=1024)
+    pacer = Pacer(0.004, 0 if lanes else None)
+    scheduler = Scheduler(
+        cache, pacer, max_seqs=lanes or 16, token_budget=budget, ctx_len=LANE_TOKENS if lanes else 1024
+    )
     yield Served(scheduler, runner)
     context.close()
 
 
+LAYOUTS = pytest.mark.parametrize("lanes", [0, 8], ids=["pool", "lanes"])
+
+
 @pytest.fixture
-def served(model: Model, config: EngineConfig) -> Iterator[Served]:
-    yield from serve(model, config)
+def lanes() -> int:
+    return 0
+
+
+@pytest.fixture
+def served(model: Model, config: EngineConfig, lanes: int) -> Iterator[Served]:
+    yield from serve(model, config, lanes=lanes)
 
 
 @pytest.fixture
@@ -182,6 +213,7 @@ def prompt(tokenizer: Tokenizer) -> Callable[[int, int], list[int]]:
 Prompt = Callable[[int, int], list[int]]
 
 
+@LAYOUTS
 def test_after_a_hit_on_an_idle_sequence(served: Served, reference: Reference, prompt: Prompt) -> None:
     served.submit(1, prompt(1, 100), 8)
     served.run()
@@ -193,6 +225,7 @@ def test_after_a_hit_on_an_idle_sequence(served: Served, reference: Reference, p
         check(served, reference, request)
 
 
+@LAYOUTS
 def test_after_a_hit_on_a_running_sequence(served: Served, reference: Reference, prompt: Prompt) -> None:
     served.submit(1, prompt(1, 50), 30)
     for _ in range(6):
@@ -205,10 +238,11 @@ def test_after_a_hit_on_a_running_sequence(served: Served, reference: Reference,
         check(served, reference, request)
 
 
+@LAYOUTS
 def test_after_a_hit_on_a_sequence_that_is_still_prefilling(
-    model: Model, config: EngineConfig, reference: Reference, prompt: Prompt
+    model: Model, config: EngineConfig, reference: Reference, prompt: Prompt, lanes: int
 ) -> None:
-    for served in serve(model, config, budget=64):
+    for served in serve(model, config, budget=64, lanes=lanes):
         shared = prompt(1, 150)
         for request in range(4):
             served.submit(request, shared + prompt(10 + request, 12), 8)
@@ -284,14 +318,33 @@ def test_preempted_sequences_come_back_from_host_memory(
             check(served, reference, request)
 
 
-def test_after_a_restart(
-    model: Model, config: EngineConfig, reference: Reference, prompt: Prompt, tmp_path: Path
+def test_sequences_that_move_between_lanes(
+    model: Model, config: EngineConfig, reference: Reference, prompt: Prompt
 ) -> None:
-    for served in serve(model, config, tier=HostTier(GIB, DiskTier(tmp_path, "version", GIB))):
+    """Who gives way comes back from host memory, behind what is there already or into an empty lane."""
+    for served in serve(model, config, tier=HostTier(GIB), lanes=3):
+        for request in range(5):
+            served.submit(request, prompt(30 + request // 2, 60 + 20 * request), 12)
+        served.run()
+        for request in range(5):
+            served.submit(10 + request, served.tokens[request] + prompt(50 + request, 15), 12)
+        served.run()
+        assert served.scheduler.cache.statistics().loaded_tokens > 0
+        for request in range(5):
+            assert served.cached[10 + request] >= len(served.tokens[request]) - 1
+            check(served, reference, request)
+            check(served, reference, 10 + request)
+
+
+@LAYOUTS
+def test_after_a_restart(
+    model: Model, config: EngineConfig, reference: Reference, prompt: Prompt, tmp_path: Path, lanes: int
+) -> None:
+    for served in serve(model, config, tier=HostTier(GIB, DiskTier(tmp_path, "version", GIB)), lanes=lanes):
         served.submit(1, prompt(1, 200), 8)
         served.run()
         served.scheduler.cache.close(10)
-    for served in serve(model, config, tier=HostTier(GIB, DiskTier(tmp_path, "version", GIB))):
+    for served in serve(model, config, tier=HostTier(GIB, DiskTier(tmp_path, "version", GIB)), lanes=lanes):
         served.submit(2, prompt(1, 200) + prompt(2, 20), 8)
         served.run()
         assert served.cached[2] == 6 * PAGE_TOKENS
@@ -301,26 +354,28 @@ def test_after_a_restart(
 
 def test_pages_are_the_same_wherever_the_cells_lie(model: Model, config: EngineConfig, prompt: Prompt) -> None:
     context = Context(model, config, kv_tokens=1024, num_ids=8, num_outputs=8, batch_tokens=256, threads=2)
-    context.learn_pages()
+    memory = PoolMemory(context)
+    memory.learn()
     reference = Reference(context)
     reference.logits(prompt(1, 100), 99)
-    saved = context.save(0, 0, 100)
+    saved = memory.save(0, 0, 100)
     for sequence_id in (1, 2):  # cells in turn, so that those of one lie in many pieces
-        assert context.load(sequence_id, 0, 96, saved[:3])
+        assert memory.load(sequence_id, 0, 96, saved[:3])
     for first in range(0, 96, 32):
-        context.remove(1 if first == 32 else 2, first, first + 32)
-    context.remove(1, 64, -1)
-    assert context.load(3, 0, 100, saved)
-    assert all((one == other).all() for one, other in zip(context.save(3, 0, 100), saved, strict=True))
-    assert not context.load(4, 0, 64, [saved[0], saved[1][:-1]])
-    assert not context.load(4, 0, 64, saved[:1])
+        memory.remove(1 if first == 32 else 2, first, first + 32)
+    memory.remove(1, 64, -1)
+    assert memory.load(3, 0, 100, saved)
+    assert all((one == other).all() for one, other in zip(memory.save(3, 0, 100), saved, strict=True))
+    assert not memory.load(4, 0, 64, [saved[0], saved[1][:-1]])
+    assert not memory.load(4, 0, 64, saved[:1])
     context.close()
 
 
 def test_a_state_that_cannot_be_cut_is_refused(model: Model) -> None:
     config = EngineConfig("", flash_attn="off")
     context = Context(model, config, kv_tokens=512, num_ids=8, num_outputs=8, batch_tokens=256, threads=2)
+    memory = PoolMemory(context)
     with pytest.raises(StateError, match="V is transposed"):
-        context.learn_pages()
-    assert context.num_ids == 8
+        memory.learn()
+    assert memory.num_ids == 8
     context.close()

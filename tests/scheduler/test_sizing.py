@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvcache.tree import PAGE_TOKENS
 from scheduler import sizing
-from scheduler.config import EngineConfig
+from scheduler.config import KV_LAYOUTS, EngineConfig
 from scheduler.sizing import DEFAULT_CTX_LEN, Sizes
 
 GIB = 1 << 30
@@ -24,7 +24,9 @@ LARGE = {"trained_context": 131_072, "model_bytes": 5 * GIB, "kv_bytes_per_token
 Model = dict[str, int | bool]
 
 
-def choose(model: Model, available: int = 64 * GIB, **given: int) -> Sizes:
+def choose(model: Model, available: int = 64 * GIB, **given: int | str) -> Sizes:
+    """In a pool if nothing else is said."""
+    given.setdefault("kv_layout", "pool")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
         config = EngineConfig("model.gguf", **given)  # type: ignore[arg-type]
@@ -100,8 +102,9 @@ def test_threads_are_those_asked_for_or_the_cores_we_may_use(monkeypatch: pytest
     model_mib=st.integers(1, 200_000),
     kv_bytes=st.integers(256, 2 << 20),
     available=st.integers(1 << 20, 1 << 40),
+    kv_layout=st.sampled_from(KV_LAYOUTS),
 )
-def test_whatever_is_asked_a_request_fits_the_pool(
+def test_whatever_is_asked_a_request_fits_the_memory(
     ctx_len: int | None,
     max_seqs: int | None,
     kv_tokens: int | None,
@@ -109,6 +112,7 @@ def test_whatever_is_asked_a_request_fits_the_pool(
     model_mib: int,
     kv_bytes: int,
     available: int,
+    kv_layout: str,
 ) -> None:
     model: Model = {
         "trained_context": trained,
@@ -117,7 +121,11 @@ def test_whatever_is_asked_a_request_fits_the_pool(
         "on_gpu": False,
     }
     options = {"ctx_len": ctx_len, "max_seqs": max_seqs, "kv_tokens": kv_tokens}
-    sizes = choose(model, available, **{name: value for name, value in options.items() if value is not None})
+    given: dict[str, int | str] = {name: value for name, value in options.items() if value is not None}
+    sizes = choose(model, available, kv_layout=kv_layout, **given)
+    if sizes.layout == "lanes":
+        assert sizes.kv_tokens % sizes.max_seqs == 0
+        assert sizes.kv_tokens // sizes.max_seqs >= sizes.ctx_len
     assert 0 < sizes.ctx_len <= sizes.kv_tokens
     assert sizes.kv_tokens % PAGE_TOKENS == 0
     assert sizes.kv_tokens >= (kv_tokens or 0)
@@ -144,6 +152,44 @@ def test_tiers_take_what_is_given_or_a_part_of_what_is_there(tmp_path: Path, mon
 
 def test_on_a_cpu_large_steps_are_not_mixed_where_attention_goes_by_blocks() -> None:
     assert choose(SMALL).max_mixed_tokens == 63
-    assert choose(SMALL, kv_type="q8_0").max_mixed_tokens == 512  # type: ignore[arg-type]
-    assert choose(SMALL, flash_attn="off").max_mixed_tokens == 512  # type: ignore[arg-type]
+    assert choose(SMALL, kv_type="q8_0").max_mixed_tokens == 512
+    assert choose(SMALL, flash_attn="off").max_mixed_tokens == 512
     assert choose(SMALL | {"on_gpu": True}).max_mixed_tokens == 512
+
+
+def test_lanes_are_chosen_where_a_context_for_each_sequence_fits_into_half_of_the_memory() -> None:
+    sizes = choose(SMALL, 16 * GIB, kv_layout="auto")
+    assert (sizes.layout, sizes.kv_tokens, sizes.ctx_len) == ("lanes", 32 * 8192, 8192)
+    assert "5.6 GiB" in sizes.layout_reason
+    assert choose(SMALL, 11 * GIB, kv_layout="auto").layout == "pool"
+    assert choose(LARGE, 64 * GIB, kv_layout="auto").layout == "pool"
+    assert choose(LARGE, 64 * GIB, kv_layout="auto", max_seqs=4, ctx_len=4000).kv_tokens == 4 * 4096
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [({"kv_tokens": 16_384}, "--kv-tokens"), ({"host_cache": 0}, "host memory"), ({"kv_layout": "pool"}, "asked")],
+)
+def test_auto_is_a_pool_where_lanes_would_take_what_the_user_did_not_give(
+    given: dict[str, int | str], word: str
+) -> None:
+    given = {"kv_layout": "auto"} | given
+    sizes = choose(SMALL, 64 * GIB, **given)
+    assert sizes.layout == "pool"
+    assert word in sizes.layout_reason
+
+
+def test_auto_is_a_pool_on_a_gpu() -> None:
+    assert choose(SMALL | {"on_gpu": True}, kv_layout="auto").layout == "pool"
+
+
+def test_lanes_divide_what_the_user_gives() -> None:
+    sizes = choose(SMALL, kv_layout="lanes", kv_tokens=8192, max_seqs=8)
+    assert (sizes.layout, sizes.ctx_len, sizes.kv_tokens) == ("lanes", 1024, 8192)
+    assert choose(SMALL, kv_layout="auto", kv_tokens=32 * 1024, ctx_len=1024).layout == "lanes"
+
+
+def test_in_lanes_prompts_and_answers_take_turns_and_all_answers_go_on() -> None:
+    sizes = choose(SMALL, kv_layout="lanes", max_seqs=100)
+    assert (sizes.max_mixed_tokens, sizes.max_answers) == (0, 512)
+    assert choose(SMALL, max_seqs=100).max_answers == 63
