@@ -202,9 +202,10 @@ class Scheduler:
         self._preemptions += 1
 
     def _plan_prefills(self, plan: Plan) -> None:
-        """Hand the rest of the budget to the prompts: half of it to the oldest, then to whoever needs least.
+        """Hand the rest of the budget to the prompts: those first that need the fewest steps, half of it to the oldest.
 
-        So a short question does not wait behind a long prompt, and the long prompt does not wait for ever.
+        So a short question does not wait behind a long prompt, and the long prompt does not wait for ever. What fits
+        into a step is taken as it arrived: answers then begin side by side, as lanes are given out in that order, too.
         """
         prompts = [sequence for sequence in self._running if sequence.num_remaining > 1]
         if not prompts:
@@ -213,9 +214,10 @@ class Scheduler:
         if plan.num_decode:
             budget = min(budget, self._pacer.num_prefill_tokens(plan.num_decode, len(prompts)))
         oldest = prompts.pop(0)
-        prompts.sort(key=attrgetter("num_remaining"))
+        prompts.sort(key=self._steps_needed)
         others = sum(sequence.num_remaining for sequence in prompts)
-        shares = [max(budget - others, budget // 2)] + [budget] * len(prompts)
+        share = max(budget - others, budget // 2) if self._steps_needed(oldest) > 1 else budget
+        shares = [share] + [budget] * len(prompts)
         chunks = []
         scored = MAX_SCORED_TOKENS
         for sequence, share in zip([oldest, *prompts], shares, strict=True):
@@ -233,6 +235,10 @@ class Scheduler:
         # That pays where all are equal; else each is its own micro-batch, which loses no speed from 64 tokens on.
         is_uneven = len({chunk.num_tokens for chunk in chunks}) > 1
         plan.chunks += sorted(chunks, key=_by_id, reverse=is_uneven)
+
+    def _steps_needed(self, sequence: Sequence) -> int:
+        """Of prompts alone, for what the sequence has still to compute."""
+        return -(-sequence.num_remaining // self._token_budget)
 
     def _take_turns(self, plan: Plan) -> None:
         """Leave either the answers or the prompts to the next step."""
