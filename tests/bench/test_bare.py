@@ -77,7 +77,7 @@ def test_lanes(template: ChatTemplate, model_path: str) -> None:
     lanes = BareLoop(Path(model_path), lanes=2, lane_tokens=256)
     for _ in range(2):
         records = lanes.play(talks, users, Schedule(64, prompts_first=True))
-        assert [record.cached_tokens for record in records] == [0, 0]
+        assert sorted(record.cached_tokens or 0 for record in records) == [0, 24]
 
 
 def test_a_conversation_that_cannot_fit(loop: BareLoop) -> None:
