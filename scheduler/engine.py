@@ -137,7 +137,7 @@ def load(config: EngineConfig) -> Parts:
     device = _open(config, model)
     if device.sizes.layout == "lanes" and config.kv_layout == "auto" and device.tiers is None:
         device.context.close()
-        device = _open(dataclasses.replace(config, kv_layout="pool"), model)
+        device = _open(config, model, "what gives way in lanes could not be kept: see above")
     sizes, context, tiers = device.sizes, device.context, device.tiers
     runner = LlamaRunner(
         context,
@@ -175,9 +175,11 @@ def load(config: EngineConfig) -> Parts:
     return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info)
 
 
-def _open(config: EngineConfig, model: Model) -> _Device:
-    """Raises ModelError."""
-    if config.kv_layout == "auto" and not model.shares_prefixes:  # a state, not cells
+def _open(config: EngineConfig, model: Model, why_pool: str = "") -> _Device:
+    """With a reason for it, in a pool whatever the configuration says. Raises ModelError."""
+    if config.kv_layout == "auto" and not model.shares_prefixes:
+        why_pool = "the model keeps a state, not cells"
+    if why_pool:
         config = dataclasses.replace(config, kv_layout="pool")
     sizes = choose(
         config,
@@ -186,6 +188,8 @@ def _open(config: EngineConfig, model: Model) -> _Device:
         kv_bytes_per_token=model.kv_bytes_per_token(config.kv_type),
         on_gpu=num_gpu_layers(config.gpu_layers, model.num_layers) > 0,
     )
+    if why_pool:
+        sizes = dataclasses.replace(sizes, layout_reason=why_pool)
     in_lanes, sharing = sizes.layout == "lanes", model.shares_prefixes
     context = Context(
         model,

@@ -3,13 +3,15 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from llguidance import LLTokenizer
 
 from kvcache.pool import PoolCache
 from kvcache.tree import PAGE_TOKENS
-from scheduler.engine import Engine
+from scheduler.config import EngineConfig
+from scheduler.engine import Engine, load
 from scheduler.grammar import Compiled, GrammarCompiler
 from scheduler.messages import Cancel, Failed, Inspect, Message, Output, Report, Stop, Submit
 from scheduler.plan import Plan, Result
@@ -239,3 +241,20 @@ def test_an_error_that_nobody_foresaw_ends_the_engine() -> None:
     wire = FakeWire([[submit(1, prompt(0, 20))]])
     with pytest.raises(ZeroDivisionError):
         Engine(system.scheduler, Broken(), GrammarCompiler(no_tokenizer), wire).run()
+
+
+@pytest.mark.parametrize(
+    ("config", "layout", "reason"),
+    [
+        ({}, "lanes", "a context for each sequence"),
+        ({"flash_attn": "off"}, "pool", "could not be kept"),
+        ({"max_seqs": 1}, "pool", "could not be kept"),
+        ({"kv_layout": "pool"}, "pool", "as asked"),
+    ],
+)
+def test_an_engine_says_why_its_memory_is_laid_out_so(
+    model_path: str, config: dict[str, Any], layout: str, reason: str
+) -> None:
+    info = load(EngineConfig(model_path, **{"ctx_len": 256, "max_seqs": 2, **config})).info
+    assert info.kv_layout == layout
+    assert reason in info.kv_layout_reason

@@ -382,11 +382,18 @@ def test_others_go_on_beside_scored_prompts() -> None:
     assert system.chunks(plan)[9].num_tokens == 100
 
 
-def test_where_large_steps_do_not_mix_prompts_and_answers_take_turns() -> None:
+@pytest.fixture
+def streaming() -> System:
+    """An answer that is on its way, where large steps do not mix."""
     system = System(max_mixed_tokens=63)
     system.submit(1, list(range(100, 110)), max_tokens=40, ignore_eos=True)
     while len(system.tokens[1]) < 3:
         system.step()
+    return system
+
+
+def test_where_large_steps_do_not_mix_prompts_and_answers_take_turns(streaming: System) -> None:
+    system = streaming
     system.submit(2, list(range(1000, 1600)), max_tokens=2, ignore_eos=True)
     kinds = []
     while not system.tokens[2]:
@@ -396,11 +403,8 @@ def test_where_large_steps_do_not_mix_prompts_and_answers_take_turns() -> None:
     assert all(one != other for one, other in pairwise(kinds[:-1]))
 
 
-def test_small_steps_are_always_mixed() -> None:
-    system = System(max_mixed_tokens=63)
-    system.submit(1, list(range(100, 110)), max_tokens=40, ignore_eos=True)
-    while len(system.tokens[1]) < 3:
-        system.step()
+def test_small_steps_are_always_mixed(streaming: System) -> None:
+    system = streaming
     system.submit(2, list(range(1000, 1060)), max_tokens=2, ignore_eos=True)
     plan = system.step()
     assert (plan.num_decode, plan.num_prefill) == (1, 60)
