@@ -101,6 +101,16 @@ class ServerFlags:
     batch_tokens: Annotated[
         int, typer.Option(envvar="CORTEX_BATCH_TOKENS", min=32, max=8192, help="Token budget of one step.")
     ] = 512
+    itl_target: Annotated[
+        float | None,
+        typer.Option(
+            envvar="CORTEX_ITL_TARGET",
+            min=0.001,
+            max=3600.0,
+            metavar="SECONDS",
+            help="How long streams may wait for their next token while prompts are read. (default: by the machine)",
+        ),
+    ] = None
     threads: Annotated[
         int | None,
         typer.Option(envvar="CORTEX_THREADS", min=1, help="CPU threads to compute with. (default: by the machine)"),
@@ -214,6 +224,7 @@ class ServerFlags:
             kv_tokens=self.kv_tokens,
             kv_layout=self.kv_layout,
             batch_tokens=self.batch_tokens,
+            itl_target=self.itl_target,
             threads=self.threads,
             gpu_layers=self.gpu_layers,
             kv_type=self.kv_type,

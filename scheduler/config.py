@@ -20,6 +20,8 @@ class EngineConfig:
     """Tokens of KV memory, for all sequences together."""
     batch_tokens: int = 512
     """Token budget of a step."""
+    itl_target: float | None = None
+    """Seconds that running streams may have to wait for their next token while prompts are read."""
     threads: int | None = None
     gpu_layers: int = -1
     """Layers on the GPU where llama.cpp has one; -1 is all."""

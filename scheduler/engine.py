@@ -148,7 +148,7 @@ def load(config: EngineConfig) -> Parts:
     )
     scheduler = Scheduler(
         device.cache,
-        Pacer(runner.warm_up(), sizes.max_mixed_tokens),
+        Pacer(runner.warm_up(), sizes.max_mixed_tokens, config.itl_target),
         max_seqs=sizes.max_seqs,
         token_budget=min(sizes.batch_tokens, context.batch_tokens),
         ctx_len=sizes.ctx_len,

@@ -40,6 +40,11 @@ class Plan:
         return self.num_decode + self.num_prefill
 
     @property
+    def num_pairs(self) -> int:
+        """Cells that each of its tokens attends to, together; a chunk's own tokens count as if all were seen."""
+        return sum(chunk.num_tokens * (chunk.start + chunk.num_tokens) for chunk in self.chunks)
+
+    @property
     def num_outputs(self) -> int:
         """Rows of logits."""
         return sum(chunk.num_outputs for chunk in self.chunks)

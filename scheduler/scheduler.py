@@ -212,7 +212,8 @@ class Scheduler:
             return
         budget = self._token_budget - plan.num_decode
         if plan.num_decode:
-            budget = min(budget, self._pacer.num_prefill_tokens(plan.num_decode, len(prompts)))
+            context = max(sequence.num_computed for sequence in prompts)
+            budget = min(budget, self._pacer.num_prefill_tokens(plan.num_decode, len(prompts), context))
         oldest = prompts.pop(0)
         prompts.sort(key=self._steps_needed)
         others = sum(sequence.num_remaining for sequence in prompts)
@@ -259,7 +260,7 @@ class Scheduler:
         self._decode_tokens += plan.num_decode
         self._failed_in_a_row = 0
         self._answered_last = plan.num_decode > 0
-        self._pacer.observe(plan.num_decode, plan.num_prefill, result.seconds)
+        self._pacer.observe(plan.num_decode, plan.num_prefill, plan.num_pairs, result.seconds)
         outputs = []
         tokens, prompt_logprobs = iter(result.tokens), iter(result.prompt_logprobs)
         logprobs = iter(result.logprobs or [None] * len(result.tokens))
