@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Annotated, Literal
 
 import orjson
@@ -204,6 +205,9 @@ def compare(
         list[str] | None,
         typer.Option(help="SERVER=FLAGS to start it with, beside its own. For llama-server-tuned, in place of tuning."),
     ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="NAME=FLAGS of another Cortex, beside its defaults. May be repeated.")
+    ] = None,
     model: Annotated[str, typer.Option(help="As for `cortex run`.")] = "smollm2:135m",
     threads: Annotated[int, typer.Option(min=0, max=1024, help="0: physical cores.")] = 0,
     allow_remote: Annotated[bool, typer.Option(help="Permit an address that is not loopback.")] = False,
@@ -233,15 +237,19 @@ def compare(
         others = _pairs("--url", url)
         for address in others.values() if not allow_remote else ():
             require_loopback(address)
+        variants = {name: tuple(shlex.split(value)) for name, value in _pairs("--variant", variant).items()}
         base = Settings(
             workload="trace", trace=trace, speed=speed, max_context=max_context, max_output=max_output, limit=limit
         )
         plan = comparison.Plan(
             model_path=resolve_model(model),
-            servers=comparison.contestants((*filter(None, servers.split(",")), *others), others),
+            servers=comparison.contestants(
+                (*filter(None, servers.split(",")), *variants, *others), {*variants, *others}
+            ),
             others={name: address.rstrip("/") for name, address in others.items()},
             entries=tuple(comparison.entries(workloads, base)),
             extra={name: tuple(shlex.split(value)) for name, value in _pairs("--flags", flags).items()},
+            variants=variants,
             threads=threads or cores(),
             repeat=times,
             seed=seed,
@@ -262,6 +270,63 @@ def compare(
         raise typer.Exit(USAGE) from None
     if done.interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def restart(
+    *,
+    prompt_tokens: Annotated[int, typer.Option(min=256, max=100_000, help="Of the conversation, about.")] = 2000,
+    flags: Annotated[str, typer.Option(help="For `cortex serve`.")] = "",
+    model: Annotated[str, typer.Option(help="As for `cortex run`.")] = "smollm2:135m",
+    times: Annotated[int, typer.Option("--repeat", min=1, max=1000)] = 5,
+    out: Annotated[Path | None, typer.Option(help="A JSON file.")] = None,
+) -> None:
+    """The first token of a conversation's next turn after the server was started again, beside that of a cold one."""
+    from statistics import median
+    from tempfile import TemporaryDirectory
+
+    from api.model_files import ModelFilesError
+    from api.model_files import resolve as resolve_model
+    from bench import restart as restarting
+    from bench.peers import Common, cortex
+    from bench.servers import Server, free_ports
+    from scheduler.sizing import cores
+
+    screen = Console(stderr=True, highlight=False)
+    salt = secrets.randbits(32)
+    try:
+        with TemporaryDirectory(prefix="cortex-bench-") as scratch:
+            common = Common(
+                model_path=resolve_model(model),
+                threads=cores(),
+                context=0,
+                scratch=Path(scratch),
+                extra={},
+                end_tokens=list,
+            )
+            (port,) = free_ports(1)
+            server = Server(cortex(common, port, flags=shlex.split(flags)), Path(scratch) / "log")
+            measured = trio.run(
+                lambda: restarting.measure(
+                    server,
+                    prompt_tokens,
+                    repeat=times,
+                    rng=Random(salt),
+                    say=lambda line: screen.print(line, markup=False),
+                )
+            )
+    except (BenchError, ModelFilesError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+    outcome = {
+        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        "salt": salt,
+        "median": {name: median(each.measures()[name] or 0.0 for each in measured) for name in measured[0].measures()},
+        "restarts": measured,
+    }
+    if out is not None:
+        out.write_bytes(orjson.dumps(outcome, option=orjson.OPT_INDENT_2))
+    sys.stdout.write(orjson.dumps(outcome["median"]).decode() + "\n")
 
 
 @app.command("page")

@@ -10,7 +10,7 @@ import shlex
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -27,7 +27,7 @@ import trio
 from bench import report
 from bench.client import Client, open_http
 from bench.load import Repetition, once, require_time
-from bench.peers import BARE, MAKERS, NAMES, SLOTS, TUNED, TUNING, Common, llama_server
+from bench.peers import BARE, MAKERS, NAMES, SLOTS, TUNED, TUNING, Common, cortex, llama_server
 from bench.records import BenchError
 from bench.servers import Server, Spec, Usage, free_ports
 from bench.stats import Measures, ratio, summarize
@@ -90,7 +90,7 @@ def entries(names: str, base: Settings) -> list[Entry]:
     return found
 
 
-def contestants(names: Sequence[str], others: Mapping[str, str]) -> tuple[str, ...]:
+def contestants(names: Sequence[str], others: Iterable[str]) -> tuple[str, ...]:
     """Checks the names. Raises BenchError."""
     for name in names:
         if name not in (*NAMES, *others):
@@ -292,13 +292,17 @@ def machine() -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to compare. `servers` are names of `bench.peers.NAMES`, the first of which the others are held against."""
+    """What to compare. `servers` are names of `bench.peers.NAMES`, of `others` and of `variants`.
+
+    The first is the one that the others are held against.
+    """
 
     model_path: Path
     servers: tuple[str, ...]
     others: Mapping[str, str]  # servers that run already: their addresses by name
     entries: tuple[Entry, ...]
     extra: Mapping[str, tuple[str, ...]]  # the user's flags by server
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # Cortex with other flags, by a name for it
     threads: int
     repeat: int
     seed: int
@@ -383,6 +387,8 @@ def specs_of(plan: Plan, common: Common, tuned: Sequence[str] = ()) -> list[Spec
     for name in plan.servers:
         if name in plan.others:
             specs.append(Spec(name=name, url=plan.others[name], note="ran already"))
+        elif name in plan.variants:
+            specs.append(cortex(common, next(ports), name, plan.variants[name]))
         elif name == BARE:
             continue  # is no server
         elif name == TUNED:

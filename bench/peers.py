@@ -36,19 +36,20 @@ class Common:
     peers: Path = PEERS
 
 
-def cortex(common: Common, port: int) -> Spec:
-    """At its defaults: a context of 8,192 and a pool of two of them, whatever the requests need."""
+def cortex(common: Common, port: int, name: str = "cortex", flags: Iterable[str] = ()) -> Spec:
+    """At its defaults, a context of 8,192 whatever the requests need, but for these flags."""
     command = Path(sys.executable).with_name("cortex")
+    flags = tuple(flags)
     return Spec(
-        name="cortex",
+        name=name,
         url=_url(port),
         command=(
             _found(command, "make install"),
             *("serve", str(common.model_path), "--host", "127.0.0.1", "--port", str(port)),
-            *("--threads", str(common.threads), *common.extra.get("cortex", ())),
+            *("--threads", str(common.threads), *flags, *common.extra.get(name, ())),
         ),
-        environment={"CORTEX_HOME": str(common.scratch / "cortex")},  # so that it runs beside the user's own
-        note="defaults",
+        environment={"CORTEX_HOME": str(common.scratch / name)},  # so that it runs beside the user's own
+        note=shlex.join(flags) or "defaults",
     )
 
 

@@ -290,3 +290,16 @@ def test_a_file_that_is_no_comparison(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["page", str(tmp_path / "x.json")])
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
+
+
+def test_a_variant_is_cortex_with_other_flags(peers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a home of its own, as it runs beside the others."""
+    monkeypatch.setattr(sys, "executable", str(peers / "python"))
+    (peers / "cortex").touch()
+    flags = ("--kv-layout", "pool")
+    asked = replace(plan("cortex", "pooled"), variants={"pooled": flags})
+    plain, pooled = specs_of(asked, common(peers, {}))
+    assert [spec.name for spec in (plain, pooled)] == ["cortex", "pooled"]
+    assert pooled.command[-2:] == flags
+    assert flags[0] not in plain.command
+    assert plain.environment["CORTEX_HOME"] != pooled.environment["CORTEX_HOME"]
