@@ -4,6 +4,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from kvcache.disk import DiskTier
 from kvcache.memory import Blob
 from kvcache.tree import PAGE_BYTES, TOKEN_BYTES, Stored, common_bytes, digest_of
@@ -41,7 +43,7 @@ class HostTier:
         self._children: dict[bytes, dict[bytes, _Entry]] = {}
         """By the parent's digest, then by key."""
         self._awaited: dict[bytes, tuple[bytes, bytes]] = {}
-        """Parent and key of what is being read from the disk, by digest."""
+        """Parent and key of what is being read from the disk, by its name there; no key for the end of a sequence."""
         self._num_bytes = 0
 
     def __contains__(self, digest: bytes) -> bool:
@@ -54,14 +56,14 @@ class HostTier:
         """
         self._take_arrivals()
         found: list[_Entry] = []
-        offset, arriving = 0, False
+        offset = 0
         while len(key := tokens[offset : offset + PAGE_BYTES]) == PAGE_BYTES:
             entry = self._children.get(parent, {}).get(key)
             if entry is None:
-                arriving = self._read(parent, tokens[offset:], sum(entry.blob.nbytes for entry in found))
                 break
             found.append(entry)
             parent, offset = entry.digest, offset + PAGE_BYTES
+        arriving = self._read(parent, tokens[offset:], sum(entry.blob.nbytes for entry in found))
         if not arriving:
             inside, length = self._longest_part(parent, key)
             if inside is not None:
@@ -117,9 +119,13 @@ class HostTier:
     # -- the disk ----------------------------------------------------------------------------------------------------
 
     def _store(self, entry: _Entry) -> None:
-        """Ends of sequences stay behind: a page that is not full cannot be found by its digest alone."""
-        if self._disk is not None and len(entry.key) == PAGE_BYTES:
+        """The end of a sequence is found by what comes before it, as its length is not known; the first one is kept."""
+        if self._disk is None:
+            return
+        if len(entry.key) == PAGE_BYTES:
             self._disk.write(entry.digest, entry.blob)
+        else:
+            self._disk.write(_end_of(entry.parent), _packed(entry.key, entry.blob))
 
     def _read(self, parent: bytes, tokens: bytes, num_bytes: int) -> bool:
         """Begin to read the pages that the disk has behind this one, up to which there are `num_bytes`.
@@ -134,18 +140,35 @@ class HostTier:
             size = self._disk.size_of(digest)
             num_bytes += size
             if not size or num_bytes > self._max_bytes // 2:  # what arrives must not push out what came before it
-                return offset > 0
+                return self._read_end(parent, tokens[offset:], num_bytes) or offset > 0
             if digest not in self._awaited and digest not in self._entries:
                 self._awaited[digest] = (parent, key)
                 self._disk.read(digest)
             parent = digest
-        return len(tokens) >= PAGE_BYTES
+        num_full = len(tokens) // PAGE_BYTES
+        return self._read_end(parent, tokens[num_full * PAGE_BYTES :], num_bytes) or num_full > 0
+
+    def _read_end(self, parent: bytes, tokens: bytes, num_bytes: int) -> bool:
+        """Begin to read the end of a sequence that the disk has behind this page, if host memory has none there."""
+        if self._disk is None or not tokens or any(len(key) < PAGE_BYTES for key in self._children.get(parent, ())):
+            return False
+        name = _end_of(parent)
+        size = self._disk.size_of(name)
+        if not size or num_bytes + size > self._max_bytes // 2:
+            return False
+        if name not in self._awaited:
+            self._awaited[name] = (parent, b"")
+            self._disk.read(name)
+        return True
 
     def _take_arrivals(self) -> None:
         if self._disk is None or not self._awaited:
             return
         for digest, blob in self._disk.arrivals():
             parent, key = self._awaited.pop(digest)
+            if blob is not None and not key:
+                key, blob = _unpacked(blob)
+                digest = digest_of(parent, key)
             if blob is not None:
                 self._put(_Entry(parent, key, digest, blob))
         self._make_room()
@@ -174,3 +197,19 @@ class HostTier:
         assert self._num_bytes <= self._max_bytes, "the bound is kept"
         children = {id(entry) for siblings in self._children.values() for entry in siblings.values()}
         assert children == {id(entry) for entry in self._entries.values()}, "every page can be found, and only once"
+
+
+def _end_of(parent: bytes) -> bytes:
+    """What the disk calls the end of a sequence behind this page."""
+    return digest_of(parent, b"")
+
+
+def _packed(key: bytes, blob: Blob) -> Blob:
+    """The end of a sequence with its tokens, which its name does not tell."""
+    head = len(key).to_bytes(2, "little") + key
+    return np.concatenate((np.frombuffer(head, np.uint8), blob))
+
+
+def _unpacked(content: Blob) -> tuple[bytes, Blob]:
+    stop = 2 + int.from_bytes(content[:2].tobytes(), "little")
+    return content[2:stop].tobytes(), content[stop:]

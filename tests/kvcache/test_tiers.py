@@ -222,9 +222,24 @@ def restarted(folder: Path) -> Iterator[Tiered]:
     second.cache.close(5)
 
 
-def test_full_pages_survive_a_restart(restarted: Tiered) -> None:
-    assert restarted.run(text(0, 200)) == 6 * PAGE_TOKENS
+def test_sequences_survive_a_restart(restarted: Tiered) -> None:
+    assert restarted.run(text(0, 200)) == 199
     assert restarted.run(text(0, 100) + text(500, 20)) == 100
+
+
+def test_so_does_the_end_that_fills_no_page(restarted: Tiered) -> None:
+    assert restarted.run(text(0, 200) + text(500, 40)) == 200
+
+
+def test_a_broken_end_is_computed(folder: Path) -> None:
+    first = Tiered(disk=DiskTier(folder, VERSION, LARGE))
+    first.run(text(0, 40))
+    first.cache.close(5)
+    end = folder / VERSION / (digest_of(digest_of(b"", as_bytes(text(0, 32))), b"").hex() + ".page")
+    end.write_bytes(end.read_bytes()[:-1])
+    second = Tiered(disk=DiskTier(folder, VERSION, LARGE))
+    assert second.run(text(0, 60)) == PAGE_TOKENS
+    second.cache.close(5)
 
 
 def test_a_prefix_larger_than_host_memory_is_read_in_part(folder: Path, restarted: Tiered) -> None:
