@@ -17,7 +17,7 @@ from hypercorn.trio import serve as serve_http
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
 from api.app import create_app
-from api.engine import EngineClient, EngineFailedError
+from api.engine import ENGINE_COMMAND, EngineClient, EngineFailedError
 from api.options import ServerOptions
 from api.record import AlreadyRunningError, hold_record
 from api.service import ModelService
@@ -34,7 +34,7 @@ UNACKNOWLEDGED_LIMIT: Final = 90.0
 Hypercorn shields its sends."""
 
 
-def serve(options: ServerOptions) -> int:
+def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_COMMAND) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code; whatever prevents serving is logged as one line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     exit_code = 0
@@ -42,7 +42,8 @@ def serve(options: ServerOptions) -> int:
         sockets = _listen(options.host, options.port)
         with hold_record(options, sockets[0].getsockname()[1]):
             names = tuple(dict.fromkeys((options.model, *options.aliases)))
-            tokenizer, engine = Tokenizer(options.model_path), EngineClient(options.engine)
+            tokenizer = Tokenizer(options.model_path)
+            engine = EngineClient(options.engine, command=engine_command)
             service = ModelService(names, tokenizer, engine, max_waiting=options.max_waiting)
             trio.run(partial(_run, service, options, sockets))
     except* (AlreadyRunningError, EngineFailedError, ModelError, OSError) as errors:

@@ -65,6 +65,13 @@ class Server:
     def alive(self) -> bool:
         return not self.spec.command or (self._process is not None and self._process.poll() is None)
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started. Raises BenchError if none runs."""
+        if self._process is None:
+            raise BenchError(f"{self.spec.name} does not run")
+        return self._process.pid
+
     async def start(self, within: float = START_SECONDS) -> None:
         """Returns when it has answered a request. Raises BenchError, with the last line it logged."""
         self.model = ""

@@ -1,13 +1,13 @@
 """What plan, commit, pages, lookups and fan-out cost at 16, 64 and 256 sequences."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from api.mailbox import Mailbox
-from kvcache.memory import Blob
+from bench.paced_engine import NoMemory
 from kvcache.pool import PoolCache
 from kvcache.tree import TOKEN_BYTES, Branch
 from scheduler.messages import Output, SamplingParams, Step, Submit, decode, encode
@@ -18,21 +18,6 @@ from scheduler.scheduler import Scheduler
 SIZES = pytest.mark.parametrize("num_seqs", [16, 64, 256])
 PROMPT_TOKENS = 96
 ROUNDS = 200
-
-
-class NoMemory:
-    """Cells that nobody looks at."""
-
-    def share(self, source: int, target: int, start: int, stop: int) -> None: ...
-
-    def remove(self, sequence_id: int, start: int, stop: int) -> bool:
-        return True
-
-    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
-        raise AssertionError("there is no tier")
-
-    def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
-        raise AssertionError("there is no tier")
 
 
 def as_bytes(tokens: list[int]) -> bytes:

@@ -1,0 +1,114 @@
+"""`python -m bench.paced_engine SECONDS FD CONFIG`: an engine whose model is a clock.
+
+The wire, the loop, the scheduler and the pages are the real ones; a step takes SECONDS and computes nothing.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from itertools import count
+
+import orjson
+from llguidance import LLTokenizer
+
+from kvcache.memory import Blob
+from kvcache.pool import PoolCache
+from kvcache.tree import PAGE_TOKENS
+from scheduler.config import EngineConfig, EngineInfo
+from scheduler.engine import Engine
+from scheduler.grammar import GrammarCompiler
+from scheduler.link import Link
+from scheduler.messages import Ready
+from scheduler.pacing import Pacer
+from scheduler.plan import Plan, Result
+from scheduler.scheduler import Scheduler
+
+MAX_SEQS = 256
+CTX_LEN = 4096
+# Ordinary ones of any vocabulary: behind its control tokens and bytes.
+TOKENS = range(1000, 2000)
+
+
+class NoMemory:
+    """Cells that nobody looks at."""
+
+    def share(self, source: int, target: int, start: int, stop: int) -> None: ...
+
+    def remove(self, sequence_id: int, start: int, stop: int) -> bool:
+        return True
+
+    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
+        raise AssertionError("there is no tier")
+
+    def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
+        raise AssertionError("there is no tier")
+
+
+class PacedRunner:
+    """Says one token after another, a step of all sequences each so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._next = time.perf_counter()
+        self._numbers = count()
+
+    def run(self, plan: Plan) -> Result:
+        now = time.perf_counter()
+        self._next = max(self._next + self._seconds, now)
+        time.sleep(self._next - now)
+        first = next(self._numbers)
+        samples = sum(chunk.samples for chunk in plan.chunks)
+        return Result([TOKENS[(first + index) % len(TOKENS)] for index in range(samples)], self._seconds)
+
+
+def _leave_core() -> None:
+    """Run where the process that started this one may not: that one is measured."""
+    if hasattr(os, "sched_setaffinity") and (others := set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0)):
+        os.sched_setaffinity(0, others)
+
+
+def main() -> int:
+    _leave_core()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    seconds, link = float(sys.argv[1]), Link(socket.socket(fileno=int(sys.argv[2])))
+    config = EngineConfig(**orjson.loads(sys.argv[3]))
+    num_pages = MAX_SEQS * CTX_LEN // PAGE_TOKENS
+    scheduler = Scheduler(
+        PoolCache(NoMemory(), num_pages, MAX_SEQS),
+        Pacer(0.0),
+        max_seqs=MAX_SEQS,
+        token_budget=MAX_SEQS * CTX_LEN,
+        ctx_len=CTX_LEN,
+    )
+    info = EngineInfo(
+        pid=os.getpid(),
+        description="a clock",
+        ctx_len=CTX_LEN,
+        max_seqs=MAX_SEQS,
+        kv_tokens=MAX_SEQS * CTX_LEN,
+        kv_bytes=0,
+        kv_layout="pool",
+        kv_layout_reason="without a model",
+        batch_tokens=config.batch_tokens,
+        threads=0,
+        host_cache=0,
+        disk_cache=0,
+        gpu_layers=0,
+        load_seconds=0.0,
+    )
+    link.send(Ready(info))
+    Engine(scheduler, PacedRunner(seconds), GrammarCompiler(_no_vocabulary), link).run()
+    link.flush(5.0)
+    return 0
+
+
+def _no_vocabulary() -> LLTokenizer:
+    raise AssertionError("no request has a grammar")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
