@@ -143,7 +143,7 @@ class KVCache(ABC):
         return replace(longest_prefix(self._root, tokens, num_shared), stored=stored)
 
     def wait(self) -> None:
-        """Until more of what a lookup found arriving is there."""
+        """For a moment, until what lookups found arriving is there."""
         if self._tier is not None:
             self._tier.wait()
 

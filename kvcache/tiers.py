@@ -174,7 +174,7 @@ class HostTier:
         self._make_room()
 
     def wait(self) -> None:
-        """Until something that is being read has arrived."""
+        """For a moment, until all that is being read has arrived."""
         if self._disk is not None and self._awaited:
             self._disk.wait()
 
