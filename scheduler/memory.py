@@ -141,6 +141,14 @@ class LaneMemory(ContextMemory):
 
     _num_ids_needed = 2
 
+    def learn(self) -> None:
+        """Takes the memory for a whole lane's state, too: when a long conversation comes back it would be late for it.
+
+        Touching 46 MiB for the first time took a virtual machine a tenth of a second.
+        """
+        super().learn()
+        self._context.state_buffer(self.format.num_bytes(self._context.num_cells // self.num_ids))[:] = 0
+
     def share(self, source: int, target: int, start: int, stop: int) -> None:
         """From the beginning only, into a lane that is empty."""
         assert start == 0, "a state begins where its sequence does"
