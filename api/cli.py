@@ -15,7 +15,8 @@ from api.launch import CommandError, end, ensure_served, require_free_port
 from api.model_files import ModelFilesError, resolve
 from api.options import ServerFlags, with_server_flags
 from api.record import AlreadyRunningError, ServerRecord, ask_health, read_record
-from api.terminal import chat, print_servers, spinner
+from api.terminal import chat, print_servers, print_tuning, spinner
+from api.tune import measure
 
 LOG_LINES = 15
 STOP_MARGIN_SECONDS = 10.0
@@ -64,7 +65,7 @@ def cortex(
 
 
 @app.command()
-@with_server_flags
+@with_server_flags()
 def run(
     model: Model,
     flags: ServerFlags,
@@ -84,7 +85,7 @@ def run(
 
 
 @app.command()
-@with_server_flags
+@with_server_flags()
 def serve(
     model: Model,
     flags: ServerFlags,
@@ -99,6 +100,27 @@ def serve(
     from api.server import serve as serve_until_stopped
 
     raise typer.Exit(serve_until_stopped(flags.options(model, path, log_file)))
+
+
+@app.command()
+@with_server_flags("gpu_layers", "kv_type", "flash_attn")
+def tune(
+    model: Model,
+    flags: ServerFlags,
+    seconds: Annotated[
+        float, typer.Option(min=1.0, max=3600.0, help="How long it may take, about; less tries fewer settings.")
+    ] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Measure with how many threads and how large steps MODEL is fastest here; servers of it then start with these."""
+    record = read_record()
+    if record is not None:  # the two would disturb each other
+        raise AlreadyRunningError(record)
+    outcome = measure(model, flags.options(model, resolve(model)).engine, seconds)
+    if as_json:
+        typer.echo(json.dumps(outcome, indent=2))
+    else:
+        print_tuning(model, outcome)
 
 
 @app.command()

@@ -4,7 +4,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -99,8 +99,14 @@ class ServerFlags:
         ),
     ] = None
     batch_tokens: Annotated[
-        int, typer.Option(envvar="CORTEX_BATCH_TOKENS", min=32, max=8192, help="Token budget of one step.")
-    ] = 512
+        int | None,
+        typer.Option(
+            envvar="CORTEX_BATCH_TOKENS",
+            min=32,
+            max=8192,
+            help="Token budget of one step. (default: 512, or as tuned)",
+        ),
+    ] = None
     itl_target: Annotated[
         float | None,
         typer.Option(
@@ -232,6 +238,7 @@ class ServerFlags:
             host_cache=None if self.host_cache is None else num_bytes(self.host_cache),
             disk_cache=None if self.disk_cache is None else num_bytes(self.disk_cache),
             disk_folder=str(home() / "kv"),
+            tuning_folder=str(home() / "tuned"),
             backend_top_k=self.backend_top_k,
         )
         return ServerOptions(
@@ -248,11 +255,15 @@ class ServerFlags:
         )
 
 
-def with_server_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a typer command every flag of ServerFlags; it receives them as its parameter `flags`.
+def with_server_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a typer command every flag of ServerFlags, or those of these names; it receives its parameter `flags`.
 
     Typer reads a command's parameters from its signature, so the decorated one has a parameter per flag.
     """
+    return functools.partial(_with_flags, [flag for flag in fields(ServerFlags) if not names or flag.name in names])
+
+
+def _with_flags(flags: "list[Field[Any]]", command: Callable[..., None]) -> Callable[..., None]:
     types = get_type_hints(ServerFlags, include_extras=True)
     flag_parameters = [
         inspect.Parameter(
@@ -261,15 +272,15 @@ def with_server_flags(command: Callable[..., None]) -> Callable[..., None]:
             default=flag.default if flag.default_factory is MISSING else flag.default_factory(),
             annotation=types[flag.name],
         )
-        for flag in fields(ServerFlags)
+        for flag in flags
     ]
     signature = inspect.signature(command, eval_str=True)
     own_parameters = [parameter for name, parameter in signature.parameters.items() if name != "flags"]
 
     @functools.wraps(command)
     def decorated(**arguments: Any) -> None:
-        flags = ServerFlags(**{flag.name: arguments.pop(flag.name) for flag in fields(ServerFlags)})
-        command(flags=flags, **arguments)
+        given = ServerFlags(**{flag.name: arguments.pop(flag.name) for flag in flags})
+        command(flags=given, **arguments)
 
     decorated.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=own_parameters + flag_parameters

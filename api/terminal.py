@@ -192,6 +192,30 @@ def spinner(text: str) -> Iterator[None]:
         yield
 
 
+def print_tuning(model: str, outcome: dict[str, Any]) -> None:
+    """What `cortex tune` measured, and what it chose, from what its `--json` prints."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+    measured, tuning = outcome["measured"], outcome["tuning"]
+    columns = (
+        ("THREADS", "threads", "SECONDS"),
+        ("TOKENS A STEP", "batch_tokens", f"SECONDS FOR {measured['prompt_tokens']} TOKENS"),
+    )
+    for heading, name, unit in columns:
+        if not measured[name]:
+            continue
+        table = Table(box=None, pad_edge=False)
+        table.add_column(heading, justify="right")
+        table.add_column(unit, justify="right")
+        for setting, seconds in measured[name].items():
+            table.add_row(setting, f"{seconds:.2f}", style="bold" if int(setting) == tuning[name] else "")
+        console.print(table)
+    threads = "1 thread" if tuning["threads"] == 1 else f"{tuning['threads']} threads"
+    sys.stdout.write(f"{model} will be served with {threads} and steps of up to {tuning['batch_tokens']} tokens.\n")
+
+
 def print_servers(servers: list[dict[str, Any]]) -> None:
     """The table of `cortex ps`, from what its `--json` prints."""
     from rich.console import Console

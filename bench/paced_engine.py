@@ -11,13 +11,12 @@ import time
 from collections.abc import Sequence
 from itertools import count
 
-import orjson
 from llguidance import LLTokenizer
 
 from kvcache.memory import Blob
 from kvcache.pool import PoolCache
 from kvcache.tree import PAGE_TOKENS
-from scheduler.config import EngineConfig, EngineInfo
+from scheduler.config import EngineInfo
 from scheduler.engine import Engine
 from scheduler.grammar import GrammarCompiler
 from scheduler.link import Link
@@ -75,7 +74,6 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     seconds, link = float(sys.argv[1]), Link(socket.socket(fileno=int(sys.argv[2])))
-    config = EngineConfig(**orjson.loads(sys.argv[3]))
     num_pages = MAX_SEQS * CTX_LEN // PAGE_TOKENS
     scheduler = Scheduler(
         PoolCache(NoMemory(), num_pages, MAX_SEQS),
@@ -93,7 +91,7 @@ def main() -> int:
         kv_bytes=0,
         kv_layout="pool",
         kv_layout_reason="without a model",
-        batch_tokens=config.batch_tokens,
+        batch_tokens=MAX_SEQS * CTX_LEN,
         threads=0,
         host_cache=0,
         disk_cache=0,

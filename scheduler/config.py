@@ -18,7 +18,7 @@ class EngineConfig:
     """Sequences that run at once."""
     kv_tokens: int | None = None
     """Tokens of KV memory, for all sequences together."""
-    batch_tokens: int = 512
+    batch_tokens: int | None = None
     """Token budget of a step."""
     itl_target: float | None = None
     """Seconds that running streams may have to wait for their next token while prompts are read."""
@@ -35,6 +35,8 @@ class EngineConfig:
     """Bytes on the disk for pages that were evicted from host memory; kept for the next engine."""
     disk_folder: str = ""
     """Where; nothing is kept on the disk without it."""
+    tuning_folder: str = ""
+    """Where what was found to be fastest is kept; see scheduler.tuning."""
     backend_top_k: int = 0
     """How many of the best tokens the backend itself finds in each step, so that no logits leave the GPU; 0 is off."""
 

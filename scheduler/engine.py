@@ -22,6 +22,7 @@ from scheduler.runner import LlamaRunner
 from scheduler.scheduler import MAX_SCORED_TOKENS, Scheduler
 from scheduler.sizing import Sizes, choose
 from scheduler.tiers import Tiers, open_tiers
+from scheduler.tuning import tuned
 
 _log = logging.getLogger("cortex.engine")
 
@@ -134,6 +135,7 @@ def load(config: EngineConfig) -> Parts:
     """The model of a configuration, warmed up and ready to step. Raises ModelError with a line for the user."""
     started = time.monotonic()
     model = Model(config.model_path, config.gpu_layers)
+    config = tuned(config, model)
     device = _open(config, model)
     if device.sizes.layout == "lanes" and config.kv_layout == "auto" and device.tiers is None:
         device.context.close()

@@ -165,6 +165,9 @@ class Context:
         if code:
             raise StepError(f"llama_decode returned {code} for {num_tokens} tokens: {_last_error()}")
 
+    def use_threads(self, count: int) -> None:
+        lib.llama_set_n_threads(self._pointer, count, count)
+
     def logits(self, num_rows: int) -> NDArray[np.float32]:
         """The rows of the last batch's outputs, in its order; valid until the next decode."""
         pointer = lib.llama_get_logits(self._pointer)

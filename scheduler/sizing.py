@@ -12,6 +12,7 @@ from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig
 
 DEFAULT_CTX_LEN: Final = 8192
+DEFAULT_BATCH_TOKENS: Final = 512
 IDLE_SHARE: Final = 0.7
 """Bytes of KV per byte of weights at which a pool full of idle pages costs a decode step about 15%: on a CPU every step
 passes over the weights and over the mask of every used cell. With 77 MiB of KV beside 92 MiB of weights (0.8) six
@@ -59,7 +60,7 @@ def choose(
     """Fill in what the configuration leaves open. KV memory that the user gives bounds the context."""
     ctx_len = config.ctx_len or min(DEFAULT_CTX_LEN, trained_context or DEFAULT_CTX_LEN)
     max_seqs = config.max_seqs or (64 if on_gpu else 32)
-    batch_tokens = max(config.batch_tokens, max_seqs + 64)
+    batch_tokens = max(config.batch_tokens or DEFAULT_BATCH_TOKENS, max_seqs + 64)
     lane_tokens = _lane(config.kv_tokens // max_seqs if config.kv_tokens else ctx_len)
     layout, reason = _layout(config, ctx_len, lane_tokens, max_seqs * lane_tokens * kv_bytes_per_token, on_gpu)
     if layout == "lanes":

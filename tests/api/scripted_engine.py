@@ -42,7 +42,7 @@ def info(config: EngineConfig) -> EngineInfo:
         kv_bytes=4000,
         kv_layout="pool",
         kv_layout_reason="as asked",
-        batch_tokens=config.batch_tokens,
+        batch_tokens=config.batch_tokens or 512,
         threads=1,
         host_cache=0,
         disk_cache=0,

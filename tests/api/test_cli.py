@@ -17,6 +17,7 @@ from api import cli, launch
 from api.home import home
 from api.options import ServerFlags, ServerOptions, num_bytes
 from api.record import ServerRecord, read_record
+from api.terminal import print_tuning
 from scheduler.config import EngineConfig
 
 ROOT = Path(__file__).parents[2]
@@ -556,3 +557,40 @@ def test_sizes_are_read_as_people_write_them(size: str, expected: int) -> None:
 def test_what_is_no_size_is_refused(size: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         num_bytes(size)
+
+
+def test_tuning_measures_and_says_what_it_keeps(cortex: Cortex) -> None:
+    command = [sys.executable, "-m", "api", "tune", "--seconds=1", "--json", MODEL]
+    run = subprocess.run(command, env=cortex.environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    outcome = json.loads(run.stdout)
+    [kept] = (cortex.home / "tuned").iterdir()
+    assert json.loads(kept.read_text()) == outcome["tuning"]
+    assert str(outcome["tuning"]["threads"]) in outcome["measured"]["threads"]
+
+
+def test_the_table_of_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = {"threads": {"4": 2.0, "8": 1.5}, "batch_tokens": {"512": 3.25}, "prompt_tokens": 512}
+    print_tuning("m", {"measured": measured, "tuning": {"threads": 8, "batch_tokens": 512}})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["THREADS", "SECONDS"],
+        ["4", "2.00"],
+        ["8", "1.50"],
+        ["TOKENS", "A", "STEP", "SECONDS", "FOR", "512", "TOKENS"],
+        ["512", "3.25"],
+        "m will be served with 8 threads and steps of up to 512 tokens.".split(),
+    ]
+
+
+def test_tuning_what_is_no_model_is_one_line(cortex: Cortex, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    assert_fails(cortex("tune", str(broken)), 1, "broken.gguf")
+    assert_fails(cortex("tune", "nothing:such"), 1, "nothing:such")
+
+
+def test_nothing_is_tuned_beside_a_server(cortex: Cortex) -> None:
+    assert cortex.run().returncode == 0
+    assert_fails(cortex("tune", MODEL), 1, MODEL)
