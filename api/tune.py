@@ -1,14 +1,12 @@
 """`cortex tune`: has the engine's side measure a model, and shows how far that is."""
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import asdict
 from typing import Any
 
-import orjson
-
-from api.engine import ENGINE_ENVIRONMENT
 from api.launch import CommandError
 from api.terminal import spinner
 from scheduler.config import EngineConfig
@@ -16,7 +14,9 @@ from scheduler.config import EngineConfig
 
 def measure(model: str, config: EngineConfig, seconds: float) -> dict[str, Any]:
     """What was measured, and what of it is kept for the model's next engines. Raises CommandError."""
-    command = [sys.executable, "-P", "-m", "scheduler.tuning", orjson.dumps(asdict(config)).decode(), str(seconds)]
+    command = [sys.executable, "-P", "-m", "scheduler.tuning", json.dumps(asdict(config)), str(seconds)]
+    from api.engine import ENGINE_ENVIRONMENT  # only now: it loads much that the command does without
+
     last: dict[str, Any] = {}
     with (
         spinner(f"measuring {model}"),
@@ -29,7 +29,7 @@ def measure(model: str, config: EngineConfig, seconds: float) -> dict[str, Any]:
     ):
         assert process.stdout is not None, "it is a pipe"
         for line in process.stdout:
-            last = orjson.loads(line)
+            last = json.loads(line)
     if "tuning" not in last:
         raise CommandError(last.get("error") or f"measuring {model} ended with exit code {process.returncode}")
     return last

@@ -1,6 +1,6 @@
 """What `cortex tune` found fastest for a model on this machine: kept in a file, used where a user says nothing.
 
-`python -P -m scheduler.tuning CONFIG SECONDS` measures it for about so long, and says how far it is and what came of it:
+`python -P -m scheduler.tuning CONFIG SECONDS` measures it for about so long, and says how far it is and what it found:
 one JSON object per line.
 """
 

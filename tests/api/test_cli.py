@@ -283,7 +283,13 @@ def test_options_come_from_flags_then_the_environment_then_defaults(
         model=MODEL,
         model_path=Path(model_path),
         engine=EngineConfig(
-            model_path, ctx_len=128, threads=1, kv_type="q8_0", disk_cache=3 << 29, disk_folder=str(home() / "kv")
+            model_path,
+            ctx_len=128,
+            threads=1,
+            kv_type="q8_0",
+            disk_cache=3 << 29,
+            disk_folder=str(home() / "kv"),
+            tuning_folder=str(home() / "tuned"),
         ),
         aliases=("a", "b"),
         port=0,
@@ -580,7 +586,7 @@ def test_the_table_of_what_was_measured(capsys: pytest.CaptureFixture[str]) -> N
         ["8", "1.50"],
         ["TOKENS", "A", "STEP", "SECONDS", "FOR", "512", "TOKENS"],
         ["512", "3.25"],
-        "m will be served with 8 threads and steps of up to 512 tokens.".split(),
+        ["m", "will", "be", "served", "with", "8", "threads", "and", "steps", "of", "up", "to", "512", "tokens."],
     ]
 
 
