@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kvcache.memory import Memory
-from kvcache.tiers import HostTier, TierStatistics
+from kvcache.tiers import Tier, TierStatistics
 from kvcache.tree import (
     PAGE_BYTES,
     PAGE_TOKENS,
@@ -57,11 +57,12 @@ class KVCache(ABC):
     """
 
     def __init__(
-        self, memory: Memory, num_pages: int, num_ids: int, *, sharing: bool = True, tier: HostTier | None = None
+        self, memory: Memory, num_pages: int, num_ids: int, *, sharing: bool = True, tier: Tier | None = None
     ) -> None:
-        """Without `sharing` (recurrent and hybrid models) nothing is found again and nothing stays cached.
+        """With a `tier`, pages go there when they are evicted.
 
-        With a `tier`, pages go there when they are evicted.
+        Without `sharing` (recurrent and hybrid models) nothing stays cached, and whole sequences go to the tier when
+        they end.
         """
         self._memory = memory
         self._tier = tier
@@ -127,11 +128,11 @@ class KVCache(ABC):
         At most `max_tokens` long. Changes nothing here, but has a tier begin to read what it must. The hit is valid
         until the cache changes.
         """
-        if not self.sharing:
-            return Hit()
         limit = len(tokens) // TOKEN_BYTES - 1
         if max_tokens is not None:
             limit = min(limit, max_tokens)
+        if not self.sharing:
+            return Hit(stored=self._tier.find(b"", tokens[: limit * TOKEN_BYTES])) if self._tier else Hit()
         hit = longest_prefix(self._root, tokens, limit)
         if self._tier is None:
             return hit
@@ -155,9 +156,24 @@ class KVCache(ABC):
             tail = tail[PAGE_BYTES:]
         branch.tail = tail
 
+    def prompt_done(self, branch: Branch) -> None:
+        """Tell that all of a prompt was computed: others may go on from here, where a state cannot be cut later."""
+        if not self.sharing:
+            self._save(branch, 0)
+
     def rollback(self, branch: Branch) -> bool:
-        """Remove cells that a failed step left behind what was committed. False if the model's memory cannot do so."""
-        return self._memory.remove(branch.id, branch.num_tokens, -1)
+        """Remove cells that a failed step left behind what was committed.
+
+        False if the model's memory cannot do so: the branch then holds nothing any more.
+        """
+        if self._memory.remove(branch.id, branch.num_tokens, -1):
+            return True
+        self._memory.remove(branch.id, 0, -1)
+        self._last_page(branch).ends.discard(branch)
+        branch.pages.clear()  # its own: what can be shared can be cut, too
+        branch.tail = b""
+        self._root.ends.add(branch)
+        return False
 
     def release(self, branch: Branch) -> None:
         """The branch stops running. Its pages stay cached until others need the room."""
@@ -171,6 +187,7 @@ class KVCache(ABC):
             page.num_running -= 1
         self._idle.add(branch)
         if not self.sharing:
+            self._save(branch, 0)
             self._drop(branch)
             return
         if branch.tail and self._is_known_elsewhere(branch):
@@ -236,6 +253,8 @@ class KVCache(ABC):
             return
         blobs = self._memory.save(branch.id, start, branch.num_tokens)
         keys = [page.key for page in pages[num_kept:]] + [branch.tail] * bool(branch.tail)
+        if not self.sharing:
+            keys = [b"".join(keys)]
         parent = pages[num_kept - 1] if num_kept else self._root
         self._tier.add(parent.digest, zip(keys, blobs, strict=True))
 

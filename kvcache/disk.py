@@ -53,6 +53,11 @@ class DiskTier:
     def num_pages(self) -> int:
         return len(self._files)
 
+    def digests(self) -> list[bytes]:
+        """Of the pages that are there, of this version."""
+        with self._changed:
+            return [bytes.fromhex(path.stem) for path in self._files if path.parent == self._folder]
+
     def size_of(self, digest: bytes) -> int:
         """Bytes of the page; 0 if it is not there."""
         with self._changed:

@@ -8,7 +8,7 @@ from typing import Final
 
 from kvcache.cache import KVCache, leaf_last_used
 from kvcache.memory import Memory
-from kvcache.tiers import HostTier
+from kvcache.tiers import Tier
 from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Branch, Hit, Page, num_pages_for
 
 EVICTION_SHARE: Final = 8
@@ -34,7 +34,7 @@ class PoolCache(KVCache):
         num_ids: int,
         *,
         sharing: bool = True,
-        tier: HostTier | None = None,
+        tier: Tier | None = None,
         max_cached: int | None = None,
     ) -> None:
         """With a `tier`, at most `max_cached` pages need stay idle on the device, if given."""

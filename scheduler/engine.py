@@ -14,7 +14,7 @@ from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler, GrammarError
 from scheduler.llama import MAX_SEQUENCE_IDS, Context, Model, num_gpu_layers
-from scheduler.memory import LaneMemory, PoolMemory
+from scheduler.memory import LaneMemory, PoolMemory, WholeMemory
 from scheduler.messages import Cancel, Inspect, Message, Output, Report, Stop, Submit
 from scheduler.pacing import Pacer
 from scheduler.plan import Runner, StepError
@@ -197,14 +197,14 @@ def _open(config: EngineConfig, model: Model, why_pool: str = "") -> _Device:
         model,
         config,
         kv_tokens=sizes.kv_tokens,
-        num_ids=sizes.max_seqs if in_lanes or not sharing else MAX_SEQUENCE_IDS,
+        num_ids=sizes.max_seqs if in_lanes else MAX_SEQUENCE_IDS if sharing else max(2, sizes.max_seqs),
         num_outputs=sizes.max_seqs + MAX_SCORED_TOKENS,
         batch_tokens=sizes.batch_tokens,
         threads=sizes.threads,
         unified=not in_lanes,
     )
-    memory = LaneMemory(context) if in_lanes else PoolMemory(context)
-    tiers = open_tiers(config, model, memory) if sharing else None
+    memory = (LaneMemory if in_lanes else PoolMemory)(context) if sharing else WholeMemory(context)
+    tiers = open_tiers(config, model, memory)
     host, num_pages = tiers.host if tiers else None, sizes.kv_tokens // PAGE_TOKENS
     cache: KVCache
     if in_lanes:

@@ -84,8 +84,9 @@ class Model:
         return buffer.value.decode("utf-8", errors="replace")
 
     def kv_bytes_per_token(self, kv_type: str) -> int:
+        """0 for a recurrent model, whose state does not grow."""
         heads = lib.llama_model_n_head_kv(self.pointer)
-        head_size = lib.llama_model_n_embd(self.pointer) // lib.llama_model_n_head(self.pointer)
+        head_size = lib.llama_model_n_embd(self.pointer) // max(1, lib.llama_model_n_head(self.pointer))
         return int(2 * self.num_layers * heads * head_size * KV_TYPE_BITS[kv_type] / 8)
 
     def grammar_tokenizer(self) -> LLTokenizer:

@@ -36,10 +36,9 @@ class ContextMemory(ABC):
         """Sequence ids for the cache to use, from 0."""
 
     def learn(self) -> None:
-        """Prove that pages can be saved and loaded.
+        """Prove that KV can be saved and loaded: compute some, put it into another sequence, compare what follows.
 
-        Computes two pages, puts the second into another sequence, and compares what comes of both. Leaves nothing in
-        memory. Raises StateError.
+        Leaves nothing in memory. Raises StateError.
         """
         try:
             self._prove()
@@ -53,6 +52,9 @@ class ContextMemory(ABC):
     def _prove(self) -> None:
         if self.num_ids < self._num_ids_needed:
             raise StateError(f"a proof takes {self._num_ids_needed} sequences")
+        self._prove_round_trip()
+
+    def _prove_round_trip(self) -> None:
         self._compute(0, range(2 * PAGE_TOKENS), 0)
         self._format = StateFormat(self._context.read_state(0))
         saved = self.save(0, PAGE_TOKENS, 2 * PAGE_TOKENS)
@@ -61,7 +63,10 @@ class ContextMemory(ABC):
             raise StateError("llama.cpp takes it not back")
         if (self.save(1, PAGE_TOKENS, 2 * PAGE_TOKENS)[0] != saved[0]).any():
             raise StateError("it comes back as something else")
-        one, other = (self._compute(i, [0], 2 * PAGE_TOKENS) for i in (0, 1))
+        self._compare_what_follows(2 * PAGE_TOKENS)
+
+    def _compare_what_follows(self, num_tokens: int) -> None:
+        one, other = (self._compute(i, [0], num_tokens) for i in (0, 1))
         if np.abs(one - other).max() > PROOF_TOLERANCE:
             raise StateError("what follows it differs")
 
@@ -134,6 +139,31 @@ class PoolMemory(ContextMemory):
             context.share(scratch, sequence_id, first, end)
             context.remove(scratch, 0, -1)
         return True
+
+
+class WholeMemory(ContextMemory):
+    """Of a model that keeps a state, not cells: what moves is a whole sequence, which nobody shares."""
+
+    _num_ids_needed = 2
+
+    def _prove_round_trip(self) -> None:
+        length = 2 * PAGE_TOKENS
+        self._compute(0, range(length), 0)
+        if not self.load(1, 0, length, self.save(0, 0, length)):
+            raise StateError("llama.cpp takes it not back")
+        self._compare_what_follows(length)
+
+    def share(self, source: int, target: int, start: int, stop: int) -> None:
+        raise NotImplementedError("a state belongs to one sequence")
+
+    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:  # noqa: ARG002 - where the state stands
+        assert start == 0, "all or nothing"
+        return [self._context.read_state(sequence_id).copy()]
+
+    def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:  # noqa: ARG002 - as above
+        assert start == 0, "all or nothing"
+        (state,) = blobs
+        return self._context.write_state(sequence_id, state)
 
 
 class LaneMemory(ContextMemory):

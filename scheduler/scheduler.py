@@ -278,6 +278,7 @@ class Scheduler:
                 sequence.last_step = self._steps
                 if sequence.num_known == sequence.num_prompt:
                     output.cached_tokens = sequence.cached_tokens or 0
+                    self.cache.prompt_done(sequence.branch)
                 self._advance(sequence, next(tokens), next(logprobs), output)
             outputs.append(output)
         return outputs

@@ -73,7 +73,7 @@ def choose(
         ctx_len=min(ctx_len, kv_tokens),
         max_seqs=max_seqs,
         kv_tokens=kv_tokens,
-        idle_tokens=kv_tokens if on_gpu else int(TIERED_IDLE_SHARE * model_bytes / kv_bytes_per_token),
+        idle_tokens=kv_tokens if on_gpu else int(TIERED_IDLE_SHARE * model_bytes / max(1, kv_bytes_per_token)),
         batch_tokens=batch_tokens,
         layout=layout,
         layout_reason=reason,
@@ -123,7 +123,11 @@ def _lane(num_tokens: int) -> int:
 
 
 def _pool(ctx_len: int, max_seqs: int, model_bytes: int, kv_bytes_per_token: int) -> int:
-    """Two full contexts at least, more while idle pages stay cheap, never more than all sequences can use."""
+    """Two full contexts at least, more while idle pages stay cheap, never more than all sequences can use.
+
+    Of a model whose state does not grow tokens take no memory, so that is what it gets.
+    """
+    kv_bytes_per_token = max(1, kv_bytes_per_token)
     cheap = int(IDLE_SHARE * model_bytes / kv_bytes_per_token)
     affordable = int(MEMORY_SHARE * psutil.virtual_memory().available / kv_bytes_per_token)
     wanted = min(max(2 * ctx_len, cheap), max(2, max_seqs) * ctx_len)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvcache.disk import DiskTier
-from kvcache.tiers import HostTier
+from kvcache.tiers import HostTier, Tier
+from kvcache.whole import WholeTier
 from scheduler.config import EngineConfig
 from scheduler.llama import Model
 from scheduler.memory import ContextMemory
@@ -18,13 +19,13 @@ _log = logging.getLogger("cortex.engine")
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    host: HostTier
+    host: Tier
     host_bytes: int
     disk_bytes: int
 
 
 def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory) -> Tiers | None:
-    """None where pages may or can not be kept; says why in the log."""
+    """None where KV may or can not be kept; says why in the log. Whole sequences where there are no pages."""
     in_memory = host_bytes(config)
     if not in_memory:
         if config.disk_cache:
@@ -33,7 +34,7 @@ def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory) -> Tie
     try:
         memory.learn()
     except StateError as error:
-        _log.warning("evicted pages are not kept: this model's state cannot be cut into pages: %s", error)
+        _log.warning("evicted pages are not kept: this model's state cannot be moved: %s", error)
         return None
     disk, on_disk = None, 0
     if config.disk_folder:
@@ -44,4 +45,5 @@ def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory) -> Tie
         except OSError as error:
             _log.warning("no pages are kept on the disk: %s", error)
             on_disk = 0
-    return Tiers(HostTier(in_memory, disk), in_memory, on_disk)
+    kind = HostTier if model.shares_prefixes else WholeTier
+    return Tiers(kind(in_memory, disk), in_memory, on_disk)

@@ -1,0 +1,136 @@
+"""Whole sequences in host memory and on the disk, for models whose state belongs to one position and cannot be cut.
+
+Recurrent and hybrid models are such. A conversation that goes on begins with all that was computed of it, so the state
+at its end is what is worth keeping; whoever shares only a part of it computes that again.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from typing import Final
+
+from kvcache.disk import DiskTier
+from kvcache.memory import Blob
+from kvcache.tiers import TierStatistics
+from kvcache.tree import TOKEN_BYTES, Stored
+
+_LENGTH_BYTES: Final = 4
+_HASH_BYTES: Final = 12
+
+
+class WholeTier:
+    """A Tier of sequences by the digest of all their tokens, least recently used ones first to go, to the disk."""
+
+    def __init__(self, max_bytes: int, disk: DiskTier | None = None) -> None:
+        self._max_bytes = max_bytes
+        self._disk = disk
+        self._blobs: OrderedDict[bytes, Blob] = OrderedDict()
+        """By digest, least recently used first."""
+        self._lengths = {_length_of(digest) for digest in disk.digests()} if disk is not None else set()
+        """In tokens, of all sequences that are kept, and of some that were."""
+        self._awaited: set[bytes] = set()
+        """What is being read from the disk."""
+        self._num_bytes = 0
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._blobs
+
+    def find(self, parent: bytes, tokens: bytes) -> Stored:
+        """The longest kept sequence that `tokens` begin with. Begins to read it if only the disk has it."""
+        assert not parent, "a whole sequence has nothing before it"
+        self._take_arrivals()
+        for digest in reversed(list(self._digests(tokens))):
+            blob = self._blobs.get(digest)
+            if blob is not None:
+                self._blobs.move_to_end(digest)
+                return Stored(_length_of(digest), [blob])
+            if self._read(digest):
+                return Stored(arriving=True)
+        return Stored()
+
+    def _digests(self, tokens: bytes) -> Iterator[bytes]:
+        """Of the beginnings that are as long as some kept sequence, shortest first."""
+        hashed, so_far = blake2b(digest_size=_HASH_BYTES), 0
+        for length in sorted(self._lengths):
+            stop = length * TOKEN_BYTES
+            if stop > len(tokens):
+                return
+            hashed.update(tokens[so_far:stop])
+            so_far = stop
+            yield length.to_bytes(_LENGTH_BYTES, "little") + hashed.digest()
+
+    def add(self, parent: bytes, pages: Iterable[tuple[bytes, Blob]]) -> None:
+        """Keep sequences, (tokens, blob) each."""
+        assert not parent, "a whole sequence has nothing before it"
+        for tokens, blob in pages:
+            self._lengths.add(len(tokens) // TOKEN_BYTES)
+            self._put(whole_digest(tokens), blob)
+        self._make_room()
+
+    def _put(self, digest: bytes, blob: Blob) -> None:
+        if digest in self._blobs:
+            self._blobs.move_to_end(digest)
+            return
+        self._blobs[digest] = blob
+        self._num_bytes += blob.nbytes
+
+    def _make_room(self) -> None:
+        while self._num_bytes > self._max_bytes:
+            digest, blob = self._blobs.popitem(last=False)
+            self._num_bytes -= blob.nbytes
+            if self._disk is not None:
+                self._disk.write(digest, blob)
+
+    # -- the disk ----------------------------------------------------------------------------------------------------
+
+    def _read(self, digest: bytes) -> bool:
+        """Whether the sequence will arrive from the disk."""
+        if self._disk is None or not 0 < self._disk.size_of(digest) <= self._max_bytes:
+            return False
+        if digest not in self._awaited:
+            self._awaited.add(digest)
+            self._disk.read(digest)
+        return True
+
+    def _take_arrivals(self) -> None:
+        if self._disk is None or not self._awaited:
+            return
+        for digest, blob in self._disk.arrivals():
+            self._awaited.discard(digest)
+            if blob is not None:
+                self._put(digest, blob)
+        self._make_room()
+
+    def wait(self) -> None:
+        """For a moment, until all that is being read has arrived."""
+        if self._disk is not None and self._awaited:
+            self._disk.wait()
+
+    def close(self, seconds: float) -> None:
+        """Bring to the disk what is worth most, as far as the time allows."""
+        if self._disk is not None:
+            for digest, blob in reversed(self._blobs.items()):
+                self._disk.write(digest, blob)
+            self._disk.close(seconds)
+
+    # -- what it looks like ------------------------------------------------------------------------------------------
+
+    def statistics(self) -> TierStatistics:
+        disk = (self._disk.num_bytes, self._disk.num_pages) if self._disk is not None else (0, 0)
+        return TierStatistics(self._num_bytes, len(self._blobs), *disk)
+
+    def check_integrity(self) -> None:
+        """Recount. Raises AssertionError if the accounting is wrong."""
+        assert self._num_bytes == sum(blob.nbytes for blob in self._blobs.values()), "bytes"
+        assert self._num_bytes <= self._max_bytes, "the bound is kept"
+        assert {_length_of(digest) for digest in self._blobs} <= self._lengths, "every sequence can be found"
+
+
+def whole_digest(tokens: bytes) -> bytes:
+    """Names a sequence, its length first: so what is on the disk tells which beginnings are worth hashing."""
+    length = len(tokens) // TOKEN_BYTES
+    return length.to_bytes(_LENGTH_BYTES, "little") + blake2b(tokens, digest_size=_HASH_BYTES).digest()
+
+
+def _length_of(digest: bytes) -> int:
+    return int.from_bytes(digest[:_LENGTH_BYTES], "little")

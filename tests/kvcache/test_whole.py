@@ -1,0 +1,243 @@
+"""Whole sequences: found by all their tokens, in host memory, on the disk, and after a restart; never half of one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from kvcache.cache import KVCache
+from kvcache.disk import DiskTier
+from kvcache.lanes import LaneCache
+from kvcache.memory import Blob
+from kvcache.pool import PoolCache
+from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Branch
+from kvcache.whole import WholeTier, whole_digest
+from tests.kvcache.fakes import as_bytes
+from tests.kvcache.test_tiers import LARGE, VERSION, text
+
+
+class States:
+    """What each sequence has read so far; it can be replaced and removed, never taken back a step."""
+
+    def __init__(self) -> None:
+        self.read: dict[int, list[int]] = {}
+
+    def compute(self, sequence_id: int, tokens: list[int]) -> None:
+        self.read.setdefault(sequence_id, []).extend(tokens)
+
+    def share(self, source: int, target: int, start: int, stop: int) -> None:
+        raise AssertionError("a state is nobody else's")
+
+    def remove(self, sequence_id: int, start: int, stop: int) -> bool:
+        if start == 0 and stop < 0:
+            self.read.pop(sequence_id, None)
+        return start >= len(self.read.get(sequence_id, ()))
+
+    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
+        assert (start, stop) == (0, len(self.read[sequence_id])), "the state stands where it is said to"
+        return [np.frombuffer(as_bytes(self.read[sequence_id]), np.uint8)]
+
+    def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
+        (state,) = blobs
+        assert (start, stop * TOKEN_BYTES) == (0, state.nbytes)
+        self.read[sequence_id] = state.view("<i4").tolist()
+        return True
+
+
+class Whole:
+    def __init__(self, host_bytes: int = LARGE, disk: DiskTier | None = None, *, in_lanes: bool = False) -> None:
+        self.memory = States()
+        self.tier = WholeTier(host_bytes, disk)
+        self.cache: KVCache
+        if in_lanes:
+            self.cache = LaneCache(self.memory, 8, 4, sharing=False, tier=self.tier)
+        else:
+            self.cache = PoolCache(self.memory, 20, 4, sharing=False, tier=self.tier)
+
+    def begin(self, tokens: list[int]) -> Branch | None:
+        while self.cache.lookup(as_bytes(tokens)).stored.arriving:
+            self.cache.wait()
+        return self.cache.acquire(as_bytes(tokens))
+
+    def compute(self, branch: Branch, tokens: list[int]) -> None:
+        self.memory.compute(branch.id, tokens)
+        self.cache.commit(branch, as_bytes(tokens))
+
+    def run(self, tokens: list[int]) -> int:
+        """How many tokens needed no computing."""
+        branch = self.begin(tokens)
+        assert branch is not None
+        found = branch.num_tokens
+        self.compute(branch, tokens[found:])
+        assert self.memory.read[branch.id] == tokens
+        self.cache.release(branch)
+        self.cache.check_integrity()
+        return found
+
+
+@pytest.mark.parametrize("in_lanes", [False, True])
+def test_a_sequence_that_goes_on_is_found(in_lanes: bool) -> None:
+    whole = Whole(in_lanes=in_lanes)
+    assert whole.run(text(0, 50)) == 0
+    assert whole.run(text(0, 51)) == 50
+    assert whole.run(text(0, 90)) == 51
+    assert whole.run(text(0, 60)) == 51, "the longest that it begins with"
+    assert whole.cache.num_free == whole.cache.num_pages
+    assert whole.cache.statistics().hit_tokens == 50 + 51 + 51
+
+
+def test_a_prompt_is_kept_before_its_answer() -> None:
+    whole = Whole()
+    branch = whole.begin(text(0, 50))
+    assert branch is not None
+    whole.compute(branch, text(0, 50))
+    whole.cache.prompt_done(branch)
+    assert whole.run(text(0, 50) + text(500, 20)) == 50, "while the answer is still being made"
+    whole.compute(branch, text(700, 3))
+    whole.cache.release(branch)
+    assert whole.run(text(0, 50) + text(700, 5)) == 53
+
+
+def test_a_part_of_it_is_of_no_use() -> None:
+    whole = Whole()
+    whole.run(text(0, 50))
+    assert whole.run(text(0, 50)) == 0, "one token must be computed, for its logits"
+    assert whole.run(text(0, 40) + text(500, 20)) == 0
+
+
+def test_host_memory_is_bounded_and_the_least_used_goes_first() -> None:
+    whole = Whole(host_bytes=100 * TOKEN_BYTES)
+    whole.run(text(0, 40))
+    whole.run(text(1000, 40))
+    assert whole.run(text(0, 41)) == 40
+    assert whole.tier.statistics().host_bytes <= 100 * TOKEN_BYTES
+    assert whole.run(text(1000, 41)) == 0
+
+
+def test_what_is_larger_than_host_memory_is_not_kept() -> None:
+    whole = Whole(host_bytes=10 * TOKEN_BYTES)
+    whole.run(text(0, 40))
+    assert whole.run(text(0, 41)) == 0
+
+
+def test_sequences_survive_a_restart(tmp_path: Path) -> None:
+    first = Whole(disk=DiskTier(tmp_path, VERSION, LARGE))
+    first.run(text(0, 50))
+    first.run(text(0, 70))
+    first.cache.close(5)
+    second = Whole(disk=DiskTier(tmp_path, VERSION, LARGE))
+    assert second.run(text(0, 60)) == 50
+    assert second.run(text(0, 100)) == 70
+    second.cache.close(5)
+
+
+def test_one_that_is_broken_on_the_disk_is_computed(tmp_path: Path) -> None:
+    first = Whole(disk=DiskTier(tmp_path, VERSION, LARGE))
+    first.run(text(0, 50))
+    first.cache.close(5)
+    path = tmp_path / VERSION / (whole_digest(as_bytes(text(0, 50))).hex() + ".page")
+    path.write_bytes(path.read_bytes()[:-1])
+    second = Whole(disk=DiskTier(tmp_path, VERSION, LARGE))
+    assert second.run(text(0, 60)) == 0
+    second.cache.close(5)
+
+
+def test_a_failed_step_leaves_nothing_to_be_kept() -> None:
+    whole = Whole()
+    branch = whole.begin(text(0, 50))
+    assert branch is not None
+    whole.compute(branch, text(0, 32))
+    whole.memory.compute(branch.id, text(32, 18))  # and then the step failed
+    assert not whole.cache.rollback(branch)
+    assert branch.num_tokens == 0
+    whole.cache.release(branch)
+    whole.cache.check_integrity()
+    assert whole.cache.num_free == whole.cache.num_pages
+    assert whole.tier.statistics().host_pages == 0
+    assert whole.run(text(0, 50)) == 0
+
+
+class WholeMachine(RuleBasedStateMachine):
+    """Any interleaving of starts, growth, failed steps, ends and restarts."""
+
+    in_lanes = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: dict[Branch, list[int]] = {}
+        self.directory = TemporaryDirectory()
+        self.open()
+
+    def open(self) -> None:
+        disk = DiskTier(Path(self.directory.name), VERSION, 4000)
+        self.whole = Whole(host_bytes=300 * TOKEN_BYTES, disk=disk, in_lanes=self.in_lanes)
+
+    @rule(start=st.sampled_from([0, 1000]), length=st.integers(1, 120), own=st.integers(0, 30))
+    def start(self, start: int, length: int, own: int) -> None:
+        tokens = text(start, length) + text(9000, own)
+        branch = self.whole.begin(tokens)
+        if branch is not None:
+            assert branch.num_tokens < len(tokens)
+            self.running[branch] = tokens
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), count=st.integers(1, 70))
+    def grow(self, data: st.DataObject, count: int) -> None:
+        branch = data.draw(st.sampled_from(list(self.running)))
+        tokens = self.running[branch]
+        more = tokens[branch.num_tokens : branch.num_tokens + count] or text(5000, count)
+        if self.whole.cache.reserve(branch, branch.num_tokens + len(more)):
+            self.running[branch] = tokens[: branch.num_tokens] + more + tokens[branch.num_tokens + len(more) :]
+            self.whole.compute(branch, more)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), is_ahead=st.booleans())
+    def fail(self, data: st.DataObject, is_ahead: bool) -> None:
+        branch = data.draw(st.sampled_from(list(self.running)))
+        if is_ahead:
+            self.whole.memory.compute(branch.id, [1])
+        before = branch.num_tokens
+        is_whole = self.whole.cache.rollback(branch)
+        assert branch.num_tokens == (before if is_whole else 0)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        branch = data.draw(st.sampled_from(list(self.running)))
+        del self.running[branch]
+        self.whole.cache.release(branch)
+
+    @rule()
+    def restart(self) -> None:
+        self.running.clear()
+        self.whole.cache.close(5)
+        self.open()
+
+    @invariant()
+    def a_state_is_what_was_read(self) -> None:
+        cache = self.whole.cache
+        cache.check_integrity()
+        assert cache.num_cached == 0
+        assert cache.num_held == sum(branch.num_pages for branch in self.running)
+        for branch, tokens in self.running.items():
+            assert self.whole.memory.read.get(branch.id, []) == tokens[: branch.num_tokens]
+            assert branch.num_pages * PAGE_TOKENS >= branch.num_tokens
+
+    def teardown(self) -> None:
+        self.whole.cache.close(5)
+        self.directory.cleanup()
+
+
+class WholeLanesMachine(WholeMachine):
+    in_lanes = True
+
+
+TestWholeMachine = WholeMachine.TestCase
+TestWholeMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestWholeLanesMachine = WholeLanesMachine.TestCase
+TestWholeLanesMachine.settings = TestWholeMachine.settings
