@@ -1,0 +1,142 @@
+"""`python -m bench load`: one server under one workload."""
+
+import secrets
+import shlex
+import sys
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import trio
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from bench import report
+from bench.client import Client, Target, first_model, open_http, require_loopback
+from bench.commands.common import FAILED, USAGE
+from bench.load import Repetition, repeat
+from bench.records import BenchError
+from bench.workloads import Settings, Workload, resolve
+
+INTERFERENCE_REPEAT = 5
+
+
+def load(
+    *,
+    url: Annotated[str, typer.Option(help="The server's OpenAI base address.")] = "http://127.0.0.1:39281/v1",
+    workload: Annotated[Workload, typer.Option()] = "uniform",
+    model: Annotated[str, typer.Option(help="Default: the first that the server names.")] = "",
+    api_key: Annotated[str, typer.Option(envvar="BENCH_API_KEY")] = "",
+    allow_remote: Annotated[bool, typer.Option(help="Permit an address that is not loopback.")] = False,
+    users: Annotated[int, typer.Option(min=0, max=10_000, help="At a time. 0: the workload's own.")] = 0,
+    requests: Annotated[int, typer.Option(min=0, max=100_000, help="In total. 0: the workload's own.")] = 0,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="About, template included. 0: the workload's own.")
+    ] = 0,
+    output_tokens: Annotated[int, typer.Option(min=0, max=100_000, help="0: the workload's own.")] = 0,
+    turns: Annotated[
+        int, typer.Option(min=0, max=100, help="Of a conversation (multiturn, agents). 0: the workload's own.")
+    ] = 0,
+    trace: Annotated[Path | None, typer.Option(help="CSV: TIMESTAMP,ContextTokens,GeneratedTokens.")] = None,
+    speed: Annotated[float, typer.Option(min=0.001, help="Trace seconds per second.")] = 1.0,
+    max_context: Annotated[int, typer.Option(min=64, help="Prompt and output together (trace).")] = 1024,
+    max_output: Annotated[int, typer.Option(min=1, help="Of a request (trace).")] = 64,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Rows of the trace.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
+    ignore_eos: Annotated[bool, typer.Option(help="Send ignore_eos, so that lengths are equal.")] = True,
+    times: Annotated[int, typer.Option("--repeat", min=0, max=1000, help="0: 1, interference 5.")] = 0,
+    seed: Annotated[int, typer.Option()] = 0,
+    salt: Annotated[
+        int | None, typer.Option(help="Makes the texts new to a server's caches. Default: random; recorded.")
+    ] = None,
+    settle: Annotated[float, typer.Option(min=0.0, max=600.0, help="Quiet seconds between phases.")] = 1.0,
+    timeout: Annotated[float, typer.Option(min=0.1, max=86_400.0, help="Seconds for one request.")] = 600.0,
+    time_limit: Annotated[float, typer.Option(min=0.1, max=86_400.0, help="Seconds for all.")] = 3600.0,
+    out: Annotated[Path | None, typer.Option(help="A JSON file with every record.")] = None,
+    label: Annotated[str, typer.Option(help="Default: the workload's name.")] = "",
+) -> None:
+    """Load an OpenAI-compatible server; prints a table and, as the last line, the summary as JSON."""
+    url = url.rstrip("/")
+    salt = secrets.randbits(32) if salt is None else salt
+    try:
+        if not allow_remote:
+            require_loopback(url)
+        settings = resolve(
+            Settings(
+                workload=workload,
+                users=users,
+                requests=requests,
+                prompt_tokens=prompt_tokens,
+                output_tokens=output_tokens,
+                turns=turns,
+                settle_s=settle,
+                trace=trace,
+                speed=speed,
+                max_context=max_context,
+                max_output=max_output,
+                limit=limit,
+            )
+        )
+        if out is not None:  # found out before the run, not after it
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.touch()
+        target = Target(
+            url=url,
+            model=model,
+            api_key=api_key or None,
+            temperature=temperature,
+            top_p=top_p,
+            ignore_eos=ignore_eos,
+            timeout=timeout,
+            time_limit=time_limit,
+        )
+        times = times or (INTERFERENCE_REPEAT if workload == "interference" else 1)
+        started = datetime.now(UTC)
+        target, repetitions = trio.run(_measure, target, settings, times, seed, salt)
+    except (BenchError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+
+    head = {"label": label or workload, "workload": workload, "url": url, "model": target.model}
+    outcome = report.result({**head, "seed": seed, "salt": salt, "started": started.isoformat()}, repetitions)
+    if out is not None:
+        how = {
+            "command": shlex.join(["python", "-m", "bench", *_without(api_key, sys.argv[1:])]),
+            "settings": asdict(settings),
+            "target": asdict(replace(target, api_key=None)),
+        }
+        out.write_bytes(report.document(outcome, how, repetitions))
+    report.show(outcome, repetitions, Console())
+    sys.stdout.write(orjson.dumps(outcome).decode() + "\n")
+    if outcome["errors"] == outcome["requests"]:
+        raise typer.Exit(FAILED)
+
+
+async def _measure(
+    target: Target, settings: Settings, times: int, seed: int, salt: int
+) -> tuple[Target, list[Repetition]]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}: {task.completed} requests done"),
+        TimeElapsedColumn(),
+    )
+    screen = Console(stderr=True)
+    async with open_http(target.api_key, target.timeout) as http:
+        if not target.model:
+            target = replace(target, model=await first_model(http, target.url))
+        hidden = not screen.is_terminal
+        with Progress(*columns, console=screen, refresh_per_second=2, disable=hidden) as progress:
+            task = progress.add_task(settings.workload, total=None)
+            client = Client(http, target, on_record=lambda: progress.advance(task))
+            repetitions = await repeat(
+                settings, client.chat, times=times, seed=seed, salt=salt, time_limit=target.time_limit
+            )
+    return target, repetitions
+
+
+def _without(secret: str, arguments: list[str]) -> list[str]:
+    return [argument.replace(secret, "***") for argument in arguments] if secret else arguments
