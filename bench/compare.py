@@ -19,36 +19,27 @@ from itertools import product
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import psutil
 import trio
 
 from bench import report
-from bench.client import Client, open_http
-from bench.load import Repetition, once, require_time
-from bench.peers import BARE, MAKERS, NAMES, SLOTS, TUNED, TUNING, Common, cortex, llama_server
+from bench.contestants import Asked, Bare, Contestant, Entry
+from bench.load import Repetition, require_time
+from bench.peers import BARE, MAKERS, NAMES, TUNED, TUNING, Common, cortex, llama_server
 from bench.records import BenchError
 from bench.servers import Server, Spec, Usage, free_ports
 from bench.stats import Measures, ratio, summarize
 from bench.table import Block
-from bench.workloads import Settings, Workload, longest, resolve, sessions
+from bench.workloads import Settings, Workload, longest, resolve
+from scheduler.machine import processor
 
-# A server that still computes so long after its last request was closed is started afresh.
-QUIET_SECONDS = 15.0
 # Requests get up to two of these more than they need: an answer may become more tokens when it is read again.
 CONTEXT_STEP = 256
 TUNING_REPEAT = 2
 # What somebody else may use of the machine during a block before we say so.
 FOREIGN_CORES = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A workload of the comparison, such as `uniform:32`."""
-
-    name: str
-    settings: Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,17 +52,6 @@ class Limits:
 
 class OutOfTimeError(Exception):
     """The time for the whole comparison is over; what was measured stands."""
-
-
-class Contestant(Protocol):
-    """Who is measured: a server, or the bare loop. Raises BenchError for what it cannot be measured at."""
-
-    @property
-    def name(self) -> str: ...
-    async def rest(self) -> None:
-        """Returns when it computes nothing, so that it does not disturb who is asked next."""
-
-    async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]: ...
 
 
 def entries(names: str, base: Settings) -> list[Entry]:
@@ -103,71 +83,6 @@ def contestants(names: Sequence[str], others: Iterable[str]) -> tuple[str, ...]:
 def context_needed(found: Sequence[Entry]) -> int:
     need = max(longest(entry.settings) for entry in found)
     return (need // CONTEXT_STEP + 2) * CONTEXT_STEP
-
-
-class Asked:
-    """A server as a contestant; it is started again when it has died or did not come to rest."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    @property
-    def name(self) -> str:
-        return self._server.spec.name
-
-    async def rest(self) -> None:
-        if self._server.alive and not await self._server.quiet(QUIET_SECONDS):
-            await self._server.stop()
-
-    async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]:
-        server = self._server
-        if not (server.alive and server.model):
-            await server.start()
-        before = server.usage()
-        async with open_http(None, time_limit) as http:
-            repetition = await once(entry.settings, rng, Client(http, server.target(time_limit)).chat)
-        after = server.usage()
-        if not server.alive:
-            raise BenchError(server.epitaph())
-        return repetition, Usage(after.cpu_s - before.cpu_s, after.memory_bytes)
-
-
-class Bare:
-    """The bare loop as a contestant. Its pool is empty whenever a workload begins."""
-
-    name = BARE
-
-    def __init__(self, model_path: Path, threads: int, context: int) -> None:
-        # Only now: they load llama.cpp.
-        from api.template import ChatTemplate
-        from api.tokenizer import Tokenizer
-        from bench.bare import BareLoop, Schedule, conversations
-
-        tokenizer = Tokenizer(model_path)
-        template = ChatTemplate(tokenizer.chat_template, tokenizer)
-        self._conversations = partial(conversations, template=template)
-        # Best in `bench ceiling` where all begin together, and where prompts keep coming.
-        self._schedules = {"single": Schedule(prompts_first=True), "uniform": Schedule(prompts_first=True)}
-        self._schedule = Schedule(by_turns=True)
-        # Lanes were as fast as one pool in every shape tried, or up to a quarter faster.
-        self._loop = BareLoop(model_path, threads=threads, lanes=SLOTS, lane_tokens=context)
-
-    async def rest(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]:
-        said, users = sessions(entry.settings, rng)
-        talks = self._conversations(said, rng=rng)
-        schedule = self._schedules.get(entry.settings.workload, self._schedule)
-        self._loop.empty()
-        cpu = time.process_time()
-        with trio.move_on_after(time_limit) as scope:
-            records = await trio.to_thread.run_sync(
-                lambda: self._loop.play(talks, users, schedule, trio.from_thread.check_cancelled)
-            )
-        if scope.cancelled_caught:
-            raise BenchError(f"timeout after {time_limit:.0f} s")
-        return Repetition(records), Usage(time.process_time() - cpu, 0, is_ours=True)
 
 
 def block_of(repetition: Repetition, usage: Usage) -> tuple[Measures, str]:
@@ -277,13 +192,9 @@ def _busy_seconds() -> float:
 
 
 def machine() -> dict[str, object]:
-    model = ""
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
     return {
         "system": platform.platform(),
-        "processor": model or platform.processor(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "python": platform.python_version(),

@@ -1,6 +1,5 @@
 """The sizes that a user left open, chosen from the model and the machine."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import psutil
 
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig
+from scheduler.machine import cores
 
 DEFAULT_CTX_LEN: Final = 8192
 DEFAULT_BATCH_TOKENS: Final = 512
@@ -137,9 +137,3 @@ def _pool(ctx_len: int, max_seqs: int, model_bytes: int, kv_bytes_per_token: int
 def _whole_pages(num_tokens: int) -> int:
     """llama.cpp rounds a context up to 256 cells; so do we, to use them all."""
     return -(-num_tokens // 256) * 256 if num_tokens >= 256 else -(-num_tokens // PAGE_TOKENS) * PAGE_TOKENS
-
-
-def cores() -> int:
-    """Physical cores that this process may use."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
-    return min(usable, psutil.cpu_count(logical=False) or usable)

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from scheduler.config import EngineConfig
 from scheduler.llama import Context, Model, ModelError
+from scheduler.machine import cores, hardware_threads
 from scheduler.plan import StepError
-from scheduler.sizing import DEFAULT_BATCH_TOKENS, cores
+from scheduler.sizing import DEFAULT_BATCH_TOKENS
 from scheduler.version import place_of
 
 _log = logging.getLogger("cortex.engine")
@@ -147,11 +148,7 @@ def fastest(seconds: dict[int, list[float]], default: int) -> int:
 
 def thread_counts() -> list[int]:
     """All cores, all hardware threads, and half of the cores: the rest may be slower ones."""
-    return sorted({max(1, cores() // 2), cores(), _usable()})
-
-
-def _usable() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return sorted({max(1, cores() // 2), cores(), hardware_threads()})
 
 
 def _affordable(num_tokens: float) -> list[int]:

@@ -11,6 +11,7 @@ import psutil
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig
 from scheduler.llama import LLAMA_CPP_VERSION, Model
+from scheduler.machine import processor
 
 SAMPLED_BYTES: Final = 1 << 20
 NUM_SAMPLES: Final = 16
@@ -38,12 +39,4 @@ def place_of(config: EngineConfig, model: Model) -> str:
 
 def machine() -> tuple[str, str, int | None, int | None]:
     """Its kind, its processor, and how many cores and hardware threads that has."""
-    return platform.machine(), _processor(), psutil.cpu_count(logical=False), os.cpu_count()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith("model name")), platform.processor())
+    return platform.machine(), processor(), psutil.cpu_count(logical=False), os.cpu_count()

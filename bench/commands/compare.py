@@ -56,7 +56,7 @@ def compare(
     from api.model_files import resolve as resolve_model
     from bench import compare as comparison
     from bench import page
-    from scheduler.sizing import cores
+    from scheduler.machine import cores
 
     screen = Console(stderr=True, highlight=False)
     started = datetime.now(UTC)

@@ -33,7 +33,7 @@ def restart(
     from bench import restart as restarting
     from bench.peers import Common, cortex
     from bench.servers import Server, free_ports
-    from scheduler.sizing import cores
+    from scheduler.machine import cores
 
     screen = Console(stderr=True, highlight=False)
     salt = secrets.randbits(32)

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from bench import page
 from bench.__main__ import app
 from bench.compare import (
-    Entry,
     Limits,
     OutOfTimeError,
     Plan,
@@ -26,6 +25,7 @@ from bench.compare import (
     measure,
     specs_of,
 )
+from bench.contestants import Entry
 from bench.load import Repetition
 from bench.peers import BARE, TUNED, TUNING, Common
 from bench.records import BenchError

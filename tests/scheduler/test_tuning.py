@@ -12,7 +12,8 @@ from scheduler import tuning
 from scheduler.config import EngineConfig
 from scheduler.engine import load
 from scheduler.llama import Model
-from scheduler.sizing import DEFAULT_BATCH_TOKENS, cores
+from scheduler.machine import cores
+from scheduler.sizing import DEFAULT_BATCH_TOKENS
 from scheduler.tuning import BATCH_TOKENS, ROUNDS, ContextProbe, Tuning, fastest, keep, sweep, thread_counts, tuned
 from scheduler.version import place_of
 
@@ -42,7 +43,7 @@ class FakeProbe:
 @pytest.fixture
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "cores", lambda: 8)
-    monkeypatch.setattr(tuning, "_usable", lambda: 16)
+    monkeypatch.setattr(tuning, "hardware_threads", lambda: 16)
 
 
 @pytest.mark.usefixtures("eight_cores")

@@ -1,0 +1,28 @@
+"""What this machine computes with."""
+
+import os
+import platform
+from pathlib import Path
+
+import psutil
+
+
+def cores() -> int:
+    """Physical cores that this process may use."""
+    usable = hardware_threads()
+    return min(usable, psutil.cpu_count(logical=False) or usable)
+
+
+def hardware_threads() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
+
+
+def processor() -> str:
+    """Its name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())
