@@ -61,7 +61,7 @@ def choose(
     ctx_len = config.ctx_len or min(DEFAULT_CTX_LEN, trained_context or DEFAULT_CTX_LEN)
     max_seqs = config.max_seqs or (64 if on_gpu else 32)
     batch_tokens = max(config.batch_tokens or DEFAULT_BATCH_TOKENS, max_seqs + 64)
-    lane_tokens = _lane(config.kv_tokens // max_seqs if config.kv_tokens else ctx_len)
+    lane_tokens = _lane(-(-config.kv_tokens // max_seqs) if config.kv_tokens else ctx_len)
     layout, reason = _layout(config, ctx_len, lane_tokens, max_seqs * lane_tokens * kv_bytes_per_token, on_gpu)
     if layout == "lanes":
         kv_tokens = max_seqs * lane_tokens

@@ -133,6 +133,15 @@ def test_whatever_is_asked_a_request_fits_the_memory(
     assert sizes.batch_tokens > sizes.max_seqs
 
 
+def test_lanes_hold_at_least_what_was_asked_for() -> None:
+    assert choose(SMALL, kv_layout="lanes", max_seqs=32, kv_tokens=65_537).kv_tokens >= 65_537
+
+
+def test_a_model_whose_tokens_take_no_memory_has_room_for_all() -> None:
+    sizes = choose(SMALL | {"kv_bytes_per_token": 0}, max_seqs=4, ctx_len=512)
+    assert sizes.kv_tokens == 4 * 512
+
+
 def test_idle_pages_leave_a_cpu_soon_and_a_gpu_only_when_they_must() -> None:
     sizes = choose(SMALL)
     assert 0 < sizes.idle_tokens * 23_040 <= 0.1 * (92 << 20)
