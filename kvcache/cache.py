@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kvcache.memory import Memory
-from kvcache.tiers import Tier, TierStatistics
+from kvcache.tiers import HostTier, TierStatistics
 from kvcache.tree import (
     PAGE_BYTES,
     PAGE_TOKENS,
@@ -21,6 +21,7 @@ from kvcache.tree import (
     longest_prefix,
     num_pages_for,
 )
+from kvcache.whole import WholeTier
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,17 @@ class KVCache(ABC):
     """
 
     def __init__(
-        self, memory: Memory, num_pages: int, num_ids: int, *, sharing: bool = True, tier: Tier | None = None
+        self,
+        memory: Memory,
+        num_pages: int,
+        num_ids: int,
+        *,
+        sharing: bool = True,
+        tier: HostTier | WholeTier | None = None,
     ) -> None:
-        """With a `tier`, pages go there when they are evicted.
+        """With a `tier`, pages go there when they are evicted, or the whole sequence that they are of.
 
-        Without `sharing` (recurrent and hybrid models) nothing stays cached, and whole sequences go to the tier when
-        they end.
+        Without `sharing` (recurrent and hybrid models) nothing stays cached; sequences go to the tier as they end.
         """
         self._memory = memory
         self._tier = tier
@@ -131,11 +137,12 @@ class KVCache(ABC):
         limit = len(tokens) // TOKEN_BYTES - 1
         if max_tokens is not None:
             limit = min(limit, max_tokens)
-        if not self.sharing:
-            return Hit(stored=self._tier.find(b"", tokens[: limit * TOKEN_BYTES])) if self._tier else Hit()
-        hit = longest_prefix(self._root, tokens, limit)
+        hit = longest_prefix(self._root, tokens, limit) if self.sharing else Hit()
         if self._tier is None:
             return hit
+        if isinstance(self._tier, WholeTier):
+            stored = self._tier.find(tokens[: limit * TOKEN_BYTES], hit.num_tokens)
+            return Hit(stored=stored) if stored.num_tokens else replace(hit, stored=stored)
         num_shared = len(hit.pages) * PAGE_TOKENS
         last_page = hit.pages[-1] if hit.pages else self._root
         stored = self._tier.find(last_page.digest, tokens[num_shared * TOKEN_BYTES : limit * TOKEN_BYTES])
@@ -242,8 +249,14 @@ class KVCache(ABC):
     # -- a tier, and the end of an idle branch -----------------------------------------------------------------------
 
     def _save(self, branch: Branch, num_kept: int) -> None:
-        """Give the tier what nobody else holds of the idle branch behind its first pages, unless it has that."""
+        """Give the tier what nobody else holds of the idle branch behind its first pages, unless it has that.
+
+        Or all of the branch, where only that can be moved.
+        """
         if self._tier is None:
+            return
+        if isinstance(self._tier, WholeTier):
+            self._save_whole(branch, self._tier)
             return
         pages = branch.pages
         while num_kept < len(pages) and (len(pages[num_kept].holders) > 1 or pages[num_kept].digest in self._tier):
@@ -253,10 +266,14 @@ class KVCache(ABC):
             return
         blobs = self._memory.save(branch.id, start, branch.num_tokens)
         keys = [page.key for page in pages[num_kept:]] + [branch.tail] * bool(branch.tail)
-        if not self.sharing:
-            keys = [b"".join(keys)]
         parent = pages[num_kept - 1] if num_kept else self._root
         self._tier.add(parent.digest, zip(keys, blobs, strict=True))
+
+    def _save_whole(self, branch: Branch, tier: WholeTier) -> None:
+        tokens = b"".join(page.key for page in branch.pages) + branch.tail
+        if tokens and tokens not in tier:
+            (blob,) = self._memory.save(branch.id, 0, branch.num_tokens)
+            tier.add(tokens, blob)
 
     def _load(self, branch: Branch, tokens: bytes, stored: Stored) -> None:
         """Put what a tier has behind what the branch holds. What cannot be taken is computed."""

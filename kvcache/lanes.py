@@ -10,15 +10,22 @@ from dataclasses import replace
 
 from kvcache.cache import KVCache
 from kvcache.memory import Memory
-from kvcache.tiers import Tier
+from kvcache.tiers import HostTier
 from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Branch, Hit, Page, num_pages_for
+from kvcache.whole import WholeTier
 
 
 class LaneCache(KVCache):
     """A branch uses pages of its own lane only, all of which are its own: equal ones are counted as often as held."""
 
     def __init__(
-        self, memory: Memory, lane_pages: int, num_ids: int, *, sharing: bool = True, tier: Tier | None = None
+        self,
+        memory: Memory,
+        lane_pages: int,
+        num_ids: int,
+        *,
+        sharing: bool = True,
+        tier: HostTier | WholeTier | None = None,
     ) -> None:
         super().__init__(memory, lane_pages * num_ids, num_ids, sharing=sharing, tier=tier)
         self._lane_pages = lane_pages

@@ -8,8 +8,9 @@ from typing import Final
 
 from kvcache.cache import KVCache, leaf_last_used
 from kvcache.memory import Memory
-from kvcache.tiers import Tier
+from kvcache.tiers import HostTier
 from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Branch, Hit, Page, num_pages_for
+from kvcache.whole import WholeTier
 
 EVICTION_SHARE: Final = 8
 """Of the pool, one part of so many is evicted at a time.
@@ -34,7 +35,7 @@ class PoolCache(KVCache):
         num_ids: int,
         *,
         sharing: bool = True,
-        tier: Tier | None = None,
+        tier: HostTier | WholeTier | None = None,
         max_cached: int | None = None,
     ) -> None:
         """With a `tier`, at most `max_cached` pages need stay idle on the device, if given."""

@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -28,18 +27,6 @@ class TierStatistics:
     """Or whole sequences, here and on the disk, where a state cannot be cut."""
     disk_bytes: int
     disk_pages: int
-
-
-class Tier(Protocol):
-    """What a cache asks of where evicted KV goes: pages in HostTier, whole sequences in kvcache.whole."""
-
-    def __contains__(self, digest: bytes) -> bool: ...
-    def find(self, parent: bytes, tokens: bytes) -> Stored: ...
-    def add(self, parent: bytes, pages: Iterable[tuple[bytes, Blob]]) -> None: ...
-    def wait(self) -> None: ...
-    def close(self, seconds: float) -> None: ...
-    def statistics(self) -> TierStatistics: ...
-    def check_integrity(self) -> None: ...
 
 
 class HostTier:

@@ -1,11 +1,12 @@
-"""Whole sequences in host memory and on the disk, for models whose state belongs to one position and cannot be cut.
+"""Whole sequences in host memory and on the disk, for models whose state cannot be cut into pages.
 
-Recurrent and hybrid models are such. A conversation that goes on begins with all that was computed of it, so the state
-at its end is what is worth keeping; whoever shares only a part of it computes that again.
+Recurrent and hybrid models are such, and those with sliding windows or without flash attention. A conversation that
+goes on begins with all that was computed of it, so the state at its end is what is worth keeping; what another request
+shares with it only in part does not come back from here.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Final
 
@@ -19,7 +20,7 @@ _HASH_BYTES: Final = 12
 
 
 class WholeTier:
-    """A Tier of sequences by the digest of all their tokens, least recently used ones first to go, to the disk."""
+    """Sequences by the digest of all their tokens; least recently used ones go first, to the disk if there is one."""
 
     def __init__(self, max_bytes: int, disk: DiskTier | None = None) -> None:
         self._max_bytes = max_bytes
@@ -32,14 +33,18 @@ class WholeTier:
         """What is being read from the disk."""
         self._num_bytes = 0
 
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._blobs
+    def __contains__(self, tokens: bytes) -> bool:
+        return whole_digest(tokens) in self._blobs
 
-    def find(self, parent: bytes, tokens: bytes) -> Stored:
-        """The longest kept sequence that `tokens` begin with. Begins to read it if only the disk has it."""
-        assert not parent, "a whole sequence has nothing before it"
+    def find(self, tokens: bytes, longer_than: int = 0) -> Stored:
+        """The longest kept sequence that `tokens` begin with, of more than so many.
+
+        Begins to read it if only the disk has it.
+        """
         self._take_arrivals()
         for digest in reversed(list(self._digests(tokens))):
+            if _length_of(digest) <= longer_than:
+                break
             blob = self._blobs.get(digest)
             if blob is not None:
                 self._blobs.move_to_end(digest)
@@ -59,12 +64,9 @@ class WholeTier:
             so_far = stop
             yield length.to_bytes(_LENGTH_BYTES, "little") + hashed.digest()
 
-    def add(self, parent: bytes, pages: Iterable[tuple[bytes, Blob]]) -> None:
-        """Keep sequences, (tokens, blob) each."""
-        assert not parent, "a whole sequence has nothing before it"
-        for tokens, blob in pages:
-            self._lengths.add(len(tokens) // TOKEN_BYTES)
-            self._put(whole_digest(tokens), blob)
+    def add(self, tokens: bytes, blob: Blob) -> None:
+        self._lengths.add(len(tokens) // TOKEN_BYTES)
+        self._put(whole_digest(tokens), blob)
         self._make_room()
 
     def _put(self, digest: bytes, blob: Blob) -> None:

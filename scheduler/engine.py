@@ -14,7 +14,7 @@ from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler, GrammarError
 from scheduler.llama import MAX_SEQUENCE_IDS, Context, Model, num_gpu_layers
-from scheduler.memory import LaneMemory, PoolMemory, WholeMemory
+from scheduler.memory import LaneMemory, PoolMemory
 from scheduler.messages import Cancel, Inspect, Message, Output, Report, Stop, Submit
 from scheduler.pacing import Pacer
 from scheduler.plan import Runner, StepError
@@ -203,13 +203,13 @@ def _open(config: EngineConfig, model: Model, why_pool: str = "") -> _Device:
         threads=sizes.threads,
         unified=not in_lanes,
     )
-    memory = (LaneMemory if in_lanes else PoolMemory)(context) if sharing else WholeMemory(context)
+    memory = LaneMemory(context) if in_lanes else PoolMemory(context)
     tiers = open_tiers(config, model, memory)
     host, num_pages = tiers.host if tiers else None, sizes.kv_tokens // PAGE_TOKENS
     cache: KVCache
     if in_lanes:
         cache = LaneCache(memory, num_pages // sizes.max_seqs, memory.num_ids, sharing=sharing, tier=host)
     else:
-        max_cached = sizes.idle_tokens // PAGE_TOKENS
+        max_cached = sizes.idle_tokens // PAGE_TOKENS if memory.moves_pages else None
         cache = PoolCache(memory, num_pages, memory.num_ids, sharing=sharing, tier=host, max_cached=max_cached)
     return _Device(sizes, context, cache, tiers)

@@ -32,29 +32,37 @@ class ContextMemory(ABC):
     def __init__(self, context: Context) -> None:
         self._context = context
         self._format: StateFormat | None = None
+        """Of the states that pages are cut from; None while sequences can only be moved whole."""
         self.num_ids = context.num_ids
         """Sequence ids for the cache to use, from 0."""
 
-    def learn(self) -> None:
+    @property
+    def moves_pages(self) -> bool:
+        """Whether KV can be moved by the page."""
+        return self._format is not None
+
+    def learn(self, *, pages: bool = True) -> None:
         """Prove that KV can be saved and loaded: compute some, put it into another sequence, compare what follows.
 
-        Leaves nothing in memory. Raises StateError.
+        By the page if asked for and possible, else whole sequences. Leaves nothing in memory. Raises StateError.
         """
-        try:
-            self._prove()
-        except (StateError, StepError) as error:
-            self._format = None
-            raise StateError(str(error)) from error
-        finally:
-            self.remove(0, 0, -1)
-            self.remove(1, 0, -1)
+        reason = ""
+        for prove in (self._prove_pages, self._prove_whole) if pages else (self._prove_whole,):
+            try:
+                prove()
+            except (StateError, StepError) as error:
+                self._format = None
+                reason = str(error)
+                _log.debug("%s failed: %s", prove.__name__, reason)
+            else:
+                return
+            finally:
+                self.remove(0, 0, -1)
+                self.remove(1, 0, -1)
+        raise StateError(reason)
 
-    def _prove(self) -> None:
-        if self.num_ids < self._num_ids_needed:
-            raise StateError(f"a proof takes {self._num_ids_needed} sequences")
-        self._prove_round_trip()
-
-    def _prove_round_trip(self) -> None:
+    def _prove_pages(self) -> None:
+        self._need_ids(self._num_ids_for_pages)
         self._compute(0, range(2 * PAGE_TOKENS), 0)
         self._format = StateFormat(self._context.read_state(0))
         saved = self.save(0, PAGE_TOKENS, 2 * PAGE_TOKENS)
@@ -64,6 +72,18 @@ class ContextMemory(ABC):
         if (self.save(1, PAGE_TOKENS, 2 * PAGE_TOKENS)[0] != saved[0]).any():
             raise StateError("it comes back as something else")
         self._compare_what_follows(2 * PAGE_TOKENS)
+
+    def _prove_whole(self) -> None:
+        self._need_ids(2)
+        length = 2 * PAGE_TOKENS
+        self._compute(0, range(length), 0)
+        if not self.load(1, 0, length, self.save(0, 0, length)):
+            raise StateError("llama.cpp takes it not back")
+        self._compare_what_follows(length)
+
+    def _need_ids(self, count: int) -> None:
+        if self.num_ids < count:
+            raise StateError(f"a proof takes {count} sequences")
 
     def _compare_what_follows(self, num_tokens: int) -> None:
         one, other = (self._compute(i, [0], num_tokens) for i in (0, 1))
@@ -83,13 +103,8 @@ class ContextMemory(ABC):
         return row
 
     @property
-    def format(self) -> StateFormat:
-        assert self._format is not None, "learned before"
-        return self._format
-
-    @property
     @abstractmethod
-    def _num_ids_needed(self) -> int: ...
+    def _num_ids_for_pages(self) -> int: ...
 
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:
         return self._context.remove(sequence_id, start, stop)
@@ -97,42 +112,57 @@ class ContextMemory(ABC):
     @abstractmethod
     def share(self, source: int, target: int, start: int, stop: int) -> None: ...
 
-    @abstractmethod
-    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]: ...
+    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
+        if self._format is not None:
+            return self._save_pages(self._format, sequence_id, start, stop)
+        assert start == 0, "all or nothing"
+        return [self._context.read_state(sequence_id).copy()]
+
+    def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
+        if self._format is not None:
+            return self._load_pages(self._format, sequence_id, start, stop, blobs)
+        assert start == 0, "all or nothing"
+        (state,) = blobs
+        return self._context.write_state(sequence_id, state)
 
     @abstractmethod
-    def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool: ...
+    def _save_pages(self, form: StateFormat, sequence_id: int, start: int, stop: int) -> list[Blob]: ...
+
+    @abstractmethod
+    def _load_pages(
+        self, form: StateFormat, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]
+    ) -> bool: ...
 
 
 class PoolMemory(ContextMemory):
-    """One set of cells. The last sequence id is kept for what is being moved, once `learn` has succeeded."""
+    """One set of cells. The last sequence id is kept for pages that are being moved, once `learn` has succeeded."""
 
-    _num_ids_needed = 3
+    _num_ids_for_pages = 3
 
-    def learn(self) -> None:
-        super().learn()
-        self.num_ids -= 1
+    def learn(self, *, pages: bool = True) -> None:
+        super().learn(pages=pages)
+        self.num_ids -= self.moves_pages
 
     def share(self, source: int, target: int, start: int, stop: int) -> None:
         self._context.share(source, target, start, stop)
 
-    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
+    def _save_pages(self, form: StateFormat, sequence_id: int, start: int, stop: int) -> list[Blob]:
         context, scratch = self._context, self._context.num_ids - 1
         pages = []
         for first in range(start, stop, MOVED_TOKENS):
             end = min(first + MOVED_TOKENS, stop)
             context.share(sequence_id, scratch, first, end)
-            state = context.read_state(scratch, self.format.num_bytes(end - first))
-            pages += self.format.cut(state, first, end)
+            state = context.read_state(scratch, form.num_bytes(end - first))
+            pages += form.cut(state, first, end)
             context.remove(scratch, 0, -1)
         return pages
 
-    def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
+    def _load_pages(self, form: StateFormat, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
         context, scratch = self._context, self._context.num_ids - 1
         for first in range(start, stop, MOVED_TOKENS):
             end = min(first + MOVED_TOKENS, stop)
             pages = blobs[(first - start) // PAGE_TOKENS :][: MOVED_TOKENS // PAGE_TOKENS]
-            state = _joined(self.format, context, pages, first, end, scratch)
+            state = _joined(form, context, pages, first, end, scratch)
             if state is None or not context.write_state(scratch, state):
                 self.remove(sequence_id, start, -1)
                 return False
@@ -141,43 +171,19 @@ class PoolMemory(ContextMemory):
         return True
 
 
-class WholeMemory(ContextMemory):
-    """Of a model that keeps a state, not cells: what moves is a whole sequence, which nobody shares."""
-
-    _num_ids_needed = 2
-
-    def _prove_round_trip(self) -> None:
-        length = 2 * PAGE_TOKENS
-        self._compute(0, range(length), 0)
-        if not self.load(1, 0, length, self.save(0, 0, length)):
-            raise StateError("llama.cpp takes it not back")
-        self._compare_what_follows(length)
-
-    def share(self, source: int, target: int, start: int, stop: int) -> None:
-        raise NotImplementedError("a state belongs to one sequence")
-
-    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:  # noqa: ARG002 - where the state stands
-        assert start == 0, "all or nothing"
-        return [self._context.read_state(sequence_id).copy()]
-
-    def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:  # noqa: ARG002 - as above
-        assert start == 0, "all or nothing"
-        (state,) = blobs
-        return self._context.write_state(sequence_id, state)
-
-
 class LaneMemory(ContextMemory):
     """Cells of its own for each sequence id. To share is to copy: as a state, which takes only what is there."""
 
-    _num_ids_needed = 2
+    _num_ids_for_pages = 2
 
-    def learn(self) -> None:
+    def learn(self, *, pages: bool = True) -> None:
         """Takes the memory for a whole lane's state, too: when a long conversation comes back it would be late for it.
 
         Touching 46 MiB for the first time took a virtual machine a tenth of a second.
         """
-        super().learn()
-        self._context.state_buffer(self.format.num_bytes(self._context.num_cells // self.num_ids))[:] = 0
+        super().learn(pages=pages)
+        if self._format is not None:
+            self._context.state_buffer(self._format.num_bytes(self._context.num_cells // self.num_ids))[:] = 0
 
     def share(self, source: int, target: int, start: int, stop: int) -> None:
         """From the beginning only, into a lane that is empty."""
@@ -187,17 +193,17 @@ class LaneMemory(ContextMemory):
             raise RuntimeError("llama.cpp does not copy a lane")
         self.remove(target, stop, -1)
 
-    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
-        return self.format.cut(self._context.read_state(sequence_id), start, stop)
+    def _save_pages(self, form: StateFormat, sequence_id: int, start: int, stop: int) -> list[Blob]:
+        return form.cut(self._context.read_state(sequence_id), start, stop)
 
-    def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
+    def _load_pages(self, form: StateFormat, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
         """A state replaces all of a lane, so what is there is loaded once more."""
         there = self.save(sequence_id, 0, start) if start else []
-        state = _joined(self.format, self._context, [*there, *blobs], 0, stop, sequence_id)
+        state = _joined(form, self._context, [*there, *blobs], 0, stop, sequence_id)
         if state is not None and self._context.write_state(sequence_id, state):
             return True
         if there:
-            state = _joined(self.format, self._context, there, 0, start, sequence_id)
+            state = _joined(form, self._context, there, 0, start, sequence_id)
             if state is None or not self._context.write_state(sequence_id, state):
                 raise RuntimeError("llama.cpp does not take a lane back")
         return False

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvcache.disk import DiskTier
-from kvcache.tiers import HostTier, Tier
+from kvcache.tiers import HostTier
 from kvcache.whole import WholeTier
 from scheduler.config import EngineConfig
 from scheduler.llama import Model
@@ -19,7 +19,7 @@ _log = logging.getLogger("cortex.engine")
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    host: Tier
+    host: HostTier | WholeTier
     host_bytes: int
     disk_bytes: int
 
@@ -32,7 +32,7 @@ def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory) -> Tie
             _log.warning("no pages are kept on the disk: they go there through host memory, which is given none")
         return None
     try:
-        memory.learn()
+        memory.learn(pages=model.shares_prefixes)
     except StateError as error:
         _log.warning("evicted pages are not kept: this model's state cannot be moved: %s", error)
         return None
@@ -45,5 +45,5 @@ def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory) -> Tie
         except OSError as error:
             _log.warning("no pages are kept on the disk: %s", error)
             on_disk = 0
-    kind = HostTier if model.shares_prefixes else WholeTier
+    kind = HostTier if memory.moves_pages else WholeTier
     return Tiers(kind(in_memory, disk), in_memory, on_disk)

@@ -17,8 +17,8 @@ from kvcache.memory import Blob
 from kvcache.pool import PoolCache
 from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Branch
 from kvcache.whole import WholeTier, whole_digest
-from tests.kvcache.fakes import as_bytes
-from tests.kvcache.test_tiers import LARGE, VERSION, text
+from tests.kvcache.fakes import FakeLanes, FakeMemory, as_bytes
+from tests.kvcache.test_tiers import LARGE, VERSION, Tiered, TierMachine, text
 
 
 class States:
@@ -241,3 +241,76 @@ TestWholeMachine = WholeMachine.TestCase
 TestWholeMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestWholeLanesMachine = WholeLanesMachine.TestCase
 TestWholeLanesMachine.settings = TestWholeMachine.settings
+
+
+# Models that share their cells, but whose states cannot be cut
+
+
+class WholeCells(FakeMemory):
+    """Cells that are saved all at once, and loaded into an empty sequence."""
+
+    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
+        return whole(self, sequence_id, start, stop)
+
+
+class WholeLanes(FakeLanes):
+    """The same with lanes."""
+
+    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
+        return whole(self, sequence_id, start, stop)
+
+
+def whole(memory: FakeMemory, sequence_id: int, start: int, stop: int) -> list[Blob]:
+    tokens = memory.tokens(sequence_id)
+    assert (start, stop) == (0, len(tokens)), "the state stands where it is said to"
+    return [np.frombuffer(as_bytes(tokens), np.uint8)]
+
+
+class Shared(Tiered):
+    """A cache that shares on the device, in front of whole sequences."""
+
+    def __init__(self, num_pages: int = 10, host_bytes: int = LARGE, disk: DiskTier | None = None) -> None:
+        self.memory = WholeCells(num_pages)
+        self.whole = WholeTier(host_bytes, disk)
+        self.cache = PoolCache(self.memory, num_pages, 4, tier=self.whole)
+
+
+class SharedLanes(Tiered):
+    def __init__(self, lane_pages: int, num_ids: int, host_bytes: int, disk: DiskTier) -> None:
+        self.memory = WholeLanes(lane_pages)
+        self.cache = LaneCache(self.memory, lane_pages, num_ids, tier=WholeTier(host_bytes, disk))
+
+
+def test_an_evicted_sequence_comes_back_whole_and_shares_what_is_there() -> None:
+    shared = Shared()
+    shared.run(text(0, 150))
+    shared.run(text(0, 64) + text(1000, 200))
+    assert shared.whole.statistics().host_pages == 1
+    assert shared.run(text(0, 155)) == 150
+    assert shared.cache.statistics().merged_pages >= 2
+    assert shared.cache.statistics().loaded_tokens == 150
+
+
+def test_what_is_resident_is_not_loaded() -> None:
+    shared = Shared()
+    shared.run(text(0, 150))
+    assert shared.run(text(0, 150) + text(500, 10)) == 150
+    assert shared.cache.statistics().loaded_tokens == 0
+
+
+class SharedMachine(TierMachine):
+    def open(self) -> None:
+        disk = DiskTier(Path(self.directory.name), VERSION, 6000)
+        self.tiered = Shared(num_pages=10, host_bytes=400 * TOKEN_BYTES, disk=disk)
+
+
+class SharedLanesMachine(TierMachine):
+    def open(self) -> None:
+        disk = DiskTier(Path(self.directory.name), VERSION, 6000)
+        self.tiered = SharedLanes(lane_pages=9, num_ids=3, host_bytes=400 * TOKEN_BYTES, disk=disk)
+
+
+TestSharedMachine = SharedMachine.TestCase
+TestSharedMachine.settings = TestWholeMachine.settings
+TestSharedLanesMachine = SharedLanesMachine.TestCase
+TestSharedLanesMachine.settings = TestWholeMachine.settings

@@ -16,6 +16,7 @@ from kvcache.lanes import LaneCache
 from kvcache.pool import PoolCache
 from kvcache.tiers import HostTier
 from kvcache.tree import PAGE_TOKENS
+from kvcache.whole import WholeTier
 from scheduler.config import EngineConfig
 from scheduler.llama import Context, Model
 from scheduler.memory import LaneMemory, PoolMemory
@@ -95,7 +96,7 @@ def serve(
     *,
     kv_tokens: int = 2048,
     budget: int = 256,
-    tier: HostTier | None = None,
+    tier: HostTier | WholeTier | None = None,
     max_cached: int | None = None,
     lanes: int = 0,
 ) -> Iterator[Served]:
@@ -371,11 +372,55 @@ def test_pages_are_the_same_wherever_the_cells_lie(model: Model, config: EngineC
     context.close()
 
 
-def test_a_state_that_cannot_be_cut_is_refused(model: Model) -> None:
-    config = EngineConfig("", flash_attn="off")
-    context = Context(model, config, kv_tokens=512, num_ids=8, num_outputs=8, batch_tokens=256, threads=2)
-    memory = PoolMemory(context)
-    with pytest.raises(StateError, match="V is transposed"):
-        memory.learn()
-    assert memory.num_ids == 8
-    context.close()
+WITHOUT_FLASH = EngineConfig("", flash_attn="off")
+"""V is transposed then, so that no page is a slice of rows."""
+
+
+@LAYOUTS
+def test_a_state_that_cannot_be_cut_comes_back_whole(
+    model: Model, reference: Reference, prompt: Prompt, tmp_path: Path, lanes: int
+) -> None:
+    first, follow_up = prompt(1, 200), prompt(1, 200) + prompt(2, 20)
+    for served in serve(model, WITHOUT_FLASH, tier=WholeTier(GIB, DiskTier(tmp_path, "version", GIB)), lanes=lanes):
+        served.submit(1, first, 1)
+        served.run()
+        served.scheduler.cache.close(10)
+    for served in serve(model, WITHOUT_FLASH, tier=WholeTier(GIB, DiskTier(tmp_path, "version", GIB)), lanes=lanes):
+        served.submit(2, follow_up, 8)
+        served.run()
+        assert served.cached[2] == 200
+        check(served, reference, 2)
+        served.scheduler.cache.close(10)
+
+
+def test_whole_sequences_come_back_into_a_pool_that_was_full(
+    model: Model, reference: Reference, prompt: Prompt
+) -> None:
+    for served in serve(model, WITHOUT_FLASH, kv_tokens=512, tier=WholeTier(GIB)):
+        served.submit(1, prompt(1, 200), 1)
+        served.run()
+        for other in (3, 4):
+            served.submit(other, prompt(other, 400), 1)
+            served.run()
+        served.submit(2, prompt(1, 200) + prompt(2, 20), 8)
+        served.run()
+        assert served.cached[2] == 200
+        assert served.scheduler.cache.statistics().loaded_tokens == 200
+        check(served, reference, 2)
+        served.scheduler.cache.check_integrity()
+
+
+def test_a_state_that_cannot_be_cut_is_known_as_such(model: Model) -> None:
+    for num_ids in (1, 8):
+        context = Context(
+            model, WITHOUT_FLASH, kv_tokens=512, num_ids=num_ids, num_outputs=8, batch_tokens=256, threads=2
+        )
+        memory = PoolMemory(context)
+        if num_ids == 1:
+            with pytest.raises(StateError, match="takes 2 sequences"):
+                memory.learn()
+        else:
+            memory.learn()
+            assert not memory.moves_pages
+            assert memory.num_ids == 8, "none is kept for what is being moved"
+        context.close()
