@@ -247,7 +247,7 @@ def test_an_error_that_nobody_foresaw_ends_the_engine() -> None:
     ("config", "layout", "reason"),
     [
         ({}, "lanes", "a context for each sequence"),
-        ({"flash_attn": "off"}, "pool", "could not be kept"),
+        ({"flash_attn": "off"}, "lanes", "a context for each sequence"),
         ({"max_seqs": 1}, "pool", "could not be kept"),
         ({"kv_layout": "pool"}, "pool", "as asked"),
     ],
