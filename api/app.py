@@ -12,17 +12,21 @@ from quart import Response, g, request
 from quart_cors import cors
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import PathConverter
 
-from api import openapi, package_version, tokens
-from api.answer import Answer
-from api.chat import ChatCompletion
-from api.completions import TextCompletion
+from api import openapi, package_version
+from api.endpoints import management, tokens
+from api.endpoints.answer import Answer
+from api.endpoints.chat import ChatCompletion
+from api.endpoints.completions import TextCompletion
+from api.endpoints.management import is_loopback
 from api.errors import ApiError, server_error
+from api.fleet import Fleet, Slot
 from api.schemas.chat import parse_chat_request
 from api.schemas.common import parse
 from api.schemas.completion import parse_completion_request
+from api.schemas.management import StartRequest, StopRequest
 from api.schemas.tokens import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
-from api.service import ModelService
 
 _log = logging.getLogger("cortex.api")
 
@@ -30,10 +34,17 @@ MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-def create_app(service: ModelService, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio:
-    """The API of one model service."""
+class _ModelName(PathConverter):
+    """Whatever may be a model's name, slashes included, but what is called on models."""
+
+    regex = "(?!(?:start|stop)$)[^/].*?"
+
+
+def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio:
+    """The API of these models."""
     app = QuartTrio("cortex")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.url_map.converters["model"] = _ModelName
     if cors_origins:
         app = cors(app, allow_origin=list(cors_origins), expose_headers=["x-request-id"])
     started = time.monotonic()
@@ -79,7 +90,7 @@ def create_app(service: ModelService, *, cors_origins: tuple[str, ...] = ()) -> 
 
     @app.get("/healthz")
     async def health() -> Response:
-        body = await service.health() | {
+        body = await fleet.health() | {
             "pid": os.getpid(),
             "uptime_seconds": round(time.monotonic() - started, 3),
             "version": package_version(),
@@ -88,43 +99,55 @@ def create_app(service: ModelService, *, cors_origins: tuple[str, ...] = ()) -> 
 
     @app.get("/v1/models")
     async def list_models() -> Response:
-        return _json({"object": "list", "data": [_model(service, name) for name in service.names]})
+        return _json({"object": "list", "data": [_model(slot, name) for slot in fleet.slots for name in slot.names]})
 
-    @app.get("/v1/models/<path:name>")
+    @app.get("/v1/models/<model:name>")
     async def get_model(name: str) -> Response:
-        service.check_model(name)
-        return _json(_model(service, name))
+        return _json(_model(fleet.slot(name), name))
+
+    @app.post("/v1/models/start")
+    async def start_model() -> Response:
+        _require_owner()
+        slot = await management.start(fleet, parse(StartRequest, await _body()))
+        return _json(_model(slot, slot.names[0]))
+
+    @app.post("/v1/models/stop")
+    async def stop_model() -> Response:
+        _require_owner()
+        slot = await management.stop(fleet, parse(StopRequest, await _body()))
+        return _json(_model(slot, slot.names[0]))
 
     @app.post("/v1/chat/completions")
     async def chat_completions() -> Response:
         chat = parse_chat_request(await _body())
-        service.check_model(chat.model)
-        service.check_accepting()
+        service = await fleet.accepting(chat.model)
         return await _respond(await ChatCompletion.create(service, chat), stream=chat.stream)
 
     @app.post("/v1/completions")
     async def completions() -> Response:
         completion = parse_completion_request(await _body())
-        service.check_model(completion.model)
-        service.check_accepting()
+        service = await fleet.accepting(completion.model)
         return await _respond(await TextCompletion.create(service, completion), stream=completion.stream)
 
     @app.post("/tokenize")
     async def tokenize() -> Response:
-        return _json(await tokens.tokenize(service, parse(TokenizeRequest, await _body())))
+        request = parse(TokenizeRequest, await _body())
+        return _json(await tokens.tokenize(await fleet.service(request.model), request))
 
     @app.post("/detokenize")
     async def detokenize() -> Response:
-        return _json(tokens.detokenize(service, parse(DetokenizeRequest, await _body())))
+        request = parse(DetokenizeRequest, await _body())
+        return _json(tokens.detokenize(await fleet.service(request.model), request))
 
     @app.post("/apply-template")
     async def apply_template() -> Response:
-        return _json(await tokens.apply_template(service, parse(ApplyTemplateRequest, await _body())))
+        request = parse(ApplyTemplateRequest, await _body())
+        return _json(await tokens.apply_template(await fleet.service(request.model), request))
 
     return app
 
 
-async def _respond(answer: Answer[Any], *, stream: bool | None) -> Response:
+async def _respond(answer: Answer, *, stream: bool | None) -> Response:
     if not stream:
         return _json(await answer.whole())
     response = Response(
@@ -147,8 +170,19 @@ def _json(body: dict[str, Any], status: int = 200) -> Response:
     return Response(orjson.dumps(body), status, content_type="application/json")
 
 
-def _model(service: ModelService, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": service.created, "owned_by": "cortex"}
+def _model(slot: Slot, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": slot.created, "owned_by": "cortex", "status": slot.status}
+
+
+def _require_owner() -> None:
+    """Models come and go by the word of who is on this machine, and of no web page that such a one looks at.
+
+    Raises ApiError 403, 415.
+    """
+    if request.mimetype != "application/json":  # which a page of another origin cannot send unasked
+        raise ApiError(415, "The request body must be application/json.", code="unsupported_media_type")
+    if not is_loopback(request.remote_addr):
+        raise ApiError(403, "Models are started and stopped from the server's own machine only.", code="forbidden")
 
 
 def _from_http(error: HTTPException) -> ApiError:

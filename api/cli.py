@@ -11,11 +11,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from api import package_version
-from api.launch import CommandError, end, ensure_served, require_free_port
-from api.model_files import ModelFilesError, resolve
+from api.launch import CommandError, end, ensure_served, is_last, require_free_port, stop_model
+from api.models.files import ModelFilesError, resolve
 from api.options import ServerFlags, with_server_flags
-from api.record import AlreadyRunningError, ServerRecord, ask_health, read_record
-from api.terminal import chat, print_servers, print_tuning, spinner
+from api.record import AlreadyRunningError, ModelHealth, ServerRecord, ask_health, read_record
+from api.terminal import chat, print_models, print_tuning, spinner
 from api.tune import measure
 
 LOG_LINES = 15
@@ -74,12 +74,13 @@ def run(
     ] = False,
 ) -> None:
     """Start a server for MODEL unless it runs already, and chat with it in the terminal."""
-    record, started = ensure_served(model, flags)
+    served = ensure_served(model, flags)
+    url = served.record.base_url
     if detach:
-        typer.echo(f"{model} {'answers' if started else 'runs already'} at {record.base_url}")
+        typer.echo(f"{model} {'answers' if served.is_new else 'runs already'} at {url}")
         return
-    complete = chat(record.connect_url, record.model)
-    typer.echo(f"{record.model} still runs at {record.base_url}; 'cortex stop' ends it.", err=True)
+    complete = chat(served.record.connect_url, served.name)
+    typer.echo(f"{served.name} still runs at {url}; 'cortex stop' ends it.", err=True)
     if not complete and not sys.stdin.isatty():
         raise typer.Exit(1)
 
@@ -116,7 +117,7 @@ def tune(
     record = read_record()
     if record is not None:  # the two would disturb each other
         raise AlreadyRunningError(record)
-    outcome = measure(model, flags.options(model, resolve(model)).engine, seconds)
+    outcome = measure(model, flags.model_options(model, resolve(model)).engine, seconds)
     if as_json:
         typer.echo(json.dumps(outcome, indent=2))
     else:
@@ -127,56 +128,57 @@ def tune(
 def ps(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
     """Show what runs."""
     record = read_record()
-    servers = [] if record is None else [_describe(record)]
+    models = [] if record is None else _describe(record)
     if as_json:
-        typer.echo(json.dumps(servers, indent=2))
-    elif servers:
-        print_servers(servers)
+        typer.echo(json.dumps(models, indent=2))
+    elif models:
+        print_models(models)
+    elif record is not None:
+        typer.echo(f"A server without a model runs at {record.base_url}.")
     else:
         typer.echo("Nothing is running.")
 
 
 @app.command()
-def stop() -> None:
-    """Stop the server, after its running answers have ended or its grace period is over."""
+def stop(model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Only this one.")] = None) -> None:
+    """Stop the server, or one of its models, after running answers have ended or the grace period is over."""
     record = read_record()
     if record is None:
         typer.echo("Nothing is running.")
         return
-    patience = record.grace_seconds + STOP_MARGIN_SECONDS
-    with spinner(f"stopping {record.model}"):
-        ended = end(record.pid, patience)
+    name = model or record.model
+    with spinner(f"stopping {name}"):
+        if model is not None and not is_last(record, model):
+            stop_model(record, model)
+            ended = True
+        else:
+            patience = record.grace_seconds + STOP_MARGIN_SECONDS
+            ended = end(record.pid, patience)
     if not ended:
-        typer.echo(f"cortex: {record.model} did not end within {patience:g} seconds and was killed", err=True)
-    typer.echo(f"{record.model} stopped.")
+        typer.echo(f"cortex: {name} did not end within {patience:g} seconds and was killed", err=True)
+    typer.echo(f"{name} stopped.")
 
 
-def _describe(record: ServerRecord) -> dict[str, Any]:
-    health = ask_health(record)
-    description: dict[str, Any] = {
-        "model": record.model,
-        "aliases": record.aliases,
-        "state": "not responding",
+def _describe(record: ServerRecord) -> list[dict[str, Any]]:
+    """Each model of a server; what the record tells if the server says nothing."""
+    server = {
         "pid": record.pid,
-        "engine_pid": None,
         "url": record.base_url,
         "uptime_seconds": round(time.time() - record.started_at, 1),
-        "context_length": None,
-        "kv": None,
-        "running": None,
-        "waiting": None,
         "log": record.log,
     }
-    if health is not None:
-        description |= {
-            "state": "running" if health.status == "ok" else health.status,
-            "engine_pid": health.engine_pid,
-            "context_length": health.context_length,
-            "kv": asdict(health.kv) if health.kv else None,
-            "running": health.running,
-            "waiting": health.waiting,
-        }
-    return description
+    health = ask_health(record)
+    if health is None:
+        silent = ModelHealth(record.model, record.aliases, record.model_path, "not responding", None, None, None, 0, 0)
+        return [server | _row(silent, silent.status) | {"running": None, "waiting": None}]
+    states = {"ready": "running"} if health.status != "draining" else dict.fromkeys(("ready", "stopping"), "draining")
+    return [server | _row(model, states.get(model.status, model.status)) for model in health.models]
+
+
+def _row(model: ModelHealth, state: str) -> dict[str, Any]:
+    row = asdict(model) | {"state": state}
+    del row["status"]
+    return row
 
 
 def _last_lines(log: Path | None) -> list[str]:

@@ -8,6 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,9 @@ import psutil
 import typer
 
 from api.home import home
-from api.model_files import ModelFilesError, resolve
+from api.models.files import ModelFilesError, resolve
 from api.options import ServerFlags
-from api.record import AlreadyRunningError, ServerRecord, ask_health, only_starter, read_record
+from api.record import Health, ModelHealth, ServerRecord, ask, ask_health, only_starter, read_record
 from api.terminal import spinner
 
 POLL_SECONDS = 0.1
@@ -39,10 +42,21 @@ class NotReadyError(Exception):
     """Why a server will not become ready."""
 
 
-def ensure_served(model: str, flags: ServerFlags) -> tuple[ServerRecord, bool]:
-    """The server of `model` once it answers, and whether it was started just now.
+@dataclass(frozen=True)
+class Served:
+    """Where a model answers."""
 
-    Raises CommandError, ModelFilesError, or AlreadyRunningError when another model is served.
+    record: ServerRecord
+    name: str
+    """By which it is served."""
+    is_new: bool
+    """Whether it was started just now."""
+
+
+def ensure_served(model: str, flags: ServerFlags) -> Served:
+    """The server of `model` once it answers: one that runs already, which is then asked to serve it too, or a new one.
+
+    Raises CommandError and ModelFilesError.
     """
     record = read_record()
     if record is None:
@@ -50,26 +64,70 @@ def ensure_served(model: str, flags: ServerFlags) -> tuple[ServerRecord, bool]:
         with spinner(f"starting {model}"), only_starter():
             record = read_record()
             if record is None:
-                return _start(model, flags), True
-    if not _is_model_of(record, model):
-        raise AlreadyRunningError(record)
+                return Served(_start(model, flags), model, is_new=True)
+    with spinner(f"waiting for {model}"):
+        health = _wait_until_up(record, model)
+        served = _find(health, model)
+        if served is not None and served.status == "ready":
+            return Served(record, served.model, is_new=False)
+        name = served.model if served else model
+        _start_beside(record, name, resolve(model), flags)
+        return Served(record, name, is_new=True)
+
+
+def _wait_until_up(record: ServerRecord, model: str) -> Health:
+    """What a server that runs already says once its first model is there."""
     try:
-        with spinner(f"waiting for {model}"):
-            return _wait_until_ready(psutil.Process(record.pid)), False
+        return _wait_until_ready(psutil.Process(record.pid))[1]
     except psutil.NoSuchProcess:
         raise CommandError(f"the server of {model} (pid {record.pid}) ended just now") from None
     except NotReadyError as error:
-        reason = f"{model} runs already (pid {record.pid}) but is not ready: {error}"
+        reason = f"{record.model} runs already (pid {record.pid}) but is not ready: {error}"
         raise CommandError(reason, Path(record.log) if record.log else None) from None
 
 
-def _is_model_of(record: ServerRecord, model: str) -> bool:
+def _find(health: Health, model: str) -> ModelHealth | None:
+    """Among the models of a server, by any of its names or by its file."""
+    named = [each for each in health.models if model in (each.model, *each.aliases)]
     try:
-        return resolve(model).resolve() == Path(record.model_path).resolve()
+        path = resolve(model).resolve()
     except ModelFilesError:
-        if model in (record.model, *record.aliases):
-            return True
-        raise
+        return next(iter(named), None)
+    return next((each for each in (*named, *health.models) if Path(each.path).resolve() == path), None)
+
+
+def _start_beside(record: ServerRecord, model: str, path: Path, flags: ServerFlags) -> None:
+    defaults = ServerFlags()
+    for name, current in (("host", record.host), ("port", record.port), ("grace", record.grace_seconds)):
+        if getattr(flags, name) not in (current, getattr(defaults, name)):
+            raise CommandError(f"the server runs already with --{name} {current}; 'cortex stop' ends it")
+    for name in ("cors_origin", "max_waiting", "idle_limit", "on_demand"):
+        if getattr(flags, name) != getattr(defaults, name):
+            flag = "--" + name.replace("_", "-")
+            raise CommandError(f"{flag} holds for a whole server, and one runs already; 'cortex stop' ends it")
+    _ask(record, "/v1/models/start", flags.start_request(model, path))
+
+
+def stop_model(record: ServerRecord, model: str) -> None:
+    """End one of the models of a server. Raises CommandError."""
+    health = ask_health(record)
+    served = _find(health, model) if health else None
+    _ask(record, "/v1/models/stop", {"model": served.model if served else model})
+
+
+def is_last(record: ServerRecord, model: str) -> bool:
+    """Whether a server serves nothing but this model."""
+    health = ask_health(record)
+    return health is not None and len(health.models) == 1 and _find(health, model) is not None
+
+
+def _ask(record: ServerRecord, path: str, body: dict[str, Any]) -> None:
+    try:
+        status, answer = ask(record, "POST", path, body)
+    except (OSError, HTTPException, ValueError) as error:
+        raise CommandError(f"the server (pid {record.pid}) does not answer: {error}") from error
+    if status != HTTPStatus.OK:
+        raise CommandError(answer["error"]["message"])
 
 
 def _start(model: str, flags: ServerFlags) -> ServerRecord:
@@ -85,7 +143,7 @@ def _start(model: str, flags: ServerFlags) -> ServerRecord:
         )
         undo.callback(_end_spawned, server)
         try:
-            record = _wait_until_ready(server)
+            record, _ = _wait_until_ready(server)
         except NotReadyError as error:
             raise CommandError(f"{model} did not start: {error}", log) from None
         except KeyboardInterrupt:
@@ -134,8 +192,8 @@ def _listening_error(kind: list[Any], address: Any) -> OSError | None:
     return None
 
 
-def _wait_until_ready(server: psutil.Process) -> ServerRecord:
-    """The record of `server` once its model answers.
+def _wait_until_ready(server: psutil.Process) -> tuple[ServerRecord, Health]:
+    """The record of `server`, and what it says, once its first model answers.
 
     Raises NotReadyError when it ended, says that it will not answer, or is silent for too long.
     """
@@ -145,7 +203,7 @@ def _wait_until_ready(server: psutil.Process) -> ServerRecord:
         if record is not None and record.pid == server.pid and (health := ask_health(record)):
             last_answer = time.monotonic()
             if health.status == "ok":
-                return record
+                return record, health
             if health.status != "loading":
                 raise NotReadyError(f"it is {health.status}" + (f": {health.reason}" if health.reason else ""))
         if time.monotonic() - last_answer > SILENCE_SECONDS:

@@ -12,14 +12,18 @@ from api import package_version
 from api.schemas import answers
 from api.schemas.chat import ChatRequest
 from api.schemas.completion import CompletionRequest
+from api.schemas.management import StartRequest, StopRequest
 from api.schemas.tokens import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 
 REF: Final = "#/components/schemas/{model}"
 STATUSES: Final = {
     400: "The request cannot be served as it is; `param` names the field.",
+    403: "Not from another machine.",
     404: "There is no such model or no such place.",
     405: "Not with this method.",
+    409: "The model cannot be loaded.",
     413: "The request body is too large.",
+    415: "The body is not application/json.",
     429: "Too many requests wait. Try again shortly.",
     500: "The model failed.",
     503: "The model is being loaded, or the server shuts down.",
@@ -75,6 +79,22 @@ OPERATIONS: Final = (
     ),
     Operation(
         "post",
+        "/v1/models/start",
+        "Serve one more model; from this machine only",
+        answers.Model,
+        StartRequest,
+        errors=(400, 403, 404, 409, 413, 415),
+    ),
+    Operation(
+        "post",
+        "/v1/models/stop",
+        "Stop serving one; from this machine only",
+        answers.Model,
+        StopRequest,
+        errors=(400, 403, 404, 413, 415),
+    ),
+    Operation(
+        "post",
         "/tokenize",
         "Text or a conversation to tokens",
         answers.Tokens,
@@ -88,7 +108,7 @@ OPERATIONS: Final = (
         "A conversation as the model reads it",
         answers.RenderedPrompt,
         ApplyTemplateRequest,
-        errors=(400, 404, 413),
+        errors=(400, 404, 413, 503),
     ),
     Operation("get", "/healthz", "How the server is", answers.Health, unhealthy=503),
 )

@@ -4,7 +4,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -16,15 +16,31 @@ from scheduler.config import FLASH_ATTN, KV_LAYOUTS, KV_TYPES, EngineConfig
 DEFAULT_PORT = 39281
 
 
+def _nothing(_name: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a model is served with."""
+
+    name: str
+    """As the user gave it; clients ask for it by this name or by an alias."""
+    path: Path
+    engine: EngineConfig
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.name, *self.aliases)))
+
+
 @dataclass(frozen=True)
 class ServerOptions:
     """What a server is started with."""
 
-    model: str
-    """The model's name as the user gave it; clients ask for it by this name or by an alias."""
-    model_path: Path
-    engine: EngineConfig
-    aliases: tuple[str, ...] = ()
+    first: ModelOptions
+    """The model that it serves from the start."""
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     """0 takes any free port."""
@@ -33,6 +49,10 @@ class ServerOptions:
     """Requests that may wait for memory or a sequence before new ones are refused."""
     grace_seconds: float = 30.0
     """How long running streams may go on after the server was told to stop."""
+    idle_limit: float = 0.0
+    """Seconds after which a model that nobody uses is unloaded, until somebody asks for it; 0 is never."""
+    on_demand: Callable[[str], ModelOptions | None] = field(default=_nothing, compare=False)
+    """Finds the model on disk that a request asks for and that is not served yet, if it may be loaded."""
     log_file: str | None = None
     """Where the caller sent stderr; only recorded, never opened."""
 
@@ -69,13 +89,9 @@ def _size(value: str | None) -> str | None:
 
 
 @dataclass(frozen=True)
-class ServerFlags:
-    """The flags that `cortex run` and `cortex serve` share; each is read from CORTEX_... too."""
+class ModelFlags:
+    """The flags that are about one model; each is read from CORTEX_... too."""
 
-    host: Annotated[str, typer.Option(envvar="CORTEX_HOST", help="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[
-        int, typer.Option(envvar="CORTEX_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
-    ] = DEFAULT_PORT
     ctx_len: Annotated[
         int | None,
         typer.Option(
@@ -182,6 +198,42 @@ class ServerFlags:
         list[str],
         typer.Option(envvar="CORTEX_ALIAS", metavar="NAME", help="Another name for the model. May be repeated."),
     ] = field(default_factory=list)
+
+    def model_options(self, model: str, model_path: Path) -> ModelOptions:
+        engine = EngineConfig(
+            model_path=str(model_path),
+            ctx_len=self.ctx_len,
+            max_seqs=self.max_seqs,
+            kv_tokens=self.kv_tokens,
+            kv_layout=self.kv_layout,
+            batch_tokens=self.batch_tokens,
+            itl_target=self.itl_target,
+            threads=self.threads,
+            gpu_layers=self.gpu_layers,
+            kv_type=self.kv_type,
+            flash_attn=self.flash_attn,
+            host_cache=None if self.host_cache is None else num_bytes(self.host_cache),
+            disk_cache=None if self.disk_cache is None else num_bytes(self.disk_cache),
+            disk_folder=str(home() / "kv"),
+            tuning_folder=str(home() / "tuned"),
+            backend_top_k=self.backend_top_k,
+        )
+        return ModelOptions(model, model_path, engine, tuple(self.alias))
+
+    def start_request(self, model: str, path: Path) -> dict[str, Any]:
+        """The body with which a running server is asked to serve this model, too."""
+        flags = {item.name: getattr(self, item.name) for item in fields(ModelFlags)}
+        return {"model": model, "path": str(path)} | flags
+
+
+@dataclass(frozen=True)
+class ServerFlags(ModelFlags):
+    """The flags that `cortex run` and `cortex serve` share."""
+
+    host: Annotated[str, typer.Option(envvar="CORTEX_HOST", help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[
+        int, typer.Option(envvar="CORTEX_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = DEFAULT_PORT
     cors_origin: Annotated[
         list[str],
         typer.Option(
@@ -204,6 +256,23 @@ class ServerFlags:
             help="How long running answers may go on after a stop.",
         ),
     ] = 30.0
+    idle_limit: Annotated[
+        float,
+        typer.Option(
+            envvar="CORTEX_IDLE_LIMIT",
+            min=0,
+            metavar="SECONDS",
+            help="Unload a model that was idle for so long; the next request loads it again. 0 is never.",
+        ),
+    ] = 0.0
+    on_demand: Annotated[
+        bool,
+        typer.Option(
+            "--on-demand/--no-on-demand",
+            envvar="CORTEX_ON_DEMAND",
+            help="Load a model that lies on disk when a request asks for it.",
+        ),
+    ] = False
 
     def arguments(self) -> list[str]:
         """The same flags for another command line.
@@ -216,43 +285,35 @@ class ServerFlags:
         for item in fields(self):
             value = getattr(self, item.name)
             name = "--" + item.name.replace("_", "-")
-            if isinstance(value, list):
+            if isinstance(value, bool):
+                yield name if value else name.replace("--", "--no-", 1)
+            elif isinstance(value, list):
                 yield from (f"{name}={one}" for one in value)
             elif value is not None:
                 yield f"{name}={value}"
 
     def options(self, model: str, model_path: Path, log_file: str | None = None) -> ServerOptions:
         """The options of a server for `model`, whose file is `model_path`."""
-        engine = EngineConfig(
-            model_path=str(model_path),
-            ctx_len=self.ctx_len,
-            max_seqs=self.max_seqs,
-            kv_tokens=self.kv_tokens,
-            kv_layout=self.kv_layout,
-            batch_tokens=self.batch_tokens,
-            itl_target=self.itl_target,
-            threads=self.threads,
-            gpu_layers=self.gpu_layers,
-            kv_type=self.kv_type,
-            flash_attn=self.flash_attn,
-            host_cache=None if self.host_cache is None else num_bytes(self.host_cache),
-            disk_cache=None if self.disk_cache is None else num_bytes(self.disk_cache),
-            disk_folder=str(home() / "kv"),
-            tuning_folder=str(home() / "tuned"),
-            backend_top_k=self.backend_top_k,
-        )
         return ServerOptions(
-            model=model,
-            model_path=model_path,
-            engine=engine,
-            aliases=tuple(self.alias),
+            first=self.model_options(model, model_path),
             host=self.host,
             port=self.port,
             cors_origins=tuple(self.cors_origin),
             max_waiting=self.max_waiting,
             grace_seconds=self.grace,
+            idle_limit=self.idle_limit,
+            on_demand=self._on_disk if self.on_demand else _nothing,
             log_file=log_file,
         )
+
+    def _on_disk(self, name: str) -> ModelOptions | None:
+        """The options of a model that lies on disk by this name, which is never a path; None if none does."""
+        from api.models.files import ModelFilesError, is_name, resolve
+
+        try:
+            return replace(self, alias=[]).model_options(name, resolve(name)) if is_name(name) else None
+        except ModelFilesError:
+            return None
 
 
 def with_server_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -65,7 +65,7 @@ class AlreadyRunningError(Exception):
         else:
             super().__init__(
                 f"{record.model} is served already at {record.base_url} (pid {record.pid}); "
-                "'cortex stop' ends it, and several models at once are not available yet"
+                "'cortex stop' ends it, and 'cortex run -d' serves another model beside it"
             )
 
 
@@ -84,9 +84,9 @@ def hold_record(options: ServerOptions, port: int) -> Iterator[ServerRecord]:
         pid=os.getpid(),
         host=options.host,
         port=port,
-        model=options.model,
-        model_path=str(options.model_path),
-        aliases=options.aliases,
+        model=options.first.name,
+        model_path=str(options.first.path),
+        aliases=options.first.aliases,
         log=options.log_file,
         grace_seconds=options.grace_seconds,
         started_at=time.time(),
@@ -170,20 +170,38 @@ class KvMemory:
 
 
 @dataclass(frozen=True)
+class ModelHealth:
+    """One of the models of /healthz."""
+
+    model: str
+    aliases: tuple[str, ...]
+    path: str
+    status: str
+    """`ready`, `loading`, `stopping` or `unloaded`."""
+    engine_pid: int | None
+    context_length: int | None
+    kv: KvMemory | None
+    running: int
+    waiting: int
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Self:
+        known = {item.name: body[item.name] for item in fields(cls)}
+        kv = body["kv"]
+        if kv is not None:
+            known["kv"] = KvMemory(**{item.name: kv[item.name] for item in fields(KvMemory)})
+        return cls(**known | {"aliases": tuple(body["aliases"])})
+
+
+@dataclass(frozen=True)
 class Health:
     """The answer of /healthz."""
 
     status: str
     """`ok`, `loading`, `draining` or `failed`."""
-    model: str
-    aliases: tuple[str, ...]
+    models: tuple[ModelHealth, ...]
     pid: int
-    engine_pid: int | None
     uptime_seconds: float
-    context_length: int | None
-    kv: KvMemory | None
-    running: int
-    waiting: int
     version: str
     reason: str | None = None
     """Why it failed."""
@@ -192,20 +210,27 @@ class Health:
     def from_json(cls, body: dict[str, Any]) -> Self:
         """Raises TypeError and KeyError for what is no such answer; fields of later versions are left out."""
         known = {item.name: body[item.name] for item in fields(cls) if item.name in body}
-        kv = body["kv"]
-        if kv is not None:
-            known["kv"] = KvMemory(**{item.name: kv[item.name] for item in fields(KvMemory)})
-        return cls(**known | {"aliases": tuple(body["aliases"])})
+        return cls(**known | {"models": tuple(map(ModelHealth.from_json, body["models"]))})
 
 
 def ask_health(record: ServerRecord, timeout: float = 5.0) -> Health | None:
     """What the server says of itself; None when it does not answer."""
+    try:
+        return Health.from_json(ask(record, "GET", "/healthz", timeout=timeout)[1])
+    except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError):
+        return None
+
+
+def ask(
+    record: ServerRecord, method: str, path: str, body: dict[str, Any] | None = None, timeout: float | None = None
+) -> tuple[int, Any]:
+    """The status and the JSON of an answer. Raises OSError, HTTPException and ValueError when there is none."""
     # The standard library's client: `cortex ps` should not wait for a larger one to be imported.
     connection = http.client.HTTPConnection(record.connect_host, record.port, timeout=timeout)
     try:
-        connection.request("GET", "/healthz")
-        return Health.from_json(json.loads(connection.getresponse().read()))
-    except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError):
-        return None
+        content = None if body is None else json.dumps(body)
+        connection.request(method, path, content, {"Content-Type": "application/json"} if content else {})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
     finally:
         connection.close()

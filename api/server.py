@@ -8,7 +8,6 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncIterable, Iterator
-from functools import partial
 from typing import Final
 
 import trio
@@ -17,11 +16,10 @@ from hypercorn.trio import serve as serve_http
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
 from api.app import create_app
-from api.engine import ENGINE_COMMAND, EngineClient, EngineFailedError
+from api.engine import ENGINE_COMMAND
+from api.fleet import Fleet, StartError
 from api.options import ServerOptions
 from api.record import AlreadyRunningError, hold_record
-from api.service import ModelService
-from api.tokenizer import ModelError, Tokenizer
 
 _log = logging.getLogger("cortex.api")
 
@@ -41,19 +39,15 @@ def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_CO
     try:
         sockets = _listen(options.host, options.port)
         with hold_record(options, sockets[0].getsockname()[1]):
-            names = tuple(dict.fromkeys((options.model, *options.aliases)))
-            tokenizer = Tokenizer(options.model_path)
-            engine = EngineClient(options.engine, command=engine_command)
-            service = ModelService(names, tokenizer, engine, max_waiting=options.max_waiting)
-            trio.run(partial(_run, service, options, sockets))
-    except* (AlreadyRunningError, EngineFailedError, ModelError, OSError) as errors:
+            trio.run(_run, options, sockets, engine_command)
+    except* (AlreadyRunningError, StartError, OSError) as errors:
         for error in _leaves(errors):
             _log.error("%s", error.strerror if isinstance(error, OSError) and error.strerror else error)
         exit_code = 1
     return exit_code
 
 
-async def _run(service: ModelService, options: ServerOptions, sockets: list[socket.socket]) -> None:
+async def _run(options: ServerOptions, sockets: list[socket.socket], engine_command: tuple[str, ...]) -> None:
     config = Config()
     config.bind = [f"fd://{sock.fileno()}" for sock in sockets]
     config.accesslog = None
@@ -62,13 +56,23 @@ async def _run(service: ModelService, options: ServerOptions, sockets: list[sock
     config.keep_alive_timeout = KEEP_ALIVE_SECONDS
     config.h11_max_incomplete_size = 64 * 1024
     drained = trio.Event()
-    app = create_app(service, cors_origins=options.cors_origins)
+    fleet = Fleet(
+        max_waiting=options.max_waiting,
+        grace_seconds=options.grace_seconds,
+        idle_limit=options.idle_limit,
+        on_demand=options.on_demand,
+        engine_command=engine_command,
+    )
+    app = create_app(fleet, cors_origins=options.cors_origins)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_drain_on_signal, service, options.grace_seconds, drained)
-        nursery.start_soon(_load, nursery, service, sockets[0].getsockname())
+        nursery.start_soon(_drain_on_signal, fleet, options.grace_seconds, drained)
+        await nursery.start(fleet.run)
+        nursery.start_soon(fleet.start, options.first)
+        _log.info("listening at http://%s:%d/v1", *sockets[0].getsockname()[:2])
         await serve_http(_with_whole_ends(app), config, shutdown_trigger=drained.wait, mode="asgi")
-        service.engine.stop()
-        nursery.cancel_scope.deadline = trio.current_time() + FLUSH_SECONDS
+        with trio.move_on_after(FLUSH_SECONDS):
+            await fleet.close()
+        nursery.cancel_scope.cancel()
 
 
 def _with_whole_ends(app: ASGIFramework) -> ASGIFramework:
@@ -89,35 +93,21 @@ def _with_whole_ends(app: ASGIFramework) -> ASGIFramework:
     return framework
 
 
-async def _load(nursery: trio.Nursery, service: ModelService, address: tuple[str, int]) -> None:
-    info = await nursery.start(service.engine.run)
-    _log.info(
-        "%s answers at http://%s:%d/v1 (context %d, %d sequences at once, %d tokens of KV memory in %s: %s)",
-        service.names[0],
-        *address[:2],
-        info.ctx_len,
-        info.max_seqs,
-        info.kv_tokens,
-        "lanes" if info.kv_layout == "lanes" else "one pool",
-        info.kv_layout_reason,
-    )
-
-
-async def _drain_on_signal(service: ModelService, grace_seconds: float, drained: trio.Event) -> None:
+async def _drain_on_signal(fleet: Fleet, grace_seconds: float, drained: trio.Event) -> None:
     """Refuse new work from the first signal on, let running requests finish for a while, then let the server end."""
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)  # what holds behind the block: the end is on its way then
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             break
-        service.draining = True
-        _log.info("stopping; %d requests may go on for %.0f s", service.engine.num_active, grace_seconds)
+        fleet.drain()
+        _log.info("stopping; %d requests may go on for %.0f s", fleet.num_active, grace_seconds)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_next, signals, nursery.cancel_scope)
             with trio.move_on_after(grace_seconds):
-                await service.engine.wait_idle()
+                await fleet.wait_idle()
             nursery.cancel_scope.cancel()
-        service.engine.fail_all("the server is shutting down")
+        fleet.end("the server is shutting down")
         drained.set()
         _exit_anyway(2 * FLUSH_SECONDS)
 

@@ -1,6 +1,5 @@
 """The model that is served: its names, its tokenizer and template, its engine, and whether it takes requests."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -43,8 +42,8 @@ class ModelService:
         self.names = names
         self.tokenizer = tokenizer
         self.engine = engine
-        self.created = int(time.time())
         self.draining = False
+        """Whether it takes no new requests."""
         self.dialect = detect(tokenizer.chat_template)
         self._template = ChatTemplate(tokenizer.chat_template, tokenizer)
         self._markers = {
@@ -58,16 +57,10 @@ class ModelService:
         info = self.engine.ready_info()
         return f"fp_{crc32(repr(replace(info, pid=0, load_seconds=0)).encode()):08x}"
 
-    def check_model(self, name: str) -> None:
-        """Raises ApiError 404 for a model that is not served."""
-        if name not in self.names:
-            message = f"The model {name!r} does not exist. This server serves {' and '.join(map(repr, self.names))}."
-            raise ApiError(404, message, param="model", code="model_not_found")
-
     def check_accepting(self) -> None:
-        """Raises ApiError 503 while loading or shutting down, 429 when too many wait."""
+        """Raises ApiError 503 while loading or being stopped, 429 when too many wait."""
         if self.draining:
-            raise unavailable("The server is shutting down.", "shutting_down")
+            raise unavailable("The model is being stopped.", "shutting_down")
         info = self.engine.ready_info()
         if self.engine.num_active >= info.max_seqs + self._max_waiting:
             message = f"Too many requests: {info.max_seqs} run and {self._max_waiting} wait. Please try again shortly."
@@ -171,23 +164,33 @@ class ModelService:
         return requested or context - num_prompt
 
     async def health(self) -> dict[str, Any]:
-        """What `cortex ps` shows."""
+        """What its engine says of itself."""
         info = self.engine.info
         report = await self.engine.inspect() if info else None
-        kv = None
-        if info and report:
-            page = report.cache["page_tokens"]
-            kv = {"tokens": info.kv_tokens, "bytes": info.kv_bytes} | {
-                f"{use}_tokens": report.cache[f"{use}_pages"] * page for use in ("held", "cached", "free")
+        if info is None or report is None:
+            return self.no_health() | {
+                "engine_pid": info.pid if info else None,
+                "context_length": info.ctx_len if info else None,
             }
+        page = report.cache["page_tokens"]
+        kv = {f"{use}_tokens": report.cache[f"{use}_pages"] * page for use in ("held", "cached", "free")}
         return {
-            "status": "draining" if self.draining else "ok" if info else "loading",
-            "model": self.names[0],
-            "aliases": list(self.names[1:]),
-            "engine_pid": info.pid if info else None,
-            "context_length": info.ctx_len if info else None,
-            "kv": kv,
-            "running": report.scheduler["running"] if report else 0,
-            "waiting": report.scheduler["waiting"] if report else 0,
-            "statistics": {"scheduler": report.scheduler, "cache": report.cache} if report else None,
+            "engine_pid": info.pid,
+            "context_length": info.ctx_len,
+            "kv": {"tokens": info.kv_tokens, "bytes": info.kv_bytes} | kv,
+            "running": report.scheduler["running"],
+            "waiting": report.scheduler["waiting"],
+            "statistics": {"scheduler": report.scheduler, "cache": report.cache},
+        }
+
+    @staticmethod
+    def no_health() -> dict[str, Any]:
+        """The same without an engine."""
+        return {
+            "engine_pid": None,
+            "context_length": None,
+            "kv": None,
+            "running": 0,
+            "waiting": 0,
+            "statistics": None,
         }

@@ -216,7 +216,7 @@ def print_tuning(model: str, outcome: dict[str, Any]) -> None:
     sys.stdout.write(f"{model} will be served with {threads} and steps of up to {tuning['batch_tokens']} tokens.\n")
 
 
-def print_servers(servers: list[dict[str, Any]]) -> None:
+def print_models(models: list[dict[str, Any]]) -> None:
     """The table of `cortex ps`, from what its `--json` prints."""
     from rich.console import Console
     from rich.table import Table
@@ -227,15 +227,15 @@ def print_servers(servers: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("MODEL", "STATE", "PID", "ENGINE", "KV MEMORY", "UPTIME", "ADDRESS"):
         table.add_column(column, overflow="fold")
-    for server in servers:
+    for model in models:
         cells = (
-            server["model"],
-            server["state"],
-            str(server["pid"]),
-            str(server["engine_pid"] or "-"),
-            _kv_text(server["kv"]),
-            _duration_text(server["uptime_seconds"]),
-            server["url"],
+            model["model"],
+            model["state"],
+            str(model["pid"]),
+            str(model["engine_pid"] or "-"),
+            _kv_text(model["kv"]),
+            _duration_text(model["uptime_seconds"]),
+            model["url"],
         )
         table.add_row(*map(Text, cells))
     console.print(table)

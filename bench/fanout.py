@@ -113,14 +113,14 @@ async def _read(record: _Stream, port: int, body: bytes) -> None:
 
 
 def main() -> int:
-    from api.options import ServerOptions
+    from api.options import ModelOptions, ServerOptions
     from api.server import serve
     from scheduler.config import EngineConfig
 
     model, port, seconds = sys.argv[1:]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    options = ServerOptions("clock", Path(model), EngineConfig(model_path=model), port=int(port))
+    options = ServerOptions(ModelOptions("clock", Path(model), EngineConfig(model_path=model)), port=int(port))
     return serve(options, engine_command=(sys.executable, "-P", "-m", "bench.paced_engine", seconds))
 
 

@@ -37,6 +37,8 @@ class EngineConfig:
     """Where; nothing is kept on the disk without it."""
     tuning_folder: str = ""
     """Where what was found to be fastest is kept; see scheduler.tuning."""
+    others_bytes: int = 0
+    """Memory of other models' weights, which the system counts as available as it could read them from disk again."""
     backend_top_k: int = 0
     """How many of the best tokens the backend itself finds in each step, so that no logits leave the GPU; 0 is off."""
 

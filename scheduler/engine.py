@@ -13,14 +13,14 @@ from kvcache.pool import PoolCache
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler, GrammarError
-from scheduler.llama import MAX_SEQUENCE_IDS, Context, Model, num_gpu_layers
+from scheduler.llama import MAX_SEQUENCE_IDS, Context, Model, ModelError, num_gpu_layers
 from scheduler.memory import LaneMemory, PoolMemory
 from scheduler.messages import Cancel, Inspect, Message, Output, Report, Stop, Submit
 from scheduler.pacing import Pacer
 from scheduler.plan import Runner, StepError
 from scheduler.runner import LlamaRunner
 from scheduler.scheduler import MAX_SCORED_TOKENS, Scheduler
-from scheduler.sizing import Sizes, choose
+from scheduler.sizing import Sizes, choose, missing_memory
 from scheduler.tiers import Tiers, open_tiers
 from scheduler.tuning import tuned
 
@@ -192,6 +192,10 @@ def _open(config: EngineConfig, model: Model, why_pool: str = "") -> _Device:
     )
     if why_pool:
         sizes = dataclasses.replace(sizes, layout_reason=why_pool)
+    if not num_gpu_layers(config.gpu_layers, model.num_layers):
+        kv_bytes = sizes.kv_tokens * model.kv_bytes_per_token(config.kv_type)
+        if missing := missing_memory(config, model.num_bytes, kv_bytes):
+            raise ModelError(f"{config.model_path}: {missing}")
     in_lanes, sharing = sizes.layout == "lanes", model.shares_prefixes
     context = Context(
         model,

@@ -67,7 +67,9 @@ def choose(
         kv_tokens = max_seqs * lane_tokens
         ctx_len = min(ctx_len, lane_tokens)
     else:
-        kv_tokens = _whole_pages(config.kv_tokens or _pool(ctx_len, max_seqs, model_bytes, kv_bytes_per_token))
+        kv_tokens = _whole_pages(
+            config.kv_tokens or _pool(ctx_len, max_seqs, model_bytes, kv_bytes_per_token, available_bytes(config))
+        )
     tiled = not on_gpu and layout == "pool" and config.flash_attn != "off" and config.kv_type in {"f16", "f32"}
     return Sizes(
         ctx_len=min(ctx_len, kv_tokens),
@@ -83,11 +85,27 @@ def choose(
     )
 
 
+def available_bytes(config: EngineConfig) -> int:
+    """Memory that this engine may count on."""
+    return max(0, psutil.virtual_memory().available - config.others_bytes)
+
+
+def missing_memory(config: EngineConfig, weight_bytes: int, kv_bytes: int) -> str:
+    """Why the machine's memory cannot hold a model and its KV memory, in words; empty if it can."""
+    available = available_bytes(config)
+    if weight_bytes + kv_bytes <= available:
+        return ""
+    return (
+        f"it would take {weight_bytes / GIB:.1f} GiB of memory and {kv_bytes / GIB:.1f} GiB for its KV, "
+        f"of which {available / GIB:.1f} GiB are available"
+    )
+
+
 def host_bytes(config: EngineConfig) -> int:
     """What evicted pages may take of the host's memory."""
     if config.host_cache is not None:
         return config.host_cache
-    return min(MAX_TIER_BYTES, int(HOST_SHARE * psutil.virtual_memory().available))
+    return min(MAX_TIER_BYTES, int(HOST_SHARE * available_bytes(config)))
 
 
 def disk_bytes(config: EngineConfig, folder: Path) -> int:
@@ -110,7 +128,7 @@ def _layout(config: EngineConfig, ctx_len: int, lane_tokens: int, lane_bytes: in
         return "pool", "without host memory, only a pool keeps what is idle beside what runs"
     if lane_tokens < ctx_len:
         return "pool", f"--kv-tokens is less than a context of {ctx_len} tokens for each sequence"
-    available = psutil.virtual_memory().available
+    available = available_bytes(config)
     share = f"{lane_bytes / GIB:.1f} GiB, a context for each sequence"
     if lane_bytes > MEMORY_SHARE * available:
         return "pool", f"lanes would take {share}, more than half of the {available / GIB:.1f} GiB available"
@@ -122,14 +140,14 @@ def _lane(num_tokens: int) -> int:
     return -(-num_tokens // 256) * 256
 
 
-def _pool(ctx_len: int, max_seqs: int, model_bytes: int, kv_bytes_per_token: int) -> int:
+def _pool(ctx_len: int, max_seqs: int, model_bytes: int, kv_bytes_per_token: int, available: int) -> int:
     """Two full contexts at least, more while idle pages stay cheap, never more than all sequences can use.
 
     Of a model whose state does not grow tokens take no memory, so that is what it gets.
     """
     kv_bytes_per_token = max(1, kv_bytes_per_token)
     cheap = int(IDLE_SHARE * model_bytes / kv_bytes_per_token)
-    affordable = int(MEMORY_SHARE * psutil.virtual_memory().available / kv_bytes_per_token)
+    affordable = int(MEMORY_SHARE * available / kv_bytes_per_token)
     wanted = min(max(2 * ctx_len, cheap), max(2, max_seqs) * ctx_len)
     return max(min(wanted, affordable), ctx_len)
 

@@ -1,59 +1,45 @@
 """A response in the making: the choices of a request, whole or as a stream of server-sent events."""
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any, Final, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final
 
 import orjson
 import trio
 
-from api.choice import Choice, Delta
+from api.endpoints.choice import Choice, Delta
 from api.engine import INVALID_GRAMMAR, Draft, Generation
 from api.errors import ApiError
-from api.schemas.common import GenerationRequest
 from api.service import ModelService
 
 PING_SECONDS: Final = 15.0
 """Silence after which a stream says that it is still there, so that proxies keep it open."""
-DONE: Final = b"data: [DONE]\n\n"
-
-RequestT = TypeVar("RequestT", bound=GenerationRequest)
 
 
-class Answer(ABC, Generic[RequestT]):
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """What a request comes to: sequences, and what will be made of their tokens."""
+
+    drafts: Sequence[Draft]
+    choices: Sequence[Choice]
+    """One for each draft."""
+    grammar_param: str | None = None
+    """The field of the request that the drafts' grammar comes from."""
+
+
+class Answer(ABC):
     """What an endpoint makes of the sequences that it asked for. Used once, by `whole` or by `stream`."""
 
-    kind: str
-    """The name of the whole object."""
-    chunk_kind: str
-    """And of a stream's chunk."""
-
-    def __init__(
-        self,
-        service: ModelService,
-        request: RequestT,
-        response_id: str,
-        drafts: Sequence[Draft],
-        choices: Sequence[Choice],
-        grammar_param: str | None = None,
-        num_prompts: int = 1,
-    ) -> None:
-        """The drafts are of `num_prompts` prompts, as many in a row of each. Raises ApiError 503 without an engine.
-
-        `grammar_param`: the field of the request that the drafts' grammar comes from.
-        """
+    def __init__(self, service: ModelService, drafted: Drafted) -> None:
+        """Raises ApiError 503 without an engine."""
         self._service = service
-        self._request = request
-        self._id = response_id
-        self._created = int(time.time())
-        self._drafts = drafts
-        self._choices = choices
-        self._grammar_param = grammar_param
-        self._per_prompt = len(choices) // num_prompts
+        self._drafts = drafted.drafts
+        self._choices = drafted.choices
+        self._grammar_param = drafted.grammar_param
         self._fingerprint = service.fingerprint()  # of the engine that answers, even if it is gone by the end
-        self._generation = service.engine.generate(drafts)
+        self._generation = service.engine.generate(drafted.drafts)
 
     async def whole(self) -> dict[str, Any]:
         """The whole answer. Raises ApiError 400 for a grammar that cannot be served, 500 if the engine fails."""
@@ -62,10 +48,10 @@ class Answer(ABC, Generic[RequestT]):
             while not self._finished:
                 for index, delta in await self._receive(generation):
                     deltas[index].append(delta)
-        return self._object(self.kind, self._whole_choices(deltas)) | {"usage": self._usage()}
+        return self._whole(deltas)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Server-sent events: pieces of the choices as they come, why they ended, and [DONE].
+        """Server-sent events: pieces of the choices as they come, and why they ended.
 
         Returns once the request is known to be served: at once, unless it has a grammar. Raises ApiError 400 for one
         that cannot be served.
@@ -81,30 +67,23 @@ class Answer(ABC, Generic[RequestT]):
             with self._generation as generation:
                 news = [] if promised else await self._receive(generation)
                 promised = True
-                if chunks := self._beginning() + self._chunks(news):
-                    yield chunks + self._end()
+                if told := self._beginning() + self._tell(news):
+                    yield told
                 while not self._finished:
                     with trio.move_on_after(PING_SECONDS) as silence:
                         news = await self._receive(generation)
                     if silence.cancelled_caught:
-                        yield b": ping\n\n"
-                    elif chunks := self._chunks(news) + self._end():
-                        yield chunks
+                        yield self._ping()
+                    elif told := self._tell(news):
+                        yield told
         except ApiError as error:
             if not promised:
                 raise
-            yield _event(error.body())
+            yield self._failure(error)
 
-    def _beginning(self) -> bytes:
-        return b"".join(self._chunk(index, choice) for index in range(len(self._choices)) for choice in self._begin())
-
-    def _end(self) -> bytes:
-        """What follows the last chunk, in the same write."""
-        if not self._finished:
-            return b""
-        if not self._request.include_usage:
-            return DONE
-        return _event(self._object(self.chunk_kind, []) | {"usage": self._usage()}) + DONE
+    def _tell(self, news: list[tuple[int, Delta]]) -> bytes:
+        told = b"".join(self._news(index, delta) for index, delta in news)
+        return told + self._end() if self._finished else told
 
     @property
     def _has_grammar(self) -> bool:
@@ -129,57 +108,28 @@ class Answer(ABC, Generic[RequestT]):
                 generation.end(index)  # a stop string, which only we know of
         return deltas
 
-    def _usage(self) -> dict[str, Any]:
-        firsts = range(0, len(self._choices), self._per_prompt)
-        prompt = sum(len(self._drafts[first].tokens) for first in firsts)
-        completion = sum(self._num_tokens(choice) for choice in self._choices)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {
-                "cached_tokens": sum(self._choices[first].cached_tokens for first in firsts),
-                "audio_tokens": 0,
-            },
-            "completion_tokens_details": {
-                "reasoning_tokens": sum(choice.num_reasoning_tokens for choice in self._choices),
-                "audio_tokens": 0,
-                "accepted_prediction_tokens": 0,
-                "rejected_prediction_tokens": 0,
-            },
-        }
-
-    def _num_tokens(self, choice: Choice) -> int:
-        return choice.num_tokens
-
-    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": self._created,
-            "model": self._request.model,
-            "choices": choices,
-            "system_fingerprint": self._fingerprint,
-        }
-
-    def _chunks(self, news: list[tuple[int, Delta]]) -> bytes:
-        return b"".join(self._chunk(index, choice) for index, delta in news for choice in self._pieces(index, delta))
-
-    def _chunk(self, index: int, choice: dict[str, Any]) -> bytes:
-        chunk = self._object(self.chunk_kind, [{"index": index, **choice}])
-        return _event(chunk | {"usage": None} if self._request.include_usage else chunk)
+    @abstractmethod
+    def _whole(self, deltas: list[list[Delta]]) -> dict[str, Any]:
+        """The whole object, from all that each choice has grown by."""
 
     @abstractmethod
-    def _whole_choices(self, deltas: list[list[Delta]]) -> list[dict[str, Any]]:
-        """The choices of the whole object, from all that each has grown by."""
+    def _beginning(self) -> bytes:
+        """The events that a stream begins with."""
 
     @abstractmethod
-    def _begin(self) -> list[dict[str, Any]]:
-        """What a stream says first of every choice."""
+    def _news(self, index: int, delta: Delta) -> bytes:
+        """The events for what a choice has grown by."""
 
     @abstractmethod
-    def _pieces(self, index: int, delta: Delta) -> list[dict[str, Any]]:
-        """The chunks of a stream for what a choice has grown by."""
+    def _end(self) -> bytes:
+        """The events behind the last news, in the same write."""
+
+    @abstractmethod
+    def _failure(self, error: ApiError) -> bytes:
+        """The event that ends a stream which the engine broke off."""
+
+    def _ping(self) -> bytes:
+        return b": ping\n\n"
 
 
 async def _resumed(first: bytes, events: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
@@ -189,5 +139,7 @@ async def _resumed(first: bytes, events: AsyncGenerator[bytes]) -> AsyncIterator
             yield event
 
 
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(data) + b"\n\n"
+def event(data: dict[str, Any], name: str = "") -> bytes:
+    """A server-sent event, of a type if it has a name."""
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + orjson.dumps(data) + b"\n\n"

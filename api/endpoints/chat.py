@@ -4,11 +4,12 @@ import uuid
 from dataclasses import replace
 from typing import Any, Final, Self
 
-from api.answer import Answer
-from api.choice import Choice, Delta
 from api.dialects import CallArguments, CallBegin, Content, Event, Reasoning
+from api.endpoints.answer import Drafted
+from api.endpoints.choice import Choice, Delta
+from api.endpoints.chunks import ChunkedAnswer
+from api.endpoints.logprobs import chat_logprobs
 from api.engine import Draft
-from api.logprobs import chat_logprobs
 from api.schemas.chat import ChatRequest
 from api.service import ModelService
 from api.structured import constraint
@@ -17,7 +18,28 @@ PROMPT_TAIL: Final = 32
 """Tokens at the prompt's end that may have begun a thought."""
 
 
-class ChatCompletion(Answer[ChatRequest]):
+async def draft_chat(service: ModelService, request: ChatRequest) -> Drafted:
+    """The sequences that answer a conversation.
+
+    Raises ApiError 400 for what the model's template, its context or a grammar cannot hold.
+    """
+    content, use = constraint(request), request.tool_use()
+    prompt = await service.chat_prompt(request)
+    tail = service.tokenizer.text(prompt[-PROMPT_TAIL:])
+    params = await service.sampling(request)
+    draft = Draft(
+        prompt,
+        service.token_limit(len(prompt), request.requested_tokens),
+        params,
+        logprobs=request.num_logprobs,
+        grammar=service.chat_grammar(use, content, tail),
+    )
+    drafts = [replace(draft, params=replace(params, seed=params.seed + i)) for i in range(request.num_choices)]
+    choices = [Choice(service.answer_piece, request.stop or (), service.dialect.parser(use, tail)) for _ in drafts]
+    return Drafted(drafts, choices, content.param if content else "tools")
+
+
+class ChatCompletion(ChunkedAnswer[ChatRequest]):
     """The answers to one conversation."""
 
     kind = "chat.completion"
@@ -25,22 +47,8 @@ class ChatCompletion(Answer[ChatRequest]):
 
     @classmethod
     async def create(cls, service: ModelService, request: ChatRequest) -> Self:
-        """Raises ApiError 400 for what the model's template, its context or a grammar cannot hold."""
-        content, use = constraint(request), request.tool_use()
-        prompt = await service.chat_prompt(request)
-        tail = service.tokenizer.text(prompt[-PROMPT_TAIL:])
-        params = await service.sampling(request)
-        draft = Draft(
-            prompt,
-            service.token_limit(len(prompt), request.requested_tokens),
-            params,
-            logprobs=request.num_logprobs,
-            grammar=service.chat_grammar(use, content, tail),
-        )
-        drafts = [replace(draft, params=replace(params, seed=params.seed + i)) for i in range(request.num_choices)]
-        choices = [Choice(service.answer_piece, request.stop or (), service.dialect.parser(use, tail)) for _ in drafts]
-        response_id = f"chatcmpl-{uuid.uuid4().hex}"
-        return cls(service, request, response_id, drafts, choices, content.param if content else "tools")
+        """Raises ApiError 400 as `draft_chat`."""
+        return cls(service, request, f"chatcmpl-{uuid.uuid4().hex}", await draft_chat(service, request))
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return super()._object(kind, choices) | {"service_tier": "default"}

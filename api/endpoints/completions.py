@@ -6,18 +6,19 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 
-from api.answer import Answer
-from api.choice import Choice, Delta
 from api.dialects import Content
+from api.endpoints.answer import Drafted
+from api.endpoints.choice import Choice, Delta
+from api.endpoints.chunks import ChunkedAnswer
+from api.endpoints.logprobs import CompletionLogprobs
 from api.engine import Draft
-from api.logprobs import CompletionLogprobs
 from api.schemas.completion import CompletionRequest
 from api.service import ModelService
 from api.structured import constraint
 from scheduler.messages import TokenLogprob
 
 
-class TextCompletion(Answer[CompletionRequest]):
+class TextCompletion(ChunkedAnswer[CompletionRequest]):
     """The completions of one request's prompts."""
 
     kind = chunk_kind = "text_completion"
@@ -46,8 +47,8 @@ class TextCompletion(Answer[CompletionRequest]):
             for number in range(request.num_candidates)
         ]
         choices = [Choice(service.tokenizer.piece, request.stop or ()) for _ in drafts]
-        response_id = f"cmpl-{uuid.uuid4().hex}"
-        completion = cls(service, request, response_id, drafts, choices, wish.param if wish else None, len(prompts))
+        drafted = Drafted(drafts, choices, wish.param if wish else None)
+        completion = cls(service, request, f"cmpl-{uuid.uuid4().hex}", drafted, len(prompts))
         completion._echoes = [prompt.text for prompt in prompts for _ in range(request.num_candidates)]
         return completion
 

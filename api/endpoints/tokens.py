@@ -10,7 +10,6 @@ from api.service import ModelService
 
 
 async def tokenize(service: ModelService, request: TokenizeRequest) -> dict[str, Any]:
-    _check_model(service, request.model)
     if request.messages is not None:
         conversation = ApplyTemplateRequest(
             messages=request.messages, tools=request.tools, chat_template_kwargs=request.chat_template_kwargs
@@ -32,7 +31,6 @@ async def tokenize(service: ModelService, request: TokenizeRequest) -> dict[str,
 
 
 def detokenize(service: ModelService, request: DetokenizeRequest) -> dict[str, Any]:
-    _check_model(service, request.model)
     unknown = next((token for token in request.tokens if token >= service.tokenizer.vocab_size), None)
     if unknown is not None:
         message = f"Token {unknown} is not in the model's vocabulary of {service.tokenizer.vocab_size}."
@@ -43,7 +41,6 @@ def detokenize(service: ModelService, request: DetokenizeRequest) -> dict[str, A
 
 async def apply_template(service: ModelService, request: ApplyTemplateRequest) -> dict[str, Any]:
     """The prompt as text, control tokens spelled."""
-    _check_model(service, request.model)
     return {"prompt": service.tokenizer.text(await service.chat_prompt(request.as_chat()))}
 
 
@@ -58,8 +55,3 @@ def _encode(service: ModelService, request: TokenizeRequest) -> list[int]:
     if adds and tokenizer.add_bos and tokenizer.bos_id is not None and tokens[:1] != [tokenizer.bos_id]:
         tokens.insert(0, tokenizer.bos_id)
     return tokens
-
-
-def _check_model(service: ModelService, name: str | None) -> None:
-    if name is not None:
-        service.check_model(name)

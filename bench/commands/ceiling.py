@@ -29,8 +29,8 @@ def ceiling(
 ) -> None:
     """What the model alone reaches on this machine; with --url, how close a server comes to it."""
     # Only now: it loads llama.cpp, which a load generator does without.
-    from api.model_files import ModelFilesError
-    from api.model_files import resolve as resolve_model
+    from api.models.files import ModelFilesError
+    from api.models.files import resolve as resolve_model
     from bench import ceiling as bare
 
     try:

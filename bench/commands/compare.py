@@ -52,8 +52,8 @@ def compare(
     time_limit: Annotated[float, typer.Option(min=1.0, max=864_000.0, help="Seconds for all.")] = 4 * 3600.0,
 ) -> None:
     """Start servers of the same model and put them under the same load in turn; `make peers` builds the others."""
-    from api.model_files import ModelFilesError
-    from api.model_files import resolve as resolve_model
+    from api.models.files import ModelFilesError
+    from api.models.files import resolve as resolve_model
     from bench import compare as comparison
     from bench import page
     from scheduler.machine import cores

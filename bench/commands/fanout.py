@@ -25,8 +25,8 @@ def fanout(
     from statistics import median
     from tempfile import TemporaryDirectory
 
-    from api.model_files import ModelFilesError
-    from api.model_files import resolve as resolve_model
+    from api.models.files import ModelFilesError
+    from api.models.files import resolve as resolve_model
     from bench import fanout as fanning
     from bench.servers import Server, Spec, free_ports
 

@@ -28,8 +28,8 @@ def restart(
     from statistics import median
     from tempfile import TemporaryDirectory
 
-    from api.model_files import ModelFilesError
-    from api.model_files import resolve as resolve_model
+    from api.models.files import ModelFilesError
+    from api.models.files import resolve as resolve_model
     from bench import restart as restarting
     from bench.peers import Common, cortex
     from bench.servers import Server, free_ports

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from api.model_files import resolve
+from api.models.files import resolve
 from scheduler.config import EngineConfig
 from scheduler.engine import load
 from scheduler.messages import SamplingParams, Submit

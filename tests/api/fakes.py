@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -11,9 +12,11 @@ from quart_trio import QuartTrio
 from quart_trio.testing.connections import TestHTTPConnection as Connection
 from trio.testing import wait_all_tasks_blocked
 
-from api.answer import PING_SECONDS
 from api.app import create_app
+from api.endpoints.answer import PING_SECONDS
 from api.engine import EngineClient
+from api.fleet import Fleet
+from api.options import ModelOptions
 from api.service import ModelService
 from api.tokenizer import Tokenizer
 from scheduler.config import EngineConfig, EngineInfo
@@ -21,6 +24,7 @@ from scheduler.messages import Cancel, Message, Output, Report, Step, Submit
 
 MODEL = "smollm2:135m"
 URL = "/v1/chat/completions"
+PATH = Path("/models/no-model.gguf")
 INFO = EngineInfo(
     pid=4321,
     description="fake 1B",
@@ -167,7 +171,9 @@ class Server:
     def __init__(self, tokenizer: Tokenizer, *, max_waiting: int = 8, cors_origins: tuple[str, ...] = ()) -> None:
         self.engine = FakeEngine()
         self.service = ModelService((MODEL, "an-alias"), tokenizer, self.engine, max_waiting=max_waiting)
-        self.app: QuartTrio = create_app(self.service, cors_origins=cors_origins)
+        self.fleet = Fleet(max_waiting=max_waiting)
+        self.fleet.adopt(ModelOptions(MODEL, PATH, EngineConfig(str(PATH)), ("an-alias",)), self.service)
+        self.app: QuartTrio = create_app(self.fleet, cors_origins=cors_origins)
         self.client = self.app.test_client()
         self.tokenizer = tokenizer
 

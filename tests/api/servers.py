@@ -95,10 +95,11 @@ class CortexServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def health(self) -> dict[str, Any]:
+    def health(self, model: str = MODEL) -> dict[str, Any]:
+        """Of the server, and what it says of one of its models."""
         body = httpx.get(f"http://127.0.0.1:{self.port}/healthz", timeout=SECONDS).json()
-        assert isinstance(body, dict)
-        return body
+        told: dict[str, Any] = next(each for each in body["models"] if each["model"] == model)
+        return told | {"status": body["status"]}
 
     def statistics(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Of the scheduler and of the cache, with nothing running."""

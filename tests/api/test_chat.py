@@ -14,14 +14,16 @@ from pydantic import BaseModel
 from quart import Response
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from api.answer import PING_SECONDS
 from api.app import MAX_BODY_BYTES
+from api.endpoints.answer import PING_SECONDS
 from api.engine import UNREAD_LIMIT
+from api.options import ModelOptions
 from api.schemas.chat import MAX_TOOLS, UNSERVED, ChatRequest
 from api.schemas.common import MAX_CHOICES, MAX_STOPS
 from api.tokenizer import Tokenizer
+from scheduler.config import EngineConfig
 from scheduler.messages import Output, Report, SamplingParams, Submit
-from tests.api.fakes import INFO, MODEL, URL, Server, Stream, chat, events, leave
+from tests.api.fakes import INFO, MODEL, PATH, URL, Server, Stream, chat, events, leave
 
 
 @pytest.fixture
@@ -1041,7 +1043,7 @@ async def test_while_the_model_loads_requests_get_a_503(server: Server, stream: 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_while_the_server_drains_requests_get_a_503(server: Server, stream: bool) -> None:
-    server.service.draining = True
+    server.fleet.drain()
     response = await server.post(chat(stream=stream))
     await assert_error(response, 503, "shutting_down")
     assert int(response.headers["Retry-After"]) >= 1
@@ -1147,7 +1149,7 @@ async def test_the_models_are_the_one_that_is_served_and_its_aliases(server: Ser
     assert body["object"] == "list"
     assert [model["id"] for model in body["data"]] == [MODEL, "an-alias"]
     for model in body["data"]:
-        assert set(model) == {"id", "object", "created", "owned_by"}
+        assert set(model) == {"id", "object", "created", "owned_by", "status"}
         assert model["object"] == "model"
         assert isinstance(model["created"], int)
         assert await body_of(await server.client.get(f"/v1/models/{model['id']}")) == model
@@ -1155,7 +1157,7 @@ async def test_the_models_are_the_one_that_is_served_and_its_aliases(server: Ser
 
 async def test_a_model_whose_name_has_slashes_is_found(tokenizer: Tokenizer) -> None:
     server = Server(tokenizer)
-    server.service.names = ("owner/repo:file.gguf",)
+    server.fleet.adopt(ModelOptions("owner/repo:file.gguf", PATH, EngineConfig(str(PATH))), server.service)
     response = await server.client.get("/v1/models/owner/repo:file.gguf")
     assert (await body_of(response))["id"] == "owner/repo:file.gguf"
 
@@ -1177,34 +1179,36 @@ async def test_health_tells_what_the_engine_reports(server: Server) -> None:
     body = await body_of(response)
     assert response.status_code == 200
     assert body["status"] == "ok"
-    assert (body["model"], body["aliases"]) == (MODEL, ["an-alias"])
-    assert (body["engine_pid"], body["context_length"]) == (INFO.pid, INFO.ctx_len)
-    assert (body["running"], body["waiting"]) == (2, 5)
-    assert body["kv"] == {
+    [model] = body["models"]
+    assert (model["model"], model["aliases"], model["path"]) == (MODEL, ["an-alias"], str(PATH))
+    assert (model["engine_pid"], model["context_length"]) == (INFO.pid, INFO.ctx_len)
+    assert (model["running"], model["waiting"]) == (2, 5)
+    assert model["kv"] == {
         "tokens": INFO.kv_tokens,
         "bytes": INFO.kv_bytes,
         "held_tokens": 96,
         "cached_tokens": 320,
         "free_tokens": 51 * 32,
     }
-    assert body["statistics"] == {"scheduler": {"running": 2, "waiting": 5}, "cache": cache}
+    assert model["statistics"] == {"scheduler": {"running": 2, "waiting": 5}, "cache": cache}
 
 
 async def test_health_of_an_engine_that_does_not_answer(server: Server) -> None:
     response = await server.client.get("/healthz")
     body = await body_of(response)
-    assert (response.status_code, body["status"], body["kv"]) == (200, "ok", None)
+    assert (response.status_code, body["status"], body["models"][0]["kv"]) == (200, "ok", None)
 
 
 @pytest.mark.parametrize("draining", [False, True])
 async def test_health_is_a_503_while_no_requests_are_taken(server: Server, draining: bool) -> None:
-    server.service.draining = draining
+    if draining:
+        server.fleet.drain()
     server.engine.info = None
     response = await server.client.get("/healthz")
     body = await body_of(response)
     assert response.status_code == 503
     assert body["status"] == ("draining" if draining else "loading")
-    assert body["engine_pid"] is None
+    assert body["models"][0]["engine_pid"] is None
 
 
 # Anything at all

@@ -15,7 +15,7 @@ import pytest
 
 from api import cli, launch
 from api.home import home
-from api.options import ServerFlags, ServerOptions, num_bytes
+from api.options import ModelOptions, ServerFlags, ServerOptions, num_bytes
 from api.record import ServerRecord, read_record
 from api.terminal import print_tuning
 from scheduler.config import EngineConfig
@@ -51,6 +51,10 @@ def serve(options):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
 
+    models = [{
+        "model": options.first.name, "aliases": options.first.aliases, "path": str(options.first.path),
+    }]
+
     class Handler(BaseHTTPRequestHandler):
         def answer(self, code, body):
             self.send_response(code)
@@ -62,15 +66,29 @@ def serve(options):
                 return
             kv = dict(tokens=96, bytes=3 << 20, held_tokens=32, cached_tokens=0, free_tokens=64)
             ok = behaviour() in ("ok", "deaf")
+            state = dict(
+                status="ready" if ok else "loading", engine_pid=engine.pid, context_length=512, kv=kv if ok else None,
+                running=1, waiting=2,
+            )
             health = dict(
-                status="ok" if ok else behaviour(), model=options.model, aliases=options.aliases, pid=os.getpid(),
-                engine_pid=engine.pid, uptime_seconds=1.0, context_length=512, kv=kv if ok else None, running=1,
-                waiting=2, version="0", reason="out of memory" if behaviour() == "failed" else None,
+                status="ok" if ok else behaviour(), models=[model | state for model in models], pid=os.getpid(),
+                uptime_seconds=1.0, version="0", reason="out of memory" if behaviour() == "failed" else None,
             )
             self.answer(200 if ok else 503, json.dumps(health).encode())
 
         def do_POST(self):
-            messages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path == "/v1/models/start":
+                if body["ctx_len"] == 666:
+                    return self.answer(409, b'{"error": {"message": "it takes too much memory"}}')
+                models.append({"model": body["model"], "aliases": body["alias"], "path": body["path"]})
+                return self.answer(200, b"{}")
+            if self.path == "/v1/models/stop":
+                if body["model"] not in [model["model"] for model in models]:
+                    return self.answer(404, json.dumps({"error": {"message": f"no {body['model']}"}}).encode())
+                models[:] = [model for model in models if model["model"] != body["model"]]
+                return self.answer(200, b"{}")
+            messages = body["messages"]
             if messages[-1]["content"] == "fail":
                 return self.answer(500, b'{"error": {"message": "no answer today"}}')
             chunk = {"choices": [{"delta": {"content": f"got {len(messages)}"}}]}
@@ -280,18 +298,20 @@ def test_options_come_from_flags_then_the_environment_then_defaults(
     assert parsed(
         ["--threads=1", "--kv-type=q8_0", "--disk-cache=1.5GiB", "--cors-origin=*", MODEL], monkeypatch
     ) == ServerOptions(
-        model=MODEL,
-        model_path=Path(model_path),
-        engine=EngineConfig(
-            model_path,
-            ctx_len=128,
-            threads=1,
-            kv_type="q8_0",
-            disk_cache=3 << 29,
-            disk_folder=str(home() / "kv"),
-            tuning_folder=str(home() / "tuned"),
+        ModelOptions(
+            MODEL,
+            Path(model_path),
+            EngineConfig(
+                model_path,
+                ctx_len=128,
+                threads=1,
+                kv_type="q8_0",
+                disk_cache=3 << 29,
+                disk_folder=str(home() / "kv"),
+                tuning_folder=str(home() / "tuned"),
+            ),
+            ("a", "b"),
         ),
-        aliases=("a", "b"),
         port=0,
         cors_origins=("*",),
     )
@@ -358,7 +378,7 @@ def test_nothing_running_is_no_failure(cortex: Cortex) -> None:
         assert (result.returncode, result.stdout, result.stderr) == (0, expected, "")
 
 
-def test_a_server_is_started_shown_and_stopped(cortex: Cortex) -> None:
+def test_a_server_is_started_shown_and_stopped(cortex: Cortex, model_path: str) -> None:
     result = cortex.run(MODEL, "--alias=little")
     record = running()
     url = f"http://localhost:{record.port}/v1"
@@ -369,6 +389,7 @@ def test_a_server_is_started_shown_and_stopped(cortex: Cortex) -> None:
     assert server == {
         "model": MODEL,
         "aliases": ["little"],
+        "path": model_path,
         "state": "running",
         "pid": record.pid,
         "engine_pid": cortex.engine_pid(),
@@ -399,15 +420,49 @@ def test_a_model_that_runs_already_is_success_by_any_of_its_names(cortex: Cortex
     assert running() == record
 
 
-def test_another_model_is_refused_while_one_is_served(cortex: Cortex, here: InProcess, model_path: str) -> None:
+def test_another_server_is_refused_while_one_runs(cortex: Cortex, here: InProcess, model_path: str) -> None:
     cortex.run()
     record = running()
     (cortex.folder / "other.gguf").write_bytes(Path(model_path).read_bytes())
     other = str(cortex.folder / "other.gguf")
-    for command in (cortex.run(other), here("run", other), here("serve", other)):
-        assert_fails(command, 1, f"{MODEL} is served already at {record.base_url}", "cortex stop")
+    assert_fails(here("serve", other), 1, f"{MODEL} is served already at {record.base_url}", "cortex stop")
     assert_fails(here("run", "-d", "missing.gguf"), 1, "there is no file")
     assert running() == record
+
+
+def test_another_model_is_served_beside_the_first_and_stopped_alone(cortex: Cortex, model_path: str) -> None:
+    cortex.run()
+    record = running()
+    other = cortex.folder / "other.gguf"
+    other.write_bytes(Path(model_path).read_bytes())
+    url = record.base_url
+    assert cortex("run", "-d", "other.gguf", "--alias=second").stdout == f"other.gguf answers at {url}\n"
+    for name in ("other.gguf", str(other), "second"):
+        assert cortex("run", "-d", name).stdout == f"{name} runs already at {url}\n"
+    models = json.loads(cortex("ps", "--json").stdout)
+    assert [(model["model"], model["path"]) for model in models] == [(MODEL, model_path), ("other.gguf", str(other))]
+    assert cortex("run", "other.gguf", stdin="hello\n").stdout.count("got 1") == 1
+
+    assert cortex("stop", str(other)).stdout == f"{other} stopped.\n"
+    assert [model["model"] for model in json.loads(cortex("ps", "--json").stdout)] == [MODEL]
+    assert running() == record
+    assert cortex("stop", MODEL).stdout == f"{MODEL} stopped.\n"  # the last one takes the server with it
+    assert read_record() is None
+
+
+def test_what_a_running_server_cannot_do_for_another_model_is_said(cortex: Cortex, model_path: str) -> None:
+    cortex.run()
+    (cortex.folder / "other.gguf").write_bytes(Path(model_path).read_bytes())
+    record = running()
+    assert_fails(cortex("run", "-d", "other.gguf", "--ctx-len=666"), 1, "it takes too much memory")
+    for flag, reason in (
+        ("--port=1", f"the server runs already with --port {record.port}"),
+        ("--grace=1", f"the server runs already with --grace {record.grace_seconds}"),
+        ("--on-demand", "--on-demand holds for a whole server"),
+        ("--max-waiting=5", "--max-waiting holds for a whole server"),
+    ):
+        assert_fails(cortex("run", "-d", "other.gguf", flag), 1, reason)
+    assert_fails(cortex("stop", "nobody"), 1, "nobody")
 
 
 def test_a_server_that_ends_early_is_reported_with_the_end_of_its_log(cortex: Cortex) -> None:

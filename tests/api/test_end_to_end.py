@@ -271,7 +271,7 @@ def test_200_clients_take_their_turns_on_eight_sequences(narrow: CortexServer) -
         async with httpx.AsyncClient() as client:
             while True:
                 health = (await client.get(f"http://127.0.0.1:{narrow.port}/healthz", timeout=SECONDS)).json()
-                most = max(most, health["running"])
+                most = max(most, health["models"][0]["running"])
                 await asyncio.sleep(0.3)
 
     async def ask_all() -> list[str | None]:

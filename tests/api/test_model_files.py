@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from api import model_files
-from api.gguf import BLOCKS
-from api.model_files import ModelFileError, ModelNotFoundError, resolve
+from api.models import files
+from api.models.files import ModelFileError, ModelNotFoundError, resolve
+from api.models.gguf import BLOCKS
 
 F32, Q4_0, UNKNOWN = 0, 2, 999
 
@@ -66,7 +66,7 @@ def test_the_embedded_model_is_found_without_importing_its_package(model_path: s
 
 
 def test_the_missing_package_of_an_embedded_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(model_files.EMBEDDED, "smollm2:135m", "no_such_package")
+    monkeypatch.setitem(files.EMBEDDED, "smollm2:135m", "no_such_package")
     with pytest.raises(ModelNotFoundError, match=r"pip install 'cortex-server\[embedded\]'"):
         resolve("smollm2:135m")
 

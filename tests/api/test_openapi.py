@@ -41,12 +41,11 @@ def client(server: CortexServer) -> Iterator[httpx.Client]:
 
 def test_every_route_is_described_and_nothing_else() -> None:
     from api.app import create_app
-    from api.service import ModelService
+    from api.fleet import Fleet
 
-    service: ModelService = object.__new__(ModelService)  # no route is called
     routes = {
-        (method.lower(), str(rule.rule).replace("<path:name>", "{name}"))
-        for rule in create_app(service).url_map.iter_rules()
+        (method.lower(), str(rule.rule).replace("<model:name>", "{name}"))
+        for rule in create_app(Fleet(max_waiting=0)).url_map.iter_rules()
         for method in rule.methods or ()
         if method in ("GET", "POST") and rule.endpoint != "static"
     }
@@ -174,7 +173,9 @@ def tame(body: Any) -> Any:
 
 @anything.hook("map_body")
 def tame_anything(context: schemathesis.HookContext, body: Any) -> Any:
-    return tame(body)
+    """But what starts and stops models must not do so with the one that the others need."""
+    comes_and_goes = context.operation is not None and context.operation.path in ("/v1/models/start", "/v1/models/stop")
+    return body if comes_and_goes else tame(body)
 
 
 @sensible.hook("map_body")

@@ -133,7 +133,7 @@ def client_of(server: CortexServer) -> OpenAI:
 
 
 def statistics(server: CortexServer) -> dict[str, Any]:
-    answer = httpx.get(server.url.replace("/v1", "/healthz")).json()["statistics"]
+    answer = httpx.get(server.url.replace("/v1", "/healthz")).json()["models"][0]["statistics"]
     assert isinstance(answer, dict)
     return answer
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from api.home import home
-from api.options import ServerOptions
+from api.options import ModelOptions, ServerOptions
 from api.record import (
     AlreadyRunningError,
     Health,
     KvMemory,
+    ModelHealth,
     ServerRecord,
     ask_health,
     hold_record,
@@ -26,23 +27,28 @@ from api.record import (
 from scheduler.config import EngineConfig
 
 OPTIONS = ServerOptions(
-    model="tiny",
-    model_path=Path("/models/tiny.gguf"),
-    engine=EngineConfig("/models/tiny.gguf"),
-    aliases=("small", "little"),
+    ModelOptions(
+        "tiny", Path("/models/tiny.gguf"), EngineConfig("/models/tiny.gguf"), aliases=("small", "little")
+    ),
     log_file="/logs/server.log",
 )
 HEALTH = Health(
     status="ok",
-    model="tiny",
-    aliases=("small",),
+    models=(
+        ModelHealth(
+            model="tiny",
+            aliases=("small",),
+            path="/models/tiny.gguf",
+            status="ready",
+            engine_pid=2,
+            context_length=512,
+            kv=KvMemory(tokens=96, bytes=1024, held_tokens=32, cached_tokens=0, free_tokens=64),
+            running=1,
+            waiting=0,
+        ),
+    ),
     pid=1,
-    engine_pid=2,
     uptime_seconds=3.5,
-    context_length=512,
-    kv=KvMemory(tokens=96, bytes=1024, held_tokens=32, cached_tokens=0, free_tokens=64),
-    running=1,
-    waiting=0,
     version="0",
 )
 

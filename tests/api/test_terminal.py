@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from api.terminal import ChatError, Conversation, event_data, print_servers, spinner
+from api.terminal import ChatError, Conversation, event_data, print_models, spinner
 
 
 def event(content: str | None) -> bytes:
@@ -217,7 +217,7 @@ def test_the_table_shows_names_as_they_are_and_sizes_for_people(capsys: pytest.C
         "uptime_seconds": 90061.0,
         "url": "http://localhost:39281/v1",
     }
-    print_servers([server, server | {"kv": None, "engine_pid": None, "uptime_seconds": 59.9}])
+    print_models([server, server | {"kv": None, "engine_pid": None, "uptime_seconds": 59.9}])
     head, first, second = capsys.readouterr().out.splitlines()
     assert head.split() == ["MODEL", "STATE", "PID", "ENGINE", "KV", "MEMORY", "UPTIME", "ADDRESS"]
     assert server["model"] in first

@@ -1,0 +1,39 @@
+"""POST /v1/models/start and /v1/models/stop: models come and go while the server runs."""
+
+from ipaddress import ip_address
+
+import trio
+
+from api.errors import ApiError
+from api.fleet import Fleet, Slot, StartError
+from api.models.files import ModelFilesError, resolve
+from api.schemas.management import StartRequest, StopRequest
+
+
+async def start(fleet: Fleet, request: StartRequest) -> Slot:
+    """Returns once the model answers. Raises ApiError 404 for one that is not on disk, 409 for one that cannot load."""
+    try:
+        path = await trio.to_thread.run_sync(resolve, request.path or request.model)
+    except ModelFilesError as error:
+        raise ApiError(404, str(error), param="model", code="model_not_found") from error
+    try:
+        return await fleet.start(request.flags().model_options(request.model, path))
+    except StartError as error:
+        raise ApiError(409, str(error), param="model", code="model_not_loaded") from error
+
+
+async def stop(fleet: Fleet, request: StopRequest) -> Slot:
+    """Returns once its memory is given back. Raises ApiError 404 for a model that is not served."""
+    slot = fleet.slot(request.model)
+    await fleet.stop(request.model)
+    return slot
+
+
+def is_loopback(address: str | None) -> bool:
+    """Whether a peer is on this machine."""
+    try:
+        found = ip_address((address or "").split("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return bool((mapped or found).is_loopback)

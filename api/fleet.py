@@ -1,0 +1,328 @@
+"""The models of one server: which there are, and how each comes and goes."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import trio
+
+from api.engine import ENGINE_COMMAND, EngineClient, EngineFailedError
+from api.errors import ApiError, unavailable
+from api.models.files import num_file_bytes
+from api.options import ModelOptions
+from api.service import ModelService
+from api.tokenizer import ModelError, Tokenizer
+
+_log = logging.getLogger("cortex.api")
+
+LOADING: Final = "loading"
+READY: Final = "ready"
+UNLOADED: Final = "unloaded"
+STOPPING: Final = "stopping"
+
+
+class StartError(Exception):
+    """A model that cannot be started; the message is one line for the user."""
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """A model that this server serves, whether or not it is in memory just now."""
+
+    options: ModelOptions
+    service: ModelService | None = None
+    """None until its vocabulary is loaded, and while it is unloaded."""
+    state: str = LOADING
+    waits: bool = False
+    """Whether requests wait while it loads, instead of being told to come back."""
+    failure: str = ""
+    """Why it could not be loaded."""
+    was_ready: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+    """Seconds since the epoch."""
+    last_used: float = 0.0
+    settled: trio.Event = field(default_factory=trio.Event)
+    """Set once it is loaded or has failed."""
+    gone: trio.Event = field(default_factory=trio.Event)
+    """Set once its engine has ended."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.options.names
+
+    @property
+    def is_ready(self) -> bool:
+        return self.service is not None and self.service.engine.info is not None
+
+    @property
+    def status(self) -> str:
+        """loading, ready, stopping or unloaded."""
+        return LOADING if self.state == READY and not self.is_ready else self.state  # its engine is started again
+
+    async def health(self) -> dict[str, Any]:
+        """What `cortex ps` shows of it."""
+        told = await self.service.health() if self.service else ModelService.no_health()
+        return {
+            "model": self.names[0],
+            "aliases": list(self.names[1:]),
+            "path": str(self.options.path),
+            "status": self.status,
+        } | told
+
+
+class Fleet:
+    """The models by name. One task runs `run`, in which their engines live."""
+
+    def __init__(
+        self,
+        *,
+        max_waiting: int,
+        grace_seconds: float = 30.0,
+        idle_limit: float = 0.0,
+        on_demand: Callable[[str], ModelOptions | None] = lambda _: None,
+        engine_command: tuple[str, ...] = ENGINE_COMMAND,
+    ) -> None:
+        """`on_demand` finds a model on disk that a request asks for, in a thread; None for one that it may not load.
+
+        A model that nobody has asked for anything for `idle_limit` seconds is unloaded until somebody does; 0 is never.
+        """
+        self.draining = False
+        """Whether the server is shutting down."""
+        self._max_waiting = max_waiting
+        self._grace_seconds = grace_seconds
+        self._idle_limit = idle_limit
+        self._on_demand = on_demand
+        self._engine_command = engine_command
+        self._slots: dict[str, Slot] = {}
+        """By the models' own names, in order of their start."""
+        self._nursery: trio.Nursery | None = None
+        self._one_at_a_time = trio.Lock()
+        """Each model that is loaded must see what memory the one before it has left."""
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. Ends every engine then."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await self._unload_idle()
+
+    def adopt(self, options: ModelOptions, service: ModelService) -> None:
+        """Serve a model whose engine somebody else looks after."""
+        self._slots[options.name] = Slot(options, service, READY, settled=_set_event())
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    @property
+    def slots(self) -> list[Slot]:
+        """All models, in order of their start."""
+        return list(self._slots.values())
+
+    def slot(self, name: str) -> Slot:
+        """Raises ApiError 404 for a model that is not served."""
+        slot = self._find(name)
+        if slot is None:
+            raise self._unknown(name)
+        return slot
+
+    async def service(self, name: str | None) -> ModelService:
+        """What serves a request for this model, the first one for None; waits while it is loaded on request.
+
+        Raises ApiError 404 for a model that is not served, 503 for one that is not there yet or cannot be loaded.
+        """
+        slot = await self._wanted(name)
+        slot.last_used = trio.current_time()
+        if slot.state == UNLOADED and not self.draining:
+            self._begin(slot, waits=True)
+        if slot.waits:
+            await slot.settled.wait()
+        if slot.failure:
+            raise ApiError(503, slot.failure, kind="server_error", code="model_not_loaded")
+        if slot.service is None:
+            raise unavailable("the model is being loaded; try again shortly", "model_loading")
+        return slot.service
+
+    async def accepting(self, name: str) -> ModelService:
+        """The same for a request that generates. Raises ApiError 503 while shutting down, 429 when too many wait."""
+        if self.draining and self._find(name) is not None:
+            raise unavailable("The server is shutting down.", "shutting_down")
+        service = await self.service(name)
+        service.check_accepting()
+        return service
+
+    async def _wanted(self, name: str | None) -> Slot:
+        if name is None:
+            if not self._slots:
+                raise ApiError(404, "No model is served just now.", param="model", code="model_not_found")
+            return next(iter(self._slots.values()))
+        slot = self._find(name)
+        if slot is None:
+            options = None if self.draining else await trio.to_thread.run_sync(self._on_demand, name)
+            slot = self._find(name)  # somebody else may have asked for it meanwhile
+            if slot is None and options is None:
+                raise self._unknown(name)
+            if slot is None and options is not None:
+                slot = self._slots[options.name] = Slot(options, state=UNLOADED)
+        assert slot is not None, "found or made"
+        return slot
+
+    def _find(self, name: str) -> Slot | None:
+        return next((slot for slot in self._slots.values() if name in slot.names), None)
+
+    def _unknown(self, name: str) -> ApiError:
+        names = [each for slot in self.slots for each in slot.names]
+        served = " and ".join(map(repr, names)) or "no model just now"
+        message = f"The model {name!r} does not exist. This server serves {served}."
+        return ApiError(404, message, param="model", code="model_not_found")
+
+    # -- coming and going --------------------------------------------------------------------------------------------
+
+    async def start(self, options: ModelOptions) -> Slot:
+        """Load a model beside the others, if it is not there. Raises StartError."""
+        slot = self._slots.get(options.name)
+        if slot is None:
+            taken = [name for name in options.names if self._find(name)]
+            if taken:
+                raise StartError(f"another model is served by the name {taken[0]}")
+            slot = self._slots[options.name] = Slot(options, state=UNLOADED)
+        if slot.state == STOPPING:
+            raise StartError(f"{options.name} is being stopped; try again when it has ended")
+        if slot.state == UNLOADED:
+            self._begin(slot, waits=False)
+        await slot.settled.wait()
+        if slot.failure:
+            raise StartError(slot.failure)
+        return slot
+
+    async def stop(self, name: str) -> None:
+        """Let a model's running answers end, for the grace period at most, then end its engine and forget it.
+
+        Raises ApiError 404 for a model that is not served.
+        """
+        slot = self.slot(name)
+        if slot.state == LOADING:
+            await slot.settled.wait()
+        await self._unload(slot, self._grace_seconds)
+        if self._slots.get(slot.options.name) is slot:
+            del self._slots[slot.options.name]
+
+    def _begin(self, slot: Slot, *, waits: bool) -> None:
+        assert self._nursery is not None, "engines live while the fleet runs"
+        slot.state, slot.waits, slot.failure = LOADING, waits, ""
+        slot.settled, slot.gone = trio.Event(), trio.Event()
+        self._nursery.start_soon(self._keep, slot)
+
+    async def _keep(self, slot: Slot) -> None:
+        """Load a model and keep its engine running until it is told to stop."""
+        options = slot.options
+        try:
+            async with trio.open_nursery() as nursery:
+                async with self._one_at_a_time:
+                    tokenizer = await trio.to_thread.run_sync(Tokenizer, options.path)
+                    config = replace(options.engine, others_bytes=self._weights_in_memory())
+                    engine = EngineClient(config, command=self._engine_command)
+                    slot.service = ModelService(options.names, tokenizer, engine, max_waiting=self._max_waiting)
+                    info = await nursery.start(engine.run)
+                slot.state, slot.was_ready, slot.last_used = READY, True, trio.current_time()
+                slot.settled.set()
+                _log.info(
+                    "%s answers (context %d, %d sequences at once, %d tokens of KV memory in %s: %s)",
+                    options.name,
+                    info.ctx_len,
+                    info.max_seqs,
+                    info.kv_tokens,
+                    "lanes" if info.kv_layout == "lanes" else "one pool",
+                    info.kv_layout_reason,
+                )
+        except* (EngineFailedError, ModelError, OSError) as errors:
+            slot.failure = str(_first(errors))
+            if slot.waits:  # else it is told to who started it
+                _log.error("%s cannot be loaded: %s", options.name, slot.failure)
+            if not slot.was_ready and self._slots.get(options.name) is slot:
+                del self._slots[options.name]
+        finally:
+            slot.service, slot.state = None, UNLOADED
+            slot.settled.set()
+            slot.gone.set()
+
+    def _weights_in_memory(self) -> int:
+        """Bytes of the models that are loaded: mapped from their files, so that the system counts them as available."""
+        return sum(num_file_bytes(slot.options.path) for slot in self.slots if slot.state == READY)
+
+    async def _unload(self, slot: Slot, patience: float) -> None:
+        service = slot.service
+        if service is None:
+            return
+        slot.state = STOPPING
+        service.draining = True
+        with trio.move_on_after(patience):
+            await service.engine.wait_idle()
+        service.engine.fail_all("the model is being stopped")
+        service.engine.stop()
+        await slot.gone.wait()
+
+    async def _unload_idle(self) -> None:
+        """Look now and then who was not asked for anything for longer than allowed."""
+        if not self._idle_limit:
+            await trio.sleep_forever()
+        while True:
+            await trio.sleep(min(1.0, self._idle_limit))
+            for slot in list(self._slots.values()):
+                if slot.service is not None and slot.service.engine.num_active:
+                    slot.last_used = trio.current_time()
+                elif slot.state == READY and trio.current_time() - slot.last_used >= self._idle_limit:
+                    _log.info("%s was idle for %.0f s and is unloaded", slot.names[0], self._idle_limit)
+                    await self._unload(slot, 0.0)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Take no new requests that generate."""
+        self.draining = True
+        for service in self._services():
+            service.draining = True
+
+    @property
+    def num_active(self) -> int:
+        """Sequences that have not ended, of all models."""
+        return sum(service.engine.num_active for service in self._services())
+
+    async def wait_idle(self) -> None:
+        """Until no request is left."""
+        for service in list(self._services()):
+            await service.engine.wait_idle()
+
+    def end(self, reason: str) -> None:
+        """End every request with an error."""
+        for service in self._services():
+            service.engine.fail_all(reason)
+
+    async def close(self) -> None:
+        """Let every engine end now, and wait until they have."""
+        leaving = [slot for slot in self.slots if slot.service is not None]
+        for service in self._services():
+            service.engine.stop()
+        for slot in leaving:
+            await slot.gone.wait()
+
+    async def health(self) -> dict[str, Any]:
+        """How the server is, and each of its models: loading if no model answers, but one will."""
+        models = [await slot.health() for slot in self._slots.values()]
+        statuses = {model["status"] for model in models}
+        is_loading = LOADING in statuses and READY not in statuses
+        return {"status": "draining" if self.draining else "loading" if is_loading else "ok", "models": models}
+
+    def _services(self) -> Iterator[ModelService]:
+        return (slot.service for slot in self._slots.values() if slot.service is not None)
+
+
+def _set_event() -> trio.Event:
+    event = trio.Event()
+    event.set()
+    return event
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,0 +1,1 @@
+"""Models on disk: from a name to files that can be loaded."""
