@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -241,13 +241,15 @@ class EngineClient:
     async def _process(self) -> AsyncIterator[trio.SocketStream]:
         """An engine process, with a task that sends it what is posted. It ends with the block."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ExitStack() as undo, theirs:
+            undo.enter_context(ours)
             process = await trio.lowlevel.open_process(
                 [*self._command, str(theirs.fileno()), orjson.dumps(asdict(self._config)).decode()],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env={**ENGINE_ENVIRONMENT, **os.environ},
             )
+            undo.pop_all()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         self._outbox, posted = trio.open_memory_channel[Message](math.inf)
         try:

@@ -306,12 +306,17 @@ class Fleet:
         for slot in leaving:
             await slot.gone.wait()
 
+    @property
+    def status(self) -> str:
+        """How the server is: draining, loading if no model answers but one will, or else ok."""
+        if self.draining:
+            return "draining"
+        statuses = {slot.status for slot in self._slots.values()}
+        return "loading" if LOADING in statuses and READY not in statuses else "ok"
+
     async def health(self) -> dict[str, Any]:
-        """How the server is, and each of its models: loading if no model answers, but one will."""
-        models = [await slot.health() for slot in self._slots.values()]
-        statuses = {model["status"] for model in models}
-        is_loading = LOADING in statuses and READY not in statuses
-        return {"status": "draining" if self.draining else "loading" if is_loading else "ok", "models": models}
+        """How the server is, and each of its models."""
+        return {"status": self.status, "models": [await slot.health() for slot in self.slots]}
 
     def _services(self) -> Iterator[ModelService]:
         return (slot.service for slot in self._slots.values() if slot.service is not None)

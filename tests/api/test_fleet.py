@@ -1,0 +1,409 @@
+"""Models that come and go on one server, over scripted engines; and two real ones side by side."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import trio
+from openai import AsyncOpenAI, NotFoundError, OpenAI
+from trio.testing import wait_all_tasks_blocked
+
+from api.engine import Draft
+from api.errors import ApiError
+from api.fleet import Fleet, Slot, StartError
+from api.options import ModelOptions
+from api.schemas.management import StartRequest
+from scheduler.config import EngineConfig
+from scheduler.messages import SamplingParams
+from tests.api.scripted_engine import ECHO, HOLD
+from tests.api.servers import MODEL, SECONDS, CortexServer, is_gone, wait_until
+from tests.conftest import WriteVocab
+from tests.models import write_mamba
+
+SCRIPT = Path(__file__).with_name("scripted_engine.py")
+PARAMS = SamplingParams(seed=1)
+
+
+class Models:
+    """A fleet whose engines behave as told, one word per start; the last word is for all that follow."""
+
+    def __init__(self, folder: Path, vocabulary: str) -> None:
+        self.folder = folder
+        self.vocabulary = Path(vocabulary)
+        self.on_disk: dict[str, ModelOptions] = {}
+        """What a request may have loaded."""
+        self.asked: list[str] = []
+        """What was looked for there."""
+        self.behave("serves")
+
+    def behave(self, *behaviours: str) -> None:
+        (self.folder / "behaviours").write_text("\n".join(behaviours))
+
+    def options(self, name: str, *aliases: str) -> ModelOptions:
+        return ModelOptions(name, self.vocabulary, EngineConfig(f"{name}.gguf"), aliases)
+
+    @property
+    def num_starts(self) -> int:
+        starts = self.folder / "starts"
+        return len(starts.read_text().split()) if starts.exists() else 0
+
+    @asynccontextmanager
+    async def running(self, **settings: Any) -> AsyncIterator[Fleet]:
+        def on_demand(name: str) -> ModelOptions | None:
+            self.asked.append(name)
+            return self.on_disk.get(name)
+
+        command = (sys.executable, str(SCRIPT), str(self.folder))
+        fleet = Fleet(max_waiting=8, on_demand=on_demand, engine_command=command, **settings)
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(fleet.run)
+                yield fleet
+                with trio.move_on_after(1.0):  # one that loads hears nothing
+                    await fleet.close()
+                nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def models(tmp_path: Path, write_vocab: WriteVocab, monkeypatch: pytest.MonkeyPatch) -> Models:
+    monkeypatch.setattr("api.engine.END_LIMIT", 1.0)
+    return Models(tmp_path, write_vocab([("a", 1)]))
+
+
+def statuses(fleet: Fleet) -> dict[str, str]:
+    return {slot.options.name: slot.status for slot in fleet.slots}
+
+
+def pid(slot: Slot) -> int:
+    assert slot.service is not None
+    return slot.service.engine.ready_info().pid
+
+
+async def said(fleet: Fleet, name: str, *tokens: int) -> list[int]:
+    """What the model's engine says to a prompt that asks for these tokens."""
+    service = await fleet.accepting(name)
+    heard: list[int] = []
+    with service.engine.generate([Draft([ECHO, *tokens], 10, PARAMS)]) as generation:
+        while True:
+            [(_, output)] = await generation.receive()
+            heard += output.tokens
+            if output.finish_reason is not None:
+                return heard
+
+
+async def refusal(fleet: Fleet, name: str) -> tuple[int, str | None]:
+    with pytest.raises(ApiError) as raised:
+        await fleet.accepting(name)
+    return raised.value.status, raised.value.code
+
+
+# Starting and stopping
+
+
+async def test_each_model_has_an_engine_of_its_own_and_answers_by_all_its_names(models: Models) -> None:
+    async with models.running() as fleet:
+        one = await fleet.start(models.options("one", "first", "one"))
+        two = await fleet.start(models.options("two"))
+        assert pid(one) != pid(two)
+        assert [slot.names for slot in fleet.slots] == [("one", "first"), ("two",)]
+        assert statuses(fleet) == {"one": "ready", "two": "ready"}
+        for name, slot in (("one", one), ("first", one), ("two", two)):
+            assert await fleet.service(name) is slot.service
+            assert await said(fleet, name, 5, 6) == [5, 6]
+        assert await fleet.service(None) is one.service
+
+
+async def test_a_model_that_is_stopped_takes_its_engine_along_and_no_other(models: Models) -> None:
+    async with models.running() as fleet:
+        engines = [pid(await fleet.start(models.options(name))) for name in ("one", "two")]
+        await fleet.stop("one")
+        assert [is_gone(engine) for engine in engines] == [True, False]
+        assert statuses(fleet) == {"two": "ready"}
+        assert await refusal(fleet, "one") == (404, "model_not_found")
+        assert await said(fleet, "two", 7) == [7]
+        again = await fleet.start(models.options("one"))
+        assert pid(again) not in engines
+        assert await said(fleet, "one", 8) == [8]
+
+
+async def test_running_answers_may_end_before_a_model_does(models: Models) -> None:
+    async with models.running(grace_seconds=SECONDS) as fleet, trio.open_nursery() as nursery:
+        slot = await fleet.start(models.options("one"))
+        service = await fleet.accepting("one")
+        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]) as generation:
+            [(_, output)] = await generation.receive()
+            nursery.start_soon(fleet.stop, "one")
+            await wait_all_tasks_blocked()
+            assert slot.status == "stopping"
+            assert await refusal(fleet, "one") == (503, "shutting_down")
+            assert output.tokens == [5]
+        await slot.gone.wait()  # the stream has ended
+    assert fleet.slots == []
+
+
+async def test_answers_that_outlast_the_grace_period_end_with_an_error(models: Models) -> None:
+    async with models.running(grace_seconds=0.0) as fleet:
+        await fleet.start(models.options("one"))
+        service = await fleet.accepting("one")
+        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]) as generation:
+            await fleet.stop("one")
+            with pytest.raises(ApiError, match="being stopped"):
+                await generation.receive()
+
+
+async def test_a_model_that_runs_is_not_started_twice(models: Models) -> None:
+    async with models.running() as fleet:
+        slot = await fleet.start(models.options("one"))
+        assert await fleet.start(models.options("one")) is slot
+        assert models.num_starts == 1
+
+
+@pytest.mark.parametrize("name", ["one", "first"])
+async def test_a_name_belongs_to_one_model(models: Models, name: str) -> None:
+    async with models.running() as fleet:
+        await fleet.start(models.options("one", "first"))
+        with pytest.raises(StartError, match=f"another model is served by the name {name}"):
+            await fleet.start(models.options("two", name))
+        assert statuses(fleet) == {"one": "ready"}
+
+
+async def test_a_model_that_cannot_be_loaded_says_why_and_leaves_nothing(models: Models) -> None:
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        models.behave("serves", "fails", "serves")
+        with pytest.raises(StartError, match="no memory for it"):
+            await fleet.start(models.options("two"))
+        assert statuses(fleet) == {"one": "ready"}
+        assert await refusal(fleet, "two") == (404, "model_not_found")
+        assert await said(fleet, "one", 5) == [5]
+        await fleet.start(models.options("two"))
+        assert await said(fleet, "two", 6) == [6]
+
+
+async def test_a_file_without_a_vocabulary_says_why(models: Models, write_vocab: WriteVocab) -> None:
+    models.vocabulary = Path(write_vocab([]))
+    async with models.running() as fleet:
+        with pytest.raises(StartError, match="vocabulary"):
+            await fleet.start(models.options("one"))
+        assert (fleet.slots, models.num_starts) == ([], 0)
+
+
+async def test_while_a_model_is_started_its_requests_are_told_to_come_back(models: Models) -> None:
+    models.behave("serves", "loads")
+    async with models.running() as fleet, trio.open_nursery() as nursery:
+        await fleet.start(models.options("one"))
+        nursery.start_soon(fleet.start, models.options("two"))
+        await wait_for_status(fleet, "two", "loading")
+        while fleet.slot("two").service is None:
+            assert await refusal(fleet, "two") == (503, "model_loading")
+            await trio.sleep(0.005)
+        assert await refusal(fleet, "two") == (503, "model_loading")
+        assert fleet.status == "ok"  # one does answer
+        nursery.cancel_scope.cancel()
+
+
+async def wait_for_status(fleet: Fleet, name: str, status: str) -> None:
+    while statuses(fleet).get(name) != status:  # noqa: ASYNC110 - other processes set no events
+        await trio.sleep(0.005)
+
+
+async def test_what_is_stopped_while_it_loads_ends_once_it_is_there(models: Models) -> None:
+    async with models.running() as fleet, trio.open_nursery() as nursery:
+        nursery.start_soon(fleet.start, models.options("one"))
+        await wait_for_status(fleet, "one", "loading")
+        await fleet.stop("one")
+        assert fleet.slots == []
+
+
+# On demand, and idle
+
+
+async def test_requests_for_a_model_on_disk_wait_until_it_is_loaded_once(models: Models) -> None:
+    models.on_disk = {"two": models.options("two")}
+    heard: list[list[int]] = []
+
+    async def ask(fleet: Fleet, token: int) -> None:
+        heard.append(await said(fleet, "two", token))
+
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        async with trio.open_nursery() as nursery:
+            for token in range(5, 13):
+                nursery.start_soon(ask, fleet, token)
+        assert sorted(heard) == [[token] for token in range(5, 13)]
+        assert models.num_starts == 2
+        assert set(models.asked) == {"two"}
+        assert await refusal(fleet, "three") == (404, "model_not_found")
+
+
+async def test_a_model_on_disk_that_cannot_be_loaded_is_tried_again_by_the_next_request(models: Models) -> None:
+    models.on_disk = {"one": models.options("one")}
+    models.behave("fails", "serves")
+    async with models.running() as fleet:
+        assert await refusal(fleet, "one") == (503, "model_not_loaded")
+        assert fleet.slots == []
+        assert await said(fleet, "one", 5) == [5]
+
+
+async def test_a_model_that_nobody_uses_is_unloaded_and_comes_back_when_asked(models: Models) -> None:
+    async with models.running(idle_limit=0.2) as fleet:
+        slot = await fleet.start(models.options("one"))
+        first = pid(slot)
+        await wait_for_status(fleet, "one", "unloaded")
+        assert is_gone(first)
+        assert (slot.service, fleet.status) == (None, "ok")
+        assert await said(fleet, "one", 5) == [5]
+        assert pid(slot) != first
+        assert models.asked == []
+
+
+async def test_a_model_in_use_is_not_idle(models: Models) -> None:
+    async with models.running(idle_limit=0.1) as fleet:
+        slot = await fleet.start(models.options("one"))
+        service = await fleet.accepting("one")
+        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]):
+            await trio.sleep(0.5)
+            assert slot.status == "ready"
+        await wait_for_status(fleet, "one", "unloaded")
+
+
+async def test_one_that_fails_to_come_back_stays_known(models: Models) -> None:
+    models.behave("serves", "fails", "serves")
+    async with models.running(idle_limit=0.1) as fleet:
+        await fleet.start(models.options("one"))
+        await wait_for_status(fleet, "one", "unloaded")
+        assert await refusal(fleet, "one") == (503, "model_not_loaded")
+        assert statuses(fleet) == {"one": "unloaded"}
+        assert await said(fleet, "one", 5) == [5]
+
+
+async def test_nothing_is_loaded_while_the_server_shuts_down(models: Models) -> None:
+    models.on_disk = {"two": models.options("two")}
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        fleet.drain()
+        assert await refusal(fleet, "one") == (503, "shutting_down")
+        assert await refusal(fleet, "two") == (404, "model_not_found")
+        assert models.num_starts == 1
+
+
+# The flags of a model, by request
+
+
+def test_a_start_request_has_every_flag_that_is_about_one_model() -> None:
+    from dataclasses import fields
+
+    from api.options import ModelFlags
+
+    names = {item.name for item in fields(ModelFlags)}
+    assert set(StartRequest.model_fields) == names | {"model", "path"}
+    body = ModelFlags(alias=["a"], ctx_len=128, disk_cache="1GiB").start_request("m", Path("/m.gguf"))
+    assert StartRequest.model_validate(body).flags() == ModelFlags(alias=["a"], ctx_len=128, disk_cache="1GiB")
+
+
+# Two real models
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
+    with CortexServer(tmp_path_factory.mktemp("server"), "--ctx-len=512", "--max-seqs=16") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mamba(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "mamba.gguf"
+    write_mamba(path, model_path)
+    return path
+
+
+def post(server: CortexServer, what: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/models/{what}", json=body, timeout=SECONDS)
+
+
+def test_two_models_answer_side_by_side_and_one_is_stopped_without_a_trace(server: CortexServer, mamba: Path) -> None:
+    started = post(server, "start", model="mamba", path=str(mamba), ctx_len=512, max_seqs=8, alias=["snake"])
+    assert (started.status_code, started.json()["status"]) == (200, "ready")
+    engines = [server.health(name)["engine_pid"] for name in (MODEL, "mamba")]
+    with OpenAI(base_url=server.url, api_key="none") as client:
+        assert [model.id for model in client.models.list()] == [MODEL, "mamba", "snake"]
+
+    async def stream(client: AsyncOpenAI, model: str, number: int, num_tokens: int) -> int:
+        answer = await client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": f"Count from {number}."}],
+            max_tokens=num_tokens,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+        said = 0
+        async for chunk in answer:
+            said = chunk.usage.completion_tokens if chunk.usage else said
+        return said
+
+    async def ask_all() -> tuple[list[int], list[int]]:
+        async with AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=SECONDS) as client:
+            mixed = await asyncio.gather(
+                *(stream(client, MODEL if number % 2 else "snake", number, 24) for number in range(16))
+            )
+            staying = [asyncio.create_task(stream(client, MODEL, number, 60)) for number in range(8)]
+            await asyncio.to_thread(wait_until, lambda: server.health(MODEL)["running"] == 8, "all run")
+            stopped = await asyncio.to_thread(post, server, "stop", model="snake")
+            assert stopped.status_code == 200
+            return mixed, await asyncio.gather(*staying)
+
+    mixed, untouched = asyncio.run(ask_all())
+    assert (mixed, untouched) == ([24] * 16, [60] * 8)
+    assert [is_gone(engine) for engine in engines] == [False, True]
+    with OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+        assert [model.id for model in client.models.list()] == [MODEL]
+        with pytest.raises(NotFoundError):
+            client.chat.completions.create(model="snake", messages=[{"role": "user", "content": "Hi."}])
+    server.assert_nothing_is_held()
+
+
+def test_a_model_that_no_memory_can_hold_is_refused_and_the_others_go_on(server: CortexServer, mamba: Path) -> None:
+    engine = server.health()["engine_pid"]
+    copy = mamba.with_name("copy.gguf")
+    copy.hardlink_to(server.health()["path"])
+    tokens = psutil.virtual_memory().total // 1024  # of 22.5 KiB each
+    refused = post(server, "start", model="copy", path=str(copy), kv_tokens=tokens, ctx_len=8192, kv_layout="pool")
+    assert refused.status_code == 409
+    assert "are available" in refused.json()["error"]["message"]
+    assert server.health()["engine_pid"] == engine
+    assert [model["id"] for model in httpx.get(f"{server.url}/models").json()["data"]] == [MODEL]
+
+
+def test_only_who_is_on_the_machine_and_means_it_starts_and_stops_models(server: CortexServer) -> None:
+    from api.endpoints.management import is_loopback
+
+    body = f'{{"model": "{MODEL}"}}'
+    refused = httpx.post(f"{server.url}/models/stop", content=body, headers={"Content-Type": "text/plain"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert server.health()["status"] == "ok"
+    for address, expected in (
+        ("127.0.0.1", True),
+        ("127.3.2.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("10.0.0.7", False),
+        ("::ffff:10.0.0.7", False),
+        ("fe80::1%eth0", False),
+        ("", False),
+        (None, False),
+    ):
+        assert is_loopback(address) is expected
+
+
+def test_an_unknown_model_is_not_started(server: CortexServer) -> None:
+    refused = post(server, "start", model="no/such-model")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (404, "model")
+    refused = post(server, "stop", model="no/such-model")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
