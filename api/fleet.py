@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import trio
 
-from api.engine import ENGINE_COMMAND, EngineClient, EngineFailedError
+from api.engine import END_LIMIT, ENGINE_COMMAND, EngineClient, EngineFailedError
 from api.errors import ApiError, unavailable
 from api.models.files import num_file_bytes
 from api.options import ModelOptions
@@ -37,6 +37,8 @@ class Slot:
     state: str = LOADING
     waits: bool = False
     """Whether requests wait while it loads, instead of being told to come back."""
+    comes_back: bool = False
+    """Whether it is only unloaded, so that requests wait until they can have it loaded again."""
     failure: str = ""
     """Why it could not be loaded."""
     was_ready: bool = False
@@ -47,6 +49,8 @@ class Slot:
     """Set once it is loaded or has failed."""
     gone: trio.Event = field(default_factory=trio.Event)
     """Set once its engine has ended."""
+    life: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Around everything that its engine needs."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -133,6 +137,8 @@ class Fleet:
         """
         slot = await self._wanted(name)
         slot.last_used = trio.current_time()
+        if slot.state == STOPPING and slot.comes_back:
+            await slot.gone.wait()
         if slot.state == UNLOADED and not self.draining:
             self._begin(slot, waits=True)
         if slot.waits:
@@ -203,6 +209,7 @@ class Fleet:
         slot = self.slot(name)
         if slot.state == LOADING:
             await slot.settled.wait()
+        slot.comes_back = False
         await self._unload(slot, self._grace_seconds)
         if self._slots.get(slot.options.name) is slot:
             del self._slots[slot.options.name]
@@ -210,41 +217,45 @@ class Fleet:
     def _begin(self, slot: Slot, *, waits: bool) -> None:
         assert self._nursery is not None, "engines live while the fleet runs"
         slot.state, slot.waits, slot.failure = LOADING, waits, ""
-        slot.settled, slot.gone = trio.Event(), trio.Event()
+        slot.settled, slot.gone, slot.life = trio.Event(), trio.Event(), trio.CancelScope()
         self._nursery.start_soon(self._keep, slot)
 
     async def _keep(self, slot: Slot) -> None:
-        """Load a model and keep its engine running until it is told to stop."""
-        options = slot.options
+        """Load a model and keep its engine running until it is told to stop, or its life ends."""
         try:
-            async with trio.open_nursery() as nursery:
-                async with self._one_at_a_time:
-                    tokenizer = await trio.to_thread.run_sync(Tokenizer, options.path)
-                    config = replace(options.engine, others_bytes=self._weights_in_memory())
-                    engine = EngineClient(config, command=self._engine_command)
-                    slot.service = ModelService(options.names, tokenizer, engine, max_waiting=self._max_waiting)
-                    info = await nursery.start(engine.run)
-                slot.state, slot.was_ready, slot.last_used = READY, True, trio.current_time()
-                slot.settled.set()
-                _log.info(
-                    "%s answers (context %d, %d sequences at once, %d tokens of KV memory in %s: %s)",
-                    options.name,
-                    info.ctx_len,
-                    info.max_seqs,
-                    info.kv_tokens,
-                    "lanes" if info.kv_layout == "lanes" else "one pool",
-                    info.kv_layout_reason,
-                )
+            with slot.life:
+                await self._live(slot)
         except* (EngineFailedError, ModelError, OSError) as errors:
             slot.failure = str(_first(errors))
             if slot.waits:  # else it is told to who started it
-                _log.error("%s cannot be loaded: %s", options.name, slot.failure)
-            if not slot.was_ready and self._slots.get(options.name) is slot:
-                del self._slots[options.name]
+                _log.error("%s cannot be loaded: %s", slot.options.name, slot.failure)
+            if not slot.was_ready and self._slots.get(slot.options.name) is slot:
+                del self._slots[slot.options.name]
         finally:
             slot.service, slot.state = None, UNLOADED
             slot.settled.set()
             slot.gone.set()
+
+    async def _live(self, slot: Slot) -> None:
+        options = slot.options
+        async with trio.open_nursery() as nursery:
+            async with self._one_at_a_time:
+                tokenizer = await trio.to_thread.run_sync(Tokenizer, options.path)
+                config = replace(options.engine, others_bytes=self._weights_in_memory())
+                engine = EngineClient(config, command=self._engine_command)
+                slot.service = ModelService(options.names, tokenizer, engine, max_waiting=self._max_waiting)
+                info = await nursery.start(engine.run)
+            slot.state, slot.was_ready, slot.last_used = READY, True, trio.current_time()
+            slot.settled.set()
+            _log.info(
+                "%s answers (context %d, %d sequences at once, %d tokens of KV memory in %s: %s)",
+                options.name,
+                info.ctx_len,
+                info.max_seqs,
+                info.kv_tokens,
+                "lanes" if info.kv_layout == "lanes" else "one pool",
+                info.kv_layout_reason,
+            )
 
     def _weights_in_memory(self) -> int:
         """Bytes of the models that are loaded: mapped from their files, so that the system counts them as available."""
@@ -255,11 +266,14 @@ class Fleet:
         if service is None:
             return
         slot.state = STOPPING
-        service.draining = True
+        service.draining = not slot.comes_back
         with trio.move_on_after(patience):
             await service.engine.wait_idle()
         service.engine.fail_all("the model is being stopped")
         service.engine.stop()
+        with trio.move_on_after(END_LIMIT):
+            await slot.gone.wait()
+        slot.life.cancel()
         await slot.gone.wait()
 
     async def _unload_idle(self) -> None:
@@ -273,6 +287,7 @@ class Fleet:
                     slot.last_used = trio.current_time()
                 elif slot.state == READY and trio.current_time() - slot.last_used >= self._idle_limit:
                     _log.info("%s was idle for %.0f s and is unloaded", slot.names[0], self._idle_limit)
+                    slot.comes_back = True
                     await self._unload(slot, 0.0)
 
     # -- the end -----------------------------------------------------------------------------------------------------

@@ -72,7 +72,8 @@ class Models:
 
 @pytest.fixture
 def models(tmp_path: Path, write_vocab: WriteVocab, monkeypatch: pytest.MonkeyPatch) -> Models:
-    monkeypatch.setattr("api.engine.END_LIMIT", 1.0)
+    monkeypatch.setattr("api.engine.END_LIMIT", 0.5)
+    monkeypatch.setattr("api.fleet.END_LIMIT", 0.5)
     return Models(tmp_path, write_vocab([("a", 1)]))
 
 
@@ -261,6 +262,15 @@ async def test_a_model_that_nobody_uses_is_unloaded_and_comes_back_when_asked(mo
         assert await said(fleet, "one", 5) == [5]
         assert pid(slot) != first
         assert models.asked == []
+
+
+async def test_a_request_that_comes_while_a_model_is_unloaded_waits_and_has_it_back(models: Models) -> None:
+    models.behave("stays", "serves")  # the first takes its time to end
+    async with models.running(idle_limit=0.1) as fleet:
+        slot = await fleet.start(models.options("one"))
+        await wait_for_status(fleet, "one", "stopping")
+        assert await said(fleet, "one", 5) == [5]
+        assert (slot.status, models.num_starts) == ("ready", 2)
 
 
 async def test_a_model_in_use_is_not_idle(models: Models) -> None:
