@@ -95,6 +95,8 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
             "uptime_seconds": round(time.monotonic() - started, 3),
             "version": package_version(),
         }
+        if not is_loopback(request.remote_addr):  # where files lie is nobody else's business
+            body["models"] = [model | {"path": None} for model in body["models"]]
         return _json(body, 200 if body["status"] == "ok" else 503)
 
     @app.get("/v1/models")

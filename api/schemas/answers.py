@@ -248,7 +248,8 @@ class KvMemory(Answer):
 class ModelHealth(Answer):
     model: str
     aliases: list[str]
-    path: str
+    path: str | None
+    """Of its file; null for who asks from another machine."""
     status: ModelStatus
     engine_pid: int | None
     context_length: int | None
