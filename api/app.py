@@ -19,7 +19,7 @@ from api.endpoints import management, tokens
 from api.endpoints.answer import Answer
 from api.endpoints.chat import ChatCompletion
 from api.endpoints.completions import TextCompletion
-from api.endpoints.management import is_loopback
+from api.endpoints.management import is_same_machine
 from api.errors import ApiError, server_error
 from api.fleet import Fleet, Slot
 from api.schemas.chat import parse_chat_request
@@ -95,7 +95,7 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
             "uptime_seconds": round(time.monotonic() - started, 3),
             "version": package_version(),
         }
-        if not is_loopback(request.remote_addr):  # where files lie is nobody else's business
+        if not _is_local():  # where files lie is nobody else's business
             body["models"] = [model | {"path": None} for model in body["models"]]
         return _json(body, 200 if body["status"] == "ok" else 503)
 
@@ -176,6 +176,11 @@ def _model(slot: Slot, name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": slot.created, "owned_by": "cortex", "status": slot.status}
 
 
+def _is_local() -> bool:
+    own = request.scope.get("server")
+    return is_same_machine(request.remote_addr, own[0] if own else None)
+
+
 def _require_owner() -> None:
     """Models come and go by the word of who is on this machine, and of no web page that such a one looks at.
 
@@ -183,7 +188,7 @@ def _require_owner() -> None:
     """
     if request.mimetype != "application/json":  # which a page of another origin cannot send unasked
         raise ApiError(415, "The request body must be application/json.", code="unsupported_media_type")
-    if not is_loopback(request.remote_addr):
+    if not _is_local():
         raise ApiError(403, "Models are started and stopped from the server's own machine only.", code="forbidden")
 
 

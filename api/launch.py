@@ -93,7 +93,7 @@ def _find(health: Health, model: str) -> ModelHealth | None:
         path = resolve(model).resolve()
     except ModelFilesError:
         return next(iter(named), None)
-    return next((each for each in (*named, *health.models) if Path(each.path).resolve() == path), None)
+    return next((each for each in (*named, *health.models) if each.path and Path(each.path).resolve() == path), None)
 
 
 def _start_beside(record: ServerRecord, model: str, path: Path, flags: ServerFlags) -> None:

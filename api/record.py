@@ -175,7 +175,8 @@ class ModelHealth:
 
     model: str
     aliases: tuple[str, ...]
-    path: str
+    path: str | None
+    """None if the server takes us for somebody from another machine."""
     status: str
     """`ready`, `loading`, `stopping` or `unloaded`."""
     engine_pid: int | None

@@ -29,11 +29,10 @@ async def stop(fleet: Fleet, request: StopRequest) -> Slot:
     return slot
 
 
-def is_loopback(address: str | None) -> bool:
-    """Whether a peer is on this machine."""
+def is_same_machine(peer: str | None, own: str | None) -> bool:
+    """Whether a peer's address is of this machine, which it reached by its `own`."""
     try:
-        found = ip_address((address or "").split("%")[0])
+        address = ip_address((peer or "").split("%")[0])
     except ValueError:
         return False
-    mapped = getattr(found, "ipv4_mapped", None)
-    return bool((mapped or found).is_loopback)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback or peer == own

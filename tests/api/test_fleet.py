@@ -392,24 +392,25 @@ def test_a_model_that_no_memory_can_hold_is_refused_and_the_others_go_on(server:
 
 
 def test_only_who_is_on_the_machine_and_means_it_starts_and_stops_models(server: CortexServer) -> None:
-    from api.endpoints.management import is_loopback
+    from api.endpoints.management import is_same_machine
 
     body = f'{{"model": "{MODEL}"}}'
     refused = httpx.post(f"{server.url}/models/stop", content=body, headers={"Content-Type": "text/plain"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (415, "unsupported_media_type")
     assert server.health()["status"] == "ok"
-    for address, expected in (
-        ("127.0.0.1", True),
-        ("127.3.2.1", True),
-        ("::1", True),
-        ("::ffff:127.0.0.1", True),
-        ("10.0.0.7", False),
-        ("::ffff:10.0.0.7", False),
-        ("fe80::1%eth0", False),
-        ("", False),
-        (None, False),
+    for peer, own, expected in (
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.3.2.1", "127.0.0.1", True),
+        ("::1", "::1", True),
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.1", True),
+        ("10.0.0.7", "10.0.0.7", True),
+        ("10.0.0.8", "10.0.0.7", False),
+        ("::ffff:10.0.0.8", "::ffff:10.0.0.7", False),
+        ("fe80::1%eth0", "fe80::2", False),
+        ("", "", False),
+        (None, None, False),
     ):
-        assert is_loopback(address) is expected
+        assert is_same_machine(peer, own) is expected
 
 
 def test_an_unknown_model_is_not_started(server: CortexServer) -> None:
