@@ -26,6 +26,8 @@ _ERROR_TYPES: Final = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+_NO_THREADS: Final = {"error_code": "thread_unsupported_request"}
+"""By this the SDK's tool runner learns that it has to send whole conversations."""
 
 
 def is_ours(path: str) -> bool:
@@ -41,7 +43,12 @@ def error_body(error: ApiError, request_id: str) -> dict[str, Any]:
     elif error.param and error.param not in message:
         message = f"{error.param}: {message}"
     kind = _ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+    details = _NO_THREADS if error.param == "thread" else None
+    return {
+        "type": "error",
+        "error": {"type": kind, "message": message, "details": details},
+        "request_id": request_id,
+    }
 
 
 async def count_tokens(service: ModelService, request: CountTokensRequest) -> dict[str, Any]:

@@ -61,6 +61,10 @@ class TokenCount(Answer):
     input_tokens: int
 
 
+class ThreadDetails(Answer):
+    error_code: Literal["thread_unsupported_request"]
+
+
 class MessageErrorDetails(Answer):
     type: Literal[
         "invalid_request_error",
@@ -73,6 +77,7 @@ class MessageErrorDetails(Answer):
         "overloaded_error",
     ]
     message: str
+    details: ThreadDetails | None
 
 
 class MessageError(Answer):
