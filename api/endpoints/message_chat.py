@@ -45,7 +45,8 @@ def as_chat(request: CountTokensRequest) -> tuple[ChatRequest, str]:
     prefill = ""
     if turns[-1][0] == "assistant":
         prefill = _prefill(request, turns.pop()[1])
-    messages = [Message(role="system", content=_text(request.system))] if request.system else []
+    rules = _text(request.system or ())
+    messages = [Message(role="system", content=rules)] if rules else []
     for role, blocks in turns:
         messages += _messages(role, blocks)
     if not messages:

@@ -532,6 +532,7 @@ CALLED = call("toolu_1", "weather", '{"city": "Rome", "days": [1, 2.5]}')
 RESULT: Body = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "Sunny."}
 EQUIVALENTS: list[tuple[Body, Body]] = [
     ({}, {}),
+    ({"system": ""}, {}),
     ({"system": "Be brief."}, {"messages": [said("system", "Be brief."), said("user", "Hello")]}),
     (
         {
