@@ -15,17 +15,19 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter
 
 from api import openapi, package_version
-from api.endpoints import management, tokens
+from api.endpoints import management, messages, tokens
 from api.endpoints.answer import Answer
 from api.endpoints.chat import ChatCompletion
 from api.endpoints.completions import TextCompletion
 from api.endpoints.management import is_same_machine
+from api.endpoints.messages import MessageAnswer
 from api.errors import ApiError, server_error
 from api.fleet import Fleet, Slot
 from api.schemas.chat import parse_chat_request
 from api.schemas.common import parse
 from api.schemas.completion import parse_completion_request
 from api.schemas.management import StartRequest, StopRequest
+from api.schemas.messages import parse_count_tokens_request, parse_messages_request
 from api.schemas.tokens import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 
 _log = logging.getLogger("cortex.api")
@@ -46,7 +48,7 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.url_map.converters["model"] = _ModelName
     if cors_origins:
-        app = cors(app, allow_origin=list(cors_origins), expose_headers=["x-request-id"])
+        app = cors(app, allow_origin=list(cors_origins), expose_headers=["x-request-id", "request-id"])
     started = time.monotonic()
 
     @app.before_request
@@ -57,18 +59,20 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
     @app.after_request
     async def tell_request_id(response: Response) -> Response:
         response.headers["x-request-id"] = g.request_id
+        if messages.is_ours(request.path):
+            response.headers["request-id"] = g.request_id
         return response
 
     @app.errorhandler(ApiError)
     async def refuse(error: ApiError) -> Response:
-        response = _json(error.body(), error.status)
+        response = _refusal(error)
         if error.retry_after is not None:
             response.headers["Retry-After"] = str(error.retry_after)
         return response
 
     @app.errorhandler(HTTPException)
     async def refuse_http(error: HTTPException) -> Response:
-        response = _json(_from_http(error).body(), error.code or 500)
+        response = _refusal(_from_http(error))
         for name, value in error.get_headers():
             if name.lower() != "content-type":
                 response.headers[name] = value
@@ -77,8 +81,7 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
     @app.errorhandler(Exception)
     async def fail(error: Exception) -> Response:
         _log.error("request %s failed", g.get("request_id"), exc_info=error)
-        problem = server_error("The server had an error while processing your request.")
-        return _json(problem.body(), problem.status)
+        return _refusal(server_error("The server had an error while processing your request."))
 
     @app.get("/openapi.json")
     async def openapi_document() -> Response:
@@ -131,6 +134,17 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
         service = await fleet.accepting(completion.model)
         return await _respond(await TextCompletion.create(service, completion), stream=completion.stream)
 
+    @app.post(messages.PATH)
+    async def create_message() -> Response:
+        asked = parse_messages_request(await _body())
+        service = await fleet.accepting(asked.model)
+        return await _respond(await MessageAnswer.create(service, asked, g.request_id), stream=asked.stream)
+
+    @app.post(f"{messages.PATH}/count_tokens")
+    async def count_tokens() -> Response:
+        asked = parse_count_tokens_request(await _body())
+        return _json(await messages.count_tokens(await fleet.service(asked.model), asked))
+
     @app.post("/tokenize")
     async def tokenize() -> Response:
         request = parse(TokenizeRequest, await _body())
@@ -170,6 +184,12 @@ async def _body() -> Any:
 
 def _json(body: dict[str, Any], status: int = 200) -> Response:
     return Response(orjson.dumps(body), status, content_type="application/json")
+
+
+def _refusal(error: ApiError) -> Response:
+    return _json(
+        messages.error_body(error, g.request_id) if messages.is_ours(request.path) else error.body(), error.status
+    )
 
 
 def _model(slot: Slot, name: str) -> dict[str, Any]:

@@ -13,8 +13,8 @@ class Detokenizer:
 
     def __init__(self, piece: Callable[[int], bytes], stops: Sequence[str]) -> None:
         """`piece`: the bytes of a token, possibly a part of a character. Empty stop strings are ignored."""
-        self.stopped = False
-        """A stop string was found; there will be no more text."""
+        self.stop: str | None = None
+        """The stop string that was found; there will be no more text."""
         self.num_tokens = 0
         """Tokens consumed, the one that completed the stop string included, those after it not."""
         self._piece = piece
@@ -22,6 +22,10 @@ class Detokenizer:
         self._stops = [_Progress(stop) for stop in stops if stop]
         self._first = frozenset(stop[0] for stop in stops if stop)
         self._held = ""  # as long as the most advanced of the stop strings
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None
 
     def push(self, tokens: Sequence[int]) -> str:
         """The text that may be sent now that these tokens have come; '' once stopped."""
@@ -48,14 +52,14 @@ class Detokenizer:
             return text
         whole = self._held + text
         for end, character in enumerate(text, start=len(self._held) + 1):
-            found = 0
+            found = ""
             for stop in self._stops:
                 if stop.advance(character):
-                    found = max(found, stop.length)
+                    found = max(found, stop.text, key=len)
             if found:
-                self.stopped = True
+                self.stop = found
                 self._held = ""
-                return whole[: end - found]
+                return whole[: end - len(found)]
         safe = len(whole) - max((stop.matched for stop in self._stops), default=0)
         self._held = whole[safe:]
         return whole[:safe]
@@ -64,12 +68,11 @@ class Detokenizer:
 class _Progress:
     """How much of a stop string the text so far ends with (Knuth, Morris and Pratt's automaton)."""
 
-    __slots__ = ("_shorter", "_stop", "length", "matched")
+    __slots__ = ("_shorter", "matched", "text")
 
     def __init__(self, stop: str) -> None:
-        self.length = len(stop)
+        self.text = stop
         self.matched = 0
-        self._stop = stop
         self._shorter = [0] * len(stop)  # by end: the longest proper prefix of the stop that ends there too
         for i in range(1, len(stop)):
             length = self._shorter[i - 1]
@@ -80,7 +83,7 @@ class _Progress:
     def advance(self, character: str) -> bool:
         """Whether this character completes the stop string, which ends the use of this object."""
         matched = self.matched
-        while matched and character != self._stop[matched]:
+        while matched and character != self.text[matched]:
             matched = self._shorter[matched - 1]
-        self.matched = matched + (character == self._stop[matched])
-        return self.matched == self.length
+        self.matched = matched + (character == self.text[matched])
+        return self.matched == len(self.text)

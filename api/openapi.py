@@ -9,15 +9,16 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from api import package_version
-from api.schemas import answers
+from api.schemas import answers, message_answers
 from api.schemas.chat import ChatRequest
 from api.schemas.completion import CompletionRequest
 from api.schemas.management import StartRequest, StopRequest
+from api.schemas.messages import CountTokensRequest, MessagesRequest
 from api.schemas.tokens import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 
 REF: Final = "#/components/schemas/{model}"
 STATUSES: Final = {
-    400: "The request cannot be served as it is; `param` names the field.",
+    400: "The request cannot be served as it is; the error names the field.",
     403: "Not from another machine.",
     404: "There is no such model or no such place.",
     405: "Not with this method.",
@@ -46,6 +47,9 @@ class Operation:
     """In the path, with what they are."""
     unhealthy: int | None = None
     """A status with the same answer as 200."""
+    error: type[BaseModel] = answers.Error
+    has_done: bool = True
+    """Whether a stream ends with `[DONE]`; else its events are named by their types, `error` among them."""
 
 
 GENERATES: Final = (400, 404, 413, 429, 500, 503)
@@ -67,6 +71,26 @@ OPERATIONS: Final = (
         CompletionRequest,
         answers.TextCompletionChunk,
         GENERATES,
+    ),
+    Operation(
+        "post",
+        "/v1/messages",
+        "The model's answer to a conversation, as Anthropic's API has it",
+        message_answers.MessageAnswer,
+        MessagesRequest,
+        message_answers.MessageEvent,
+        GENERATES,
+        error=message_answers.MessageError,
+        has_done=False,
+    ),
+    Operation(
+        "post",
+        "/v1/messages/count_tokens",
+        "How many tokens the prompt of a message would be",
+        message_answers.TokenCount,
+        CountTokensRequest,
+        errors=(400, 404, 413, 503),
+        error=message_answers.MessageError,
     ),
     Operation("get", "/v1/models", "The models that are served", answers.ModelList),
     Operation(
@@ -117,7 +141,7 @@ OPERATIONS: Final = (
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
     requests = [(operation.request, "validation") for operation in OPERATIONS if operation.request]
-    given = {model for operation in OPERATIONS for model in (operation.answer, operation.chunk, answers.Error) if model}
+    given = {model for each in OPERATIONS for model in (each.answer, each.chunk, each.error) if model}
     ordered = sorted(given, key=lambda model: model.__name__)
     refs, definitions = models_json_schema(
         [*requests, *((model, "serialization") for model in ordered)],  # type: ignore[list-item]  # the modes are literals
@@ -132,7 +156,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "Cortex",
             "version": package_version(),
-            "description": "OpenAI-compatible text generation for a whole team.",
+            "description": "Text generation for a whole team, by OpenAI's API and by Anthropic's.",
         },
         "paths": paths,
         "components": {"schemas": definitions["$defs"]},
@@ -142,15 +166,17 @@ def document() -> dict[str, Any]:
 def _operation(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": schemas[operation.answer]}}
     if operation.chunk:
-        content["text/event-stream"] = {"schema": _event(schemas[operation.chunk], schemas[answers.Error])}
+        event = _event(schemas[operation.chunk], schemas[operation.error], has_done=operation.has_done)
+        content["text/event-stream"] = {"schema": event}
     description = "The answer."
     if operation.chunk:
-        description += f" With `stream`, events whose data is a {operation.chunk.__name__} each, then `[DONE]`."
+        description += f" With `stream`, events whose data is a {operation.chunk.__name__} each"
+        description += ", then `[DONE]`." if operation.has_done else "."
     responses: dict[str, Any] = {"200": {"description": description, "content": content}}
     if operation.unhealthy:
         responses[str(operation.unhealthy)] = {"description": "Not ready.", "content": content}
     for status in operation.errors:
-        error = {"application/json": {"schema": schemas[answers.Error]}}
+        error = {"application/json": {"schema": schemas[operation.error]}}
         responses[str(status)] = {"description": STATUSES[status], "content": error}
     described: dict[str, Any] = {"summary": operation.summary, "responses": responses}
     if operation.request:
@@ -170,11 +196,14 @@ def _operation(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     return described
 
 
-def _event(chunk: dict[str, Any], error: dict[str, Any]) -> dict[str, Any]:
+def _event(chunk: dict[str, Any], error: dict[str, Any], *, has_done: bool) -> dict[str, Any]:
     """A server-sent event of a stream; OpenAPI 3.1 describes each of them, not the stream."""
     json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [chunk, error]}}
-    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, json]}
-    return {"type": "object", "required": ["data"], "properties": {"data": data}}
+    if has_done:
+        data = {"type": "string", "anyOf": [{"const": "[DONE]"}, json]}
+        return {"type": "object", "required": ["data"], "properties": {"data": data}}
+    properties = {"event": {"type": "string"}, "data": {"type": "string", **json}}
+    return {"type": "object", "required": ["event", "data"], "properties": properties}
 
 
 def page() -> str:

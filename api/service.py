@@ -18,6 +18,8 @@ from api.template import ChatTemplate, TemplateRefusal, strings
 from api.tokenizer import Tokenizer
 from scheduler.messages import SamplingParams
 
+PROMPT_TAIL: Final = 32
+"""Tokens at the prompt's end that may have begun a thought."""
 INLINE_CHARACTERS: Final = 20_000
 """Prompts up to this long are tokenized on the event loop, in a few milliseconds; longer ones in a thread."""
 DRY_BREAKERS: Final = ("\n", ":", '"', "*")
@@ -66,19 +68,32 @@ class ModelService:
             message = f"Too many requests: {info.max_seqs} run and {self._max_waiting} wait. Please try again shortly."
             raise ApiError(429, message, kind="rate_limit_error", code="rate_limit_exceeded", retry_after=1)
 
-    async def chat_prompt(self, request: ChatRequest) -> list[int]:
-        """The tokens of a conversation. Raises ApiError 400 if the model's template refuses it."""
+    async def chat_prompt(self, request: ChatRequest, prefill: str = "") -> list[int]:
+        """The tokens of a conversation, and of the beginning of its answer where that is given.
+
+        Raises ApiError 400 if the model's template refuses it, or begins a thought that the beginning would fall into.
+        """
         messages = [message.for_template() for message in request.messages]
         tools = request.all_tools() if request.tool_choice != "none" else []
         prepared, listed = self.dialect.prepare(messages, tools)
         variables = request.template_kwargs()
         try:
-            if sum(map(len, strings([prepared, listed, variables]))) > INLINE_CHARACTERS:
-                return await trio.to_thread.run_sync(self._template.render_tokens, prepared, listed, variables)
-            return self._template.render_tokens(prepared, listed, variables)
+            if sum(map(len, strings([prepared, listed, variables, prefill]))) > INLINE_CHARACTERS:
+                render = self._template.render_tokens
+                tokens = await trio.to_thread.run_sync(render, prepared, listed, variables, prefill)
+            else:
+                tokens = self._template.render_tokens(prepared, listed, variables, prefill)
         except TemplateRefusal as error:
             message = f"The model's chat template refuses these messages: {error}"
             raise ApiError(400, message, param="messages", code="invalid_messages") from error
+        if prefill and self.dialect.is_thinking(self.prompt_tail(tokens, prefill)):
+            message = "The beginning of an answer is not served in 'messages': this model begins with a thought."
+            raise ApiError(400, message, param="messages", code="unsupported_value")
+        return tokens
+
+    def prompt_tail(self, prompt: Sequence[int], prefill: str = "") -> str:
+        """The text at the prompt's end that may have begun a thought, all of the `prefill` included."""
+        return self.tokenizer.text(prompt[-PROMPT_TAIL - 4 * len(prefill) :])  # a character has four tokens at most
 
     async def text_prompts(self, prompts: Sequence[str] | Sequence[list[int]], suffix: str | None) -> list[Prompt]:
         """Prompts as they are, control tokens included. Raises ApiError 400 for what has no tokens."""

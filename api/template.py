@@ -76,14 +76,15 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        prefill: str = "",
     ) -> list[int]:
-        """The prompt for these messages, up to where the assistant's answer begins.
+        """The prompt for these messages, up to where the assistant's answer begins, or goes on behind the `prefill`.
 
         A message has a `role` that was validated; its other values, the tools and the `variables`, which the template
         may read or not, are the client's: text, numbers, lists and objects, as in JSON. Tokenizing takes about 0.3 s
         per million characters: large conversations belong into a thread. Raises TemplateRefusal.
         """
-        prompt, aside = self._render(messages, tools, variables or {})
+        prompt, aside = self._render(messages, tools, variables or {}, prefill)
         encode = self._tokenizer.encode
         if aside:
             parts = re.split(f"([{''.join(aside)}])", prompt)
@@ -104,9 +105,10 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         variables: Mapping[str, Any],
+        prefill: str = "",
     ) -> tuple[str, dict[str, str]]:
         """The rendering, with a private-use character for each text put aside, and what these stand for."""
-        aside = _Aside(self._guard, lambda: [self._source, *strings([messages, tools, variables])])
+        aside = _Aside(self._guard, lambda: [self._source, *strings([messages, tools, variables, prefill])])
         context = {str(name): aside.put(value) for name, value in variables.items()}
         context |= {
             "messages": [
@@ -119,8 +121,9 @@ class ChatTemplate:
             "bos_token": self._tokenizer.bos_token,
             "eos_token": self._tokenizer.eos_token,
         }
+        begun = aside.put(prefill)
         try:
-            prompt = self._template.render(context)
+            prompt = self._template.render(context) + begun
         except Exception as error:  # a template is somebody's program: it may raise anything
             reason = str(error).translate({ord(char): text for char, text in aside.texts.items()})
             raise TemplateRefusal(

@@ -73,21 +73,21 @@ class Dialect(ABC):
             self._syntax() if use else None,
             [tool.name for tool in use.tools] if use else (),
             thinks=self.thinks,
-            is_thinking=self._is_thinking(prompt_tail),
+            is_thinking=self.is_thinking(prompt_tail),
             make_id=self.make_id,
         )
 
     def make_id(self) -> str:
         return call_id()
 
-    def _is_thinking(self, prompt_tail: str) -> bool:
+    def is_thinking(self, prompt_tail: str) -> bool:
         """Whether the prompt has begun a thought already."""
         return self.thinks and prompt_tail.rfind(THINK) > prompt_tail.rfind(END_THINK)
 
     def _thoughts(self, prompt_tail: str) -> str:
         if not self.thinks:
             return ""
-        return "thoughts" if self._is_thinking(prompt_tail) else "(think thoughts)?"
+        return "thoughts" if self.is_thinking(prompt_tail) else "(think thoughts)?"
 
     def _thought_rules(self, token_id: TokenId) -> str:
         space = r"/[ \n]*/"

@@ -2,7 +2,7 @@
 
 import uuid
 from dataclasses import replace
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from api.dialects import CallArguments, CallBegin, Content, Event, Reasoning
 from api.endpoints.answer import Drafted
@@ -14,18 +14,15 @@ from api.schemas.chat import ChatRequest
 from api.service import ModelService
 from api.structured import constraint
 
-PROMPT_TAIL: Final = 32
-"""Tokens at the prompt's end that may have begun a thought."""
 
-
-async def draft_chat(service: ModelService, request: ChatRequest) -> Drafted:
-    """The sequences that answer a conversation.
+async def draft_chat(service: ModelService, request: ChatRequest, prefill: str = "") -> Drafted:
+    """The sequences that answer a conversation, or that go on with the `prefill` of an answer.
 
     Raises ApiError 400 for what the model's template, its context or a grammar cannot hold.
     """
     content, use = constraint(request), request.tool_use()
-    prompt = await service.chat_prompt(request)
-    tail = service.tokenizer.text(prompt[-PROMPT_TAIL:])
+    prompt = await service.chat_prompt(request, prefill)
+    tail = service.prompt_tail(prompt, prefill)
     params = await service.sampling(request)
     draft = Draft(
         prompt,

@@ -41,6 +41,11 @@ class Choice:
     def num_tokens(self) -> int:
         return self._detokenizer.num_tokens
 
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended it, if one did."""
+        return self._detokenizer.stop
+
     def push(self, output: Output) -> Delta:
         """Take in what the engine says about this sequence. Once it is finished, there is no more to say."""
         if self.finish_reason is not None:

@@ -168,7 +168,11 @@ def events(data: bytes) -> list[Any]:
 class Server:
     """The app of one model service over a fake engine."""
 
-    def __init__(self, tokenizer: Tokenizer, *, max_waiting: int = 8, cors_origins: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, max_waiting: int = 8, cors_origins: tuple[str, ...] = (), url: str = URL
+    ) -> None:
+        self.url = url
+        """Where requests go."""
         self.engine = FakeEngine()
         self.service = ModelService((MODEL, "an-alias"), tokenizer, self.engine, max_waiting=max_waiting)
         self.fleet = Fleet(max_waiting=max_waiting)
@@ -191,12 +195,12 @@ class Server:
     async def post_raw(self, data: bytes, headers: dict[str, str] | None = None) -> Response:
         with trio.fail_after(2 * PING_SECONDS):
             return await self.client.post(
-                URL, data=data, headers={"Content-Type": "application/json"} | (headers or {})
+                self.url, data=data, headers={"Content-Type": "application/json"} | (headers or {})
             )
 
     def connect(self, headers: dict[str, str] | None = None) -> Connection:
         """The beginning of a POST, without its body."""
-        connection = self.client.request(URL, method="POST", headers=headers)
+        connection = self.client.request(self.url, method="POST", headers=headers)
         assert isinstance(connection, Connection)
         return connection
 

@@ -15,7 +15,7 @@ from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.config import SchemathesisConfig
 
 from api.openapi import OPERATIONS, document, page
-from api.schemas import answers
+from api.schemas import answers, message_answers
 from tests.api.servers import MODEL, SECONDS, CortexServer
 
 MAX_CHOICES = 2
@@ -81,6 +81,17 @@ CHATS: list[Body] = [
     {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": [1]}}}},
     {"stop": "e", "user": "me"},
 ]
+MESSAGES: list[Body] = [
+    {},
+    {"max_tokens": 0},
+    {"system": "Be brief.", "stop_sequences": ["e"]},
+    {
+        "tools": [{"name": "clock", "input_schema": {"type": "object", "properties": {}}}],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+        "max_tokens": 60,
+    },
+    {"output_config": {"format": {"type": "json_schema", "schema": {"const": [1]}}}, "max_tokens": 20},
+]
 COMPLETIONS: list[Body] = [
     {},
     {"prompt": ["a", "b"], "n": 2, "logprobs": 3, "echo": True},
@@ -118,6 +129,17 @@ def test_completions_are_as_described(client: httpx.Client, fields: Body) -> Non
             check_type(answers.TextCompletionChunk, event)
 
 
+@pytest.mark.parametrize("fields", MESSAGES, ids=str)
+def test_messages_are_as_described(client: httpx.Client, fields: Body) -> None:
+    whole = client.post("/v1/messages", json=chat(fields))
+    check_type(message_answers.MessageAnswer, whole.content)
+    stream = client.post("/v1/messages", json=chat(fields) | {"stream": True})
+    *events, nothing = stream.text.split("\n\n")
+    assert nothing == ""
+    for event in events:
+        check_type(message_answers.MessageEvent, event.split("\ndata: ")[1])
+
+
 def events_of(client: httpx.Client, path: str, body: Body) -> list[str]:
     response = client.post(path, json=body | {"stream": True, "stream_options": {"include_usage": True}})
     *events, done, nothing = response.text.split("\n\n")
@@ -136,6 +158,8 @@ def test_the_other_answers_are_as_described(client: httpx.Client) -> None:
         (answers.Text, client.post("/detokenize", json={"tokens": [1, 2]})),
         (answers.RenderedPrompt, client.post("/apply-template", json=said)),
         (answers.Error, client.get("/v1/models/nobody")),
+        (message_answers.TokenCount, client.post("/v1/messages/count_tokens", json={"model": MODEL} | said)),
+        (message_answers.MessageError, client.post("/v1/messages", json=said)),
     ]
     for model, response in asked:
         check_type(model, response.content)
@@ -157,7 +181,7 @@ def load(mode: str) -> schemathesis.BaseSchema:
 
 
 anything = load("all")
-sensible = load("positive").include(path_regex="completions")
+sensible = load("positive").include(path_regex="completions|messages")
 
 
 def tame(body: Any) -> Any:
@@ -184,9 +208,11 @@ def tame_sensible(context: schemathesis.HookContext, body: Any) -> Any:
     random = Random(repr(sorted(body)))
     given = [name for name, value in body.items() if value is not None]
     kept = random.sample(given, min(MAX_FIELDS, len(given)))
-    sane = {"model": MODEL, "max_tokens": 8, "messages": [{"role": "user", "content": "Hi."}], "prompt": "Hi."}
-    needed = {name: value for name, value in sane.items() if name in body or name == "max_tokens"}
-    return tame({name: body[name] for name in kept} | needed | {"stream": random.random() < 0.5})
+    sane = {"model": MODEL, "messages": [{"role": "user", "content": "Hi."}], "prompt": "Hi."}
+    needed: Body = {name: value for name, value in sane.items() if name in body}
+    if context.operation is None or context.operation.path != "/v1/messages/count_tokens":  # which generates nothing
+        needed |= {"max_tokens": 8, "stream": random.random() < 0.5}
+    return tame({name: body[name] for name in kept} | needed)
 
 
 def check(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
@@ -195,13 +221,14 @@ def check(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
     case.validate_response(response, excluded_checks=TOO_STRICT)
     SEEN[case.path, response.status_code] += 1
     if response.headers.get("content-type", [""])[0].startswith("text/event-stream"):
-        chunk = next(each for each in OPERATIONS if each.path == case.path).chunk
-        assert chunk is not None
+        operation = next(each for each in OPERATIONS if each.path == case.path)
+        assert operation.chunk is not None
         STREAMED[case.path] += 1
         for event in response.text.split("\n\n"):
-            if event.startswith("data: {"):
-                kind = answers.Error if "error" in orjson.loads(event[6:]) else chunk
-                kind.model_validate_json(event[6:])
+            data = event.partition("data: ")[2]
+            if data.startswith("{"):
+                kind = operation.error if "error" in orjson.loads(data) else operation.chunk
+                kind.model_validate_json(data)
 
 
 bounded = settings(
@@ -223,6 +250,7 @@ def test_what_may_be_served_is_answered_as_described(case: "schemathesis.Case[An
 
 def test_the_server_is_whole_after_all_that(server: CortexServer) -> None:
     server.assert_nothing_is_held()
-    for path in ("/v1/chat/completions", "/v1/completions"):
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/messages"):
         assert SEEN[path, 200] > 30, "else next to nothing was tried"
         assert STREAMED[path] > 10, "an event that is not as described would go unseen"
+    assert SEEN["/v1/messages/count_tokens", 200] > 30

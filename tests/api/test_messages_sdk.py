@@ -1,0 +1,286 @@
+"""Anthropic's messages through their official SDK, in its four ways, on the real small model."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import anthropic
+import httpx
+import jsonschema
+import pytest
+from anthropic import Anthropic, AsyncAnthropic
+from anthropic.types import Message
+
+from tests.api.servers import MODEL, SECONDS, CortexServer
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 12}, "days": {"enum": [1, 2, 3]}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+WEATHER: dict[str, Any] = {"name": "weather", "description": "The weather of a city.", "input_schema": CITY}
+CLOCK: dict[str, Any] = {"name": "clock", "input_schema": {"type": "object", "properties": {}}}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
+    with CortexServer(tmp_path_factory.mktemp("server"), "--ctx-len=2048") as server:
+        yield server
+
+
+def client_of(server: CortexServer) -> Anthropic:
+    return Anthropic(base_url=server.url.removesuffix("/v1"), api_key="none", max_retries=0, timeout=SECONDS)
+
+
+def async_client_of(server: CortexServer) -> AsyncAnthropic:
+    return AsyncAnthropic(base_url=server.url.removesuffix("/v1"), api_key="none", max_retries=0, timeout=SECONDS)
+
+
+class Way:
+    """One of the SDK's four ways to ask."""
+
+    def __init__(self, server: CortexServer, *, is_async: bool, stream: bool) -> None:
+        self._server = server
+        self._is_async = is_async
+        self.stream = stream
+
+    def ask(self, text: str | list[Any], **fields: Any) -> Message:
+        messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
+        fields = {"model": MODEL, "messages": messages, "max_tokens": 24, **fields}
+        if "temperature" in fields:  # which the SDK has no argument for any more
+            fields["extra_body"] = {"temperature": fields.pop("temperature")}
+        return asyncio.run(self._ask(fields)) if self._is_async else self._ask_at_once(fields)
+
+    def _ask_at_once(self, fields: dict[str, Any]) -> Message:
+        with client_of(self._server) as client:
+            if not self.stream:
+                message: Message = client.messages.create(**fields)
+                return message
+            with client.messages.stream(**fields) as stream:
+                return stream.get_final_message()
+
+    async def _ask(self, fields: dict[str, Any]) -> Message:
+        async with async_client_of(self._server) as client:
+            if not self.stream:
+                message: Message = await client.messages.create(**fields)
+                return message
+            async with client.messages.stream(**fields) as stream:
+                return await stream.get_final_message()
+
+
+@pytest.fixture(params=["sync", "sync-stream", "async", "async-stream"])
+def way(request: pytest.FixtureRequest, server: CortexServer) -> Way:
+    return Way(server, is_async="async" in request.param, stream="stream" in request.param)
+
+
+def text_of(message: Message) -> str:
+    """Of one that has nothing but words."""
+    [block] = message.content
+    assert block.type == "text"
+    return block.text
+
+
+def calls_of(message: Message) -> list[Any]:
+    return [block for block in message.content if block.type == "tool_use"]
+
+
+# Answers
+
+
+def test_a_message_is_answered(way: Way) -> None:
+    message = way.ask("Name a colour.", temperature=0)
+    assert text_of(message)
+    assert (message.type, message.role, message.model) == ("message", "assistant", MODEL)
+    assert message.stop_reason in ("end_turn", "max_tokens")
+    assert message.stop_sequence is None
+    assert 1 <= message.usage.output_tokens <= 24
+
+
+def test_what_was_read_before_is_counted_apart(way: Way, server: CortexServer) -> None:
+    question = "All work and no play makes Jack a dull boy. " * 10
+    first, second = way.ask(question, max_tokens=1), way.ask(question, max_tokens=1)
+    assert second.usage.cache_read_input_tokens
+    totals = [message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0) for message in (first, second)]
+    with client_of(server) as client:
+        counted = client.messages.count_tokens(model=MODEL, messages=[{"role": "user", "content": question}])
+    assert totals == [counted.input_tokens] * 2
+
+
+def test_the_same_is_said_in_every_way_and_by_the_chat(way: Way, server: CortexServer) -> None:
+    told = way.ask("Name a colour.", temperature=0, system="Be brief.")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a colour."}]
+    body = {"model": MODEL, "messages": messages, "max_tokens": 24, "temperature": 0}
+    chat = httpx.post(f"{server.url}/chat/completions", json=body, timeout=SECONDS).json()
+    assert text_of(told) == chat["choices"][0]["message"]["content"]
+
+
+def test_a_stop_sequence_ends_the_answer_and_is_named(way: Way) -> None:
+    message = way.ask("Count: 1 2 3 4 5", temperature=0, max_tokens=60, stop_sequences=["nowhere", "e"])
+    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "e")
+    assert "e" not in "".join(block.text for block in message.content if block.type == "text")
+
+
+def test_tokens_that_are_used_up_are_the_reason(way: Way) -> None:
+    assert way.ask("Tell me a long story.", max_tokens=3, temperature=0).stop_reason == "max_tokens"
+    assert way.ask("Tell me a long story.", max_tokens=0).content == []
+
+
+def test_an_answer_goes_on_from_its_beginning(way: Way) -> None:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    begun = [*messages, {"role": "assistant", "content": "The capital of France is"}]
+    assert "Paris" in text_of(way.ask(begun, temperature=0))
+
+
+def test_an_answer_matches_its_schema(way: Way) -> None:
+    config = {"format": {"type": "json_schema", "schema": CITY}}
+    message = way.ask("Describe a trip.", max_tokens=100, output_config=config)
+    assert message.stop_reason == "end_turn"
+    jsonschema.validate(json.loads(text_of(message)), CITY)
+
+
+def test_every_piece_of_a_stream_is_heard(server: CortexServer) -> None:
+    with client_of(server) as client:
+        fields: dict[str, Any] = {
+            "model": MODEL,
+            "max_tokens": 20,
+            "messages": [{"role": "user", "content": "Tell me a story."}],
+        }
+        with client.messages.stream(**fields) as stream:
+            pieces = list(stream.text_stream)
+            message = stream.get_final_message()
+        assert len(pieces) > 1
+        assert "".join(pieces) == text_of(message)
+        kinds = [event.type for event in client.messages.create(**fields, stream=True)]
+    assert kinds[:2] == ["message_start", "content_block_start"]
+    assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+    assert set(kinds[2:-3]) == {"content_block_delta"}
+
+
+# Tools
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}], ids=str)
+def test_a_call_that_must_be_made_is_made(way: Way, choice: dict[str, Any]) -> None:
+    choice = choice | {"disable_parallel_tool_use": True}
+    message = way.ask("The weather in Rome?", tools=[CLOCK, WEATHER], tool_choice=choice, max_tokens=100)
+    assert message.stop_reason == "tool_use"
+    [call] = message.content
+    assert call.type == "tool_use"
+    assert call.id.startswith("toolu_")
+    assert choice.get("name", call.name) == call.name
+    jsonschema.validate(call.input, CITY if call.name == "weather" else CLOCK["input_schema"])
+
+
+def test_a_call_and_its_result_go_back_in(way: Way) -> None:
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
+    fields: dict[str, Any] = {"tools": [WEATHER], "max_tokens": 100}
+    called = way.ask(messages, tool_choice={"type": "tool", "name": "weather"}, **fields)
+    result = {"type": "tool_result", "tool_use_id": calls_of(called)[0].id, "content": "Sunny, 25 degrees."}
+    messages += [{"role": "assistant", "content": called.content}, {"role": "user", "content": [result]}]
+    message = way.ask(messages, temperature=0, **fields)
+    assert message.content
+    assert message.usage.cache_read_input_tokens, "the conversation so far is in memory"
+
+
+def test_whether_to_call_is_the_models_choice(way: Way) -> None:
+    assert way.ask("Say hello.", tools=[WEATHER], max_tokens=60, temperature=0).content
+    assert calls_of(way.ask("Say hello.", tools=[WEATHER], tool_choice={"type": "none"}, max_tokens=8)) == []
+
+
+def test_a_call_that_is_cut_is_an_object_all_the_same(way: Way) -> None:
+    message = way.ask("Rome?", tools=[WEATHER], tool_choice={"type": "any"}, max_tokens=20)
+    assert message.stop_reason == "max_tokens"
+    [call] = calls_of(message)
+    assert call.name == "weather"
+    assert isinstance(call.input, dict)
+    assert "days" not in call.input
+
+
+def test_the_sdk_runs_tools_by_itself(server: CortexServer) -> None:
+    """In turns, of which each goes on from the one before."""
+    asked: list[str] = []
+
+    @anthropic.beta_tool
+    def weather(city: Literal["Rome", "Paris"]) -> str:
+        """The weather of a city."""
+        asked.append(city)
+        return "Sunny."
+
+    with client_of(server) as client:
+        runner = client.beta.messages.tool_runner(
+            model=MODEL,
+            max_tokens=60,
+            messages=[{"role": "user", "content": "The weather in Rome?"}],
+            tools=[weather],
+            tool_choice={"type": "any", "disable_parallel_tool_use": True},
+            max_iterations=2,
+        )
+        messages = list(runner)
+    assert [message.stop_reason for message in messages] == ["tool_use", "tool_use"]
+    assert asked
+    assert set(asked) <= {"Rome", "Paris"}
+
+
+# Counting
+
+
+def test_what_is_counted_is_what_is_read(server: CortexServer) -> None:
+    messages: list[Any] = [
+        {"role": "user", "content": "Rome?"},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "x", "name": "weather", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x", "content": "Sunny."}]},
+    ]
+    fields: dict[str, Any] = {"model": MODEL, "messages": messages, "system": "Be brief.", "tools": [WEATHER]}
+
+    async def count() -> int:
+        async with async_client_of(server) as client:
+            return (await client.messages.count_tokens(**fields)).input_tokens
+
+    with client_of(server) as client:
+        counted = client.messages.count_tokens(**fields).input_tokens
+        usage = client.messages.create(**fields, max_tokens=1).usage
+    assert counted == asyncio.run(count()) == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+
+
+# Errors
+
+
+def test_errors_are_the_sdks(server: CortexServer) -> None:
+    hello: list[Any] = [{"role": "user", "content": "Hello"}]
+    with client_of(server) as client:
+        with pytest.raises(anthropic.NotFoundError, match="'nobody' does not exist") as unknown:
+            client.messages.create(model="nobody", max_tokens=5, messages=hello)
+        assert unknown.value.request_id is not None
+        assert unknown.value.request_id.startswith("req_")
+        with pytest.raises(anthropic.NotFoundError, match="'nobody' does not exist"):
+            client.messages.count_tokens(model="nobody", messages=hello)
+        with pytest.raises(anthropic.BadRequestError, match="'temperature'"):
+            client.messages.create(model=MODEL, max_tokens=5, messages=hello, extra_body={"temperature": 2})
+        with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
+            client.messages.create(model=MODEL, max_tokens=5, messages=[{"role": "user", "content": "x " * 3000}])
+        source: Any = {"type": "url", "url": "http://x"}
+        image: Any = [{"role": "user", "content": [{"type": "image", "source": source}]}]
+        with pytest.raises(anthropic.BadRequestError, match=r"messages\[0\].content\[0\].*'image'"):
+            client.messages.create(model=MODEL, max_tokens=5, messages=image)
+        with pytest.raises(anthropic.NotFoundError, match="/v1/messages/batches"):
+            client.messages.batches.list()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_cannot_be_served_is_refused(server: CortexServer, stream: bool) -> None:
+    broken: Any = {"name": "f", "input_schema": {"type": "strin"}}
+    with client_of(server) as client, pytest.raises(anthropic.BadRequestError, match=r"tools: .*Invalid type: strin"):
+        client.messages.create(
+            model=MODEL,
+            max_tokens=5,
+            messages=[{"role": "user", "content": "Hello"}],
+            tools=[broken],
+            tool_choice={"type": "any"},
+            stream=stream,
+        )
+
+
+def test_nothing_is_held_after_all_that(server: CortexServer) -> None:
+    server.assert_nothing_is_held()
