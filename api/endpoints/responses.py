@@ -28,12 +28,8 @@ from api.schemas.responses import (
 from api.service import ModelService
 from scheduler.messages import Output
 
-PARAMS: Final = {
-    "messages": "input",
-    "response_format": "text.format",
-    "max_tokens": "max_output_tokens",
-    "reasoning_effort": "reasoning.effort",
-}
+FORMAT: Final = "text.format"
+PARAMS: Final = {"messages": "input", "response_format": FORMAT}
 """What a chat's fields are called here."""
 TOO_LONG: Final = "context_length_exceeded"
 
@@ -184,10 +180,8 @@ async def _drafted(service: ModelService, request: ResponseRequest, items: list[
             return await _truncated(service, request, items)
         return await _chat(service, request, items)
     except ApiError as error:
-        if error.param in PARAMS:
-            here = PARAMS[error.param]
-            error.message = error.message.replace(f"'{error.param}'", f"'{here}'")
-            error.param = here
+        error.message = error.message.replace("'response_format'", repr(FORMAT))
+        error.param = PARAMS.get(error.param or "", error.param)
         raise
 
 

@@ -150,10 +150,16 @@ async def leave(connection: Connection) -> None:
 
 
 def events(data: bytes) -> list[Any]:
-    """What the events of a stream say: objects, `[DONE]`, and pings as None."""
+    """What the events of a stream say: objects (of the type that names the event, if any), `[DONE]`, pings as None."""
     assert data.endswith(b"\n\n"), "only whole events are written"
     found: list[Any] = []
     for event in data[:-2].split(b"\n\n"):
+        if event.startswith(b"event: "):
+            name, _, said = event.removeprefix(b"event: ").partition(b"\ndata: ")
+            assert b"\n" not in said
+            found.append(orjson.loads(said))
+            assert found[-1]["type"] == name.decode()
+            continue
         assert b"\n" not in event
         if event == b"data: [DONE]":
             found.append("[DONE]")
@@ -168,7 +174,9 @@ def events(data: bytes) -> list[Any]:
 class Server:
     """The app of one model service over a fake engine."""
 
-    def __init__(self, tokenizer: Tokenizer, *, max_waiting: int = 8, cors_origins: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, max_waiting: int = 8, cors_origins: tuple[str, ...] = (), url: str = URL
+    ) -> None:
         self.engine = FakeEngine()
         self.service = ModelService((MODEL, "an-alias"), tokenizer, self.engine, max_waiting=max_waiting)
         self.fleet = Fleet(max_waiting=max_waiting)
@@ -176,6 +184,7 @@ class Server:
         self.app: QuartTrio = create_app(self.fleet, cors_origins=cors_origins)
         self.client = self.app.test_client()
         self.tokenizer = tokenizer
+        self.url = url
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, parse_special=False)
@@ -191,12 +200,12 @@ class Server:
     async def post_raw(self, data: bytes, headers: dict[str, str] | None = None) -> Response:
         with trio.fail_after(2 * PING_SECONDS):
             return await self.client.post(
-                URL, data=data, headers={"Content-Type": "application/json"} | (headers or {})
+                self.url, data=data, headers={"Content-Type": "application/json"} | (headers or {})
             )
 
     def connect(self, headers: dict[str, str] | None = None) -> Connection:
         """The beginning of a POST, without its body."""
-        connection = self.client.request(URL, method="POST", headers=headers)
+        connection = self.client.request(self.url, method="POST", headers=headers)
         assert isinstance(connection, Connection)
         return connection
 
