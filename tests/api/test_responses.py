@@ -602,7 +602,7 @@ async def test_a_chain_of_responses_is_one_conversation(thinking: Server, stream
     third = await go_on("Thanks.", second["id"], instructions="Be long.")
     assert third["previous_response_id"] == second["id"]
     function = {"name": "weather", "arguments": '{"city": "Rome"}'}
-    conversation = [
+    conversation: list[dict[str, Any]] = [
         {"role": "user", "content": "How is the weather?"},
         {
             "role": "assistant",
@@ -615,7 +615,7 @@ async def test_a_chain_of_responses_is_one_conversation(thinking: Server, stream
         {"role": "user", "content": "Thanks."},
     ]
     tools = [{"type": "function", "function": {key: WEATHER[key] for key in ("name", "description", "parameters")}}]
-    brief, long = ({"role": "system", "content": text} for text in ("Be brief.", "Be long."))
+    brief, long = ({"role": "system", "content": f"Be {how}."} for how in ("brief", "long"))
     prompts = [[brief, *conversation[:1]], conversation[:3], [long, *conversation]]
     assert [submit.tokens for submit in thinking.engine.submitted] == [
         await chat_prompt(thinking, messages, tools=tools) for messages in prompts
@@ -1185,7 +1185,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 FIELDS = st.sampled_from([*ResponseRequest.model_fields, *UNSERVED]) | st.text(max_size=6)
 TYPES = ["message", "function_call", "function_call_output", "reasoning", "item_reference"]
-INPUTS = st.lists(
+INPUTS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
     st.fixed_dictionaries(
         {"type": st.sampled_from(TYPES)},
         optional={
