@@ -15,19 +15,22 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter
 
 from api import openapi, package_version
-from api.endpoints import management, messages, tokens
+from api.endpoints import management, messages, responses, tokens
 from api.endpoints.answer import Answer
 from api.endpoints.chat import ChatCompletion
 from api.endpoints.completions import TextCompletion
 from api.endpoints.management import is_same_machine
 from api.endpoints.messages import MessageAnswer
+from api.endpoints.responses import ModelResponse
 from api.errors import ApiError, server_error
 from api.fleet import Fleet, Slot
+from api.kept import KeptResponses
 from api.schemas.chat import parse_chat_request
 from api.schemas.common import parse
 from api.schemas.completion import parse_completion_request
 from api.schemas.management import StartRequest, StopRequest
 from api.schemas.messages import parse_count_tokens_request, parse_messages_request
+from api.schemas.responses import ListQuery, RetrieveQuery, parse_query, parse_response_request
 from api.schemas.tokens import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 
 _log = logging.getLogger("cortex.api")
@@ -50,6 +53,7 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
     if cors_origins:
         app = cors(app, allow_origin=list(cors_origins), expose_headers=["x-request-id", "request-id"])
     started = time.monotonic()
+    kept = KeptResponses()
 
     @app.before_request
     async def name_request() -> None:
@@ -144,6 +148,26 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
     async def count_tokens() -> Response:
         asked = parse_count_tokens_request(await _body())
         return _json(await messages.count_tokens(await fleet.service(asked.model), asked))
+
+    @app.post("/v1/responses")
+    async def create_response() -> Response:
+        asked = parse_response_request(await _body())
+        service = await fleet.accepting(asked.model)
+        return await _respond(await ModelResponse.create(service, asked, kept), stream=asked.stream)
+
+    @app.get("/v1/responses/<response_id>")
+    async def get_response(response_id: str) -> Response:
+        query = parse_query(RetrieveQuery, request.args.items(multi=True))
+        return _json(responses.retrieve(kept, response_id, query))
+
+    @app.delete("/v1/responses/<response_id>")
+    async def delete_response(response_id: str) -> Response:
+        return _json(responses.delete(kept, response_id))
+
+    @app.get("/v1/responses/<response_id>/input_items")
+    async def list_input_items(response_id: str) -> Response:
+        query = parse_query(ListQuery, request.args.items(multi=True))
+        return _json(responses.list_input(kept, response_id, query))
 
     @app.post("/tokenize")
     async def tokenize() -> Response:

@@ -9,18 +9,19 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from api import package_version
-from api.schemas import answers, message_answers
+from api.schemas import answers, message_answers, response_answers
 from api.schemas.chat import ChatRequest
 from api.schemas.completion import CompletionRequest
 from api.schemas.management import StartRequest, StopRequest
 from api.schemas.messages import CountTokensRequest, MessagesRequest
+from api.schemas.responses import ListQuery, ResponseRequest, RetrieveQuery
 from api.schemas.tokens import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 
 REF: Final = "#/components/schemas/{model}"
 STATUSES: Final = {
     400: "The request cannot be served as it is; the error names the field.",
     403: "Not from another machine.",
-    404: "There is no such model or no such place.",
+    404: "There is no such model, response or place.",
     405: "Not with this method.",
     409: "The model cannot be loaded.",
     413: "The request body is too large.",
@@ -45,14 +46,17 @@ class Operation:
     errors: tuple[int, ...] = ()
     parameters: dict[str, str] = field(default_factory=dict)
     """In the path, with what they are."""
+    query: type[BaseModel] | None = None
+    """In the URL, behind the path."""
+    names_events: bool = False
+    """Whether each event has its type as its name, and the last one says that it is the last; else `[DONE]` does."""
     unhealthy: int | None = None
     """A status with the same answer as 200."""
     error: type[BaseModel] = answers.Error
-    has_done: bool = True
-    """Whether a stream ends with `[DONE]`; else its events are named by their types, `error` among them."""
 
 
 GENERATES: Final = (400, 404, 413, 429, 500, 503)
+RESPONSE_ID: Final = {"response_id": "The response's id."}
 OPERATIONS: Final = (
     Operation(
         "post",
@@ -81,7 +85,7 @@ OPERATIONS: Final = (
         message_answers.MessageEvent,
         GENERATES,
         error=message_answers.MessageError,
-        has_done=False,
+        names_events=True,
     ),
     Operation(
         "post",
@@ -91,6 +95,42 @@ OPERATIONS: Final = (
         CountTokensRequest,
         errors=(400, 404, 413, 503),
         error=message_answers.MessageError,
+    ),
+    Operation(
+        "post",
+        "/v1/responses",
+        "The model's response to a conversation of items",
+        response_answers.Response,
+        ResponseRequest,
+        response_answers.ResponseEvent,
+        names_events=True,
+        errors=GENERATES,
+    ),
+    Operation(
+        "get",
+        "/v1/responses/{response_id}",
+        "A response that is kept",
+        response_answers.Response,
+        errors=(400, 404),
+        parameters=RESPONSE_ID,
+        query=RetrieveQuery,
+    ),
+    Operation(
+        "delete",
+        "/v1/responses/{response_id}",
+        "Keep it no longer",
+        response_answers.DeletedResponse,
+        errors=(404,),
+        parameters=RESPONSE_ID,
+    ),
+    Operation(
+        "get",
+        "/v1/responses/{response_id}/input_items",
+        "What it responded to",
+        response_answers.ResponseItems,
+        errors=(400, 404),
+        parameters=RESPONSE_ID,
+        query=ListQuery,
     ),
     Operation("get", "/v1/models", "The models that are served", answers.ModelList),
     Operation(
@@ -166,12 +206,12 @@ def document() -> dict[str, Any]:
 def _operation(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": schemas[operation.answer]}}
     if operation.chunk:
-        event = _event(schemas[operation.chunk], schemas[operation.error], has_done=operation.has_done)
+        event = _event(schemas[operation.chunk], schemas[operation.error], names_events=operation.names_events)
         content["text/event-stream"] = {"schema": event}
     description = "The answer."
     if operation.chunk:
         description += f" With `stream`, events whose data is a {operation.chunk.__name__} each"
-        description += ", then `[DONE]`." if operation.has_done else "."
+        description += ", by whose type they are named." if operation.names_events else ", then `[DONE]`."
     responses: dict[str, Any] = {"200": {"description": description, "content": content}}
     if operation.unhealthy:
         responses[str(operation.unhealthy)] = {"description": "Not ready.", "content": content}
@@ -182,28 +222,31 @@ def _operation(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     if operation.request:
         body = {"application/json": {"schema": schemas[operation.request]}}
         described["requestBody"] = {"required": True, "content": body}
-    if operation.parameters:
-        described["parameters"] = [
-            {
-                "name": name,
-                "in": "path",
-                "required": True,
-                "description": what,
-                "schema": {"type": "string", "minLength": 1},
-            }
-            for name, what in operation.parameters.items()
-        ]
+    if parameters := [*_path_parameters(operation), *_query_parameters(operation)]:
+        described["parameters"] = parameters
     return described
 
 
-def _event(chunk: dict[str, Any], error: dict[str, Any], *, has_done: bool) -> dict[str, Any]:
+def _path_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
+    for name, what in operation.parameters.items():
+        schema = {"type": "string", "minLength": 1}
+        yield {"name": name, "in": "path", "required": True, "description": what, "schema": schema}
+
+
+def _query_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
+    fields = operation.query.model_json_schema()["properties"] if operation.query else {}
+    for name, schema in fields.items():
+        yield {"name": name, "in": "query", "schema": schema}
+
+
+def _event(chunk: dict[str, Any], error: dict[str, Any], *, names_events: bool) -> dict[str, Any]:
     """A server-sent event of a stream; OpenAPI 3.1 describes each of them, not the stream."""
     json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [chunk, error]}}
-    if has_done:
-        data = {"type": "string", "anyOf": [{"const": "[DONE]"}, json]}
-        return {"type": "object", "required": ["data"], "properties": {"data": data}}
-    properties = {"event": {"type": "string"}, "data": {"type": "string", **json}}
-    return {"type": "object", "required": ["event", "data"], "properties": properties}
+    if names_events:
+        properties = {"event": {"type": "string"}, "data": {"type": "string", **json}}
+        return {"type": "object", "required": ["event", "data"], "properties": properties}
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, json]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def page() -> str:

@@ -13,6 +13,7 @@ from api.endpoints.choice import Choice, Delta
 from api.engine import INVALID_GRAMMAR, Draft, Generation
 from api.errors import ApiError
 from api.service import ModelService
+from scheduler.messages import Output
 
 PING_SECONDS: Final = 15.0
 """Silence after which a stream says that it is still there, so that proxies keep it open."""
@@ -103,10 +104,14 @@ class Answer(ABC):
         deltas = []
         for index, output in outputs:
             choice = self._choices[index]
-            deltas.append((index, choice.push(output)))
+            deltas += [(index, choice.push(step)) for step in self._steps(output)]
             if choice.finish_reason is not None:
                 generation.end(index)  # a stop string, which only we know of
         return deltas
+
+    def _steps(self, output: Output) -> Sequence[Output]:
+        """What a choice takes in at once, for those who must know which token said what."""
+        return (output,)
 
     @abstractmethod
     def _whole(self, deltas: list[list[Delta]]) -> dict[str, Any]:

@@ -150,10 +150,16 @@ async def leave(connection: Connection) -> None:
 
 
 def events(data: bytes) -> list[Any]:
-    """What the events of a stream say: objects, `[DONE]`, and pings as None."""
+    """What the events of a stream say: objects (of the type that names the event, if any), `[DONE]`, pings as None."""
     assert data.endswith(b"\n\n"), "only whole events are written"
     found: list[Any] = []
     for event in data[:-2].split(b"\n\n"):
+        if event.startswith(b"event: "):
+            name, _, said = event.removeprefix(b"event: ").partition(b"\ndata: ")
+            assert b"\n" not in said
+            found.append(orjson.loads(said))
+            assert found[-1]["type"] == name.decode()
+            continue
         assert b"\n" not in event
         if event == b"data: [DONE]":
             found.append("[DONE]")
@@ -180,6 +186,7 @@ class Server:
         self.app: QuartTrio = create_app(self.fleet, cors_origins=cors_origins)
         self.client = self.app.test_client()
         self.tokenizer = tokenizer
+        self.url = url
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, parse_special=False)

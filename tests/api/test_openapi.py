@@ -15,7 +15,7 @@ from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.config import SchemathesisConfig
 
 from api.openapi import OPERATIONS, document, page
-from api.schemas import answers, message_answers
+from api.schemas import answers, message_answers, response_answers
 from tests.api.servers import MODEL, SECONDS, CortexServer
 
 MAX_CHOICES = 2
@@ -44,10 +44,10 @@ def test_every_route_is_described_and_nothing_else() -> None:
     from api.fleet import Fleet
 
     routes = {
-        (method.lower(), str(rule.rule).replace("<model:name>", "{name}"))
+        (method.lower(), str(rule.rule).replace("<model:name>", "{name}").replace("<", "{").replace(">", "}"))
         for rule in create_app(Fleet(max_waiting=0)).url_map.iter_rules()
         for method in rule.methods or ()
-        if method in ("GET", "POST") and rule.endpoint != "static"
+        if method in ("GET", "POST", "DELETE") and rule.endpoint != "static"
     }
     described = {(operation.method, operation.path) for operation in OPERATIONS}
     assert routes - described == {("get", "/openapi.json"), ("get", "/docs")}
@@ -98,6 +98,13 @@ COMPLETIONS: list[Body] = [
     {"prompt": [1, 2, 3], "best_of": 3},
     {"prompt": "a", "max_tokens": 0, "echo": True, "logprobs": 0},
 ]
+RESPONSES: list[Body] = [
+    {},
+    {"include": ["message.output_text.logprobs"], "top_logprobs": 2},
+    {"tools": [{"type": "function", "name": "clock"}], "tool_choice": "required", "max_output_tokens": 60},
+    {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"const": [1]}}}},
+    {"instructions": "Be brief.", "reasoning": {"effort": "low"}, "metadata": {"a": "b"}},
+]
 
 
 def chat(fields: Body) -> Body:
@@ -106,6 +113,10 @@ def chat(fields: Body) -> Body:
 
 def completion(fields: Body) -> Body:
     return {"model": MODEL, "prompt": "Once", "max_tokens": 6, **fields}
+
+
+def asked(fields: Body) -> Body:
+    return {"model": MODEL, "input": "Hi.", "max_output_tokens": 6, **fields}
 
 
 def check_type(model: type[BaseModel], body: bytes | str) -> None:
@@ -140,6 +151,30 @@ def test_messages_are_as_described(client: httpx.Client, fields: Body) -> None:
         check_type(message_answers.MessageEvent, event.split("\ndata: ")[1])
 
 
+@pytest.mark.parametrize("fields", RESPONSES, ids=str)
+def test_responses_are_as_described(client: httpx.Client, fields: Body) -> None:
+    whole = client.post("/v1/responses", json=asked(fields))
+    check_type(response_answers.Response, whole.content)
+    stream = client.post("/v1/responses", json=asked(fields) | {"stream": True})
+    events = list(said(stream.text))
+    for event in events:
+        check_type(response_answers.ResponseEvent, event)
+    assert orjson.loads(events[-1])["type"] in ("response.completed", "response.incomplete")
+    place = f"/v1/responses/{whole.json()['id']}"
+    check_type(response_answers.Response, client.get(place).content)
+    check_type(response_answers.ResponseItems, client.get(f"{place}/input_items").content)
+    check_type(response_answers.DeletedResponse, client.delete(place).content)
+    check_type(answers.Error, client.get(place).content)
+
+
+def said(stream: str) -> Iterator[str]:
+    """The data of each event that holds an object."""
+    for event in stream.split("\n\n"):
+        _, mark, data = ("\n" + event).partition("\ndata: {")
+        if mark:
+            yield "{" + data
+
+
 def events_of(client: httpx.Client, path: str, body: Body) -> list[str]:
     response = client.post(path, json=body | {"stream": True, "stream_options": {"include_usage": True}})
     *events, done, nothing = response.text.split("\n\n")
@@ -171,6 +206,12 @@ load_all_checks()
 TOO_STRICT: list[Any] = [CHECKS.get_one("positive_data_acceptance")]
 """Fields may exclude each other, or ask for more than the context holds, which no schema says."""
 MAX_FIELDS = 6
+PROMPTS = {
+    "/v1/chat/completions": "messages",
+    "/v1/completions": "prompt",
+    "/v1/messages": "messages",
+    "/v1/responses": "input",
+}
 SEEN: Counter[tuple[str, int]] = Counter()
 STREAMED: Counter[str] = Counter()
 
@@ -181,7 +222,7 @@ def load(mode: str) -> schemathesis.BaseSchema:
 
 
 anything = load("all")
-sensible = load("positive").include(path_regex="completions|messages")
+sensible = load("positive").include(path_regex="completions|messages|responses$")
 
 
 def tame(body: Any) -> Any:
@@ -208,10 +249,12 @@ def tame_sensible(context: schemathesis.HookContext, body: Any) -> Any:
     random = Random(repr(sorted(body)))
     given = [name for name, value in body.items() if value is not None]
     kept = random.sample(given, min(MAX_FIELDS, len(given)))
-    sane = {"model": MODEL, "messages": [{"role": "user", "content": "Hi."}], "prompt": "Hi."}
-    needed: Body = {name: value for name, value in sane.items() if name in body}
-    if context.operation is None or context.operation.path != "/v1/messages/count_tokens":  # which generates nothing
-        needed |= {"max_tokens": 8, "stream": random.random() < 0.5}
+    sane: Body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi."}], "prompt": "Hi.", "input": "Hi."}
+    path = context.operation.path if context.operation is not None else ""
+    needed: Body = {name: value for name, value in sane.items() if name in body or name == PROMPTS.get(path)}
+    if path in PROMPTS:  # the others generate nothing
+        needed["stream"] = random.random() < 0.5
+        needed |= {"max_output_tokens": 8, "previous_response_id": None} if "responses" in path else {"max_tokens": 8}
     return tame({name: body[name] for name in kept} | needed)
 
 
@@ -224,11 +267,9 @@ def check(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
         operation = next(each for each in OPERATIONS if each.path == case.path)
         assert operation.chunk is not None
         STREAMED[case.path] += 1
-        for event in response.text.split("\n\n"):
-            data = event.partition("data: ")[2]
-            if data.startswith("{"):
-                kind = operation.error if "error" in orjson.loads(data) else operation.chunk
-                kind.model_validate_json(data)
+        for event in said(response.text):
+            kind = operation.error if "error" in orjson.loads(event) else operation.chunk
+            kind.model_validate_json(event)
 
 
 bounded = settings(
@@ -250,7 +291,9 @@ def test_what_may_be_served_is_answered_as_described(case: "schemathesis.Case[An
 
 def test_the_server_is_whole_after_all_that(server: CortexServer) -> None:
     server.assert_nothing_is_held()
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/messages"):
+    assert SEEN["/v1/responses/{response_id}", 404] > 30
+    assert SEEN["/v1/responses/{response_id}/input_items", 404] > 10
+    for path in PROMPTS:
         assert SEEN[path, 200] > 30, "else next to nothing was tried"
         assert STREAMED[path] > 10, "an event that is not as described would go unseen"
     assert SEEN["/v1/messages/count_tokens", 200] > 30

@@ -1,0 +1,275 @@
+"""POST /v1/responses: items become a chat, and its answer items; and the responses that are kept."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Final, Literal, Self
+
+import orjson
+
+from api.endpoints.answer import Answer, Drafted, event
+from api.endpoints.chat import draft_chat
+from api.endpoints.choice import Delta
+from api.endpoints.conversation import as_messages
+from api.endpoints.logprobs import chat_logprobs
+from api.endpoints.output_items import Event, OutputItems
+from api.errors import ApiError
+from api.kept import KeptItem, KeptResponse, KeptResponses, items_of
+from api.schemas.responses import (
+    ENCRYPTED,
+    LOGPROBS,
+    Item,
+    ItemReference,
+    ListQuery,
+    ResponseRequest,
+    RetrieveQuery,
+    new_id,
+)
+from api.service import ModelService
+from scheduler.messages import Output
+
+FORMAT: Final = "text.format"
+PARAMS: Final = {"messages": "input", "response_format": FORMAT}
+"""What a chat's fields are called here."""
+TOO_LONG: Final = "context_length_exceeded"
+
+
+class ModelResponse(Answer):
+    """One response to a conversation."""
+
+    def __init__(
+        self,
+        service: ModelService,
+        request: ResponseRequest,
+        conversation: tuple[KeptItem, ...],
+        drafted: Drafted,
+        kept: KeptResponses,
+    ) -> None:
+        """Raises ApiError 503 without an engine."""
+        super().__init__(service, drafted)
+        self._request = request
+        self._conversation = conversation
+        self._kept = kept
+        self._id = new_id("resp")
+        self._created = int(time.time())
+        self._output = OutputItems()
+        self._num_events = 0
+
+    @classmethod
+    async def create(cls, service: ModelService, request: ResponseRequest, kept: KeptResponses) -> Self:
+        """Raises ApiError 400 as `draft_chat` and for what is not kept, 404 for an item that is not."""
+        if ENCRYPTED in (request.include or ()) and service.dialect.thinks:
+            message = f"'include' is not served with {ENCRYPTED!r}: thoughts are told as they are, in reasoning items."
+            raise ApiError(400, message, param="include", code="unsupported_parameter")
+        conversation = _conversation(request, kept)
+        return cls(service, request, conversation, await _drafted(service, request, items_of(conversation)), kept)
+
+    def _steps(self, output: Output) -> Sequence[Output]:
+        """Token by token, where the probabilities of those of the text are wanted."""
+        if not self._request.wants_logprobs or len(output.tokens) < 2:
+            return (output,)
+        steps = [
+            replace(output, tokens=[token], logprobs=[logprob], finish_reason=None)
+            for token, logprob in zip(output.tokens, output.logprobs, strict=True)
+        ]
+        steps[-1].finish_reason = output.finish_reason
+        return steps
+
+    def _whole(self, deltas: list[list[Delta]]) -> dict[str, Any]:
+        for delta in deltas[0]:
+            self._push(delta)
+        self._output.finish(self._status)
+        return self._keep()
+
+    def _beginning(self) -> bytes:
+        begun = self._object("in_progress")
+        return self._events_of({"type": f"response.{name}", "response": begun} for name in ("created", "in_progress"))
+
+    def _news(self, index: int, delta: Delta) -> bytes:  # noqa: ARG002 - there is only one
+        return self._events_of(self._push(delta))
+
+    def _end(self) -> bytes:
+        events = self._events_of(self._output.finish(self._status))
+        return events + self._events_of([{"type": f"response.{self._status}", "response": self._keep()}])
+
+    def _failure(self, error: ApiError) -> bytes:
+        """What the engine broke off, also before the first event."""
+        begun = b"" if self._num_events else self._beginning()
+        code = "invalid_prompt" if error.status == 400 else "server_error"
+        failed = self._object("failed") | {"error": {"code": code, "message": error.message}}
+        return begun + self._events_of([{"type": "response.failed", "response": failed}])
+
+    @property
+    def _status(self) -> Literal["completed", "incomplete"]:
+        return "incomplete" if self._choices[0].finish_reason == "length" else "completed"
+
+    def _push(self, delta: Delta) -> list[Event]:
+        wanted = self._request.wants_logprobs
+        piece = self._service.answer_piece
+        return self._output.push(delta, chat_logprobs(delta.tokens, delta.logprobs, piece)["content"] if wanted else ())
+
+    def _events_of(self, events: Iterable[Event]) -> bytes:
+        told = b""
+        for each in events:
+            told += event(each | {"sequence_number": self._num_events}, each["type"])
+            self._num_events += 1
+        return told
+
+    def _keep(self) -> dict[str, Any]:
+        """The response, which has ended."""
+        status = self._status
+        response = self._object(status) | {
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "usage": self._usage(),
+        }
+        if self._request.is_kept:
+            output = tuple(KeptItem.of(item, is_ours=True) for item in self._output.items)
+            kept = KeptResponse(orjson.dumps(response), self._conversation, output, self._request.wants_logprobs)
+            self._kept.keep(self._id, kept)
+        return response
+
+    def _object(self, status: str) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "completed_at": None,
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "output": self._output.items,
+            "usage": None,
+        } | self._request.echo()
+
+    def _usage(self) -> dict[str, Any]:
+        [choice], [draft] = self._choices, self._drafts
+        return {
+            "input_tokens": len(draft.tokens),
+            "input_tokens_details": {"cached_tokens": choice.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": choice.num_tokens,
+            "output_tokens_details": {"reasoning_tokens": choice.num_reasoning_tokens},
+            "total_tokens": len(draft.tokens) + choice.num_tokens,
+        }
+
+
+def _conversation(request: ResponseRequest, kept: KeptResponses) -> tuple[KeptItem, ...]:
+    """What was said before, and the input. Raises ApiError 400, 404."""
+    items: list[KeptItem] = []
+    if request.previous_response_id is not None:
+        previous = kept.find(request.previous_response_id)
+        if previous is None:
+            message = f"Previous response with id '{request.previous_response_id}' not found."
+            raise ApiError(400, message, param="previous_response_id", code="previous_response_not_found")
+        items += previous.conversation
+    for item in request.input or ():
+        if isinstance(item, ItemReference):
+            found = kept.find_item(item.id)
+            if found is None:
+                raise ApiError(404, f"Item with id '{item.id}' not found.", param="input")
+            items.append(found)
+        else:
+            items.append(KeptItem.of(item.listed(), is_ours=item.id is None))
+    return tuple(items)
+
+
+async def _drafted(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
+    """Raises ApiError 400 as `draft_chat`."""
+    try:
+        if request.truncation == "auto":
+            return await _truncated(service, request, items)
+        return await _chat(service, request, items)
+    except ApiError as error:
+        error.message = error.message.replace("'response_format'", repr(FORMAT))
+        error.param = PARAMS.get(error.param or "", error.param)
+        raise
+
+
+async def _truncated(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
+    """Without as many of the oldest turns as it takes to fit; the last one stays. A turn begins with a user's message.
+
+    Raises ApiError 400 if that is too long, too.
+    """
+    turns = [index for index, item in enumerate(items) if index and item.get("role") == "user"]
+    if not turns or await _fits(service, request, items):
+        return await _chat(service, request, items)
+    low, high = 0, len(turns) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if await _fits(service, request, items[turns[middle] :]):
+            high = middle
+        else:
+            low = middle + 1
+    return await _chat(service, request, items[turns[low] :])
+
+
+async def _fits(service: ModelService, request: ResponseRequest, items: list[Item]) -> bool:
+    try:
+        await _chat(service, request, items)
+    except ApiError as error:
+        if error.code != TOO_LONG:
+            raise
+        return False
+    return True
+
+
+async def _chat(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
+    messages = as_messages(items)
+    if not messages:
+        message = "One of 'input' and 'previous_response_id' must say something to respond to."
+        raise ApiError(400, message, param="input", code="missing_required_parameter")
+    drafted = await draft_chat(service, request.as_chat(messages))
+    return replace(drafted, grammar_param=PARAMS.get(drafted.grammar_param or "", drafted.grammar_param))
+
+
+# -- what is kept
+
+
+def retrieve(kept: KeptResponses, response_id: str, query: RetrieveQuery) -> dict[str, Any]:
+    """Raises ApiError 404 for a response that is not kept, 400 for what was not asked for when it was made."""
+    found = _found(kept, response_id)
+    wanted = set(query.include or ()) & {ENCRYPTED, *(() if found.has_logprobs else (LOGPROBS,))}
+    if wanted:
+        message = f"'include' is not served with {wanted.pop()!r}: the response was made without."
+        raise ApiError(400, message, param="include", code="unsupported_parameter")
+    response: dict[str, Any] = orjson.loads(found.data)
+    return response
+
+
+def delete(kept: KeptResponses, response_id: str) -> dict[str, Any]:
+    """Raises ApiError 404."""
+    if not kept.delete(response_id):
+        raise _not_found(response_id)
+    return {"id": response_id, "object": "response", "deleted": True}
+
+
+def list_input(kept: KeptResponses, response_id: str, query: ListQuery) -> dict[str, Any]:
+    """A page of what a response answered, the latest first unless asked otherwise. Raises ApiError 400, 404."""
+    items = list(_found(kept, response_id).input)
+    if query.order == "desc":
+        items.reverse()
+    if query.after is not None:
+        before = next((index for index, item in enumerate(items) if item.id == query.after), None)
+        if before is None:
+            message = f"Item with id '{query.after}' is not part of the input."
+            raise ApiError(400, message, param="after", code="invalid_value")
+        items = items[before + 1 :]
+    page = items[: query.limit]
+    return {
+        "object": "list",
+        "data": items_of(page),
+        "first_id": page[0].id if page else None,
+        "last_id": page[-1].id if page else None,
+        "has_more": len(items) > len(page),
+    }
+
+
+def _found(kept: KeptResponses, response_id: str) -> KeptResponse:
+    found = kept.find(response_id)
+    if found is None:
+        raise _not_found(response_id)
+    return found
+
+
+def _not_found(response_id: str) -> ApiError:
+    return ApiError(404, f"Response with id '{response_id}' not found.")

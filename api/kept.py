@@ -1,0 +1,113 @@
+"""Responses that others can go on from: kept in memory, within bounds, the oldest dropped first."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+MAX_RESPONSES: Final = 1024
+MAX_BYTES: Final = 64 * 1024 * 1024
+OVERHEAD: Final = 256
+"""Bytes that a response or an item takes besides its text, about."""
+REFERENCE: Final = 8
+"""Bytes that an item takes in each conversation that it is part of."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class KeptItem:
+    """An item of conversations, as JSON. Responses that go on from each other share it."""
+
+    id: str
+    data: bytes
+    is_ours: bool
+    """Whether its id was made here, so that nobody finds it who was not told."""
+
+    @classmethod
+    def of(cls, item: dict[str, Any], *, is_ours: bool) -> "KeptItem":
+        return cls(item["id"], orjson.dumps(item), is_ours)
+
+    def load(self) -> dict[str, Any]:
+        item: dict[str, Any] = orjson.loads(self.data)
+        return item
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class KeptResponse:
+    """A response that has ended, and the conversation that it answered."""
+
+    data: bytes
+    """The response, as JSON."""
+    input: tuple[KeptItem, ...]
+    """All items before it, those of earlier responses included."""
+    output: tuple[KeptItem, ...]
+    has_logprobs: bool = False
+
+    @property
+    def conversation(self) -> tuple[KeptItem, ...]:
+        """What a response that goes on from this one begins with."""
+        return self.input + self.output
+
+
+class KeptResponses:
+    """By their ids. A conversation stays whole in its latest response, whatever becomes of the earlier ones."""
+
+    def __init__(self, *, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
+        self._max_responses = max_responses
+        self._max_bytes = max_bytes
+        self._responses: dict[str, KeptResponse] = {}
+        """In order of their ends."""
+        self._uses: Counter[KeptItem] = Counter()
+        """How many of the responses hold an item."""
+        self._items: dict[str, KeptItem] = {}
+        """By the ids that were made here."""
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._responses)
+
+    def find(self, response_id: str) -> KeptResponse | None:
+        return self._responses.get(response_id)
+
+    def find_item(self, item_id: str) -> KeptItem | None:
+        return self._items.get(item_id)
+
+    def keep(self, response_id: str, response: KeptResponse) -> None:
+        """Take it in, and drop the oldest as far as the bounds ask: even this one, if it alone is too large."""
+        self._responses[response_id] = response
+        self.num_bytes += _own_bytes(response)
+        for item in response.conversation:
+            self._uses[item] += 1
+            if self._uses[item] == 1:
+                self.num_bytes += _item_bytes(item)
+                if item.is_ours:
+                    self._items[item.id] = item
+        while len(self._responses) > self._max_responses or self.num_bytes > self._max_bytes:
+            self.delete(next(iter(self._responses)))
+
+    def delete(self, response_id: str) -> bool:
+        """Whether it was there. Items that other responses hold stay."""
+        response = self._responses.pop(response_id, None)
+        if response is None:
+            return False
+        self.num_bytes -= _own_bytes(response)
+        for item in response.conversation:
+            self._uses[item] -= 1
+            if not self._uses[item]:
+                del self._uses[item]
+                self._items.pop(item.id if item.is_ours else "", None)
+                self.num_bytes -= _item_bytes(item)
+        return True
+
+
+def _own_bytes(response: KeptResponse) -> int:
+    return len(response.data) + OVERHEAD + REFERENCE * len(response.conversation)
+
+
+def _item_bytes(item: KeptItem) -> int:
+    return len(item.data) + OVERHEAD
+
+
+def items_of(kept: Sequence[KeptItem]) -> list[dict[str, Any]]:
+    return [item.load() for item in kept]
