@@ -23,6 +23,7 @@ async def draft_chat(service: ModelService, request: ChatRequest) -> Drafted:
 
     Raises ApiError 400 for what the model's template, its context or a grammar cannot hold.
     """
+    request = service.defaults.fill(request)
     content, use = constraint(request), request.tool_use()
     prompt = await service.chat_prompt(request)
     tail = service.tokenizer.text(prompt[-PROMPT_TAIL:])
