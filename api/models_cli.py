@@ -9,16 +9,23 @@ from typing import Annotated, Any
 import typer
 
 from api.models import library
-from api.models.files import ModelFilesError
+from api.models.files import ModelFilesError, NotOnDiskError
 from api.models.library import KeptModel
 from api.options import own_defaults
 from api.record import ask_health, read_record
 from api.terminal import bytes_text, print_kept_models
 
-app = typer.Typer(no_args_is_help=True, help="Show, remove and import the models on disk.")
+app = typer.Typer()
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As 'cortex models list' shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def models(context: typer.Context) -> None:
+    """Show, remove and import the models on disk."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command("list")
@@ -53,8 +60,14 @@ def get_model(name: Name, as_json: AsJson = False) -> None:
 
 @app.command("remove")
 def remove_model(name: Name) -> None:
-    """Delete a model's files."""
-    model = library.find_damaged(name)
+    """Delete a model's files, or what came of it before its pull was broken off."""
+    try:
+        model = library.find_damaged(name)
+    except NotOnDiskError:
+        if not library.remove_unfinished(name):
+            raise
+        typer.echo(f"What came of {name} so far is removed.")
+        return
     _refuse_if_served(model)
     library.remove(model)
     typer.echo(f"{model.name} is removed: {bytes_text(model.size_bytes)} are free again.")

@@ -1,5 +1,6 @@
 """Having a model's file on disk: what `cortex pull` does, and `cortex run` and `cortex serve` do first."""
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,12 @@ def download(model: str) -> Path:
     """The file of a model that a hub has, with a progress bar while it comes. Raises ModelFilesError."""
     from api.models.hub import pull  # only now: few commands need it
 
+    def busy() -> None:
+        if sys.stderr.isatty():
+            typer.echo(f"Another process pulls {model}; waiting for it.", err=True)
+
     try:
-        return pull(model, partial(download_bar, model))
+        return pull(model, partial(download_bar, model), busy)
     except KeyboardInterrupt:
         typer.echo(f"cortex: interrupted; 'cortex pull {model}' goes on from here", err=True)
         raise

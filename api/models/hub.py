@@ -5,8 +5,8 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
@@ -36,8 +36,8 @@ That is negative where bytes have to come again.
 """
 
 
-def pull(model: str, watch: Watch) -> Path:
-    """The file of a model that a hub has, downloaded and checked; what is there already needs no network.
+def pull(model: str, watch: Watch, busy: Callable[[], None]) -> Path:
+    """The file of a model that a hub has, downloaded and checked. Calls `busy` before it waits for another pull of it.
 
     Raises ModelNotFoundError for what is no such name, HubError. After UnreachableError and KeyboardInterrupt what came
     is kept for the next time, out of sight; after all else nothing is.
@@ -48,7 +48,7 @@ def pull(model: str, watch: Watch) -> Path:
     repository = Repository(name.repository, name.revision)
     listing = repository.listing()
     files = choose(model, name, listing, repository.host)
-    with hold(f"{name.repository}/{_key(files[0])}") as folder:
+    with _turn(f"{name.repository}/{_key(files[0])}", busy) as folder:
         with suppress(ModelFilesError):
             return resolve_name(model)  # somebody else was faster
         staged = {file: folder / f"{number}-{_key(file)}" for number, file in enumerate(files)}
@@ -63,6 +63,17 @@ def pull(model: str, watch: Watch) -> Path:
             raise
         discard(folder)
     return resolve_name(model)
+
+
+@contextmanager
+def _turn(key: str, busy: Callable[[], None]) -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(hold(key, wait=False))
+        except BlockingIOError:
+            busy()
+            folder = stack.enter_context(hold(key))
+        yield folder
 
 
 def choose(model: str, name: HubName, listing: Listing, host: str) -> list[RemoteFile]:

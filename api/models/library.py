@@ -24,7 +24,7 @@ from api.models.files import (
     models_folder,
     resolve_name,
 )
-from api.models.staging import discard, hold, place, prune
+from api.models.staging import discard, hold, keys, place, prune
 from api.models.variants import parts, short_names
 
 
@@ -89,6 +89,22 @@ def remove(model: KeptModel) -> None:
     if not kept_files(folder):
         (folder / NAME_FILE).unlink(missing_ok=True)
     prune(model.path.parent)
+
+
+def remove_unfinished(name: str) -> bool:
+    """Remove what pulls of a repository have left when they were broken off; False if there is nothing.
+
+    Raises ModelFilesError while one runs.
+    """
+    target = hub_name(name)
+    unfinished = keys(target.repository) if target else []
+    for key in unfinished:
+        try:
+            with hold(key, wait=False) as folder:
+                discard(folder)
+        except BlockingIOError:
+            raise ModelFilesError(f"{name} is being pulled just now") from None
+    return bool(unfinished)
 
 
 def import_file(name: str, source: Path) -> KeptModel:

@@ -13,18 +13,23 @@ from api.models.files import models_folder
 
 
 @contextlib.contextmanager
-def hold(key: str) -> Iterator[Path]:
-    """A folder that no other process uses until the block ends; waits until none does.
+def hold(key: str, *, wait: bool = True) -> Iterator[Path]:
+    """A folder that no other process uses until the block ends; waits until none does, or raises BlockingIOError.
 
     What it holds then stays for who comes next, unless it was discarded. Folders that are empty go.
     """
-    folder = models_folder() / ".pulls" / key
+    folder = _root() / key
     lock_path = folder / "lock"
     with contextlib.ExitStack() as stack:
         stack.callback(prune, folder)
-        stack.enter_context(_locked(lock_path))
+        stack.enter_context(_locked(lock_path, wait=wait))
         stack.callback(lock_path.unlink, missing_ok=True)  # while it is still locked
         yield folder
+
+
+def keys(beginning: str) -> list[str]:
+    """Of the folders that were left, those within this one."""
+    return [path.relative_to(_root()).as_posix() for path in sorted((_root() / beginning).glob("*/"))]
 
 
 def discard(folder: Path) -> None:
@@ -68,8 +73,12 @@ def prune(folder: Path) -> None:
             return
 
 
+def _root() -> Path:
+    return models_folder() / ".pulls"
+
+
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, *, wait: bool) -> Iterator[None]:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -77,7 +86,7 @@ def _locked(path: Path) -> Iterator[None]:
         except FileNotFoundError:  # its folder was removed just now
             continue
         with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_still(path, file):  # else who held it before has removed it
                 yield
                 return

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,10 @@ from typing import Any
 import pytest
 
 from api import cli
+from api.launch import end
 from api.models import hub as downloads
 from api.models.files import NotOnDiskError, resolve, resolve_name
+from api.record import ask, ask_health, read_record
 from tests.api.gguf_files import gguf
 from tests.api.hub import Hub
 
@@ -298,14 +301,41 @@ def test_an_error_of_the_disk_is_one_line_and_leaves_nothing(
     assert not home.exists()
 
 
-def test_a_token_is_sent(hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_goes_to_the_hub_and_nowhere_else(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.add("owner/repo", {"model.gguf": model()})
     hub.token = "secret"
     monkeypatch.setenv("HF_TOKEN", "wrong")
     assert_fails(cortex("pull", "owner/repo"), "401")
     monkeypatch.setenv("HF_TOKEN", "secret")
     assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/model.gguf")
-    assert [asked.authorization for asked in hub.asked] == ["Bearer secret"]
+    assert [asked.authorization for asked in hub.asked] == [None]
+
+
+def test_an_offline_library_is_one_line(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # which the library reads when it is imported
+    with spawn("pull", "owner/repo") as pulling:
+        out, err = pulling.communicate(timeout=60)
+    told = "cortex: nothing can be downloaded while HF_HUB_OFFLINE is set\n"
+    assert (pulling.returncode, out, err) == (1, "", told)
+    assert hub.paths == []
+    assert not home.exists()
+
+
+def test_what_came_of_a_pull_can_be_removed_unless_it_goes_on(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.budget, hub.waits = SIZE // 2, True
+    with spawn("pull", "owner/repo") as pulling:
+        wait_until(lambda: sum(map(len, files_in(home).values())) == SIZE // 2)
+        assert_fails(cortex("models", "remove", "owner/repo"), "owner/repo is being pulled just now")
+        pulling.kill()
+    result = cortex("models", "remove", "owner/repo")
+    assert (result.returncode, result.stdout) == (0, "What came of owner/repo so far is removed.\n")
+    assert not home.exists()
+    assert_fails(cortex("models", "remove", "owner/repo"), "owner/repo is not on disk")
 
 
 def test_two_pulls_at_once_are_one_download(hub: Hub, home: Path) -> None:
@@ -456,3 +486,68 @@ def test_a_server_on_demand_finds_what_was_pulled_and_no_path(
     for name in ("here/file", str(path), "./here/file"):
         assert find(name) is None
     assert resolve_name("owner/repo") == path
+
+
+def test_at_a_terminal_a_bar_tells_bytes_and_speed(hub: Hub) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-P", "-m", "api", "pull", "owner/repo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as pulling:
+        os.close(theirs)
+        told = b""
+        with suppress(OSError):  # which is how a terminal ends
+            while piece := os.read(ours, 4096):
+                told += piece
+        assert pulling.stdout is not None
+        out = pulling.stdout.read()
+    os.close(ours)
+    assert (pulling.returncode, out.count("\n")) == (0, 1)
+    for part in (b"owner/repo", b"390.6", b"KiB", b"/s"):
+        assert part in told
+
+
+@pytest.fixture
+def stopped(home: Path) -> Iterator[None]:
+    """Whatever server the test starts ends with it."""
+    yield
+    if record := read_record():
+        end(record.pid, 5.0)
+
+
+@pytest.mark.usefixtures("stopped")
+def test_run_pulls_what_is_missing_and_the_model_answers_with_its_own_defaults(
+    hub: Hub, home: Path, model_path: str
+) -> None:
+    settings = b"temperature: 0\nmax_tokens: 5\nctx_len: 256\nstop: [nothing of the kind]\nengine: llama-cpp\n"
+    hub.add("cortexso/tiny", {"model.gguf": Path(model_path).read_bytes(), "model.yml": settings}, "135m-gguf")
+    with spawn("run", "-d", "--port=0", "--max-seqs=2", "--kv-layout=pool", "tiny:135m-gguf") as starting:
+        out, err = starting.communicate(timeout=110)
+    record = read_record()
+    assert record is not None, err
+    assert (starting.returncode, out, err) == (0, f"tiny:135m-gguf answers at {record.base_url}\n", "")
+    assert record.model_path == str(home / "models/tiny/135m-gguf/model.gguf")
+    body = {"model": "tiny:135m-gguf", "messages": [{"role": "user", "content": "Count from one to twenty."}]}
+    status, answer = ask(record, "POST", "/v1/chat/completions", body, timeout=60)
+    assert status == 200, answer
+    assert answer["choices"][0]["message"]["content"]
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] == 5
+    health = ask_health(record)
+    assert health is not None
+    assert health.models[0].context_length == 256
+
+    hub.paths.clear()
+    with spawn("run", "-d", "tiny:135m-gguf") as again:
+        out, err = again.communicate(timeout=60)
+    assert (out, err, hub.paths) == (f"tiny:135m-gguf runs already at {record.base_url}\n", "", [])
+    with spawn("models", "remove", "tiny:135m-gguf") as removing:
+        out, err = removing.communicate(timeout=60)
+    assert (removing.returncode, out) == (1, "")
+    assert err == "cortex: tiny:135m-gguf is being served; 'cortex stop tiny:135m-gguf' ends that\n"
+
+
+def test_a_model_yaml_that_cannot_be_used_is_told_before_anything_starts(hub: Hub, home: Path, cortex: Cortex) -> None:
+    hub.add("owner/repo", {"model.gguf": model(), "model.yaml": b"temprature: 1\n"})
+    for command in (("run", "-d"), ("serve",)):
+        assert_fails(cortex(*command, "--port=0", "owner/repo"), "model.yaml: the key 'temprature' is unknown")
+    assert {path.name for path in home.iterdir()} == {"models"}
