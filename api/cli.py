@@ -12,10 +12,12 @@ import typer
 
 from api import package_version
 from api.launch import CommandError, end, ensure_served, is_last, require_free_port, stop_model
-from api.models.files import ModelFilesError, resolve
+from api.models.files import ModelFilesError, num_file_bytes, resolve
+from api.models_cli import app as models_app
 from api.options import ServerFlags, with_server_flags
+from api.pull import obtain, obtain_name
 from api.record import AlreadyRunningError, ModelHealth, ServerRecord, ask_health, read_record
-from api.terminal import chat, print_models, print_tuning, spinner
+from api.terminal import bytes_text, chat, print_models, print_tuning, spinner
 from api.tune import measure
 
 LOG_LINES = 15
@@ -23,6 +25,7 @@ STOP_MARGIN_SECONDS = 10.0
 """What a server may take to end after its grace period."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(models_app, name="models")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Path of a .gguf file, or a name such as smollm2:135m.")]
 
@@ -96,11 +99,20 @@ def serve(
     record = read_record()
     if record is not None:
         raise AlreadyRunningError(record)
-    path = resolve(model)
+    path = obtain(model)
     require_free_port(flags.host, flags.port)
     from api.server import serve as serve_until_stopped
 
     raise typer.Exit(serve_until_stopped(flags.options(model, path, log_file)))
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="Such as llama3.1:8b-gguf-q4-km or owner/repo:Q4_K_M.")],
+) -> None:
+    """Download a model from Hugging Face; goes on where it was broken off."""
+    path, is_new = obtain_name(model)
+    typer.echo(f"{model} is on disk {'now' if is_new else 'already'}: {bytes_text(num_file_bytes(path))} at {path}")
 
 
 @app.command()

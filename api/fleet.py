@@ -243,7 +243,9 @@ class Fleet:
                 tokenizer = await trio.to_thread.run_sync(Tokenizer, options.path)
                 config = replace(options.engine, others_bytes=self._weights_in_memory())
                 engine = EngineClient(config, command=self._engine_command)
-                slot.service = ModelService(options.names, tokenizer, engine, max_waiting=self._max_waiting)
+                slot.service = ModelService(
+                    options.names, tokenizer, engine, max_waiting=self._max_waiting, defaults=options.defaults
+                )
                 info = await nursery.start(engine.run)
             slot.state, slot.was_ready, slot.last_used = READY, True, trio.current_time()
             slot.settled.set()

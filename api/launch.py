@@ -19,7 +19,8 @@ import typer
 
 from api.home import home
 from api.models.files import ModelFilesError, resolve
-from api.options import ServerFlags
+from api.options import ServerFlags, own_defaults
+from api.pull import obtain
 from api.record import Health, ModelHealth, ServerRecord, ask, ask_health, only_starter, read_record
 from api.terminal import spinner
 
@@ -60,7 +61,7 @@ def ensure_served(model: str, flags: ServerFlags) -> Served:
     """
     record = read_record()
     if record is None:
-        resolve(model)  # what cannot be loaded is said before anything is locked or written
+        own_defaults(obtain(model))  # what cannot be loaded is said before anything is locked or written
         with spinner(f"starting {model}"), only_starter():
             record = read_record()
             if record is None:
@@ -70,8 +71,10 @@ def ensure_served(model: str, flags: ServerFlags) -> Served:
         served = _find(health, model)
         if served is not None and served.status == "ready":
             return Served(record, served.model, is_new=False)
+    path = obtain(model)
+    with spinner(f"starting {model}"):
         name = served.model if served else model
-        _start_beside(record, name, resolve(model), flags)
+        _start_beside(record, name, path, flags)
         return Served(record, name, is_new=True)
 
 

@@ -6,12 +6,16 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from api.home import home
+from api.models.files import SETTINGS_NAME, ModelFilesError, resolve_name
 from scheduler.config import FLASH_ATTN, KV_LAYOUTS, KV_TYPES, EngineConfig
+
+if TYPE_CHECKING:
+    from api.models.defaults import ModelDefaults
 
 DEFAULT_PORT = 39281
 
@@ -29,6 +33,8 @@ class ModelOptions:
     path: Path
     engine: EngineConfig
     aliases: tuple[str, ...] = ()
+    defaults: "ModelDefaults | None" = None
+    """For what requests leave open, from its model.yaml."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -138,8 +144,9 @@ class ModelFlags:
         typer.Option(envvar="CORTEX_THREADS", min=1, help="CPU threads to compute with. (default: by the machine)"),
     ] = None
     gpu_layers: Annotated[
-        int, typer.Option(envvar="CORTEX_GPU_LAYERS", min=-1, help="Layers to put on the GPU; -1 is all.")
-    ] = -1
+        int | None,
+        typer.Option(envvar="CORTEX_GPU_LAYERS", min=-1, help="Layers to put on the GPU; -1 is all. (default: all)"),
+    ] = None
     kv_type: Annotated[
         str,
         typer.Option(
@@ -200,16 +207,19 @@ class ModelFlags:
     ] = field(default_factory=list)
 
     def model_options(self, model: str, model_path: Path) -> ModelOptions:
+        """Raises ModelFilesError for a model.yaml that cannot be used."""
+        own = own_defaults(model_path)
+        gpu_layers = own.ngl if own and self.gpu_layers is None else self.gpu_layers
         engine = EngineConfig(
             model_path=str(model_path),
-            ctx_len=self.ctx_len,
+            ctx_len=self.ctx_len or (own and own.ctx_len) or None,
             max_seqs=self.max_seqs,
             kv_tokens=self.kv_tokens,
             kv_layout=self.kv_layout,
             batch_tokens=self.batch_tokens,
             itl_target=self.itl_target,
             threads=self.threads,
-            gpu_layers=self.gpu_layers,
+            gpu_layers=-1 if gpu_layers is None else gpu_layers,
             kv_type=self.kv_type,
             flash_attn=self.flash_attn,
             host_cache=None if self.host_cache is None else num_bytes(self.host_cache),
@@ -218,12 +228,21 @@ class ModelFlags:
             tuning_folder=str(home() / "tuned"),
             backend_top_k=self.backend_top_k,
         )
-        return ModelOptions(model, model_path, engine, tuple(self.alias))
+        return ModelOptions(model, model_path, engine, tuple(self.alias), own)
 
     def start_request(self, model: str, path: Path) -> dict[str, Any]:
         """The body with which a running server is asked to serve this model, too."""
         flags = {item.name: getattr(self, item.name) for item in fields(ModelFlags)}
         return {"model": model, "path": str(path)} | flags
+
+
+def own_defaults(model_path: Path) -> "ModelDefaults | None":
+    """What the model.yaml beside a model says, if there is one. Raises ModelFilesError."""
+    if not model_path.with_name(SETTINGS_NAME).exists():
+        return None
+    from api.models.defaults import read_defaults  # only now: few models have them, and pydantic takes long to import
+
+    return read_defaults(model_path)
 
 
 @dataclass(frozen=True)
@@ -308,10 +327,8 @@ class ServerFlags(ModelFlags):
 
     def _on_disk(self, name: str) -> ModelOptions | None:
         """The options of a model that lies on disk by this name, which is never a path; None if none does."""
-        from api.models.files import ModelFilesError, is_name, resolve
-
         try:
-            return replace(self, alias=[]).model_options(name, resolve(name)) if is_name(name) else None
+            return replace(self, alias=[]).model_options(name, resolve_name(name))
         except ModelFilesError:
             return None
 

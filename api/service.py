@@ -11,6 +11,7 @@ import trio
 from api.dialects import ToolUse, detect
 from api.engine import EngineClient
 from api.errors import ApiError, unavailable
+from api.models.defaults import NOTHING, ModelDefaults
 from api.schemas.chat import ChatRequest
 from api.schemas.common import GenerationRequest
 from api.structured import Constraint
@@ -39,15 +40,26 @@ class Prompt:
 class ModelService:
     """Everything a route needs to answer for one model."""
 
-    def __init__(self, names: tuple[str, ...], tokenizer: Tokenizer, engine: EngineClient, *, max_waiting: int) -> None:
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        tokenizer: Tokenizer,
+        engine: EngineClient,
+        *,
+        max_waiting: int,
+        defaults: ModelDefaults | None = None,
+    ) -> None:
         """`names` are the model's own and its aliases; `max_waiting` bounds the requests beyond those that run."""
         self.names = names
+        self.defaults = defaults or NOTHING
+        """The model's own, for what a request leaves open."""
         self.tokenizer = tokenizer
         self.engine = engine
         self.draining = False
         """Whether it takes no new requests."""
-        self.dialect = detect(tokenizer.chat_template)
-        self._template = ChatTemplate(tokenizer.chat_template, tokenizer)
+        template = self.defaults.template or tokenizer.chat_template
+        self.dialect = detect(template)
+        self._template = ChatTemplate(template, tokenizer)
         self._markers = {
             tokenizer.special_ids[text]: text.encode() for text in self.dialect.markers if text in tokenizer.special_ids
         }
@@ -176,7 +188,7 @@ class ModelService:
                     f" completion). Please reduce the length of the {param} or completion."
                 )
             raise ApiError(400, message, param=param, code="context_length_exceeded")
-        return requested or context - num_prompt
+        return requested or min(context - num_prompt, self.defaults.token_limit or context)
 
     async def health(self) -> dict[str, Any]:
         """What its engine says of itself."""

@@ -4,7 +4,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -192,6 +192,28 @@ def spinner(text: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def download_bar(text: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """Show on stderr how far a download is, of `total` bytes of which `done` are there; nothing where nobody watches.
+
+    What it gives is called with each number of bytes that comes.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(text, total=total, completed=done)
+        yield lambda num_bytes: progress.advance(task, num_bytes)
+
+
 def print_tuning(model: str, outcome: dict[str, Any]) -> None:
     """What `cortex tune` measured, and what it chose, from what its `--json` prints."""
     from rich.console import Console
@@ -241,14 +263,32 @@ def print_models(models: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def print_kept_models(models: list[dict[str, Any]]) -> None:
+    """The table of `cortex models list`, from what its `--json` prints."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    table = Table(box=None, pad_edge=False)
+    for column in ("MODEL", "SIZE", "MODIFIED", "FILES"):
+        table.add_column(column, overflow="fold")
+    for model in models:
+        first, *more = model["files"]
+        files = f"{first} and {len(more)} more" if more else first
+        table.add_row(*map(Text, (model["name"], bytes_text(model["size_bytes"]), model["modified"], files)))
+    console.print(table)
+
+
 def _kv_text(kv: dict[str, int] | None) -> str:
     if kv is None:
         return "-"
     used = kv["tokens"] - kv["free_tokens"]
-    return f"{_bytes_text(kv['bytes'])}, {used:,} of {kv['tokens']:,} tokens"
+    return f"{bytes_text(kv['bytes'])}, {used:,} of {kv['tokens']:,} tokens"
 
 
-def _bytes_text(num_bytes: int) -> str:
+def bytes_text(num_bytes: int) -> str:
+    """In the units that people read."""
     mebibytes = num_bytes / 2**20
     return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"
 

@@ -20,6 +20,7 @@ async def draft_chat(service: ModelService, request: ChatRequest, prefill: str =
 
     Raises ApiError 400 for what the model's template, its context or a grammar cannot hold.
     """
+    request = service.defaults.fill(request)
     content, use = constraint(request), request.tool_use()
     prompt = await service.chat_prompt(request, prefill)
     tail = service.prompt_tail(prompt, prefill)

@@ -28,7 +28,11 @@ class TextCompletion(ChunkedAnswer[CompletionRequest]):
     @classmethod
     async def create(cls, service: ModelService, request: CompletionRequest) -> Self:
         """Raises ApiError 400 for what the model's vocabulary, its context or a grammar cannot hold."""
+        request = service.defaults.fill(request)
         wish = constraint(request)
+        requested: int | None = max(request.requested_tokens, 1)
+        if request.max_tokens is None and service.defaults.token_limit is not None:
+            requested = None  # so that the model's own limit holds
         prompts = await service.text_prompts(request.prompts(), request.suffix)
         params = await service.sampling(request)
         logprobs = request.logprobs
@@ -37,7 +41,7 @@ class TextCompletion(ChunkedAnswer[CompletionRequest]):
         drafts = [
             Draft(
                 prompt.tokens,
-                service.token_limit(len(prompt.tokens), max(request.requested_tokens, 1), "prompt"),
+                service.token_limit(len(prompt.tokens), requested, "prompt"),
                 replace(params, seed=params.seed + number),
                 logprobs=logprobs,
                 score_prompt=request.scores_prompt,
@@ -58,7 +62,7 @@ class TextCompletion(ChunkedAnswer[CompletionRequest]):
         return {}
 
     def _num_tokens(self, choice: Choice) -> int:
-        return min(choice.num_tokens, self._request.requested_tokens)
+        return 0 if self._request.max_tokens == 0 else choice.num_tokens
 
     def _whole_choices(self, deltas: list[list[Delta]]) -> list[dict[str, Any]]:
         indexes = [
@@ -102,7 +106,7 @@ class TextCompletion(ChunkedAnswer[CompletionRequest]):
         tokens: list[int] = delta.tokens
         logprobs: list[TokenLogprob | None] = [*delta.logprobs]
         finish_reason = delta.finish_reason
-        if self._request.requested_tokens == 0:  # the engine generates one at least
+        if self._request.max_tokens == 0:  # the engine generates one at least
             text, tokens, logprobs, finish_reason = "", [], [], "length"
         form = self._forms.get(index)
         if form is None:

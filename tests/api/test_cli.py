@@ -22,6 +22,8 @@ from scheduler.config import EngineConfig
 
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2:135m"
+NOBODY = "http://127.0.0.1:1"
+"""Where no hub is."""
 
 STAND_IN = '''
 """The cortex command with a stand-in for api.server; it behaves as the file `behaviour` says at each moment."""
@@ -127,7 +129,7 @@ class Cortex:
         self._script = folder / "stand_in.py"
         self._script.write_text(STAND_IN)
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("CORTEX_")}
-        self.environment |= {"CORTEX_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
+        self.environment |= {"CORTEX_HOME": str(self.home), "PYTHONPATH": str(ROOT), "HF_ENDPOINT": NOBODY}
         self.behave("ok")
 
     def behave(self, behaviour: str) -> None:
@@ -172,6 +174,7 @@ class Cortex:
 def cortex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cortex]:
     cortex = Cortex(tmp_path)
     monkeypatch.setenv("CORTEX_HOME", str(cortex.home))
+    monkeypatch.setenv("HF_ENDPOINT", NOBODY)
     yield cortex
     record = read_record()
     if record is not None:
@@ -229,6 +232,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_command_imports_nothing_heavy() -> None:
     heavy = {"llama_cpp", "quart", "quart_trio", "hypercorn", "trio", "httpx", "numpy", "pydantic", "api.server"}
+    heavy |= {"huggingface_hub", "httpx2", "yaml"}
     script = f"import sys, api.cli; assert not {heavy!r} & set(sys.modules), {heavy!r} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
@@ -340,7 +344,7 @@ def test_a_model_that_cannot_be_served_is_one_line_and_leaves_no_trace(
         ("missing.gguf", "there is no file missing.gguf"),
         (str(cut), f"{cut} is cut short"),
         (str(page), f"{page} is not a GGUF file"),
-        ("llama3.1:8b-gguf-q4-km", "llama3.1:8b-gguf-q4-km is not on disk"),
+        ("llama3.1:8b-gguf-q4-km", "127.0.0.1:1 cannot be reached"),
     ):
         assert_fails(cortex("run", "-d", model), 1, reason)
         assert_fails(here("run", model), 1, reason)

@@ -1,5 +1,4 @@
 import ctypes
-import struct
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -8,51 +7,15 @@ from pathlib import Path
 import pytest
 
 from api.models import files
-from api.models.files import ModelFileError, ModelNotFoundError, resolve
+from api.models.files import ModelFileError, ModelNotFoundError, NotOnDiskError, is_name, resolve, resolve_name
 from api.models.gguf import BLOCKS
-
-F32, Q4_0, UNKNOWN = 0, 2, 999
+from tests.api.gguf_files import F32, Q4_0, UNKNOWN, gguf, write
 
 
 @pytest.fixture(autouse=True)
 def cortex_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CORTEX_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
-
-
-def text(value: str) -> bytes:
-    return struct.pack("<Q", len(value)) + value.encode()
-
-
-def gguf(
-    tensors: Sequence[tuple[Sequence[int], int, int]] = (((64, 2), Q4_0, 0),),
-    *,
-    version: int = 3,
-    alignment: int | None = None,
-    data: int = 72,
-) -> bytes:
-    """A GGUF of tensors (dimensions, type, offset) with values of many kinds, and so many bytes of data."""
-    values = [
-        text("general.architecture") + struct.pack("<I", 8) + text("llama"),
-        text("llama.context_length") + struct.pack("<II", 4, 512),
-        text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 3) + text("a") + text("") + text("bc"),
-        text("tokenizer.ggml.scores") + struct.pack("<IIQ3f", 9, 6, 3, 0, 1, 2),
-        text("tokenizer.ggml.add_bos_token") + struct.pack("<I?", 7, True),
-    ]
-    if alignment is not None:
-        values.append(text("general.alignment") + struct.pack("<II", 4, alignment))
-    infos = [
-        text(f"blk.{i}.weight") + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
-        for i, (sizes, kind, offset) in enumerate(tensors)
-    ]
-    header = struct.pack("<4sIQQ", b"GGUF", version, len(infos), len(values)) + b"".join(values + infos)
-    return header + bytes(-len(header) % (alignment or 32)) + bytes(data)
-
-
-def write(path: Path, content: bytes = b"") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content or gguf())
-    return path
 
 
 def test_the_real_model_is_complete(model_path: str) -> None:
@@ -171,7 +134,7 @@ def test_folders_other_files_and_unreadable_names_are_refused(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["llama3.1:8b-gguf-q4-km", "owner/repo", "owner/repo:sub/file.gguf"])
 def test_a_name_that_is_not_on_disk_says_what_to_do(name: str) -> None:
-    with pytest.raises(ModelNotFoundError, match=f"{name} is not on disk, .* give the path") as raised:
+    with pytest.raises(ModelNotFoundError, match=f"{name} is not on disk; 'cortex pull {name}' downloads it") as raised:
         resolve(name)
     assert "\n" not in str(raised.value)
 
@@ -192,9 +155,51 @@ def test_names_are_found_under_the_home_folder(cortex_home: Path) -> None:
 def test_a_folder_with_several_models_asks_for_a_path(cortex_home: Path) -> None:
     write(cortex_home / "models/owner/repo/a.gguf")
     write(cortex_home / "models/owner/repo/b.gguf")
-    with pytest.raises(ModelNotFoundError, match="several models; give the path"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"several models on disk: owner/repo:a\.gguf, owner/repo:b\.gguf; say which"
+    ):
         resolve("owner/repo")
     assert resolve("owner/repo:a.gguf").name == "a.gguf"
+
+
+def test_a_label_names_a_quantization_in_any_case(cortex_home: Path) -> None:
+    folder = cortex_home / "models/owner/repo"
+    files = [write(folder / name) for name in ("m-Q4_K_M.gguf", "m-UD-Q4_K_M.gguf", "sub/m.q8_0.gguf", "m-f16.gguf")]
+    for label, file in zip(("q4_k_m", "UD-Q4_K_M", "Q8_0", "F16"), files, strict=True):
+        assert resolve(f"owner/repo:{label}") == file
+    for label in ("Q4_K", "8_0", "Q6_K"):
+        with pytest.raises(NotOnDiskError, match=f"owner/repo:{label}"):
+            resolve(f"owner/repo:{label}")
+
+
+def test_projectors_and_hidden_files_are_no_models(cortex_home: Path) -> None:
+    folder = cortex_home / "models/owner/repo"
+    model = write(folder / "m-Q4_K_M.gguf")
+    for name in ("mmproj-m-f16.gguf", "m.imatrix.gguf", ".part/m-Q8_0.gguf", ".m.gguf"):
+        write(folder / name)
+    assert resolve("owner/repo") == model
+
+
+def test_a_name_is_never_a_path_where_the_user_happens_to_be(
+    cortex_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = write(tmp_path / "owner/repo")
+    monkeypatch.chdir(tmp_path)
+    assert is_name("owner/repo")
+    assert resolve("owner/repo") == here
+    with pytest.raises(NotOnDiskError):
+        resolve_name("owner/repo")
+    kept = write(cortex_home / "models/owner/repo/m.gguf")
+    assert resolve_name("owner/repo") == kept
+
+
+@pytest.mark.parametrize(
+    "name", ["/a/b", "./a/b", "../a/b", "~/a", "a/b.gguf", "a.gguf", "a", "a/b/c", "a:b:c", ".a:b"]
+)
+def test_what_may_be_a_path_is_no_name(name: str) -> None:
+    assert not is_name(name)
+    with pytest.raises(ModelNotFoundError):
+        resolve_name(name)
 
 
 def test_a_model_in_parts_needs_them_all(cortex_home: Path) -> None:

@@ -1,0 +1,175 @@
+"""The models on disk: what there is, and taking some in or away."""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from api.models.files import (
+    EMBEDDED,
+    NAME_FILE,
+    SETTINGS_NAME,
+    ModelFileError,
+    ModelFilesError,
+    ModelNotFoundError,
+    all_parts,
+    checked,
+    hub_name,
+    is_name,
+    kept_files,
+    models_folder,
+    resolve_name,
+)
+from api.models.staging import discard, hold, keys, place, prune
+from api.models.variants import parts, short_names
+
+
+@dataclass(frozen=True, slots=True)
+class KeptModel:
+    """A model on disk."""
+
+    name: str
+    """The shortest that leads to it."""
+    files: tuple[Path, ...]
+    """Those of its parts that are there, in order."""
+    size_bytes: int
+    modified: float
+    """Seconds since the epoch."""
+    embedded: bool
+    """Whether it comes with a package."""
+
+    @property
+    def path(self) -> Path:
+        return self.files[0]
+
+    @property
+    def settings(self) -> Path | None:
+        """Its model.yaml."""
+        path = self.path.with_name(SETTINGS_NAME)
+        return path if path.is_file() else None
+
+
+def kept_models() -> list[KeptModel]:
+    """All of them by name, those of packages first."""
+    return [*_embedded(), *_kept()]
+
+
+def find(name: str) -> KeptModel:
+    """Raises ModelNotFoundError for what is not on disk, ModelFileError for what is there and damaged."""
+    if not is_name(name):
+        raise ModelNotFoundError(f"{name!r} is not the name of a model; 'cortex models list' shows them")
+    path = resolve_name(name)
+    return next(model for model in kept_models() if model.path == path)
+
+
+def find_damaged(name: str) -> KeptModel:
+    """The same, whether or not its files can be used."""
+    try:
+        return find(name)
+    except ModelFileError:
+        for model in kept_models():
+            if name == model.name:
+                return model
+        raise
+
+
+def remove(model: KeptModel) -> None:
+    """Raises ModelFilesError for a model that comes with a package."""
+    if model.embedded:
+        raise ModelFilesError(f"{model.name} comes with a package: pip uninstall {EMBEDDED[model.name]}")
+    for file in model.files:  # the first goes first: without it nobody sees the others
+        file.unlink(missing_ok=True)
+    folder = models_folder().joinpath(*model.path.relative_to(models_folder()).parts[:2])
+    if not any(model.path.parent.glob("*.gguf")):
+        model.path.with_name(SETTINGS_NAME).unlink(missing_ok=True)
+    if not kept_files(folder):
+        (folder / NAME_FILE).unlink(missing_ok=True)
+    prune(model.path.parent)
+
+
+def remove_unfinished(name: str) -> bool:
+    """Remove what pulls of a repository have left when they were broken off; False if there is nothing.
+
+    Raises ModelFilesError while one runs.
+    """
+    target = hub_name(name)
+    unfinished = keys(target.repository) if target else []
+    for key in unfinished:
+        try:
+            with hold(key, wait=False) as folder:
+                discard(folder)
+        except BlockingIOError:
+            raise ModelFilesError(f"{name} is being pulled just now") from None
+    return bool(unfinished)
+
+
+def import_file(name: str, source: Path) -> KeptModel:
+    """Know a model outside by a name `name:branch`, with its defaults, by hard links or else copies.
+
+    Raises ModelFilesError.
+    """
+    target = hub_name(name)
+    if target is None or "/" in name:
+        raise ModelFilesError(f"{name!r} is no name to give to a model; such names are name:branch")
+    if target.folder.exists() and kept_files(target.folder):
+        raise ModelFilesError(f"{name} is on disk already; 'cortex models remove {name}' removes it")
+    if not source.is_file():
+        raise ModelNotFoundError(f"there is no file {source}")
+    if source.suffix != ".gguf":
+        raise ModelFileError(f"{source} is not called .gguf")
+    files = list(all_parts(checked(source.absolute())))
+    settings = source.absolute().with_name(SETTINGS_NAME)
+    with hold(uuid.uuid4().hex) as folder:
+        try:
+            outside = [*([settings] if settings.is_file() else []), *reversed(files)]
+            for path in outside:
+                _link(path.resolve(), folder / path.name)
+            place([(folder / path.name, target.folder / path.name) for path in outside])
+        finally:
+            discard(folder)
+    return find(name)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+            raise
+        shutil.copyfile(source, target)
+
+
+def _embedded() -> Iterator[KeptModel]:
+    for name in EMBEDDED:
+        with contextlib.suppress(ModelFilesError):
+            yield _model(name, (resolve_name(name),), embedded=True)
+
+
+def _kept() -> Iterator[KeptModel]:
+    for folder in sorted(models_folder().glob("[!.]*/[!.]*/")):
+        files = kept_files(folder)
+        shorts = short_names(files)
+        for file in files:
+            found = tuple(path for part in parts(file) if (path := folder / part).is_file())
+            yield _model(_name(folder, shorts[file] if len(files) > 1 else None), found)
+
+
+def _model(name: str, files: tuple[Path, ...], *, embedded: bool = False) -> KeptModel:
+    stats = [file.stat() for file in files]
+    return KeptModel(name, files, sum(stat.st_size for stat in stats), max(stat.st_mtime for stat in stats), embedded)
+
+
+def _name(folder: Path, short: str | None) -> str:
+    """Of one of several models in a folder, or of the only one."""
+    slashed = f"{folder.parent.name}/{folder.name}"
+    if short is not None:
+        return f"{slashed}:{short}"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        spelled = (folder / NAME_FILE).read_text().strip()
+        if (name := hub_name(spelled)) and (name.folder, name.plain) == (folder, spelled):
+            return spelled
+    return f"{folder.parent.name}:{folder.name}"

@@ -1,0 +1,162 @@
+"""A repository on a model hub, by the library huggingface_hub: what it holds, and the bytes of its files."""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from api import package_version
+from api.models.files import ModelFilesError
+
+LIBRARY: Final = "cortex"
+PLAIN: Final = {
+    "HF_HUB_DISABLE_XET": "1",  # whose downloads cannot be resumed by another process
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""Read by the library when it is imported."""
+_TRANSIENT: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+
+
+class HubError(ModelFilesError):
+    """What a hub does not give, or what it gave that is no use, in one line for the user."""
+
+
+class UnreachableError(HubError):
+    """It may be there the next time."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository."""
+
+    path: str
+    size: int
+    sha256: str | None
+    """Of files in large file storage."""
+    git_id: str | None
+    """Of the others: git's id of a blob."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a repository holds at one commit."""
+
+    commit: str
+    files: dict[str, RemoteFile]
+    """By their paths."""
+
+
+class Repository:
+    """One revision of a repository, at $HF_ENDPOINT or Hugging Face, read with $HF_TOKEN if there is one."""
+
+    def __init__(self, name: str, revision: str) -> None:
+        """Raises HubError where $HF_ENDPOINT is no address."""
+        self.name = name
+        self.revision = revision
+        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+        if endpoint is not None:
+            _check_address(endpoint)
+        os.environ.update(PLAIN)
+        # Only now: it takes long to import, and reads these variables then.
+        import huggingface_hub
+        from huggingface_hub.utils.logging import set_verbosity
+
+        set_verbosity(logging.CRITICAL + 1)  # whatever goes wrong is told in one line
+        self._library = huggingface_hub
+        self._api = huggingface_hub.HfApi(endpoint, library_name=LIBRARY, library_version=package_version())
+        self._endpoint: str = self._api.endpoint
+        self.host = urlsplit(self._endpoint).netloc
+
+    def listing(self) -> Listing:
+        """Raises HubError."""
+        with self._in_words():
+            try:
+                info = self._api.model_info(
+                    self.name, revision=self.revision, files_metadata=True, timeout=self._timeout
+                )
+                siblings = info.siblings or []
+                files = [
+                    RemoteFile(file.rfilename, int(file.size or 0), file.lfs.sha256 if file.lfs else None, file.blob_id)
+                    for file in siblings
+                ]
+            except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+                raise HubError(f"{self.host} does not answer as a model hub does") from error
+        return Listing(info.sha or self.revision, {file.path: file for file in files})
+
+    @contextlib.contextmanager
+    def read(self, commit: str, path: str, offset: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """The bytes of a file from `offset` on as they come, or from 0 on; where they begin comes first.
+
+        Raises HubError, UnreachableError when the connection is lost.
+        """
+        from huggingface_hub import get_session, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # though it is documented
+
+        url = self._library.hf_hub_url(self.name, path, revision=commit, endpoint=self._endpoint)
+        headers = build_hf_headers(library_name=LIBRARY, library_version=package_version())
+        headers |= {"Accept-Encoding": "identity", "Range": f"bytes={offset}-"}
+        with (
+            self._in_words(path),
+            get_session().stream("GET", url, headers=headers, timeout=self._timeout) as response,
+        ):
+            hf_raise_for_status(response)
+            partial = response.status_code == HTTPStatus.PARTIAL_CONTENT
+            yield (offset if partial else 0), response.iter_bytes()
+
+    @property
+    def _timeout(self) -> float:
+        return float(self._library.constants.HF_HUB_DOWNLOAD_TIMEOUT)
+
+    @contextlib.contextmanager
+    def _in_words(self, path: str = "") -> Generator[None]:
+        import httpx2  # which the library talks HTTP with
+        from huggingface_hub import errors
+
+        name, host = self.name, self.host
+        try:
+            yield
+        except errors.OfflineModeIsEnabled as error:
+            raise HubError("nothing can be downloaded while HF_HUB_OFFLINE is set") from error
+        except errors.GatedRepoError as error:
+            terms = f"accept its terms at {self._endpoint}/{name}"
+            raise HubError(f"{name} is gated: {terms}, and set HF_TOKEN to a token of yours") from error
+        except errors.RevisionNotFoundError as error:
+            raise HubError(f"{name} has no revision {self.revision} at {host}") from error
+        except errors.RemoteEntryNotFoundError as error:
+            raise HubError(f"{name} has no file {path} at {host}") from error
+        except errors.RepositoryNotFoundError as error:
+            raise HubError(f"{host} has no repository {name}; if it is private, set HF_TOKEN") from error
+        except errors.HfHubHTTPError as error:
+            raise self._refusal(error.response) from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise UnreachableError(f"{host} cannot be reached: {str(error) or type(error).__name__}") from error
+        except errors.HFValidationError as error:
+            raise HubError(f"{name} cannot be a repository's name: {error}") from error
+
+    def _refusal(self, response: Any) -> HubError:
+        status = response.status_code
+        told = f"{self.host} answered {status} {response.reason_phrase}".rstrip()
+        if status == HTTPStatus.NOT_FOUND:
+            return HubError(f"{self.host} has no repository {self.name}, or no revision {self.revision} of it")
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            return HubError(f"{told} for {self.name}: set HF_TOKEN to a token that may read it")
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TRANSIENT:
+            return UnreachableError(told)
+        return HubError(f"{told} for {self.name}")
+
+
+def _check_address(endpoint: str) -> None:
+    try:
+        address = urlsplit(endpoint)
+        is_address = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise HubError(f"HF_ENDPOINT is {endpoint!r}, which is no address such as https://huggingface.co")

@@ -1,0 +1,553 @@
+"""`cortex pull` against a stand-in of a model hub."""
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from api import cli
+from api.launch import end
+from api.models import hub as downloads
+from api.models.files import NotOnDiskError, resolve, resolve_name
+from api.record import ask, ask_health, read_record
+from tests.api.gguf_files import gguf
+from tests.api.hub import Hub
+
+ROOT = Path(__file__).parents[2]
+SIZE = 400_000
+
+Cortex = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def model(seed: int = 0, size: int = SIZE) -> bytes:
+    """A small GGUF file, filled up with bytes that no other has."""
+    head = gguf()
+    return head + random.Random(seed).randbytes(size - len(head))
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as hub:
+        yield hub
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub) -> Path:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "hf/token"))
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("CORTEX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def cortex(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cortex:
+    """The command in this process."""
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["cortex", *arguments])
+        with pytest.raises(SystemExit) as raised:
+            cli.main()
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, int(raised.value.code or 0), out, err)
+
+    return call
+
+
+def spawn(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "api", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def assert_pulled(result: subprocess.CompletedProcess[str], path: Path) -> None:
+    """It said nothing but one line, on stdout."""
+    assert (result.returncode, result.stderr) == (0, "")
+    [line] = result.stdout.splitlines()
+    assert line.startswith(f"{result.args[-1]} is on disk now: ")
+    assert line.endswith(f" at {path}")
+
+
+def assert_fails(result: subprocess.CompletedProcess[str], *told: str) -> None:
+    assert (result.returncode, result.stdout) == (1, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("cortex: ")
+    assert [part for part in told if part not in line] == [], line
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """What a folder holds."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "repository", "revision", "folder"),
+    [
+        ("tiny:135m-gguf", "cortexso/tiny", "135m-gguf", "tiny/135m-gguf"),
+        ("owner/repo", "owner/repo", "main", "owner/repo"),
+        ("owner/repo:model.gguf", "owner/repo", "main", "owner/repo"),
+    ],
+)
+def test_a_pulled_model_is_whole_and_found_by_its_name(
+    hub: Hub, home: Path, cortex: Cortex, name: str, repository: str, revision: str, folder: str
+) -> None:
+    hub.add(repository, {"model.gguf": model(), "README.md": b"read me"}, revision)
+    path = home / "models" / folder / "model.gguf"
+    assert_pulled(cortex("pull", name), path)
+    assert resolve(name) == path
+    assert files_in(home) == {
+        f"models/{folder}/model.gguf": model(),
+        f"models/{folder}/.name": name.removesuffix(":model.gguf").encode(),
+    }
+    assert [(asked.file, asked.range) for asked in hub.asked] == [("model.gguf", "bytes=0-")]
+
+
+def test_what_is_there_is_said_in_one_line_without_a_hub(hub: Hub, cortex: Cortex) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    cortex("pull", "owner/repo")
+    hub.paths.clear()
+    for name in ("owner/repo", "smollm2:135m"):
+        result = cortex("pull", name)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.startswith(f"{name} is on disk already: ")
+    assert hub.paths == []
+
+
+def test_nobody_is_told_more_than_needed(hub: Hub, cortex: Cortex) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    cortex("pull", "owner/repo")
+    assert [path.split("/")[1] for path in hub.paths] == ["api", "owner", "cdn"]
+
+
+@pytest.mark.parametrize("ending", ["connection", "interrupt", "kill"])
+def test_a_pull_that_is_cut_half_way_goes_on_from_there(hub: Hub, home: Path, cortex: Cortex, ending: str) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.budget = SIZE // 2
+    if ending == "connection":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(downloads, "RETRY_SECONDS", (0.0,))
+            result = cortex("pull", "owner/repo")
+        assert_fails(result, f"{SIZE // 2:,} of {SIZE:,} bytes are here", "'cortex pull owner/repo' goes on from there")
+    else:
+        hub.waits = True
+        with spawn("pull", "owner/repo") as pulling:
+            wait_until(lambda: sum(map(len, files_in(home).values())) == SIZE // 2)
+            pulling.send_signal(signal.SIGINT if ending == "interrupt" else signal.SIGKILL)
+            out, err = pulling.communicate(timeout=60)
+        assert out == ""
+        told = "cortex: interrupted; 'cortex pull owner/repo' goes on from here\n" if ending == "interrupt" else ""
+        assert (pulling.returncode, err) == (130 if ending == "interrupt" else -signal.SIGKILL, told)
+    with pytest.raises(NotOnDiskError):
+        resolve("owner/repo")
+    kept = {path: content for path, content in files_in(home).items() if not path.endswith("/lock")}
+    assert list(kept.values()) == [model()[: SIZE // 2]]
+    assert all(path.startswith("models/.pulls/") for path in kept)
+
+    hub.budget, hub.waits = None, False
+    hub.asked.clear()
+    assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/model.gguf")
+    assert [asked.range for asked in hub.asked] == [f"bytes={SIZE // 2}-"]
+    assert hub.sent == SIZE
+    assert files_in(home) == {"models/owner/repo/model.gguf": model(), "models/owner/repo/.name": b"owner/repo"}
+
+
+def test_a_lost_connection_is_tried_again_from_there(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", (0.0,))
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.budget, hub.cut_once = 100_000, True
+    assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/model.gguf")
+    assert [asked.range for asked in hub.asked] == ["bytes=0-", "bytes=100000-"]
+    assert hub.sent == SIZE
+
+
+def test_without_ranges_it_all_comes_again(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", (0.0,))
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.ranges, hub.budget, hub.cut_once = False, 100_000, True
+    assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/model.gguf")
+    assert hub.sent == 100_000 + SIZE
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "repository": ({"refusal": (404, "RepoNotFound")}, ("has no repository owner/repo",)),
+    "plain 404": ({"refusal": (404, "")}, ("has no repository owner/repo, or no revision main of it",)),
+    "revision": ({"refusal": (404, "RevisionNotFound")}, ("owner/repo has no revision main",)),
+    "unknown": ({"token": "secret"}, ("answered 401 Unauthorized for owner/repo", "set HF_TOKEN")),
+    "forbidden": ({"refusal": (403, "")}, ("answered 403 Forbidden for owner/repo", "set HF_TOKEN")),
+    "gated": ({"file_refusal": (403, "GatedRepo")}, ("owner/repo is gated: accept its terms at http", "set HF_TOKEN")),
+    "file": ({"file_refusal": (404, "EntryNotFound")}, ("owner/repo has no file model.gguf",)),
+    "trouble": ({"refusal": (500, "")}, ("answered 500 Internal Server Error",)),
+    "no hub": ({"html": True}, ("does not answer as a model hub does",)),
+    "damaged": ({"corrupts": True}, ("model.gguf came damaged: its checksum is ", "and the hub tells ")),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_what_a_hub_refuses_is_one_line_and_leaves_nothing(hub: Hub, home: Path, cortex: Cortex, refusal: str) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    behaviour, told = REFUSALS[refusal]
+    for name, value in behaviour.items():
+        setattr(hub, name, value)
+    assert_fails(cortex("pull", "owner/repo"), *told)
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<!doctype html>", "model.gguf is not a GGUF file"),
+        (gguf()[:-1], "model.gguf is cut short"),
+        (b"", "model.gguf is not a GGUF file"),
+    ],
+)
+def test_what_is_no_model_is_one_line_and_leaves_nothing(
+    hub: Hub, home: Path, cortex: Cortex, content: bytes, told: str
+) -> None:
+    hub.add("owner/repo", {"model.gguf": content})
+    assert_fails(cortex("pull", "owner/repo"), told)
+    assert not home.exists()
+
+
+def test_nobody_at_the_hubs_address_is_one_line(home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch) -> None:
+    for endpoint, told in (
+        ("http://127.0.0.1:1", "127.0.0.1:1 cannot be reached: "),
+        ("http://[", "HF_ENDPOINT is 'http://[', which is no address"),
+        ("http://localhost:99999", "which is no address"),
+        ("nonsense", "HF_ENDPOINT is 'nonsense', which is no address"),
+    ):
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        assert_fails(cortex("pull", "owner/repo"), told)
+        assert_fails(cortex("run", "-d", "owner/repo"), told)
+        assert_fails(cortex("serve", "owner/repo"), told)
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("name", ["./model.gguf", "model", "a/b/c", "/etc/passwd"])
+def test_what_names_no_model_of_a_hub_is_one_line(hub: Hub, home: Path, cortex: Cortex, name: str) -> None:
+    assert_fails(cortex("pull", name), repr(name), "name:branch and owner/repo[:file]")
+    assert hub.paths == []
+
+
+def test_names_that_no_repository_can_have_are_one_line(hub: Hub, cortex: Cortex) -> None:
+    assert_fails(cortex("pull", "owner/a--b"), "owner/a--b cannot be a repository's name")
+    assert hub.paths == []
+
+
+def test_too_full_a_disk_is_told_before_anything_comes(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=SIZE - 1))
+    assert_fails(cortex("pull", "owner/repo"), f"needs {SIZE:,} bytes, and {SIZE - 1:,} are free")
+    assert hub.asked == []
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("already", [0, SIZE // 4])
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch, already: int
+) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    if already:
+        hub.budget = already
+        monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+        cortex("pull", "owner/repo")
+        hub.budget = None
+    limited = (
+        "import resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({SIZE // 2}, {SIZE // 2}))\n"
+        "from api import cli\n"
+        "cli.main()\n"
+    )
+    command = [sys.executable, "-P", "-c", limited, "pull", "owner/repo"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert_fails(result, f"the disk is full: owner/repo takes {SIZE:,} bytes")
+    assert not home.exists()
+
+
+def test_an_error_of_the_disk_is_one_line_and_leaves_nothing(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    hub.add("owner/repo", {"model.gguf": model()})
+    monkeypatch.setattr(os, "fsync", full)
+    assert_fails(cortex("pull", "owner/repo"), "the disk is full")
+    assert not home.exists()
+
+
+def test_a_token_goes_to_the_hub_and_nowhere_else(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.token = "secret"
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    assert_fails(cortex("pull", "owner/repo"), "401")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/model.gguf")
+    assert [asked.authorization for asked in hub.asked] == [None]
+
+
+def test_an_offline_library_is_one_line(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # which the library reads when it is imported
+    with spawn("pull", "owner/repo") as pulling:
+        out, err = pulling.communicate(timeout=60)
+    told = "cortex: nothing can be downloaded while HF_HUB_OFFLINE is set\n"
+    assert (pulling.returncode, out, err) == (1, "", told)
+    assert hub.paths == []
+    assert not home.exists()
+
+
+def test_what_came_of_a_pull_can_be_removed_unless_it_goes_on(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.budget, hub.waits = SIZE // 2, True
+    with spawn("pull", "owner/repo") as pulling:
+        wait_until(lambda: sum(map(len, files_in(home).values())) == SIZE // 2)
+        assert_fails(cortex("models", "remove", "owner/repo"), "owner/repo is being pulled just now")
+        pulling.kill()
+    result = cortex("models", "remove", "owner/repo")
+    assert (result.returncode, result.stdout) == (0, "What came of owner/repo so far is removed.\n")
+    assert not home.exists()
+    assert_fails(cortex("models", "remove", "owner/repo"), "owner/repo is not on disk")
+
+
+def test_two_pulls_at_once_are_one_download(hub: Hub, home: Path) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    with spawn("pull", "owner/repo") as one, spawn("pull", "owner/repo") as two:
+        results = [process.communicate(timeout=60) for process in (one, two)]
+    assert [one.returncode, two.returncode] == [0, 0]
+    assert [err for _, err in results] == ["", ""]
+    assert hub.sent == SIZE
+    assert files_in(home) == {"models/owner/repo/model.gguf": model(), "models/owner/repo/.name": b"owner/repo"}
+
+
+def test_all_parts_of_a_model_come(hub: Hub, home: Path, cortex: Cortex) -> None:
+    names = [f"Q8_0/big-Q8_0-{part:05}-of-00003.gguf" for part in (1, 2, 3)]
+    parts = {name: model(seed) for seed, name in enumerate(names)}
+    hub.add("owner/big", parts | {"big-F16.gguf": model(9)})
+    first = home / "models/owner/big" / names[0]
+    assert_pulled(cortex("pull", "owner/big:q8_0"), first)
+    assert resolve("owner/big") == resolve("owner/big:Q8_0") == resolve(f"owner/big:{names[0]}") == first
+    assert files_in(home / "models/owner/big") == parts | {".name": b"owner/big"}
+    assert hub.sent == 3 * SIZE
+
+
+def test_a_model_in_parts_goes_on_with_the_part_that_was_cut(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+    parts = {f"big-{part:05}-of-00002.gguf": model(part) for part in (1, 2)}
+    hub.add("owner/big", parts)
+    hub.budget = SIZE + 1000
+    assert_fails(cortex("pull", "owner/big"), f"{SIZE + 1000:,} of {2 * SIZE:,} bytes are here")
+    hub.budget = None
+    hub.asked.clear()
+    assert cortex("pull", "owner/big").returncode == 0
+    assert [(asked.file, asked.range) for asked in hub.asked] == [("big-00002-of-00002.gguf", "bytes=1000-")]
+    assert hub.sent == 2 * SIZE
+
+
+def test_a_part_that_is_missing_or_meant_alone_is_one_line(hub: Hub, home: Path, cortex: Cortex) -> None:
+    hub.add("owner/big", {f"big-{part:05}-of-00003.gguf": model(part) for part in (1, 3)})
+    assert_fails(cortex("pull", "owner/big"), "only some parts", "big-00002-of-00003.gguf is missing")
+    assert_fails(cortex("pull", "owner/big:big-00003-of-00003.gguf"), "is a later part of its model")
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "chosen"),
+    [
+        (["m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-Q4_0.gguf"], "m-Q4_K_M.gguf"),
+        (["m.q8_0.gguf", "m.q4_k_m.gguf"], "m.q4_k_m.gguf"),
+        (["m-F16.gguf", "m-Q8_0.gguf", "m-Q5_K_M.gguf", "m-Q2_K.gguf"], "m-Q5_K_M.gguf"),
+        (["m-UD-Q4_K_XL.gguf", "m-BF16.gguf"], "m-UD-Q4_K_XL.gguf"),
+        (["m.gguf", "mmproj-m-Q4_K_M.gguf", "m.imatrix.gguf"], "m.gguf"),
+        (["m-imatrix-Q4_K_M.gguf", "m-imatrix-Q8_0.gguf"], "m-imatrix-Q4_K_M.gguf"),
+    ],
+)
+def test_of_several_files_one_is_taken(hub: Hub, cortex: Cortex, files: list[str], chosen: str) -> None:
+    hub.add("owner/repo", {file: model(seed) for seed, file in enumerate(files)})
+    assert cortex("pull", "owner/repo").returncode == 0
+    assert [asked.file for asked in hub.asked] == [chosen]
+    assert resolve("owner/repo").name == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "told"),
+    [
+        ("owner/repo", ["a.gguf", "b.gguf"], "owner/repo may be several models: there is a.gguf, b.gguf; say which"),
+        ("owner/repo", ["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"], "there is a-Q4_K_M.gguf, b-Q4_K_M.gguf; say which"),
+        ("owner/repo:Q6_K", ["m-Q4_K_M.gguf", "m-Q8_0.gguf"], "has no file Q6_K; there is Q4_K_M, Q8_0"),
+        ("owner/repo:n.gguf", ["m.gguf"], "has no file n.gguf; there is m.gguf"),
+        ("owner/repo:mmproj.gguf", ["m.gguf", "mmproj.gguf"], "has no file mmproj.gguf; there is m.gguf"),
+        ("owner/repo:m", ["m-1.gguf", "m-2.gguf"], "may be several models: m-1.gguf, m-2.gguf; say which"),
+        ("owner/repo", ["model.safetensors", "mmproj.gguf"], "owner/repo has no GGUF model"),
+        ("owner/repo", ["../../m.gguf", "/m.gguf", ".m/m.gguf", "a//m.gguf"], "owner/repo has no GGUF model"),
+    ],
+)
+def test_what_is_there_is_told_where_no_file_can_be_chosen(
+    hub: Hub, home: Path, cortex: Cortex, name: str, files: list[str], told: str
+) -> None:
+    hub.add("owner/repo", {file: model(seed) for seed, file in enumerate(files)})
+    assert_fails(cortex("pull", name), told)
+    assert hub.asked == []
+    assert not home.exists()
+
+
+def test_two_quantizations_are_both_there_and_the_plain_name_is_ambiguous(hub: Hub, home: Path, cortex: Cortex) -> None:
+    hub.add("owner/repo", {"m-Q4_K_M.gguf": model(1), "m-Q8_0.gguf": model(2)})
+    folder = home / "models/owner/repo"
+    assert_pulled(cortex("pull", "owner/repo:Q8_0"), folder / "m-Q8_0.gguf")
+    assert resolve("owner/repo").name == "m-Q8_0.gguf"
+    assert_pulled(cortex("pull", "owner/repo:Q4_K_M"), folder / "m-Q4_K_M.gguf")
+    assert [resolve(f"owner/repo:{label}").name for label in ("Q4_K_M", "q8_0")] == ["m-Q4_K_M.gguf", "m-Q8_0.gguf"]
+    told = "owner/repo may be several models on disk: owner/repo:Q4_K_M, owner/repo:Q8_0; say which"
+    for command in (("pull",), ("run", "-d"), ("serve",)):
+        assert_fails(cortex(*command, "owner/repo"), told)
+
+
+def test_a_models_settings_come_with_it_under_one_name(hub: Hub, home: Path, cortex: Cortex) -> None:
+    hub.add("cortexso/tiny", {"model.gguf": model(), "model.yml": b"temperature: 0.5\n"}, "a")
+    assert cortex("pull", "tiny:a").returncode == 0
+    assert (home / "models/tiny/a/model.yaml").read_bytes() == b"temperature: 0.5\n"
+
+
+def test_settings_that_somebody_wrote_stay(hub: Hub, home: Path, cortex: Cortex) -> None:
+    files = {"m-Q4_K_M.gguf": model(1), "m-Q8_0.gguf": model(2), "model.yaml": b"top_p: 0.5\n"}
+    hub.add("owner/repo", files)
+    cortex("pull", "owner/repo:Q8_0")
+    (home / "models/owner/repo/model.yaml").write_text("top_p: 0.9\n")
+    cortex("pull", "owner/repo:Q4_K_M")
+    assert files_in(home / "models/owner/repo") == files | {"model.yaml": b"top_p: 0.9\n", ".name": b"owner/repo"}
+    assert not (home / "models/.pulls").exists()
+
+
+def test_a_damaged_model_on_disk_is_pulled_anew(hub: Hub, home: Path, cortex: Cortex) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    cortex("pull", "owner/repo")
+    path = home / "models/owner/repo/model.gguf"
+    path.write_bytes(gguf()[:-1])
+    assert_pulled(cortex("pull", "owner/repo"), path)
+    assert path.read_bytes() == model()
+
+
+def test_a_server_on_demand_downloads_nothing(hub: Hub) -> None:
+    from api.options import ServerFlags
+
+    hub.add("owner/repo", {"model.gguf": model()})
+    find = ServerFlags(on_demand=True).options("smollm2:135m", Path("/m.gguf")).on_demand
+    assert find("owner/repo") is None
+    assert hub.paths == []
+
+
+def test_a_server_on_demand_finds_what_was_pulled_and_no_path(
+    hub: Hub, home: Path, cortex: Cortex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from api.options import ServerFlags
+
+    hub.add("owner/repo", {"m-Q4_K_M.gguf": model(1)})
+    cortex("pull", "owner/repo")
+    find = ServerFlags(on_demand=True).options("smollm2:135m", Path("/m.gguf")).on_demand
+    path = home / "models/owner/repo/m-Q4_K_M.gguf"
+    for name in ("owner/repo", "owner/repo:q4_k_m", "owner/repo:m-Q4_K_M.gguf"):
+        found = find(name)
+        assert found is not None
+        assert (found.name, found.path) == (name, path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/file").write_bytes(model())
+    monkeypatch.chdir(tmp_path)
+    for name in ("here/file", str(path), "./here/file"):
+        assert find(name) is None
+    assert resolve_name("owner/repo") == path
+
+
+def test_at_a_terminal_a_bar_tells_bytes_and_speed(hub: Hub) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-P", "-m", "api", "pull", "owner/repo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as pulling:
+        os.close(theirs)
+        told = b""
+        with suppress(OSError):  # which is how a terminal ends
+            while piece := os.read(ours, 4096):
+                told += piece
+        assert pulling.stdout is not None
+        out = pulling.stdout.read()
+    os.close(ours)
+    assert (pulling.returncode, out.count("\n")) == (0, 1)
+    for part in (b"owner/repo", b"390.6", b"KiB", b"/s"):
+        assert part in told
+
+
+@pytest.fixture
+def stopped(home: Path) -> Iterator[None]:
+    """Whatever server the test starts ends with it."""
+    yield
+    if record := read_record():
+        end(record.pid, 5.0)
+
+
+@pytest.mark.usefixtures("stopped")
+def test_run_pulls_what_is_missing_and_the_model_answers_with_its_own_defaults(
+    hub: Hub, home: Path, model_path: str
+) -> None:
+    settings = b"temperature: 0\nmax_tokens: 5\nctx_len: 256\nstop: [nothing of the kind]\nengine: llama-cpp\n"
+    hub.add("cortexso/tiny", {"model.gguf": Path(model_path).read_bytes(), "model.yml": settings}, "135m-gguf")
+    with spawn("run", "-d", "--port=0", "--max-seqs=2", "--kv-layout=pool", "tiny:135m-gguf") as starting:
+        out, err = starting.communicate(timeout=110)
+    record = read_record()
+    assert record is not None, err
+    assert (starting.returncode, out, err) == (0, f"tiny:135m-gguf answers at {record.base_url}\n", "")
+    assert record.model_path == str(home / "models/tiny/135m-gguf/model.gguf")
+    body = {"model": "tiny:135m-gguf", "messages": [{"role": "user", "content": "Count from one to twenty."}]}
+    status, answer = ask(record, "POST", "/v1/chat/completions", body, timeout=60)
+    assert status == 200, answer
+    assert answer["choices"][0]["message"]["content"]
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] == 5
+    health = ask_health(record)
+    assert health is not None
+    assert health.models[0].context_length == 256
+
+    hub.paths.clear()
+    with spawn("run", "-d", "tiny:135m-gguf") as again:
+        out, err = again.communicate(timeout=60)
+    assert (out, err, hub.paths) == (f"tiny:135m-gguf runs already at {record.base_url}\n", "", [])
+    with spawn("models", "remove", "tiny:135m-gguf") as removing:
+        out, err = removing.communicate(timeout=60)
+    assert (removing.returncode, out) == (1, "")
+    assert err == "cortex: tiny:135m-gguf is being served; 'cortex stop tiny:135m-gguf' ends that\n"
+
+
+def test_a_model_yaml_that_cannot_be_used_is_told_before_anything_starts(hub: Hub, home: Path, cortex: Cortex) -> None:
+    hub.add("owner/repo", {"model.gguf": model(), "model.yaml": b"temprature: 1\n"})
+    for command in (("run", "-d"), ("serve",)):
+        assert_fails(cortex(*command, "--port=0", "owner/repo"), "model.yaml: the key 'temprature' is unknown")
+    assert {path.name for path in home.iterdir()} == {"models"}
