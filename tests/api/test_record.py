@@ -27,9 +27,7 @@ from api.record import (
 from scheduler.config import EngineConfig
 
 OPTIONS = ServerOptions(
-    ModelOptions(
-        "tiny", Path("/models/tiny.gguf"), EngineConfig("/models/tiny.gguf"), aliases=("small", "little")
-    ),
+    ModelOptions("tiny", Path("/models/tiny.gguf"), EngineConfig("/models/tiny.gguf"), aliases=("small", "little")),
     log_file="/logs/server.log",
 )
 HEALTH = Health(
