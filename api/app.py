@@ -19,12 +19,14 @@ from api.endpoints import management, tokens
 from api.endpoints.answer import Answer
 from api.endpoints.chat import ChatCompletion
 from api.endpoints.completions import TextCompletion
+from api.endpoints.embeddings import embed
 from api.endpoints.management import is_loopback
 from api.errors import ApiError, server_error
 from api.fleet import Fleet, Slot
 from api.schemas.chat import parse_chat_request
 from api.schemas.common import parse
 from api.schemas.completion import parse_completion_request
+from api.schemas.embeddings import EmbeddingsRequest
 from api.schemas.management import StartRequest, StopRequest
 from api.schemas.tokens import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 
@@ -128,6 +130,11 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
         completion = parse_completion_request(await _body())
         service = await fleet.accepting(completion.model)
         return await _respond(await TextCompletion.create(service, completion), stream=completion.stream)
+
+    @app.post("/v1/embeddings")
+    async def embeddings() -> Response:
+        request = parse(EmbeddingsRequest, await _body())
+        return _json(await embed(await fleet.accepting(request.model, embeds=True), request))
 
     @app.post("/tokenize")
     async def tokenize() -> Response:

@@ -12,6 +12,7 @@ from api import package_version
 from api.schemas import answers
 from api.schemas.chat import ChatRequest
 from api.schemas.completion import CompletionRequest
+from api.schemas.embeddings import EmbeddingsRequest
 from api.schemas.management import StartRequest, StopRequest
 from api.schemas.tokens import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 
@@ -67,6 +68,14 @@ OPERATIONS: Final = (
         CompletionRequest,
         answers.TextCompletionChunk,
         GENERATES,
+    ),
+    Operation(
+        "post",
+        "/v1/embeddings",
+        "A vector for each text",
+        answers.Embeddings,
+        EmbeddingsRequest,
+        errors=GENERATES,
     ),
     Operation("get", "/v1/models", "The models that are served", answers.ModelList),
     Operation(

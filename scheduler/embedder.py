@@ -293,7 +293,8 @@ class Embedder:
         self._batch_seconds += seconds
         self._tokens += batch.num_tokens
         self._failed_in_a_row = 0
-        self._cost.observe(batch.num_tokens, batch.num_pairs, seconds)
+        if batch.num_tokens >= SMALLEST_BATCH:
+            self._cost.observe(batch.num_tokens, batch.num_pairs, seconds)
         told: dict[int, list[str]] = {}
         for piece, vector in zip(batch.pieces, vectors, strict=True):
             text = piece.text
