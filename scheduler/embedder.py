@@ -6,7 +6,6 @@ Between two steps of the answers there is one batch of texts at most, no longer 
 import base64
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -101,11 +100,19 @@ class Batch:
         return " ".join(f"{piece.text.request_id}:{piece.start}+{piece.num_tokens}" for piece in self.pieces)
 
 
+@dataclass(slots=True)
+class Pooled:
+    vectors: list[Vector]
+    """What the tokens of each piece were pooled to, in the batch's order."""
+    seconds: float
+    """Wall time of the batch."""
+
+
 class Reader(Protocol):
     """Whatever computes a batch: llama.cpp, or the tests' fake."""
 
-    def read(self, batch: Batch) -> list[Vector]:
-        """What the tokens of each piece were pooled to. Raises StepError."""
+    def read(self, batch: Batch) -> Pooled:
+        """Raises StepError."""
 
     def forget(self, sequence_id: int) -> None:
         """Free what was computed of a text."""
@@ -215,13 +222,12 @@ class Embedder:
             _log.error("no vectors can be made: %s", error)
             return self._fail(list(self._requests), str(error))
         batch = self.plan(self._budget(seconds))
-        started = time.perf_counter()
         try:
-            vectors = reader.read(batch)
+            pooled = reader.read(batch)
         except StepError as error:
             _log.error("a batch of texts failed: %s; it was %s", error, batch)
             return self.rollback(batch)
-        return self.commit(batch, vectors, time.perf_counter() - started)
+        return self.commit(batch, pooled)
 
     def _budget(self, seconds: float) -> int:
         """Tokens that can be computed in so long."""
@@ -287,16 +293,16 @@ class Embedder:
         if request.waiting:
             self._line.append(request)
 
-    def commit(self, batch: Batch, vectors: list[Vector], seconds: float) -> list[Embedded]:
+    def commit(self, batch: Batch, pooled: Pooled) -> list[Embedded]:
         """Book what the batch computed, and tell the vectors that are whole."""
         self._batches += 1
-        self._batch_seconds += seconds
+        self._batch_seconds += pooled.seconds
         self._tokens += batch.num_tokens
         self._failed_in_a_row = 0
         if batch.num_tokens >= SMALLEST_BATCH:
-            self._cost.observe(batch.num_tokens, batch.num_pairs, seconds)
+            self._cost.observe(batch.num_tokens, batch.num_pairs, pooled.seconds)
         told: dict[int, list[str]] = {}
-        for piece, vector in zip(batch.pieces, vectors, strict=True):
+        for piece, vector in zip(batch.pieces, pooled.vectors, strict=True):
             text = piece.text
             text.pool(vector, piece.num_tokens, self._pooling)
             if piece.is_last:

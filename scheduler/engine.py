@@ -91,8 +91,10 @@ class Engine:
 
     def _read_texts(self) -> None:
         assert self._embedder is not None, "somebody has texts"
-        for embedded in self._embedder.step(self._scheduler.spare_seconds):
-            self._wire.send(embedded)
+        seconds = self._scheduler.spare_seconds
+        if seconds is not None:
+            for embedded in self._embedder.step(seconds):
+                self._wire.send(embedded)
 
     def _handle(self, message: Message | Compiled) -> None:
         match message:

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from scheduler.config import EngineConfig
-from scheduler.embedder import Batch, Limits, Piece, Text, Vector
+from scheduler.embedder import Batch, Limits, Piece, Pooled, Text
 from scheduler.llama import PROBE_TOKENS, Context, Model
 from scheduler.plan import StepError
 from scheduler.sizing import available_bytes
@@ -90,14 +90,13 @@ class LlamaReader:
         """Seconds that a token costs; the first of two batches only touches the weights."""
         text = Text(0, np.zeros(PROBE_TOKENS, np.int32), sequence_id=0)
         for _ in range(2):
-            started = time.perf_counter()
-            self.read(Batch([Piece(text, 0, PROBE_TOKENS)]))
-            seconds = time.perf_counter() - started
+            seconds = self.read(Batch([Piece(text, 0, PROBE_TOKENS)])).seconds
             self.forget(0)
         return seconds / PROBE_TOKENS
 
-    def read(self, batch: Batch) -> list[Vector]:
+    def read(self, batch: Batch) -> Pooled:
         """Raises StepError, also for vectors that are no numbers."""
+        started = time.perf_counter()
         context, end = self.context, 0
         for piece in batch.pieces:
             start, end = end, end + piece.num_tokens
@@ -109,7 +108,7 @@ class LlamaReader:
         vectors = [context.vector(piece.text.sequence_id).copy() for piece in batch.pieces]
         if not np.isfinite(vectors).all():
             raise StepError("a vector is not finite")
-        return vectors
+        return Pooled(vectors, time.perf_counter() - started)
 
     def forget(self, sequence_id: int) -> None:
         self.context.remove(sequence_id, 0, -1)

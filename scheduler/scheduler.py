@@ -94,14 +94,16 @@ class Scheduler:
         return bool(self._sequences)
 
     @property
-    def spare_seconds(self) -> float:
+    def spare_seconds(self) -> float | None:
         """What other work may take before the next step; infinity while nobody waits for a next token.
 
-        While prompts are read between the answers, too, half of what they take.
+        None where those who wait had to leave the last step to prompts; while that goes on, half of what prompts take.
         """
         num_answers = sum(sequence.num_remaining == 1 for sequence in self._running)
         if not num_answers:
             return math.inf
+        if not self._answered_last:
+            return None
         return self._pacer.spare_seconds / (1 if num_answers == len(self._running) else 2)
 
     # -- requests ----------------------------------------------------------------------------------------------------
