@@ -103,6 +103,38 @@ def write_bert(path: Path, pooling: gguf.PoolingType | None) -> None:
     _write(writer)
 
 
+def write_t5_encoder(path: Path, vocabulary: str) -> None:
+    """An encoder that llama.cpp reads its own way (Raffel et al., T5, 2020), with the vocabulary of another model."""
+    random = np.random.default_rng(3)
+    writer = gguf.GGUFWriter(path, "t5encoder")
+    num_tokens = _copy_vocabulary(gguf.GGUFReader(vocabulary), writer)
+    writer.add_context_length(512)
+    writer.add_embedding_length(EMBEDDING)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_key_length(EMBEDDING // HEADS)
+    writer.add_value_length(EMBEDDING // HEADS)
+    writer.add_block_count(LAYERS)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_relative_attn_buckets_count(32)
+    shapes = {"token_embd.weight": (num_tokens, EMBEDDING)}
+    norms = ["enc.output_norm"]
+    for layer in range(LAYERS):
+        block = f"enc.blk.{layer}"
+        shapes |= {f"{block}.attn_{name}.weight": (EMBEDDING, EMBEDDING) for name in ("q", "k", "v", "o")}
+        shapes |= {
+            f"{block}.attn_rel_b.weight": (32, HEADS),
+            f"{block}.ffn_up.weight": (INNER, EMBEDDING),
+            f"{block}.ffn_down.weight": (EMBEDDING, INNER),
+        }
+        norms += [f"{block}.attn_norm", f"{block}.ffn_norm"]
+    for name, shape in shapes.items():
+        writer.add_tensor(name, _weights(random, shape))
+    for name in norms:
+        writer.add_tensor(f"{name}.weight", np.ones(EMBEDDING, np.float32))
+    _write(writer)
+
+
 def _weights(random: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
     weights: NDArray[np.float32] = (random.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
     return weights
