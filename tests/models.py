@@ -59,8 +59,11 @@ def write_mamba(path: Path, vocabulary: str) -> None:
     _write(writer)
 
 
-def write_bert(path: Path, pooling: gguf.PoolingType | None) -> None:
-    """An encoder (Devlin et al., BERT, 2018) with a vocabulary of its own; `pooling` is what the file names, if any."""
+def write_bert(path: Path, pooling: gguf.PoolingType | None, *, special: bool = True) -> None:
+    """An encoder (Devlin et al., BERT, 2018) with a vocabulary of its own; `pooling` is what the file names, if any.
+
+    Without `special`, the file does not say which tokens begin and end a text.
+    """
     random = np.random.default_rng(2)
     writer = gguf.GGUFWriter(path, "bert")
     writer.add_tokenizer_model("bert")
@@ -70,9 +73,9 @@ def write_bert(path: Path, pooling: gguf.PoolingType | None) -> None:
     writer.add_token_type_count(2)
     writer.add_pad_token_id(0)
     writer.add_unk_token_id(1)
-    writer.add_bos_token_id(2)
-    writer.add_sep_token_id(3)
-    writer.add_mask_token_id(4)
+    if special:
+        writer.add_bos_token_id(2)
+        writer.add_sep_token_id(3)
     writer.add_context_length(BERT_CONTEXT)
     writer.add_embedding_length(EMBEDDING)
     writer.add_feed_forward_length(INNER)
