@@ -19,6 +19,7 @@ from api.endpoints import management, messages, responses, tokens
 from api.endpoints.answer import Answer
 from api.endpoints.chat import ChatCompletion
 from api.endpoints.completions import TextCompletion
+from api.endpoints.embeddings import embed
 from api.endpoints.management import is_same_machine
 from api.endpoints.messages import MessageAnswer
 from api.endpoints.responses import ModelResponse
@@ -28,6 +29,7 @@ from api.kept import KeptResponses
 from api.schemas.chat import parse_chat_request
 from api.schemas.common import parse
 from api.schemas.completion import parse_completion_request
+from api.schemas.embeddings import EmbeddingsRequest
 from api.schemas.management import StartRequest, StopRequest
 from api.schemas.messages import parse_count_tokens_request, parse_messages_request
 from api.schemas.responses import ListQuery, RetrieveQuery, parse_query, parse_response_request
@@ -168,6 +170,11 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
     async def list_input_items(response_id: str) -> Response:
         query = parse_query(ListQuery, request.args.items(multi=True))
         return _json(responses.list_input(kept, response_id, query))
+
+    @app.post("/v1/embeddings")
+    async def embeddings() -> Response:
+        request = parse(EmbeddingsRequest, await _body())
+        return _json(await embed(await fleet.accepting(request.model, embeds=True), request))
 
     @app.post("/tokenize")
     async def tokenize() -> Response:

@@ -20,6 +20,8 @@ from api.mailbox import Mailbox
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.messages import (
     Cancel,
+    Embed,
+    Embedded,
     Failed,
     Inspect,
     Message,
@@ -122,6 +124,44 @@ class Generation:
         return is_read
 
 
+class Embedding:
+    """The texts of one request in the engine, for as long as the `with` block around it lasts.
+
+    As with a Generation, leaving the block cancels what is not done, and only `receive` waits.
+    """
+
+    def __init__(self, engine: "EngineClient", embed: Embed) -> None:
+        self._engine = engine
+        self._embed = embed
+        self._vectors: list[str] = []
+        self._error: str | None = None
+        self._ended = trio.Event()
+
+    def __enter__(self) -> Self:
+        self._engine.start(self._embed, self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._engine.cancel(self._embed.request_id)
+
+    async def receive(self) -> list[str]:
+        """The vectors of all texts, in their order and as they come over the wire. Raises ApiError 500."""
+        await self._ended.wait()
+        if self._error is not None:
+            raise server_error(self._error)
+        return self._vectors
+
+    def deliver(self, embedded: Embedded) -> bool:
+        """For the client: hand over what has come. Whether that is all."""
+        self._vectors += embedded.vectors
+        self._error = embedded.error
+        if self._error is not None or len(self._vectors) == len(self._embed.texts):
+            self._ended.set()
+        return self._ended.is_set()
+
+
 class EngineClient:
     """The engine process of one model, started again when it dies. One task runs `run`."""
 
@@ -131,6 +171,7 @@ class EngineClient:
         self.info: EngineInfo | None = None
         """What the engine serves; None while none is ready."""
         self._generations: dict[int, Generation] = {}
+        self._embeddings: dict[int, Embedding] = {}
         self._idle = trio.Event()
         self._idle.set()
         self._last_request_id = 0
@@ -143,8 +184,8 @@ class EngineClient:
 
     @property
     def num_active(self) -> int:
-        """Sequences that have not ended, running and waiting."""
-        return len(self._generations)
+        """Sequences that have not ended, running and waiting, and requests for vectors."""
+        return len(self._generations) + len(self._embeddings)
 
     def generate(self, drafts: Iterable[Draft]) -> Generation:
         """A request of one sequence or more, submitted when its `with` block is entered."""
@@ -162,6 +203,11 @@ class EngineClient:
             grammar=draft.grammar,
         )
 
+    def embed(self, texts: list[list[int]]) -> Embedding:
+        """A request for the vectors of some texts, submitted when its `with` block is entered."""
+        self._last_request_id += 1
+        return Embedding(self, Embed(self._last_request_id, texts))
+
     def ready_info(self) -> EngineInfo:
         """Raises ApiError 503 while no engine is ready."""
         if self.info is None:
@@ -170,7 +216,7 @@ class EngineClient:
 
     async def wait_idle(self) -> None:
         """Until no request is left."""
-        while self._generations:
+        while self.num_active:
             await self._idle.wait()
 
     async def inspect(self) -> Report | None:
@@ -182,13 +228,16 @@ class EngineClient:
             self._last_report = await receive.receive()
         return self._last_report
 
-    def start(self, submit: Submit, generation: Generation) -> None:
-        """For Generation. Raises ApiError 503 while no engine is ready."""
+    def start(self, message: Submit | Embed, request: Generation | Embedding) -> None:
+        """For Generation and Embedding. Raises ApiError 503 while no engine is ready."""
         self.ready_info()
-        if not self._generations:
+        if not self.num_active:
             self._idle = trio.Event()
-        self._generations[submit.request_id] = generation
-        self._post(submit)
+        if isinstance(request, Generation):
+            self._generations[message.request_id] = request
+        else:
+            self._embeddings[message.request_id] = request
+        self._post(message)
 
     def cancel(self, request_id: int) -> None:
         """End a request; one that is unknown or has ended is left alone."""
@@ -275,6 +324,10 @@ class EngineClient:
             case Step(outputs):
                 for output in outputs:
                     self._deliver(output)
+            case Embedded(request_id):
+                embedding = self._embeddings.get(request_id)
+                if embedding is not None and embedding.deliver(message):
+                    self._forget(request_id)
             case Report():
                 if self._reports:
                     self._reports.pop(0).send_nowait(message)
@@ -293,15 +346,18 @@ class EngineClient:
 
     def _forget(self, request_id: int) -> bool:
         """Whether there was anything to forget."""
-        known = self._generations.pop(request_id, None) is not None
-        if not self._generations:
+        request = self._generations.pop(request_id, None) or self._embeddings.pop(request_id, None)
+        if not self.num_active:
             self._idle.set()
-        return known
+        return request is not None
 
     def fail_all(self, reason: str) -> None:
         """End every request with an error."""
         for request_id, generation in tuple(self._generations.items()):
             generation.deliver(Output(request_id, [], "error", error=reason))
+            self.cancel(request_id)
+        for request_id, embedding in tuple(self._embeddings.items()):
+            embedding.deliver(Embedded(request_id, error=reason))
             self.cancel(request_id)
 
 

@@ -14,6 +14,7 @@ from api.models.files import num_file_bytes
 from api.options import ModelOptions
 from api.service import ModelService
 from api.tokenizer import ModelError, Tokenizer
+from scheduler.config import EngineInfo
 
 _log = logging.getLogger("cortex.api")
 
@@ -149,12 +150,15 @@ class Fleet:
             raise unavailable("the model is being loaded; try again shortly", "model_loading")
         return slot.service
 
-    async def accepting(self, name: str) -> ModelService:
-        """The same for a request that generates. Raises ApiError 503 while shutting down, 429 when too many wait."""
+    async def accepting(self, name: str, *, embeds: bool = False) -> ModelService:
+        """The same for a request that generates, or one that `embeds`.
+
+        Raises ApiError 503 while shutting down, 400 for what the model does not do, 429 when too many wait.
+        """
         if self.draining and self._find(name) is not None:
             raise unavailable("The server is shutting down.", "shutting_down")
         service = await self.service(name)
-        service.check_accepting()
+        service.check_accepting(embeds=embeds)
         return service
 
     async def _wanted(self, name: str | None) -> Slot:
@@ -249,15 +253,7 @@ class Fleet:
                 info = await nursery.start(engine.run)
             slot.state, slot.was_ready, slot.last_used = READY, True, trio.current_time()
             slot.settled.set()
-            _log.info(
-                "%s answers (context %d, %d sequences at once, %d tokens of KV memory in %s: %s)",
-                options.name,
-                info.ctx_len,
-                info.max_seqs,
-                info.kv_tokens,
-                "lanes" if info.kv_layout == "lanes" else "one pool",
-                info.kv_layout_reason,
-            )
+            _log.info("%s %s", options.name, _in_words(info))
 
     def _weights_in_memory(self) -> int:
         """Bytes of the models that are loaded: mapped from their files, so that the system counts them as available."""
@@ -337,6 +333,17 @@ class Fleet:
 
     def _services(self) -> Iterator[ModelService]:
         return (slot.service for slot in self._slots.values() if slot.service is not None)
+
+
+def _in_words(info: EngineInfo) -> str:
+    """What a model does, and with what."""
+    if not info.generates:
+        return f"makes embeddings of texts of up to {info.max_text_tokens} tokens"
+    layout = "lanes" if info.kv_layout == "lanes" else "one pool"
+    return (
+        f"answers (context {info.ctx_len}, {info.max_seqs} sequences at once, {info.kv_tokens} tokens of KV memory in "
+        f"{layout}: {info.kv_layout_reason})"
+    )
 
 
 def _set_event() -> trio.Event:

@@ -99,5 +99,5 @@ def _refuse_if_served(model: KeptModel) -> None:
     if health is None:
         raise ModelFilesError(f"the server (pid {record.pid}) does not say what it serves; 'cortex stop' ends it")
     for served in health.models:
-        if Path(served.path).resolve() in [file.resolve() for file in model.files]:
+        if served.path and Path(served.path).resolve() in [file.resolve() for file in model.files]:
             raise ModelFilesError(f"{served.model} is being served; 'cortex stop {served.model}' ends that")

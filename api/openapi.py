@@ -12,6 +12,7 @@ from api import package_version
 from api.schemas import answers, message_answers, response_answers
 from api.schemas.chat import ChatRequest
 from api.schemas.completion import CompletionRequest
+from api.schemas.embeddings import EmbeddingsRequest
 from api.schemas.management import StartRequest, StopRequest
 from api.schemas.messages import CountTokensRequest, MessagesRequest
 from api.schemas.responses import ListQuery, ResponseRequest, RetrieveQuery
@@ -131,6 +132,14 @@ OPERATIONS: Final = (
         errors=(400, 404),
         parameters=RESPONSE_ID,
         query=ListQuery,
+    ),
+    Operation(
+        "post",
+        "/v1/embeddings",
+        "A vector for each text",
+        answers.Embeddings,
+        EmbeddingsRequest,
+        errors=GENERATES,
     ),
     Operation("get", "/v1/models", "The models that are served", answers.ModelList),
     Operation(

@@ -12,7 +12,7 @@ import typer
 
 from api.home import home
 from api.models.files import SETTINGS_NAME, ModelFilesError, resolve_name
-from scheduler.config import FLASH_ATTN, KV_LAYOUTS, KV_TYPES, EngineConfig
+from scheduler.config import FLASH_ATTN, KV_LAYOUTS, KV_TYPES, POOLINGS, EngineConfig
 
 if TYPE_CHECKING:
     from api.models.defaults import ModelDefaults
@@ -201,6 +201,15 @@ class ModelFlags:
             help="Let the GPU find so many of the best tokens, and draw from these where possible. 0 is off.",
         ),
     ] = 0
+    pooling: Annotated[
+        str,
+        typer.Option(
+            envvar="CORTEX_POOLING",
+            metavar="|".join(POOLINGS),
+            callback=_one_of(*POOLINGS),
+            help="How vectors of texts are made of their tokens'; auto is as the model's file says.",
+        ),
+    ] = "auto"
     alias: Annotated[
         list[str],
         typer.Option(envvar="CORTEX_ALIAS", metavar="NAME", help="Another name for the model. May be repeated."),
@@ -227,6 +236,7 @@ class ModelFlags:
             disk_folder=str(home() / "kv"),
             tuning_folder=str(home() / "tuned"),
             backend_top_k=self.backend_top_k,
+            pooling=self.pooling,
         )
         return ModelOptions(model, model_path, engine, tuple(self.alias), own)
 

@@ -71,11 +71,23 @@ class ModelService:
         info = self.engine.ready_info()
         return f"fp_{crc32(repr(replace(info, pid=0, load_seconds=0)).encode()):08x}"
 
-    def check_accepting(self) -> None:
-        """Raises ApiError 503 while loading or being stopped, 429 when too many wait."""
+    def check_accepting(self, *, embeds: bool = False) -> None:
+        """Of a request that generates, or one that `embeds`.
+
+        Raises ApiError 503 while loading or being stopped, 400 for what the model does not do, 429 when too many wait.
+        """
         if self.draining:
             raise unavailable("The model is being stopped.", "shutting_down")
         info = self.engine.ready_info()
+        if embeds and info.pooling == "none":
+            message = (
+                f"The model {self.names[0]!r} makes no embeddings: its file names no way to pool them, and the server "
+                "was not started with one (--pooling mean, for instance)."
+            )
+            raise ApiError(400, message, param="model", code="unsupported_model")
+        if not embeds and not info.generates:
+            message = f"The model {self.names[0]!r} generates no text; it makes embeddings (POST /v1/embeddings)."
+            raise ApiError(400, message, param="model", code="unsupported_model")
         if self.engine.num_active >= info.max_seqs + self._max_waiting:
             message = f"Too many requests: {info.max_seqs} run and {self._max_waiting} wait. Please try again shortly."
             raise ApiError(429, message, kind="rate_limit_error", code="rate_limit_exceeded", retry_after=1)
@@ -205,9 +217,10 @@ class ModelService:
             "engine_pid": info.pid,
             "context_length": info.ctx_len,
             "kv": {"tokens": info.kv_tokens, "bytes": info.kv_bytes} | kv,
-            "running": report.scheduler["running"],
+            "running": report.scheduler["running"] + report.embedder.get("requests", 0),
             "waiting": report.scheduler["waiting"],
-            "statistics": {"scheduler": report.scheduler, "cache": report.cache},
+            "statistics": {"scheduler": report.scheduler, "cache": report.cache}
+            | ({"embedder": report.embedder} if report.embedder else {}),
         }
 
     @staticmethod

@@ -129,6 +129,11 @@ class Tokenizer:
         self.trained_context: int = int(length) if length.isdecimal() else 0
         """Tokens; 0 where the file does not say."""
 
+        unknown = self.metadata.get("tokenizer.ggml.unknown_token_id", "")
+        self._unwritten = controls.keys() - ({int(unknown)} if unknown.isdecimal() else set())
+        """Tokens that no text stands for, not even one that the vocabulary does not know."""
+        self._around = self._find_around()
+
         # A vocabulary that puts a space before the first word does so at the start of every call. What follows
         # this lead is not the start, and the lead's own tokens can be cut off again.
         self._lead: list[int] = []
@@ -155,6 +160,18 @@ class Tokenizer:
             return tokens
         tokens = self._tokenize(text, parse_special=False, continues=continues)
         return tokens if self._controls.keys().isdisjoint(tokens) else self._spell(text, continues=continues)
+
+    def encode_whole(self, text: str) -> list[int]:
+        """The tokens of a text that stands by itself, between those that the vocabulary puts around one.
+
+        These are BOS or CLS, EOS or SEP, as the vocabulary says. Texts of control tokens stay text; what there is no
+        token for becomes the unknown one, where there is one.
+        """
+        before, after = self._around
+        tokens = self._tokenize(text, parse_special=False)
+        if not self._unwritten.isdisjoint(tokens):
+            tokens = self._spell(text, continues=False)
+        return [*before, *tokens, *after]
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for, nothing for a control token; may be a part of a character.
@@ -193,6 +210,17 @@ class Tokenizer:
             return None
         return [prefix, *before, suffix, *after, middle]
 
+    def _find_around(self) -> tuple[list[int], list[int]]:
+        """What llama.cpp puts before and behind a text."""
+        vocab = self._open_model().vocab
+        is_wordpiece = llama_cpp.llama_vocab_type(vocab) == llama_cpp.LLAMA_VOCAB_TYPE_WPM
+        if is_wordpiece and min(llama_cpp.llama_vocab_bos(vocab), llama_cpp.llama_vocab_sep(vocab)) < 0:
+            return [], []  # it would abort the process
+        whole = self._tokenize("a", parse_special=False, add_special=True)
+        text = self._tokenize("a", parse_special=False)
+        start = next(at for at in range(len(whole) + 1) if whole[at : at + len(text)] == text)
+        return whole[:start], whole[start + len(text) :]
+
     def _open_model(self) -> _Model:
         if self._model is None:
             raise ValueError("the tokenizer is closed")
@@ -211,7 +239,9 @@ class Tokenizer:
                 tokens += self._tokenize(characters, parse_special=False, continues=continues or bool(tokens))
         return [token for token in tokens if token not in self._controls]
 
-    def _tokenize(self, text: str, *, parse_special: bool, continues: bool = False) -> list[int]:
+    def _tokenize(
+        self, text: str, *, parse_special: bool, continues: bool = False, add_special: bool = False
+    ) -> list[int]:
         if not text:
             return []
         if continues and self._lead:
@@ -223,7 +253,9 @@ class Tokenizer:
         room = len(data) + 16
         while True:
             buffer = _array_type(room.bit_length())()
-            count = llama_cpp.llama_tokenize(model.vocab, data, len(data), buffer, len(buffer), False, parse_special)
+            count = llama_cpp.llama_tokenize(
+                model.vocab, data, len(data), buffer, len(buffer), add_special, parse_special
+            )
             if count >= 0:
                 return list(buffer[:count])
             if count == _INT32_MIN:

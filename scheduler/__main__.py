@@ -31,7 +31,7 @@ def main() -> int:
         link.flush(5.0)
         return 1
     link.send(Ready(parts.info))
-    Engine(parts.scheduler, parts.runner, parts.compiler, link).run()
+    Engine(parts.scheduler, parts.runner, parts.compiler, link, parts.embedder).run()
     link.flush(5.0)
     return 0
 

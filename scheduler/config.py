@@ -5,6 +5,7 @@ from dataclasses import dataclass
 KV_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 FLASH_ATTN = ("auto", "on", "off")
 KV_LAYOUTS = ("auto", "pool", "lanes")
+POOLINGS = ("auto", "none", "mean", "cls", "last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class EngineConfig:
     """Memory of other models' weights, which the system counts as available as it could read them from disk again."""
     backend_top_k: int = 0
     """How many of the best tokens the backend itself finds in each step, so that no logits leave the GPU; 0 is off."""
+    pooling: str = "auto"
+    """How the vector of a text is made from those of its tokens: auto is as the model's file says, none not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +69,11 @@ class EngineInfo:
     gpu_layers: int
     """Layers that really lie on a GPU; 0 without one."""
     load_seconds: float
+    generates: bool = True
+    """Whether it writes text; encoders only read."""
+    pooling: str = "none"
+    """How the vectors of texts are made: mean, cls or last; none if they are not."""
+    embedding_size: int = 0
+    """Components of a vector."""
+    max_text_tokens: int = 0
+    """Of a text that is made a vector of, special tokens included."""

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 from kvcache.cache import KVCache
@@ -12,15 +13,18 @@ from kvcache.lanes import LaneCache
 from kvcache.pool import PoolCache
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig, EngineInfo
+from scheduler.embedder import Embedder
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler, GrammarError
 from scheduler.llama import MAX_SEQUENCE_IDS, Context, Model, ModelError, num_gpu_layers
+from scheduler.machine import cores
 from scheduler.memory import LaneMemory, PoolMemory
-from scheduler.messages import Cancel, Inspect, Message, Output, Report, Stop, Submit
+from scheduler.messages import Cancel, Embed, Embedded, Inspect, Message, Output, Report, Stop, Submit
 from scheduler.pacing import Pacer
 from scheduler.plan import Runner, StepError
+from scheduler.reader import Attention, LlamaReader, attention_of, text_limits
 from scheduler.runner import LlamaRunner
 from scheduler.scheduler import MAX_SCORED_TOKENS, Scheduler
-from scheduler.sizing import Sizes, choose, missing_memory
+from scheduler.sizing import DEFAULT_CTX_LEN, Sizes, choose, missing_memory
 from scheduler.tiers import Tiers, open_tiers
 from scheduler.tuning import tuned
 
@@ -40,13 +44,21 @@ class Wire(Protocol):
 
 
 class Engine:
-    """Steps while there is work, waits for messages while there is none."""
+    """Steps while there is work, waits for messages while there is none. Answers and vectors take turns."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, compiler: GrammarCompiler, wire: Wire) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        compiler: GrammarCompiler,
+        wire: Wire,
+        embedder: Embedder | None = None,
+    ) -> None:
         self._scheduler = scheduler
         self._runner = runner
         self._compiler = compiler
         self._wire = wire
+        self._embedder = embedder
         self._compiling: set[int] = set()
         """Requests whose grammars are being compiled; the scheduler does not know them yet."""
         self._stopping = False
@@ -56,11 +68,17 @@ class Engine:
         while not self._stopping:
             if not self._scheduler.has_work:
                 self._scheduler.cache.check_integrity()
-            for message in self._wire.receive(wait=not self._scheduler.has_work):
+            for message in self._wire.receive(wait=not (self._scheduler.has_work or self._has_texts)):
                 self._handle(message)
             if self._scheduler.has_work and not self._stopping:
                 self._wire.send_outputs(self._step())
+            if self._has_texts and not self._stopping:
+                self._read_texts()
         self._scheduler.cache.close(CLOSE_SECONDS)
+
+    @property
+    def _has_texts(self) -> bool:
+        return self._embedder is not None and self._embedder.has_work
 
     def _step(self) -> list[Output]:
         plan = self._scheduler.plan()
@@ -70,6 +88,13 @@ class Engine:
             _log.error("step failed: %s; it was %s", error, plan)
             return self._scheduler.rollback(plan)
         return self._scheduler.commit(plan, result)
+
+    def _read_texts(self) -> None:
+        assert self._embedder is not None, "somebody has texts"
+        seconds = self._scheduler.spare_seconds
+        if seconds is not None:
+            for embedded in self._embedder.step(seconds):
+                self._wire.send(embedded)
 
     def _handle(self, message: Message | Compiled) -> None:
         match message:
@@ -82,14 +107,19 @@ class Engine:
                 if submit.request_id in self._compiling:
                     self._compiling.remove(submit.request_id)
                     self._begin(submit, grammar)
+            case Embed():
+                self._embed(message)
             case Cancel(request_id):
                 self._compiling.discard(request_id)
                 self._scheduler.cancel(request_id)
+                if self._embedder is not None:
+                    self._embedder.cancel(request_id)
             case Inspect():
                 self._wire.send(
                     Report(
                         dataclasses.asdict(self._scheduler.statistics()),
                         dataclasses.asdict(self._scheduler.cache.statistics()),
+                        dataclasses.asdict(self._embedder.statistics()) if self._embedder is not None else {},
                     )
                 )
             case Stop():
@@ -110,6 +140,14 @@ class Engine:
         if refusal is not None:
             self._wire.send_outputs([refusal])
 
+    def _embed(self, embed: Embed) -> None:
+        if self._embedder is None:
+            refusal: Embedded | None = Embedded(embed.request_id, error="this model makes no vectors of texts")
+        else:
+            refusal = self._embedder.submit(embed)
+        if refusal is not None:
+            self._wire.send(refusal)
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -119,6 +157,8 @@ class Parts:
     runner: LlamaRunner
     compiler: GrammarCompiler
     info: EngineInfo
+    embedder: Embedder | None = None
+    """For models that make vectors of texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +176,10 @@ def load(config: EngineConfig) -> Parts:
     started = time.monotonic()
     model = Model(config.model_path, config.gpu_layers)
     config = tuned(config, model)
+    pooling = model.pooling(config.pooling)
+    attention = attention_of(model, config, pooling) if pooling != "none" else None
+    if attention is not None and not attention.is_causal:
+        return _load_encoder(config, model, attention, pooling, started)
     device = _open(config, model)
     if device.sizes.layout == "lanes" and config.kv_layout == "auto" and device.tiers is None:
         device.context.close()
@@ -148,9 +192,10 @@ def load(config: EngineConfig) -> Parts:
         vocab_size=model.vocab_size,
         backend_top_k=config.backend_top_k,
     )
+    seconds_per_token = runner.warm_up()
     scheduler = Scheduler(
         device.cache,
-        Pacer(runner.warm_up(), sizes.max_mixed_tokens, config.itl_target),
+        Pacer(seconds_per_token, sizes.max_mixed_tokens, config.itl_target),
         max_seqs=sizes.max_seqs,
         token_budget=min(sizes.batch_tokens, context.batch_tokens),
         ctx_len=sizes.ctx_len,
@@ -158,6 +203,11 @@ def load(config: EngineConfig) -> Parts:
         max_top_k=config.backend_top_k,
         max_answers=sizes.max_answers,
     )
+    embedder = None
+    if attention is not None:
+        limits = text_limits(config, model, attention, sizes.ctx_len)
+        open_reader = partial(LlamaReader, model, config, limits, pooling, sizes.threads)
+        embedder = Embedder(open_reader, limits, pooling, seconds_per_token)
     info = EngineInfo(
         pid=os.getpid(),
         description=model.description,
@@ -173,8 +223,46 @@ def load(config: EngineConfig) -> Parts:
         disk_cache=tiers.disk_bytes if tiers else 0,
         gpu_layers=num_gpu_layers(config.gpu_layers, model.num_layers),
         load_seconds=round(time.monotonic() - started, 3),
+        pooling=pooling,
+        embedding_size=model.embedding_size if embedder is not None else 0,
+        max_text_tokens=sizes.ctx_len if embedder is not None else 0,
     )
-    return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info)
+    return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder)
+
+
+def _load_encoder(config: EngineConfig, model: Model, attention: Attention, pooling: str, started: float) -> Parts:
+    """A model that only reads: its scheduler has no memory, and refuses whatever is to be generated."""
+    ctx_len = min(config.ctx_len or DEFAULT_CTX_LEN, model.trained_context or DEFAULT_CTX_LEN)
+    limits = text_limits(config, model, attention, ctx_len)
+    threads = config.threads or cores()
+    reader = LlamaReader(model, config, limits, pooling, threads)
+    seconds_per_token = reader.warm_up()
+    context = reader.context
+    cache = PoolCache(PoolMemory(context), num_pages=0, num_ids=0)
+    scheduler = Scheduler(cache, Pacer(seconds_per_token), max_seqs=1, token_budget=1, ctx_len=0)
+    runner = LlamaRunner(context, model.eog_tokens, max_seqs=1, vocab_size=model.vocab_size)
+    info = EngineInfo(
+        pid=os.getpid(),
+        description=model.description,
+        ctx_len=limits.max_text_tokens,
+        max_seqs=limits.max_texts,
+        kv_tokens=0,
+        kv_bytes=0,
+        kv_layout="pool",
+        kv_layout_reason="a model that only reads keeps nothing in it",
+        batch_tokens=limits.batch_tokens,
+        threads=threads,
+        host_cache=0,
+        disk_cache=0,
+        gpu_layers=num_gpu_layers(config.gpu_layers, model.num_layers),
+        load_seconds=round(time.monotonic() - started, 3),
+        generates=False,
+        pooling=pooling,
+        embedding_size=model.embedding_size,
+        max_text_tokens=limits.max_text_tokens,
+    )
+    embedder = Embedder(lambda: reader, limits, pooling, seconds_per_token)
+    return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder)
 
 
 def _open(config: EngineConfig, model: Model, why_pool: str = "") -> _Device:

@@ -29,6 +29,9 @@ KV_TYPE_BITS: Final = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6,
 FLASH_ATTN_IDS: Final = {"auto": -1, "off": 0, "on": 1}
 MAX_SEQUENCE_IDS: Final = 256
 """llama_max_parallel_sequences."""
+POOLING_IDS: Final = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+PROBE_TOKENS: Final = 32
+"""Of a context that only tells how a model attends, which takes some 10 ms."""
 
 _LOG_LEVELS: Final = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
@@ -62,10 +65,12 @@ class Model:
         self.pointer: Any = lib.llama_model_load_from_file(path.encode(), params)
         if not self.pointer:
             raise ModelError(f"llama.cpp cannot load {path}: {_last_error()}")
-        if lib.llama_model_has_encoder(self.pointer):
-            raise ModelError(f"{path}: encoder models are not served yet")
-        if not lib.llama_model_has_decoder(self.pointer):
-            raise ModelError(f"{path}: this model generates no text")
+        self._path = path
+        has_decoder = lib.llama_model_has_decoder(self.pointer)
+        self.encodes: bool = lib.llama_model_has_encoder(self.pointer)
+        """Whether texts are read with llama_encode."""
+        if self.encodes and has_decoder:
+            raise ModelError(f"{path}: models with an encoder and a decoder are not served")
         vocab = lib.llama_model_get_vocab(self.pointer)
         self.vocab_size: int = lib.llama_vocab_n_tokens(vocab)
         self.eog_tokens = frozenset(t for t in range(self.vocab_size) if lib.llama_vocab_is_eog(vocab, t))
@@ -82,6 +87,28 @@ class Model:
         buffer = ctypes.create_string_buffer(256)
         lib.llama_model_desc(self.pointer, buffer, len(buffer))
         return buffer.value.decode("utf-8", errors="replace")
+
+    @property
+    def embedding_size(self) -> int:
+        """Components of a text's vector."""
+        return int(lib.llama_model_n_embd_out(self.pointer))
+
+    def pooling(self, wanted: str) -> str:
+        """How the vector of a text is made, as wanted or, for auto, as the file names it. Raises ModelError."""
+        if wanted != "auto":
+            return wanted
+        architecture = self._metadata("general.architecture")
+        named = self._metadata(f"{architecture}.pooling_type")
+        pooling = next((name for name, number in POOLING_IDS.items() if named == str(number)), "none")
+        if pooling == "rank":
+            raise ModelError(f"{self._path}: rerankers (pooling type rank) are not served; --pooling says otherwise")
+        return pooling
+
+    def _metadata(self, key: str) -> str:
+        """Of the file; empty where it has none."""
+        buffer = ctypes.create_string_buffer(256)
+        length = lib.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", errors="replace") if length >= 0 else ""
 
     def kv_bytes_per_token(self, kv_type: str) -> int:
         """0 for a recurrent model, whose state does not grow."""
@@ -112,11 +139,13 @@ class Context:
         batch_tokens: int,
         threads: int,
         unified: bool = True,
+        pooling: str = "none",
     ) -> None:
         """A step is one micro-batch of at most `batch_tokens`, of which `num_outputs` may give logits.
 
-        Layout *pool* if `unified`, else lanes, where a step may be cut into several micro-batches.
-        Raises ModelError if there is no memory for it.
+        Layout *pool* if `unified`, else lanes, where a step may be cut into several micro-batches. With a `pooling`,
+        each id's tokens of a step give one vector instead of logits.
+        Raises ModelError if there is no memory for it, or if the model only reads but is not to pool.
         """
         params = lib.llama_context_default_params()
         params.n_ctx = kv_tokens
@@ -129,12 +158,27 @@ class Context:
         params.flash_attn_type = FLASH_ATTN_IDS[config.flash_attn]
         params.type_k = params.type_v = KV_TYPE_IDS[config.kv_type]
         params.no_perf = True
+        if pooling != "none":
+            params.embeddings = True
+            params.pooling_type = POOLING_IDS[pooling]
+            params.n_outputs_max = batch_tokens  # every token is one
         _last_errors.clear()
         self._pointer: Any = lib.llama_init_from_model(model.pointer, params)
         if not self._pointer:
             raise ModelError(f"llama.cpp cannot set up {kv_tokens} tokens of KV memory: {_last_error()}")
         self._vocab_size = model.vocab_size
         self._memory: Any = lib.llama_get_memory(self._pointer)
+        self.keeps_kv = bool(self._memory) and not model.encodes
+        """Whether what was computed is there for the next step."""
+        self.is_causal: bool = self.keeps_kv and lib.llama_get_causal_attn(self._pointer)
+        """Whether tokens only look back, so that a text may be computed in several steps."""
+        if pooling == "none" and not self.is_causal:
+            lib.llama_free(self._pointer)
+            raise ModelError(
+                f"{config.model_path}: this model writes no text; for vectors of texts give it a --pooling"
+            )
+        self._compute = lib.llama_encode if model.encodes else lib.llama_decode
+        self._embedding_size = model.embedding_size
         self.num_cells: int = lib.llama_n_ctx(self._pointer)
         self.batch_tokens: int = lib.llama_n_batch(self._pointer)
         self.tokens = np.zeros(self.batch_tokens, np.int32)
@@ -162,7 +206,7 @@ class Context:
     def decode(self, num_tokens: int) -> None:
         """Compute the first `num_tokens` of the batch. Raises StepError; KV of it may then be left in memory."""
         self._batch.n_tokens = num_tokens
-        code = lib.llama_decode(self._pointer, self._batch)
+        code = self._compute(self._pointer, self._batch)
         if code:
             raise StepError(f"llama_decode returned {code} for {num_tokens} tokens: {_last_error()}")
 
@@ -173,6 +217,11 @@ class Context:
         """The rows of the last batch's outputs, in its order; valid until the next decode."""
         pointer = lib.llama_get_logits(self._pointer)
         return np.ctypeslib.as_array(pointer, shape=(num_rows, self._vocab_size))
+
+    def vector(self, sequence_id: int) -> NDArray[np.float32]:
+        """What the last batch's tokens of this id were pooled to; valid until the next decode."""
+        pointer = lib.llama_get_embeddings_seq(self._pointer, sequence_id)
+        return np.ctypeslib.as_array(pointer, shape=(self._embedding_size,))
 
     def attach_top_k(self, sequence_id: int, top_k: int) -> bool:
         """Let the compute graph find the best tokens behind this sequence id's outputs, of which a batch has one.

@@ -1,6 +1,7 @@
 """The wire between the API process and its engine: one JSON object per line, named by its type.
 
-The API sends Submit, Cancel, Inspect and Stop; the engine sends Ready or Failed once, then Step and Report.
+The API sends Submit, Embed, Cancel, Inspect and Stop; the engine sends Ready or Failed once, then Step, Embedded and
+Report.
 A message about a request that is unknown or finished is ignored on both sides, so that a cancel may cross an end.
 """
 
@@ -72,6 +73,15 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True)
+class Embed:
+    """Asks for the vectors of some texts."""
+
+    request_id: int
+    texts: list[list[int]]
+    """Their tokens, special ones included; each text has one at least."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     request_id: int
 
@@ -134,14 +144,27 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors of a request's texts, in the order of these, behind those told before."""
+
+    request_id: int
+    vectors: list[str] = field(default_factory=list)
+    """Of length 1: little-endian float32, in base64."""
+    error: str | None = None
+    """Why there will be no more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """Statistics of the scheduler and of the cache, as plain values."""
+    """Statistics of the scheduler, of the cache and of the embedder, as plain values."""
 
     scheduler: dict[str, Any]
     cache: dict[str, Any]
+    embedder: dict[str, Any] = field(default_factory=dict)
+    """Empty where the model makes no vectors."""
 
 
-Message = Submit | Cancel | Inspect | Stop | Ready | Failed | Step | Report
+Message = Submit | Embed | Cancel | Inspect | Stop | Ready | Failed | Step | Embedded | Report
 
 
 def encode(message: Message) -> bytes:
@@ -168,11 +191,13 @@ def _submit(body: dict[str, Any]) -> Submit:
 
 _DECODERS: dict[str, Any] = {
     "Submit": _submit,
+    "Embed": lambda body: Embed(**body),
     "Cancel": lambda body: Cancel(**body),
     "Inspect": lambda _: Inspect(),
     "Stop": lambda _: Stop(),
     "Ready": lambda body: Ready(EngineInfo(**body["info"])),
     "Failed": lambda body: Failed(**body),
     "Step": lambda body: Step([Output(**output) for output in body["outputs"]]),
+    "Embedded": lambda body: Embedded(**body),
     "Report": lambda body: Report(**body),
 }

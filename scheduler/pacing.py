@@ -54,6 +54,11 @@ class Pacer:
         """What a step that answers wait for may take."""
         return self._given_target or FULL_SPEED_TOKENS * self._best
 
+    @property
+    def spare_seconds(self) -> float:
+        """What other work between two steps that continue answers may take."""
+        return max(0.0, self.target_seconds - self._decode_seconds)
+
     def num_prefill_tokens(self, num_decode: int, num_prompts: int = 1, context: int = 0) -> int:
         """The tokens of so many prompts that fit beside so many decodes, or between two steps of theirs.
 

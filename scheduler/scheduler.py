@@ -6,6 +6,7 @@ their own. (The rule is vLLM v1's; Kwon et al., 2023, for paged memory; Agrawal 
 """
 
 import bisect
+import math
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -91,6 +92,19 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self._sequences)
+
+    @property
+    def spare_seconds(self) -> float | None:
+        """What other work may take before the next step; infinity while nobody waits for a next token.
+
+        None where those who wait had to leave the last step to prompts; while that goes on, half of what prompts take.
+        """
+        num_answers = sum(sequence.num_remaining == 1 for sequence in self._running)
+        if not num_answers:
+            return math.inf
+        if not self._answered_last:
+            return None
+        return self._pacer.spare_seconds / (1 if num_answers == len(self._running) else 2)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 

@@ -1,11 +1,24 @@
-"""Small models of random weights, for kinds of memory that the embedded model does not have."""
+"""Small models of random weights, for kinds of memory and of attention that the embedded model does not have."""
 
+import string
 from pathlib import Path
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 EMBEDDING, INNER, STATE, RANK, KERNEL, LAYERS = 64, 128, 8, 4, 4, 2
+HEADS = 4
+BERT_CONTEXT = 128
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BERT_WORDS = ("the", "cat", "sat", "on", "mat", "dog", "ran")
+BERT_TOKENS = (
+    *BERT_SPECIAL,
+    *(f"\u2581{word}" for word in BERT_WORDS),  # U+2581 begins a word
+    *(f"\u2581{letter}" for letter in string.ascii_lowercase if letter != "z"),
+    *(letter for letter in string.ascii_lowercase if letter != "z"),
+)
+"""A WordPiece vocabulary: any word can be spelled that has no z in it."""
 
 
 def write_mamba(path: Path, vocabulary: str) -> None:
@@ -33,7 +46,7 @@ def write_mamba(path: Path, vocabulary: str) -> None:
             f"blk.{layer}.ssm_out.weight": (EMBEDDING, INNER),
         }
     for name, shape in shapes.items():
-        writer.add_tensor(name, (random.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32))
+        writer.add_tensor(name, _weights(random, shape))
     ones = {"output_norm.weight": EMBEDDING}
     for layer in range(LAYERS):
         ones |= {f"blk.{layer}.attn_norm.weight": EMBEDDING, f"blk.{layer}.ssm_d": INNER}
@@ -43,6 +56,94 @@ def write_mamba(path: Path, vocabulary: str) -> None:
         writer.add_tensor(f"blk.{layer}.ssm_a", decay)
     for name, size in ones.items():
         writer.add_tensor(name, np.ones(size, np.float32))
+    _write(writer)
+
+
+def write_bert(path: Path, pooling: gguf.PoolingType | None, *, special: bool = True) -> None:
+    """An encoder (Devlin et al., BERT, 2018) with a vocabulary of its own; `pooling` is what the file names, if any.
+
+    Without `special`, the file does not say which tokens begin and end a text.
+    """
+    random = np.random.default_rng(2)
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(list(BERT_TOKENS))
+    kinds = [gguf.TokenType.CONTROL] * len(BERT_SPECIAL)
+    writer.add_token_types([*kinds, *[gguf.TokenType.NORMAL] * (len(BERT_TOKENS) - len(kinds))])
+    writer.add_token_type_count(2)
+    writer.add_pad_token_id(0)
+    writer.add_unk_token_id(1)
+    if special:
+        writer.add_bos_token_id(2)
+        writer.add_sep_token_id(3)
+    writer.add_context_length(BERT_CONTEXT)
+    writer.add_embedding_length(EMBEDDING)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_block_count(LAYERS)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
+    shapes = {
+        "token_embd.weight": (len(BERT_TOKENS), EMBEDDING),
+        "token_types.weight": (2, EMBEDDING),
+        "position_embd.weight": (BERT_CONTEXT, EMBEDDING),
+    }
+    norms = ["token_embd_norm"]
+    for layer in range(LAYERS):
+        shapes |= {f"blk.{layer}.attn_{name}.weight": (EMBEDDING, EMBEDDING) for name in ("q", "k", "v", "output")}
+        shapes |= {
+            f"blk.{layer}.ffn_up.weight": (INNER, EMBEDDING),
+            f"blk.{layer}.ffn_down.weight": (EMBEDDING, INNER),
+        }
+        norms += [f"blk.{layer}.attn_output_norm", f"blk.{layer}.layer_output_norm"]
+    for name, shape in shapes.items():
+        writer.add_tensor(name, 4 * _weights(random, shape))
+    for name in norms:
+        writer.add_tensor(f"{name}.weight", np.ones(EMBEDDING, np.float32))
+        writer.add_tensor(f"{name}.bias", np.zeros(EMBEDDING, np.float32))
+    _write(writer)
+
+
+def write_t5_encoder(path: Path, vocabulary: str) -> None:
+    """An encoder that llama.cpp reads its own way (Raffel et al., T5, 2020), with the vocabulary of another model."""
+    random = np.random.default_rng(3)
+    writer = gguf.GGUFWriter(path, "t5encoder")
+    num_tokens = _copy_vocabulary(gguf.GGUFReader(vocabulary), writer)
+    writer.add_context_length(512)
+    writer.add_embedding_length(EMBEDDING)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_key_length(EMBEDDING // HEADS)
+    writer.add_value_length(EMBEDDING // HEADS)
+    writer.add_block_count(LAYERS)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_relative_attn_buckets_count(32)
+    shapes = {"token_embd.weight": (num_tokens, EMBEDDING)}
+    norms = ["enc.output_norm"]
+    for layer in range(LAYERS):
+        block = f"enc.blk.{layer}"
+        shapes |= {f"{block}.attn_{name}.weight": (EMBEDDING, EMBEDDING) for name in ("q", "k", "v", "o")}
+        shapes |= {
+            f"{block}.attn_rel_b.weight": (32, HEADS),
+            f"{block}.ffn_up.weight": (INNER, EMBEDDING),
+            f"{block}.ffn_down.weight": (EMBEDDING, INNER),
+        }
+        norms += [f"{block}.attn_norm", f"{block}.ffn_norm"]
+    for name, shape in shapes.items():
+        writer.add_tensor(name, _weights(random, shape))
+    for name in norms:
+        writer.add_tensor(f"{name}.weight", np.ones(EMBEDDING, np.float32))
+    _write(writer)
+
+
+def _weights(random: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    weights: NDArray[np.float32] = (random.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
+    return weights
+
+
+def _write(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

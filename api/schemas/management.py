@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field
 
 from api.options import ModelFlags, num_bytes
 from api.schemas.common import Strict
-from scheduler.config import FLASH_ATTN, KV_LAYOUTS, KV_TYPES
+from scheduler.config import FLASH_ATTN, KV_LAYOUTS, KV_TYPES, POOLINGS
 
 
 def _size(value: str) -> str:
@@ -38,6 +38,7 @@ class StartRequest(Strict):
     host_cache: Size | None = None
     disk_cache: Size | None = None
     backend_top_k: Annotated[int, Field(ge=0, le=1024)] | None = None
+    pooling: Literal[POOLINGS] | None = None  # type: ignore[valid-type]
 
     def flags(self) -> ModelFlags:
         given = self.model_dump(exclude={"model", "path"}, exclude_none=True)

@@ -21,7 +21,7 @@ from api.options import ModelOptions
 from api.service import ModelService
 from api.tokenizer import Tokenizer
 from scheduler.config import EngineConfig, EngineInfo
-from scheduler.messages import Cancel, Message, Output, Report, Step, Submit
+from scheduler.messages import Cancel, Embed, Embedded, Message, Output, Report, Step, Submit
 
 MODEL = "smollm2:135m"
 URL = "/v1/chat/completions"
@@ -52,12 +52,17 @@ class FakeEngine(EngineClient):
         self.info = INFO
         self.posted: list[Message] = []
         self.answer: Callable[[Submit], list[Output]] | None = None
+        self.embedded: Callable[[Embed], list[Embedded]] | None = None
+        """What is told of the texts of a request, as soon as it is posted."""
         self.report: Report | None = None
 
     def _post(self, message: Message) -> None:
         self.posted.append(message)
         if self.answer is not None and isinstance(message, Submit):
             self._dispatch(Step(self.answer(message)))
+        if self.embedded is not None and isinstance(message, Embed):
+            for embedded in self.embedded(message):
+                self._dispatch(embedded)
 
     async def inspect(self) -> Report | None:
         return self.report

@@ -8,8 +8,10 @@ import pytest
 
 from api import tokenizer as module
 from api.tokenizer import ModelError, Tokenizer, literals
+from tests.models import BERT_TOKENS, write_bert
 
 IM_START, IM_END = 1, 2
+UNK, CLS, SEP = 1, 2, 3
 
 WriteVocab = Callable[[Sequence[tuple[str, int]]], str]
 
@@ -51,6 +53,32 @@ def test_control_tokens_only_where_they_are_asked_for(tokenizer: Tokenizer) -> N
     assert (parsed[0], parsed[-1]) == (IM_START, IM_END)
     assert text_of(tokenizer, parsed) == "hi"
     assert text_of(tokenizer, tokenizer.encode(text, parse_special=False)) == text
+
+
+def test_a_whole_text_stands_between_the_tokens_that_the_vocabulary_puts_around_one(
+    tokenizer: Tokenizer, write_vocab: WriteVocab, tmp_path: Path
+) -> None:
+    assert tokenizer.encode_whole("Hello") == tokenizer.encode("Hello", parse_special=False)
+    with_bos = Tokenizer(write_vocab(LETTERS))
+    assert with_bos.encode_whole("as") == [0, *with_bos.encode("as", parse_special=False)]
+    write_bert(tmp_path / "bert.gguf", None)
+    bert = Tokenizer(tmp_path / "bert.gguf")
+    words = [f"\u2581{word}" for word in ("the", "cat", "sat")]
+    assert bert.encode_whole("The cat sat") == [CLS, *map(BERT_TOKENS.index, words), SEP]
+    assert bert.encode_whole("the zoo cat") == [CLS, BERT_TOKENS.index(words[0]), UNK, BERT_TOKENS.index(words[1]), SEP]
+    assert bert.encode_whole(" ") == [CLS, SEP]
+
+
+@pytest.mark.parametrize("text", ["<|im_start|>hi<|im_end|>", "<|endoftext|>", "a <file_sep>"])
+def test_a_whole_texts_control_tokens_are_text(tokenizer: Tokenizer, text: str) -> None:
+    assert text_of(tokenizer, tokenizer.encode_whole(text)) == text
+
+
+def test_a_wordpiece_vocabulary_without_its_special_tokens_puts_nothing_around(tmp_path: Path) -> None:
+    """llama.cpp would abort the process."""
+    path = tmp_path / "bert.gguf"
+    write_bert(path, None, special=False)
+    assert Tokenizer(path).encode_whole("the cat") == [BERT_TOKENS.index("\u2581the"), BERT_TOKENS.index("\u2581cat")]
 
 
 def test_a_long_text_of_control_tokens_is_cut_without_a_trace(tokenizer: Tokenizer) -> None:

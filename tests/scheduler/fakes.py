@@ -1,15 +1,18 @@
 """A model of arithmetic and a clock that only steps move: the scheduler's policies without llama.cpp."""
 
+import base64
 from collections import deque
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvcache.cache import KVCache
 from kvcache.lanes import LaneCache
 from kvcache.pool import PoolCache
 from kvcache.tiers import HostTier
 from kvcache.tree import num_pages_for
+from scheduler.embedder import Batch, Pooled, Vector
 from scheduler.grammar import Grammar, GrammarError
 from scheduler.messages import Output, SamplingParams, Submit, TokenLogprob
 from scheduler.pacing import Pacer
@@ -69,6 +72,58 @@ def score(chunk: Chunk) -> list[TokenLogprob]:
     stop = min(chunk.start + chunk.num_tokens, sequence.num_prompt - 1)
     told = np.frombuffer(sequence.tokens(first + 1, max(first, stop) + 1), dtype="<i4").tolist()
     return [(-float(token), []) for token in told]
+
+
+class FakeReader:
+    """A model whose tokens' vectors are arithmetic of the tokens, so that what is pooled wrongly shows."""
+
+    def __init__(self, pooling: str, *, max_tokens: int = 1 << 30) -> None:
+        """Remembers `max_tokens` at most."""
+        self.batches: list[Batch] = []
+        self.memory: dict[int, list[int]] = {}
+        """The tokens of each sequence id."""
+        self.read_tokens: list[int] = []
+        self.fails: Callable[[int], bool] = lambda _: False
+        """Whether a batch of this number fails."""
+        self.seconds_per_token = 0.001
+        self.scale = 1.0
+        self._pooling = pooling
+        self._max_tokens = max_tokens
+
+    def read(self, batch: Batch) -> Pooled:
+        self.batches.append(batch)
+        vectors = []
+        for piece in batch.pieces:
+            known = self.memory.setdefault(piece.text.sequence_id, [])
+            assert len(known) == piece.start, "a text is read from its beginning to its end, and alone"
+            tokens = piece.tokens.tolist()
+            known += tokens
+            self.read_tokens += tokens
+            vectors.append(self.scale * pool_tokens(tokens, self._pooling))
+        assert sum(map(len, self.memory.values())) <= self._max_tokens
+        if self.fails(len(self.batches) - 1):
+            raise StepError("told to fail")
+        return Pooled(vectors, self.seconds_per_token * batch.num_tokens)
+
+    def forget(self, sequence_id: int) -> None:
+        del self.memory[sequence_id]
+
+
+def pool_tokens(tokens: list[int], pooling: str) -> Vector:
+    each = np.array([[1.0, token, (31 * token) % 1009] for token in tokens], np.float32)
+    pooled: Vector = each.mean(axis=0) if pooling == "mean" else each[0] if pooling == "cls" else each[-1]
+    return pooled
+
+
+def expected_vector(tokens: list[int], pooling: str) -> Vector:
+    """What a text alone comes to."""
+    pooled = pool_tokens(tokens, pooling)
+    unit: Vector = pooled / np.linalg.norm(pooled)
+    return unit
+
+
+def unwire(vector: str) -> NDArray[np.float32]:
+    return np.frombuffer(base64.b64decode(vector), "<f4")
 
 
 class FakeGrammar(Grammar):

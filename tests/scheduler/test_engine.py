@@ -5,17 +5,29 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from llguidance import LLTokenizer
 
 from kvcache.pool import PoolCache
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig
+from scheduler.embedder import Batch, Embedder, Limits, Pooled
 from scheduler.engine import Engine, load
 from scheduler.grammar import Compiled, GrammarCompiler
-from scheduler.messages import Cancel, Failed, Inspect, Message, Output, Report, Stop, Submit
+from scheduler.messages import Cancel, Embed, Embedded, Failed, Inspect, Message, Output, Report, Stop, Submit
 from scheduler.plan import Plan, Result
-from tests.scheduler.fakes import EOG, GREEDY, System, expected, prompt
+from tests.scheduler.fakes import (
+    EOG,
+    GREEDY,
+    FakeReader,
+    FakeRunner,
+    System,
+    expected,
+    expected_vector,
+    prompt,
+    unwire,
+)
 
 Turn = Sequence[Message | Compiled] | Callable[[], Sequence[Message | Compiled]]
 """What has come when the engine looks the next time."""
@@ -65,6 +77,45 @@ def serve(system: System, *turns: Turn) -> FakeWire:
     wire = FakeWire(turns)
     Engine(system.scheduler, system.runner, GrammarCompiler(no_tokenizer), wire).run()
     return wire
+
+
+class Both:
+    """An engine that answers and makes vectors, and what it did in which order."""
+
+    def __init__(self, **options: Any) -> None:
+        self.system = System(**options)
+        self.reader = FakeReader("mean")
+        self.embedder = Embedder(lambda: self.reader, Limits(1000, 512, 64, cuts=True), "mean", 0.001)
+        self.work: list[tuple[str, float]] = []
+        """Answers, prompts and texts, with the seconds that each took."""
+
+    def run(self, plan: Plan) -> Result:
+        result = FakeRunner.run(self.system.runner, plan)
+        self.work.append(("answers" if plan.num_decode else "prompts", result.seconds))
+        return result
+
+    def read(self, batch: Batch) -> Pooled:
+        pooled = FakeReader.read(self.reader, batch)
+        self.work.append(("texts", pooled.seconds))
+        return pooled
+
+    def serve(self, *turns: Turn) -> FakeWire:
+        self.system.runner.run = self.run  # type: ignore[method-assign]
+        self.reader.read = self.read  # type: ignore[method-assign]
+        wire = FakeWire(turns)
+        system = self.system
+        Engine(system.scheduler, system.runner, GrammarCompiler(no_tokenizer), wire, self.embedder).run()
+        return wire
+
+    def longest_gap(self) -> float:
+        """Between two steps that continue answers, the second included."""
+        times = np.cumsum([seconds for _, seconds in self.work])
+        steps = [time for time, (what, _) in zip(times, self.work, strict=True) if what == "answers"]
+        return float(np.diff(steps).max())
+
+
+def embed(request_id: int, num_texts: int, length: int = 20) -> Embed:
+    return Embed(request_id, [prompt(1000 * number, length) for number in range(num_texts)])
 
 
 def submit(request_id: int, tokens: list[int], max_tokens: int = 4) -> Submit:
@@ -258,3 +309,79 @@ def test_an_engine_says_why_its_memory_is_laid_out_so(
     info = load(EngineConfig(model_path, **{"ctx_len": 256, "max_seqs": 2, **config})).info
     assert info.kv_layout == layout
     assert reason in info.kv_layout_reason
+
+
+# Vectors of texts
+
+
+def assert_told(wire: FakeWire, asked: Embed) -> None:
+    told = [each for each in wire.sent if isinstance(each, Embedded) and each.request_id == asked.request_id]
+    vectors = [unwire(vector) for each in told for vector in each.vectors]
+    assert [each.error for each in told] == [None] * len(told)
+    np.testing.assert_allclose(vectors, [expected_vector(text, "mean") for text in asked.texts], atol=1e-5)
+
+
+def test_vectors_are_made_while_nothing_else_is_to_do() -> None:
+    both = Both()
+    wire = both.serve([embed(1, 100)], *QUIET, [embed(2, 1)])
+    assert_told(wire, embed(1, 100))
+    assert_told(wire, embed(2, 1))
+    assert wire.waits == [True, False, False, False, True, True]
+    assert [batch.num_tokens for batch in both.reader.batches] == [500, 500, 500, 500, 20]
+
+
+def test_answers_and_vectors_take_turns() -> None:
+    both = Both()
+    asked = embed(9, 400)
+    wire = both.serve([submit(1, prompt(0, 20), 40), submit(2, prompt(900, 20), 40), asked], *QUIET * 10)
+    assert wire.tokens == {1: expected(prompt(0, 20), 40), 2: expected(prompt(900, 20), 40)}
+    assert_told(wire, asked)
+    names = [name for name, _ in both.work]
+    begun = names.index("answers")
+    assert names[begun : begun + 40] == ["answers", "texts"] * 20
+    assert both.longest_gap() <= 0.128 + 0.002  # the pacer's target, and a step of two answers
+
+
+def test_prompts_and_vectors_share_the_time_between_answers() -> None:
+    both = Both(lanes=True, max_seqs=4)
+    wire = both.serve(
+        [submit(1, prompt(0, 20), 100)], [], [submit(2, prompt(3000, 1900), 2), embed(9, 400)], *QUIET * 10
+    )
+    assert_told(wire, embed(9, 400))
+    assert set(wire.ends) == {1, 2}
+    names = [name for name, _ in both.work]
+    begun = names.index("texts")
+    assert names[begun : begun + 30] == ["texts", "prompts", "answers"] * 10
+    assert both.longest_gap() <= 0.128 + 0.064 + 0.002  # a prompt's share, half of it for texts, and the answers
+
+
+def test_a_cancel_ends_a_request_for_vectors() -> None:
+    both = Both()
+    wire = both.serve([embed(1, 200), embed(2, 3)], [Cancel(1)], *QUIET)
+    assert_told(wire, embed(2, 3))
+    assert len([each for each in wire.sent if isinstance(each, Embedded) and each.request_id == 1]) == 1
+    assert both.reader.memory == {}
+    assert both.embedder.statistics().cancelled == 1
+
+
+def test_a_report_tells_of_vectors_too() -> None:
+    wire = Both().serve([embed(1, 30)], [Inspect()], *QUIET)
+    [report] = [each for each in wire.sent if isinstance(each, Report)]
+    assert (report.embedder["requests"], report.embedder["texts"], report.embedder["batches"]) == (1, 25, 1)
+
+
+def test_a_model_that_makes_no_vectors_says_so() -> None:
+    wire = serve(System(), [embed(1, 2)])
+    assert wire.sent == [Embedded(1, error="this model makes no vectors of texts")]
+
+
+def test_texts_that_can_never_fit_get_an_error_and_others_go_on() -> None:
+    wire = Both().serve([embed(1, 1, 1001), embed(2, 1)], *QUIET)
+    assert wire.sent[0] == Embedded(1, error="texts must have 1 to 1000 tokens each")
+    assert_told(wire, embed(2, 1))
+
+
+def test_stop_ends_at_once_with_texts_left() -> None:
+    both = Both()
+    both.serve([embed(1, 500)], [Stop()])
+    assert len(both.reader.batches) == 1

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from scheduler.config import EngineInfo
 from scheduler.messages import (
     Cancel,
+    Embed,
+    Embedded,
     Failed,
     Inspect,
     Message,
@@ -68,13 +70,15 @@ OUTPUTS = st.builds(
 )
 MESSAGES: dict[type[Message], st.SearchStrategy[Message]] = {
     Submit: st.builds(Submit, request_id=INTS, tokens=TOKENS, max_tokens=INTS, params=PARAMS),
+    Embed: st.builds(Embed, request_id=INTS, texts=st.lists(TOKENS, max_size=5)),
     Cancel: st.builds(Cancel, request_id=INTS),
     Inspect: st.builds(Inspect),
     Stop: st.builds(Stop),
     Ready: st.builds(Ready, info=INFOS),
     Failed: st.builds(Failed, reason=TEXT),
     Step: st.builds(Step, outputs=st.lists(OUTPUTS, max_size=5)),
-    Report: st.builds(Report, scheduler=PLAIN, cache=PLAIN),
+    Embedded: st.builds(Embedded, request_id=INTS, vectors=st.lists(TEXT, max_size=5), error=st.none() | TEXT),
+    Report: st.builds(Report, scheduler=PLAIN, cache=PLAIN, embedder=PLAIN),
 }
 
 
@@ -127,6 +131,8 @@ def as_json(value: Any) -> bytes:
         as_json({"type": "Submit", "body": {"request_id": 1, "tokens": [1], "max_tokens": 1}}),
         as_json({"type": "Submit", "body": {"request_id": 1, "tokens": [1], "max_tokens": 1, "params": 5}}),
         as_json({"type": "Submit", "body": {"params": {}, "request_id": 1}}),
+        as_json({"type": "Embed", "body": {"request_id": 1}}),
+        as_json({"type": "Embedded", "body": {"vectors": []}}),
         as_json({"type": "Cancel", "body": {}}),
         as_json({"type": "Cancel", "body": {"request_id": 1, "why": "a later version's field"}}),
         as_json({"type": "Ready", "body": {"info": 5}}),
