@@ -1,6 +1,6 @@
 """`python -m api` is the `cortex` command."""
 
-from api.cli import main
+from api.command.cli import main
 
 if __name__ == "__main__":
     main()

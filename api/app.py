@@ -20,12 +20,12 @@ from api.endpoints.answer import Answer
 from api.endpoints.chat import ChatCompletion
 from api.endpoints.completions import TextCompletion
 from api.endpoints.embeddings import embed
+from api.endpoints.kept import KeptResponses
 from api.endpoints.management import is_same_machine
 from api.endpoints.messages import MessageAnswer
 from api.endpoints.responses import ModelResponse
 from api.errors import ApiError, server_error
 from api.fleet import Fleet, Slot
-from api.kept import KeptResponses
 from api.schemas.chat import parse_chat_request
 from api.schemas.common import parse
 from api.schemas.completion import parse_completion_request
@@ -83,6 +83,10 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
             if name.lower() != "content-type":
                 response.headers[name] = value
         return response
+
+    @app.errorhandler(RecursionError)
+    async def refuse_depth(error: RecursionError) -> Response:  # noqa: ARG001 - it says nothing to a client
+        return _refusal(ApiError(400, "The request body is nested too deeply.", code="invalid_value"))
 
     @app.errorhandler(Exception)
     async def fail(error: Exception) -> Response:

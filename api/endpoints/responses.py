@@ -11,10 +11,10 @@ from api.endpoints.answer import Answer, Drafted, event
 from api.endpoints.chat import draft_chat
 from api.endpoints.choice import Delta
 from api.endpoints.conversation import as_messages
+from api.endpoints.kept import KeptItem, KeptResponse, KeptResponses, items_of
 from api.endpoints.logprobs import chat_logprobs
 from api.endpoints.output_items import Event, OutputItems
 from api.errors import ApiError
-from api.kept import KeptItem, KeptResponse, KeptResponses, items_of
 from api.schemas.responses import (
     ENCRYPTED,
     LOGPROBS,

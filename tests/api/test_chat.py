@@ -921,6 +921,13 @@ async def test_a_body_that_is_no_json_is_refused(server: Server, body: bytes) ->
     await assert_error(await server.post(body), 400, None, None, "not valid JSON")
 
 
+async def test_what_is_nested_too_deeply_is_refused(server: Server) -> None:
+    schema = b'{"items":' * 1000 + b"{}" + b"}" * 1000
+    tool = b'{"type": "function", "function": {"name": "f", "parameters": %b}}' % schema
+    said = orjson.dumps(chat())[:-1] + b', "tools": [%b]}' % tool
+    await assert_error(await server.post(said), 400, "invalid_value", None, "nested too deeply")
+
+
 @pytest.mark.parametrize("body", [[], [1], "text", 3, True, None])
 async def test_a_body_that_is_no_object_is_refused(server: Server, body: Any) -> None:
     await assert_error(await server.post(orjson.dumps(body)), 400, None, None, "JSON object")

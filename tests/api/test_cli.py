@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from api import cli, launch
+from api.command import cli, launch
+from api.command.terminal import print_tuning
 from api.home import home
 from api.options import ModelOptions, ServerFlags, ServerOptions, num_bytes
 from api.record import ServerRecord, read_record
-from api.terminal import print_tuning
 from scheduler.config import EngineConfig
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ import json, os, signal, subprocess, sys, threading, time, types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from api import cli, launch
+from api.command import cli, launch
 from api.record import hold_record
 
 def behaviour():
@@ -233,7 +233,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def test_the_command_imports_nothing_heavy() -> None:
     heavy = {"llama_cpp", "quart", "quart_trio", "hypercorn", "trio", "httpx", "numpy", "pydantic", "api.server"}
     heavy |= {"huggingface_hub", "httpx2", "yaml"}
-    script = f"import sys, api.cli; assert not {heavy!r} & set(sys.modules), {heavy!r} & set(sys.modules)"
+    script = f"import sys, api.command.cli; assert not {heavy!r} & set(sys.modules), {heavy!r} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 

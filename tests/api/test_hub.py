@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from api import cli
-from api.launch import end
+from api.command import cli
+from api.command.launch import end
 from api.models import hub as downloads
 from api.models.files import NotOnDiskError, resolve, resolve_name
 from api.record import ask, ask_health, read_record
@@ -280,7 +280,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
     limited = (
         "import resource, sys\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({SIZE // 2}, {SIZE // 2}))\n"
-        "from api import cli\n"
+        "from api.command import cli\n"
         "cli.main()\n"
     )
     command = [sys.executable, "-P", "-c", limited, "pull", "owner/repo"]

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import cli, models_cli
+from api.command import cli
+from api.command import models as models_command
 from api.models.files import resolve
 from api.models.variants import PREFERRED, first_files, matching, parts, short_names
 from api.options import ModelOptions, ServerOptions
@@ -172,7 +173,7 @@ def serving(path: Path) -> Iterator[ServerRecord]:
 def test_a_model_that_is_served_stays(cortex: Cortex, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served, other = write(home / "models/tiny/a/m.gguf"), write(home / "models/tiny/b/m.gguf")
     model = ModelHealth("mine", (), str(served), "unloaded", None, None, None, 0, 0)
-    monkeypatch.setattr(models_cli, "ask_health", lambda _: Health("ok", (model,), 1, 1.0, "0"))
+    monkeypatch.setattr(models_command, "ask_health", lambda _: Health("ok", (model,), 1, 1.0, "0"))
     with serving(other):
         assert_fails(cortex("remove", "tiny:a"), "mine is being served; 'cortex stop mine' ends that")
         assert cortex("remove", "tiny:b").returncode == 0

@@ -19,7 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from api.dialects import detect
 from api.endpoints.answer import PING_SECONDS
-from api.kept import MAX_RESPONSES, KeptItem, KeptResponse, KeptResponses
+from api.endpoints.kept import MAX_RESPONSES, KeptItem, KeptResponse, KeptResponses
 from api.schemas import response_answers as wire
 from api.schemas.chat import ChatRequest
 from api.schemas.common import GenerationRequest

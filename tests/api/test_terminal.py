@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from api.terminal import ChatError, Conversation, event_data, print_models, spinner
+from api.command.terminal import ChatError, Conversation, event_data, print_models, spinner
 
 
 def event(content: str | None) -> bytes:
@@ -120,7 +120,7 @@ class Terminal:
     def __init__(self, url: str) -> None:
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from api.terminal import chat; chat({url!r}, 'tiny')"],
+            [sys.executable, "-c", f"from api.command.terminal import chat; chat({url!r}, 'tiny')"],
             stdin=slave,
             stdout=slave,
             stderr=subprocess.PIPE,

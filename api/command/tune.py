@@ -7,8 +7,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from api.launch import CommandError
-from api.terminal import spinner
+from api.command.launch import CommandError
+from api.command.terminal import spinner
 from scheduler.config import EngineConfig
 
 

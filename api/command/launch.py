@@ -17,12 +17,12 @@ from typing import Any
 import psutil
 import typer
 
+from api.command.pull import obtain
+from api.command.terminal import spinner
 from api.home import home
 from api.models.files import ModelFilesError, resolve
 from api.options import ServerFlags, own_defaults
-from api.pull import obtain
 from api.record import Health, ModelHealth, ServerRecord, ask, ask_health, only_starter, read_record
-from api.terminal import spinner
 
 POLL_SECONDS = 0.1
 SILENCE_SECONDS = 60.0

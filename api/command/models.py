@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from api.command.terminal import bytes_text, print_kept_models
 from api.models import library
 from api.models.files import ModelFilesError, NotOnDiskError
 from api.models.library import KeptModel
 from api.options import own_defaults
 from api.record import ask_health, read_record
-from api.terminal import bytes_text, print_kept_models
 
 app = typer.Typer()
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
+from api.command.terminal import download_bar
 from api.models.files import ModelFileError, NotOnDiskError, is_name, resolve, resolve_name
-from api.terminal import download_bar
 
 
 def download(model: str) -> Path:

@@ -11,14 +11,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from api import package_version
-from api.launch import CommandError, end, ensure_served, is_last, require_free_port, stop_model
+from api.command.launch import CommandError, end, ensure_served, is_last, require_free_port, stop_model
+from api.command.models import app as models_app
+from api.command.pull import obtain, obtain_name
+from api.command.terminal import bytes_text, chat, print_models, print_tuning, spinner
+from api.command.tune import measure
 from api.models.files import ModelFilesError, num_file_bytes, resolve
-from api.models_cli import app as models_app
 from api.options import ServerFlags, with_server_flags
-from api.pull import obtain, obtain_name
 from api.record import AlreadyRunningError, ModelHealth, ServerRecord, ask_health, read_record
-from api.terminal import bytes_text, chat, print_models, print_tuning, spinner
-from api.tune import measure
 
 LOG_LINES = 15
 STOP_MARGIN_SECONDS = 10.0
