@@ -105,8 +105,8 @@ def choose(model: str, name: HubName, listing: Listing, host: str) -> list[Remot
 
 
 def _is_safe(path: str) -> bool:
-    """Whether it leads into the folder that it is put in, and to no hidden file there."""
-    return all(part and not part.startswith(".") and "\0" not in part and "\\" not in part for part in path.split("/"))
+    """Whether it leads into the folder that it is put in, to no hidden file there, and can be shown in a terminal."""
+    return path.isprintable() and "\\" not in path and all(part and part[0] != "." for part in path.split("/"))
 
 
 def _settings(first: str, listing: Listing) -> RemoteFile | None:
@@ -118,7 +118,8 @@ def _settings(first: str, listing: Listing) -> RemoteFile | None:
 
 def _key(file: RemoteFile) -> str:
     """Names the place where a file becomes whole: by what it holds, so that it is found again whatever else changes."""
-    return file.sha256 or file.git_id or hashlib.sha256(f"{file.path} {file.size}".encode()).hexdigest()
+    holds = file.sha256 or file.git_id or f"{file.path} {file.size}"
+    return hashlib.sha256(holds.encode()).hexdigest()  # whatever a hub says, it is a name
 
 
 class _Download:

@@ -409,7 +409,11 @@ def test_of_several_files_one_is_taken(hub: Hub, cortex: Cortex, files: list[str
         ("owner/repo:mmproj.gguf", ["m.gguf", "mmproj.gguf"], "has no file mmproj.gguf; there is m.gguf"),
         ("owner/repo:m", ["m-1.gguf", "m-2.gguf"], "may be several models: m-1.gguf, m-2.gguf; say which"),
         ("owner/repo", ["model.safetensors", "mmproj.gguf"], "owner/repo has no GGUF model"),
-        ("owner/repo", ["../../m.gguf", "/m.gguf", ".m/m.gguf", "a//m.gguf"], "owner/repo has no GGUF model"),
+        (
+            "owner/repo",
+            ["../../m.gguf", "/m.gguf", ".m/m.gguf", "a//m.gguf", "\x1b[2Jm.gguf"],
+            "owner/repo has no GGUF model",
+        ),
     ],
 )
 def test_what_is_there_is_told_where_no_file_can_be_chosen(
