@@ -14,6 +14,8 @@ import orjson
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.messages import (
     Cancel,
+    Embed,
+    Embedded,
     Failed,
     Inspect,
     Message,
@@ -72,6 +74,8 @@ class ScriptedEngine:
                 match message:
                     case Submit():
                         self._answer(message)
+                    case Embed(request_id, texts):
+                        self._embed(request_id, texts)
                     case Cancel(request_id):
                         self.note(f"cancel {request_id}")
                     case Inspect():
@@ -97,6 +101,15 @@ class ScriptedEngine:
             self._socket.sendall(b"llama.cpp says hello\n")
         if what in (ECHO, STRANGERS):
             self.send(Step([Output(number, [], "stop")]), Step([Output(number, [999], "length")]))
+
+    def _embed(self, number: int, texts: list[list[int]]) -> None:
+        """A text's vector is its tokens; one that only holds DIE is the engine's end, and SILENCE gets none."""
+        self.note(f"embed {number}")
+        for text in texts:
+            if text == [DIE]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if text != [SILENCE]:
+                self.send(Embedded(number + 1000, ["stranger"]), Embedded(number, [str(text)]))
 
 
 def main() -> int:

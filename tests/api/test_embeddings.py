@@ -255,7 +255,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def cortex(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
-    flags = ("--pooling=mean", "--ctx-len=256", "--max-seqs=8")
+    flags = ("--pooling=mean", "--ctx-len=256", "--max-seqs=8", "--threads=1")
     with CortexServer(tmp_path_factory.mktemp("server"), *flags) as server:
         yield server
 

@@ -349,6 +349,48 @@ async def test_why_a_restart_failed_is_logged(engines: Engines, caplog: pytest.L
     assert "no memory for it" in errors[1]
 
 
+# Vectors of texts
+
+
+async def test_vectors_come_back_in_the_order_of_their_texts(engines: Engines) -> None:
+    async with engines.running():
+        with engines.client.embed([[1, 2], [8]]) as embedding:
+            assert engines.client.num_active == 1
+            assert await embedding.receive() == ["[1, 2]", "[8]"]
+        assert engines.client.num_active == 0
+        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
+    assert engines.notes == ["embed 1", "submit 2"]
+
+
+async def test_vectors_that_nobody_waits_for_are_cancelled(engines: Engines) -> None:
+    async with engines.running():
+        with engines.client.embed([[1], [SILENCE]]), trio.move_on_after(0):
+            await trio.sleep_forever()
+        await engines.client.wait_idle()
+        await wait_until(lambda: len(engines.notes) == 2)
+    assert engines.notes == ["embed 1", "cancel 1"]
+
+
+async def test_an_engine_that_dies_fails_those_who_wait_for_vectors(engines: Engines) -> None:
+    async with engines.running() as info:
+        with (
+            engines.client.embed([[1], [DIE], [2]]) as embedding,
+            pytest.raises(ApiError, match="engine ended") as raised,
+        ):
+            await embedding.receive()
+        assert raised.value.status == 500
+        assert engines.client.num_active == 0
+        await next_engine(engines, info)
+        with engines.client.embed([[8]]) as embedding:
+            assert await embedding.receive() == ["[8]"]
+
+
+async def test_vectors_take_an_engine_that_is_ready(engines: Engines) -> None:
+    with pytest.raises(ApiError) as raised, engines.client.embed([[1]]):
+        pass
+    assert raised.value.status == 503
+
+
 # Stopping
 
 

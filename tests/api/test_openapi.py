@@ -20,13 +20,14 @@ from tests.api.servers import MODEL, SECONDS, CortexServer
 
 MAX_CHOICES = 2
 """So that what is made up takes no minutes: the context of 192 tokens bounds each choice."""
+MAX_INPUTS = 8
 
 Body = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
-    with CortexServer(tmp_path_factory.mktemp("server"), "--ctx-len=192") as server:
+    with CortexServer(tmp_path_factory.mktemp("server"), "--ctx-len=192", "--pooling=mean") as server:
         yield server
 
 
@@ -184,6 +185,7 @@ def events_of(client: httpx.Client, path: str, body: Body) -> list[str]:
 
 def test_the_other_answers_are_as_described(client: httpx.Client) -> None:
     said = {"messages": [{"role": "user", "content": "Hi."}]}
+    texts = {"model": MODEL, "input": ["a", "b c"], "dimensions": 3}
     asked: list[tuple[type[BaseModel], httpx.Response]] = [
         (answers.ModelList, client.get("/v1/models")),
         (answers.Model, client.get(f"/v1/models/{MODEL}")),
@@ -192,6 +194,8 @@ def test_the_other_answers_are_as_described(client: httpx.Client) -> None:
         (answers.Tokens, client.post("/tokenize", json=said | {"with_pieces": True, "return_token_strs": True})),
         (answers.Text, client.post("/detokenize", json={"tokens": [1, 2]})),
         (answers.RenderedPrompt, client.post("/apply-template", json=said)),
+        (answers.Embeddings, client.post("/v1/embeddings", json=texts)),
+        (answers.Embeddings, client.post("/v1/embeddings", json=texts | {"encoding_format": "base64"})),
         (answers.Error, client.get("/v1/models/nobody")),
         (message_answers.TokenCount, client.post("/v1/messages/count_tokens", json={"model": MODEL} | said)),
         (message_answers.MessageError, client.post("/v1/messages", json=said)),
@@ -222,12 +226,14 @@ def load(mode: str) -> schemathesis.BaseSchema:
 
 
 anything = load("all")
-sensible = load("positive").include(path_regex="completions|messages|responses$")
+sensible = load("positive").include(path_regex="completions|embeddings|messages|responses$")
 
 
 def tame(body: Any) -> Any:
-    """Most models that are made up do not exist, and many answers to one prompt take long."""
+    """Most models that are made up do not exist, and many answers to one prompt take long, as many texts do."""
     if isinstance(body, dict):
+        if isinstance(body.get("input"), list):
+            del body["input"][MAX_INPUTS:]
         if isinstance(body.get("model"), str) and len(body["model"]) % 8:
             body["model"] = MODEL
         for name in ("n", "best_of"):
@@ -251,6 +257,8 @@ def tame_sensible(context: schemathesis.HookContext, body: Any) -> Any:
     kept = random.sample(given, min(MAX_FIELDS, len(given)))
     sane: Body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi."}], "prompt": "Hi.", "input": "Hi."}
     path = context.operation.path if context.operation is not None else ""
+    if path == "/v1/embeddings":
+        return tame({name: body[name] for name in kept} | {"model": MODEL, "input": body["input"]})
     needed: Body = {name: value for name, value in sane.items() if name in body or name == PROMPTS.get(path)}
     if path in PROMPTS:  # the others generate nothing
         needed["stream"] = random.random() < 0.5
@@ -296,4 +304,5 @@ def test_the_server_is_whole_after_all_that(server: CortexServer) -> None:
     for path in PROMPTS:
         assert SEEN[path, 200] > 30, "else next to nothing was tried"
         assert STREAMED[path] > 10, "an event that is not as described would go unseen"
-    assert SEEN["/v1/messages/count_tokens", 200] > 30
+    for path in ("/v1/messages/count_tokens", "/v1/embeddings"):
+        assert SEEN[path, 200] > 30

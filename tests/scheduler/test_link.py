@@ -15,7 +15,20 @@ import pytest
 from scheduler import link as link_module
 from scheduler.grammar import Compiled
 from scheduler.link import Link
-from scheduler.messages import Cancel, Failed, Inspect, Message, Output, Report, Step, Stop, decode, encode
+from scheduler.messages import (
+    Cancel,
+    Embed,
+    Embedded,
+    Failed,
+    Inspect,
+    Message,
+    Output,
+    Report,
+    Step,
+    Stop,
+    decode,
+    encode,
+)
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 10.0
@@ -181,6 +194,19 @@ def test_a_message_goes_behind_the_outputs_that_wait(wire: Wire) -> None:
     api.outputs()
     assert api.outputs() == [Output(2, [3])]
     assert api.receive() == Report({"running": 1}, {})
+
+
+def test_vectors_are_sent_one_behind_the_other_and_never_merged(wire: Wire) -> None:
+    link, api, _ = wire
+    api.send(Embed(1, [[5, 6], [7]]))
+    assert link.receive(wait=True) == [Embed(1, [[5, 6], [7]])]
+    link.send_outputs([Output(9, [1] * LARGE)])
+    api.wait_until_blocked()
+    sent = [Embedded(1, ["AAAA"]), Embedded(2, error="no"), Embedded(1, ["BBBB", "CCCC"])]
+    for embedded in sent:
+        link.send(embedded)
+    api.outputs()
+    assert [api.receive() for _ in sent] == sent
 
 
 def test_the_step_thread_never_waits_for_the_socket(wire: Wire) -> None:

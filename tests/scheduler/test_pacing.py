@@ -124,3 +124,14 @@ def test_the_next_prompt_starts_with_the_chunk_of_an_empty_context() -> None:
     for context in range(0, 4096, 64):
         pacer.observe(0, 64, 64 * context, 64 * (0.002 + 0.001 * context / 1024))
     assert pacer.num_prefill_tokens(0, context=4096) < 0.6 * pacer.num_prefill_tokens(0, context=0)
+
+
+def test_other_work_may_take_what_a_step_of_answers_leaves_of_the_target() -> None:
+    pacer = Pacer(0.001)
+    assert pacer.spare_seconds == pytest.approx(0.001 * FULL_SPEED_TOKENS)
+    for _ in range(20):
+        pacer.observe(8, 0, 0, 0.05)
+    assert pacer.spare_seconds == pytest.approx(0.001 * FULL_SPEED_TOKENS - 0.05, rel=0.01)
+    for _ in range(20):
+        pacer.observe(8, 0, 0, 0.5)
+    assert pacer.spare_seconds == 0
