@@ -63,7 +63,10 @@ def find(name: str) -> KeptModel:
     if not is_name(name):
         raise ModelNotFoundError(f"{name!r} is not the name of a model; 'cortex models list' shows them")
     path = resolve_name(name)
-    return next(model for model in kept_models() if model.path == path)
+    model = next((model for model in kept_models() if model.path == path), None)
+    if model is None:  # such as a projector of images
+        raise ModelNotFoundError(f"{path} is no model of its own")
+    return model
 
 
 def find_damaged(name: str) -> KeptModel:

@@ -130,6 +130,12 @@ def test_what_is_not_there_is_one_line(cortex: Cortex, home: Path, command: str)
     assert not home.exists()
 
 
+def test_what_belongs_to_another_model_is_none_of_its_own(cortex: Cortex, home: Path) -> None:
+    path = write(home / "models/owner/repo/mmproj.gguf")
+    for command in ("get", "remove"):
+        assert_fails(cortex(command, "owner/repo:mmproj.gguf"), f"{path} is no model of its own")
+
+
 def test_a_removed_model_leaves_nothing(cortex: Cortex, home: Path) -> None:
     for part in (1, 2):
         write(home / f"models/owner/big/Q8_0/big-{part:05}-of-00002.gguf")
