@@ -159,4 +159,4 @@ def _check_address(endpoint: str) -> None:
     except ValueError:
         is_address = False
     if not is_address:
-        raise HubError(f"HF_ENDPOINT is {endpoint!r}, which is no http address")
+        raise HubError(f"HF_ENDPOINT is {endpoint!r}, which is no address of a hub")
