@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI, pydantic_function_tool
 from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from tests.api.servers import MODEL, SECONDS, CortexServer
 
@@ -86,6 +86,10 @@ WEATHER = {
 
 
 class Person(BaseModel):
+    """Nothing else, so that a description of one ends."""
+
+    model_config = ConfigDict(extra="forbid")
+
     name: Literal["Ada", "Alan", "Grace"]
     age: Literal[20, 30, 40]
     likes: Annotated[list[Literal["tea", "chess"]], Field(max_length=2)]
@@ -144,7 +148,7 @@ def test_a_call_that_must_be_made_is_made_and_its_result_goes_back(way: Way) -> 
 
 def test_an_answer_matches_its_schema(way: Way) -> None:
     wanted = {"type": "json_schema", "name": "person", "strict": True, "schema": Person.model_json_schema()}
-    response = way.respond("Describe a person.", text={"format": wanted}, max_output_tokens=200)
+    response = way.respond("Describe a person.", text={"format": wanted}, max_output_tokens=200, temperature=0)
     assert response.status == "completed"
     Person.model_validate_json(response.output_text)
 
@@ -180,11 +184,11 @@ def test_a_chain_remembers_and_finds_its_beginning_in_memory(way: Way) -> None:
 
 def test_the_sdk_parses_structured_answers(client: OpenAI) -> None:
     response = client.responses.parse(
-        model=MODEL, input="Describe a person.", text_format=Person, max_output_tokens=200
+        model=MODEL, input="Describe a person.", text_format=Person, max_output_tokens=200, temperature=0
     )
     assert isinstance(response.output_parsed, Person)
     with client.responses.stream(
-        model=MODEL, input="Describe a person.", text_format=Person, max_output_tokens=200
+        model=MODEL, input="Describe a person.", text_format=Person, max_output_tokens=200, temperature=0
     ) as stream:
         done = [event for event in stream if event.type == "response.output_text.done"]
         assert [type(event.parsed) for event in done] == [Person]
@@ -195,11 +199,11 @@ def test_the_sdk_parses_structured_answers_asynchronously(server: CortexServer) 
     async def run() -> None:
         async with AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=SECONDS) as client:
             response = await client.responses.parse(
-                model=MODEL, input="Describe a person.", text_format=Person, max_output_tokens=200
+                model=MODEL, input="Describe a person.", text_format=Person, max_output_tokens=200, temperature=0
             )
             assert isinstance(response.output_parsed, Person)
             async with client.responses.stream(
-                model=MODEL, input="Describe a person.", text_format=Person, max_output_tokens=200
+                model=MODEL, input="Describe a person.", text_format=Person, max_output_tokens=200, temperature=0
             ) as stream:
                 assert isinstance((await stream.get_final_response()).output_parsed, Person)
 
