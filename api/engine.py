@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -46,6 +46,9 @@ ENGINE_ENVIRONMENT: Final = {
 }
 """Unless the user says otherwise. A debugger that attaches to a dead engine delays the next one; gigabytes of KV memory
 in huge pages are there in a fifth of the time."""
+SHARED_CORES: Final = {"GOMP_SPINCOUNT": "1000"}
+"""The same for an engine beside others. llama.cpp's threads spin while they wait for each other; where engines share
+cores they would spin on those that another's threads need, and steps take twice as long."""
 UNREAD_LIMIT: Final = 60.0
 """Seconds that a stream may leave its tokens unread while the engine makes more; then it is dropped."""
 RESTART_PAUSE: Final = 1.0
@@ -165,9 +168,17 @@ class Embedding:
 class EngineClient:
     """The engine process of one model, started again when it dies. One task runs `run`."""
 
-    def __init__(self, config: EngineConfig, *, command: tuple[str, ...] = ENGINE_COMMAND) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        command: tuple[str, ...] = ENGINE_COMMAND,
+        environment: Mapping[str, str] = ENGINE_ENVIRONMENT,
+    ) -> None:
+        """`environment`: variables that the engine gets unless the user says otherwise."""
         self._config = config
         self._command = command
+        self._environment = environment
         self.info: EngineInfo | None = None
         """What the engine serves; None while none is ready."""
         self._generations: dict[int, Generation] = {}
@@ -296,7 +307,7 @@ class EngineClient:
                 [*self._command, str(theirs.fileno()), orjson.dumps(asdict(self._config)).decode()],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env={**ENGINE_ENVIRONMENT, **os.environ},
+                env={**self._environment, **os.environ},
             )
             undo.pop_all()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))

@@ -8,7 +8,14 @@ from typing import Any, Final
 
 import trio
 
-from api.engine import END_LIMIT, ENGINE_COMMAND, EngineClient, EngineFailedError
+from api.engine import (
+    END_LIMIT,
+    ENGINE_COMMAND,
+    ENGINE_ENVIRONMENT,
+    SHARED_CORES,
+    EngineClient,
+    EngineFailedError,
+)
 from api.errors import ApiError, unavailable
 from api.models.files import num_file_bytes
 from api.options import ModelOptions
@@ -246,7 +253,9 @@ class Fleet:
             async with self._one_at_a_time:
                 tokenizer = await trio.to_thread.run_sync(Tokenizer, options.path)
                 config = replace(options.engine, others_bytes=self._weights_in_memory())
-                engine = EngineClient(config, command=self._engine_command)
+                has_company = any(other.state == READY for other in self.slots)
+                environment = ENGINE_ENVIRONMENT | (SHARED_CORES if has_company else {})
+                engine = EngineClient(config, command=self._engine_command, environment=environment)
                 slot.service = ModelService(
                     options.names, tokenizer, engine, max_waiting=self._max_waiting, defaults=options.defaults
                 )

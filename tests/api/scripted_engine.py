@@ -117,6 +117,8 @@ def main() -> int:
     starts = folder / "starts"
     with starts.open("a") as file:
         file.write(f"{os.getpid()}\n")
+    with (folder / "spins").open("a") as file:
+        file.write(f"{os.environ.get('GOMP_SPINCOUNT', 'freely')}\n")
     behaviours = (folder / "behaviours").read_text().split()
     behaviour = behaviours[min(len(starts.read_text().split()), len(behaviours)) - 1]
     sock = socket.socket(fileno=int(sys.argv[2]))
