@@ -144,18 +144,22 @@ class Fleet:
         Raises ApiError 404 for a model that is not served, 503 for one that is not there yet or cannot be loaded.
         """
         slot = await self._wanted(name)
-        slot.last_used = trio.current_time()
-        if slot.state == STOPPING and slot.comes_back:
-            await slot.gone.wait()
-        if slot.state == UNLOADED and not self.draining:
-            self._begin(slot, waits=True)
-        if slot.waits:
-            await slot.settled.wait()
-        if slot.failure:
-            raise ApiError(503, slot.failure, kind="server_error", code="model_not_loaded")
-        if slot.service is None:
-            raise unavailable("the model is being loaded; try again shortly", "model_loading")
-        return slot.service
+        while True:  # what is waited for may be over when this task has its turn
+            slot.last_used = trio.current_time()
+            if slot.state == STOPPING and slot.comes_back:
+                await slot.gone.wait()
+            elif slot.state == UNLOADED and not self.draining:
+                if self._slots.get(slot.options.name) is not slot:
+                    raise self._unknown(slot.options.name)
+                self._begin(slot, waits=True)
+            elif slot.state == LOADING and slot.waits:
+                await slot.settled.wait()
+                if slot.failure:
+                    raise ApiError(503, slot.failure, kind="server_error", code="model_not_loaded")
+            elif slot.service is not None:
+                return slot.service
+            else:
+                raise unavailable("the model is being loaded; try again shortly", "model_loading")
 
     async def accepting(self, name: str, *, embeds: bool = False) -> ModelService:
         """The same for a request that generates, or one that `embeds`.
