@@ -1,5 +1,6 @@
 """The real small model, and hand-made vocabularies of kinds that it is not."""
 
+import signal
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -11,6 +12,10 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from api.tokenizer import Tokenizer
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell has what it starts in the background ignore interrupts, and so would everything that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("cortex", deadline=None)  # the machine may be busy with other things
 settings.load_profile("cortex")
