@@ -48,7 +48,7 @@ ENGINE_ENVIRONMENT: Final = {
 in huge pages are there in a fifth of the time."""
 SHARED_CORES: Final = {"GOMP_SPINCOUNT": "1000"}
 """The same for an engine beside others. llama.cpp's threads spin while they wait for each other; where engines share
-cores they would spin on those that another's threads need, and steps take twice as long."""
+cores they would spin on those that another's threads need."""
 UNREAD_LIMIT: Final = 60.0
 """Seconds that a stream may leave its tokens unread while the engine makes more; then it is dropped."""
 RESTART_PAUSE: Final = 1.0

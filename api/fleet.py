@@ -219,13 +219,17 @@ class Fleet:
     async def stop(self, name: str) -> None:
         """Let a model's running answers end, for the grace period at most, then end its engine and forget it.
 
-        Raises ApiError 404 for a model that is not served.
+        Whoever asked for it may leave meanwhile. Raises ApiError 404 for a model that is not served.
         """
         slot = self.slot(name)
-        if slot.state == LOADING:
-            await slot.settled.wait()
-        slot.comes_back = False
-        await self._unload(slot, self._grace_seconds)
+        with trio.CancelScope(shield=True):
+            if slot.state == LOADING:
+                await slot.settled.wait()
+            slot.comes_back = False
+            await self._unload(slot, self._grace_seconds)
+        self._forget(slot)
+
+    def _forget(self, slot: Slot) -> None:
         if self._slots.get(slot.options.name) is slot:
             del self._slots[slot.options.name]
 
@@ -244,9 +248,11 @@ class Fleet:
             slot.failure = str(_first(errors))
             if slot.waits:  # else it is told to who started it
                 _log.error("%s cannot be loaded: %s", slot.options.name, slot.failure)
-            if not slot.was_ready and self._slots.get(slot.options.name) is slot:
-                del self._slots[slot.options.name]
+            if not slot.was_ready:
+                self._forget(slot)
         finally:
+            if slot.state == STOPPING and not slot.comes_back:
+                self._forget(slot)  # at once, or a request would have it loaded again
             slot.service, slot.state = None, UNLOADED
             slot.settled.set()
             slot.gone.set()
@@ -276,6 +282,7 @@ class Fleet:
         service = slot.service
         if service is None:
             return
+        life, gone = slot.life, slot.gone  # those who wait may begin another as soon as this one is over
         slot.state = STOPPING
         service.draining = not slot.comes_back
         with trio.move_on_after(patience):
@@ -283,9 +290,9 @@ class Fleet:
         service.engine.fail_all("the model is being stopped")
         service.engine.stop()
         with trio.move_on_after(END_LIMIT):
-            await slot.gone.wait()
-        slot.life.cancel()
-        await slot.gone.wait()
+            await gone.wait()
+        life.cancel()
+        await gone.wait()
 
     async def _unload_idle(self) -> None:
         """Look now and then who was not asked for anything for longer than allowed."""

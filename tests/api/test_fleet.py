@@ -169,6 +169,29 @@ async def test_engines_that_share_cores_do_not_spin_long(models: Models, monkeyp
     assert (models.folder / "spins").read_text().split() == ["freely", "1000", "freely"]
 
 
+async def test_a_model_is_stopped_though_who_asked_for_it_leaves(models: Models) -> None:
+    async with models.running(grace_seconds=0.2) as fleet:
+        slot = await fleet.start(models.options("one"))
+        engine = pid(slot)
+        service = await fleet.accepting("one")
+        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]):
+            with trio.move_on_after(0.05) as asking:
+                await fleet.stop("one")
+            assert asking.cancel_called
+        assert fleet.slots == []
+        assert is_gone(engine)
+        await fleet.start(models.options("one"))
+
+
+async def test_what_waits_for_an_idle_model_is_not_ended_with_it(models: Models) -> None:
+    async with models.running(idle_limit=0.1) as fleet:
+        await fleet.start(models.options("one"))
+        for round_number in range(2, 7):
+            await wait_for_status(fleet, "one", "stopping")
+            assert await said(fleet, "one", 5) == [5]
+            assert models.num_starts == round_number
+
+
 async def test_a_model_that_runs_is_not_started_twice(models: Models) -> None:
     async with models.running() as fleet:
         slot = await fleet.start(models.options("one"))
