@@ -507,7 +507,9 @@ def test_a_call_and_its_result_go_back_in(way: Way) -> None:
         },
         {"role": "tool", "tool_call_id": "call_1", "content": "Sunny, 25 degrees."},
     ]
-    assert way.chat(messages, tools=[WEATHER]).only.text
+    response = way.chat(messages, tools=[WEATHER], tool_choice="none", temperature=0)
+    assert response.only.text
+    assert response.usage.prompt_tokens > way.chat(messages[:1], tools=[WEATHER], max_tokens=1).usage.prompt_tokens
 
 
 def test_a_tools_schema_that_cannot_be_served_is_refused(server: CortexServer) -> None:
@@ -556,7 +558,7 @@ def test_24_requests_of_all_kinds_at_once_are_all_answered_rightly(server: Corte
         elif "tools" in kind and told.finish_reason == "tool_calls":
             check_call(told.calls[0])
         else:
-            assert told.text
+            assert told.text or told.finish_reason == "stop"  # which the first token may say
         if "logprobs" in kind:
             spelled = b"".join(bytes(entry.bytes) for entry in told.logprobs)  # a character may take several tokens
             assert spelled.decode(errors="replace") == told.text

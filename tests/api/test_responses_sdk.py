@@ -278,7 +278,7 @@ def test_eight_conversations_at_once_stay_apart(server: CortexServer) -> None:
         async with AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=SECONDS) as client:
 
             async def talk(number: int) -> None:
-                fields: dict[str, Any] = {"model": MODEL, "max_output_tokens": 8}
+                fields: dict[str, Any] = {"model": MODEL, "max_output_tokens": 8, "temperature": 0}
                 first = await client.responses.create(input=f"I am number {number}.", **fields)
                 second = await client.responses.create(input="Who?", previous_response_id=first.id, **fields)
                 items = await client.responses.input_items.list(second.id, order="asc")
