@@ -64,6 +64,10 @@ END_LIMIT: Final = 10.0
 class EngineFailedError(Exception):
     """The engine could not load the model; the message is one line for the user."""
 
+    def __init__(self, reason: str, *, lacks_memory: bool = False) -> None:
+        super().__init__(reason)
+        self.lacks_memory = lacks_memory
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -268,7 +272,7 @@ class EngineClient:
         """
         pause, starts = RESTART_PAUSE, 0
         while True:
-            info, failure = None, "the engine ended while loading the model; the log may say why"
+            info, failed = None, Failed("the engine ended while loading the model; the log may say why")
             async with self._process() as stream:
                 async for message in _messages(stream):
                     if isinstance(message, Ready):
@@ -278,15 +282,15 @@ class EngineClient:
                         if starts == 1:
                             task_status.started(info)
                     elif isinstance(message, Failed):
-                        failure = message.reason
+                        failed = message
                     else:
                         self._dispatch(message)
             if self._stopping.is_set():
                 return
             if not starts:
-                raise EngineFailedError(failure)
+                raise EngineFailedError(failed.reason, lacks_memory=failed.lacks_memory)
             pause = RESTART_PAUSE if info else min(2 * pause, MAX_RESTART_PAUSE)
-            reason = "the engine is gone" if info else failure
+            reason = "the engine is gone" if info else failed.reason
             _log.error("%s; starting another in %.0f s", reason, pause)
             with trio.move_on_after(pause):
                 await self._stopping.wait()

@@ -30,6 +30,9 @@ READY: Final = "ready"
 UNLOADED: Final = "unloaded"
 STOPPING: Final = "stopping"
 
+IN_USE_SECONDS: Final = 1.0
+"""For so long after a request has come it may not have reached the engine yet."""
+
 
 class StartError(Exception):
     """A model that cannot be started; the message is one line for the user."""
@@ -67,6 +70,11 @@ class Slot:
     @property
     def is_ready(self) -> bool:
         return self.service is not None and self.service.engine.info is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it could answer and has nobody to answer to."""
+        return self.state == READY and self.service is not None and not self.service.engine.num_active
 
     @property
     def status(self) -> str:
@@ -262,17 +270,36 @@ class Fleet:
         async with trio.open_nursery() as nursery:
             async with self._one_at_a_time:
                 tokenizer = await trio.to_thread.run_sync(Tokenizer, options.path)
-                config = replace(options.engine, others_bytes=self._weights_in_memory())
-                has_company = any(other.state == READY for other in self.slots)
-                environment = ENGINE_ENVIRONMENT | (SHARED_CORES if has_company else {})
-                engine = EngineClient(config, command=self._engine_command, environment=environment)
-                slot.service = ModelService(
-                    options.names, tokenizer, engine, max_waiting=self._max_waiting, defaults=options.defaults
-                )
-                info = await nursery.start(engine.run)
+                info = await self._load(slot, tokenizer, nursery)
             slot.state, slot.was_ready, slot.last_used = READY, True, trio.current_time()
             slot.settled.set()
             _log.info("%s %s", options.name, _in_words(info))
+
+    async def _load(self, slot: Slot, tokenizer: Tokenizer, nursery: trio.Nursery) -> EngineInfo:
+        """Start its engine. What a request asks for may take the memory of models that nobody uses.
+
+        Raises EngineFailedError.
+        """
+        options = slot.options
+        while True:
+            config = replace(options.engine, others_bytes=self._weights_in_memory())
+            has_company = any(other.state == READY for other in self.slots)
+            environment = ENGINE_ENVIRONMENT | (SHARED_CORES if has_company else {})
+            engine = EngineClient(config, command=self._engine_command, environment=environment)
+            slot.service = ModelService(
+                options.names, tokenizer, engine, max_waiting=self._max_waiting, defaults=options.defaults
+            )
+            info: EngineInfo
+            try:
+                info = await nursery.start(engine.run)
+            except EngineFailedError as error:
+                unused = self._least_used() if error.lacks_memory and slot.waits else None
+                if unused is None:
+                    raise
+                _log.info("%s is unloaded, so that %s can be loaded", unused.options.name, options.name)
+                await self._let_go(unused)
+            else:
+                return info
 
     def _weights_in_memory(self) -> int:
         """Bytes of the models that are loaded: mapped from their files, so that the system counts them as available."""
@@ -301,12 +328,22 @@ class Fleet:
         while True:
             await trio.sleep(min(1.0, self._idle_limit))
             for slot in list(self._slots.values()):
-                if slot.service is not None and slot.service.engine.num_active:
+                if not slot.is_idle:
                     slot.last_used = trio.current_time()
-                elif slot.state == READY and trio.current_time() - slot.last_used >= self._idle_limit:
+                elif trio.current_time() - slot.last_used >= self._idle_limit:
                     _log.info("%s was idle for %.0f s and is unloaded", slot.names[0], self._idle_limit)
-                    slot.comes_back = True
-                    await self._unload(slot, 0.0)
+                    await self._let_go(slot)
+
+    def _least_used(self) -> Slot | None:
+        """Of the models that nobody uses, the one that was asked for anything longest ago."""
+        recently = trio.current_time() - IN_USE_SECONDS
+        unused = [slot for slot in self.slots if slot.is_idle and slot.last_used < recently]
+        return min(unused, key=lambda slot: slot.last_used, default=None)
+
+    async def _let_go(self, slot: Slot) -> None:
+        """Unload a model that nobody uses, until somebody does."""
+        slot.comes_back = True
+        await self._unload(slot, 0.0)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

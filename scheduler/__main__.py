@@ -22,12 +22,12 @@ def main() -> int:
 
     # Imported once the link watches the API: loading llama.cpp takes a moment, and the API may die in it.
     from scheduler.engine import Engine, load
-    from scheduler.llama import ModelError
+    from scheduler.llama import ModelError, NoMemoryError
 
     try:
         parts = load(config)
     except ModelError as error:
-        link.send(Failed(str(error)))
+        link.send(Failed(str(error), isinstance(error, NoMemoryError)))
         link.flush(5.0)
         return 1
     link.send(Ready(parts.info))

@@ -15,7 +15,7 @@ from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.embedder import Embedder
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler, GrammarError
-from scheduler.llama import MAX_SEQUENCE_IDS, Context, Model, ModelError, num_gpu_layers
+from scheduler.llama import MAX_SEQUENCE_IDS, Context, Model, NoMemoryError, num_gpu_layers
 from scheduler.machine import cores
 from scheduler.memory import LaneMemory, PoolMemory
 from scheduler.messages import Cancel, Embed, Embedded, Inspect, Message, Output, Report, Stop, Submit
@@ -283,7 +283,7 @@ def _open(config: EngineConfig, model: Model, why_pool: str = "") -> _Device:
     if not num_gpu_layers(config.gpu_layers, model.num_layers):
         kv_bytes = sizes.kv_tokens * model.kv_bytes_per_token(config.kv_type)
         if missing := missing_memory(config, model.num_bytes, kv_bytes):
-            raise ModelError(f"{config.model_path}: {missing}")
+            raise NoMemoryError(f"{config.model_path}: {missing}")
     in_lanes, sharing = sizes.layout == "lanes", model.shares_prefixes
     context = Context(
         model,

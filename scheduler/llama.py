@@ -40,6 +40,10 @@ class ModelError(Exception):
     """The model cannot be served; the message is one line for the user."""
 
 
+class NoMemoryError(ModelError):
+    """It could be with more memory."""
+
+
 _last_errors: list[str] = []
 
 
@@ -145,7 +149,7 @@ class Context:
 
         Layout *pool* if `unified`, else lanes, where a step may be cut into several micro-batches. With a `pooling`,
         each id's tokens of a step give one vector instead of logits.
-        Raises ModelError if there is no memory for it, or if the model only reads but is not to pool.
+        Raises NoMemoryError if there is none for it, ModelError if the model only reads but is not to pool.
         """
         params = lib.llama_context_default_params()
         params.n_ctx = kv_tokens
@@ -165,7 +169,7 @@ class Context:
         _last_errors.clear()
         self._pointer: Any = lib.llama_init_from_model(model.pointer, params)
         if not self._pointer:
-            raise ModelError(f"llama.cpp cannot set up {kv_tokens} tokens of KV memory: {_last_error()}")
+            raise NoMemoryError(f"llama.cpp cannot set up {kv_tokens} tokens of KV memory: {_last_error()}")
         self._vocab_size = model.vocab_size
         self._memory: Any = lib.llama_get_memory(self._pointer)
         self.keeps_kv = bool(self._memory) and not model.encodes

@@ -106,6 +106,8 @@ class Failed:
     """The engine cannot serve this model; it ends after this message."""
 
     reason: str
+    lacks_memory: bool = False
+    """Whether it could with more memory."""
 
 
 TokenLogprob = tuple[float, list[tuple[int, float]]]

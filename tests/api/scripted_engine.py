@@ -125,7 +125,10 @@ def main() -> int:
     engine = ScriptedEngine(sock, folder)
     match behaviour:
         case "fails":
-            engine.send(Failed("no memory for it"))
+            engine.send(Failed("it is broken"))
+            return 1
+        case "starves":
+            engine.send(Failed("no memory for it", lacks_memory=True))
             return 1
         case "vanishes":
             return 3

@@ -133,7 +133,7 @@ async def test_requests_are_refused_until_then(engines: Engines) -> None:
 
 async def test_an_engine_that_cannot_load_says_why(engines: Engines) -> None:
     engines.behave("fails", "serves")
-    with trio.fail_after(SECONDS), pytest.raises(EngineFailedError, match="no memory for it"):
+    with trio.fail_after(SECONDS), pytest.raises(EngineFailedError, match="it is broken"):
         await engines.client.run()
     assert len(engines.pids) == 1, "what failed at first is not tried again"
     assert is_gone(engines.pids[0])
@@ -346,7 +346,7 @@ async def test_why_a_restart_failed_is_logged(engines: Engines, caplog: pytest.L
     errors = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(errors) == 2
     assert "the engine is gone" in errors[0]
-    assert "no memory for it" in errors[1]
+    assert "it is broken" in errors[1]
 
 
 # Vectors of texts

@@ -212,7 +212,7 @@ async def test_a_model_that_cannot_be_loaded_says_why_and_leaves_nothing(models:
     async with models.running() as fleet:
         await fleet.start(models.options("one"))
         models.behave("serves", "fails", "serves")
-        with pytest.raises(StartError, match="no memory for it"):
+        with pytest.raises(StartError, match="it is broken"):
             await fleet.start(models.options("two"))
         assert statuses(fleet) == {"one": "ready"}
         assert await refusal(fleet, "two") == (404, "model_not_found")
@@ -324,6 +324,81 @@ async def test_one_that_fails_to_come_back_stays_known(models: Models) -> None:
         assert await refusal(fleet, "one") == (503, "model_not_loaded")
         assert statuses(fleet) == {"one": "unloaded"}
         assert await said(fleet, "one", 5) == [5]
+
+
+# Room for what is asked for
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model counts as unused as soon as it has answered."""
+    monkeypatch.setattr("api.fleet.IN_USE_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_what_is_asked_for_may_take_the_memory_of_the_least_used_models(models: Models) -> None:
+    models.on_disk = {"three": models.options("three")}
+    models.behave("serves", "serves", "starves", "starves", "serves")
+    async with models.running() as fleet:
+        engines = [pid(await fleet.start(models.options(name))) for name in ("one", "two")]
+        assert await said(fleet, "one", 5) == [5]
+        assert await said(fleet, "three", 6) == [6]
+        assert statuses(fleet) == {"one": "unloaded", "two": "unloaded", "three": "ready"}
+        assert [is_gone(engine) for engine in engines] == [True, True]
+        assert await said(fleet, "one", 7) == [7], "it comes back when asked"
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_no_more_models_give_way_than_need_to(models: Models) -> None:
+    models.on_disk = {"three": models.options("three")}
+    models.behave("serves", "serves", "starves", "serves")
+    async with models.running() as fleet:
+        for name in ("one", "two"):
+            await fleet.start(models.options(name))
+        assert await said(fleet, "one", 5) == [5]
+        assert await said(fleet, "three", 6) == [6]
+        assert statuses(fleet) == {"one": "ready", "two": "unloaded", "three": "ready"}
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_model_that_answers_does_not_give_way(models: Models) -> None:
+    models.on_disk = {"two": models.options("two")}
+    models.behave("serves", "starves")
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        service = await fleet.accepting("one")
+        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]) as generation:
+            assert await refusal(fleet, "two") == (503, "model_not_loaded")
+            [(_, output)] = await generation.receive()
+            assert output.tokens == [5]
+        assert statuses(fleet) == {"one": "ready"}
+
+
+async def test_a_model_whose_request_is_on_its_way_does_not_give_way(models: Models) -> None:
+    models.on_disk = {"two": models.options("two")}
+    models.behave("serves", "starves")
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        await fleet.accepting("one")
+        assert await refusal(fleet, "two") == (503, "model_not_loaded")
+        assert statuses(fleet) == {"one": "ready"}
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("behaviour", ["starves", "fails"])
+async def test_models_give_way_neither_to_one_that_somebody_starts_nor_to_a_broken_one(
+    models: Models, behaviour: str
+) -> None:
+    models.on_disk = {"two": models.options("two")}
+    models.behave("serves", behaviour)
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        if behaviour == "fails":
+            assert await refusal(fleet, "two") == (503, "model_not_loaded")
+        else:
+            with pytest.raises(StartError, match="no memory for it"):
+                await fleet.start(models.options("two"))
+        assert statuses(fleet) == {"one": "ready"}
 
 
 async def test_nothing_is_loaded_while_the_server_shuts_down(models: Models) -> None:
