@@ -17,7 +17,7 @@ from api.engine import (
     EngineFailedError,
 )
 from api.errors import ApiError, unavailable
-from api.models.files import num_file_bytes
+from api.models.files import ModelFilesError, num_file_bytes
 from api.options import ModelOptions
 from api.service import ModelService
 from api.tokenizer import ModelError, Tokenizer
@@ -104,7 +104,8 @@ class Fleet:
         on_demand: Callable[[str], ModelOptions | None] = lambda _: None,
         engine_command: tuple[str, ...] = ENGINE_COMMAND,
     ) -> None:
-        """`on_demand` finds a model on disk that a request asks for, in a thread; None for one that it may not load.
+        """`on_demand` finds a model on disk that a request asks for, in a thread; None for one that it may not load. It
+        raises ModelFilesError for one that is broken.
 
         A model that nobody has asked for anything for `idle_limit` seconds is unloaded until somebody does; 0 is never.
         """
@@ -163,7 +164,7 @@ class Fleet:
             elif slot.state == LOADING and slot.waits:
                 await slot.settled.wait()
                 if slot.failure:
-                    raise ApiError(503, slot.failure, kind="server_error", code="model_not_loaded")
+                    raise _not_loaded(slot.failure)
             elif slot.service is not None:
                 return slot.service
             else:
@@ -187,7 +188,10 @@ class Fleet:
             return next(iter(self._slots.values()))
         slot = self._find(name)
         if slot is None:
-            options = None if self.draining else await trio.to_thread.run_sync(self._on_demand, name)
+            try:
+                options = None if self.draining else await trio.to_thread.run_sync(self._on_demand, name)
+            except ModelFilesError as error:
+                raise _not_loaded(str(error)) from error
             slot = self._find(name)  # somebody else may have asked for it meanwhile
             if slot is None and options is None:
                 raise self._unknown(name)
@@ -401,6 +405,10 @@ def _in_words(info: EngineInfo) -> str:
         f"answers (context {info.ctx_len}, {info.max_seqs} sequences at once, {info.kv_tokens} tokens of KV memory in "
         f"{layout}: {info.kv_layout_reason})"
     )
+
+
+def _not_loaded(reason: str) -> ApiError:
+    return ApiError(503, reason, kind="server_error", code="model_not_loaded")
 
 
 def _set_event() -> trio.Event:

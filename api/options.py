@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from api.home import home
-from api.models.files import SETTINGS_NAME, ModelFilesError, resolve_name
+from api.models.files import SETTINGS_NAME, ModelNotFoundError, resolve_name
 from scheduler.config import FLASH_ATTN, KV_LAYOUTS, KV_TYPES, POOLINGS, EngineConfig
 
 if TYPE_CHECKING:
@@ -336,11 +336,15 @@ class ServerFlags(ModelFlags):
         )
 
     def _on_disk(self, name: str) -> ModelOptions | None:
-        """The options of a model that lies on disk by this name, which is never a path; None if none does."""
+        """The options of a model that lies on disk by this name, which is never a path; None if none does.
+
+        Raises ModelFilesError for one that cannot be used.
+        """
         try:
-            return replace(self, alias=[]).model_options(name, resolve_name(name))
-        except ModelFilesError:
+            path = resolve_name(name)
+        except ModelNotFoundError:
             return None
+        return replace(self, alias=[]).model_options(name, path)
 
 
 def with_server_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -17,6 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 from api.engine import Draft
 from api.errors import ApiError
 from api.fleet import Fleet, Slot, StartError
+from api.models.files import ModelFilesError
 from api.options import ModelOptions
 from api.schemas.management import StartRequest
 from scheduler.config import EngineConfig
@@ -57,6 +58,8 @@ class Models:
     async def running(self, **settings: Any) -> AsyncIterator[Fleet]:
         def on_demand(name: str) -> ModelOptions | None:
             self.asked.append(name)
+            if name == "broken":
+                raise ModelFilesError("broken is cut short")
             return self.on_disk.get(name)
 
         command = (sys.executable, str(SCRIPT), str(self.folder))
@@ -275,6 +278,7 @@ async def test_requests_for_a_model_on_disk_wait_until_it_is_loaded_once(models:
         assert models.num_starts == 2
         assert set(models.asked) == {"two"}
         assert await refusal(fleet, "three") == (404, "model_not_found")
+        assert await refusal(fleet, "broken") == (503, "model_not_loaded")
 
 
 async def test_a_model_on_disk_that_cannot_be_loaded_is_tried_again_by_the_next_request(models: Models) -> None:

@@ -19,7 +19,7 @@ import pytest
 from api.command import cli
 from api.command.launch import end
 from api.models import hub as downloads
-from api.models.files import NotOnDiskError, resolve, resolve_name
+from api.models.files import ModelFilesError, NotOnDiskError, resolve, resolve_name
 from api.record import ask, ask_health, read_record
 from tests.api.gguf_files import gguf
 from tests.api.hub import Hub
@@ -490,6 +490,21 @@ def test_a_server_on_demand_finds_what_was_pulled_and_no_path(
     for name in ("here/file", str(path), "./here/file"):
         assert find(name) is None
     assert resolve_name("owner/repo") == path
+
+
+def test_a_server_on_demand_tells_what_is_wrong_with_a_broken_model(hub: Hub, home: Path, cortex: Cortex) -> None:
+    from api.options import ServerFlags
+
+    hub.add("owner/repo", {"model.gguf": model()})
+    cortex("pull", "owner/repo")
+    find = ServerFlags(on_demand=True).options("smollm2:135m", Path("/m.gguf")).on_demand
+    folder = home / "models/owner/repo"
+    (folder / "model.yaml").write_text("temperature: hot")
+    with pytest.raises(ModelFilesError, match=r"model\.yaml: temperature"):
+        find("owner/repo")
+    (folder / "model.gguf").write_bytes(gguf()[:-1])
+    with pytest.raises(ModelFilesError, match="cut short"):
+        find("owner/repo")
 
 
 def test_at_a_terminal_a_bar_tells_bytes_and_speed(hub: Hub) -> None:
