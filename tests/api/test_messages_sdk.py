@@ -145,7 +145,7 @@ def test_every_piece_of_a_stream_is_heard(server: CortexServer) -> None:
         fields: dict[str, Any] = {
             "model": MODEL,
             "max_tokens": 20,
-            "temperature": 0,
+            "extra_body": {"temperature": 0},
             "messages": [{"role": "user", "content": "Tell me a story."}],
         }
         with client.messages.stream(**fields) as stream:

@@ -507,9 +507,10 @@ def test_a_call_and_its_result_go_back_in(way: Way) -> None:
         },
         {"role": "tool", "tool_call_id": "call_1", "content": "Sunny, 25 degrees."},
     ]
-    response = way.chat(messages, tools=[WEATHER], tool_choice="none", temperature=0)
+    fields: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "none", "temperature": 0}
+    response = way.chat(messages, **fields)
     assert response.only.text
-    assert response.usage.prompt_tokens > way.chat(messages[:1], tools=[WEATHER], max_tokens=1).usage.prompt_tokens
+    assert response.usage.prompt_tokens > way.chat(messages[:1], **fields).usage.prompt_tokens
 
 
 def test_a_tools_schema_that_cannot_be_served_is_refused(server: CortexServer) -> None:
