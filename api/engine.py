@@ -6,17 +6,16 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
-from types import TracebackType
-from typing import Final, Self
+from dataclasses import asdict
+from typing import Final
 
 import orjson
 import trio
 
-from api.errors import ApiError, server_error, unavailable
-from api.mailbox import Mailbox
+from api.errors import unavailable
+from api.generation import Draft, Embedding, Generation
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.messages import (
     Cancel,
@@ -28,7 +27,6 @@ from scheduler.messages import (
     Output,
     Ready,
     Report,
-    SamplingParams,
     Step,
     Stop,
     Submit,
@@ -49,12 +47,9 @@ in huge pages are there in a fifth of the time."""
 SHARED_CORES: Final = {"GOMP_SPINCOUNT": "1000"}
 """The same for an engine beside others. llama.cpp's threads spin while they wait for each other; where engines share
 cores they would spin on those that another's threads need."""
-UNREAD_LIMIT: Final = 60.0
-"""Seconds that a stream may leave its tokens unread while the engine makes more; then it is dropped."""
 RESTART_PAUSE: Final = 1.0
 """Seconds before an engine that died is started again, doubled after each start that did not get ready."""
 MAX_RESTART_PAUSE: Final = 30.0
-INVALID_GRAMMAR: Final = "invalid_grammar"
 INSPECT_LIMIT: Final = 1.0
 """Seconds to wait for statistics: a step of a large model may take longer than who asks has time."""
 END_LIMIT: Final = 10.0
@@ -67,106 +62,6 @@ class EngineFailedError(Exception):
     def __init__(self, reason: str, *, lacks_memory: bool = False) -> None:
         super().__init__(reason)
         self.lacks_memory = lacks_memory
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """What a sequence is to be generated from, and how."""
-
-    tokens: list[int]
-    max_tokens: int
-    params: SamplingParams
-    logprobs: int | None = None
-    score_prompt: bool = False
-    grammar: str = ""
-
-
-class Generation:
-    """The sequences of one request in the engine, for as long as the `with` block around it lasts.
-
-    Leaving the block cancels what still runs. Everything in it but `receive` is synchronous, so it works in a task that
-    is being cancelled.
-    """
-
-    def __init__(self, engine: "EngineClient", submits: Sequence[Submit]) -> None:
-        self._engine = engine
-        self._submits = submits
-        self._mailbox = Mailbox()
-        self._indexes = {submit.request_id: index for index, submit in enumerate(submits)}
-
-    def __enter__(self) -> Self:
-        for submit in self._submits:
-            self._engine.start(submit, self)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for index in range(len(self._submits)):
-            self.end(index)
-
-    def end(self, index: int) -> None:
-        """Cancel one sequence, if it still runs."""
-        self._engine.cancel(self._submits[index].request_id)
-
-    async def receive(self) -> list[tuple[int, Output]]:
-        """What has come since the last call, each with the index of its sequence.
-
-        Raises ApiError if the engine failed, dropped or refused the request.
-        """
-        outputs = await self._mailbox.get()
-        for output in outputs:
-            if output.finish_reason == "refused":
-                raise ApiError(400, f"The grammar cannot be served: {output.error}", code=INVALID_GRAMMAR)
-            if output.error is not None:
-                raise server_error(output.error)
-        return [(self._indexes[output.request_id], output) for output in outputs]
-
-    def deliver(self, output: Output) -> bool:
-        """For the client: hand over an output. False if nobody reads any more."""
-        is_read = self._mailbox.seconds_unread <= UNREAD_LIMIT
-        if not is_read:
-            output = Output(output.request_id, [], "error", error="the answer was left unread for too long")
-        self._mailbox.put(output)
-        return is_read
-
-
-class Embedding:
-    """The texts of one request in the engine, for as long as the `with` block around it lasts.
-
-    As with a Generation, leaving the block cancels what is not done, and only `receive` waits.
-    """
-
-    def __init__(self, engine: "EngineClient", embed: Embed) -> None:
-        self._engine = engine
-        self._embed = embed
-        self._vectors: list[str] = []
-        self._error: str | None = None
-        self._ended = trio.Event()
-
-    def __enter__(self) -> Self:
-        self._engine.start(self._embed, self)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._engine.cancel(self._embed.request_id)
-
-    async def receive(self) -> list[str]:
-        """The vectors of all texts, in their order and as they come over the wire. Raises ApiError 500."""
-        await self._ended.wait()
-        if self._error is not None:
-            raise server_error(self._error)
-        return self._vectors
-
-    def deliver(self, embedded: Embedded) -> bool:
-        """For the client: hand over what has come. Whether that is all."""
-        self._vectors += embedded.vectors
-        self._error = embedded.error
-        if self._error is not None or len(self._vectors) == len(self._embed.texts):
-            self._ended.set()
-        return self._ended.is_set()
 
 
 class EngineClient:
@@ -185,8 +80,8 @@ class EngineClient:
         self._environment = environment
         self.info: EngineInfo | None = None
         """What the engine serves; None while none is ready."""
-        self._generations: dict[int, Generation] = {}
-        self._embeddings: dict[int, Embedding] = {}
+        self._requests: dict[int, Generation | Embedding] = {}
+        """By the ids of what runs for them."""
         self._idle = trio.Event()
         self._idle.set()
         self._last_request_id = 0
@@ -200,7 +95,7 @@ class EngineClient:
     @property
     def num_active(self) -> int:
         """Sequences that have not ended, running and waiting, and requests for vectors."""
-        return len(self._generations) + len(self._embeddings)
+        return len(self._requests)
 
     def generate(self, drafts: Iterable[Draft]) -> Generation:
         """A request of one sequence or more, submitted when its `with` block is entered."""
@@ -244,14 +139,11 @@ class EngineClient:
         return self._last_report
 
     def start(self, message: Submit | Embed, request: Generation | Embedding) -> None:
-        """For Generation and Embedding. Raises ApiError 503 while no engine is ready."""
+        """For api.generation. Raises ApiError 503 while no engine is ready."""
         self.ready_info()
-        if not self.num_active:
+        if not self._requests:
             self._idle = trio.Event()
-        if isinstance(request, Generation):
-            self._generations[message.request_id] = request
-        else:
-            self._embeddings[message.request_id] = request
+        self._requests[message.request_id] = request
         self._post(message)
 
     def cancel(self, request_id: int) -> None:
@@ -340,8 +232,8 @@ class EngineClient:
                 for output in outputs:
                     self._deliver(output)
             case Embedded(request_id):
-                embedding = self._embeddings.get(request_id)
-                if embedding is not None and embedding.deliver(message):
+                embedding = self._requests.get(request_id)
+                if isinstance(embedding, Embedding) and embedding.deliver(message):
                     self._forget(request_id)
             case Report():
                 if self._reports:
@@ -350,8 +242,8 @@ class EngineClient:
                 pass
 
     def _deliver(self, output: Output) -> None:
-        generation = self._generations.get(output.request_id)
-        if generation is None:
+        generation = self._requests.get(output.request_id)
+        if not isinstance(generation, Generation):
             return
         if not generation.deliver(output):
             _log.warning("request %d: its client stopped reading; dropped", output.request_id)
@@ -361,18 +253,15 @@ class EngineClient:
 
     def _forget(self, request_id: int) -> bool:
         """Whether there was anything to forget."""
-        request = self._generations.pop(request_id, None) or self._embeddings.pop(request_id, None)
-        if not self.num_active:
+        request = self._requests.pop(request_id, None)
+        if not self._requests:
             self._idle.set()
         return request is not None
 
     def fail_all(self, reason: str) -> None:
         """End every request with an error."""
-        for request_id, generation in tuple(self._generations.items()):
-            generation.deliver(Output(request_id, [], "error", error=reason))
-            self.cancel(request_id)
-        for request_id, embedding in tuple(self._embeddings.items()):
-            embedding.deliver(Embedded(request_id, error=reason))
+        for request_id, request in tuple(self._requests.items()):
+            request.fail(request_id, reason)
             self.cancel(request_id)
 
 

@@ -10,8 +10,8 @@ import orjson
 import trio
 
 from api.endpoints.choice import Choice, Delta
-from api.engine import INVALID_GRAMMAR, Draft, Generation
 from api.errors import ApiError
+from api.generation import INVALID_GRAMMAR, Draft, Generation
 from api.service import ModelService
 from scheduler.messages import Output
 

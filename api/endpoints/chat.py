@@ -9,7 +9,7 @@ from api.endpoints.answer import Drafted
 from api.endpoints.choice import Choice, Delta
 from api.endpoints.chunks import ChunkedAnswer
 from api.endpoints.logprobs import chat_logprobs
-from api.engine import Draft
+from api.generation import Draft
 from api.schemas.chat import ChatRequest
 from api.service import ModelService
 from api.structured import constraint

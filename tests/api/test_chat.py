@@ -16,7 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from api.app import MAX_BODY_BYTES
 from api.endpoints.answer import PING_SECONDS
-from api.engine import UNREAD_LIMIT
+from api.generation import UNREAD_LIMIT
 from api.options import ModelOptions
 from api.schemas.chat import MAX_TOOLS, UNSERVED, ChatRequest
 from api.schemas.common import MAX_CHOICES, MAX_STOPS

@@ -15,8 +15,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from api import engine as engine_module
-from api.engine import Draft, EngineClient, EngineFailedError, Generation
+from api.engine import EngineClient, EngineFailedError
 from api.errors import ApiError
+from api.generation import UNREAD_LIMIT, Draft, Generation
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.messages import Output, SamplingParams
 from tests.api.fakes import FakeEngine
@@ -492,7 +493,7 @@ async def test_tokens_that_nobody_takes_drop_the_request(autojump_clock: MockClo
     engine = FakeEngine()
     with engine.generate([Draft([1], 9, PARAMS)]) as generation:
         engine.emit([4])
-        await trio.sleep(engine_module.UNREAD_LIMIT)
+        await trio.sleep(UNREAD_LIMIT)
         engine.emit([5])
         assert engine.cancelled == []
         await trio.sleep(1)
@@ -505,10 +506,10 @@ async def test_tokens_that_nobody_takes_drop_the_request(autojump_clock: MockClo
 async def test_a_request_that_makes_no_tokens_is_not_unread(autojump_clock: MockClock) -> None:
     engine = FakeEngine()
     with engine.generate([Draft([1], 9, PARAMS)]) as generation:
-        await trio.sleep(10 * engine_module.UNREAD_LIMIT)
+        await trio.sleep(10 * UNREAD_LIMIT)
         engine.emit([4])
         assert await told(generation) == [4]
-        await trio.sleep(10 * engine_module.UNREAD_LIMIT)
+        await trio.sleep(10 * UNREAD_LIMIT)
         engine.emit([5])
         assert await told(generation) == [5]
     assert engine.cancelled == [1]

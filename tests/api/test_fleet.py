@@ -14,9 +14,9 @@ import trio
 from openai import AsyncOpenAI, NotFoundError, OpenAI
 from trio.testing import wait_all_tasks_blocked
 
-from api.engine import Draft
 from api.errors import ApiError
 from api.fleet import Fleet, Slot, StartError
+from api.generation import Draft
 from api.models.files import ModelFilesError
 from api.options import ModelOptions
 from api.schemas.management import StartRequest
