@@ -55,6 +55,8 @@ INSPECT_LIMIT: Final = 1.0
 END_LIMIT: Final = 10.0
 """Seconds that an engine may take to end, a step in flight included, before it is killed."""
 
+_GONE: Final = "the engine ended unexpectedly; please try again"
+
 
 class EngineFailedError(Exception):
     """The engine could not load the model; the message is one line for the user."""
@@ -82,6 +84,8 @@ class EngineClient:
         """What the engine serves; None while none is ready."""
         self._requests: dict[int, Generation | Embedding] = {}
         """By the ids of what runs for them."""
+        self._orphans: set[int] = set()
+        """Of these, those whose first engine is gone."""
         self._idle = trio.Event()
         self._idle.set()
         self._last_request_id = 0
@@ -138,13 +142,13 @@ class EngineClient:
             self._last_report = await receive.receive()
         return self._last_report
 
-    def start(self, message: Submit | Embed, request: Generation | Embedding) -> None:
+    def start(self, request_id: int, request: Generation | Embedding) -> None:
         """For api.generation. Raises ApiError 503 while no engine is ready."""
         self.ready_info()
         if not self._requests:
             self._idle = trio.Event()
-        self._requests[message.request_id] = request
-        self._post(message)
+        self._requests[request_id] = request
+        self._post(request.message(request_id))
 
     def cancel(self, request_id: int) -> None:
         """End a request; one that is unknown or has ended is left alone."""
@@ -162,6 +166,12 @@ class EngineClient:
 
         Raises EngineFailedError if that one cannot load the model.
         """
+        try:
+            await self._run(task_status)
+        finally:
+            self.fail_all(_GONE)
+
+    async def _run(self, task_status: trio.TaskStatus[EngineInfo]) -> None:
         pause, starts = RESTART_PAUSE, 0
         while True:
             info, failed = None, Failed("the engine ended while loading the model; the log may say why")
@@ -173,6 +183,7 @@ class EngineClient:
                         _log.info("engine %d serves %s", info.pid, info.description)
                         if starts == 1:
                             task_status.started(info)
+                        self._go_on()
                     elif isinstance(message, Failed):
                         failed = message
                     else:
@@ -215,7 +226,7 @@ class EngineClient:
                 nursery.cancel_scope.cancel()
         finally:
             self.info = self._outbox = None
-            self.fail_all("the engine ended unexpectedly; please try again")
+            self._outlive()
             self._reports.clear()
             self._last_report = None
             ours.close()  # by which it knows that nobody is left to serve
@@ -254,15 +265,34 @@ class EngineClient:
     def _forget(self, request_id: int) -> bool:
         """Whether there was anything to forget."""
         request = self._requests.pop(request_id, None)
+        self._orphans.discard(request_id)
         if not self._requests:
             self._idle.set()
         return request is not None
 
+    def _outlive(self) -> None:
+        """Keep the requests of an engine that is gone for the next one, but once only: it may have died of them."""
+        for request_id in tuple(self._requests):
+            if request_id in self._orphans:
+                self._fail(request_id, _GONE)
+            else:
+                self._orphans.add(request_id)
+
+    def _go_on(self) -> None:
+        """Ask a new engine for the rest of what the one before it left."""
+        if self._requests:
+            _log.info("%d go on where the engine before left them", len(self._requests))
+        for request_id, request in self._requests.items():
+            self._post(request.message(request_id))
+
     def fail_all(self, reason: str) -> None:
         """End every request with an error."""
-        for request_id, request in tuple(self._requests.items()):
-            request.fail(request_id, reason)
-            self.cancel(request_id)
+        for request_id in tuple(self._requests):
+            self._fail(request_id, reason)
+
+    def _fail(self, request_id: int, reason: str) -> None:
+        self._requests[request_id].fail(request_id, reason)
+        self.cancel(request_id)
 
 
 async def _messages(stream: trio.SocketStream) -> AsyncIterator[Message]:

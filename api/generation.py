@@ -1,7 +1,7 @@
 """What a request has in the engine: its sequences or its texts, for as long as somebody waits for them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -19,7 +19,7 @@ INVALID_GRAMMAR: Final = "invalid_grammar"
 class Engine(Protocol):
     """What these need of api.engine."""
 
-    def start(self, message: Submit | Embed, request: "Generation | Embedding") -> None: ...
+    def start(self, request_id: int, request: "Generation | Embedding") -> None: ...
     def cancel(self, request_id: int) -> None: ...
 
 
@@ -47,10 +47,14 @@ class Generation:
         self._submits = submits
         self._mailbox = Mailbox()
         self._indexes = {submit.request_id: index for index, submit in enumerate(submits)}
+        self._answers: list[list[int]] = [[] for _ in submits]
+        """All tokens that have come of each sequence."""
+        self._num_scored = [0] * len(submits)
+        """Probabilities that have come of the tokens of each prompt."""
 
     def __enter__(self) -> Self:
         for submit in self._submits:
-            self._engine.start(submit, self)
+            self._engine.start(submit.request_id, self)
         return self
 
     def __exit__(
@@ -81,8 +85,16 @@ class Generation:
         is_read = self._mailbox.seconds_unread <= UNREAD_LIMIT
         if not is_read:
             output = Output(output.request_id, [], "error", error="the answer was left unread for too long")
+        index = self._indexes[output.request_id]
+        self._answers[index] += output.tokens
+        self._num_scored[index] += len(output.prompt_logprobs)
         self._mailbox.put(output)
         return is_read
+
+    def message(self, request_id: int) -> Submit:
+        """For the client: what asks an engine for all that is still to come of a sequence."""
+        index = self._indexes[request_id]
+        return replace(self._submits[index], answer=self._answers[index], num_scored=self._num_scored[index])
 
     def fail(self, request_id: int, reason: str) -> None:
         """For the client: end a sequence with an error."""
@@ -103,7 +115,7 @@ class Embedding:
         self._ended = trio.Event()
 
     def __enter__(self) -> Self:
-        self._engine.start(self._embed, self)
+        self._engine.start(self._embed.request_id, self)
         return self
 
     def __exit__(
@@ -125,6 +137,10 @@ class Embedding:
         if self._error is not None or len(self._vectors) == len(self._embed.texts):
             self._ended.set()
         return self._ended.is_set()
+
+    def message(self, request_id: int) -> Embed:
+        """For the client: what asks an engine for the vectors that are still to come."""
+        return Embed(request_id, self._embed.texts[len(self._vectors) :])
 
     def fail(self, request_id: int, reason: str) -> None:
         """For the client: end it with an error."""

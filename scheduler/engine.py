@@ -132,7 +132,8 @@ class Engine:
         if isinstance(grammar, GrammarError):
             self._wire.send_outputs([Output(submit.request_id, finish_reason="refused", error=str(grammar))])
         else:
-            self._wire.send_outputs([Output(submit.request_id)])
+            if not submit.answer:
+                self._wire.send_outputs([Output(submit.request_id)])
             self._submit(submit, grammar)
 
     def _submit(self, submit: Submit, grammar: Grammar | None = None) -> None:

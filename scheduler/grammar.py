@@ -101,9 +101,10 @@ class GrammarCompiler:
 
     def compile(self, submit: Submit, tell: Callable[[Compiled], None]) -> None:
         """Call `tell` from another thread, now or later."""
-        self._thread.submit(lambda: tell(Compiled(submit, self._compile(submit.grammar))))
+        self._thread.submit(lambda: tell(Compiled(submit, self._compile(submit.grammar, submit.answer))))
 
-    def _compile(self, source: str) -> Grammar | GrammarError:
+    def _compile(self, source: str, answer: list[int]) -> Grammar | GrammarError:
+        """As far as the answer has come."""
         matcher = self._matchers.get(source)
         if matcher is None:
             started = time.perf_counter()
@@ -121,4 +122,7 @@ class GrammarCompiler:
             if len(self._matchers) > CACHE_SIZE:
                 self._matchers.popitem(last=False)
         self._matchers.move_to_end(source)
-        return Grammar(matcher.deep_copy())
+        matcher = matcher.deep_copy()
+        if answer and not matcher.consume_tokens(answer):
+            return GrammarError(f"the answer cannot follow its grammar any further: {_reason(matcher)}")
+        return Grammar(matcher)

@@ -70,6 +70,10 @@ class Submit:
     """Whether to tell the probabilities of the prompt's tokens, too. These are then computed, not taken from memory."""
     grammar: str = ""
     """What the answer must match, in llguidance's words; empty for anything."""
+    answer: list[int] = field(default_factory=list)
+    """What an engine that is gone has generated of it; these count among `max_tokens`."""
+    num_scored: int = 0
+    """Probabilities of the prompt's tokens that were told by one that is gone."""
 
 
 @dataclass(frozen=True, slots=True)

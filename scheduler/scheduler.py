@@ -110,7 +110,8 @@ class Scheduler:
 
     def submit(self, submit: Submit, grammar: Grammar | None = None) -> Output | None:
         """Queue a request, with its grammar compiled. Returns its only output if it can never be served."""
-        if not submit.tokens or submit.max_tokens < 1 or len(submit.tokens) + submit.max_tokens > self._ctx_len:
+        num_tokens = len(submit.tokens) + submit.max_tokens
+        if not submit.tokens or submit.max_tokens <= len(submit.answer) or num_tokens > self._ctx_len:
             reason = f"a prompt of {len(submit.tokens)} tokens and {submit.max_tokens} more do not fit the context"
             return Output(submit.request_id, [], FINISH_REASONS[Status.FAILED], error=reason)
         sequence = Sequence(submit, self._arrivals, grammar)

@@ -60,18 +60,20 @@ class Sequence:
         self.max_known = self.num_prompt + submit.max_tokens
         self.sampler = SamplerState(submit.params, submit.tokens)
         self.grammar = grammar
-        """What its answer must match, and how far it has come."""
+        """What its answer must match, and how far it has come. It has taken in what is known of the answer."""
         self.logprobs = submit.logprobs
         """How many of the best tokens to tell with each token; None for no probabilities at all."""
         self.last_step = 0
         """The step that gave it its latest token."""
-        self.num_unscored = self.num_prompt - 1 if submit.score_prompt else 0
+        self.num_unscored = max(0, self.num_prompt - 1 - submit.num_scored) if submit.score_prompt else 0
         """Tokens at the prompt's end whose probabilities are still to be told."""
         self.status = Status.WAITING
         self.branch: Branch | None = None
         """Its KV memory; only while it runs."""
         self.cached_tokens: int | None = None
         """Prompt tokens found in memory when it was first admitted."""
+        for token in submit.answer:
+            self.append(token)
 
     @property
     def num_known(self) -> int:

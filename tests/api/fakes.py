@@ -89,7 +89,7 @@ class FakeEngine(EngineClient):
         self._dispatch(Step([Output(request_id, list(tokens), finish_reason, cached_tokens, error)]))
 
     def die(self) -> None:
-        """As when the engine's process has ended."""
+        """As when the engine's process has ended for the second time."""
         self.info = None
         self.fail_all("the engine ended unexpectedly; please try again")
 

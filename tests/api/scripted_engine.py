@@ -29,9 +29,10 @@ from scheduler.messages import (
     encode,
 )
 
-ECHO, HOLD, DIE, STRANGERS, GARBAGE, SILENCE = range(1, 7)
+ECHO, HOLD, DIE, STRANGERS, GARBAGE, SILENCE, PAUSE, DIE_ONCE = (*range(1, 8), 99)
 """Say the other tokens one by one and end; say them and go on; then die; talk of unknown requests too; write what is
-no message; say nothing."""
+no message; say nothing; say the first and go on, but to one that knows it say the rest and end; die in the first life
+only."""
 
 
 def info(config: EngineConfig) -> EngineInfo:
@@ -88,7 +89,9 @@ class ScriptedEngine:
     def _answer(self, submit: Submit) -> None:
         what, *tokens = submit.tokens
         number = submit.request_id
-        self.note(f"submit {number}")
+        self.note(f"submit {number}" + f" after {submit.answer}" * bool(submit.answer))
+        if what == PAUSE:
+            what, tokens = (ECHO, tokens[len(submit.answer) :]) if submit.answer else (HOLD, tokens[:1])
         if what == SILENCE:
             return
         if what == STRANGERS:
@@ -105,8 +108,9 @@ class ScriptedEngine:
     def _embed(self, number: int, texts: list[list[int]]) -> None:
         """A text's vector is its tokens; one that only holds DIE is the engine's end, and SILENCE gets none."""
         self.note(f"embed {number}")
+        is_first = len((self._folder / "starts").read_text().split()) == 1
         for text in texts:
-            if text == [DIE]:
+            if text == [DIE] or (text == [DIE_ONCE] and is_first):
                 os.kill(os.getpid(), signal.SIGKILL)
             if text != [SILENCE]:
                 self.send(Embedded(number + 1000, ["stranger"]), Embedded(number, [str(text)]))

@@ -372,23 +372,45 @@ def test_a_killed_server_leaves_no_engine(tmp_path: Path) -> None:
                 pass
 
 
-def test_a_killed_engine_ends_its_streams_and_another_answers(tmp_path: Path) -> None:
-    with CortexServer(tmp_path, "--ctx-len=1024") as server, client_of(server) as client:
+def test_streams_outlive_a_killed_engine_and_miss_nothing(tmp_path: Path) -> None:
+    """One is free, of the others it is known what they must say: with probabilities they say it token by token."""
+    texts = [" ".join(str(number) for number in range(start, start + 25)) for start in (100, 500)]
+
+    async def ask(client: AsyncOpenAI, killed: asyncio.Event, **fields: Any) -> tuple[str, str | None, int]:
+        content, reason, num_tokens = "", None, 0
+        async for chunk in await client.chat.completions.create(
+            model=MODEL, messages=user("Count."), stream=True, stream_options={"include_usage": True}, **fields
+        ):
+            for choice in chunk.choices:
+                content += choice.delta.content or ""
+                reason = choice.finish_reason or reason
+            if len(content) > 20 and not killed.is_set():
+                killed.set()
+                os.kill(engine, signal.SIGKILL)
+                wait_until(lambda: server.health()["status"] == "loading", "the engine is gone")
+                with pytest.raises(openai.InternalServerError) as refused:
+                    await client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=2)
+                assert refused.value.status_code == 503, "new requests are to come back"
+            num_tokens = chunk.usage.completion_tokens if chunk.usage else 0
+        return content, reason, num_tokens
+
+    async def ask_all() -> list[tuple[str, str | None, int]]:
+        async with async_client_of(server) as client:
+            killed = asyncio.Event()
+            bound = [
+                ask(client, killed, logprobs=True, extra_body={"guided_regex": text}, max_tokens=500) for text in texts
+            ]
+            free = ask(client, killed, max_tokens=100, extra_body={"ignore_eos": True})
+            return await asyncio.gather(*bound, free)
+
+    with CortexServer(tmp_path, "--ctx-len=1024") as server:
         engine = server.health()["engine_pid"]
-        stream = long_stream(client, 900)
-        read(stream, 2)
-        os.kill(engine, signal.SIGKILL)
-        with pytest.raises(openai.APIError, match="engine ended"):
-            for _ in stream:
-                pass
-        with pytest.raises(openai.InternalServerError) as refused:
-            client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=2)
-        assert refused.value.status_code == 503
-        wait_until(lambda: server.health()["status"] == "ok", "another engine is ready")
+        *bound, free = asyncio.run(ask_all())
+        assert [text for text, _, _ in bound] == texts
+        assert [reason for _, reason, _ in bound] == ["stop", "stop"]
+        assert free[1:] == ("length", 100)
         assert server.health()["engine_pid"] not in (None, engine)
-        response = client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=2)
-        assert response.usage is not None
-        assert response.usage.completion_tokens > 0
+        server.assert_nothing_is_held()
         assert server.stop() == 0
 
 

@@ -21,7 +21,7 @@ from api.generation import UNREAD_LIMIT, Draft, Generation
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.messages import Output, SamplingParams
 from tests.api.fakes import FakeEngine
-from tests.api.scripted_engine import DIE, ECHO, GARBAGE, HOLD, SILENCE, STRANGERS
+from tests.api.scripted_engine import DIE, DIE_ONCE, ECHO, GARBAGE, HOLD, PAUSE, SILENCE, STRANGERS
 
 SECONDS = 20.0
 """Nothing here takes so long."""
@@ -270,21 +270,76 @@ async def next_engine(engines: Engines, info: EngineInfo) -> EngineInfo:
     return engines.client.ready_info()
 
 
-async def test_an_engine_that_dies_fails_its_requests_and_another_starts(engines: Engines) -> None:
+async def test_requests_outlive_their_engine_and_miss_nothing(engines: Engines) -> None:
     async with engines.running() as info:
-        with engines.ask(HOLD, 8) as other:
-            assert await told(other) == [8]
-            with engines.ask(DIE, 5, 6) as deadly:
-                await assert_fails(deadly)
-            await assert_fails(other)
+        with engines.ask(PAUSE, 5, 6, 7) as begun, engines.ask(ECHO, 8) as done:
+            assert await told(begun) == [5]
+            assert await rest(done) == ([8], "stop")
+            os.kill(info.pid, signal.SIGKILL)
+            await wait_until(lambda: engines.client.info is None)
+            with pytest.raises(ApiError) as refused, engines.ask(ECHO, 5):
+                pass
+            assert refused.value.status == 503, "new ones wait for the next"
+            assert await rest(begun) == ([6, 7], "stop")
         assert engines.client.num_active == 0
-        with pytest.raises(ApiError):
-            engines.client.ready_info()
-        again = await next_engine(engines, info)
-        assert again == replace(info, pid=engines.pids[1])
-        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
+        assert engines.client.ready_info() == replace(info, pid=engines.pids[1])
     assert is_gone(engines.pids[0])
+    assert engines.notes == ["submit 1", "submit 2", "submit 1 after [5]"]
+
+
+async def test_all_sequences_of_a_request_go_on(engines: Engines) -> None:
+    async with engines.running() as info:
+        with engines.client.generate([Draft([PAUSE, n, n + 1], 10, PARAMS) for n in (20, 30)]) as generation:
+            heard: dict[int, list[int]] = {0: [], 1: []}
+            while not (heard[0] and heard[1]):
+                for index, output in await generation.receive():
+                    heard[index] += output.tokens
+            os.kill(info.pid, signal.SIGKILL)
+            while engines.client.num_active or heard != {0: [20, 21], 1: [30, 31]}:
+                for index, output in await generation.receive():
+                    heard[index] += output.tokens
+
+
+async def test_what_an_engine_dies_of_kills_two_at_most(engines: Engines) -> None:
+    async with engines.running():
+        with engines.ask(HOLD, 8) as other, engines.ask(DIE, 5) as deadly:
+            assert await told(other) == [8]
+            await assert_fails(deadly)
+            await assert_fails(other)
+        await wait_until(lambda: engines.client.info is not None)
+        assert len(engines.pids) == 3
+        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
     assert "cancel" not in " ".join(engines.notes), "what a dead engine ran is nothing to its successor"
+
+
+async def test_who_leaves_while_no_engine_runs_is_nothing_to_the_next(engines: Engines) -> None:
+    async with engines.running() as info:
+        with engines.ask(HOLD, 8) as generation:
+            assert await told(generation) == [8]
+            os.kill(info.pid, signal.SIGKILL)
+            await wait_until(lambda: engines.client.info is None)
+        assert engines.client.num_active == 0
+        await next_engine(engines, info)
+        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
+    assert engines.notes == ["submit 1", "submit 2"]
+
+
+async def test_requests_fail_if_no_other_engine_can_start(engines: Engines) -> None:
+    engines.behave("serves", "fails", "serves")
+    async with engines.running() as info:
+        with engines.ask(HOLD, 8) as generation:
+            assert await told(generation) == [8]
+            os.kill(info.pid, signal.SIGKILL)
+            await assert_fails(generation)
+
+
+async def test_requests_fail_when_the_client_is_cancelled(engines: Engines) -> None:
+    async with engines.running():
+        generation = engines.ask(HOLD, 8)
+        generation.__enter__()
+        assert await told(generation) == [8]
+    with trio.fail_after(SECONDS):
+        await assert_fails(generation)
 
 
 async def test_an_engine_that_is_killed_while_idle_is_replaced(engines: Engines) -> None:
@@ -296,11 +351,10 @@ async def test_an_engine_that_is_killed_while_idle_is_replaced(engines: Engines)
     assert len(engines.pids) == 4
 
 
-async def test_a_request_that_enters_while_the_engine_dies_is_failed_too(engines: Engines) -> None:
+async def test_a_request_that_enters_while_the_engine_dies_goes_to_the_next(engines: Engines) -> None:
     async with engines.running() as info:
         os.kill(info.pid, signal.SIGKILL)
-        with engines.ask(SILENCE) as generation:  # nobody has noticed yet
-            await assert_fails(generation)
+        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")  # nobody has noticed yet
 
 
 async def test_an_answer_that_was_complete_is_not_taken_back(engines: Engines) -> None:
@@ -372,7 +426,16 @@ async def test_vectors_that_nobody_waits_for_are_cancelled(engines: Engines) -> 
     assert engines.notes == ["embed 1", "cancel 1"]
 
 
-async def test_an_engine_that_dies_fails_those_who_wait_for_vectors(engines: Engines) -> None:
+async def test_the_next_engine_makes_the_vectors_that_the_one_before_left(engines: Engines) -> None:
+    async with engines.running() as info:
+        with engines.client.embed([[1], [DIE_ONCE], [2]]) as embedding:
+            assert await embedding.receive() == ["[1]", f"[{DIE_ONCE}]", "[2]"]
+        assert engines.client.num_active == 0
+        assert engines.client.ready_info().pid != info.pid
+    assert engines.notes == ["embed 1", "embed 1"]
+
+
+async def test_texts_that_two_engines_die_of_are_given_up(engines: Engines) -> None:
     async with engines.running() as info:
         with (
             engines.client.embed([[1], [DIE], [2]]) as embedding,

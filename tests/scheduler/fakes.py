@@ -2,7 +2,7 @@
 
 import base64
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -191,11 +191,20 @@ class System:
         ignore_eos: bool = False,
         score_prompt: bool = False,
         grammar: Grammar | None = None,
+        answer: Iterable[int] = (),
+        num_scored: int = 0,
     ) -> None:
         params = SamplingParams(temperature=0.0, ignore_eos=ignore_eos)
-        refusal = self.scheduler.submit(
-            Submit(request_id, prompt, max_tokens, params, score_prompt=score_prompt), grammar
+        submit = Submit(
+            request_id,
+            prompt,
+            max_tokens,
+            params,
+            score_prompt=score_prompt,
+            answer=list(answer),
+            num_scored=num_scored,
         )
+        refusal = self.scheduler.submit(submit, grammar)
         self.tokens[request_id], self.outputs[request_id] = [], []
         if refusal is not None:
             self.outputs[request_id].append(refusal)

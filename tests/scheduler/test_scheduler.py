@@ -2,13 +2,16 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcache.tree import PAGE_TOKENS, num_pages_for
+from scheduler.messages import SamplingParams, Submit
 from scheduler.plan import Plan
 from scheduler.scheduler import MAX_SCORED_TOKENS
+from scheduler.sequence import Sequence
 from tests.scheduler.fakes import EOG, FakeGrammar, System, expected, prompt
 
 
@@ -370,6 +373,64 @@ def test_a_scored_prompt_is_told_once_though_it_was_preempted_half_way() -> None
     system.run()
     assert told(system, 2) == prompt(1000, 20 * PAGE_TOKENS - 2)[1:]
     assert system.tokens[2] == expected(prompt(1000, 20 * PAGE_TOKENS - 2), 4)
+
+
+# What an engine that is gone has begun
+
+
+@given(st.integers(0, 11), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_an_answer_goes_on_where_another_engine_left_it(count: int, lanes: bool) -> None:
+    answer = expected(prompt(10, 50), 12)
+    system = System(lanes=lanes, ctx_len=128)
+    system.submit(1, prompt(10, 50), max_tokens=12, answer=answer[:count])
+    system.run()
+    assert system.tokens[1] == answer[count:]
+    assert system.finish_reason(1) == "length"
+    assert system.scheduler.statistics().prefill_tokens == 50 + count
+
+
+def test_one_that_has_all_of_its_tokens_is_refused() -> None:
+    system = System()
+    system.submit(1, prompt(10, 50), max_tokens=12, answer=expected(prompt(10, 50), 12))
+    assert system.finish_reason(1) == "error"
+    assert not system.scheduler.has_work
+
+
+def test_it_is_sampled_as_if_there_had_been_one_engine_only() -> None:
+    params = SamplingParams(seed=7, frequency_penalty=0.5, repeat_penalty=1.3, dry_multiplier=1.0, min_tokens=5)
+    known, answer = [5, 6, 7, 5, 6], [7, 5, 6, 7]
+    whole, resumed = Sequence(Submit(1, known, 9, params), 0), Sequence(Submit(1, known, 9, params, answer=answer), 0)
+    logits = np.linspace(-1, 1, 12, dtype=np.float32)
+    ends = np.array([EOG])
+    assert not np.array_equal(whole.sampler.adjusted(logits, ends), resumed.sampler.adjusted(logits, ends))
+    for token in answer:
+        whole.append(token)
+    assert (whole.known, whole.last_token, whole.max_known) == (resumed.known, resumed.last_token, resumed.max_known)
+    assert whole.sampler.draw() == resumed.sampler.draw()
+    assert np.array_equal(whole.sampler.adjusted(logits, ends), resumed.sampler.adjusted(logits, ends))
+
+
+def test_a_scored_prompt_is_told_once_by_two_engines() -> None:
+    first, second = System(), System()
+    first.submit(1, prompt(0, 200), score_prompt=True)
+    first.step()
+    begun = told(first, 1)
+    assert 0 < len(begun) < 199
+    second.submit(1, prompt(0, 200), score_prompt=True, num_scored=len(begun))
+    second.run()
+    assert begun + told(second, 1) == prompt(0, 200)[1:]
+    assert second.tokens[1] == expected(prompt(0, 200), 4)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_scored_prompt_that_was_told_whole_is_not_told_again(count: int) -> None:
+    answer = expected(prompt(0, 200), 4)
+    system = System()
+    system.submit(1, prompt(0, 200), score_prompt=True, num_scored=199, answer=answer[:count])
+    system.run()
+    assert told(system, 1) == []
+    assert system.tokens[1] == answer[count:]
 
 
 def test_others_go_on_beside_scored_prompts() -> None:
