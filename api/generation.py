@@ -94,7 +94,7 @@ class Generation:
     def message(self, request_id: int) -> Submit:
         """For the client: what asks an engine for all that is still to come of a sequence."""
         index = self._indexes[request_id]
-        return replace(self._submits[index], answer=self._answers[index], num_scored=self._num_scored[index])
+        return replace(self._submits[index], answer=list(self._answers[index]), num_scored=self._num_scored[index])
 
     def fail(self, request_id: int, reason: str) -> None:
         """For the client: end a sequence with an error."""
