@@ -8,9 +8,10 @@ from zlib import crc32
 
 import trio
 
-from api.dialects import ToolUse, detect
+from api.dialects import ToolUse, detect, json_rule, problem
 from api.engine import EngineClient
 from api.errors import ApiError, unavailable
+from api.generation import INVALID_GRAMMAR
 from api.models.defaults import NOTHING, ModelDefaults
 from api.schemas.chat import ChatRequest
 from api.schemas.common import GenerationRequest
@@ -174,7 +175,14 @@ class ModelService:
         return sorted({token for text in texts for token in self._tokens_with(text)})
 
     def chat_grammar(self, use: ToolUse | None, content: Constraint | None, prompt_tail: str) -> str:
-        """What an answer must match, empty for anything. Raises ApiError 400 for wishes that exclude each other."""
+        """What an answer must match, empty for anything.
+
+        Raises ApiError 400 for wishes that exclude each other, or for a strict tool whose schema cannot be served.
+        """
+        for tool in use.tools if use is not None else ():
+            if tool.strict and (why := problem(json_rule(tool.schema()))):
+                message = f"The schema of the tool {tool.name!r} cannot be served: {why}"
+                raise ApiError(400, message, param="tools", code=INVALID_GRAMMAR)
         if content is not None and content.grammar:
             if use is not None:
                 message = f"{content.param!r} cannot be combined with 'tools'."

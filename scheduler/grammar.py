@@ -1,6 +1,7 @@
 """Grammars that answers must match, by llguidance: compiled off the step's path, then followed token by token."""
 
 import logging
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -55,7 +56,7 @@ class Grammar:
 
 def _reason(matcher: LLMatcher) -> str:
     """Without the lines of the grammar that llguidance shows, which may be long, and not the client's."""
-    return matcher.get_error().strip().partition("\n")[0]
+    return " ".join(re.split(r"^ +\d+ \| ", matcher.get_error(), maxsplit=1, flags=re.MULTILINE)[0].split())
 
 
 class Masks:

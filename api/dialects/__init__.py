@@ -5,7 +5,7 @@ from api.dialects.dialect import Dialect
 from api.dialects.events import CallArguments, CallBegin, Content, Event, Reasoning, merged
 from api.dialects.generic import Generic
 from api.dialects.hermes import Hermes
-from api.dialects.lark import json_rule
+from api.dialects.lark import json_rule, problem
 from api.dialects.llama import Llama
 from api.dialects.mistral import Mistral
 from api.dialects.parser import AnswerParser
@@ -28,4 +28,5 @@ __all__ = [
     "detect",
     "json_rule",
     "merged",
+    "problem",
 ]

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
 
-from api.dialects.lark import ANY_TEXT, TokenId, json_rule, literal, marker, text_until
+from api.dialects.lark import ANY_TEXT, TokenId, hint_rule, json_rule, literal, marker, text_until
 from api.dialects.parser import END_THINK, THINK, AnswerParser, CallSyntax, call_id
 from api.dialects.tools import Tool, ToolUse
 
@@ -104,7 +104,11 @@ def object_rules(use: ToolUse, key: str) -> str:
 
 
 def argument_rules(use: ToolUse) -> str:
-    return "\n".join(f"arguments_{i}: {json_rule(tool.schema())}" for i, tool in enumerate(use.tools))
+    return "\n".join(f"arguments_{i}: {_argument_rule(tool)}" for i, tool in enumerate(use.tools))
+
+
+def _argument_rule(tool: Tool) -> str:
+    return json_rule(tool.schema()) if tool.strict else hint_rule(tool.schema())
 
 
 def _with_objects(message: Message) -> Message:

@@ -1,8 +1,12 @@
 """Pieces of grammars in llguidance's variant of Lark."""
 
 import json
+import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
+
+from llguidance import LLMatcher
 
 TokenId = Callable[[str], int | None]
 """The id of a special token by its text; None if the vocabulary has none."""
@@ -11,11 +15,32 @@ ANY_TEXT: Final = r"/(.|\n)*/"
 """Any text. Special tokens are no text."""
 COMPACT: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """How JSON is laid out: as models have read it most. Free white space would let a small model go on for ever."""
+LENIENT: Final = COMPACT | {"lenient": True, "coerce_one_of": True}
+"""Without the wishes of a schema that llguidance does not know."""
+_SHOWN: Final = re.compile(r"^ +\d+ \| ", re.MULTILINE)
+"""Where llguidance begins to show the grammar that an error is about."""
 
 
 def json_rule(schema: dict[str, Any]) -> str:
     """What matches a JSON schema."""
-    return f"%json {json.dumps(schema | {'x-guidance': COMPACT}, ensure_ascii=False)}"
+    return _json(schema, COMPACT)
+
+
+def hint_rule(schema: dict[str, Any]) -> str:
+    """What matches it as far as it can be served: any object where all of it is beyond llguidance."""
+    rule = _json(schema, LENIENT)
+    return json_rule({"type": "object"}) if problem(rule) else rule
+
+
+@lru_cache(1024)
+def problem(rule: str) -> str:
+    """Why llguidance cannot serve a rule that needs no others, without its place in it; empty if it can."""
+    told = LLMatcher.validate_grammar(f"start: {rule}")
+    return " ".join(_SHOWN.split(told, maxsplit=1)[0].split()[2:])
+
+
+def _json(schema: dict[str, Any], options: dict[str, Any]) -> str:
+    return f"%json {json.dumps(schema | {'x-guidance': options}, ensure_ascii=False)}"
 
 
 def literal(text: str) -> str:

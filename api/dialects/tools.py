@@ -14,6 +14,7 @@ class Tool:
     parameters: Mapping[str, Any]
     """A JSON schema; empty for no parameters."""
     strict: bool = False
+    """Whether its arguments match the schema to the letter; else as far as that can be served."""
 
     def as_json(self) -> dict[str, Any]:
         function: dict[str, Any] = {"name": self.name, "description": self.description or ""}

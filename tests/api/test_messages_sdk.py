@@ -271,8 +271,8 @@ def test_errors_are_the_sdks(server: CortexServer) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_schema_that_cannot_be_served_is_refused(server: CortexServer, stream: bool) -> None:
-    broken: Any = {"name": "f", "input_schema": {"type": "strin"}}
-    with client_of(server) as client, pytest.raises(anthropic.BadRequestError, match=r"tools: .*Invalid type: strin"):
+    broken: Any = {"name": "f", "input_schema": {"type": "strin"}, "strict": True}
+    with client_of(server) as client, pytest.raises(anthropic.BadRequestError, match=r"'f' .*Invalid type: strin"):
         client.messages.create(
             model=MODEL,
             max_tokens=5,

@@ -513,9 +513,9 @@ def test_a_call_and_its_result_go_back_in(way: Way) -> None:
     assert response.usage.prompt_tokens > way.chat(messages[:1], **fields).usage.prompt_tokens
 
 
-def test_a_tools_schema_that_cannot_be_served_is_refused(server: CortexServer) -> None:
-    broken: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "strin"}}}
-    with client_of(server) as client, pytest.raises(openai.BadRequestError, match="Invalid type") as raised:
+def test_a_strict_tools_schema_that_cannot_be_served_is_refused(server: CortexServer) -> None:
+    broken: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "strin"}, "strict": True}}
+    with client_of(server) as client, pytest.raises(openai.BadRequestError, match=r"'f' .*Invalid type") as raised:
         client.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": "Hello"}],
@@ -523,6 +523,19 @@ def test_a_tools_schema_that_cannot_be_served_is_refused(server: CortexServer) -
             tool_choice="required",
         )
     assert raised.value.param == "tools"
+
+
+def test_another_tools_schema_is_kept_to_as_far_as_can_be(server: CortexServer) -> None:
+    city = {"enum": ["Rome", "Oslo"]}
+    known = {"type": "object", "properties": {"city": city}, "required": ["city"], "additionalProperties": False}
+    for schema in (known | {"propertyNames": {"pattern": "c"}}, {"type": "strin"}):
+        tool: Any = {"type": "function", "function": {"name": "f", "parameters": schema}}
+        told = Way(server.url, is_async=False, stream=False).chat(
+            "Rome?", tools=[tool], tool_choice="required", parallel_tool_calls=False, max_tokens=200, temperature=0
+        )
+        assert told.only.calls[0]["name"] == "f"
+        if "properties" in schema:
+            assert json.loads(told.only.calls[0]["arguments"])["city"] in city["enum"]
 
 
 # All of it at once

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from api.dialects import Dialect, Generic, Hermes, Llama, Mistral, Tool, ToolUse, json_rule
+from api.dialects import Dialect, Generic, Hermes, Llama, Mistral, Tool, ToolUse, json_rule, problem
+from api.dialects.lark import hint_rule
 from api.tokenizer import Tokenizer
 from scheduler.llama import Model
 
@@ -46,6 +47,44 @@ def grammar_of(dialect: Dialect, choice: Any, *, parallel: bool = True, content:
 
 def hermes(name: str, arguments: str) -> str:
     return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+HINTS: dict[str, dict[str, Any]] = {
+    "names": {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "string"}},
+    "set": {"type": "array", "uniqueItems": True, "items": {"type": "string"}},
+    "path": {"type": "string", "format": "path"},
+    "not": {"type": "object", "not": {"required": ["x"]}},
+    "one of": {"oneOf": [{"type": "string"}, {"type": "string", "minLength": 2}]},
+    "few": {"type": "object", "properties": {"x": {"type": "string"}}, "minProperties": 1},
+    "looks ahead": {"type": "string", "pattern": "^(?!x).*$"},
+    "no type": {"type": "any"},
+    "nowhere": {"$ref": "#/$defs/Missing"},
+}
+
+
+@pytest.mark.parametrize("dialect", [Generic(), Hermes(), Llama(), Mistral()], ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("name", HINTS)
+def test_what_is_beyond_llguidance_in_a_tools_schema_is_left_out(
+    vocabulary: LLTokenizer, dialect: Dialect, name: str
+) -> None:
+    schema: dict[str, Any] = CITY | {"properties": {"it": HINTS[name]}, "required": ["it"]}
+    for parameters in (schema, HINTS[name]):
+        use = ToolUse((Tool("f", None, parameters), Tool("g", None, CITY)), "auto")
+        matcher(vocabulary, dialect.grammar(use, content=None, token_id=lambda _: None))
+
+
+def test_what_llguidance_knows_of_it_stays(vocabulary: LLTokenizer) -> None:
+    grammar = f"start: {hint_rule(CITY | {'propertyNames': {'pattern': 'c'}})}"
+    assert accepts(vocabulary, grammar, '{"city": "Rome"}')
+    assert not accepts(vocabulary, grammar, '{"city": 5}')
+    assert not accepts(vocabulary, grammar, "{}")
+
+
+def test_why_a_rule_cannot_be_served_is_told_whole() -> None:
+    assert problem(json_rule(CITY)) == ""
+    told = problem(json_rule(HINTS["looks ahead"]))
+    assert "look-around" in told
+    assert "start" not in told
 
 
 CALLS: list[tuple[Dialect, str, str]] = [
