@@ -237,13 +237,14 @@ def _is_local() -> bool:
 
 
 def _require_owner() -> None:
-    """Models come and go by the word of who is on this machine, and of no web page that such a one looks at.
+    """Models come and go by the word of who is on this machine, of no web page that such a one looks at, and of nobody
+    who comes by a proxy, which is on this machine for all.
 
     Raises ApiError 403, 415.
     """
     if request.mimetype != "application/json":  # which a page of another origin cannot send unasked
         raise ApiError(415, "The request body must be application/json.", code="unsupported_media_type")
-    if not _is_local():
+    if not _is_local() or any(name in request.headers for name in ("Origin", "Forwarded", "X-Forwarded-For")):
         raise ApiError(403, "Models are started and stopped from the server's own machine only.", code="forbidden")
 
 

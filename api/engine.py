@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Final
 
 import orjson
+import psutil
 import trio
 
 from api.errors import unavailable
@@ -61,9 +62,10 @@ _GONE: Final = "the engine ended unexpectedly; please try again"
 class EngineFailedError(Exception):
     """The engine could not load the model; the message is one line for the user."""
 
-    def __init__(self, reason: str, *, lacks_memory: bool = False) -> None:
+    def __init__(self, reason: str, missing_bytes: int = 0) -> None:
+        """`missing_bytes` of memory, if with these it could have."""
         super().__init__(reason)
-        self.lacks_memory = lacks_memory
+        self.missing_bytes = missing_bytes
 
 
 class EngineClient:
@@ -82,6 +84,8 @@ class EngineClient:
         self._environment = environment
         self.info: EngineInfo | None = None
         """What the engine serves; None while none is ready."""
+        self.failure = ""
+        """Why none could be started again, the last time that it was tried."""
         self._requests: dict[int, Generation | Embedding] = {}
         """By the ids of what runs for them."""
         self._orphans: set[int] = set()
@@ -100,6 +104,14 @@ class EngineClient:
     def num_active(self) -> int:
         """Sequences that have not ended, running and waiting, and requests for vectors."""
         return len(self._requests)
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the engine has in memory, its weights included; 0 while none is ready."""
+        try:
+            return psutil.Process(self.info.pid).memory_info().rss if self.info else 0
+        except psutil.NoSuchProcess:
+            return 0
 
     def generate(self, drafts: Iterable[Draft]) -> Generation:
         """A request of one sequence or more, submitted when its `with` block is entered."""
@@ -124,6 +136,8 @@ class EngineClient:
 
     def ready_info(self) -> EngineInfo:
         """Raises ApiError 503 while no engine is ready."""
+        if self.info is None and self.failure:
+            raise unavailable(f"the model cannot be loaded again: {self.failure}", "model_not_loaded")
         if self.info is None:
             raise unavailable("the model is being loaded; try again shortly", "model_loading")
         return self.info
@@ -179,6 +193,7 @@ class EngineClient:
                 async for message in _messages(stream):
                     if isinstance(message, Ready):
                         info = self.info = message.info
+                        self.failure = ""
                         starts += 1
                         _log.info("engine %d serves %s", info.pid, info.description)
                         if starts == 1:
@@ -188,10 +203,11 @@ class EngineClient:
                         failed = message
                     else:
                         self._dispatch(message)
-            if self._stopping.is_set():
+            if self._stopping.is_set() and starts:
                 return
             if not starts:
-                raise EngineFailedError(failed.reason, lacks_memory=failed.lacks_memory)
+                raise EngineFailedError(failed.reason, failed.missing_bytes)
+            self.failure = "" if info else failed.reason
             pause = RESTART_PAUSE if info else min(2 * pause, MAX_RESTART_PAUSE)
             reason = "the engine is gone" if info else failed.reason
             _log.error("%s; starting another in %.0f s", reason, pause)

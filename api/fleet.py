@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -29,9 +30,12 @@ LOADING: Final = "loading"
 READY: Final = "ready"
 UNLOADED: Final = "unloaded"
 STOPPING: Final = "stopping"
+FAILED: Final = "failed"
 
 IN_USE_SECONDS: Final = 1.0
 """For so long after a request has come it may not have reached the engine yet."""
+ROOM_LIMIT: Final = 30.0
+"""Seconds that a model may wait for others to be left alone for so long."""
 
 
 class StartError(Exception):
@@ -53,6 +57,8 @@ class Slot:
     failure: str = ""
     """Why it could not be loaded."""
     was_ready: bool = False
+    num_bytes: int = 0
+    """Of its weights."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Seconds since the epoch."""
     last_used: float = 0.0
@@ -77,9 +83,16 @@ class Slot:
         return self.state == READY and self.service is not None and not self.service.engine.num_active
 
     @property
+    def resident_bytes(self) -> int:
+        """What its engine has in memory."""
+        return self.service.engine.resident_bytes if self.service is not None else 0
+
+    @property
     def status(self) -> str:
-        """loading, ready, stopping or unloaded."""
-        return LOADING if self.state == READY and not self.is_ready else self.state  # its engine is started again
+        """loading, ready, stopping, unloaded or failed."""
+        if self.state == READY and self.service is not None and not self.is_ready:  # its engine is started again
+            return FAILED if self.service.engine.failure else LOADING
+        return self.state
 
     async def health(self) -> dict[str, Any]:
         """What `cortex ps` shows of it."""
@@ -196,9 +209,16 @@ class Fleet:
             if slot is None and options is None:
                 raise self._unknown(name)
             if slot is None and options is not None:
+                slot = self._of_file(options.path)
+            if slot is None and options is not None:
                 slot = self._slots[options.name] = Slot(options, state=UNLOADED)
         assert slot is not None, "found or made"
         return slot
+
+    def _of_file(self, path: Path) -> Slot | None:
+        """The model of this file, which may have been asked for by a name that also leads to it."""
+        path = path.resolve()
+        return next((slot for slot in self.slots if slot.options.path.resolve() == path), None)
 
     def _find(self, name: str) -> Slot | None:
         return next((slot for slot in self._slots.values() if name in slot.names), None)
@@ -212,8 +232,16 @@ class Fleet:
     # -- coming and going --------------------------------------------------------------------------------------------
 
     async def start(self, options: ModelOptions) -> Slot:
-        """Load a model beside the others, if it is not there. Raises StartError."""
+        """Load a model beside the others, if it is not there. Raises StartError.
+
+        One that is there by this name must be as wanted.
+        """
+        if self.draining:
+            raise StartError("the server is shutting down")
         slot = self._slots.get(options.name)
+        if slot is not None and (difference := slot.options.difference(options)):
+            again = f"'cortex stop {options.name}' makes room for another"
+            raise StartError(f"{options.name} is served already, and {difference}; {again}")
         if slot is None:
             taken = [name for name in options.names if self._find(name)]
             if taken:
@@ -235,9 +263,11 @@ class Fleet:
         """
         slot = self.slot(name)
         with trio.CancelScope(shield=True):
-            if slot.state == LOADING:
-                await slot.settled.wait()
             slot.comes_back = False
+            if slot.state == LOADING:
+                slot.state, slot.failure = STOPPING, "the model was stopped while it was loaded"
+                slot.life.cancel()
+                await slot.gone.wait()
             await self._unload(slot, self._grace_seconds)
         self._forget(slot)
 
@@ -256,10 +286,13 @@ class Fleet:
         try:
             with slot.life:
                 await self._live(slot)
-        except* (EngineFailedError, ModelError, OSError) as errors:
-            slot.failure = str(_first(errors))
-            if slot.waits:  # else it is told to who started it
-                _log.error("%s cannot be loaded: %s", slot.options.name, slot.failure)
+        except* Exception as errors:  # whatever it is, the other models go on
+            error = _first(errors)
+            slot.failure = str(error)
+            expected = isinstance(error, EngineFailedError | ModelError | ModelFilesError | OSError)
+            if slot.waits or not expected:  # else it is told to who started it
+                trace = None if expected else error
+                _log.error("%s cannot be loaded: %s", slot.options.name, slot.failure, exc_info=trace)
             if not slot.was_ready:
                 self._forget(slot)
         finally:
@@ -273,41 +306,42 @@ class Fleet:
         options = slot.options
         async with trio.open_nursery() as nursery:
             async with self._one_at_a_time:
-                tokenizer = await trio.to_thread.run_sync(Tokenizer, options.path)
-                info = await self._load(slot, tokenizer, nursery)
+                info = await self._load(slot, nursery)
             slot.state, slot.was_ready, slot.last_used = READY, True, trio.current_time()
             slot.settled.set()
             _log.info("%s %s", options.name, _in_words(info))
 
-    async def _load(self, slot: Slot, tokenizer: Tokenizer, nursery: trio.Nursery) -> EngineInfo:
+    async def _load(self, slot: Slot, nursery: trio.Nursery) -> EngineInfo:
         """Start its engine. What a request asks for may take the memory of models that nobody uses.
 
-        Raises EngineFailedError.
+        The vocabulary comes behind the engine, which ends if llama.cpp aborts on it. Raises EngineFailedError,
+        ModelError and ModelFilesError.
         """
         options = slot.options
+        slot.num_bytes = num_file_bytes(options.path)
         while True:
             config = replace(options.engine, others_bytes=self._weights_in_memory())
             has_company = any(other.state == READY for other in self.slots)
             environment = ENGINE_ENVIRONMENT | (SHARED_CORES if has_company else {})
             engine = EngineClient(config, command=self._engine_command, environment=environment)
-            slot.service = ModelService(
-                options.names, tokenizer, engine, max_waiting=self._max_waiting, defaults=options.defaults
-            )
             info: EngineInfo
             try:
                 info = await nursery.start(engine.run)
             except EngineFailedError as error:
-                unused = self._least_used() if error.lacks_memory and slot.waits else None
-                if unused is None:
+                if not (slot.waits and error.missing_bytes and await self._make_room(error.missing_bytes)):
                     raise
-                _log.info("%s is unloaded, so that %s can be loaded", unused.options.name, options.name)
-                await self._let_go(unused)
             else:
-                return info
+                break
+        tokenizer = await trio.to_thread.run_sync(Tokenizer, options.path)
+        await trio.lowlevel.checkpoint_if_cancelled()  # it may have been stopped meanwhile
+        slot.service = ModelService(
+            options.names, tokenizer, engine, max_waiting=self._max_waiting, defaults=options.defaults
+        )
+        return info
 
     def _weights_in_memory(self) -> int:
         """Bytes of the models that are loaded: mapped from their files, so that the system counts them as available."""
-        return sum(num_file_bytes(slot.options.path) for slot in self.slots if slot.state == READY)
+        return sum(slot.num_bytes for slot in self.slots if slot.state == READY)
 
     async def _unload(self, slot: Slot, patience: float) -> None:
         service = slot.service
@@ -338,11 +372,20 @@ class Fleet:
                     _log.info("%s was idle for %.0f s and is unloaded", slot.names[0], self._idle_limit)
                     await self._let_go(slot)
 
-    def _least_used(self) -> Slot | None:
-        """Of the models that nobody uses, the one that was asked for anything longest ago."""
-        recently = trio.current_time() - IN_USE_SECONDS
-        unused = [slot for slot in self.slots if slot.is_idle and slot.last_used < recently]
-        return min(unused, key=lambda slot: slot.last_used, default=None)
+    async def _make_room(self, missing_bytes: int) -> bool:
+        """Unload the model used longest ago of those that nobody uses. False if all of these would not do."""
+        with trio.move_on_after(ROOM_LIMIT):
+            while idle := [slot for slot in self.slots if slot.is_idle]:
+                if sum(slot.resident_bytes for slot in idle) < missing_bytes:
+                    return False
+                slot = min(idle, key=lambda slot: slot.last_used)
+                if (wait := slot.last_used + IN_USE_SECONDS - trio.current_time()) > 0:
+                    await trio.sleep(wait)
+                else:
+                    _log.info("%s is unloaded, to make room for another", slot.options.name)
+                    await self._let_go(slot)
+                    return True
+        return False
 
     async def _let_go(self, slot: Slot) -> None:
         """Unload a model that nobody uses, until somebody does."""
@@ -382,15 +425,17 @@ class Fleet:
 
     @property
     def status(self) -> str:
-        """How the server is: draining, loading if no model answers but one will, or else ok."""
+        """How the server is: draining, loading or failed if no model answers for that reason, or else ok."""
         if self.draining:
             return "draining"
         statuses = {slot.status for slot in self._slots.values()}
-        return "loading" if LOADING in statuses and READY not in statuses else "ok"
+        return next((why for why in (LOADING, FAILED) if why in statuses and READY not in statuses), "ok")
 
     async def health(self) -> dict[str, Any]:
         """How the server is, and each of its models."""
-        return {"status": self.status, "models": [await slot.health() for slot in self.slots]}
+        reasons = [slot.service.engine.failure for slot in self.slots if slot.service and slot.status == FAILED]
+        health = {"status": self.status, "models": [await slot.health() for slot in self.slots]}
+        return health | ({"reason": reasons[0]} if reasons else {})
 
     def _services(self) -> Iterator[ModelService]:
         return (slot.service for slot in self._slots.values() if slot.service is not None)

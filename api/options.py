@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -35,10 +35,22 @@ class ModelOptions:
     aliases: tuple[str, ...] = ()
     defaults: "ModelDefaults | None" = None
     """For what requests leave open, from its model.yaml."""
+    given: Mapping[str, object] = field(default_factory=dict, compare=False)
+    """The flags that somebody set, without aliases."""
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((self.name, *self.aliases)))
+
+    def difference(self, wanted: "ModelOptions") -> str:
+        """What of these options, by the same name, is not as wanted; empty if all is. What nobody set is as wanted."""
+        if wanted.path.resolve() != self.path.resolve():
+            return f"it is {self.path}"
+        for name, value in wanted.given.items():
+            if self.given.get(name) != value:
+                return f"it has another --{name.replace('_', '-')}"
+        other = next((alias for alias in wanted.aliases if alias not in self.names), None)
+        return "" if other is None else f"it is not called {other}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,10 @@ class ServerOptions:
     """Finds the model on disk that a request asks for and that is not served yet, if it may be loaded."""
     log_file: str | None = None
     """Where the caller sent stderr; only recorded, never opened."""
+
+    @property
+    def loads_on_demand(self) -> bool:
+        return self.on_demand is not _nothing
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -238,7 +254,11 @@ class ModelFlags:
             backend_top_k=self.backend_top_k,
             pooling=self.pooling,
         )
-        return ModelOptions(model, model_path, engine, tuple(self.alias), own)
+        return ModelOptions(model, model_path, engine, tuple(self.alias), own, self._given())
+
+    def _given(self) -> dict[str, object]:
+        flags = {item.name: getattr(self, item.name) for item in fields(ModelFlags) if item.default is not MISSING}
+        return {name: value for name, value in flags.items() if value != getattr(ModelFlags, name)}
 
     def start_request(self, model: str, path: Path) -> dict[str, Any]:
         """The body with which a running server is asked to serve this model, too."""

@@ -30,6 +30,10 @@ class ServerRecord:
     aliases: tuple[str, ...]
     log: str | None
     grace_seconds: float
+    cors_origins: tuple[str, ...]
+    max_waiting: int
+    idle_limit: float
+    on_demand: bool
     started_at: float
     """Seconds since the epoch."""
 
@@ -89,6 +93,10 @@ def hold_record(options: ServerOptions, port: int) -> Iterator[ServerRecord]:
         aliases=options.first.aliases,
         log=options.log_file,
         grace_seconds=options.grace_seconds,
+        cors_origins=options.cors_origins,
+        max_waiting=options.max_waiting,
+        idle_limit=options.idle_limit,
+        on_demand=options.loads_on_demand,
         started_at=time.time(),
     )
     folder = home()
@@ -129,7 +137,8 @@ def read_record() -> ServerRecord | None:
             if not _is_locked(file):
                 return None
             values = json.load(file)
-            return ServerRecord(**values | {"aliases": tuple(values["aliases"])})
+            tuples = {name: tuple(values[name]) for name in ("aliases", "cors_origins")}
+            return ServerRecord(**values | tuples)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError):  # written by something else
@@ -178,7 +187,7 @@ class ModelHealth:
     path: str | None
     """None if the server takes us for somebody from another machine."""
     status: str
-    """`ready`, `loading`, `stopping` or `unloaded`."""
+    """`ready`, `loading`, `stopping`, `unloaded` or `failed`."""
     engine_pid: int | None
     context_length: int | None
     kv: KvMemory | None

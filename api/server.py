@@ -18,7 +18,7 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 from api.app import create_app
 from api.engine import ENGINE_COMMAND
 from api.fleet import Fleet, StartError
-from api.options import ServerOptions
+from api.options import ModelOptions, ServerOptions
 from api.record import AlreadyRunningError, hold_record
 
 _log = logging.getLogger("cortex.api")
@@ -67,12 +67,21 @@ async def _run(options: ServerOptions, sockets: list[socket.socket], engine_comm
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_drain_on_signal, fleet, options.grace_seconds, drained)
         await nursery.start(fleet.run)
-        nursery.start_soon(fleet.start, options.first)
+        nursery.start_soon(_start_first, fleet, options.first)
         _log.info("listening at http://%s:%d/v1", *sockets[0].getsockname()[:2])
         await serve_http(_with_whole_ends(app), config, shutdown_trigger=drained.wait, mode="asgi")
         with trio.move_on_after(FLUSH_SECONDS):
             await fleet.close()
         nursery.cancel_scope.cancel()
+
+
+async def _start_first(fleet: Fleet, options: ModelOptions) -> None:
+    """Raises StartError, unless the server was told to stop meanwhile."""
+    try:
+        await fleet.start(options)
+    except StartError:
+        if not fleet.draining:
+            raise
 
 
 def _with_whole_ends(app: ASGIFramework) -> ASGIFramework:

@@ -27,7 +27,7 @@ def main() -> int:
     try:
         parts = load(config)
     except ModelError as error:
-        link.send(Failed(str(error), isinstance(error, NoMemoryError)))
+        link.send(Failed(str(error), error.missing_bytes if isinstance(error, NoMemoryError) else 0))
         link.flush(5.0)
         return 1
     link.send(Ready(parts.info))

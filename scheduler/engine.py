@@ -24,7 +24,7 @@ from scheduler.plan import Runner, StepError
 from scheduler.reader import Attention, LlamaReader, attention_of, text_limits
 from scheduler.runner import LlamaRunner
 from scheduler.scheduler import MAX_SCORED_TOKENS, Scheduler
-from scheduler.sizing import DEFAULT_CTX_LEN, Sizes, choose, missing_memory
+from scheduler.sizing import DEFAULT_CTX_LEN, GIB, Sizes, available_bytes, choose
 from scheduler.tiers import Tiers, open_tiers
 from scheduler.tuning import tuned
 
@@ -176,6 +176,7 @@ def load(config: EngineConfig) -> Parts:
     """The model of a configuration, warmed up and ready to step. Raises ModelError with a line for the user."""
     started = time.monotonic()
     model = Model(config.model_path, config.gpu_layers)
+    model.try_vocabulary()
     config = tuned(config, model)
     pooling = model.pooling(config.pooling)
     attention = attention_of(model, config, pooling) if pooling != "none" else None
@@ -283,8 +284,11 @@ def _open(config: EngineConfig, model: Model, why_pool: str = "") -> _Device:
         sizes = dataclasses.replace(sizes, layout_reason=why_pool)
     if not num_gpu_layers(config.gpu_layers, model.num_layers):
         kv_bytes = sizes.kv_tokens * model.kv_bytes_per_token(config.kv_type)
-        if missing := missing_memory(config, model.num_bytes, kv_bytes):
-            raise NoMemoryError(f"{config.model_path}: {missing}")
+        available = available_bytes(config)
+        if missing := max(0, model.num_bytes + kv_bytes - available):
+            needs = f"{model.num_bytes / GIB:.1f} GiB of memory and {kv_bytes / GIB:.1f} GiB for its KV"
+            reason = f"it would take {needs}, of which {available / GIB:.1f} GiB are available"
+            raise NoMemoryError(f"{config.model_path}: {reason}", missing)
     in_lanes, sharing = sizes.layout == "lanes", model.shares_prefixes
     context = Context(
         model,

@@ -4,6 +4,7 @@ What is dealt with here and nowhere else: C pointers and their lifetimes, return
 """
 
 import ctypes
+import faulthandler
 import logging
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ FLASH_ATTN_IDS: Final = {"auto": -1, "off": 0, "on": 1}
 MAX_SEQUENCE_IDS: Final = 256
 """llama_max_parallel_sequences."""
 POOLING_IDS: Final = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+TRIAL_SECONDS: Final = 10
+"""What making tokens of some kilobytes may take; it is milliseconds for sound vocabularies."""
 PROBE_TOKENS: Final = 32
 """Of a context that only tells how a model attends, which takes some 10 ms."""
 
@@ -41,7 +44,11 @@ class ModelError(Exception):
 
 
 class NoMemoryError(ModelError):
-    """It could be with more memory."""
+    """It could be, with so many bytes more of memory."""
+
+    def __init__(self, message: str, missing_bytes: int) -> None:
+        super().__init__(message)
+        self.missing_bytes = missing_bytes
 
 
 _last_errors: list[str] = []
@@ -120,6 +127,20 @@ class Model:
         head_size = lib.llama_model_n_embd(self.pointer) // max(1, lib.llama_model_n_head(self.pointer))
         return int(2 * self.num_layers * heads * head_size * KV_TYPE_BITS[kv_type] / 8)
 
+    def try_vocabulary(self) -> None:
+        """Make tokens of a text with every byte that UTF-8 has.
+
+        On some broken vocabularies llama.cpp aborts the process, or never returns: then it is this process, and now,
+        which ends, and not the one that serves all models, when somebody first writes such a byte.
+        """
+        vocab = lib.llama_model_get_vocab(self.pointer)
+        text = "".join(map(chr, (*range(1, 0x800), *range(0x800, 0xD800, 0x40), *range(0xE000, 0x110000, 0x1000))))
+        data = text.encode()
+        tokens = (lib.llama_token * len(data))()
+        faulthandler.dump_traceback_later(TRIAL_SECONDS, exit=True)
+        lib.llama_tokenize(vocab, data, len(data), tokens, len(tokens), False, False)
+        faulthandler.cancel_dump_traceback_later()
+
     def grammar_tokenizer(self) -> LLTokenizer:
         """The vocabulary for llguidance, which takes about a second. It must not outlive the model."""
         vocab = lib.llama_model_get_vocab(self.pointer)
@@ -149,7 +170,7 @@ class Context:
 
         Layout *pool* if `unified`, else lanes, where a step may be cut into several micro-batches. With a `pooling`,
         each id's tokens of a step give one vector instead of logits.
-        Raises NoMemoryError if there is none for it, ModelError if the model only reads but is not to pool.
+        Raises ModelError if there is no memory for it, or if the model only reads but is not to pool.
         """
         params = lib.llama_context_default_params()
         params.n_ctx = kv_tokens
@@ -169,7 +190,7 @@ class Context:
         _last_errors.clear()
         self._pointer: Any = lib.llama_init_from_model(model.pointer, params)
         if not self._pointer:
-            raise NoMemoryError(f"llama.cpp cannot set up {kv_tokens} tokens of KV memory: {_last_error()}")
+            raise ModelError(f"llama.cpp cannot set up {kv_tokens} tokens of KV memory: {_last_error()}")
         self._vocab_size = model.vocab_size
         self._memory: Any = lib.llama_get_memory(self._pointer)
         self.keeps_kv = bool(self._memory) and not model.encodes

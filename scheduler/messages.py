@@ -110,8 +110,8 @@ class Failed:
     """The engine cannot serve this model; it ends after this message."""
 
     reason: str
-    lacks_memory: bool = False
-    """Whether it could with more memory."""
+    missing_bytes: int = 0
+    """Of memory, if it could be served with more."""
 
 
 TokenLogprob = tuple[float, list[tuple[int, float]]]

@@ -90,17 +90,6 @@ def available_bytes(config: EngineConfig) -> int:
     return max(0, psutil.virtual_memory().available - config.others_bytes)
 
 
-def missing_memory(config: EngineConfig, weight_bytes: int, kv_bytes: int) -> str:
-    """Why the machine's memory cannot hold a model and its KV memory, in words; empty if it can."""
-    available = available_bytes(config)
-    if weight_bytes + kv_bytes <= available:
-        return ""
-    return (
-        f"it would take {weight_bytes / GIB:.1f} GiB of memory and {kv_bytes / GIB:.1f} GiB for its KV, "
-        f"of which {available / GIB:.1f} GiB are available"
-    )
-
-
 def host_bytes(config: EngineConfig) -> int:
     """What evicted pages may take of the host's memory."""
     if config.host_cache is not None:

@@ -21,11 +21,14 @@ BERT_TOKENS = (
 """A WordPiece vocabulary: any word can be spelled that has no z in it."""
 
 
-def write_mamba(path: Path, vocabulary: str) -> None:
-    """A recurrent model (Gu and Dao, Mamba, 2023) with the vocabulary of another model's file."""
+def write_mamba(path: Path, vocabulary: str, vocabulary_kind: str = "gpt2") -> None:
+    """A recurrent model (Gu and Dao, Mamba, 2023) with the vocabulary of another model's file.
+
+    Its tokens are taken for those of another kind, if that is said.
+    """
     random = np.random.default_rng(1)
     writer = gguf.GGUFWriter(path, "mamba")
-    num_tokens = _copy_vocabulary(gguf.GGUFReader(vocabulary), writer)
+    num_tokens = _copy_vocabulary(gguf.GGUFReader(vocabulary), writer, vocabulary_kind)
     writer.add_context_length(4096)
     writer.add_embedding_length(EMBEDDING)
     writer.add_feed_forward_length(0)
@@ -150,9 +153,10 @@ def _write(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def _copy_vocabulary(source: gguf.GGUFReader, target: gguf.GGUFWriter) -> int:
+def _copy_vocabulary(source: gguf.GGUFReader, target: gguf.GGUFWriter, vocabulary_kind: str = "gpt2") -> int:
     for name, field in source.fields.items():
         if name.startswith("tokenizer."):
             kind, *inner = field.types
-            target.add_key_value(name, field.contents(), kind, inner[0] if inner else None)
+            value = vocabulary_kind if name == "tokenizer.ggml.model" else field.contents()
+            target.add_key_value(name, value, kind, inner[0] if inner else None)
     return len(source.fields["tokenizer.ggml.tokens"].data)

@@ -27,6 +27,8 @@ from api.record import Health, ModelHealth, ServerRecord, ask, ask_health, only_
 POLL_SECONDS = 0.1
 SILENCE_SECONDS = 60.0
 """A server that gave no sign of life for so long will not become ready."""
+STOP_SECONDS = 30.0
+"""What a model may take to end after the grace period."""
 ABANDON_SECONDS = 5.0
 """What a server that is given up while it starts may take to end."""
 
@@ -66,27 +68,34 @@ def ensure_served(model: str, flags: ServerFlags) -> Served:
             record = read_record()
             if record is None:
                 return Served(_start(model, flags), model, is_new=True)
-    with spinner(f"waiting for {model}"):
-        health = _wait_until_up(record, model)
-        served = _find(health, model)
-        if served is not None and served.status == "ready":
-            return Served(record, served.model, is_new=False)
-    path = obtain(model)
-    with spinner(f"starting {model}"):
-        name = served.model if served else model
-        _start_beside(record, name, path, flags)
-        return Served(record, name, is_new=True)
+    with spinner(f"waiting for the server of {record.model}"):
+        served = _find(_wait_for_answer(record), model)
+    name = served.model if served else model
+    path = Path(served.path) if served and served.path else obtain(model)
+    is_new = served is None or served.status in ("unloaded", "failed")
+    with spinner(f"starting {model}" if is_new else f"asking for {model}"):
+        _require_same_server(record, flags)
+        try:
+            _ask(record, "/v1/models/start", flags.start_request(name, path))
+        except KeyboardInterrupt:
+            if is_new:
+                with contextlib.suppress(CommandError):
+                    stop_model(record, name)
+                typer.echo(f"cortex: interrupted; {name} is not left running", err=True)
+            raise
+    return Served(record, name, is_new=is_new)
 
 
-def _wait_until_up(record: ServerRecord, model: str) -> Health:
-    """What a server that runs already says once its first model is there."""
-    try:
-        return _wait_until_ready(psutil.Process(record.pid))[1]
-    except psutil.NoSuchProcess:
-        raise CommandError(f"the server of {model} (pid {record.pid}) ended just now") from None
-    except NotReadyError as error:
-        reason = f"{record.model} runs already (pid {record.pid}) but is not ready: {error}"
-        raise CommandError(reason, Path(record.log) if record.log else None) from None
+def _wait_for_answer(record: ServerRecord) -> Health:
+    """What a server that runs already says of itself, whether or not its models are there."""
+    deadline = time.monotonic() + SILENCE_SECONDS
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(record.pid) or read_record() is None:
+            raise CommandError(f"the server of {record.model} (pid {record.pid}) ended just now", _log_of(record))
+        if health := ask_health(record):
+            return health
+        time.sleep(POLL_SECONDS)
+    raise CommandError(f"the server (pid {record.pid}) does not answer", _log_of(record))
 
 
 def _find(health: Health, model: str) -> ModelHealth | None:
@@ -99,23 +108,32 @@ def _find(health: Health, model: str) -> ModelHealth | None:
     return next((each for each in (*named, *health.models) if each.path and Path(each.path).resolve() == path), None)
 
 
-def _start_beside(record: ServerRecord, model: str, path: Path, flags: ServerFlags) -> None:
+def _require_same_server(record: ServerRecord, flags: ServerFlags) -> None:
+    """Raises CommandError for a flag that asks for another server than runs."""
     defaults = ServerFlags()
-    for name, current in (("host", record.host), ("port", record.port), ("grace", record.grace_seconds)):
-        if getattr(flags, name) not in (current, getattr(defaults, name)):
-            raise CommandError(f"the server runs already with --{name} {current}; 'cortex stop' ends it")
-    for name in ("cors_origin", "max_waiting", "idle_limit", "on_demand"):
-        if getattr(flags, name) != getattr(defaults, name):
+    for name, current in (
+        ("host", record.host),
+        ("port", record.port),
+        ("grace", record.grace_seconds),
+        ("cors_origin", list(record.cors_origins)),
+        ("max_waiting", record.max_waiting),
+        ("idle_limit", record.idle_limit),
+        ("on_demand", record.on_demand),
+    ):
+        if getattr(flags, name) not in (current, getattr(defaults, name)) and (name, flags.port) != ("port", 0):
             flag = "--" + name.replace("_", "-")
-            raise CommandError(f"{flag} holds for a whole server, and one runs already; 'cortex stop' ends it")
-    _ask(record, "/v1/models/start", flags.start_request(model, path))
+            has = f"without {flag}" if current is False or current == [] else f"with {flag} {current}"
+            raise CommandError(f"the server runs already {has}; 'cortex stop' ends it")
 
 
 def stop_model(record: ServerRecord, model: str) -> None:
     """End one of the models of a server. Raises CommandError."""
     health = ask_health(record)
-    served = _find(health, model) if health else None
-    _ask(record, "/v1/models/stop", {"model": served.model if served else model})
+    if health is None:
+        raise CommandError(f"the server (pid {record.pid}) does not answer", _log_of(record))
+    served = _find(health, model)
+    patience = record.grace_seconds + STOP_SECONDS
+    _ask(record, "/v1/models/stop", {"model": served.model if served else model}, patience)
 
 
 def is_last(record: ServerRecord, model: str) -> bool:
@@ -124,13 +142,18 @@ def is_last(record: ServerRecord, model: str) -> bool:
     return health is not None and len(health.models) == 1 and _find(health, model) is not None
 
 
-def _ask(record: ServerRecord, path: str, body: dict[str, Any]) -> None:
+def _ask(record: ServerRecord, path: str, body: dict[str, Any], patience: float | None = None) -> None:
     try:
-        status, answer = ask(record, "POST", path, body)
+        status, answer = ask(record, "POST", path, body, patience)
     except (OSError, HTTPException, ValueError) as error:
-        raise CommandError(f"the server (pid {record.pid}) does not answer: {error}") from error
+        reason = f"the server of {record.model} (pid {record.pid}) has ended or does not answer: {error}"
+        raise CommandError(reason, _log_of(record)) from error
     if status != HTTPStatus.OK:
         raise CommandError(answer["error"]["message"])
+
+
+def _log_of(record: ServerRecord) -> Path | None:
+    return Path(record.log) if record.log else None
 
 
 def _start(model: str, flags: ServerFlags) -> ServerRecord:

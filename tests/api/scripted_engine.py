@@ -132,7 +132,10 @@ def main() -> int:
             engine.send(Failed("it is broken"))
             return 1
         case "starves":
-            engine.send(Failed("no memory for it", lacks_memory=True))
+            engine.send(Failed("no memory for it", missing_bytes=1))
+            return 1
+        case "despairs":
+            engine.send(Failed("no memory for it anywhere", missing_bytes=1 << 60))
             return 1
         case "vanishes":
             return 3

@@ -1,6 +1,8 @@
 """Models that come and go on one server, over scripted engines; and two real ones side by side."""
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -46,13 +48,22 @@ class Models:
     def behave(self, *behaviours: str) -> None:
         (self.folder / "behaviours").write_text("\n".join(behaviours))
 
-    def options(self, name: str, *aliases: str) -> ModelOptions:
-        return ModelOptions(name, self.vocabulary, EngineConfig(f"{name}.gguf"), aliases)
+    def options(self, name: str, *aliases: str, file: str = "", **given: object) -> ModelOptions:
+        """Each has a file of its own, unless told otherwise."""
+        path = self.folder / f"{file or name}.gguf"
+        if not path.exists():
+            path.hardlink_to(self.vocabulary)
+        return ModelOptions(name, path, EngineConfig(f"{name}.gguf"), aliases, given=given)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of all engines so far."""
+        starts = self.folder / "starts"
+        return list(map(int, starts.read_text().split())) if starts.exists() else []
 
     @property
     def num_starts(self) -> int:
-        starts = self.folder / "starts"
-        return len(starts.read_text().split()) if starts.exists() else 0
+        return len(self.pids)
 
     @asynccontextmanager
     async def running(self, **settings: Any) -> AsyncIterator[Fleet]:
@@ -229,7 +240,8 @@ async def test_a_file_without_a_vocabulary_says_why(models: Models, write_vocab:
     async with models.running() as fleet:
         with pytest.raises(StartError, match="vocabulary"):
             await fleet.start(models.options("one"))
-        assert (fleet.slots, models.num_starts) == ([], 0)
+        assert (fleet.slots, models.num_starts) == ([], 1)
+        assert is_gone(models.pids[0])
 
 
 async def test_while_a_model_is_started_its_requests_are_told_to_come_back(models: Models) -> None:
@@ -238,7 +250,7 @@ async def test_while_a_model_is_started_its_requests_are_told_to_come_back(model
         await fleet.start(models.options("one"))
         nursery.start_soon(fleet.start, models.options("two"))
         await wait_for_status(fleet, "two", "loading")
-        while fleet.slot("two").service is None:
+        while models.num_starts < 2:
             assert await refusal(fleet, "two") == (503, "model_loading")
             await trio.sleep(0.005)
         assert await refusal(fleet, "two") == (503, "model_loading")
@@ -251,12 +263,95 @@ async def wait_for_status(fleet: Fleet, name: str, status: str) -> None:
         await trio.sleep(0.005)
 
 
-async def test_what_is_stopped_while_it_loads_ends_once_it_is_there(models: Models) -> None:
+async def test_what_is_stopped_while_it_loads_ends_at_once(models: Models) -> None:
+    models.behave("loads")
+
+    async def start(fleet: Fleet) -> None:
+        with pytest.raises(StartError, match="stopped while it was loaded"):
+            await fleet.start(models.options("one"))
+
     async with models.running() as fleet, trio.open_nursery() as nursery:
-        nursery.start_soon(fleet.start, models.options("one"))
-        await wait_for_status(fleet, "one", "loading")
+        nursery.start_soon(start, fleet)
+        while not models.num_starts:  # noqa: ASYNC110 - other processes set no events
+            await trio.sleep(0.005)
         await fleet.stop("one")
         assert fleet.slots == []
+        assert is_gone(models.pids[0])
+        models.behave("serves")
+        await fleet.start(models.options("one"))
+        assert await said(fleet, "one", 5) == [5]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "difference"),
+    [
+        ({"file": "other"}, "it is "),
+        ({"ctx_len": 256}, "another --ctx-len"),
+        ({"kv_type": "q8_0"}, "another --kv-type"),
+    ],
+    ids=str,
+)
+async def test_what_is_there_by_a_name_is_not_taken_for_something_else(
+    models: Models, wanted: dict[str, Any], difference: str
+) -> None:
+    async with models.running() as fleet:
+        slot = await fleet.start(models.options("one", "first", ctx_len=128))
+        with pytest.raises(StartError, match=difference):
+            await fleet.start(models.options("one", **wanted))
+        with pytest.raises(StartError, match="it is not called second"):
+            await fleet.start(models.options("one", "second"))
+        for same in (models.options("one"), models.options("one", "first", ctx_len=128)):
+            assert await fleet.start(same) is slot
+        assert models.num_starts == 1
+
+
+async def test_an_error_that_nobody_foresaw_is_one_models_own(
+    models: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(path: Path) -> None:
+        raise RuntimeError(f"{path.name} is odd")
+
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        monkeypatch.setattr("api.fleet.Tokenizer", fail)
+        with pytest.raises(StartError, match=r"two\.gguf is odd"):
+            await fleet.start(models.options("two"))
+        assert statuses(fleet) == {"one": "ready"}
+        assert await said(fleet, "one", 5) == [5]
+    assert "RuntimeError" in caplog.text
+
+
+async def test_a_file_that_was_taken_from_a_model_in_memory_is_nothing_to_others(models: Models) -> None:
+    async with models.running() as fleet:
+        slot = await fleet.start(models.options("one"))
+        slot.options.path.unlink()
+        await fleet.start(models.options("two"))
+        assert statuses(fleet) == {"one": "ready", "two": "ready"}
+
+
+async def test_nothing_is_started_while_the_server_shuts_down(models: Models) -> None:
+    async with models.running() as fleet:
+        fleet.drain()
+        with pytest.raises(StartError, match="shutting down"):
+            await fleet.start(models.options("one"))
+
+
+async def test_a_model_that_cannot_be_loaded_again_says_why(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.engine.RESTART_PAUSE", 0.01)
+    models.behave("serves", "fails")
+    async with models.running() as fleet:
+        slot = await fleet.start(models.options("one"))
+        os.kill(pid(slot), signal.SIGKILL)
+        await wait_for_status(fleet, "one", "failed")
+        assert (fleet.status, (await fleet.health())["reason"]) == ("failed", "it is broken")
+        with pytest.raises(ApiError, match="it is broken") as raised:
+            await fleet.accepting("one")
+        assert (raised.value.status, raised.value.code) == (503, "model_not_loaded")
+        models.behave("serves")
+        await fleet.start(models.options("two"))
+        assert fleet.status == "ok"
+        await wait_for_status(fleet, "one", "ready")
+        assert await said(fleet, "one", 5) == [5]
 
 
 # On demand, and idle
@@ -378,14 +473,55 @@ async def test_a_model_that_answers_does_not_give_way(models: Models) -> None:
         assert statuses(fleet) == {"one": "ready"}
 
 
-async def test_a_model_whose_request_is_on_its_way_does_not_give_way(models: Models) -> None:
+async def test_a_model_whose_request_may_be_on_its_way_gives_way_once_it_was_left_alone(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.fleet.IN_USE_SECONDS", 0.2)
+    models.on_disk = {"two": models.options("two")}
+    models.behave("serves", "starves", "serves")
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        service = await fleet.accepting("one")
+        asked = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(said, fleet, "two", 6)
+            await trio.sleep(0.1)
+            with service.engine.generate([Draft([ECHO, 5], 10, PARAMS)]) as generation:
+                assert (await generation.receive())[0][1].tokens == [5]
+        assert trio.current_time() - asked >= 0.2
+        assert statuses(fleet) == {"one": "unloaded", "two": "ready"}
+
+
+async def test_a_model_does_not_wait_for_others_to_be_left_alone_for_ever(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.fleet.IN_USE_SECONDS", SECONDS)
+    monkeypatch.setattr("api.fleet.ROOM_LIMIT", 0.1)
     models.on_disk = {"two": models.options("two")}
     models.behave("serves", "starves")
     async with models.running() as fleet:
         await fleet.start(models.options("one"))
-        await fleet.accepting("one")
         assert await refusal(fleet, "two") == (503, "model_not_loaded")
         assert statuses(fleet) == {"one": "ready"}
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_nobody_gives_way_to_a_model_that_would_not_fit_all_the_same(models: Models) -> None:
+    models.on_disk = {"two": models.options("two")}
+    models.behave("serves", "despairs")
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        assert await refusal(fleet, "two") == (503, "model_not_loaded")
+        assert statuses(fleet) == {"one": "ready"}
+
+
+async def test_all_names_of_a_file_lead_to_one_engine(models: Models) -> None:
+    models.on_disk = {name: models.options(name, file="two") for name in ("two", "two:q4", "zwei")}
+    async with models.running() as fleet:
+        for name in models.on_disk:
+            assert await said(fleet, name, 5) == [5]
+        assert statuses(fleet) == {"two": "ready"}
+        assert models.num_starts == 1
 
 
 @pytest.mark.usefixtures("at_once")
@@ -503,12 +639,27 @@ def test_a_model_that_no_memory_can_hold_is_refused_and_the_others_go_on(server:
     assert [model["id"] for model in httpx.get(f"{server.url}/models").json()["data"]] == [MODEL]
 
 
+def test_a_model_whose_vocabulary_llama_cpp_aborts_on_takes_nobody_along(
+    server: CortexServer, model_path: str, tmp_path: Path
+) -> None:
+    """It lacks tokens for bytes, which is only noticed when somebody writes such a byte."""
+    write_mamba(tmp_path / "broken.gguf", model_path, vocabulary_kind="llama")
+    refused = post(server, "start", model="broken", path=str(tmp_path / "broken.gguf"), ctx_len=512, max_seqs=2)
+    assert refused.status_code == 409
+    assert "the engine ended while loading the model" in refused.json()["error"]["message"]
+    assert [model["id"] for model in httpx.get(f"{server.url}/models").json()["data"]] == [MODEL]
+    assert server.health()["status"] == "ok"
+
+
 def test_only_who_is_on_the_machine_and_means_it_starts_and_stops_models(server: CortexServer) -> None:
     from api.endpoints.management import is_same_machine
 
     body = f'{{"model": "{MODEL}"}}'
     refused = httpx.post(f"{server.url}/models/stop", content=body, headers={"Content-Type": "text/plain"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (415, "unsupported_media_type")
+    for name in ("Origin", "Forwarded", "X-Forwarded-For"):  # a web page, or somebody behind a proxy
+        refused = httpx.post(f"{server.url}/models/stop", json={"model": MODEL}, headers={name: "for=10.0.0.1"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
     assert server.health()["status"] == "ok"
     for peer, own, expected in (
         ("127.0.0.1", "127.0.0.1", True),
