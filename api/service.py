@@ -195,6 +195,10 @@ class ModelService:
         """The bytes of a token in an answer: control tokens that the model's dialect is written with count as text."""
         return self._markers.get(token) or self.tokenizer.piece(token)
 
+    def room(self, num_prompt: int) -> int:
+        """Tokens that the context has behind a prompt."""
+        return self.engine.ready_info().ctx_len - num_prompt
+
     def token_limit(self, num_prompt: int, requested: int | None, param: str = "messages") -> int:
         """How many tokens an answer may have. Raises ApiError 400, about `param`, if the context cannot hold it."""
         context = self.engine.ready_info().ctx_len

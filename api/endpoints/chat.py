@@ -15,9 +15,13 @@ from api.service import ModelService
 from api.structured import constraint
 
 
-async def draft_chat(service: ModelService, request: ChatRequest, prefill: str = "") -> Drafted:
+async def draft_chat(
+    service: ModelService, request: ChatRequest, prefill: str = "", max_tokens: int | None = None
+) -> Drafted:
     """The sequences that answer a conversation, or that go on with the `prefill` of an answer.
 
+    With `max_tokens` an answer has so many at most, and fewer where the context has no room for them; without, the
+    request's own are demanded of it.
     Raises ApiError 400 for what the model's template, its context or a grammar cannot hold.
     """
     request = service.defaults.fill(request)
@@ -25,9 +29,10 @@ async def draft_chat(service: ModelService, request: ChatRequest, prefill: str =
     prompt = await service.chat_prompt(request, prefill)
     tail = service.prompt_tail(prompt, prefill)
     params = await service.sampling(request)
+    limit = service.token_limit(len(prompt), request.requested_tokens)
     draft = Draft(
         prompt,
-        service.token_limit(len(prompt), request.requested_tokens),
+        limit if max_tokens is None else min(max_tokens, service.room(len(prompt))),
         params,
         logprobs=request.num_logprobs,
         grammar=service.chat_grammar(use, content, tail),

@@ -62,12 +62,10 @@ class MessageAnswer(Answer):
     @classmethod
     async def create(cls, service: ModelService, request: MessagesRequest, request_id: str) -> Self:
         """Raises ApiError 400 as `draft_chat`."""
-        drafted = await draft_chat(service, *as_chat(request))
-        [draft] = drafted.drafts
-        draft = replace(draft, max_tokens=min(draft.max_tokens, max(request.max_tokens, 1)))
+        drafted = await draft_chat(service, *as_chat(request), max_tokens=max(request.max_tokens, 1))
         schema_param = "output_format" if request.output_format else "output_config.format"
         param = "tools" if request.schema_to_match is None else schema_param
-        return cls(service, request, request_id, replace(drafted, drafts=[draft], grammar_param=param))
+        return cls(service, request, request_id, replace(drafted, grammar_param=param))
 
     def __init__(self, service: ModelService, request: MessagesRequest, request_id: str, drafted: Drafted) -> None:
         super().__init__(service, drafted)

@@ -24,6 +24,7 @@ from api.app import MAX_BODY_BYTES
 from api.dialects import Hermes
 from api.endpoints.answer import PING_SECONDS
 from api.endpoints.messages import _input
+from api.models.defaults import ModelDefaults
 from api.schemas import messages as schemas
 from api.schemas.common import MAX_STOPS
 from api.schemas.message_answers import MessageAnswer, MessageError, MessageEvent
@@ -267,6 +268,13 @@ async def test_of_stop_sequences_that_end_together_the_one_that_begins_first_is_
     server.answers("One two three.")
     body = await answer(server, stop_sequences=["o", "wo", " two"])
     assert (body["stop_sequence"], body["content"][0]["text"]) == (" two", "One")
+
+
+async def test_the_tokens_asked_for_go_before_the_models_own_default(tokenizer: Tokenizer) -> None:
+    server = Server(tokenizer, defaults=ModelDefaults(max_tokens=5))
+    server.answers("One", "length")
+    assert await reason(server, max_tokens=100) == ("max_tokens", None)
+    assert server.engine.submitted[-1].max_tokens == 100
 
 
 async def test_more_tokens_than_the_context_holds_may_be_asked_for(server: Server) -> None:
