@@ -425,8 +425,10 @@ class ResponseRequest(GenerationRequest):
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     """Of OpenAI's own tools, of which there are none."""
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    # which a response repeats, so that they are kept with it
+    user: Annotated[str, Field(max_length=512)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=128)] | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=64)] | None = None
     prompt_cache_options: CacheOptions | None = None
     prompt_cache_retention: CacheRetention | None = None
 

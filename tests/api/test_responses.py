@@ -892,11 +892,17 @@ def test_the_oldest_is_dropped_first_and_its_items_only_once_nobody_holds_them()
     assert [kept.find_item(each) for each in ("said", "more", "new")] == [None, None, None]
 
 
-def test_what_is_too_large_is_not_kept_at_all() -> None:
+def test_what_is_too_large_is_not_kept_and_drops_no_other() -> None:
     kept = KeptResponses(max_bytes=10_000)
+    said = kept_item("said", 6_000)
     kept.keep("1", KeptResponse(b"", (), ()))
-    kept.keep("2", KeptResponse(b"x" * 10_001, (), ()))
-    assert (len(kept), kept.num_bytes) == (0, 0)
+    kept.keep("2", KeptResponse(b"", (), (said,)))
+    before = kept.num_bytes
+    kept.keep("3", KeptResponse(b"x" * 10_001, (), ()))
+    kept.keep("4", KeptResponse(b"", (kept_item("long", 10_001),), ()))
+    kept.keep("5", KeptResponse(b"x" * 4_000, (said,), ()))  # with what it shares, which would stay for its sake
+    assert [each for each in "12345" if kept.find(each)] == ["1", "2"]
+    assert kept.num_bytes == before
 
 
 ITEMS = st.lists(st.integers(0, 9), max_size=5)
@@ -913,11 +919,13 @@ def test_the_bounds_hold_and_nothing_is_held_that_no_response_needs(
     items = [kept_item(str(number), 100 * number, is_ours=number % 2 == 0) for number in range(10)]
     kept = KeptResponses(max_responses=max_responses, max_bytes=max_bytes)
     for number, (deleted, before, after, deletes) in enumerate(steps):
+        num_before = len(kept)
         if deletes:
             kept.delete(str(deleted))
         else:
             response = KeptResponse(b"x" * 50, tuple(items[i] for i in before), tuple(items[i] for i in after))
             kept.keep(str(number), response)
+            assert kept.find(str(number)) or len(kept) == num_before, "what is not kept drops nothing"
         held = {item for response in kept._responses.values() for item in response.conversation}
         assert len(kept) <= max_responses
         assert kept.num_bytes <= max_bytes
@@ -1006,17 +1014,17 @@ ACCEPTED: dict[str, list[Any]] = {
     "include": [[], ["web_search_call.results", "message.input_image.image_url"], ["reasoning.encrypted_content"]],
     "max_tool_calls": [1],
     "n": [1],
-    "prompt_cache_key": ["k"],
+    "prompt_cache_key": ["k", "k" * 64],
     "prompt_cache_options": [{}, {"mode": "explicit", "ttl": "30m", "prewarm": False}],
     "prompt_cache_retention": ["in_memory", "24h"],
     "reasoning": [{}, {"summary": "auto", "generate_summary": None, "mode": "standard", "context": "auto"}],
-    "safety_identifier": ["s"],
+    "safety_identifier": ["s", "s" * 128],
     "service_tier": ["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"],
     "text": [{}, {"format": None, "verbosity": "medium"}, {"format": {"type": "text"}}],
     "tool_choice": ["auto", "none"],
     "tools": [[], [WEATHER | {"allowed_callers": ["direct"], "defer_loading": False, "async": False}]],
     "top_logprobs": [0],
-    "user": ["me"],
+    "user": ["me", "m" * 512],
 }
 REFUSED: dict[str, list[tuple[Any, str, str]]] = {
     "access_programs": [({"cyber": "daybreak_red"}, "access_programs", "unsupported_parameter")],
@@ -1061,6 +1069,7 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
     "n": [(2, "n", "invalid_value")],
     "previous_response_id": [("resp_1", "previous_response_id", "previous_response_not_found")],
     "prompt": [({"id": "x"}, "prompt", "unsupported_parameter")],
+    "prompt_cache_key": [("k" * 65, "prompt_cache_key", "invalid_value")],
     "prompt_cache_options": [
         ({"prewarm": True}, "prompt_cache_options.prewarm", "invalid_value"),
         ({"comparison_response_id": "x"}, "prompt_cache_options.comparison_response_id", "invalid_value"),
@@ -1071,6 +1080,7 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
         ({"mode": "pro"}, "reasoning.mode", "invalid_value"),
         ({"context": "all_turns"}, "reasoning.context", "invalid_value"),
     ],
+    "safety_identifier": [("s" * 129, "safety_identifier", "invalid_value")],
     "temperature": [(2.5, "temperature", "invalid_value")],
     "text": [
         ({"verbosity": "low"}, "text.verbosity", "invalid_value"),
@@ -1094,6 +1104,7 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
     ],
     "top_logprobs": [(2, "top_logprobs", ""), (21, "top_logprobs", "invalid_value")],
     "truncation": [("some", "truncation", "invalid_value")],
+    "user": [("u" * 513, "user", "invalid_value")],
     "messages": [([USER], "messages", "unknown_parameter")],
     "max_tokens": [(3, "max_tokens", "unknown_parameter")],
 }
