@@ -704,6 +704,16 @@ async def test_what_an_answer_must_match_is_what_chat_makes_of_it(
     assert first.grammar == second.grammar != ""
 
 
+async def test_agents_may_bring_many_tools_of_long_names(server: Server) -> None:
+    long = "x" * 128
+    server.answers(CALL.replace("weather", long))
+    [call] = (await respond(server, tools=[WEATHER | {"name": long}]))["output"]
+    assert (call["type"], call["name"]) == ("function_call", long)
+    many = [CLOCK | {"name": f"clock_{number}"} for number in range(1024)]
+    body = await respond(server, [USER, call, RESULT], tools=many, tool_choice="none")
+    assert len(body["tools"]) == 1024
+
+
 async def test_effort_is_handed_to_the_template(thinking: Server) -> None:
     thinking.answers()
     await respond(thinking, reasoning={"effort": "none"})
@@ -1097,6 +1107,8 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
         ([{"type": "web_search"}], "tools[0]", "invalid_value"),
         ([{"type": "custom", "name": "x"}], "tools[0]", "invalid_value"),
         ([{"type": "function"}], "tools[0].name", "missing_required_parameter"),
+        ([CLOCK | {"name": "x" * 129}], "tools[0].name", "invalid_value"),
+        ([CLOCK] * 1025, "tools", "invalid_value"),
         ([WEATHER, WEATHER], "tools", "invalid_value"),
         ([WEATHER | {"async": True}], "tools[0].async", "invalid_value"),
         ([WEATHER | {"defer_loading": True}], "tools[0].defer_loading", "invalid_value"),
