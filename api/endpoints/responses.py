@@ -188,6 +188,8 @@ async def _drafted(service: ModelService, request: ResponseRequest, items: list[
 async def _truncated(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
     """Without as many of the oldest turns as it takes to fit; the last one stays. A turn begins with a user's message.
 
+    Fitting leaves room for the answer that may come, though for a bound beyond half of the context no more than that.
+
     Raises ApiError 400 if that is too long, too.
     """
     turns = [index for index, item in enumerate(items) if index and item.get("role") == "user"]
@@ -205,12 +207,13 @@ async def _truncated(service: ModelService, request: ResponseRequest, items: lis
 
 async def _fits(service: ModelService, request: ResponseRequest, items: list[Item]) -> bool:
     try:
-        await _chat(service, request, items)
+        drafted = await _chat(service, request, items)
     except ApiError as error:
         if error.code != TOO_LONG:
             raise
         return False
-    return True
+    context = service.engine.ready_info().ctx_len
+    return len(drafted.drafts[0].tokens) + min(request.max_output_tokens or 1, context // 2) <= context
 
 
 async def _chat(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
@@ -219,6 +222,10 @@ async def _chat(service: ModelService, request: ResponseRequest, items: list[Ite
         message = "One of 'input' and 'previous_response_id' must say something to respond to."
         raise ApiError(400, message, param="input", code="missing_required_parameter")
     drafted = await draft_chat(service, request.as_chat(messages))
+    if request.max_output_tokens is not None:
+        [draft] = drafted.drafts
+        room = service.engine.ready_info().ctx_len - len(draft.tokens)
+        drafted = replace(drafted, drafts=[replace(draft, max_tokens=min(request.max_output_tokens, room))])
     return replace(drafted, grammar_param=PARAMS.get(drafted.grammar_param or "", drafted.grammar_param))
 
 

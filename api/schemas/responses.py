@@ -448,7 +448,7 @@ class ResponseRequest(GenerationRequest):
         return self.store is not False
 
     def as_chat(self, messages: Sequence[Message]) -> ChatRequest:
-        """The chat completion that answers these messages, behind the instructions.
+        """The chat completion that answers these messages, behind the instructions, however long its answer.
 
         Raises ApiError 400 for fields that do not agree with each other.
         """
@@ -458,7 +458,6 @@ class ResponseRequest(GenerationRequest):
         return ChatRequest(
             **common,
             messages=[*instructions, *messages],
-            max_completion_tokens=self.max_output_tokens,
             logprobs=self.wants_logprobs,
             top_logprobs=self.top_logprobs,
             response_format=self._response_format(),

@@ -20,6 +20,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from api.dialects import detect
 from api.endpoints.answer import PING_SECONDS
 from api.endpoints.kept import MAX_RESPONSES, KeptItem, KeptResponse, KeptResponses
+from api.models.defaults import ModelDefaults
 from api.schemas import response_answers as wire
 from api.schemas.chat import ChatRequest
 from api.schemas.common import GenerationRequest
@@ -658,6 +659,17 @@ async def test_every_parameter_reaches_the_engine(server: Server) -> None:
     assert server.engine.submitted[1].params == SamplingParams(seed=server.engine.submitted[1].params.seed)
 
 
+async def test_a_bound_on_the_answer_is_no_more_than_a_bound(tokenizer: Tokenizer) -> None:
+    """Clients send the largest that their model knows, whatever the context holds."""
+    server = Server(tokenizer, url=URL, defaults=ModelDefaults(max_tokens=20))
+    server.answers("Fine", "length")
+    for bound, limit in ((None, 20), (30, 30), (5000, None)):
+        body = await respond(server, max_output_tokens=bound)
+        submit = server.engine.submitted[-1]
+        assert submit.max_tokens == (limit or INFO.ctx_len - len(submit.tokens))
+        assert (body["max_output_tokens"], body["incomplete_details"]) == (bound, {"reason": "max_output_tokens"})
+
+
 @pytest.mark.parametrize(
     ("here", "there"),
     [
@@ -979,6 +991,17 @@ async def test_the_oldest_turns_give_way_where_that_is_asked_for(server: Server)
     assert len(listed["data"]) == len(turns), "what gave way is still part of the conversation"
 
 
+async def test_a_bound_beyond_the_context_leaves_room_for_what_was_said(server: Server) -> None:
+    server.answers("Fine.")
+    turns = [{"role": "user", "content": "word " * 60}, SAID, {"role": "user", "content": "word " * 60}]
+    await respond(server, turns, truncation="auto", max_output_tokens=5000)
+    await respond(server, turns)
+    cut, whole = server.engine.submitted
+    assert cut.tokens == whole.tokens
+    await respond(server, [*turns, SAID, *turns], truncation="auto", max_output_tokens=5000)
+    assert len(server.engine.submitted[-1].tokens) <= INFO.ctx_len // 2
+
+
 async def test_what_fits_is_not_cut(server: Server) -> None:
     server.answers("Fine.")
     turns = [USER, {"role": "assistant", "content": "Hi."}, USER]
@@ -1002,7 +1025,7 @@ SERVED: dict[str, list[Any]] = {
     "include": [["message.output_text.logprobs"]],
     "input": ["Hi.", [USER]],
     "instructions": ["Be brief."],
-    "max_output_tokens": [1, 16],
+    "max_output_tokens": [1, 16, 5000],
     "metadata": [{"team": "blue"}],
     "model": [MODEL, "an-alias"],
     "parallel_tool_calls": [True, False],
@@ -1068,10 +1091,7 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
         ([THOUGHTS | {"encrypted_content": "x"}], "input[0].encrypted_content", "invalid_value"),
     ],
     "instructions": [([USER], "instructions", "invalid_value")],
-    "max_output_tokens": [
-        (0, "max_output_tokens", "invalid_value"),
-        (512, "input", "context_length_exceeded"),
-    ],
+    "max_output_tokens": [(0, "max_output_tokens", "invalid_value")],
     "max_tool_calls": [(0, "max_tool_calls", "invalid_value")],
     "metadata": [({"x": 3}, "metadata", "invalid_value"), ({"x": "y" * 513}, "metadata", "invalid_value")],
     "model": [(3, "model", "invalid_value")],
