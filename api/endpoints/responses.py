@@ -1,7 +1,7 @@
 """POST /v1/responses: items become a chat, and its answer items; and the responses that are kept."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, Self
 
@@ -24,6 +24,7 @@ from api.schemas.responses import (
     ResponseRequest,
     RetrieveQuery,
     new_id,
+    new_item_id,
 )
 from api.service import ModelService
 from scheduler.messages import Output
@@ -170,7 +171,19 @@ def _conversation(request: ResponseRequest, kept: KeptResponses) -> tuple[KeptIt
             items.append(found)
         else:
             items.append(KeptItem.of(item.listed(), is_ours=item.id is None))
-    return tuple(items)
+    return tuple(_told_apart(items))
+
+
+def _told_apart(items: Iterable[KeptItem]) -> Iterator[KeptItem]:
+    """With a new id for each whose own was there before, as pages are told where to go on by an id."""
+    ids: set[str] = set()
+    for item in items:
+        told = item
+        if item.id in ids:
+            again = item.load()
+            told = KeptItem.of(again | {"id": new_item_id(again["type"])}, is_ours=True)
+        ids.add(told.id)
+        yield told
 
 
 async def _drafted(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:

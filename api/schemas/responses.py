@@ -50,9 +50,16 @@ MAX_LISTED: Final = 100
 Item = dict[str, Any]
 """An item of a conversation as it is listed: of type message, reasoning, function_call or function_call_output."""
 
+_PREFIXES: Final = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
+
 
 def new_id(prefix: str) -> str:
     return f"{prefix}_{uuid.uuid4().hex}"
+
+
+def new_item_id(kind: str) -> str:
+    """For an item of this type."""
+    return new_id(_PREFIXES[kind])
 
 
 def _type_of(value: object) -> object:
@@ -153,7 +160,7 @@ class InputMessage(Strict):
     def listed(self) -> Item:
         said = self.role == "assistant"
         item = {
-            "id": self.id or new_id("msg"),
+            "id": self.id or new_item_id(self.type),
             "type": "message",
             "status": self.status or "completed",
             "role": self.role,
@@ -177,7 +184,7 @@ class FunctionCall(Strict):
 
     def listed(self) -> Item:
         return {
-            "id": self.id or new_id("fc"),
+            "id": self.id or new_item_id(self.type),
             "type": "function_call",
             "status": self.status or "completed",
             "call_id": self.call_id,
@@ -208,7 +215,7 @@ class FunctionCallOutput(Strict):
     def listed(self) -> Item:
         output = self.output
         item = {
-            "id": self.id or new_id("fco"),
+            "id": self.id or new_item_id(self.type),
             "type": "function_call_output",
             "status": self.status or "completed",
             "call_id": self.call_id,
@@ -231,7 +238,7 @@ class ReasoningItem(Strict):
 
     def listed(self) -> Item:
         return {
-            "id": self.id or new_id("rs"),
+            "id": self.id or new_item_id(self.type),
             "type": "reasoning",
             "status": self.status or "completed",
             "summary": [part.model_dump() for part in self.summary or ()],

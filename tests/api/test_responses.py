@@ -849,6 +849,23 @@ async def test_the_input_is_listed_in_pages_of_either_order(server: Server) -> N
     assert nothing == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
 
 
+async def test_items_of_one_id_are_listed_once_each(server: Server) -> None:
+    """Some clients give all that they send the same id, and some send again what they go on from."""
+    server.answers("Fine.")
+    first = await respond(server, [{"role": "user", "content": text, "id": "mine"} for text in "ab"])
+    [said] = first["output"]
+    again = [said, {"id": said["id"]}, {"role": "user", "content": "c", "id": "mine"}]
+    second = await respond(server, again, previous_response_id=first["id"])
+    texts, after = [], ""
+    for _ in range(6):
+        place = f"{URL}/{second['id']}/input_items?order=asc&limit=1{after}"
+        page = await body_of(await server.client.get(place))
+        texts += [item["content"][0]["text"] for item in page["data"]]
+        after = f"&after={page['last_id']}"
+    assert texts == ["a", "b", "Fine.", "Fine.", "Fine.", "c"]
+    assert page["has_more"] is False
+
+
 @pytest.mark.parametrize(
     ("query", "code", "param"),
     [
