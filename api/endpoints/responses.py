@@ -15,6 +15,7 @@ from api.endpoints.kept import KeptItem, KeptResponse, KeptResponses, items_of
 from api.endpoints.logprobs import chat_logprobs
 from api.endpoints.output_items import Event, OutputItems
 from api.errors import ApiError
+from api.models.defaults import ModelDefaults
 from api.schemas.responses import (
     ENCRYPTED,
     LOGPROBS,
@@ -63,6 +64,7 @@ class ModelResponse(Answer):
             message = f"'include' is not served with {ENCRYPTED!r}: thoughts are told as they are, in reasoning items."
             raise ApiError(400, message, param="include", code="unsupported_parameter")
         conversation = _conversation(request, kept)
+        request = _filled(request, service.defaults)
         return cls(service, request, conversation, await _drafted(service, request, items_of(conversation)), kept)
 
     def _steps(self, output: Output) -> Sequence[Output]:
@@ -152,6 +154,14 @@ class ModelResponse(Answer):
             "output_tokens_details": {"reasoning_tokens": choice.num_reasoning_tokens},
             "total_tokens": len(draft.tokens) + choice.num_tokens,
         }
+
+
+def _filled(request: ResponseRequest, defaults: ModelDefaults) -> ResponseRequest:
+    """With the model's own defaults where it says nothing, so that the response tells what was done."""
+    filled = defaults.fill(request)
+    if filled.max_output_tokens is None:
+        return filled.model_copy(update={"max_output_tokens": defaults.token_limit})
+    return filled
 
 
 def _conversation(request: ResponseRequest, kept: KeptResponses) -> tuple[KeptItem, ...]:

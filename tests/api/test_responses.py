@@ -273,6 +273,20 @@ async def test_what_was_asked_for_is_repeated(server: Server) -> None:
     }
 
 
+async def test_the_models_own_defaults_are_repeated_where_the_request_says_nothing(tokenizer: Tokenizer) -> None:
+    defaults = ModelDefaults(temperature=0.25, top_p=0.5, max_tokens=20)
+    server = Server(tokenizer, url=URL, defaults=defaults)
+    server.answers("Fine.")
+    told = ("temperature", "top_p", "max_output_tokens")
+    body = await respond(server)
+    assert [body[name] for name in told] == [0.25, 0.5, 20]
+    asked = {"temperature": 1.0, "top_p": 0.75, "max_output_tokens": 30}
+    body = await respond(server, **asked)
+    assert {name: body[name] for name in told} == asked
+    assert [submit.params.temperature for submit in server.engine.submitted] == [0.25, 1.0]
+    assert [submit.max_tokens for submit in server.engine.submitted] == [20, 30]
+
+
 # A stream
 
 MESSAGE = ["output_item.added", "content_part.added", "output_text.delta", "output_text.done", "content_part.done"]
@@ -659,11 +673,10 @@ async def test_every_parameter_reaches_the_engine(server: Server) -> None:
     assert server.engine.submitted[1].params == SamplingParams(seed=server.engine.submitted[1].params.seed)
 
 
-async def test_a_bound_on_the_answer_is_no_more_than_a_bound(tokenizer: Tokenizer) -> None:
+async def test_a_bound_on_the_answer_is_no_more_than_a_bound(server: Server) -> None:
     """Clients send the largest that their model knows, whatever the context holds."""
-    server = Server(tokenizer, url=URL, defaults=ModelDefaults(max_tokens=20))
     server.answers("Fine", "length")
-    for bound, limit in ((None, 20), (30, 30), (5000, None)):
+    for bound, limit in ((30, 30), (5000, None)):
         body = await respond(server, max_output_tokens=bound)
         submit = server.engine.submitted[-1]
         assert submit.max_tokens == (limit or INFO.ctx_len - len(submit.tokens))
