@@ -16,17 +16,8 @@ from api.endpoints.logprobs import chat_logprobs
 from api.endpoints.output_items import Event, OutputItems
 from api.errors import ApiError
 from api.models.defaults import ModelDefaults
-from api.schemas.responses import (
-    ENCRYPTED,
-    LOGPROBS,
-    Item,
-    ItemReference,
-    ListQuery,
-    ResponseRequest,
-    RetrieveQuery,
-    new_id,
-    new_item_id,
-)
+from api.schemas.response_items import Item, ItemReference, new_id, new_item_id
+from api.schemas.responses import ENCRYPTED, LOGPROBS, ListQuery, ResponseRequest, RetrieveQuery
 from api.service import ModelService
 from scheduler.messages import Output
 
