@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from api.schemas.chat import CalledFunction, Message, ToolCall
-from api.schemas.responses import Item
+from api.schemas.response_items import Item
 
 
 def as_messages(items: Iterable[Item]) -> list[Message]:

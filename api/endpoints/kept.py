@@ -74,7 +74,9 @@ class KeptResponses:
         return self._items.get(item_id)
 
     def keep(self, response_id: str, response: KeptResponse) -> None:
-        """Take it in, and drop the oldest as far as the bounds ask: even this one, if it alone is too large."""
+        """Take it in, and drop the oldest as far as the bounds ask; but not if it alone is too large."""
+        if _own_bytes(response) + sum(map(_item_bytes, set(response.conversation))) > self._max_bytes:
+            return  # else all the others would go first
         self._responses[response_id] = response
         self.num_bytes += _own_bytes(response)
         for item in response.conversation:

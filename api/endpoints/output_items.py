@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from api.dialects import CallArguments, CallBegin, Content, Reasoning
 from api.endpoints.choice import Delta
-from api.schemas.responses import Item, new_id
+from api.schemas.response_items import Item, new_id
 
 Event = dict[str, Any]
 """Without its number in the stream."""

@@ -1,7 +1,7 @@
 """POST /v1/responses: items become a chat, and its answer items; and the responses that are kept."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, Self
 
@@ -15,16 +15,9 @@ from api.endpoints.kept import KeptItem, KeptResponse, KeptResponses, items_of
 from api.endpoints.logprobs import chat_logprobs
 from api.endpoints.output_items import Event, OutputItems
 from api.errors import ApiError
-from api.schemas.responses import (
-    ENCRYPTED,
-    LOGPROBS,
-    Item,
-    ItemReference,
-    ListQuery,
-    ResponseRequest,
-    RetrieveQuery,
-    new_id,
-)
+from api.models.defaults import ModelDefaults
+from api.schemas.response_items import Item, ItemReference, new_id, new_item_id
+from api.schemas.responses import ENCRYPTED, LOGPROBS, ListQuery, ResponseRequest, RetrieveQuery
 from api.service import ModelService
 from scheduler.messages import Output
 
@@ -62,6 +55,7 @@ class ModelResponse(Answer):
             message = f"'include' is not served with {ENCRYPTED!r}: thoughts are told as they are, in reasoning items."
             raise ApiError(400, message, param="include", code="unsupported_parameter")
         conversation = _conversation(request, kept)
+        request = _filled(request, service.defaults)
         return cls(service, request, conversation, await _drafted(service, request, items_of(conversation)), kept)
 
     def _steps(self, output: Output) -> Sequence[Output]:
@@ -153,6 +147,14 @@ class ModelResponse(Answer):
         }
 
 
+def _filled(request: ResponseRequest, defaults: ModelDefaults) -> ResponseRequest:
+    """With the model's own defaults where it says nothing, so that the response tells what was done."""
+    filled = defaults.fill(request)
+    if filled.max_output_tokens is None:
+        return filled.model_copy(update={"max_output_tokens": defaults.token_limit})
+    return filled
+
+
 def _conversation(request: ResponseRequest, kept: KeptResponses) -> tuple[KeptItem, ...]:
     """What was said before, and the input. Raises ApiError 400, 404."""
     items: list[KeptItem] = []
@@ -170,7 +172,19 @@ def _conversation(request: ResponseRequest, kept: KeptResponses) -> tuple[KeptIt
             items.append(found)
         else:
             items.append(KeptItem.of(item.listed(), is_ours=item.id is None))
-    return tuple(items)
+    return tuple(_told_apart(items))
+
+
+def _told_apart(items: Iterable[KeptItem]) -> Iterator[KeptItem]:
+    """With a new id for each whose own was there before, as pages are told where to go on by an id."""
+    ids: set[str] = set()
+    for item in items:
+        told = item
+        if item.id in ids:
+            again = item.load()
+            told = KeptItem.of(again | {"id": new_item_id(again["type"])}, is_ours=True)
+        ids.add(told.id)
+        yield told
 
 
 async def _drafted(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
@@ -187,6 +201,8 @@ async def _drafted(service: ModelService, request: ResponseRequest, items: list[
 
 async def _truncated(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
     """Without as many of the oldest turns as it takes to fit; the last one stays. A turn begins with a user's message.
+
+    Fitting leaves room for the answer that may come, though for a bound beyond half of the context no more than that.
 
     Raises ApiError 400 if that is too long, too.
     """
@@ -205,12 +221,13 @@ async def _truncated(service: ModelService, request: ResponseRequest, items: lis
 
 async def _fits(service: ModelService, request: ResponseRequest, items: list[Item]) -> bool:
     try:
-        await _chat(service, request, items)
+        drafted = await _chat(service, request, items)
     except ApiError as error:
         if error.code != TOO_LONG:
             raise
         return False
-    return True
+    context = service.engine.ready_info().ctx_len
+    return len(drafted.drafts[0].tokens) + min(request.max_output_tokens or 1, context // 2) <= context
 
 
 async def _chat(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
@@ -219,6 +236,10 @@ async def _chat(service: ModelService, request: ResponseRequest, items: list[Ite
         message = "One of 'input' and 'previous_response_id' must say something to respond to."
         raise ApiError(400, message, param="input", code="missing_required_parameter")
     drafted = await draft_chat(service, request.as_chat(messages))
+    if request.max_output_tokens is not None:
+        [draft] = drafted.drafts
+        room = service.engine.ready_info().ctx_len - len(draft.tokens)
+        drafted = replace(drafted, drafts=[replace(draft, max_tokens=min(request.max_output_tokens, room))])
     return replace(drafted, grammar_param=PARAMS.get(drafted.grammar_param or "", drafted.grammar_param))
 
 

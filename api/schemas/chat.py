@@ -8,7 +8,7 @@ from api.dialects import Tool, ToolUse
 from api.errors import ApiError
 from api.schemas.common import MAX_TOP_LOGPROBS, GenerationRequest, Strict, parse
 
-MAX_TOOLS: Final = 128
+MAX_TOOLS: Final = 1024
 
 UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "audio": (),
@@ -60,7 +60,7 @@ Content = Annotated[
     BeforeValidator(_joined, json_schema_input_type=str | list[TextPart | RefusalPart]),
 ]
 Unserved = Annotated[None, BeforeValidator(_unserved, json_schema_input_type=None)]
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
 class CalledFunction(Strict):

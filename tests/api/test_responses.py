@@ -20,6 +20,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from api.dialects import detect
 from api.endpoints.answer import PING_SECONDS
 from api.endpoints.kept import MAX_RESPONSES, KeptItem, KeptResponse, KeptResponses
+from api.models.defaults import ModelDefaults
 from api.schemas import response_answers as wire
 from api.schemas.chat import ChatRequest
 from api.schemas.common import GenerationRequest
@@ -270,6 +271,20 @@ async def test_what_was_asked_for_is_repeated(server: Server) -> None:
         "truncation": "disabled",
         "user": None,
     }
+
+
+async def test_the_models_own_defaults_are_repeated_where_the_request_says_nothing(tokenizer: Tokenizer) -> None:
+    defaults = ModelDefaults(temperature=0.25, top_p=0.5, max_tokens=20)
+    server = Server(tokenizer, url=URL, defaults=defaults)
+    server.answers("Fine.")
+    told = ("temperature", "top_p", "max_output_tokens")
+    body = await respond(server)
+    assert [body[name] for name in told] == [0.25, 0.5, 20]
+    asked = {"temperature": 1.0, "top_p": 0.75, "max_output_tokens": 30}
+    body = await respond(server, **asked)
+    assert {name: body[name] for name in told} == asked
+    assert [submit.params.temperature for submit in server.engine.submitted] == [0.25, 1.0]
+    assert [submit.max_tokens for submit in server.engine.submitted] == [20, 30]
 
 
 # A stream
@@ -658,6 +673,16 @@ async def test_every_parameter_reaches_the_engine(server: Server) -> None:
     assert server.engine.submitted[1].params == SamplingParams(seed=server.engine.submitted[1].params.seed)
 
 
+async def test_a_bound_on_the_answer_is_no_more_than_a_bound(server: Server) -> None:
+    """Clients send the largest that their model knows, whatever the context holds."""
+    server.answers("Fine", "length")
+    for bound, limit in ((30, 30), (5000, None)):
+        body = await respond(server, max_output_tokens=bound)
+        submit = server.engine.submitted[-1]
+        assert submit.max_tokens == (limit or INFO.ctx_len - len(submit.tokens))
+        assert (body["max_output_tokens"], body["incomplete_details"]) == (bound, {"reason": "max_output_tokens"})
+
+
 @pytest.mark.parametrize(
     ("here", "there"),
     [
@@ -702,6 +727,16 @@ async def test_what_an_answer_must_match_is_what_chat_makes_of_it(
     assert response.status_code == 200
     first, second = server.engine.submitted
     assert first.grammar == second.grammar != ""
+
+
+async def test_agents_may_bring_many_tools_of_long_names(server: Server) -> None:
+    long = "x" * 128
+    server.answers(CALL.replace("weather", long))
+    [call] = (await respond(server, tools=[WEATHER | {"name": long}]))["output"]
+    assert (call["type"], call["name"]) == ("function_call", long)
+    many = [CLOCK | {"name": f"clock_{number}"} for number in range(1024)]
+    body = await respond(server, [USER, call, RESULT], tools=many, tool_choice="none")
+    assert len(body["tools"]) == 1024
 
 
 async def test_effort_is_handed_to_the_template(thinking: Server) -> None:
@@ -827,6 +862,23 @@ async def test_the_input_is_listed_in_pages_of_either_order(server: Server) -> N
     assert nothing == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
 
 
+async def test_items_of_one_id_are_listed_once_each(server: Server) -> None:
+    """Some clients give all that they send the same id, and some send again what they go on from."""
+    server.answers("Fine.")
+    first = await respond(server, [{"role": "user", "content": text, "id": "mine"} for text in "ab"])
+    [said] = first["output"]
+    again = [said, {"id": said["id"]}, {"role": "user", "content": "c", "id": "mine"}]
+    second = await respond(server, again, previous_response_id=first["id"])
+    texts, after = [], ""
+    for _ in range(6):
+        place = f"{URL}/{second['id']}/input_items?order=asc&limit=1{after}"
+        page = await body_of(await server.client.get(place))
+        texts += [item["content"][0]["text"] for item in page["data"]]
+        after = f"&after={page['last_id']}"
+    assert texts == ["a", "b", "Fine.", "Fine.", "Fine.", "c"]
+    assert page["has_more"] is False
+
+
 @pytest.mark.parametrize(
     ("query", "code", "param"),
     [
@@ -892,11 +944,17 @@ def test_the_oldest_is_dropped_first_and_its_items_only_once_nobody_holds_them()
     assert [kept.find_item(each) for each in ("said", "more", "new")] == [None, None, None]
 
 
-def test_what_is_too_large_is_not_kept_at_all() -> None:
+def test_what_is_too_large_is_not_kept_and_drops_no_other() -> None:
     kept = KeptResponses(max_bytes=10_000)
+    said = kept_item("said", 6_000)
     kept.keep("1", KeptResponse(b"", (), ()))
-    kept.keep("2", KeptResponse(b"x" * 10_001, (), ()))
-    assert (len(kept), kept.num_bytes) == (0, 0)
+    kept.keep("2", KeptResponse(b"", (), (said,)))
+    before = kept.num_bytes
+    kept.keep("3", KeptResponse(b"x" * 10_001, (), ()))
+    kept.keep("4", KeptResponse(b"", (kept_item("long", 10_001),), ()))
+    kept.keep("5", KeptResponse(b"x" * 4_000, (said,), ()))  # with what it shares, which would stay for its sake
+    assert [each for each in "12345" if kept.find(each)] == ["1", "2"]
+    assert kept.num_bytes == before
 
 
 ITEMS = st.lists(st.integers(0, 9), max_size=5)
@@ -913,11 +971,13 @@ def test_the_bounds_hold_and_nothing_is_held_that_no_response_needs(
     items = [kept_item(str(number), 100 * number, is_ours=number % 2 == 0) for number in range(10)]
     kept = KeptResponses(max_responses=max_responses, max_bytes=max_bytes)
     for number, (deleted, before, after, deletes) in enumerate(steps):
+        num_before = len(kept)
         if deletes:
             kept.delete(str(deleted))
         else:
             response = KeptResponse(b"x" * 50, tuple(items[i] for i in before), tuple(items[i] for i in after))
             kept.keep(str(number), response)
+            assert kept.find(str(number)) or len(kept) == num_before, "what is not kept drops nothing"
         held = {item for response in kept._responses.values() for item in response.conversation}
         assert len(kept) <= max_responses
         assert kept.num_bytes <= max_bytes
@@ -961,6 +1021,17 @@ async def test_the_oldest_turns_give_way_where_that_is_asked_for(server: Server)
     assert len(listed["data"]) == len(turns), "what gave way is still part of the conversation"
 
 
+async def test_a_bound_beyond_the_context_leaves_room_for_what_was_said(server: Server) -> None:
+    server.answers("Fine.")
+    turns = [{"role": "user", "content": "word " * 60}, SAID, {"role": "user", "content": "word " * 60}]
+    await respond(server, turns, truncation="auto", max_output_tokens=5000)
+    await respond(server, turns)
+    cut, whole = server.engine.submitted
+    assert cut.tokens == whole.tokens
+    await respond(server, [*turns, SAID, *turns], truncation="auto", max_output_tokens=5000)
+    assert len(server.engine.submitted[-1].tokens) <= INFO.ctx_len // 2
+
+
 async def test_what_fits_is_not_cut(server: Server) -> None:
     server.answers("Fine.")
     turns = [USER, {"role": "assistant", "content": "Hi."}, USER]
@@ -984,7 +1055,7 @@ SERVED: dict[str, list[Any]] = {
     "include": [["message.output_text.logprobs"]],
     "input": ["Hi.", [USER]],
     "instructions": ["Be brief."],
-    "max_output_tokens": [1, 16],
+    "max_output_tokens": [1, 16, 5000],
     "metadata": [{"team": "blue"}],
     "model": [MODEL, "an-alias"],
     "parallel_tool_calls": [True, False],
@@ -1006,17 +1077,17 @@ ACCEPTED: dict[str, list[Any]] = {
     "include": [[], ["web_search_call.results", "message.input_image.image_url"], ["reasoning.encrypted_content"]],
     "max_tool_calls": [1],
     "n": [1],
-    "prompt_cache_key": ["k"],
+    "prompt_cache_key": ["k", "k" * 64],
     "prompt_cache_options": [{}, {"mode": "explicit", "ttl": "30m", "prewarm": False}],
     "prompt_cache_retention": ["in_memory", "24h"],
     "reasoning": [{}, {"summary": "auto", "generate_summary": None, "mode": "standard", "context": "auto"}],
-    "safety_identifier": ["s"],
+    "safety_identifier": ["s", "s" * 128],
     "service_tier": ["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"],
     "text": [{}, {"format": None, "verbosity": "medium"}, {"format": {"type": "text"}}],
     "tool_choice": ["auto", "none"],
     "tools": [[], [WEATHER | {"allowed_callers": ["direct"], "defer_loading": False, "async": False}]],
     "top_logprobs": [0],
-    "user": ["me"],
+    "user": ["me", "m" * 512],
 }
 REFUSED: dict[str, list[tuple[Any, str, str]]] = {
     "access_programs": [({"cyber": "daybreak_red"}, "access_programs", "unsupported_parameter")],
@@ -1050,10 +1121,7 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
         ([THOUGHTS | {"encrypted_content": "x"}], "input[0].encrypted_content", "invalid_value"),
     ],
     "instructions": [([USER], "instructions", "invalid_value")],
-    "max_output_tokens": [
-        (0, "max_output_tokens", "invalid_value"),
-        (512, "input", "context_length_exceeded"),
-    ],
+    "max_output_tokens": [(0, "max_output_tokens", "invalid_value")],
     "max_tool_calls": [(0, "max_tool_calls", "invalid_value")],
     "metadata": [({"x": 3}, "metadata", "invalid_value"), ({"x": "y" * 513}, "metadata", "invalid_value")],
     "model": [(3, "model", "invalid_value")],
@@ -1061,6 +1129,7 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
     "n": [(2, "n", "invalid_value")],
     "previous_response_id": [("resp_1", "previous_response_id", "previous_response_not_found")],
     "prompt": [({"id": "x"}, "prompt", "unsupported_parameter")],
+    "prompt_cache_key": [("k" * 65, "prompt_cache_key", "invalid_value")],
     "prompt_cache_options": [
         ({"prewarm": True}, "prompt_cache_options.prewarm", "invalid_value"),
         ({"comparison_response_id": "x"}, "prompt_cache_options.comparison_response_id", "invalid_value"),
@@ -1071,6 +1140,7 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
         ({"mode": "pro"}, "reasoning.mode", "invalid_value"),
         ({"context": "all_turns"}, "reasoning.context", "invalid_value"),
     ],
+    "safety_identifier": [("s" * 129, "safety_identifier", "invalid_value")],
     "temperature": [(2.5, "temperature", "invalid_value")],
     "text": [
         ({"verbosity": "low"}, "text.verbosity", "invalid_value"),
@@ -1087,6 +1157,8 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
         ([{"type": "web_search"}], "tools[0]", "invalid_value"),
         ([{"type": "custom", "name": "x"}], "tools[0]", "invalid_value"),
         ([{"type": "function"}], "tools[0].name", "missing_required_parameter"),
+        ([CLOCK | {"name": "x" * 129}], "tools[0].name", "invalid_value"),
+        ([CLOCK] * 1025, "tools", "invalid_value"),
         ([WEATHER, WEATHER], "tools", "invalid_value"),
         ([WEATHER | {"async": True}], "tools[0].async", "invalid_value"),
         ([WEATHER | {"defer_loading": True}], "tools[0].defer_loading", "invalid_value"),
@@ -1094,6 +1166,7 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
     ],
     "top_logprobs": [(2, "top_logprobs", ""), (21, "top_logprobs", "invalid_value")],
     "truncation": [("some", "truncation", "invalid_value")],
+    "user": [("u" * 513, "user", "invalid_value")],
     "messages": [([USER], "messages", "unknown_parameter")],
     "max_tokens": [(3, "max_tokens", "unknown_parameter")],
 }
