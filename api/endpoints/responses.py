@@ -235,11 +235,7 @@ async def _chat(service: ModelService, request: ResponseRequest, items: list[Ite
     if not messages:
         message = "One of 'input' and 'previous_response_id' must say something to respond to."
         raise ApiError(400, message, param="input", code="missing_required_parameter")
-    drafted = await draft_chat(service, request.as_chat(messages))
-    if request.max_output_tokens is not None:
-        [draft] = drafted.drafts
-        room = service.engine.ready_info().ctx_len - len(draft.tokens)
-        drafted = replace(drafted, drafts=[replace(draft, max_tokens=min(request.max_output_tokens, room))])
+    drafted = await draft_chat(service, request.as_chat(messages), max_tokens=request.max_output_tokens)
     return replace(drafted, grammar_param=PARAMS.get(drafted.grammar_param or "", drafted.grammar_param))
 
 

@@ -271,7 +271,7 @@ async def test_of_stop_sequences_that_end_together_the_one_that_begins_first_is_
 
 
 async def test_the_tokens_asked_for_go_before_the_models_own_default(tokenizer: Tokenizer) -> None:
-    server = Server(tokenizer, defaults=ModelDefaults(max_tokens=5))
+    server = Server(tokenizer, url=URL, defaults=ModelDefaults(max_tokens=5))
     server.answers("One", "length")
     assert await reason(server, max_tokens=100) == ("max_tokens", None)
     assert server.engine.submitted[-1].max_tokens == 100
