@@ -109,14 +109,13 @@ class ChatTemplate:
     ) -> tuple[str, dict[str, str]]:
         """The rendering, with a private-use character for each text put aside, and what these stand for."""
         aside = _Aside(self._guard, lambda: [self._source, *strings([messages, tools, variables, prefill])])
-        context = {str(name): aside.put(value) for name, value in variables.items()}
+        context = {"documents": None} | {str(name): aside.put(value) for name, value in variables.items()}
         context |= {
             "messages": [
                 self._message(message, aside)
                 for message in (messages if self._knows_system else _with_system_said_by_user(messages))
             ],
             "tools": aside.put(tools) if tools else None,
-            "documents": None,
             "add_generation_prompt": True,
             "bos_token": self._tokenizer.bos_token,
             "eos_token": self._tokenizer.eos_token,

@@ -92,6 +92,11 @@ class AnswerParser:
     def is_reasoning(self) -> bool:
         return self._state is _State.REASONING
 
+    @property
+    def is_calling(self) -> bool:
+        """Whether it is in the middle of a call that was told."""
+        return self._state in (_State.ARGUMENTS, _State.MEMBERS)
+
     def push(self, text: str) -> list[Event]:
         return merged(event for character in text for event in self._feed(character))
 
@@ -126,7 +131,7 @@ class AnswerParser:
     # -- text and thoughts -------------------------------------------------------------------------------------------
 
     def _start(self, character: str) -> Iterator[Event]:
-        """White space, and perhaps the beginning of thoughts or of a call without a trigger."""
+        """White space, and perhaps the beginning of thoughts or of a call, before which it belongs to nobody."""
         self._held += character
         begun = self._held.lstrip()
         if not begun:
@@ -135,6 +140,12 @@ class AnswerParser:
             if begun == THINK:
                 self._held, self._trims, self._thinks = "", True, False
                 self._state = _State.REASONING
+            return
+        triggers = self._syntax.triggers if self._syntax else ()
+        if begun in triggers:
+            self._expect_call()
+            return
+        if any(trigger.startswith(begun) for trigger in triggers):
             return
         self._state = _State.TEXT
         if self._syntax is not None and self._syntax.bare and begun == self._syntax.header[0][:1]:
@@ -170,10 +181,14 @@ class AnswerParser:
         while self._held and not any(trigger.startswith(self._held) for trigger in triggers):
             yield Content(self._held[0])
             self._held = self._held[1:]
-        if self._syntax is not None and self._held in triggers:
-            self._expect((*self._syntax.opening, *self._syntax.header), _State.ARGUMENTS)
+        if self._held in triggers:
+            self._expect_call()
 
     # -- calls -------------------------------------------------------------------------------------------------------
+
+    def _expect_call(self) -> None:
+        assert self._syntax is not None, "calls are found by their syntax"
+        self._expect((*self._syntax.opening, *self._syntax.header), _State.ARGUMENTS)
 
     def _expect(self, elements: Sequence[str], then: _State) -> None:
         self._elements, self._then, self._matched, self._name = list(elements), then, "", ""

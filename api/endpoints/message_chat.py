@@ -94,12 +94,18 @@ def _messages(role: Literal["system", "user", "assistant"], blocks: Sequence[Blo
         said = Message(role=role, content=_text(blocks), tool_calls=calls or None, reasoning_content=thoughts or None)
         return [said]
     results = [
-        Message(role="tool", tool_call_id=block.tool_use_id, content=_text(block.content or ()))
+        Message(role="tool", tool_call_id=block.tool_use_id, content=_result(block))
         for block in blocks
         if isinstance(block, ToolResultBlock)
     ]
     says_more = not results or any(isinstance(block, TextBlock) for block in blocks)
     return [*results, Message(role=role, content=_text(blocks))] if says_more else results
+
+
+def _result(block: ToolResultBlock) -> str:
+    """Chats have no word for a tool that failed, so the result begins with one."""
+    text = _text(block.content or ())
+    return f"Error: {text}".removesuffix(": ") if block.is_error else text
 
 
 def _text(blocks: Sequence[Block]) -> str:

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from api.dialects import Tool, ToolUse
 from api.errors import ApiError
-from api.schemas.common import MAX_TOP_LOGPROBS, GenerationRequest, Strict, parse
+from api.schemas.common import MAX_TOP_LOGPROBS, GenerationRequest, Strict, TemplateVariables, parse
 
 MAX_TOOLS: Final = 1024
 
@@ -182,7 +182,7 @@ class ChatRequest(GenerationRequest):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     # for the caller's own books
     metadata: Metadata | None = None
     store: bool | None = None

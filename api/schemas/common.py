@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from api.errors import ApiError
 from scheduler.messages import SamplingParams
@@ -142,6 +142,24 @@ class GenerationRequest(Strict):
         }
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
+
+def _open_variables(variables: dict[str, Any]) -> dict[str, Any]:
+    taken = next((name for name in RENDERED if name in variables and variables[name] is not RENDERED[name]), None)
+    if taken is not None:
+        raise ValueError(f"{taken!r} is for the server to say")
+    return variables
+
+
+RENDERED: Final = {
+    "messages": None,
+    "tools": None,
+    "add_generation_prompt": True,
+    "bos_token": None,
+    "eos_token": None,
+}
+"""What every rendering says itself, and what a request may say of it all the same."""
+TemplateVariables = Annotated[dict[str, Any], AfterValidator(_open_variables)]
+"""What a chat template may read besides."""
 
 Unserved = Mapping[str, tuple[object, ...]]
 NOTHING: Final[Unserved] = {}

@@ -19,7 +19,7 @@ from api.schemas.chat import (
     TextFormat,
     Unserved,
 )
-from api.schemas.common import MAX_TOP_LOGPROBS, GenerationRequest, Strict, parse
+from api.schemas.common import MAX_TOP_LOGPROBS, GenerationRequest, Strict, TemplateVariables, parse
 from api.schemas.kinds import check_type, tag
 from api.schemas.response_items import Input
 from api.schemas.response_tools import ToolChoice, Tools
@@ -118,7 +118,7 @@ class ResponseRequest(GenerationRequest):
     parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     store: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     # for the caller's own books
     metadata: Metadata | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None

@@ -1,12 +1,12 @@
 """Text to tokens and back, and conversations to prompts: fields by llama-server's and vLLM's names."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from api.errors import ApiError
 from api.schemas.chat import ChatRequest, Message, ToolDefinition
-from api.schemas.common import Strict
+from api.schemas.common import Strict, TemplateVariables
 from api.schemas.completion import Token
 
 
@@ -14,7 +14,7 @@ class ApplyTemplateRequest(Strict):
     model: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)]
     tools: list[ToolDefinition] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
 
     def as_chat(self) -> ChatRequest:
         return ChatRequest(
@@ -33,7 +33,7 @@ class TokenizeRequest(Strict):
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     tools: list[ToolDefinition] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     add_special: bool | None = None
     """Whether a text gets the model's BOS, if it wants one."""
     add_special_tokens: bool | None = None

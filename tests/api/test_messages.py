@@ -580,15 +580,19 @@ EQUIVALENTS: list[tuple[Body, Body]] = [
                 "Rome?",
                 [{"type": "thinking", "thinking": "Hm.", "signature": "x"}, {"type": "text", "text": "I look."}, USE],
                 [{"type": "text", "text": "And now?"}, RESULT | {"is_error": True}, RESULT | {"content": None}],
+                "Go on.",
+                [RESULT | {"is_error": True, "content": []}],
             )
         },
         {
             "messages": [
                 said("user", "Rome?"),
                 said("assistant", "I look.", tool_calls=[CALLED], reasoning_content="Hm."),
-                said("tool", "Sunny.", tool_call_id="toolu_1"),
+                said("tool", "Error: Sunny.", tool_call_id="toolu_1"),
                 said("tool", "", tool_call_id="toolu_1"),
                 said("user", "And now?"),
+                said("assistant", "Go on."),
+                said("tool", "Error", tool_call_id="toolu_1"),
             ]
         },
     ),

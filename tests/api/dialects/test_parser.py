@@ -51,6 +51,10 @@ HERMES: list[tuple[str, list[Said]]] = [
         '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich ☃"}}\n</tool_call>',
         [("weather", '{"city": "Zürich ☃"}')],
     ),
+    ('\n\n<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>', [("clock", "{}")]),
+    ("\n <tool", ["\n <tool"]),
+    ("\n <tool_call> b", ["\n <tool_call> b"]),
+    ("\n b", ["\n b"]),
     ("a <tool_call> b", ["a <tool_call> b"]),
     ("x < y and <tool", ["x < y and <tool"]),
     (
