@@ -5,9 +5,12 @@ import os
 import re
 import time
 import uuid
-from typing import Any, Final
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import orjson
+import trio
 from quart import Response, g, request
 from quart_cors import cors
 from quart_trio import QuartTrio
@@ -38,7 +41,11 @@ from api.schemas.tokens import ApplyTemplateRequest, DetokenizeRequest, Tokenize
 _log = logging.getLogger("cortex.api")
 
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+INLINE_BYTES: Final = 256 * 1024
+"""Bodies up to this size are read on the event loop, in milliseconds; larger ones in a thread."""
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+
+AskedT = TypeVar("AskedT")
 
 
 class _ModelName(PathConverter):
@@ -123,41 +130,41 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
     @app.post("/v1/models/start")
     async def start_model() -> Response:
         _require_owner()
-        slot = await management.start(fleet, parse(StartRequest, await _body()))
+        slot = await management.start(fleet, await _asked(partial(parse, StartRequest)))
         return _json(_model(slot, slot.names[0]))
 
     @app.post("/v1/models/stop")
     async def stop_model() -> Response:
         _require_owner()
-        slot = await management.stop(fleet, parse(StopRequest, await _body()))
+        slot = await management.stop(fleet, await _asked(partial(parse, StopRequest)))
         return _json(_model(slot, slot.names[0]))
 
     @app.post("/v1/chat/completions")
     async def chat_completions() -> Response:
-        chat = parse_chat_request(await _body())
+        chat = await _asked(parse_chat_request)
         service = await fleet.accepting(chat.model)
         return await _respond(await ChatCompletion.create(service, chat), stream=chat.stream)
 
     @app.post("/v1/completions")
     async def completions() -> Response:
-        completion = parse_completion_request(await _body())
+        completion = await _asked(parse_completion_request)
         service = await fleet.accepting(completion.model)
         return await _respond(await TextCompletion.create(service, completion), stream=completion.stream)
 
     @app.post(messages.PATH)
     async def create_message() -> Response:
-        asked = parse_messages_request(await _body())
+        asked = await _asked(parse_messages_request)
         service = await fleet.accepting(asked.model)
         return await _respond(await MessageAnswer.create(service, asked, g.request_id), stream=asked.stream)
 
     @app.post(f"{messages.PATH}/count_tokens")
     async def count_tokens() -> Response:
-        asked = parse_count_tokens_request(await _body())
+        asked = await _asked(parse_count_tokens_request)
         return _json(await messages.count_tokens(await fleet.service(asked.model), asked))
 
     @app.post("/v1/responses")
     async def create_response() -> Response:
-        asked = parse_response_request(await _body())
+        asked = await _asked(parse_response_request)
         service = await fleet.accepting(asked.model)
         return await _respond(await ModelResponse.create(service, asked, kept), stream=asked.stream)
 
@@ -177,22 +184,22 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
 
     @app.post("/v1/embeddings")
     async def embeddings() -> Response:
-        request = parse(EmbeddingsRequest, await _body())
+        request = await _asked(partial(parse, EmbeddingsRequest))
         return _json(await embed(await fleet.accepting(request.model, embeds=True), request))
 
     @app.post("/tokenize")
     async def tokenize() -> Response:
-        request = parse(TokenizeRequest, await _body())
+        request = await _asked(partial(parse, TokenizeRequest))
         return _json(await tokens.tokenize(await fleet.service(request.model), request))
 
     @app.post("/detokenize")
     async def detokenize() -> Response:
-        request = parse(DetokenizeRequest, await _body())
+        request = await _asked(partial(parse, DetokenizeRequest))
         return _json(tokens.detokenize(await fleet.service(request.model), request))
 
     @app.post("/apply-template")
     async def apply_template() -> Response:
-        request = parse(ApplyTemplateRequest, await _body())
+        request = await _asked(partial(parse, ApplyTemplateRequest))
         return _json(await tokens.apply_template(await fleet.service(request.model), request))
 
     return app
@@ -210,11 +217,20 @@ async def _respond(answer: Answer, *, stream: bool | None) -> Response:
     return response
 
 
-async def _body() -> Any:
+async def _asked(parse: Callable[[Any], AskedT]) -> AskedT:
+    """What the body of the request says. Raises ApiError 400 for what is no JSON, and whatever `parse` raises."""
+    data = await request.get_data(cache=False)
+    if len(data) > INLINE_BYTES:
+        return await trio.to_thread.run_sync(_read, data, parse)
+    return _read(data, parse)
+
+
+def _read(data: str | bytes, parse: Callable[[Any], AskedT]) -> AskedT:
     try:
-        return orjson.loads(await request.get_data(cache=False))
+        body = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise ApiError(400, f"The request body is not valid JSON: {error}") from error
+    return parse(body)
 
 
 def _json(body: dict[str, Any], status: int = 200) -> Response:

@@ -72,7 +72,7 @@ class ToolResultBlock(Strict):
     tool_use_id: str
     content: Texts | None = None
     is_error: bool | None = None
-    """Accepted: no template says it; the content does."""
+    """Then the chat's result begins with a word for it."""
     cache_control: CacheControl = None
     toolset_name: Unserved = None
 
