@@ -28,7 +28,7 @@ from api.endpoints.management import is_same_machine
 from api.endpoints.messages import MessageAnswer
 from api.endpoints.responses import ModelResponse
 from api.errors import ApiError, server_error
-from api.fleet import Fleet, Slot
+from api.fleet import Fleet
 from api.schemas.chat import parse_chat_request
 from api.schemas.common import parse
 from api.schemas.completion import parse_completion_request
@@ -37,6 +37,7 @@ from api.schemas.management import StartRequest, StopRequest
 from api.schemas.messages import parse_count_tokens_request, parse_messages_request
 from api.schemas.responses import ListQuery, RetrieveQuery, parse_query, parse_response_request
 from api.schemas.tokens import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
+from api.slot import Slot
 
 _log = logging.getLogger("cortex.api")
 

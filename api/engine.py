@@ -86,6 +86,8 @@ class EngineClient:
         """What the engine serves; None while none is ready."""
         self.failure = ""
         """Why none could be started again, the last time that it was tried."""
+        self._settled = trio.Event()
+        """Set while an engine is ready, or the last one could not be started."""
         self._requests: dict[int, Generation | Embedding] = {}
         """By the ids of what runs for them."""
         self._orphans: set[int] = set()
@@ -142,6 +144,10 @@ class EngineClient:
             raise unavailable("the model is being loaded; try again shortly", "model_loading")
         return self.info
 
+    async def wait_settled(self) -> None:
+        """Until an engine is ready, or could not be started: then there is a `failure`."""
+        await self._settled.wait()
+
     async def wait_idle(self) -> None:
         """Until no request is left."""
         while self.num_active:
@@ -183,6 +189,7 @@ class EngineClient:
         try:
             await self._run(task_status)
         finally:
+            self._settled.set()
             self.fail_all(_GONE)
 
     async def _run(self, task_status: trio.TaskStatus[EngineInfo]) -> None:
@@ -194,6 +201,7 @@ class EngineClient:
                     if isinstance(message, Ready):
                         info = self.info = message.info
                         self.failure = ""
+                        self._settled.set()
                         starts += 1
                         _log.info("engine %d serves %s", info.pid, info.description)
                         if starts == 1:
@@ -207,7 +215,9 @@ class EngineClient:
                 return
             if not starts:
                 raise EngineFailedError(failed.reason, failed.missing_bytes)
-            self.failure = "" if info else failed.reason
+            if not info:
+                self.failure = failed.reason
+                self._settled.set()
             pause = RESTART_PAUSE if info else min(2 * pause, MAX_RESTART_PAUSE)
             reason = "the engine is gone" if info else failed.reason
             _log.error("%s; starting another in %.0f s", reason, pause)
@@ -242,6 +252,8 @@ class EngineClient:
                 nursery.cancel_scope.cancel()
         finally:
             self.info = self._outbox = None
+            if self._settled.is_set():
+                self._settled = trio.Event()
             self._outlive()
             self._reports.clear()
             self._last_report = None

@@ -1,9 +1,8 @@
 """The models of one server: which there are, and how each comes and goes."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,16 +20,11 @@ from api.errors import ApiError, unavailable
 from api.models.files import ModelFilesError, num_file_bytes
 from api.options import ModelOptions
 from api.service import ModelService
+from api.slot import FAILED, LOADING, READY, STOPPING, UNLOADED, Slot
 from api.tokenizer import ModelError, Tokenizer
 from scheduler.config import EngineInfo
 
 _log = logging.getLogger("cortex.api")
-
-LOADING: Final = "loading"
-READY: Final = "ready"
-UNLOADED: Final = "unloaded"
-STOPPING: Final = "stopping"
-FAILED: Final = "failed"
 
 IN_USE_SECONDS: Final = 1.0
 """For so long after a request has come it may not have reached the engine yet."""
@@ -40,69 +34,6 @@ ROOM_LIMIT: Final = 30.0
 
 class StartError(Exception):
     """A model that cannot be started; the message is one line for the user."""
-
-
-@dataclass(eq=False, slots=True)
-class Slot:
-    """A model that this server serves, whether or not it is in memory just now."""
-
-    options: ModelOptions
-    service: ModelService | None = None
-    """None until its vocabulary is loaded, and while it is unloaded."""
-    state: str = LOADING
-    waits: bool = False
-    """Whether requests wait while it loads, instead of being told to come back."""
-    comes_back: bool = False
-    """Whether it is only unloaded, so that requests wait until they can have it loaded again."""
-    failure: str = ""
-    """Why it could not be loaded."""
-    was_ready: bool = False
-    num_bytes: int = 0
-    """Of its weights."""
-    created: int = field(default_factory=lambda: int(time.time()))
-    """Seconds since the epoch."""
-    last_used: float = 0.0
-    settled: trio.Event = field(default_factory=trio.Event)
-    """Set once it is loaded or has failed."""
-    gone: trio.Event = field(default_factory=trio.Event)
-    """Set once its engine has ended."""
-    life: trio.CancelScope = field(default_factory=trio.CancelScope)
-    """Around everything that its engine needs."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.options.names
-
-    @property
-    def is_ready(self) -> bool:
-        return self.service is not None and self.service.engine.info is not None
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it could answer and has nobody to answer to."""
-        return self.state == READY and self.service is not None and not self.service.engine.num_active
-
-    @property
-    def resident_bytes(self) -> int:
-        """What its engine has in memory."""
-        return self.service.engine.resident_bytes if self.service is not None else 0
-
-    @property
-    def status(self) -> str:
-        """loading, ready, stopping, unloaded or failed."""
-        if self.state == READY and self.service is not None and not self.is_ready:  # its engine is started again
-            return FAILED if self.service.engine.failure else LOADING
-        return self.state
-
-    async def health(self) -> dict[str, Any]:
-        """What `cortex ps` shows of it."""
-        told = await self.service.health() if self.service else ModelService.no_health()
-        return {
-            "model": self.names[0],
-            "aliases": list(self.names[1:]),
-            "path": str(self.options.path),
-            "status": self.status,
-        } | told
 
 
 class Fleet:
@@ -252,8 +183,10 @@ class Fleet:
         if slot.state == UNLOADED:
             self._begin(slot, waits=False)
         await slot.settled.wait()
-        if slot.failure:
-            raise StartError(slot.failure)
+        if slot.service is not None:
+            await slot.service.engine.wait_settled()
+        if failure := slot.failure or (slot.service.engine.failure if slot.service else ""):
+            raise StartError(failure)
         return slot
 
     async def stop(self, name: str) -> None:
@@ -374,17 +307,18 @@ class Fleet:
 
     async def _make_room(self, missing_bytes: int) -> bool:
         """Unload the model used longest ago of those that nobody uses. False if all of these would not do."""
-        with trio.move_on_after(ROOM_LIMIT):
-            while idle := [slot for slot in self.slots if slot.is_idle]:
-                if sum(slot.resident_bytes for slot in idle) < missing_bytes:
-                    return False
-                slot = min(idle, key=lambda slot: slot.last_used)
-                if (wait := slot.last_used + IN_USE_SECONDS - trio.current_time()) > 0:
-                    await trio.sleep(wait)
-                else:
-                    _log.info("%s is unloaded, to make room for another", slot.options.name)
+        deadline = trio.current_time() + ROOM_LIMIT
+        while idle := [slot for slot in self.slots if slot.is_idle]:
+            slot = min(idle, key=lambda slot: slot.last_used)
+            left_alone = slot.last_used + IN_USE_SECONDS
+            if left_alone > deadline or sum(slot.resident_bytes for slot in idle) < missing_bytes:
+                return False
+            if left_alone <= trio.current_time():
+                _log.info("%s is unloaded, to make room for another", slot.options.name)
+                with trio.CancelScope(shield=True):  # whole, though nobody may want the other any more
                     await self._let_go(slot)
-                    return True
+                return True
+            await trio.sleep_until(left_alone)
         return False
 
     async def _let_go(self, slot: Slot) -> None:

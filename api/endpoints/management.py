@@ -5,10 +5,11 @@ from ipaddress import ip_address
 import trio
 
 from api.errors import ApiError
-from api.fleet import Fleet, Slot, StartError
+from api.fleet import Fleet, StartError
 from api.models.files import ModelFilesError, resolve
 from api.options import ModelOptions
 from api.schemas.management import StartRequest, StopRequest
+from api.slot import Slot
 
 
 async def start(fleet: Fleet, request: StartRequest) -> Slot:

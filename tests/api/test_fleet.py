@@ -17,11 +17,12 @@ from openai import AsyncOpenAI, NotFoundError, OpenAI
 from trio.testing import wait_all_tasks_blocked
 
 from api.errors import ApiError
-from api.fleet import Fleet, Slot, StartError
+from api.fleet import Fleet, StartError
 from api.generation import Draft
 from api.models.files import ModelFilesError
 from api.options import ModelOptions
 from api.schemas.management import StartRequest
+from api.slot import Slot
 from scheduler.config import EngineConfig
 from scheduler.messages import SamplingParams
 from tests.api.scripted_engine import ECHO, HOLD
@@ -336,17 +337,35 @@ async def test_nothing_is_started_while_the_server_shuts_down(models: Models) ->
             await fleet.start(models.options("one"))
 
 
-async def test_a_model_that_cannot_be_loaded_again_says_why(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.engine.RESTART_PAUSE", 0.01)
-    models.behave("serves", "fails")
+async def test_who_starts_what_is_started_again_waits_for_it(models: Models) -> None:
     async with models.running() as fleet:
         slot = await fleet.start(models.options("one"))
         os.kill(pid(slot), signal.SIGKILL)
+        await wait_for_status(fleet, "one", "loading")
+        assert await fleet.start(models.options("one")) is slot
+        assert slot.status == "ready"
+
+
+async def test_a_model_that_cannot_be_loaded_again_says_why(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.engine.RESTART_PAUSE", 0.01)
+    models.behave("serves", "fails")
+
+    async def start_again(fleet: Fleet) -> None:
+        with pytest.raises(StartError, match="it is broken"):
+            await fleet.start(models.options("one"))
+
+    async with models.running() as fleet, trio.open_nursery() as nursery:
+        slot = await fleet.start(models.options("one"))
+        os.kill(pid(slot), signal.SIGKILL)
+        await wait_for_status(fleet, "one", "loading")
+        nursery.start_soon(start_again, fleet)
         await wait_for_status(fleet, "one", "failed")
         assert (fleet.status, (await fleet.health())["reason"]) == ("failed", "it is broken")
         with pytest.raises(ApiError, match="it is broken") as raised:
             await fleet.accepting("one")
         assert (raised.value.status, raised.value.code) == (503, "model_not_loaded")
+        with pytest.raises(StartError, match="it is broken"):
+            await fleet.start(models.options("one"))
         models.behave("serves")
         await fleet.start(models.options("two"))
         assert fleet.status == "ok"
