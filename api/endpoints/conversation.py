@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from api.schemas.chat import CalledFunction, Message, ToolCall
 from api.schemas.response_items import Item
+from api.schemas.response_tools import full_name
 
 
 def as_messages(items: Iterable[Item]) -> list[Message]:
@@ -50,7 +51,7 @@ class _Turn:
             case "reasoning":
                 self._thoughts = _text(item["content"] or item["summary"])
             case "function_call":
-                function = CalledFunction(name=item["name"], arguments=item["arguments"])
+                function = CalledFunction(name=_name(item), arguments=item["arguments"])
                 self._calls.append(ToolCall(id=item["call_id"], function=function))
             case "message":
                 self._content = (self._content or "") + _text(item["content"])
@@ -72,8 +73,14 @@ def _message(item: Item) -> Message:
     if item["type"] == "function_call_output":
         output = item["output"]
         content = output if isinstance(output, str) else _text(output)
-        return Message(role="tool", content=content, tool_call_id=item["call_id"], name=item.get("name"))
+        name = _name(item) if "name" in item else None
+        return Message(role="tool", content=content, tool_call_id=item["call_id"], name=name)
     return Message(role=item["role"], content=_text(item["content"]))
+
+
+def _name(item: Item) -> str:
+    """Of a function, as the model knows it."""
+    return full_name(item.get("namespace"), item["name"])
 
 
 def _text(parts: Iterable[Item]) -> str:

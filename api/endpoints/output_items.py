@@ -1,12 +1,12 @@
 """The items of a response as they grow, and the events that tell of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from api.dialects import CallArguments, CallBegin, Content, Reasoning
 from api.endpoints.choice import Delta
-from api.schemas.response_items import Item, new_id
+from api.schemas.response_items import Item, called, new_id
 
 Event = dict[str, Any]
 """Without its number in the stream."""
@@ -17,7 +17,9 @@ Status = Literal["in_progress", "completed", "incomplete"]
 class OutputItems:
     """What an answer is made of, one item after another: only the last one grows."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Mapping[str, dict[str, str]]) -> None:
+        """`names`: how calls name functions that the model knows by another name."""
+        self._names = names
         self._closed: list[Item] = []
         self._open: _OpenItem | None = None
         self._untold: list[dict[str, Any]] = []
@@ -43,7 +45,7 @@ class OutputItems:
                         events += self._begin(_Thought(self._next_index))
                     events += self._grow(text, ())
                 case CallBegin(_, call_id, name):
-                    events += self._begin(_Call(self._next_index, call_id, name))
+                    events += self._begin(_Call(self._next_index, call_id, self._names.get(name) or called(name)))
                 case CallArguments(_, text):
                     events += self._grow(text, ())
         if delta.events:
@@ -197,10 +199,10 @@ class _Thought(_OpenPart):
 class _Call(_OpenItem):
     prefix = "fc"
 
-    def __init__(self, index: int, call_id: str, name: str) -> None:
+    def __init__(self, index: int, call_id: str, names: dict[str, str]) -> None:
         super().__init__(index)
         self._call_id = call_id
-        self._name = name
+        self._names = names
 
     def grow(self, text: str, logprobs: Logprobs) -> Event:  # noqa: ARG002 - those of calls are not told
         self._text += text
@@ -215,7 +217,7 @@ class _Call(_OpenItem):
             "type": "function_call",
             "status": "in_progress",
             "call_id": self._call_id,
-            "name": self._name,
+            **self._names,
             "arguments": "",
         }
 

@@ -45,7 +45,7 @@ class ModelResponse(Answer):
         self._kept = kept
         self._id = new_id("resp")
         self._created = int(time.time())
-        self._output = OutputItems()
+        self._output = OutputItems(request.names_of_calls())
         self._num_events = 0
 
     @classmethod

@@ -21,8 +21,8 @@ from api.schemas.chat import (
 )
 from api.schemas.common import MAX_TOP_LOGPROBS, GenerationRequest, Strict, parse
 from api.schemas.kinds import check_type, tag
-from api.schemas.response_items import Input
-from api.schemas.response_tools import ToolChoice, Tools
+from api.schemas.response_items import Input, called
+from api.schemas.response_tools import Namespace, ToolChoice, Tools, full_name
 
 UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "access_programs": ({"cyber": "standard"},),
@@ -121,6 +121,7 @@ class ResponseRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] | None = None
     # for the caller's own books
     metadata: Metadata | None = None
+    client_metadata: dict[str, str] | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     """Of OpenAI's own tools, of which there are none."""
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
@@ -160,12 +161,21 @@ class ResponseRequest(GenerationRequest):
             logprobs=self.wants_logprobs,
             top_logprobs=self.top_logprobs,
             response_format=self._response_format(),
-            tools=None if self.tools is None else [tool.for_chat() for tool in self.tools],
+            tools=[definition for tool in self.tools or () for definition in tool.for_chat()] or None,
             tool_choice=choice.for_chat() if isinstance(choice, BaseModel) else choice,
             parallel_tool_calls=self.parallel_tool_calls,
             reasoning_effort=self.reasoning.effort if self.reasoning else None,
             chat_template_kwargs=self.chat_template_kwargs,
         )
+
+    def names_of_calls(self) -> dict[str, dict[str, str]]:
+        """How items name the functions in namespaces, by what the model knows them by."""
+        return {
+            full_name(each.name, tool.name): called(tool.name, each.name)
+            for each in self.tools or ()
+            if isinstance(each, Namespace)
+            for tool in each.tools
+        }
 
     def _response_format(self) -> ResponseFormat | None:
         wanted = self.text.format if self.text else None

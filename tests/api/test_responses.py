@@ -39,6 +39,8 @@ WEATHER = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     "strict": True,
 }
+HOME = {"type": "namespace", "name": "home", "description": "What is at home.", "tools": [CLOCK, WEATHER]}
+SEARCH = {"type": "web_search", "external_web_access": False, "search_context_size": "low"}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 STREAM_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 ITEM: TypeAdapter[Any] = TypeAdapter(ResponseItem)
@@ -739,6 +741,68 @@ async def test_agents_may_bring_many_tools_of_long_names(server: Server) -> None
     assert len(body["tools"]) == 1024
 
 
+NAMESPACES = [WEATHER, HOME, HOME | {"name": "mcp__away__", "description": "", "tools": [WEATHER]}, SEARCH]
+KNOWN: dict[str, dict[str, Any]] = {
+    "weather": WEATHER,
+    "home__clock": CLOCK | {"description": f"What is at home.\n\n{CLOCK['description']}"},
+    "home__weather": WEATHER,
+    "mcp__away__weather": WEATHER,
+}
+"""What the model knows of these."""
+
+
+async def test_functions_in_namespaces_are_tools_of_both_names(server: Server) -> None:
+    server.answers()
+    chosen = {"type": "function", "name": "home__weather"}
+    body = await respond(server, tools=NAMESPACES, tool_choice=chosen)
+    assert body["tool_choice"] == chosen
+    assert [tool["type"] for tool in body["tools"]] == ["function", "namespace", "namespace", "web_search"]
+    assert body["tools"][1] == HOME
+    definitions = [
+        {"type": "function", "function": {key: tool[key] for key in ("description", "parameters")} | {"name": name}}
+        for name, tool in KNOWN.items()
+    ]
+    assert server.engine.submitted[0].tokens == await chat_prompt(server, [USER], tools=definitions)
+
+
+async def test_calls_have_a_namespace_apart_and_come_back_with_it(server: Server) -> None:
+    names = ["weather", "home__weather", "mcp__away__weather"]
+    server.answers("\n".join(CALL.replace("weather", name) for name in names))
+    calls = (await respond(server, tools=NAMESPACES))["output"]
+    assert [call["name"] for call in calls] == ["weather"] * 3
+    assert [call.get("namespace") for call in calls] == [None, "home", "mcp__away__"]
+    told = await streamed(server, tools=NAMESPACES)
+    assert without_ids(told[-1]["response"]["output"]) == without_ids(calls)
+    results = [RESULT | {key: call[key] for key in ("call_id", "namespace") if key in call} for call in calls]
+    again = await respond(server, [USER, *calls, *results], tools=NAMESPACES, tool_choice="none")
+    function = {"name": "weather", "arguments": '{"city": "Rome"}'}
+    made = [
+        {"id": call["call_id"], "type": "function", "function": function | {"name": name}}
+        for call, name in zip(calls, names, strict=True)
+    ]
+    messages: list[dict[str, Any]] = [USER, {"role": "assistant", "content": None, "tool_calls": made}]
+    messages += [CHAT_RESULT | {"tool_call_id": call["call_id"]} for call in calls]
+    assert server.engine.submitted[-1].tokens == await chat_prompt(server, messages)
+    listed = await body_of(await server.client.get(f"{URL}/{again['id']}/input_items?order=asc"))
+    wire.ResponseItems.model_validate(listed)
+    assert listed["data"][1:4] == calls
+    assert [item.get("namespace") for item in listed["data"][4:]] == [None, "home", "mcp__away__"]
+
+
+async def test_a_web_search_that_may_leave_the_machine_is_refused_with_a_way_out(server: Server) -> None:
+    for tool in ({"type": "web_search"}, {"type": "web_search_preview"}, SEARCH | {"external_web_access": True}):
+        await assert_error(await server.post(ask(tools=[tool])), 400, "invalid_value", "tools[0]", "leave the tool out")
+
+
+async def test_what_agents_note_on_messages_changes_nothing(server: Server) -> None:
+    server.answers("Fine.")
+    notes: dict[str, Any] = {"metadata": {"turn": 1}, "end_turn": True, "phase": "commentary"}
+    await respond(server, [USER, SAID, USER])
+    await respond(server, [USER | notes, SAID | notes, USER])
+    first, second = server.engine.submitted
+    assert first.tokens == second.tokens
+
+
 async def test_effort_is_handed_to_the_template(thinking: Server) -> None:
     thinking.answers()
     await respond(thinking, reasoning={"effort": "none"})
@@ -1069,6 +1133,7 @@ SERVED: dict[str, list[Any]] = {
     "truncation": ["auto", "disabled"],
 }
 ACCEPTED: dict[str, list[Any]] = {
+    "client_metadata": [{"x-codex-installation-id": "u"}],
     "access_programs": [{"cyber": "standard"}],
     "background": [False],
     "background_options": [{}, {"completion_window": "soonest"}],
@@ -1085,7 +1150,7 @@ ACCEPTED: dict[str, list[Any]] = {
     "service_tier": ["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"],
     "text": [{}, {"format": None, "verbosity": "medium"}, {"format": {"type": "text"}}],
     "tool_choice": ["auto", "none"],
-    "tools": [[], [WEATHER | {"allowed_callers": ["direct"], "defer_loading": False, "async": False}]],
+    "tools": [[], [WEATHER | {"allowed_callers": ["direct"], "defer_loading": False, "async": False}], [SEARCH]],
     "top_logprobs": [0],
     "user": ["me", "m" * 512],
 }
@@ -1093,6 +1158,7 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
     "access_programs": [({"cyber": "daybreak_red"}, "access_programs", "unsupported_parameter")],
     "background": [(True, "background", "unsupported_parameter")],
     "background_options": [({"completion_window": "2h"}, "background_options", "unsupported_parameter")],
+    "client_metadata": [({"x": 3}, "client_metadata", "invalid_value")],
     "context_management": [([{"type": "compaction"}], "context_management", "unsupported_parameter")],
     "conversation": [("conv_1", "conversation", "unsupported_parameter")],
     "image": [({"context_compression": "enabled"}, "image", "unsupported_parameter")],
@@ -1114,7 +1180,9 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
         ([{"role": "tool", "content": "x"}], "input[0].role", "invalid_value"),
         ([{"role": "user"}], "input[0].content", "missing_required_parameter"),
         ([USER | {"name": "x"}], "input[0].name", "unknown_parameter"),
-        ([CALLS | {"namespace": "x"}], "input[0].namespace", "invalid_value"),
+        ([CALLS | {"namespace": "x y"}], "input[0].namespace", "invalid_value"),
+        ([CALLS | {"namespace": "x" * 120}], "input[0]", "invalid_value"),
+        ([USER | {"metadata": "x"}], "input[0].metadata", "invalid_value"),
         ([CALLS | {"caller": {"type": "program"}}], "input[0].caller.type", "invalid_value"),
         ([{"type": "function_call_output", "output": "x"}], "input[0].call_id", "missing_required_parameter"),
         ([RESULT | {"output": [{"type": "input_image"}]}], "input[0].output[0]", "invalid_value"),
@@ -1159,6 +1227,13 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
         ([{"type": "function"}], "tools[0].name", "missing_required_parameter"),
         ([CLOCK | {"name": "x" * 129}], "tools[0].name", "invalid_value"),
         ([CLOCK] * 1025, "tools", "invalid_value"),
+        ([{"type": "web_search", "external_web_access": True}], "tools[0]", "invalid_value"),
+        ([{"type": "namespace", "tools": []}], "tools[0].name", "missing_required_parameter"),
+        ([HOME | {"tools": [{"type": "custom", "name": "x"}]}], "tools[0].tools[0]", "invalid_value"),
+        ([HOME | {"tools": [WEATHER] * 1025}], "tools", "invalid_value"),
+        ([HOME | {"name": "x" * 120}], "tools[0]", "invalid_value"),
+        ([HOME, HOME], "tools", "invalid_value"),
+        ([HOME, CLOCK | {"name": "home__clock"}], "tools", "invalid_value"),
         ([WEATHER, WEATHER], "tools", "invalid_value"),
         ([WEATHER | {"async": True}], "tools[0].async", "invalid_value"),
         ([WEATHER | {"defer_loading": True}], "tools[0].defer_loading", "invalid_value"),
@@ -1183,7 +1258,7 @@ def test_every_field_of_openais_and_of_ours_is_in_a_table() -> None:
     assert openais <= tables
     assert openais == {name for name in openais if name in ResponseRequest.model_fields or name in UNSERVED}
     assert set(UNSERVED) <= openais
-    extensions = set(GenerationRequest.model_fields) | {"chat_template_kwargs"}
+    extensions = set(GenerationRequest.model_fields) | {"chat_template_kwargs", "client_metadata"}
     assert set(ResponseRequest.model_fields) - openais <= extensions
 
 
