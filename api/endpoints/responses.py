@@ -17,7 +17,7 @@ from api.endpoints.output_items import Event, OutputItems
 from api.errors import ApiError
 from api.models.defaults import ModelDefaults
 from api.schemas.response_items import Item, ItemReference, new_id, new_item_id
-from api.schemas.responses import ENCRYPTED, LOGPROBS, ListQuery, ResponseRequest, RetrieveQuery
+from api.schemas.responses import LOGPROBS, ListQuery, ResponseRequest, RetrieveQuery
 from api.service import ModelService
 from scheduler.messages import Output
 
@@ -50,10 +50,7 @@ class ModelResponse(Answer):
 
     @classmethod
     async def create(cls, service: ModelService, request: ResponseRequest, kept: KeptResponses) -> Self:
-        """Raises ApiError 400 as `draft_chat` and for what is not kept, 404 for an item that is not."""
-        if ENCRYPTED in (request.include or ()) and service.dialect.thinks:
-            message = f"'include' is not served with {ENCRYPTED!r}: thoughts are told as they are, in reasoning items."
-            raise ApiError(400, message, param="include", code="unsupported_parameter")
+        """Raises ApiError 400 as `draft_chat` and for a response that is not kept, 404 for an item that is not."""
         conversation = _conversation(request, kept)
         request = _filled(request, service.defaults)
         return cls(service, request, conversation, await _drafted(service, request, items_of(conversation)), kept)
@@ -249,9 +246,8 @@ async def _chat(service: ModelService, request: ResponseRequest, items: list[Ite
 def retrieve(kept: KeptResponses, response_id: str, query: RetrieveQuery) -> dict[str, Any]:
     """Raises ApiError 404 for a response that is not kept, 400 for what was not asked for when it was made."""
     found = _found(kept, response_id)
-    wanted = set(query.include or ()) & {ENCRYPTED, *(() if found.has_logprobs else (LOGPROBS,))}
-    if wanted:
-        message = f"'include' is not served with {wanted.pop()!r}: the response was made without."
+    if LOGPROBS in (query.include or ()) and not found.has_logprobs:
+        message = f"'include' is not served with {LOGPROBS!r}: the response was made without."
         raise ApiError(400, message, param="include", code="unsupported_parameter")
     response: dict[str, Any] = orjson.loads(found.data)
     return response

@@ -36,7 +36,6 @@ UNSERVED: Final[dict[str, tuple[object, ...]]] = {
 }
 """OpenAI's fields that are not served, and the values besides null that ask for nothing."""
 LOGPROBS: Final = "message.output_text.logprobs"
-ENCRYPTED: Final = "reasoning.encrypted_content"
 MAX_LISTED: Final = 100
 """Items of one page."""
 
@@ -70,11 +69,11 @@ class TextConfig(Strict):
 
 
 class ReasoningConfig(Strict):
-    """Thoughts are told whole, which is the best that `auto` can get; there are no summaries of them."""
+    """Thoughts are told whole, which says more than any summary; there are no summaries of them."""
 
     effort: ReasoningEffort | None = None
-    summary: Literal["auto"] | None = None
-    generate_summary: Literal["auto"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
     mode: Literal["standard"] | None = None
     context: Literal["auto"] | None = None
 
@@ -90,8 +89,8 @@ class CacheOptions(Strict):
 
 Includable = Literal[
     "message.output_text.logprobs",
+    # of thoughts, which are told as they are, and of tools and input that are refused: there is never any
     "reasoning.encrypted_content",
-    # of tools and of input that are refused, so that there is never any
     "code_interpreter_call.outputs",
     "computer_call_output.output.image_url",
     "file_search_call.results",

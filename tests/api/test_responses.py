@@ -856,7 +856,10 @@ async def test_a_response_is_kept_as_it_was_told(server: Server) -> None:
     assert await body_of(response) == told
     server.answers("Fine.", "length")
     final = (await streamed(server))[-1]["response"]
-    assert await body_of(await server.client.get(f"{URL}/{final['id']}?stream=false")) == final
+    assert (
+        await body_of(await server.client.get(f"{URL}/{final['id']}?stream=false&include=reasoning.encrypted_content"))
+        == final
+    )
 
 
 async def test_a_response_is_kept_once_it_has_ended(server: Server) -> None:
@@ -950,7 +953,6 @@ async def test_items_of_one_id_are_listed_once_each(server: Server) -> None:
         ("?starting_after=1", "unknown_parameter", "starting_after"),
         ("?include=everything", "invalid_value", "include[0]"),
         ("?include[]=message.output_text.logprobs", "unsupported_parameter", "include"),
-        ("?include=reasoning.encrypted_content", "unsupported_parameter", "include"),
         ("/input_items?limit=0", "invalid_value", "limit"),
         ("/input_items?limit=101", "invalid_value", "limit"),
         ("/input_items?order=up", "invalid_value", "order"),
@@ -1204,7 +1206,7 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
     ],
     "reasoning": [
         ({"effort": "huge"}, "reasoning.effort", "invalid_value"),
-        ({"summary": "detailed"}, "reasoning.summary", "invalid_value"),
+        ({"summary": "long"}, "reasoning.summary", "invalid_value"),
         ({"mode": "pro"}, "reasoning.mode", "invalid_value"),
         ({"context": "all_turns"}, "reasoning.context", "invalid_value"),
     ],
@@ -1297,9 +1299,17 @@ async def test_a_field_is_refused_by_name(server: Server, name: str, case: tuple
     assert server.engine.submitted == []
 
 
-async def test_encrypted_thoughts_are_refused_where_there_are_thoughts(thinking: Server) -> None:
-    refused = await thinking.post(ask(include=["reasoning.encrypted_content"]))
-    await assert_error(refused, 400, "unsupported_parameter", "include", "encrypted_content")
+@pytest.mark.parametrize("summary", ["auto", "concise", "detailed"])
+async def test_thoughts_are_told_whole_to_who_asks_for_a_summary_or_for_ciphers(thinking: Server, summary: str) -> None:
+    thinking.answers("<think>\nHm.\n</think>\n\nFine.")
+    fields = {"include": ["reasoning.encrypted_content"], "reasoning": {"summary": summary}, "store": False}
+    body = await respond(thinking, **fields)
+    [thought, said] = body["output"]
+    assert (thought["content"][0]["text"], thought["summary"], thought.get("encrypted_content")) == ("Hm.", [], None)
+    assert body["reasoning"]["summary"] is None
+    await respond(thinking, [USER, thought | {"encrypted_content": None}, said, USER], **fields)
+    thought_of = {"role": "assistant", "content": "Fine.", "reasoning_content": "Hm."}
+    assert thinking.engine.submitted[-1].tokens == await chat_prompt(thinking, [USER, thought_of, USER])
 
 
 async def test_a_message_names_the_fields_as_they_are_called_here(server: Server) -> None:
