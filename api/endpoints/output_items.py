@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import orjson
+
 from api.dialects import CallArguments, CallBegin, Content, Reasoning
 from api.endpoints.choice import Delta
 from api.schemas.response_items import Item, called, new_id
@@ -29,6 +31,11 @@ class OutputItems:
     def items(self) -> list[Item]:
         """All items; one that still grows counts as cut."""
         return self._closed + ([self._open.item("incomplete")] if self._open else [])
+
+    @property
+    def is_in_call(self) -> bool:
+        """Whether the answer is in the middle of what it calls a function with."""
+        return isinstance(self._open, _Call) and not self._open.is_whole
 
     def push(self, delta: Delta, logprobs: Logprobs) -> list[Event]:
         """The events for what the answer has grown by. Probabilities, if any, come with one token at a time."""
@@ -203,6 +210,15 @@ class _Call(_OpenItem):
         super().__init__(index)
         self._call_id = call_id
         self._names = names
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments are the JSON object that they are to be."""
+        try:
+            orjson.loads(self._text)
+        except orjson.JSONDecodeError:
+            return False
+        return True
 
     def grow(self, text: str, logprobs: Logprobs) -> Event:  # noqa: ARG002 - those of calls are not told
         self._text += text

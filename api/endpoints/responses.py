@@ -24,6 +24,7 @@ from scheduler.messages import Output
 FORMAT: Final = "text.format"
 PARAMS: Final = {"messages": "input", "response_format": FORMAT}
 """What a chat's fields are called here."""
+EndStatus = Literal["completed", "incomplete"]
 TOO_LONG: Final = "context_length_exceeded"
 
 
@@ -69,8 +70,9 @@ class ModelResponse(Answer):
     def _whole(self, deltas: list[list[Delta]]) -> dict[str, Any]:
         for delta in deltas[0]:
             self._push(delta)
-        self._output.finish(self._status)
-        return self._keep()
+        status = self._status
+        self._output.finish(status)
+        return self._keep(status)
 
     def _beginning(self) -> bytes:
         begun = self._object("in_progress")
@@ -80,8 +82,9 @@ class ModelResponse(Answer):
         return self._events_of(self._push(delta))
 
     def _end(self) -> bytes:
-        events = self._events_of(self._output.finish(self._status))
-        return events + self._events_of([{"type": f"response.{self._status}", "response": self._keep()}])
+        status = self._status
+        events = self._events_of(self._output.finish(status))
+        return events + self._events_of([{"type": f"response.{status}", "response": self._keep(status)}])
 
     def _failure(self, error: ApiError) -> bytes:
         """What the engine broke off, also before the first event."""
@@ -91,8 +94,11 @@ class ModelResponse(Answer):
         return begun + self._events_of([{"type": "response.failed", "response": failed}])
 
     @property
-    def _status(self) -> Literal["completed", "incomplete"]:
-        return "incomplete" if self._choices[0].finish_reason == "length" else "completed"
+    def _status(self) -> EndStatus:
+        """Before the last item is finished. A call that a stop string cut is not to be made."""
+        [choice] = self._choices
+        is_cut = choice.finish_reason == "length" or (choice.stop is not None and self._output.is_in_call)
+        return "incomplete" if is_cut else "completed"
 
     def _push(self, delta: Delta) -> list[Event]:
         wanted = self._request.wants_logprobs
@@ -106,12 +112,12 @@ class ModelResponse(Answer):
             self._num_events += 1
         return told
 
-    def _keep(self) -> dict[str, Any]:
+    def _keep(self, status: EndStatus) -> dict[str, Any]:
         """The response, which has ended."""
-        status = self._status
+        reason = "max_output_tokens" if self._choices[0].finish_reason == "length" else None
         response = self._object(status) | {
             "completed_at": int(time.time()) if status == "completed" else None,
-            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "incomplete_details": {"reason": reason} if status == "incomplete" else None,
             "usage": self._usage(),
         }
         if self._request.is_kept:

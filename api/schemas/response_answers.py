@@ -134,7 +134,8 @@ class ResponseFailure(Answer):
 
 
 class IncompleteDetails(Answer):
-    reason: Literal["max_output_tokens"]
+    reason: Literal["max_output_tokens"] | None
+    """Null where a stop string cut a call."""
 
 
 class FunctionEcho(Answer):

@@ -230,6 +230,26 @@ async def test_what_was_cut_in_a_call_or_a_thought_says_so(thinking: Server) -> 
     assert (thought["type"], thought["status"]) == ("reasoning", "incomplete")
 
 
+@pytest.mark.parametrize(
+    ("stop", "status", "arguments"),
+    [("ome", "incomplete", '{"city": "R'), ("</t", "completed", '{"city": "Rome"}')],
+)
+async def test_a_call_that_a_stop_string_cut_is_not_told_as_made(
+    server: Server, stop: str, status: str, arguments: str
+) -> None:
+    server.answers(CALL)
+    fields = {"tools": [WEATHER], "stop": [stop]}
+    body = await respond(server, **fields)
+    [call] = body["output"]
+    assert (body["status"], call["status"], call["arguments"]) == (status, status, arguments)
+    assert body["incomplete_details"] == (None if status == "completed" else {"reason": None})
+    told = await streamed(server, **fields)
+    assert told[-1]["type"] == f"response.{status}"
+    assert without_ids(told[-1]["response"]["output"]) == without_ids(body["output"])
+    server.answers("Nice to meet you.")
+    assert (await respond(server, **fields))["status"] == "completed", "no call was cut"
+
+
 async def test_what_was_asked_for_is_repeated(server: Server) -> None:
     server.answers('{"a": 1}')
     asked = {
