@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, Literal, Self
 
@@ -16,8 +17,9 @@ from api.endpoints.logprobs import chat_logprobs
 from api.endpoints.output_items import Event, OutputItems
 from api.errors import ApiError
 from api.models.defaults import ModelDefaults
+from api.schemas.chat import ChatRequest
 from api.schemas.response_items import Item, ItemReference, new_id, new_item_id
-from api.schemas.responses import LOGPROBS, ListQuery, ResponseRequest, RetrieveQuery
+from api.schemas.responses import LOGPROBS, InputTokensRequest, ListQuery, ResponseRequest, RetrieveQuery
 from api.service import ModelService
 from scheduler.messages import Output
 
@@ -25,7 +27,6 @@ FORMAT: Final = "text.format"
 PARAMS: Final = {"messages": "input", "response_format": FORMAT}
 """What a chat's fields are called here."""
 EndStatus = Literal["completed", "incomplete"]
-TOO_LONG: Final = "context_length_exceeded"
 
 
 class ModelResponse(Answer):
@@ -158,7 +159,7 @@ def _filled(request: ResponseRequest, defaults: ModelDefaults) -> ResponseReques
     return filled
 
 
-def _conversation(request: ResponseRequest, kept: KeptResponses) -> tuple[KeptItem, ...]:
+def _conversation(request: InputTokensRequest, kept: KeptResponses) -> tuple[KeptItem, ...]:
     """What was said before, and the input. Raises ApiError 400, 404."""
     items: list[KeptItem] = []
     if request.previous_response_id is not None:
@@ -190,60 +191,72 @@ def _told_apart(items: Iterable[KeptItem]) -> Iterator[KeptItem]:
         yield told
 
 
+async def count_input(service: ModelService, request: InputTokensRequest, kept: KeptResponses) -> dict[str, Any]:
+    """Raises ApiError 400 for what the model's template cannot hold, 400 and 404 for what is not kept."""
+    items = items_of(_conversation(request, kept))
+    with _in_our_words():
+        if request.truncation == "auto":
+            items = await _fitting(service, request, items, room=1)
+        tokens = await service.chat_prompt(_as_chat(request, items))
+    return {"object": "response.input_tokens", "input_tokens": len(tokens)}
+
+
 async def _drafted(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
     """Raises ApiError 400 as `draft_chat`."""
-    try:
+    with _in_our_words():
         if request.truncation == "auto":
-            return await _truncated(service, request, items)
-        return await _chat(service, request, items)
+            items = await _fitting(service, request, items, room=request.max_output_tokens or 1)
+        drafted = await draft_chat(service, _as_chat(request, items))
+    if request.max_output_tokens is not None:
+        [draft] = drafted.drafts
+        room = service.engine.ready_info().ctx_len - len(draft.tokens)
+        drafted = replace(drafted, drafts=[replace(draft, max_tokens=min(request.max_output_tokens, room))])
+    return replace(drafted, grammar_param=PARAMS.get(drafted.grammar_param or "", drafted.grammar_param))
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """What errors say of a chat."""
+    try:
+        yield
     except ApiError as error:
         error.message = error.message.replace("'response_format'", repr(FORMAT))
         error.param = PARAMS.get(error.param or "", error.param)
         raise
 
 
-async def _truncated(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
+async def _fitting(service: ModelService, request: InputTokensRequest, items: list[Item], room: int) -> list[Item]:
     """Without as many of the oldest turns as it takes to fit; the last one stays. A turn begins with a user's message.
 
-    Fitting leaves room for the answer that may come, though for a bound beyond half of the context no more than that.
-
-    Raises ApiError 400 if that is too long, too.
+    Fitting leaves room for the answer, though for one that may take more than half of the context no more than that.
+    Raises ApiError 400 for what the model's template cannot hold.
     """
-    turns = [index for index, item in enumerate(items) if index and item.get("role") == "user"]
-    if not turns or await _fits(service, request, items):
-        return await _chat(service, request, items)
-    low, high = 0, len(turns) - 1
+    context = service.engine.ready_info().ctx_len
+    longest = context - min(room, context // 2)
+    starts = [0, *(index for index, item in enumerate(items) if index and item.get("role") == "user")]
+
+    async def fits(start: int) -> bool:
+        return len(await service.chat_prompt(_as_chat(request, items[start:]))) <= longest
+
+    if len(starts) == 1 or await fits(0):
+        return items
+    low, high = 1, len(starts) - 1
     while low < high:
         middle = (low + high) // 2
-        if await _fits(service, request, items[turns[middle] :]):
+        if await fits(starts[middle]):
             high = middle
         else:
             low = middle + 1
-    return await _chat(service, request, items[turns[low] :])
+    return items[starts[low] :]
 
 
-async def _fits(service: ModelService, request: ResponseRequest, items: list[Item]) -> bool:
-    try:
-        drafted = await _chat(service, request, items)
-    except ApiError as error:
-        if error.code != TOO_LONG:
-            raise
-        return False
-    context = service.engine.ready_info().ctx_len
-    return len(drafted.drafts[0].tokens) + min(request.max_output_tokens or 1, context // 2) <= context
-
-
-async def _chat(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
+def _as_chat(request: InputTokensRequest, items: list[Item]) -> ChatRequest:
+    """Raises ApiError 400 for fields that do not agree with each other, or where there is nothing to respond to."""
     messages = as_messages(items)
     if not messages:
         message = "One of 'input' and 'previous_response_id' must say something to respond to."
         raise ApiError(400, message, param="input", code="missing_required_parameter")
-    drafted = await draft_chat(service, request.as_chat(messages))
-    if request.max_output_tokens is not None:
-        [draft] = drafted.drafts
-        room = service.engine.ready_info().ctx_len - len(draft.tokens)
-        drafted = replace(drafted, drafts=[replace(draft, max_tokens=min(request.max_output_tokens, room))])
-    return replace(drafted, grammar_param=PARAMS.get(drafted.grammar_param or "", drafted.grammar_param))
+    return request.as_chat(messages)
 
 
 # -- what is kept

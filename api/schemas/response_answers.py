@@ -205,6 +205,11 @@ class Response(Answer):
     prompt_cache_key: str | None
 
 
+class InputTokens(Answer):
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class DeletedResponse(Answer):
     id: str
     object: Literal["response"]

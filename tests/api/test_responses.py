@@ -10,8 +10,8 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types.responses import InputTokenCountParams, InputTokenCountResponse, ResponseItem, ResponseStreamEvent
 from openai.types.responses import Response as OpenAIResponse
-from openai.types.responses import ResponseItem, ResponseStreamEvent
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 from pydantic import BaseModel, TypeAdapter
 from quart import Response
@@ -24,7 +24,7 @@ from api.models.defaults import ModelDefaults
 from api.schemas import response_answers as wire
 from api.schemas.chat import ChatRequest
 from api.schemas.common import GenerationRequest
-from api.schemas.responses import UNSERVED, ResponseRequest
+from api.schemas.responses import UNSERVED, UNSERVED_IN_COUNTS, InputTokensRequest, ResponseRequest
 from api.template import ChatTemplate
 from api.tokenizer import Tokenizer
 from scheduler.messages import Output, SamplingParams, Submit
@@ -1132,6 +1132,68 @@ async def test_a_last_turn_that_does_not_fit_is_refused(server: Server, turns: i
     items = [{"role": "user", "content": "word " * 600}] * turns
     refused = await server.post(ask(items, truncation="auto"))
     await assert_error(refused, 400, "context_length_exceeded", "input", "512")
+
+
+# Counted
+
+
+async def count(server: Server, **fields: Any) -> Response:
+    return await server.client.post(f"{URL}/input_tokens", json=fields)
+
+
+async def counted(server: Server, **fields: Any) -> int:
+    response = await count(server, **fields)
+    body = await body_of(response)
+    assert response.status_code == 200, body
+    wire.InputTokens.model_validate(body)
+    return InputTokenCountResponse.model_validate(body, strict=True).input_tokens
+
+
+async def test_counted_tokens_are_those_that_a_response_would_read(thinking: Server) -> None:
+    thinking.answers("Fine.")
+    first = await respond(thinking, "Hello", store=True)
+    fields: dict[str, Any] = {
+        "model": MODEL,
+        "input": [THOUGHTS, CALLS, RESULT, USER],
+        "instructions": "Be brief.",
+        "previous_response_id": first["id"],
+        "tools": [WEATHER, HOME],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "reasoning": {"effort": "none"},
+        "text": {"format": {"type": "text"}},
+        "truncation": "disabled",
+    }
+    assert (
+        await counted(thinking, **fields)
+        == (await respond(thinking, fields.pop("input"), **fields))["usage"]["input_tokens"]
+    )
+    assert len(thinking.engine.submitted) == 2, "counting generates nothing"
+
+
+async def test_counting_tells_of_what_is_too_long_unless_it_is_to_be_cut(server: Server) -> None:
+    turns = [{"role": "user", "content": "word " * 60}] * 12
+    assert await counted(server, input=turns) > INFO.ctx_len
+    server.answers()
+    cut = await respond(server, turns, truncation="auto")
+    assert await counted(server, input=turns, truncation="auto") == cut["usage"]["input_tokens"]
+
+
+async def test_what_cannot_be_counted_is_refused_by_name(server: Server) -> None:
+    for fields, status, code, param in (
+        ({}, 400, "missing_required_parameter", "input"),
+        ({"input": "Hi.", "model": "other"}, 404, "model_not_found", "model"),
+        ({"input": "Hi.", "personality": "friendly"}, 400, "unsupported_parameter", "personality"),
+        ({"input": "Hi.", "conversation": "conv_1"}, 400, "unsupported_parameter", "conversation"),
+        ({"input": "Hi.", "stream": True}, 400, "unknown_parameter", "stream"),
+        ({"input": "Hi.", "previous_response_id": "r"}, 400, "previous_response_not_found", "previous_response_id"),
+        ({"input": [{"id": "msg_1"}]}, 404, None, "input"),
+    ):
+        await assert_error(await count(server, **fields), status, code, param)
+
+
+def test_every_field_of_openais_count_is_read_or_refused() -> None:
+    assert set(get_type_hints(InputTokenCountParams)) <= {*InputTokensRequest.model_fields, *UNSERVED_IN_COUNTS}
 
 
 # Field by field
