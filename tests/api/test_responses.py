@@ -566,7 +566,25 @@ CONVERSATIONS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     ),
     "an easy assistant": (
         [USER, {"role": "assistant", "content": "Hi."}, {"role": "assistant", "content": "Ho."}, USER],
-        [USER, {"role": "assistant", "content": "Hi."}, {"role": "assistant", "content": "Ho."}, USER],
+        [USER, {"role": "assistant", "content": "Hi.\nHo."}, USER],
+    ),
+    "comments and an answer": (
+        [USER, SAID | {"phase": "commentary"}, THOUGHTS, SAID | {"phase": "final_answer"}, USER],
+        [USER, {"role": "assistant", "content": "Hi.\nHi.", "reasoning_content": "Hm."}, USER],
+    ),
+    "thoughts in a row and between calls": (
+        [USER, THOUGHTS, THOUGHTS, CALLS, THOUGHTS, CALLS, RESULT, RESULT],
+        [
+            USER,
+            {
+                "role": "assistant",
+                "content": None,
+                "reasoning_content": "Hm.\nHm.\nHm.",
+                "tool_calls": [CHAT_CALL, CHAT_CALL],
+            },
+            CHAT_RESULT,
+            CHAT_RESULT,
+        ],
     ),
     "a call": (
         [USER, CALLS, RESULT],
