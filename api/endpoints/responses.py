@@ -175,7 +175,9 @@ def _conversation(request: InputTokensRequest, kept: KeptResponses) -> tuple[Kep
                 raise ApiError(404, f"Item with id '{item.id}' not found.", param="input")
             items.append(found)
         else:
-            items.append(KeptItem.of(item.listed(), is_ours=item.id is None))
+            sent = KeptItem.of(item.listed(), is_ours=item.id is None)
+            found = kept.find_item(sent.id)  # what comes back as it was told is the same item, and can be referred to
+            items.append(found if found is not None and found.data == sent.data else sent)
     return tuple(_told_apart(items))
 
 

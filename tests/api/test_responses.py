@@ -1025,6 +1025,30 @@ async def test_an_item_that_is_not_kept_is_a_404(server: Server) -> None:
     await assert_error(await server.post(ask([others])), 404, None, "input", "msg_of_nobody")
 
 
+async def test_an_item_that_was_sent_back_is_found_as_long_as_some_response_holds_it(thinking: Server) -> None:
+    thinking.answers(f"<think>\nRome.\n</think>\n\nI look. {CALL.replace('weather', 'home__weather')}")
+    told = await respond(thinking, tools=[HOME])
+    thinking.answers("Fine.")
+    await respond(thinking, [USER, *told["output"], USER])
+    await thinking.client.delete(f"{URL}/{told['id']}")
+    references = [{"type": "item_reference", "id": item["id"]} for item in told["output"]]
+    await respond(thinking, [USER, *references, USER])
+    whole, referred = thinking.engine.submitted[-2:]
+    assert whole.tokens == referred.tokens
+
+
+async def test_an_item_that_was_changed_is_not_the_one_that_is_kept(server: Server) -> None:
+    server.answers("Fine.")
+    told = await respond(server)
+    [said] = told["output"]
+    changed = said | {"content": [said["content"][0] | {"text": "Bad."}]}
+    second = await respond(server, [changed, USER])
+    listed = await body_of(await server.client.get(f"{URL}/{second['id']}/input_items?order=asc"))
+    assert listed["data"][0] == changed
+    await server.client.delete(f"{URL}/{told['id']}")
+    await assert_error(await server.post(ask([{"id": said["id"]}])), 404, None, "input", said["id"])
+
+
 async def test_an_id_that_a_client_made_up_refers_to_nothing(server: Server) -> None:
     """Else who guesses it could read what others said."""
     server.answers("Fine.")
