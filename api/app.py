@@ -35,7 +35,13 @@ from api.schemas.completion import parse_completion_request
 from api.schemas.embeddings import EmbeddingsRequest
 from api.schemas.management import StartRequest, StopRequest
 from api.schemas.messages import parse_count_tokens_request, parse_messages_request
-from api.schemas.responses import ListQuery, RetrieveQuery, parse_query, parse_response_request
+from api.schemas.responses import (
+    ListQuery,
+    RetrieveQuery,
+    parse_input_tokens_request,
+    parse_query,
+    parse_response_request,
+)
 from api.schemas.tokens import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from api.slot import Slot
 
@@ -168,6 +174,11 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
         asked = await _asked(parse_response_request)
         service = await fleet.accepting(asked.model)
         return await _respond(await ModelResponse.create(service, asked, kept), stream=asked.stream)
+
+    @app.post("/v1/responses/input_tokens")
+    async def count_input_tokens() -> Response:
+        asked = await _asked(parse_input_tokens_request)
+        return _json(await responses.count_input(await fleet.service(asked.model), asked, kept))
 
     @app.get("/v1/responses/<response_id>")
     async def get_response(response_id: str) -> Response:

@@ -15,7 +15,7 @@ from api.schemas.completion import CompletionRequest
 from api.schemas.embeddings import EmbeddingsRequest
 from api.schemas.management import StartRequest, StopRequest
 from api.schemas.messages import CountTokensRequest, MessagesRequest
-from api.schemas.responses import ListQuery, ResponseRequest, RetrieveQuery
+from api.schemas.responses import InputTokensRequest, ListQuery, ResponseRequest, RetrieveQuery
 from api.schemas.tokens import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 
 REF: Final = "#/components/schemas/{model}"
@@ -106,6 +106,14 @@ OPERATIONS: Final = (
         response_answers.ResponseEvent,
         names_events=True,
         errors=GENERATES,
+    ),
+    Operation(
+        "post",
+        "/v1/responses/input_tokens",
+        "How many tokens the input of a response would be",
+        response_answers.InputTokens,
+        InputTokensRequest,
+        errors=(400, 404, 413, 503),
     ),
     Operation(
         "get",

@@ -1,12 +1,14 @@
 """The items of a response as they grow, and the events that tell of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
+
+import orjson
 
 from api.dialects import CallArguments, CallBegin, Content, Reasoning
 from api.endpoints.choice import Delta
-from api.schemas.response_items import Item, new_id
+from api.schemas.response_items import Item, called, new_id
 
 Event = dict[str, Any]
 """Without its number in the stream."""
@@ -17,7 +19,9 @@ Status = Literal["in_progress", "completed", "incomplete"]
 class OutputItems:
     """What an answer is made of, one item after another: only the last one grows."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Mapping[str, dict[str, str]]) -> None:
+        """`names`: how calls name functions that the model knows by another name."""
+        self._names = names
         self._closed: list[Item] = []
         self._open: _OpenItem | None = None
         self._untold: list[dict[str, Any]] = []
@@ -27,6 +31,11 @@ class OutputItems:
     def items(self) -> list[Item]:
         """All items; one that still grows counts as cut."""
         return self._closed + ([self._open.item("incomplete")] if self._open else [])
+
+    @property
+    def is_in_call(self) -> bool:
+        """Whether the answer is in the middle of what it calls a function with."""
+        return isinstance(self._open, _Call) and not self._open.is_whole
 
     def push(self, delta: Delta, logprobs: Logprobs) -> list[Event]:
         """The events for what the answer has grown by. Probabilities, if any, come with one token at a time."""
@@ -43,7 +52,7 @@ class OutputItems:
                         events += self._begin(_Thought(self._next_index))
                     events += self._grow(text, ())
                 case CallBegin(_, call_id, name):
-                    events += self._begin(_Call(self._next_index, call_id, name))
+                    events += self._begin(_Call(self._next_index, call_id, self._names.get(name) or called(name)))
                 case CallArguments(_, text):
                     events += self._grow(text, ())
         if delta.events:
@@ -197,10 +206,19 @@ class _Thought(_OpenPart):
 class _Call(_OpenItem):
     prefix = "fc"
 
-    def __init__(self, index: int, call_id: str, name: str) -> None:
+    def __init__(self, index: int, call_id: str, names: dict[str, str]) -> None:
         super().__init__(index)
         self._call_id = call_id
-        self._name = name
+        self._names = names
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments are the JSON object that they are to be."""
+        try:
+            orjson.loads(self._text)
+        except orjson.JSONDecodeError:
+            return False
+        return True
 
     def grow(self, text: str, logprobs: Logprobs) -> Event:  # noqa: ARG002 - those of calls are not told
         self._text += text
@@ -215,7 +233,7 @@ class _Call(_OpenItem):
             "type": "function_call",
             "status": "in_progress",
             "call_id": self._call_id,
-            "name": self._name,
+            **self._names,
             "arguments": "",
         }
 

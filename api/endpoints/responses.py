@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, Literal, Self
 
@@ -16,15 +17,16 @@ from api.endpoints.logprobs import chat_logprobs
 from api.endpoints.output_items import Event, OutputItems
 from api.errors import ApiError
 from api.models.defaults import ModelDefaults
+from api.schemas.chat import ChatRequest
 from api.schemas.response_items import Item, ItemReference, new_id, new_item_id
-from api.schemas.responses import ENCRYPTED, LOGPROBS, ListQuery, ResponseRequest, RetrieveQuery
+from api.schemas.responses import LOGPROBS, InputTokensRequest, ListQuery, ResponseRequest, RetrieveQuery
 from api.service import ModelService
 from scheduler.messages import Output
 
 FORMAT: Final = "text.format"
 PARAMS: Final = {"messages": "input", "response_format": FORMAT}
 """What a chat's fields are called here."""
-TOO_LONG: Final = "context_length_exceeded"
+EndStatus = Literal["completed", "incomplete"]
 
 
 class ModelResponse(Answer):
@@ -45,15 +47,12 @@ class ModelResponse(Answer):
         self._kept = kept
         self._id = new_id("resp")
         self._created = int(time.time())
-        self._output = OutputItems()
+        self._output = OutputItems(request.names_of_calls())
         self._num_events = 0
 
     @classmethod
     async def create(cls, service: ModelService, request: ResponseRequest, kept: KeptResponses) -> Self:
-        """Raises ApiError 400 as `draft_chat` and for what is not kept, 404 for an item that is not."""
-        if ENCRYPTED in (request.include or ()) and service.dialect.thinks:
-            message = f"'include' is not served with {ENCRYPTED!r}: thoughts are told as they are, in reasoning items."
-            raise ApiError(400, message, param="include", code="unsupported_parameter")
+        """Raises ApiError 400 as `draft_chat` and for a response that is not kept, 404 for an item that is not."""
         conversation = _conversation(request, kept)
         request = _filled(request, service.defaults)
         return cls(service, request, conversation, await _drafted(service, request, items_of(conversation)), kept)
@@ -72,8 +71,9 @@ class ModelResponse(Answer):
     def _whole(self, deltas: list[list[Delta]]) -> dict[str, Any]:
         for delta in deltas[0]:
             self._push(delta)
-        self._output.finish(self._status)
-        return self._keep()
+        status = self._status
+        self._output.finish(status)
+        return self._keep(status)
 
     def _beginning(self) -> bytes:
         begun = self._object("in_progress")
@@ -83,8 +83,9 @@ class ModelResponse(Answer):
         return self._events_of(self._push(delta))
 
     def _end(self) -> bytes:
-        events = self._events_of(self._output.finish(self._status))
-        return events + self._events_of([{"type": f"response.{self._status}", "response": self._keep()}])
+        status = self._status
+        events = self._events_of(self._output.finish(status))
+        return events + self._events_of([{"type": f"response.{status}", "response": self._keep(status)}])
 
     def _failure(self, error: ApiError) -> bytes:
         """What the engine broke off, also before the first event."""
@@ -94,8 +95,11 @@ class ModelResponse(Answer):
         return begun + self._events_of([{"type": "response.failed", "response": failed}])
 
     @property
-    def _status(self) -> Literal["completed", "incomplete"]:
-        return "incomplete" if self._choices[0].finish_reason == "length" else "completed"
+    def _status(self) -> EndStatus:
+        """Before the last item is finished. A call that a stop string cut is not to be made."""
+        [choice] = self._choices
+        is_cut = choice.finish_reason == "length" or (choice.stop is not None and self._output.is_in_call)
+        return "incomplete" if is_cut else "completed"
 
     def _push(self, delta: Delta) -> list[Event]:
         wanted = self._request.wants_logprobs
@@ -109,12 +113,12 @@ class ModelResponse(Answer):
             self._num_events += 1
         return told
 
-    def _keep(self) -> dict[str, Any]:
+    def _keep(self, status: EndStatus) -> dict[str, Any]:
         """The response, which has ended."""
-        status = self._status
+        reason = "max_output_tokens" if self._choices[0].finish_reason == "length" else None
         response = self._object(status) | {
             "completed_at": int(time.time()) if status == "completed" else None,
-            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "incomplete_details": {"reason": reason} if status == "incomplete" else None,
             "usage": self._usage(),
         }
         if self._request.is_kept:
@@ -155,7 +159,7 @@ def _filled(request: ResponseRequest, defaults: ModelDefaults) -> ResponseReques
     return filled
 
 
-def _conversation(request: ResponseRequest, kept: KeptResponses) -> tuple[KeptItem, ...]:
+def _conversation(request: InputTokensRequest, kept: KeptResponses) -> tuple[KeptItem, ...]:
     """What was said before, and the input. Raises ApiError 400, 404."""
     items: list[KeptItem] = []
     if request.previous_response_id is not None:
@@ -171,7 +175,9 @@ def _conversation(request: ResponseRequest, kept: KeptResponses) -> tuple[KeptIt
                 raise ApiError(404, f"Item with id '{item.id}' not found.", param="input")
             items.append(found)
         else:
-            items.append(KeptItem.of(item.listed(), is_ours=item.id is None))
+            sent = KeptItem.of(item.listed(), is_ours=item.id is None)
+            found = kept.find_item(sent.id)  # what comes back as it was told is the same item, and can be referred to
+            items.append(found if found is not None and found.data == sent.data else sent)
     return tuple(_told_apart(items))
 
 
@@ -187,56 +193,68 @@ def _told_apart(items: Iterable[KeptItem]) -> Iterator[KeptItem]:
         yield told
 
 
+async def count_input(service: ModelService, request: InputTokensRequest, kept: KeptResponses) -> dict[str, Any]:
+    """Raises ApiError 400 for what the model's template cannot hold, 400 and 404 for what is not kept."""
+    items = items_of(_conversation(request, kept))
+    with _in_our_words():
+        if request.truncation == "auto":
+            items = await _fitting(service, request, items, room=1)
+        tokens = await service.chat_prompt(_as_chat(request, items))
+    return {"object": "response.input_tokens", "input_tokens": len(tokens)}
+
+
 async def _drafted(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
     """Raises ApiError 400 as `draft_chat`."""
-    try:
+    with _in_our_words():
         if request.truncation == "auto":
-            return await _truncated(service, request, items)
-        return await _chat(service, request, items)
+            items = await _fitting(service, request, items, room=request.max_output_tokens or 1)
+        drafted = await draft_chat(service, _as_chat(request, items), max_tokens=request.max_output_tokens)
+    return replace(drafted, grammar_param=PARAMS.get(drafted.grammar_param or "", drafted.grammar_param))
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """What errors say of a chat."""
+    try:
+        yield
     except ApiError as error:
         error.message = error.message.replace("'response_format'", repr(FORMAT))
         error.param = PARAMS.get(error.param or "", error.param)
         raise
 
 
-async def _truncated(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
+async def _fitting(service: ModelService, request: InputTokensRequest, items: list[Item], room: int) -> list[Item]:
     """Without as many of the oldest turns as it takes to fit; the last one stays. A turn begins with a user's message.
 
-    Fitting leaves room for the answer that may come, though for a bound beyond half of the context no more than that.
-
-    Raises ApiError 400 if that is too long, too.
+    Fitting leaves room for the answer, though for one that may take more than half of the context no more than that.
+    Raises ApiError 400 for what the model's template cannot hold.
     """
-    turns = [index for index, item in enumerate(items) if index and item.get("role") == "user"]
-    if not turns or await _fits(service, request, items):
-        return await _chat(service, request, items)
-    low, high = 0, len(turns) - 1
+    context = service.engine.ready_info().ctx_len
+    longest = context - min(room, context // 2)
+    starts = [0, *(index for index, item in enumerate(items) if index and item.get("role") == "user")]
+
+    async def fits(start: int) -> bool:
+        return len(await service.chat_prompt(_as_chat(request, items[start:]))) <= longest
+
+    if len(starts) == 1 or await fits(0):
+        return items
+    low, high = 1, len(starts) - 1
     while low < high:
         middle = (low + high) // 2
-        if await _fits(service, request, items[turns[middle] :]):
+        if await fits(starts[middle]):
             high = middle
         else:
             low = middle + 1
-    return await _chat(service, request, items[turns[low] :])
+    return items[starts[low] :]
 
 
-async def _fits(service: ModelService, request: ResponseRequest, items: list[Item]) -> bool:
-    try:
-        drafted = await _chat(service, request, items)
-    except ApiError as error:
-        if error.code != TOO_LONG:
-            raise
-        return False
-    context = service.engine.ready_info().ctx_len
-    return len(drafted.drafts[0].tokens) + min(request.max_output_tokens or 1, context // 2) <= context
-
-
-async def _chat(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
+def _as_chat(request: InputTokensRequest, items: list[Item]) -> ChatRequest:
+    """Raises ApiError 400 for fields that do not agree with each other, or where there is nothing to respond to."""
     messages = as_messages(items)
     if not messages:
         message = "One of 'input' and 'previous_response_id' must say something to respond to."
         raise ApiError(400, message, param="input", code="missing_required_parameter")
-    drafted = await draft_chat(service, request.as_chat(messages), max_tokens=request.max_output_tokens)
-    return replace(drafted, grammar_param=PARAMS.get(drafted.grammar_param or "", drafted.grammar_param))
+    return request.as_chat(messages)
 
 
 # -- what is kept
@@ -245,9 +263,8 @@ async def _chat(service: ModelService, request: ResponseRequest, items: list[Ite
 def retrieve(kept: KeptResponses, response_id: str, query: RetrieveQuery) -> dict[str, Any]:
     """Raises ApiError 404 for a response that is not kept, 400 for what was not asked for when it was made."""
     found = _found(kept, response_id)
-    wanted = set(query.include or ()) & {ENCRYPTED, *(() if found.has_logprobs else (LOGPROBS,))}
-    if wanted:
-        message = f"'include' is not served with {wanted.pop()!r}: the response was made without."
+    if LOGPROBS in (query.include or ()) and not found.has_logprobs:
+        message = f"'include' is not served with {LOGPROBS!r}: the response was made without."
         raise ApiError(400, message, param="include", code="unsupported_parameter")
     response: dict[str, Any] = orjson.loads(found.data)
     return response

@@ -70,6 +70,8 @@ class ResponseFunctionCall(Answer):
     status: Status
     call_id: str
     name: str
+    namespace: str = ""
+    """Left out unless the function is in one."""
     arguments: str
     """The text of a JSON object."""
 
@@ -93,7 +95,8 @@ class ListedFunctionCallOutput(Answer):
     call_id: str
     output: str | list[InputText]
     name: str = ""
-    """Left out unless a client sent it."""
+    namespace: str = ""
+    """Both left out unless a client sent them."""
 
 
 class ResponseItems(Answer):
@@ -131,15 +134,31 @@ class ResponseFailure(Answer):
 
 
 class IncompleteDetails(Answer):
-    reason: Literal["max_output_tokens"]
+    reason: Literal["max_output_tokens"] | None
+    """Null where a stop string cut a call."""
 
 
-class ToolEcho(Answer):
+class FunctionEcho(Answer):
     type: Literal["function"]
     name: str
     description: str | None
     parameters: dict[str, Any] | None
     strict: bool | None
+
+
+class NamespaceEcho(Answer):
+    type: Literal["namespace"]
+    name: str
+    description: str
+    tools: list[FunctionEcho]
+
+
+class WebSearchEcho(Answer):
+    type: Literal["web_search"]
+    external_web_access: Literal[False]
+
+
+ToolEcho = Annotated[FunctionEcho | NamespaceEcho | WebSearchEcho, Field(discriminator="type")]
 
 
 class TextEcho(Answer):
@@ -184,6 +203,11 @@ class Response(Answer):
     service_tier: Literal["default"]
     safety_identifier: str | None
     prompt_cache_key: str | None
+
+
+class InputTokens(Answer):
+    object: Literal["response.input_tokens"]
+    input_tokens: int
 
 
 class DeletedResponse(Answer):

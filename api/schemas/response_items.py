@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from api.schemas.chat import FunctionName, RefusalPart, Unserved
 from api.schemas.common import Strict
 from api.schemas.kinds import check_type, tag
+from api.schemas.response_tools import check_full_name
 
 Item = dict[str, Any]
 """An item of a conversation as it is listed: of type message, reasoning, function_call or function_call_output."""
@@ -22,6 +23,12 @@ def new_id(prefix: str) -> str:
 def new_item_id(kind: str) -> str:
     """For an item of this type."""
     return new_id(_PREFIXES[kind])
+
+
+def called(name: str | None, namespace: str | None = None) -> dict[str, str]:
+    """How an item names a function."""
+    names = {"name": name, "namespace": namespace}
+    return {key: value for key, value in names.items() if value is not None}
 
 
 # -- what items are made of
@@ -93,6 +100,9 @@ class InputMessage(Strict):
     content: Parts
     status: ItemStatus | None = None
     phase: Literal["commentary", "final_answer"] | None = None
+    # for the caller's own books
+    metadata: dict[str, Any] | None = None
+    end_turn: bool | None = None
 
     @model_validator(mode="after")
     def _says_what_its_role_may(self) -> "InputMessage":
@@ -122,8 +132,13 @@ class FunctionCall(Strict):
     arguments: str
     status: ItemStatus | None = None
     caller: DirectCaller | None = None
-    namespace: Unserved = None
+    namespace: FunctionName | None = None
     async_: Annotated[Literal[False] | None, Field(alias="async")] = None
+
+    @model_validator(mode="after")
+    def _has_a_short_name(self) -> "FunctionCall":
+        check_full_name(self.namespace, self.name)
+        return self
 
     def listed(self) -> Item:
         return {
@@ -131,7 +146,7 @@ class FunctionCall(Strict):
             "type": "function_call",
             "status": self.status or "completed",
             "call_id": self.call_id,
-            "name": self.name,
+            **called(self.name, self.namespace),
             "arguments": self.arguments,
         }
 
@@ -153,7 +168,7 @@ class FunctionCallOutput(Strict):
     name: str | None = None
     status: ItemStatus | None = None
     caller: DirectCaller | None = None
-    namespace: Unserved = None
+    namespace: str | None = None
 
     def listed(self) -> Item:
         output = self.output
@@ -166,7 +181,7 @@ class FunctionCallOutput(Strict):
             if isinstance(output, str)
             else [{"type": "input_text", "text": part.text} for part in output],
         }
-        return item | {"name": self.name} if self.name is not None else item
+        return item | called(self.name, self.namespace)
 
 
 class ReasoningItem(Strict):
@@ -219,7 +234,13 @@ InputItem = Annotated[
     Discriminator(tag),
     BeforeValidator(_with_type),
 ]
-Input = Annotated[list[InputItem], BeforeValidator(_as_items, json_schema_input_type=str | list[InputItem])]
+MAX_ITEMS: Final = 16384
+"""Of a request: half a second's work, in which nothing else is answered."""
+Input = Annotated[
+    list[InputItem],
+    Field(max_length=MAX_ITEMS),
+    BeforeValidator(_as_items, json_schema_input_type=str | list[InputItem]),
+]
 
 
 def _text(part: InputTextPart | OutputTextPart | RefusalPart) -> str:

@@ -21,8 +21,8 @@ from api.schemas.chat import (
 )
 from api.schemas.common import MAX_TOP_LOGPROBS, GenerationRequest, Strict, TemplateVariables, parse
 from api.schemas.kinds import check_type, tag
-from api.schemas.response_items import Input
-from api.schemas.response_tools import ToolChoice, Tools
+from api.schemas.response_items import Input, called
+from api.schemas.response_tools import Namespace, ToolChoice, Tools, full_name
 
 UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "access_programs": ({"cyber": "standard"},),
@@ -35,8 +35,8 @@ UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "prompt": (),
 }
 """OpenAI's fields that are not served, and the values besides null that ask for nothing."""
+UNSERVED_IN_COUNTS: Final[dict[str, tuple[object, ...]]] = {"conversation": (), "personality": ()}
 LOGPROBS: Final = "message.output_text.logprobs"
-ENCRYPTED: Final = "reasoning.encrypted_content"
 MAX_LISTED: Final = 100
 """Items of one page."""
 
@@ -70,11 +70,11 @@ class TextConfig(Strict):
 
 
 class ReasoningConfig(Strict):
-    """Thoughts are told whole, which is the best that `auto` can get; there are no summaries of them."""
+    """Thoughts are told whole, which says more than any summary; there are no summaries of them."""
 
     effort: ReasoningEffort | None = None
-    summary: Literal["auto"] | None = None
-    generate_summary: Literal["auto"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
     mode: Literal["standard"] | None = None
     context: Literal["auto"] | None = None
 
@@ -90,8 +90,8 @@ class CacheOptions(Strict):
 
 Includable = Literal[
     "message.output_text.logprobs",
+    # of thoughts, which are told as they are, and of tools and input that are refused: there is never any
     "reasoning.encrypted_content",
-    # of tools and of input that are refused, so that there is never any
     "code_interpreter_call.outputs",
     "computer_call_output.output.image_url",
     "file_search_call.results",
@@ -101,26 +101,59 @@ Includable = Literal[
 ]
 
 
-class ResponseRequest(GenerationRequest):
-    """A response to a conversation. Sampling extensions are those of chat completions."""
+class InputTokensRequest(Strict):
+    """What there is to respond to, and what with."""
 
+    model: str | None = None
     input: Input | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
-    n: Literal[1] | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    include: list[Includable] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    store: bool | None = None
     chat_template_kwargs: TemplateVariables | None = None
+
+    def as_chat(self, messages: Sequence[Message]) -> ChatRequest:
+        """The chat completion that answers these messages, behind the instructions, however long its answer.
+
+        Raises ApiError 400 for fields that do not agree with each other.
+        """
+        instructions = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
+        choice = self.tool_choice
+        return ChatRequest(
+            model=self.model or "",
+            messages=[*instructions, *messages],
+            response_format=self._response_format(),
+            tools=[definition for tool in self.tools or () for definition in tool.for_chat()] or None,
+            tool_choice=choice.for_chat() if isinstance(choice, BaseModel) else choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            reasoning_effort=self.reasoning.effort if self.reasoning else None,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
+
+    def _response_format(self) -> ResponseFormat | None:
+        wanted = self.text.format if self.text else None
+        if not isinstance(wanted, FlatJsonSchema):
+            return wanted
+        schema = JsonSchema.model_validate(wanted.model_dump(by_alias=True, exclude={"type"}))
+        return JsonSchemaFormat(type="json_schema", json_schema=schema)
+
+
+class ResponseRequest(InputTokensRequest, GenerationRequest):
+    """A response to a conversation. Sampling extensions are those of chat completions."""
+
+    model: str
+    n: Literal[1] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    include: list[Includable] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    store: bool | None = None
     # for the caller's own books
     metadata: Metadata | None = None
+    client_metadata: dict[str, str] | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     """Of OpenAI's own tools, of which there are none."""
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
@@ -147,32 +180,18 @@ class ResponseRequest(GenerationRequest):
         return self.store is not False
 
     def as_chat(self, messages: Sequence[Message]) -> ChatRequest:
-        """The chat completion that answers these messages, behind the instructions, however long its answer.
-
-        Raises ApiError 400 for fields that do not agree with each other.
-        """
         common = {name: getattr(self, name) for name in GenerationRequest.model_fields}
-        instructions = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
-        choice = self.tool_choice
-        return ChatRequest(
-            **common,
-            messages=[*instructions, *messages],
-            logprobs=self.wants_logprobs,
-            top_logprobs=self.top_logprobs,
-            response_format=self._response_format(),
-            tools=None if self.tools is None else [tool.for_chat() for tool in self.tools],
-            tool_choice=choice.for_chat() if isinstance(choice, BaseModel) else choice,
-            parallel_tool_calls=self.parallel_tool_calls,
-            reasoning_effort=self.reasoning.effort if self.reasoning else None,
-            chat_template_kwargs=self.chat_template_kwargs,
-        )
+        common |= {"logprobs": self.wants_logprobs, "top_logprobs": self.top_logprobs}
+        return super().as_chat(messages).model_copy(update=common)
 
-    def _response_format(self) -> ResponseFormat | None:
-        wanted = self.text.format if self.text else None
-        if not isinstance(wanted, FlatJsonSchema):
-            return wanted
-        schema = JsonSchema.model_validate(wanted.model_dump(by_alias=True, exclude={"type"}))
-        return JsonSchemaFormat(type="json_schema", json_schema=schema)
+    def names_of_calls(self) -> dict[str, dict[str, str]]:
+        """How items name the functions in namespaces, by what the model knows them by."""
+        return {
+            full_name(each.name, tool.name): called(tool.name, each.name)
+            for each in self.tools or ()
+            if isinstance(each, Namespace)
+            for tool in each.tools
+        }
 
     def echo(self) -> dict[str, Any]:
         """The fields that a response repeats, with what they mean where they were not given."""
@@ -211,6 +230,11 @@ def _dumped_format(wanted: TextFormat | JsonObjectFormat | FlatJsonSchema | None
 def parse_response_request(body: object) -> ResponseRequest:
     """Raises ApiError 400 that names the first offending field."""
     return parse(ResponseRequest, body, UNSERVED)
+
+
+def parse_input_tokens_request(body: object) -> InputTokensRequest:
+    """Raises ApiError 400 that names the first offending field."""
+    return parse(InputTokensRequest, body, UNSERVED_IN_COUNTS)
 
 
 # -- what is kept

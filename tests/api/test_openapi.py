@@ -198,6 +198,7 @@ def test_the_other_answers_are_as_described(client: httpx.Client) -> None:
         (answers.Embeddings, client.post("/v1/embeddings", json=texts | {"encoding_format": "base64"})),
         (answers.Error, client.get("/v1/models/nobody")),
         (message_answers.TokenCount, client.post("/v1/messages/count_tokens", json={"model": MODEL} | said)),
+        (response_answers.InputTokens, client.post("/v1/responses/input_tokens", json={"input": "Hi."})),
         (message_answers.MessageError, client.post("/v1/messages", json=said)),
     ]
     for model, response in asked:

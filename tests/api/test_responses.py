@@ -10,8 +10,8 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types.responses import InputTokenCountParams, InputTokenCountResponse, ResponseItem, ResponseStreamEvent
 from openai.types.responses import Response as OpenAIResponse
-from openai.types.responses import ResponseItem, ResponseStreamEvent
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 from pydantic import BaseModel, TypeAdapter
 from quart import Response
@@ -24,7 +24,7 @@ from api.models.defaults import ModelDefaults
 from api.schemas import response_answers as wire
 from api.schemas.chat import ChatRequest
 from api.schemas.common import GenerationRequest
-from api.schemas.responses import UNSERVED, ResponseRequest
+from api.schemas.responses import UNSERVED, UNSERVED_IN_COUNTS, InputTokensRequest, ResponseRequest
 from api.template import ChatTemplate
 from api.tokenizer import Tokenizer
 from scheduler.messages import Output, SamplingParams, Submit
@@ -39,6 +39,8 @@ WEATHER = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     "strict": True,
 }
+HOME = {"type": "namespace", "name": "home", "description": "What is at home.", "tools": [CLOCK, WEATHER]}
+SEARCH = {"type": "web_search", "external_web_access": False, "search_context_size": "low"}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 STREAM_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 ITEM: TypeAdapter[Any] = TypeAdapter(ResponseItem)
@@ -226,6 +228,26 @@ async def test_what_was_cut_in_a_call_or_a_thought_says_so(thinking: Server) -> 
     thinking.answers("<think>\nHm", "length")
     [thought] = (await respond(thinking))["output"]
     assert (thought["type"], thought["status"]) == ("reasoning", "incomplete")
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "arguments"),
+    [("ome", "incomplete", '{"city": "R'), ("</t", "completed", '{"city": "Rome"}')],
+)
+async def test_a_call_that_a_stop_string_cut_is_not_told_as_made(
+    server: Server, stop: str, status: str, arguments: str
+) -> None:
+    server.answers(CALL)
+    fields = {"tools": [WEATHER], "stop": [stop]}
+    body = await respond(server, **fields)
+    [call] = body["output"]
+    assert (body["status"], call["status"], call["arguments"]) == (status, status, arguments)
+    assert body["incomplete_details"] == (None if status == "completed" else {"reason": None})
+    told = await streamed(server, **fields)
+    assert told[-1]["type"] == f"response.{status}"
+    assert without_ids(told[-1]["response"]["output"]) == without_ids(body["output"])
+    server.answers("Nice to meet you.")
+    assert (await respond(server, **fields))["status"] == "completed", "no call was cut"
 
 
 async def test_what_was_asked_for_is_repeated(server: Server) -> None:
@@ -544,7 +566,25 @@ CONVERSATIONS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     ),
     "an easy assistant": (
         [USER, {"role": "assistant", "content": "Hi."}, {"role": "assistant", "content": "Ho."}, USER],
-        [USER, {"role": "assistant", "content": "Hi."}, {"role": "assistant", "content": "Ho."}, USER],
+        [USER, {"role": "assistant", "content": "Hi.\nHo."}, USER],
+    ),
+    "comments and an answer": (
+        [USER, SAID | {"phase": "commentary"}, THOUGHTS, SAID | {"phase": "final_answer"}, USER],
+        [USER, {"role": "assistant", "content": "Hi.\nHi.", "reasoning_content": "Hm."}, USER],
+    ),
+    "thoughts in a row and between calls": (
+        [USER, THOUGHTS, THOUGHTS, CALLS, THOUGHTS, CALLS, RESULT, RESULT],
+        [
+            USER,
+            {
+                "role": "assistant",
+                "content": None,
+                "reasoning_content": "Hm.\nHm.\nHm.",
+                "tool_calls": [CHAT_CALL, CHAT_CALL],
+            },
+            CHAT_RESULT,
+            CHAT_RESULT,
+        ],
     ),
     "a call": (
         [USER, CALLS, RESULT],
@@ -739,6 +779,68 @@ async def test_agents_may_bring_many_tools_of_long_names(server: Server) -> None
     assert len(body["tools"]) == 1024
 
 
+NAMESPACES = [WEATHER, HOME, HOME | {"name": "mcp__away__", "description": "", "tools": [WEATHER]}, SEARCH]
+KNOWN: dict[str, dict[str, Any]] = {
+    "weather": WEATHER,
+    "home__clock": CLOCK | {"description": f"What is at home.\n\n{CLOCK['description']}"},
+    "home__weather": WEATHER,
+    "mcp__away__weather": WEATHER,
+}
+"""What the model knows of these."""
+
+
+async def test_functions_in_namespaces_are_tools_of_both_names(server: Server) -> None:
+    server.answers()
+    chosen = {"type": "function", "name": "home__weather"}
+    body = await respond(server, tools=NAMESPACES, tool_choice=chosen)
+    assert body["tool_choice"] == chosen
+    assert [tool["type"] for tool in body["tools"]] == ["function", "namespace", "namespace", "web_search"]
+    assert body["tools"][1] == HOME
+    definitions = [
+        {"type": "function", "function": {key: tool[key] for key in ("description", "parameters")} | {"name": name}}
+        for name, tool in KNOWN.items()
+    ]
+    assert server.engine.submitted[0].tokens == await chat_prompt(server, [USER], tools=definitions)
+
+
+async def test_calls_have_a_namespace_apart_and_come_back_with_it(server: Server) -> None:
+    names = ["weather", "home__weather", "mcp__away__weather"]
+    server.answers("\n".join(CALL.replace("weather", name) for name in names))
+    calls = (await respond(server, tools=NAMESPACES))["output"]
+    assert [call["name"] for call in calls] == ["weather"] * 3
+    assert [call.get("namespace") for call in calls] == [None, "home", "mcp__away__"]
+    told = await streamed(server, tools=NAMESPACES)
+    assert without_ids(told[-1]["response"]["output"]) == without_ids(calls)
+    results = [RESULT | {key: call[key] for key in ("call_id", "namespace") if key in call} for call in calls]
+    again = await respond(server, [USER, *calls, *results], tools=NAMESPACES, tool_choice="none")
+    function = {"name": "weather", "arguments": '{"city": "Rome"}'}
+    made = [
+        {"id": call["call_id"], "type": "function", "function": function | {"name": name}}
+        for call, name in zip(calls, names, strict=True)
+    ]
+    messages: list[dict[str, Any]] = [USER, {"role": "assistant", "content": None, "tool_calls": made}]
+    messages += [CHAT_RESULT | {"tool_call_id": call["call_id"]} for call in calls]
+    assert server.engine.submitted[-1].tokens == await chat_prompt(server, messages)
+    listed = await body_of(await server.client.get(f"{URL}/{again['id']}/input_items?order=asc"))
+    wire.ResponseItems.model_validate(listed)
+    assert listed["data"][1:4] == calls
+    assert [item.get("namespace") for item in listed["data"][4:]] == [None, "home", "mcp__away__"]
+
+
+async def test_a_web_search_that_may_leave_the_machine_is_refused_with_a_way_out(server: Server) -> None:
+    for tool in ({"type": "web_search"}, {"type": "web_search_preview"}, SEARCH | {"external_web_access": True}):
+        await assert_error(await server.post(ask(tools=[tool])), 400, "invalid_value", "tools[0]", "leave the tool out")
+
+
+async def test_what_agents_note_on_messages_changes_nothing(server: Server) -> None:
+    server.answers("Fine.")
+    notes: dict[str, Any] = {"metadata": {"turn": 1}, "end_turn": True, "phase": "commentary"}
+    await respond(server, [USER, SAID, USER])
+    await respond(server, [USER | notes, SAID | notes, USER])
+    first, second = server.engine.submitted
+    assert first.tokens == second.tokens
+
+
 async def test_effort_is_handed_to_the_template(thinking: Server) -> None:
     thinking.answers()
     await respond(thinking, reasoning={"effort": "none"})
@@ -792,7 +894,10 @@ async def test_a_response_is_kept_as_it_was_told(server: Server) -> None:
     assert await body_of(response) == told
     server.answers("Fine.", "length")
     final = (await streamed(server))[-1]["response"]
-    assert await body_of(await server.client.get(f"{URL}/{final['id']}?stream=false")) == final
+    assert (
+        await body_of(await server.client.get(f"{URL}/{final['id']}?stream=false&include=reasoning.encrypted_content"))
+        == final
+    )
 
 
 async def test_a_response_is_kept_once_it_has_ended(server: Server) -> None:
@@ -886,7 +991,6 @@ async def test_items_of_one_id_are_listed_once_each(server: Server) -> None:
         ("?starting_after=1", "unknown_parameter", "starting_after"),
         ("?include=everything", "invalid_value", "include[0]"),
         ("?include[]=message.output_text.logprobs", "unsupported_parameter", "include"),
-        ("?include=reasoning.encrypted_content", "unsupported_parameter", "include"),
         ("/input_items?limit=0", "invalid_value", "limit"),
         ("/input_items?limit=101", "invalid_value", "limit"),
         ("/input_items?order=up", "invalid_value", "order"),
@@ -919,6 +1023,30 @@ async def test_an_item_that_is_not_kept_is_a_404(server: Server) -> None:
     await respond(server, [reference, USER])  # the response that referred to it has it, too
     others = {"type": "item_reference", "id": "msg_of_nobody"}
     await assert_error(await server.post(ask([others])), 404, None, "input", "msg_of_nobody")
+
+
+async def test_an_item_that_was_sent_back_is_found_as_long_as_some_response_holds_it(thinking: Server) -> None:
+    thinking.answers(f"<think>\nRome.\n</think>\n\nI look. {CALL.replace('weather', 'home__weather')}")
+    told = await respond(thinking, tools=[HOME])
+    thinking.answers("Fine.")
+    await respond(thinking, [USER, *told["output"], USER])
+    await thinking.client.delete(f"{URL}/{told['id']}")
+    references = [{"type": "item_reference", "id": item["id"]} for item in told["output"]]
+    await respond(thinking, [USER, *references, USER])
+    whole, referred = thinking.engine.submitted[-2:]
+    assert whole.tokens == referred.tokens
+
+
+async def test_an_item_that_was_changed_is_not_the_one_that_is_kept(server: Server) -> None:
+    server.answers("Fine.")
+    told = await respond(server)
+    [said] = told["output"]
+    changed = said | {"content": [said["content"][0] | {"text": "Bad."}]}
+    second = await respond(server, [changed, USER])
+    listed = await body_of(await server.client.get(f"{URL}/{second['id']}/input_items?order=asc"))
+    assert listed["data"][0] == changed
+    await server.client.delete(f"{URL}/{told['id']}")
+    await assert_error(await server.post(ask([{"id": said["id"]}])), 404, None, "input", said["id"])
 
 
 async def test_an_id_that_a_client_made_up_refers_to_nothing(server: Server) -> None:
@@ -1048,6 +1176,68 @@ async def test_a_last_turn_that_does_not_fit_is_refused(server: Server, turns: i
     await assert_error(refused, 400, "context_length_exceeded", "input", "512")
 
 
+# Counted
+
+
+async def count(server: Server, **fields: Any) -> Response:
+    return await server.client.post(f"{URL}/input_tokens", json=fields)
+
+
+async def counted(server: Server, **fields: Any) -> int:
+    response = await count(server, **fields)
+    body = await body_of(response)
+    assert response.status_code == 200, body
+    wire.InputTokens.model_validate(body)
+    return InputTokenCountResponse.model_validate(body, strict=True).input_tokens
+
+
+async def test_counted_tokens_are_those_that_a_response_would_read(thinking: Server) -> None:
+    thinking.answers("Fine.")
+    first = await respond(thinking, "Hello", store=True)
+    fields: dict[str, Any] = {
+        "model": MODEL,
+        "input": [THOUGHTS, CALLS, RESULT, USER],
+        "instructions": "Be brief.",
+        "previous_response_id": first["id"],
+        "tools": [WEATHER, HOME],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "reasoning": {"effort": "none"},
+        "text": {"format": {"type": "text"}},
+        "truncation": "disabled",
+    }
+    assert (
+        await counted(thinking, **fields)
+        == (await respond(thinking, fields.pop("input"), **fields))["usage"]["input_tokens"]
+    )
+    assert len(thinking.engine.submitted) == 2, "counting generates nothing"
+
+
+async def test_counting_tells_of_what_is_too_long_unless_it_is_to_be_cut(server: Server) -> None:
+    turns = [{"role": "user", "content": "word " * 60}] * 12
+    assert await counted(server, input=turns) > INFO.ctx_len
+    server.answers()
+    cut = await respond(server, turns, truncation="auto")
+    assert await counted(server, input=turns, truncation="auto") == cut["usage"]["input_tokens"]
+
+
+async def test_what_cannot_be_counted_is_refused_by_name(server: Server) -> None:
+    for fields, status, code, param in (
+        ({}, 400, "missing_required_parameter", "input"),
+        ({"input": "Hi.", "model": "other"}, 404, "model_not_found", "model"),
+        ({"input": "Hi.", "personality": "friendly"}, 400, "unsupported_parameter", "personality"),
+        ({"input": "Hi.", "conversation": "conv_1"}, 400, "unsupported_parameter", "conversation"),
+        ({"input": "Hi.", "stream": True}, 400, "unknown_parameter", "stream"),
+        ({"input": "Hi.", "previous_response_id": "r"}, 400, "previous_response_not_found", "previous_response_id"),
+        ({"input": [{"id": "msg_1"}]}, 404, None, "input"),
+    ):
+        await assert_error(await count(server, **fields), status, code, param)
+
+
+def test_every_field_of_openais_count_is_read_or_refused() -> None:
+    assert set(get_type_hints(InputTokenCountParams)) <= {*InputTokensRequest.model_fields, *UNSERVED_IN_COUNTS}
+
+
 # Field by field
 
 SCHEMA = {"type": "json_schema", "name": "x", "schema": {"const": 1}}
@@ -1069,6 +1259,7 @@ SERVED: dict[str, list[Any]] = {
     "truncation": ["auto", "disabled"],
 }
 ACCEPTED: dict[str, list[Any]] = {
+    "client_metadata": [{"x-codex-installation-id": "u"}],
     "access_programs": [{"cyber": "standard"}],
     "background": [False],
     "background_options": [{}, {"completion_window": "soonest"}],
@@ -1085,7 +1276,7 @@ ACCEPTED: dict[str, list[Any]] = {
     "service_tier": ["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"],
     "text": [{}, {"format": None, "verbosity": "medium"}, {"format": {"type": "text"}}],
     "tool_choice": ["auto", "none"],
-    "tools": [[], [WEATHER | {"allowed_callers": ["direct"], "defer_loading": False, "async": False}]],
+    "tools": [[], [WEATHER | {"allowed_callers": ["direct"], "defer_loading": False, "async": False}], [SEARCH]],
     "top_logprobs": [0],
     "user": ["me", "m" * 512],
 }
@@ -1093,6 +1284,7 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
     "access_programs": [({"cyber": "daybreak_red"}, "access_programs", "unsupported_parameter")],
     "background": [(True, "background", "unsupported_parameter")],
     "background_options": [({"completion_window": "2h"}, "background_options", "unsupported_parameter")],
+    "client_metadata": [({"x": 3}, "client_metadata", "invalid_value")],
     "context_management": [([{"type": "compaction"}], "context_management", "unsupported_parameter")],
     "conversation": [("conv_1", "conversation", "unsupported_parameter")],
     "image": [({"context_compression": "enabled"}, "image", "unsupported_parameter")],
@@ -1114,7 +1306,9 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
         ([{"role": "tool", "content": "x"}], "input[0].role", "invalid_value"),
         ([{"role": "user"}], "input[0].content", "missing_required_parameter"),
         ([USER | {"name": "x"}], "input[0].name", "unknown_parameter"),
-        ([CALLS | {"namespace": "x"}], "input[0].namespace", "invalid_value"),
+        ([CALLS | {"namespace": "x y"}], "input[0].namespace", "invalid_value"),
+        ([CALLS | {"namespace": "x" * 120}], "input[0]", "invalid_value"),
+        ([USER | {"metadata": "x"}], "input[0].metadata", "invalid_value"),
         ([CALLS | {"caller": {"type": "program"}}], "input[0].caller.type", "invalid_value"),
         ([{"type": "function_call_output", "output": "x"}], "input[0].call_id", "missing_required_parameter"),
         ([RESULT | {"output": [{"type": "input_image"}]}], "input[0].output[0]", "invalid_value"),
@@ -1136,7 +1330,7 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
     ],
     "reasoning": [
         ({"effort": "huge"}, "reasoning.effort", "invalid_value"),
-        ({"summary": "detailed"}, "reasoning.summary", "invalid_value"),
+        ({"summary": "long"}, "reasoning.summary", "invalid_value"),
         ({"mode": "pro"}, "reasoning.mode", "invalid_value"),
         ({"context": "all_turns"}, "reasoning.context", "invalid_value"),
     ],
@@ -1159,6 +1353,13 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
         ([{"type": "function"}], "tools[0].name", "missing_required_parameter"),
         ([CLOCK | {"name": "x" * 129}], "tools[0].name", "invalid_value"),
         ([CLOCK] * 1025, "tools", "invalid_value"),
+        ([{"type": "web_search", "external_web_access": True}], "tools[0]", "invalid_value"),
+        ([{"type": "namespace", "tools": []}], "tools[0].name", "missing_required_parameter"),
+        ([HOME | {"tools": [{"type": "custom", "name": "x"}]}], "tools[0].tools[0]", "invalid_value"),
+        ([HOME | {"tools": [WEATHER] * 1025}], "tools", "invalid_value"),
+        ([HOME | {"name": "x" * 120}], "tools[0]", "invalid_value"),
+        ([HOME, HOME], "tools", "invalid_value"),
+        ([HOME, CLOCK | {"name": "home__clock"}], "tools", "invalid_value"),
         ([WEATHER, WEATHER], "tools", "invalid_value"),
         ([WEATHER | {"async": True}], "tools[0].async", "invalid_value"),
         ([WEATHER | {"defer_loading": True}], "tools[0].defer_loading", "invalid_value"),
@@ -1183,7 +1384,7 @@ def test_every_field_of_openais_and_of_ours_is_in_a_table() -> None:
     assert openais <= tables
     assert openais == {name for name in openais if name in ResponseRequest.model_fields or name in UNSERVED}
     assert set(UNSERVED) <= openais
-    extensions = set(GenerationRequest.model_fields) | {"chat_template_kwargs"}
+    extensions = set(GenerationRequest.model_fields) | {"chat_template_kwargs", "client_metadata"}
     assert set(ResponseRequest.model_fields) - openais <= extensions
 
 
@@ -1222,9 +1423,17 @@ async def test_a_field_is_refused_by_name(server: Server, name: str, case: tuple
     assert server.engine.submitted == []
 
 
-async def test_encrypted_thoughts_are_refused_where_there_are_thoughts(thinking: Server) -> None:
-    refused = await thinking.post(ask(include=["reasoning.encrypted_content"]))
-    await assert_error(refused, 400, "unsupported_parameter", "include", "encrypted_content")
+@pytest.mark.parametrize("summary", ["auto", "concise", "detailed"])
+async def test_thoughts_are_told_whole_to_who_asks_for_a_summary_or_for_ciphers(thinking: Server, summary: str) -> None:
+    thinking.answers("<think>\nHm.\n</think>\n\nFine.")
+    fields = {"include": ["reasoning.encrypted_content"], "reasoning": {"summary": summary}, "store": False}
+    body = await respond(thinking, **fields)
+    [thought, said] = body["output"]
+    assert (thought["content"][0]["text"], thought["summary"], thought.get("encrypted_content")) == ("Hm.", [], None)
+    assert body["reasoning"]["summary"] is None
+    await respond(thinking, [USER, thought | {"encrypted_content": None}, said, USER], **fields)
+    thought_of = {"role": "assistant", "content": "Fine.", "reasoning_content": "Hm."}
+    assert thinking.engine.submitted[-1].tokens == await chat_prompt(thinking, [USER, thought_of, USER])
 
 
 async def test_a_message_names_the_fields_as_they_are_called_here(server: Server) -> None:

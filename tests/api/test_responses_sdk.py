@@ -248,6 +248,15 @@ def test_what_is_kept_is_found_listed_and_deleted(client: OpenAI) -> None:
     assert len(list(client.responses.input_items.list(third.id))) == 5
 
 
+def test_input_is_counted_as_it_is_read(client: OpenAI) -> None:
+    first = client.responses.create(model=MODEL, input="Hi.", max_output_tokens=4)
+    given: Any = {"model": MODEL, "input": "Go on.", "instructions": "Be brief.", "previous_response_id": first.id}
+    told = client.responses.input_tokens.count(**given)
+    response = client.responses.create(**given, max_output_tokens=1)
+    assert response.usage is not None
+    assert told.input_tokens == response.usage.input_tokens
+
+
 def test_a_response_that_is_not_kept_is_told_by_openais_code(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
         client.responses.create(model=MODEL, input="Hi.", previous_response_id="resp_of_nobody")
