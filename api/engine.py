@@ -8,7 +8,8 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Final
 
 import orjson
@@ -208,7 +209,8 @@ class EngineClient:
                             task_status.started(info)
                         self._go_on()
                     elif isinstance(message, Failed):
-                        failed = message
+                        path = self._config.model_path  # where it lies is no client's business
+                        failed = replace(message, reason=message.reason.replace(path, Path(path).name))
                     else:
                         self._dispatch(message)
             if self._stopping.is_set() and starts:

@@ -221,7 +221,7 @@ class Fleet:
                 await self._live(slot)
         except* Exception as errors:  # whatever it is, the other models go on
             error = _first(errors)
-            slot.failure = str(error)
+            slot.failure = str(error).replace(str(slot.options.path), slot.options.path.name)
             expected = isinstance(error, EngineFailedError | ModelError | ModelFilesError | OSError)
             if slot.waits or not expected:  # else it is told to who started it
                 trace = None if expected else error
