@@ -15,7 +15,7 @@ from quart import Response, g, request
 from quart_cors import cors
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import PathConverter
+from werkzeug.routing import BaseConverter, PathConverter
 
 from api import openapi, package_version
 from api.endpoints import management, messages, responses, tokens
@@ -61,11 +61,17 @@ class _ModelName(PathConverter):
     regex = "(?!(?:start|stop)$)[^/].*?"
 
 
+class _ResponseId(BaseConverter):
+    """Whatever may be a response's id, but what is called on responses."""
+
+    regex = "(?!input_tokens$)[^/]+"
+
+
 def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio:
     """The API of these models."""
     app = QuartTrio("cortex")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    app.url_map.converters["model"] = _ModelName
+    app.url_map.converters |= {"model": _ModelName, "response": _ResponseId}
     if cors_origins:
         app = cors(app, allow_origin=list(cors_origins), expose_headers=["x-request-id", "request-id"])
     started = time.monotonic()
@@ -180,16 +186,16 @@ def create_app(fleet: Fleet, *, cors_origins: tuple[str, ...] = ()) -> QuartTrio
         asked = await _asked(parse_input_tokens_request)
         return _json(await responses.count_input(await fleet.service(asked.model), asked, kept))
 
-    @app.get("/v1/responses/<response_id>")
+    @app.get("/v1/responses/<response:response_id>")
     async def get_response(response_id: str) -> Response:
         query = parse_query(RetrieveQuery, request.args.items(multi=True))
         return _json(responses.retrieve(kept, response_id, query))
 
-    @app.delete("/v1/responses/<response_id>")
+    @app.delete("/v1/responses/<response:response_id>")
     async def delete_response(response_id: str) -> Response:
         return _json(responses.delete(kept, response_id))
 
-    @app.get("/v1/responses/<response_id>/input_items")
+    @app.get("/v1/responses/<response:response_id>/input_items")
     async def list_input_items(response_id: str) -> Response:
         query = parse_query(ListQuery, request.args.items(multi=True))
         return _json(responses.list_input(kept, response_id, query))
