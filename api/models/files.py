@@ -21,7 +21,7 @@ NAME_FILE = ".name"
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _BRANCH_NAME = re.compile(rf"(?P<folder>{_PART}):(?P<branch>{_PART})")
-_REPOSITORY_NAME = re.compile(rf"(?P<owner>{_PART})/(?P<folder>{_PART})(:(?P<file>{_PART}(/{_PART})*))?")
+_REPOSITORY_NAME = re.compile(rf"(?P<owner>{_PART})/(?P<folder>{_PART})(:(?P<file>.+))?")
 
 
 class ModelFilesError(Exception):
@@ -63,11 +63,17 @@ def hub_name(model: str) -> HubName | None:
     if match := _BRANCH_NAME.fullmatch(model):
         folder = models_folder() / match["folder"] / match["branch"]
         return HubName(f"{BRANCH_OWNER}/{match['folder']}", match["branch"], model, None, folder)
-    if match := _REPOSITORY_NAME.fullmatch(model):
+    match = _REPOSITORY_NAME.fullmatch(model)
+    if match and (match["file"] is None or is_plain_path(match["file"])):
         folder = models_folder() / match["owner"] / match["folder"]
         repository = f"{match['owner']}/{match['folder']}"
         return HubName(repository, "main", repository, match["file"], folder)
     return None
+
+
+def is_plain_path(path: str) -> bool:
+    """Whether it leads into the folder that it is put in, to no hidden file there, and can be shown in a terminal."""
+    return path.isprintable() and "\\" not in path and all(part and part[0] != "." for part in path.split("/"))
 
 
 def models_folder() -> Path:

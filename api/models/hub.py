@@ -18,6 +18,7 @@ from api.models.files import (
     ModelFilesError,
     ModelNotFoundError,
     hub_name,
+    is_plain_path,
     resolve_name,
 )
 from api.models.repository import HubError, Listing, RemoteFile, Repository, UnreachableError
@@ -78,7 +79,7 @@ def _turn(key: str, busy: Callable[[], None]) -> Iterator[Path]:
 
 def choose(model: str, name: HubName, listing: Listing, host: str) -> list[RemoteFile]:
     """The files that a name asks for, the one that the model begins with first. Raises HubError."""
-    known = first_files(filter(_is_safe, listing.files))
+    known = first_files(filter(is_plain_path, listing.files))
     if not known:
         raise HubError(f"{name.repository} has no GGUF model at {host}")
     wanted = name.file
@@ -102,11 +103,6 @@ def choose(model: str, name: HubName, listing: Listing, host: str) -> list[Remot
     files = [listing.files[part] for part in parts(first)]
     settings = _settings(first, listing)
     return [*files, settings] if settings else files
-
-
-def _is_safe(path: str) -> bool:
-    """Whether it leads into the folder that it is put in, to no hidden file there, and can be shown in a terminal."""
-    return path.isprintable() and "\\" not in path and all(part and part[0] != "." for part in path.split("/"))
 
 
 def _settings(first: str, listing: Listing) -> RemoteFile | None:

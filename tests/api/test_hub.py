@@ -323,6 +323,16 @@ def test_an_offline_library_is_one_line(hub: Hub, home: Path, monkeypatch: pytes
     assert not home.exists()
 
 
+def test_a_file_is_pulled_and_removed_by_any_name_that_a_hub_gives_it(hub: Hub, home: Path, cortex: Cortex) -> None:
+    files = {"my model one.gguf": model(1), "sub/my+model: two.gguf": model(2)}
+    hub.add("owner/repo", files)
+    for file in files:
+        assert_pulled(cortex("pull", f"owner/repo:{file}"), home / "models/owner/repo" / file)
+    for file in files:
+        assert cortex("models", "remove", f"owner/repo:{file}").returncode == 0
+    assert not home.exists()
+
+
 def test_what_came_of_a_pull_can_be_removed_unless_it_goes_on(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,8 @@ def test_every_listed_name_leads_to_its_model(cortex: Cortex, home: Path) -> Non
         "owner/big/big-00002-of-00002.gguf",
         "owner/orphan/big-00002-of-00002.gguf",
         "owner/alone/m.gguf",
+        "owner/odd/my model one.gguf",
+        "owner/odd/a+b (2), @c: \u00fc.gguf",
         ".pulls/owner/repo/1/0-digest.gguf",
         "loose.gguf",
     ):
@@ -98,6 +100,8 @@ def test_every_listed_name_leads_to_its_model(cortex: Cortex, home: Path) -> Non
         "owner/repo:Q4_K_M": 1,
         "owner/repo:Q8_0": 1,
         "owner/repo:other.gguf": 1,
+        "owner/odd:my model one.gguf": 1,
+        "owner/odd:a+b (2), @c: \u00fc.gguf": 1,
         "tiny:a": 1,
     }
     for model in listed:

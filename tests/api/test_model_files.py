@@ -202,6 +202,26 @@ def test_what_may_be_a_path_is_no_name(name: str) -> None:
         resolve_name(name)
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "",
+        "/etc/passwd",
+        "..",
+        "../c/m.gguf",
+        "sub/../../m.gguf",
+        ".m.gguf",
+        "a//m.gguf",
+        "a/",
+        "\x1b[2J",
+        "a\nb",
+        "\\m",
+    ],
+)
+def test_a_file_of_a_name_lies_in_the_models_folder_and_can_be_shown(file: str) -> None:
+    assert not is_name(f"owner/repo:{file}")
+
+
 def test_a_model_in_parts_needs_them_all(cortex_home: Path) -> None:
     folder = cortex_home / "models/big/main"
     parts = [write(folder / f"big-{i:05}-of-00003.gguf") for i in (1, 2, 3)]
