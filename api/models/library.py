@@ -21,11 +21,12 @@ from api.models.files import (
     hub_name,
     is_name,
     kept_files,
+    locate,
     models_folder,
     resolve_name,
 )
 from api.models.staging import discard, hold, keys, place, prune
-from api.models.variants import parts, short_names
+from api.models.variants import first_part, parts, short_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class KeptModel:
 
     @property
     def path(self) -> Path:
-        return self.files[0]
+        """What it begins with, which may be missing."""
+        return self.files[0].with_name(first_part(self.files[0].name))
 
     @property
     def settings(self) -> Path | None:
@@ -60,31 +62,27 @@ def kept_models() -> list[KeptModel]:
 
 def find(name: str) -> KeptModel:
     """Raises ModelNotFoundError for what is not on disk, ModelFileError for what is there and damaged."""
+    model = find_damaged(name)
+    checked(model.path)
+    return model
+
+
+def find_damaged(name: str) -> KeptModel:
+    """The same, whether or not its files can be used."""
     if not is_name(name):
         raise ModelNotFoundError(f"{name!r} is not the name of a model; 'cortex models list' shows them")
-    path = resolve_name(name)
+    path = locate(name)
     model = next((model for model in kept_models() if model.path == path), None)
     if model is None:  # such as a projector of images
         raise ModelNotFoundError(f"{path} is no model of its own")
     return model
 
 
-def find_damaged(name: str) -> KeptModel:
-    """The same, whether or not its files can be used."""
-    try:
-        return find(name)
-    except ModelFileError:
-        for model in kept_models():
-            if name == model.name:
-                return model
-        raise
-
-
 def remove(model: KeptModel) -> None:
     """Raises ModelFilesError for a model that comes with a package."""
     if model.embedded:
         raise ModelFilesError(f"{model.name} comes with a package: pip uninstall {EMBEDDED[model.name]}")
-    for file in model.files:  # the first goes first: without it nobody sees the others
+    for file in model.files:  # the first goes first: without it nobody takes the others for a model
         file.unlink(missing_ok=True)
     folder = models_folder().joinpath(*model.path.relative_to(models_folder()).parts[:2])
     if not any(model.path.parent.glob("*.gguf")):

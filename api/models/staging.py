@@ -42,7 +42,7 @@ def discard(folder: Path) -> None:
 
 
 def place(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Give each file its name, in this order. What a model begins with comes last: until then nobody sees the rest."""
+    """Give each file its name, in this order. What a model begins with comes last: until then the rest is none."""
     for staged, final in moves:
         while True:
             final.parent.mkdir(parents=True, exist_ok=True)

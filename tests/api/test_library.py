@@ -82,7 +82,6 @@ def test_every_listed_name_leads_to_its_model(cortex: Cortex, home: Path) -> Non
         "owner/repo/mmproj.gguf",
         "owner/big/big-00001-of-00002.gguf",
         "owner/big/big-00002-of-00002.gguf",
-        "owner/orphan/big-00002-of-00002.gguf",
         "owner/alone/m.gguf",
         "owner/odd/my model one.gguf",
         "owner/odd/a+b (2), @c: \u00fc.gguf",
@@ -165,6 +164,23 @@ def test_other_models_and_what_else_is_there_stay(cortex: Cortex, home: Path) ->
 def test_a_damaged_model_can_be_removed(cortex: Cortex, home: Path) -> None:
     write(home / "models/tiny/a/m.gguf", gguf()[:-1])
     assert_fails(cortex("get", "tiny:a"), "is cut short")
+    assert cortex("remove", "tiny:a").returncode == 0
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("name", ["owner/big:Q8_0", "owner/big:q8_0", "owner/big"])
+def test_a_damaged_model_is_removed_by_any_of_its_names(cortex: Cortex, home: Path, name: str) -> None:
+    write(home / "models/owner/big/big-Q8_0.gguf", gguf()[:-1])
+    assert cortex("remove", name).returncode == 0
+    assert not home.exists()
+
+
+def test_parts_without_the_first_are_a_damaged_model(cortex: Cortex, home: Path) -> None:
+    for part in (2, 3):
+        write(home / f"models/tiny/a/m-{part:05}-of-00003.gguf")
+    [_, listed] = json.loads(cortex("list", "--json").stdout)
+    assert (listed["name"], len(listed["files"])) == ("tiny:a", 2)
+    assert_fails(cortex("get", "tiny:a"), "has 3 parts, and m-00001-of-00003.gguf is missing")
     assert cortex("remove", "tiny:a").returncode == 0
     assert not home.exists()
 
@@ -268,7 +284,9 @@ def test_a_full_disk_leaves_nothing_of_an_import(
 
 LABEL = st.sampled_from([*PREFERRED, "q4_k_m", "UD-Q4_K_XL", "", "part"])
 STEM = st.tuples(st.sampled_from(["m", "n-7B", "sub/m", "x_y"]), st.sampled_from("-._"), LABEL).map("".join)
-SUFFIX = st.sampled_from(["", "-00001-of-00002", "-00002-of-00002", "-00001-of-00001"])
+SUFFIX = st.sampled_from(
+    ["", "-00001-of-00002", "-00002-of-00002", "-00001-of-00001", "-00003-of-00002", "-00001-of-00000"]
+)
 FILES = st.lists(st.tuples(STEM, SUFFIX).map(lambda pair: f"{pair[0]}{pair[1]}.gguf"), unique=True, max_size=8)
 
 
@@ -281,6 +299,7 @@ def test_every_short_name_means_exactly_its_model(files: list[str]) -> None:
 
 @given(FILES)
 def test_every_file_is_of_one_model(files: list[str]) -> None:
+    assert all(file in parts(file) for file in files)
     models = first_files(files)
     owned = [part for model in models for part in parts(model)]
     assert len(set(owned)) == len(owned)
