@@ -17,9 +17,9 @@ from api.models.files import (
     HubName,
     ModelFilesError,
     ModelNotFoundError,
+    checked,
     hub_name,
     is_plain_path,
-    resolve_name,
 )
 from api.models.repository import HubError, Listing, RemoteFile, Repository, UnreachableError
 from api.models.staging import discard, hold, place
@@ -49,9 +49,10 @@ def pull(model: str, watch: Watch, busy: Callable[[], None]) -> Path:
     repository = Repository(name.repository, name.revision)
     listing = repository.listing()
     files = choose(model, name, listing, repository.host)
+    path = name.folder / files[0].path
     with _turn(f"{name.repository}/{_key(files[0])}", busy) as folder:
         with suppress(ModelFilesError):
-            return resolve_name(model)  # somebody else was faster
+            return checked(path)  # somebody else was faster
         staged = {file: folder / f"{number}-{_key(file)}" for number, file in enumerate(files)}
         try:
             _Download(model, repository, listing.commit, staged).run(watch)
@@ -63,7 +64,7 @@ def pull(model: str, watch: Watch, busy: Callable[[], None]) -> Path:
             discard(folder)
             raise
         discard(folder)
-    return resolve_name(model)
+    return path
 
 
 @contextmanager

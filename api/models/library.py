@@ -132,7 +132,7 @@ def import_file(name: str, source: Path) -> KeptModel:
             place([(folder / path.name, target.folder / path.name) for path in outside])
         finally:
             discard(folder)
-    return find(name)
+    return _model(name, tuple(target.folder / path.name for path in files))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -472,6 +472,15 @@ def test_a_damaged_model_on_disk_is_pulled_anew(hub: Hub, home: Path, cortex: Co
     assert path.read_bytes() == model()
 
 
+def test_a_pull_beside_a_damaged_model_tells_what_came(hub: Hub, home: Path, cortex: Cortex) -> None:
+    hub.add("owner/repo", {"m-Q4_K_M.gguf": model(1), "m-Q8_0.gguf": model(2)})
+    cortex("pull", "owner/repo:Q8_0")
+    damaged = home / "models/owner/repo/m-Q8_0.gguf"
+    damaged.write_bytes(gguf()[:-1])
+    assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/m-Q4_K_M.gguf")
+    assert damaged.read_bytes() == gguf()[:-1]
+
+
 def test_a_server_on_demand_downloads_nothing(hub: Hub) -> None:
     from api.options import ServerFlags
 
