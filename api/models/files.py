@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,7 @@ NAME_FILE = ".name"
 """Tells in a folder of models how its name is spelled: `owner/repo` or `name:branch`."""
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_BRANCH_NAME = re.compile(rf"(?P<folder>{_PART}):(?P<branch>{_PART})")
-_REPOSITORY_NAME = re.compile(rf"(?P<owner>{_PART})/(?P<folder>{_PART})(:(?P<file>.+))?")
+_NAME = re.compile(rf"(?P<plain>(?P<owner>{_PART})(?P<mark>[:/])(?P<folder>{_PART}))(:(?P<file>.+))?")
 
 
 class ModelFilesError(Exception):
@@ -39,6 +39,10 @@ class NotOnDiskError(ModelNotFoundError):
         super().__init__(f"{model} is not on disk; 'cortex pull {model}' downloads it")
 
 
+class TakenError(ModelNotFoundError):
+    """The folder that belongs to this name holds models of another one."""
+
+
 class ModelFileError(ModelFilesError):
     """The file is not one to load."""
 
@@ -52,7 +56,7 @@ class HubName:
     plain: str
     """The name without a file."""
     file: str | None
-    """The path of a file in the repository, or a label such as Q4_K_M; None for `name:branch` and `owner/repo`."""
+    """The path of a file in the repository, or a label such as Q4_K_M."""
     folder: Path
 
 
@@ -60,15 +64,12 @@ def hub_name(model: str) -> HubName | None:
     """None for what names no model of a hub: paths, and models that come with a package."""
     if model in EMBEDDED or _looks_like_path(model):
         return None
-    if match := _BRANCH_NAME.fullmatch(model):
-        folder = models_folder() / match["folder"] / match["branch"]
-        return HubName(f"{BRANCH_OWNER}/{match['folder']}", match["branch"], model, None, folder)
-    match = _REPOSITORY_NAME.fullmatch(model)
-    if match and (match["file"] is None or is_plain_path(match["file"])):
-        folder = models_folder() / match["owner"] / match["folder"]
-        repository = f"{match['owner']}/{match['folder']}"
-        return HubName(repository, "main", repository, match["file"], folder)
-    return None
+    match = _NAME.fullmatch(model)
+    if match is None or match["plain"] in EMBEDDED or not (match["file"] is None or is_plain_path(match["file"])):
+        return None
+    first, second = match["owner"], match["folder"]
+    repository, revision = (match["plain"], "main") if match["mark"] == "/" else (f"{BRANCH_OWNER}/{first}", second)
+    return HubName(repository, revision, match["plain"], match["file"], models_folder() / first / second)
 
 
 def is_plain_path(path: str) -> bool:
@@ -144,7 +145,25 @@ def kept_files(folder: Path) -> list[str]:
     return first_files(set(map(first_part, shown)))
 
 
+def spelled(folder: Path) -> str | None:
+    """How the name is spelled that a folder of models belongs to; None where nobody wrote it down."""
+    with suppress(OSError, UnicodeDecodeError):
+        text = (folder / NAME_FILE).read_text().strip()
+        if (name := hub_name(text)) and (name.folder, name.plain) == (folder, text):
+            return text
+    return None
+
+
+def refuse_taken(name: HubName) -> None:
+    """Raises TakenError: `name:branch` and `name/branch` are two models, of which one folder keeps one."""
+    owner = spelled(name.folder)
+    if owner not in (None, name.plain) and kept_files(name.folder):
+        room = f"'cortex models remove {owner}' makes room"
+        raise TakenError(f"{name.plain} would lie where {owner} does, which is another model; {room}")
+
+
 def _kept(model: str, name: HubName) -> Path:
+    refuse_taken(name)
     files = kept_files(name.folder)
     if name.file is not None:
         if (named := name.folder / name.file).is_file():
@@ -153,8 +172,7 @@ def _kept(model: str, name: HubName) -> Path:
     if not files:
         raise NotOnDiskError(model)
     if len(files) > 1:
-        owner = name.folder.relative_to(models_folder()).as_posix()
-        names = listed(f"{owner}:{short}" for short in short_names(files).values())
+        names = listed(f"{name.plain}:{short}" for short in short_names(files).values())
         raise ModelNotFoundError(f"{model} may be several models on disk: {names}; say which")
     return name.folder / files[0]
 

@@ -20,6 +20,7 @@ from api.models.files import (
     checked,
     hub_name,
     is_plain_path,
+    refuse_taken,
 )
 from api.models.repository import HubError, Listing, RemoteFile, Repository, UnreachableError
 from api.models.staging import discard, hold, place
@@ -45,7 +46,9 @@ def pull(model: str, watch: Watch, busy: Callable[[], None]) -> Path:
     """
     name = hub_name(model)
     if name is None:
-        raise ModelNotFoundError(f"{model!r} names no model of a hub; such names are name:branch and owner/repo[:file]")
+        such = "such names are name:branch[:file] and owner/repo[:file]"
+        raise ModelNotFoundError(f"{model!r} names no model of a hub; {such}")
+    refuse_taken(name)
     repository = Repository(name.repository, name.revision)
     listing = repository.listing()
     files = choose(model, name, listing, repository.host)

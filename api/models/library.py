@@ -23,7 +23,9 @@ from api.models.files import (
     kept_files,
     locate,
     models_folder,
+    refuse_taken,
     resolve_name,
+    spelled,
 )
 from api.models.staging import discard, hold, keys, place, prune
 from api.models.variants import first_part, parts, short_names
@@ -114,9 +116,10 @@ def import_file(name: str, source: Path) -> KeptModel:
     Raises ModelFilesError.
     """
     target = hub_name(name)
-    if target is None or "/" in name:
+    if target is None or name != target.plain or "/" in name:
         raise ModelFilesError(f"{name!r} is no name to give to a model; such names are name:branch")
-    if target.folder.exists() and kept_files(target.folder):
+    refuse_taken(target)
+    if kept_files(target.folder):
         raise ModelFilesError(f"{name} is on disk already; 'cortex models remove {name}' removes it")
     if not source.is_file():
         raise ModelNotFoundError(f"there is no file {source}")
@@ -129,7 +132,8 @@ def import_file(name: str, source: Path) -> KeptModel:
             outside = [*([settings] if settings.is_file() else []), *reversed(files)]
             for path in outside:
                 _link(path.resolve(), folder / path.name)
-            place([(folder / path.name, target.folder / path.name) for path in outside])
+            (folder / NAME_FILE).write_text(name)
+            place([(folder / each, target.folder / each) for each in (NAME_FILE, *(path.name for path in outside))])
         finally:
             discard(folder)
     return _model(name, tuple(target.folder / path.name for path in files))
@@ -166,11 +170,7 @@ def _model(name: str, files: tuple[Path, ...], *, embedded: bool = False) -> Kep
 
 def _name(folder: Path, short: str | None) -> str:
     """Of one of several models in a folder, or of the only one."""
-    slashed = f"{folder.parent.name}/{folder.name}"
+    plain = spelled(folder)
     if short is not None:
-        return f"{slashed}:{short}"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        spelled = (folder / NAME_FILE).read_text().strip()
-        if (name := hub_name(spelled)) and (name.folder, name.plain) == (folder, spelled):
-            return spelled
-    return f"{folder.parent.name}:{folder.name}"
+        return f"{plain or f'{folder.parent.name}/{folder.name}'}:{short}"
+    return plain or f"{folder.parent.name}:{folder.name}"

@@ -106,6 +106,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         ("tiny:135m-gguf", "cortexso/tiny", "135m-gguf", "tiny/135m-gguf"),
         ("owner/repo", "owner/repo", "main", "owner/repo"),
         ("owner/repo:model.gguf", "owner/repo", "main", "owner/repo"),
+        ("tiny:135m-gguf:model.gguf", "cortexso/tiny", "135m-gguf", "tiny/135m-gguf"),
     ],
 )
 def test_a_pulled_model_is_whole_and_found_by_its_name(
@@ -248,7 +249,7 @@ def test_nobody_at_the_hubs_address_is_one_line(home: Path, cortex: Cortex, monk
 
 @pytest.mark.parametrize("name", ["./model.gguf", "model", "a/b/c", "/etc/passwd"])
 def test_what_names_no_model_of_a_hub_is_one_line(hub: Hub, home: Path, cortex: Cortex, name: str) -> None:
-    assert_fails(cortex("pull", name), repr(name), "name:branch and owner/repo[:file]")
+    assert_fails(cortex("pull", name), repr(name), "name:branch[:file] and owner/repo[:file]")
     assert hub.paths == []
 
 
@@ -479,6 +480,44 @@ def test_a_pull_beside_a_damaged_model_tells_what_came(hub: Hub, home: Path, cor
     damaged.write_bytes(gguf()[:-1])
     assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/m-Q4_K_M.gguf")
     assert damaged.read_bytes() == gguf()[:-1]
+
+
+def test_two_names_of_one_folder_are_two_models_of_which_one_can_be_there(hub: Hub, home: Path, cortex: Cortex) -> None:
+    hub.add("cortexso/one", {"m.gguf": model(1)}, "two")
+    hub.add("one/two", {"m.gguf": model(2)})
+    told = "{} would lie where {} does, which is another model; 'cortex models remove {}' makes room"
+    for there, other, content in (("one:two", "one/two", model(1)), ("one/two", "one:two", model(2))):
+        path = home / "models/one/two/m.gguf"
+        assert_pulled(cortex("pull", there), path)
+        hub.paths.clear()
+        for name in (other, f"{other}:m.gguf"):
+            for command in (("pull",), ("run", "-d"), ("serve",), ("models", "get"), ("models", "remove")):
+                assert_fails(cortex(*command, name), told.format(other, there, there))
+        assert hub.paths == []
+        assert path.read_bytes() == content
+        assert resolve(f"{there}:m.gguf") == resolve(there) == path
+        assert cortex("models", "remove", there).returncode == 0
+
+
+def test_an_imported_model_is_none_of_a_hubs(hub: Hub, home: Path, cortex: Cortex, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(model())
+    hub.add("one/two", {"m.gguf": model(1)})
+    assert cortex("models", "import", "one:two", str(tmp_path / "m.gguf")).returncode == 0
+    assert_fails(cortex("pull", "one/two"), "one/two would lie where one:two does")
+    assert cortex("models", "remove", "one:two").returncode == 0
+    assert cortex("pull", "one/two").returncode == 0
+    assert_fails(
+        cortex("models", "import", "one:two", str(tmp_path / "m.gguf")), "one:two would lie where one/two does"
+    )
+
+
+def test_a_file_of_a_branch_can_be_named(hub: Hub, cortex: Cortex) -> None:
+    hub.add("cortexso/tiny", {"a.gguf": model(1), "b.gguf": model(2)}, "x")
+    assert_fails(cortex("pull", "tiny:x"), "tiny:x may be several models: there is a.gguf, b.gguf; say which")
+    for file in ("a.gguf", "b.gguf"):
+        assert cortex("pull", f"tiny:x:{file}").returncode == 0
+        assert resolve(f"tiny:x:{file}").name == file
+    assert_fails(cortex("pull", "tiny:x"), "several models on disk: tiny:x:a.gguf, tiny:x:b.gguf; say which")
 
 
 def test_a_server_on_demand_downloads_nothing(hub: Hub) -> None:

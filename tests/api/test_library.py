@@ -86,11 +86,14 @@ def test_every_listed_name_leads_to_its_model(cortex: Cortex, home: Path) -> Non
         "owner/odd/my model one.gguf",
         "owner/odd/a+b (2), @c: \u00fc.gguf",
         ".pulls/owner/repo/1/0-digest.gguf",
+        "tiny/several/a.gguf",
+        "tiny/several/b.gguf",
         "loose.gguf",
     ):
         write(home / "models" / path)
     write(home / "models/owner/alone/.name", b"owner/alone")
     write(home / "models/tiny/a/.name", b"somebody/else")
+    write(home / "models/tiny/several/.name", b"tiny:several")
     listed = json.loads(cortex("list", "--json").stdout)
     assert {model["name"]: len(model["files"]) for model in listed} == {
         "smollm2:135m": 1,
@@ -102,6 +105,8 @@ def test_every_listed_name_leads_to_its_model(cortex: Cortex, home: Path) -> Non
         "owner/odd:my model one.gguf": 1,
         "owner/odd:a+b (2), @c: \u00fc.gguf": 1,
         "tiny:a": 1,
+        "tiny:several:a.gguf": 1,
+        "tiny:several:b.gguf": 1,
     }
     for model in listed:
         assert str(resolve(model["name"])) == model["files"][0]
@@ -221,7 +226,7 @@ def test_an_imported_model_takes_no_room_twice(cortex: Cortex, home: Path, tmp_p
     assert resolve("mine:big") == home / "models/mine/big" / sources[0].name
     for source in sources:
         assert source.samefile(home / "models/mine/big" / source.name)
-    assert files_in(home) == {f"models/mine/big/{name}" for name in (*(s.name for s in sources), "model.yaml")}
+    assert files_in(home) == {f"models/mine/big/{name}" for name in (*(s.name for s in sources), "model.yaml", ".name")}
     assert names(cortex) == ["smollm2:135m", "mine:big"]
 
 
@@ -253,6 +258,7 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(cortex: Cortex, 
     for name, path, told in (
         ("mine", good, "'mine' is no name to give to a model; such names are name:branch"),
         ("owner/mine", good, "'owner/mine' is no name"),
+        ("mine:a:b", good, "'mine:a:b' is no name"),
         ("smollm2:135m", good, "'smollm2:135m' is no name"),
         ("mine:a", cut, "cut.gguf is cut short"),
         ("mine:a", part, "p-00002-of-00002.gguf is missing"),
@@ -268,7 +274,7 @@ def test_a_name_that_is_taken_is_not_given_twice(cortex: Cortex, home: Path, tmp
     source = write(tmp_path / "m.gguf")
     cortex("import", "mine:a", str(source))
     assert_fails(cortex("import", "mine:a", str(source)), "mine:a is on disk already")
-    assert files_in(home) == {"models/mine/a/m.gguf"}
+    assert files_in(home) == {"models/mine/a/m.gguf", "models/mine/a/.name"}
 
 
 def test_a_full_disk_leaves_nothing_of_an_import(

@@ -194,7 +194,7 @@ def test_a_name_is_never_a_path_where_the_user_happens_to_be(
 
 
 @pytest.mark.parametrize(
-    "name", ["/a/b", "./a/b", "../a/b", "~/a", "a/b.gguf", "a.gguf", "a", "a/b/c", "a:b:c", ".a:b"]
+    "name", ["/a/b", "./a/b", "../a/b", "~/a", "a/b.gguf", "a.gguf", "a", "a/b/c", "a:b:", "a:b/c", ".a:b"]
 )
 def test_what_may_be_a_path_is_no_name(name: str) -> None:
     assert not is_name(name)
