@@ -53,7 +53,7 @@ def pull(model: str, watch: Watch, busy: Callable[[], None]) -> Path:
     listing = repository.listing()
     files = choose(model, name, listing, repository.host)
     path = name.folder / files[0].path
-    with _turn(f"{name.repository}/{_key(files[0])}", busy) as folder:
+    with _turn(name.folder, _key(files[0]), busy) as folder:
         with suppress(ModelFilesError):
             return checked(path)  # somebody else was faster
         staged = {file: folder / f"{number}-{_key(file)}" for number, file in enumerate(files)}
@@ -71,13 +71,13 @@ def pull(model: str, watch: Watch, busy: Callable[[], None]) -> Path:
 
 
 @contextmanager
-def _turn(key: str, busy: Callable[[], None]) -> Iterator[Path]:
+def _turn(target: Path, key: str, busy: Callable[[], None]) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(hold(key, wait=False))
+            folder = stack.enter_context(hold(target, key, wait=False))
         except BlockingIOError:
             busy()
-            folder = stack.enter_context(hold(key))
+            folder = stack.enter_context(hold(target, key))
         yield folder
 
 

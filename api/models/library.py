@@ -100,10 +100,12 @@ def remove_unfinished(name: str) -> bool:
     Raises ModelFilesError while one runs.
     """
     target = hub_name(name)
-    unfinished = keys(target.repository) if target else []
+    if target is None:
+        return False
+    unfinished = keys(target.folder)
     for key in unfinished:
         try:
-            with hold(key, wait=False) as folder:
+            with hold(target.folder, key, wait=False) as folder:
                 discard(folder)
         except BlockingIOError:
             raise ModelFilesError(f"{name} is being pulled just now") from None
@@ -127,7 +129,7 @@ def import_file(name: str, source: Path) -> KeptModel:
         raise ModelFileError(f"{source} is not called .gguf")
     files = list(all_parts(checked(source.absolute())))
     settings = source.absolute().with_name(SETTINGS_NAME)
-    with hold(uuid.uuid4().hex) as folder:
+    with hold(target.folder, uuid.uuid4().hex) as folder:
         try:
             outside = [*([settings] if settings.is_file() else []), *reversed(files)]
             for path in outside:

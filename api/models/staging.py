@@ -1,4 +1,4 @@
-"""A place beside the models where one becomes whole, out of sight, before it takes its name at once."""
+"""A place in a model's folder where it becomes whole, out of sight, before it takes its name at once."""
 
 import contextlib
 import fcntl
@@ -6,19 +6,22 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from api.home import home
-from api.models.files import models_folder
+
+_PLACE: Final = ".pulls"
+"""Within the folder itself, which may be a link to another disk: no name could be given from there."""
 
 
 @contextlib.contextmanager
-def hold(key: str, *, wait: bool = True) -> Iterator[Path]:
-    """A folder that no other process uses until the block ends; waits until none does, or raises BlockingIOError.
+def hold(target: Path, key: str, *, wait: bool = True) -> Iterator[Path]:
+    """A folder for what becomes a model in `target`, which no other process uses until the block ends.
 
+    Waits until none does, or raises BlockingIOError.
     What it holds then stays for who comes next, unless it was discarded. Folders that are empty go.
     """
-    folder = _root() / key
+    folder = target / _PLACE / key
     lock_path = folder / "lock"
     with contextlib.ExitStack() as stack:
         stack.callback(prune, folder)
@@ -27,9 +30,9 @@ def hold(key: str, *, wait: bool = True) -> Iterator[Path]:
         yield folder
 
 
-def keys(beginning: str) -> list[str]:
-    """Of the folders that were left, those within this one."""
-    return [path.relative_to(_root()).as_posix() for path in sorted((_root() / beginning).glob("*/"))]
+def keys(target: Path) -> list[str]:
+    """Of the folders that were left for what becomes a model in `target`."""
+    return [path.name for path in sorted((target / _PLACE).glob("*/"))]
 
 
 def discard(folder: Path) -> None:
@@ -71,10 +74,6 @@ def prune(folder: Path) -> None:
             continue
         except OSError:
             return
-
-
-def _root() -> Path:
-    return models_folder() / ".pulls"
 
 
 @contextlib.contextmanager

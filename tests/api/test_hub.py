@@ -162,7 +162,7 @@ def test_a_pull_that_is_cut_half_way_goes_on_from_there(hub: Hub, home: Path, co
         resolve("owner/repo")
     kept = {path: content for path, content in files_in(home).items() if not path.endswith("/lock")}
     assert list(kept.values()) == [model()[: SIZE // 2]]
-    assert all(path.startswith("models/.pulls/") for path in kept)
+    assert all(path.startswith("models/owner/repo/.pulls/") for path in kept)
 
     hub.budget, hub.waits = None, False
     hub.asked.clear()
@@ -170,6 +170,26 @@ def test_a_pull_that_is_cut_half_way_goes_on_from_there(hub: Hub, home: Path, co
     assert [asked.range for asked in hub.asked] == [f"bytes={SIZE // 2}-"]
     assert hub.sent == SIZE
     assert files_in(home) == {"models/owner/repo/model.gguf": model(), "models/owner/repo/.name": b"owner/repo"}
+
+
+def test_what_comes_lies_on_the_disk_that_a_link_leads_to(
+    hub: Hub, home: Path, cortex: Cortex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (home / "models").mkdir(parents=True)
+    (home / "models/owner").symlink_to(disk)
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.budget = SIZE // 2
+    assert cortex("pull", "owner/repo").returncode == 1
+    assert model()[: SIZE // 2] in files_in(disk).values()
+    hub.budget = None
+    assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/model.gguf")
+    assert files_in(disk) == {"repo/model.gguf": model(), "repo/.name": b"owner/repo"}
+    assert cortex("models", "remove", "owner/repo").returncode == 0
+    assert [path.name for path in (home / "models").iterdir()] == ["owner"]
+    assert list(disk.iterdir()) == []
 
 
 def test_a_lost_connection_is_tried_again_from_there(
@@ -461,7 +481,6 @@ def test_settings_that_somebody_wrote_stay(hub: Hub, home: Path, cortex: Cortex)
     (home / "models/owner/repo/model.yaml").write_text("top_p: 0.9\n")
     cortex("pull", "owner/repo:Q4_K_M")
     assert files_in(home / "models/owner/repo") == files | {"model.yaml": b"top_p: 0.9\n", ".name": b"owner/repo"}
-    assert not (home / "models/.pulls").exists()
 
 
 def test_a_damaged_model_on_disk_is_pulled_anew(hub: Hub, home: Path, cortex: Cortex) -> None:
