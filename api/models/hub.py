@@ -23,7 +23,7 @@ from api.models.files import (
     refuse_taken,
 )
 from api.models.repository import HubError, Listing, RemoteFile, Repository, UnreachableError
-from api.models.staging import discard, hold, place
+from api.models.staging import discard, hold, label, place
 from api.models.variants import first_files, is_later_part, listed, matching, parts, preferred, short_names
 
 RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0)
@@ -58,6 +58,7 @@ def pull(model: str, watch: Watch, busy: Callable[[], None]) -> Path:
             return checked(path)  # somebody else was faster
         staged = {file: folder / f"{number}-{_key(file)}" for number, file in enumerate(files)}
         try:
+            label(folder, f"{name.plain}:{files[0].path}")
             _Download(model, repository, listing.commit, staged).run(watch)
             _check(staged)
             _place(name, staged, folder)

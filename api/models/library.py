@@ -27,8 +27,8 @@ from api.models.files import (
     resolve_name,
     spelled,
 )
-from api.models.staging import discard, hold, keys, place, prune
-from api.models.variants import first_part, parts, short_names
+from api.models.staging import discard, hold, place, prune, unfinished
+from api.models.variants import first_part, listed, matching, parts, short_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +95,32 @@ def remove(model: KeptModel) -> None:
 
 
 def remove_unfinished(name: str) -> bool:
-    """Remove what pulls of a repository have left when they were broken off; False if there is nothing.
+    """Remove what pulls of a model have left when they were broken off; False if there is nothing.
 
-    Raises ModelFilesError while one runs.
+    Raises ModelFilesError while one runs, and where the name may mean several.
     """
     target = hub_name(name)
     if target is None:
         return False
-    unfinished = keys(target.folder)
-    for key in unfinished:
+    found = [
+        (whole.file or "", key)
+        for key, label in unfinished(target.folder).items()
+        if (whole := hub_name(label)) and whole.plain == target.plain
+    ]
+    files = sorted({file for file, _ in found})
+    if target.file is not None:
+        files = matching(files, target.file)
+    if len(files) > 1:
+        names = listed(f"{target.plain}:{file}" for file in files)
+        raise ModelFilesError(f"{name} may be several models that are not whole: {names}; say which")
+    keys = [key for file, key in found if file in files]
+    for key in keys:
         try:
             with hold(target.folder, key, wait=False) as folder:
                 discard(folder)
         except BlockingIOError:
             raise ModelFilesError(f"{name} is being pulled just now") from None
-    return bool(unfinished)
+    return bool(keys)
 
 
 def import_file(name: str, source: Path) -> KeptModel:

@@ -12,6 +12,8 @@ from api.home import home
 
 _PLACE: Final = ".pulls"
 """Within the folder itself, which may be a link to another disk: no name could be given from there."""
+_LABEL: Final = "model"
+"""Of the file that tells what becomes of the others."""
 
 
 @contextlib.contextmanager
@@ -30,9 +32,15 @@ def hold(target: Path, key: str, *, wait: bool = True) -> Iterator[Path]:
         yield folder
 
 
-def keys(target: Path) -> list[str]:
-    """Of the folders that were left for what becomes a model in `target`."""
-    return [path.name for path in sorted((target / _PLACE).glob("*/"))]
+def label(folder: Path, model: str) -> None:
+    """Tell whoever comes later what model becomes whole in a folder."""
+    (folder / _LABEL).write_text(model)
+
+
+def unfinished(target: Path) -> dict[str, str]:
+    """The models that were left half-done in `target`, by the keys of their folders."""
+    labels = sorted((target / _PLACE).glob(f"*/{_LABEL}"))
+    return {path.parent.name: path.read_text() for path in labels}
 
 
 def discard(folder: Path) -> None:

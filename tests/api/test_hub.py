@@ -93,6 +93,10 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def has_come(home: Path, num_bytes: int) -> bool:
+    return max(map(len, files_in(home).values()), default=0) == num_bytes
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -152,7 +156,7 @@ def test_a_pull_that_is_cut_half_way_goes_on_from_there(hub: Hub, home: Path, co
     else:
         hub.waits = True
         with spawn("pull", "owner/repo") as pulling:
-            wait_until(lambda: sum(map(len, files_in(home).values())) == SIZE // 2)
+            wait_until(lambda: has_come(home, SIZE // 2))
             pulling.send_signal(signal.SIGINT if ending == "interrupt" else signal.SIGKILL)
             out, err = pulling.communicate(timeout=60)
         assert out == ""
@@ -160,7 +164,7 @@ def test_a_pull_that_is_cut_half_way_goes_on_from_there(hub: Hub, home: Path, co
         assert (pulling.returncode, err) == (130 if ending == "interrupt" else -signal.SIGKILL, told)
     with pytest.raises(NotOnDiskError):
         resolve("owner/repo")
-    kept = {path: content for path, content in files_in(home).items() if not path.endswith("/lock")}
+    kept = {path: content for path, content in files_in(home).items() if not path.endswith(("/lock", "/model"))}
     assert list(kept.values()) == [model()[: SIZE // 2]]
     assert all(path.startswith("models/owner/repo/.pulls/") for path in kept)
 
@@ -360,13 +364,54 @@ def test_what_came_of_a_pull_can_be_removed_unless_it_goes_on(
     hub.add("owner/repo", {"model.gguf": model()})
     hub.budget, hub.waits = SIZE // 2, True
     with spawn("pull", "owner/repo") as pulling:
-        wait_until(lambda: sum(map(len, files_in(home).values())) == SIZE // 2)
+        wait_until(lambda: has_come(home, SIZE // 2))
         assert_fails(cortex("models", "remove", "owner/repo"), "owner/repo is being pulled just now")
         pulling.kill()
     result = cortex("models", "remove", "owner/repo")
     assert (result.returncode, result.stdout) == (0, "What came of owner/repo so far is removed.\n")
     assert not home.exists()
     assert_fails(cortex("models", "remove", "owner/repo"), "owner/repo is not on disk")
+
+
+def test_of_what_came_only_what_is_named_is_removed(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+    hub.add("cortexso/big", {"m.gguf": model(1)}, "8b")
+    hub.add("cortexso/big", {"m.gguf": model(2)}, "70b")
+    hub.add("owner/repo", {"m-Q4_K_M.gguf": model(3), "m-Q8_0.gguf": model(4)})
+    for name in ("big:8b", "big:70b", "owner/repo", "owner/repo:Q8_0"):
+        hub.budget = SIZE // 2
+        assert cortex("pull", name).returncode == 1
+    before = files_in(home)
+    for name in ("cortexso/big", "big:13b", "big:8b:x", "cortexso/big:m.gguf", "owner/repo:Q6_K", "owner:repo"):
+        assert_fails(cortex("models", "remove", name), f"{name} is not on disk")
+    several = "owner/repo may be several models that are not whole: owner/repo:m-Q4_K_M.gguf, owner/repo:m-Q8_0.gguf"
+    assert_fails(cortex("models", "remove", "owner/repo"), several)
+    assert files_in(home) == before
+    for name, seed in (("big:8b", 1), ("owner/repo:q8_0", 4), ("owner/repo", 3), ("big:70b:m.gguf", 2)):
+        result = cortex("models", "remove", name)
+        assert (result.returncode, result.stdout) == (0, f"What came of {name} so far is removed.\n")
+        gone = before.items() - files_in(home).items()
+        assert model(seed)[: SIZE // 2] in [content for _, content in gone]
+        assert len(gone) == 2
+        before = files_in(home)
+    assert not home.exists()
+
+
+def test_what_came_of_a_model_can_be_removed_though_another_one_has_its_folder(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+    hub.add("cortexso/one", {"m.gguf": model(1)}, "two")
+    hub.add("one/two", {"m.gguf": model(2)})
+    hub.budget = SIZE // 2
+    cortex("pull", "one/two")
+    hub.budget = None
+    cortex("pull", "one:two")
+    assert cortex("models", "remove", "one/two").returncode == 0
+    assert files_in(home) == {"models/one/two/m.gguf": model(1), "models/one/two/.name": b"one:two"}
+    assert_fails(cortex("models", "remove", "one/two"), "one/two would lie where one:two does")
 
 
 def test_two_pulls_at_once_are_one_download(hub: Hub, home: Path) -> None:
