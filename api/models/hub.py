@@ -21,6 +21,7 @@ from api.models.files import (
     hub_name,
     is_plain_path,
     refuse_taken,
+    resolve_name,
 )
 from api.models.repository import HubError, Listing, RemoteFile, Repository, UnreachableError
 from api.models.staging import discard, hold, label, place
@@ -61,7 +62,9 @@ def pull(model: str, watch: Watch, busy: Callable[[], None]) -> Path:
             label(folder, f"{name.plain}:{files[0].path}")
             _Download(model, repository, listing.commit, staged).run(watch)
             _check(staged)
-            _place(name, staged, folder)
+            with hold(name.folder):
+                _refuse_second(model, name)
+                _place(name, staged, folder)
         except UnreachableError:
             raise
         except Exception:
@@ -69,6 +72,18 @@ def pull(model: str, watch: Watch, busy: Callable[[], None]) -> Path:
             raise
         discard(folder)
     return path
+
+
+def _refuse_second(model: str, name: HubName) -> None:
+    """Raises ModelFilesError where somebody has given the name to another model since it was asked for."""
+    refuse_taken(name)
+    if model == name.repository or name.file is not None:  # where several models may lie
+        return
+    try:
+        path = resolve_name(model)
+    except ModelFilesError:
+        return
+    raise HubError(f"{model} has become another model meanwhile: {path}")
 
 
 @contextmanager

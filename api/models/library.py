@@ -4,15 +4,16 @@ import contextlib
 import errno
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from api.models.files import (
     EMBEDDED,
     NAME_FILE,
     SETTINGS_NAME,
+    HubName,
     ModelFileError,
     ModelFilesError,
     ModelNotFoundError,
@@ -27,8 +28,11 @@ from api.models.files import (
     resolve_name,
     spelled,
 )
-from api.models.staging import discard, hold, place, prune, unfinished
+from api.models.staging import discard, hold, label, place, prune, unfinished
 from api.models.variants import first_part, listed, matching, parts, short_names
+
+_IMPORT: Final = "import"
+"""The key of the place where a model lies that is being imported: one for each name, so that the next one clears it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +88,19 @@ def remove(model: KeptModel) -> None:
     """Raises ModelFilesError for a model that comes with a package."""
     if model.embedded:
         raise ModelFilesError(f"{model.name} comes with a package: pip uninstall {EMBEDDED[model.name]}")
-    for file in model.files:  # the first goes first: without it nobody takes the others for a model
-        file.unlink(missing_ok=True)
     folder = models_folder().joinpath(*model.path.relative_to(models_folder()).parts[:2])
-    if not any(model.path.parent.glob("*.gguf")):
-        model.path.with_name(SETTINGS_NAME).unlink(missing_ok=True)
-    if not kept_files(folder):
-        (folder / NAME_FILE).unlink(missing_ok=True)
-    prune(model.path.parent)
+    with hold(folder):
+        for file in model.files:  # the first goes first: without it nobody takes the others for a model
+            file.unlink(missing_ok=True)
+        if not any(model.path.parent.glob("*.gguf")):
+            model.path.with_name(SETTINGS_NAME).unlink(missing_ok=True)
+        if not kept_files(folder):
+            (folder / NAME_FILE).unlink(missing_ok=True)
+        prune(model.path.parent)
 
 
 def remove_unfinished(name: str) -> bool:
-    """Remove what pulls of a model have left when they were broken off; False if there is nothing.
+    """Remove what a pull or an import of a model has left when it was broken off; False if there is nothing.
 
     Raises ModelFilesError while one runs, and where the name may mean several.
     """
@@ -103,9 +108,9 @@ def remove_unfinished(name: str) -> bool:
     if target is None:
         return False
     found = [
-        (whole.file or "", key)
-        for key, label in unfinished(target.folder).items()
-        if (whole := hub_name(label)) and whole.plain == target.plain
+        (whole.file, key)
+        for key, told in unfinished(target.folder).items()
+        if (whole := hub_name(told)) and whole.plain == target.plain and whole.file
     ]
     files = sorted({file for file, _ in found})
     if target.file is not None:
@@ -119,7 +124,8 @@ def remove_unfinished(name: str) -> bool:
             with hold(target.folder, key, wait=False) as folder:
                 discard(folder)
         except BlockingIOError:
-            raise ModelFilesError(f"{name} is being pulled just now") from None
+            way = "imported" if key == _IMPORT else "pulled"
+            raise ModelFilesError(f"{name} is being {way} just now") from None
     return bool(keys)
 
 
@@ -131,25 +137,42 @@ def import_file(name: str, source: Path) -> KeptModel:
     target = hub_name(name)
     if target is None or name != target.plain or "/" in name:
         raise ModelFilesError(f"{name!r} is no name to give to a model; such names are name:branch")
-    refuse_taken(target)
-    if kept_files(target.folder):
-        raise ModelFilesError(f"{name} is on disk already; 'cortex models remove {name}' removes it")
+    _require_free(target)
     if not source.is_file():
         raise ModelNotFoundError(f"there is no file {source}")
     if source.suffix != ".gguf":
         raise ModelFileError(f"{source} is not called .gguf")
     files = list(all_parts(checked(source.absolute())))
-    settings = source.absolute().with_name(SETTINGS_NAME)
-    with hold(target.folder, uuid.uuid4().hex) as folder:
-        try:
-            outside = [*([settings] if settings.is_file() else []), *reversed(files)]
-            for path in outside:
-                _link(path.resolve(), folder / path.name)
-            (folder / NAME_FILE).write_text(name)
-            place([(folder / each, target.folder / each) for each in (NAME_FILE, *(path.name for path in outside))])
-        finally:
-            discard(folder)
-    return _model(name, tuple(target.folder / path.name for path in files))
+    try:
+        with hold(target.folder, _IMPORT, wait=False) as folder:
+            discard(folder)  # what an import that was killed has left
+            try:
+                _take_in(target, files, folder)
+            finally:
+                discard(folder)
+    except BlockingIOError:
+        raise ModelFilesError(f"{name} is being imported just now") from None
+    return _model(name, tuple(target.folder / file.name for file in files))
+
+
+def _take_in(target: HubName, files: list[Path], folder: Path) -> None:
+    label(folder, f"{target.plain}:{files[0].name}")
+    settings = files[0].with_name(SETTINGS_NAME)
+    outside = [*([settings] if settings.is_file() else []), *reversed(files)]
+    for path in outside:
+        _link(path.resolve(), folder / path.name)
+    (folder / NAME_FILE).write_text(target.plain)
+    with hold(target.folder):
+        _require_free(target)
+        place([(folder / name, target.folder / name) for name in (NAME_FILE, *(path.name for path in outside))])
+
+
+def _require_free(target: HubName) -> None:
+    """Raises ModelFilesError where a name leads to a model already."""
+    refuse_taken(target)
+    if kept_files(target.folder):
+        name = target.plain
+        raise ModelFilesError(f"{name} is on disk already; 'cortex models remove {name}' removes it")
 
 
 def _link(source: Path, target: Path) -> None:

@@ -17,11 +17,11 @@ _LABEL: Final = "model"
 
 
 @contextlib.contextmanager
-def hold(target: Path, key: str, *, wait: bool = True) -> Iterator[Path]:
+def hold(target: Path, key: str = "", *, wait: bool = True) -> Iterator[Path]:
     """A folder for what becomes a model in `target`, which no other process uses until the block ends.
 
-    Waits until none does, or raises BlockingIOError.
-    What it holds then stays for who comes next, unless it was discarded. Folders that are empty go.
+    Waits until none does, or raises BlockingIOError. Who holds the one without a key decides which files have names in
+    `target`. What a folder holds then stays for who comes next, unless it was discarded; folders that are empty go.
     """
     folder = target / _PLACE / key
     lock_path = folder / "lock"

@@ -575,6 +575,26 @@ def test_an_imported_model_is_none_of_a_hubs(hub: Hub, home: Path, cortex: Corte
     )
 
 
+@pytest.mark.parametrize("pulled", ["one:two", "one/two"])
+def test_a_name_that_was_given_away_while_a_pull_came_is_not_given_twice(
+    hub: Hub, home: Path, cortex: Cortex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pulled: str
+) -> None:
+    (tmp_path / "mine.gguf").write_bytes(model())
+    hub.add("cortexso/one", {"m.gguf": model(1)}, "two")
+    hub.add("one/two", {"m.gguf": model(2)})
+    check = downloads._check
+
+    def check_while_somebody_imports(*arguments: Any) -> None:
+        check(*arguments)
+        assert cortex("models", "import", "one:two", str(tmp_path / "mine.gguf")).returncode == 0
+
+    monkeypatch.setattr(downloads, "_check", check_while_somebody_imports)
+    path = home / "models/one/two/mine.gguf"
+    told = f"one:two has become another model meanwhile: {path}" if pulled == "one:two" else "where one:two does"
+    assert_fails(cortex("pull", pulled), told)
+    assert files_in(home) == {"models/one/two/mine.gguf": model(), "models/one/two/.name": b"one:two"}
+
+
 def test_a_file_of_a_branch_can_be_named(hub: Hub, cortex: Cortex) -> None:
     hub.add("cortexso/tiny", {"a.gguf": model(1), "b.gguf": model(2)}, "x")
     assert_fails(cortex("pull", "tiny:x"), "tiny:x may be several models: there is a.gguf, b.gguf; say which")

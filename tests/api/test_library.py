@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from api.options import ModelOptions, ServerOptions
 from api.record import Health, ModelHealth, ServerRecord, hold_record
 from scheduler.config import EngineConfig
 from tests.api.gguf_files import gguf, write
+
+ROOT = Path(__file__).parents[2]
 
 Cortex = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -276,6 +279,48 @@ def test_a_name_that_is_taken_is_not_given_twice(cortex: Cortex, home: Path, tmp
     cortex("import", "mine:a", str(source))
     assert_fails(cortex("import", "mine:a", str(source)), "mine:a is on disk already")
     assert files_in(home) == {"models/mine/a/m.gguf", "models/mine/a/.name"}
+
+
+def test_one_name_is_given_once_though_two_import_at_once(
+    cortex: Cortex, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = write(tmp_path / "one.gguf"), write(tmp_path / "two.gguf")
+    link = os.link
+
+    def link_while_another_imports(source: Path, target: Path) -> None:
+        for command in (("import", "mine:a", str(two)), ("remove", "mine:a")):
+            assert_fails(cortex(*command), "mine:a is being imported just now")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_while_another_imports)
+    assert cortex("import", "mine:a", str(one)).returncode == 0
+    assert files_in(home) == {"models/mine/a/one.gguf", "models/mine/a/.name"}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("command", ["import", "remove"])
+def test_what_an_import_leaves_that_was_killed_goes_with_the_next_command(
+    cortex: Cortex, home: Path, tmp_path: Path, signum: int, command: str
+) -> None:
+    source = write(tmp_path / "m.gguf")
+    killed = (
+        "import os, shutil\n"
+        "from pathlib import Path\n"
+        "from api.models import library\n"
+        "def link(source, target): raise OSError(18, 'Invalid cross-device link')\n"
+        f"def copy(source, target): target.write_bytes(b'some'); os.kill(os.getpid(), {int(signum)})\n"
+        "os.link, shutil.copyfile = link, copy\n"
+        f"library.import_file('mine:a', Path({str(source)!r}))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", killed], cwd=ROOT, check=False).returncode == -signum
+    assert files_in(home) == {f"models/mine/a/.pulls/import/{name}" for name in ("lock", "model", "m.gguf")}
+    assert names(cortex) == ["smollm2:135m"]
+    if command == "import":
+        assert cortex("import", "mine:a", str(source)).returncode == 0
+        assert files_in(home) == {"models/mine/a/m.gguf", "models/mine/a/.name"}
+    else:
+        assert cortex("remove", "mine:a").stdout == "What came of mine:a so far is removed.\n"
+        assert not home.exists()
 
 
 def test_a_full_disk_leaves_nothing_of_an_import(
