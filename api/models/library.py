@@ -21,6 +21,7 @@ from api.models.files import (
     checked,
     hub_name,
     is_name,
+    is_plain_path,
     kept_files,
     locate,
     models_folder,
@@ -29,7 +30,7 @@ from api.models.files import (
     spelled,
 )
 from api.models.staging import discard, hold, label, place, prune, unfinished
-from api.models.variants import first_part, listed, matching, parts, short_names
+from api.models.variants import first_files, first_part, listed, matching, parts, short_names
 
 _IMPORT: Final = "import"
 """The key of the place where a model lies that is being imported: one for each name, so that the next one clears it."""
@@ -142,7 +143,12 @@ def import_file(name: str, source: Path) -> KeptModel:
         raise ModelNotFoundError(f"there is no file {source}")
     if source.suffix != ".gguf":
         raise ModelFileError(f"{source} is not called .gguf")
+    if not is_plain_path(source.name):
+        raise ModelFileError(f"{source.name!r} is hidden, or cannot be shown: call it otherwise")
     files = list(all_parts(checked(source.absolute())))
+    if not first_files([source.name]):
+        kinds = "projectors of images (mmproj) and importance matrices (imatrix)"
+        raise ModelFileError(f"{source} is no model by its name, which is one of {kinds}")
     try:
         with hold(target.folder, _IMPORT, wait=False) as folder:
             discard(folder)  # what an import that was killed has left

@@ -259,6 +259,8 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(cortex: Cortex, 
     good, cut = write(tmp_path / "m.gguf"), write(tmp_path / "cut.gguf", gguf()[:-1])
     part = write(tmp_path / "p-00001-of-00002.gguf")
     other = write(tmp_path / "m.bin")
+    hidden, unshown = write(tmp_path / ".m.gguf"), write(tmp_path / "m\x1b[2J.gguf")
+    projector, matrix = write(tmp_path / "mmproj-m-F16.gguf"), write(tmp_path / "m.imatrix.gguf")
     for name, path, told in (
         ("mine", good, "'mine' is no name to give to a model; such names are name:branch"),
         ("owner/mine", good, "'owner/mine' is no name"),
@@ -267,6 +269,14 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(cortex: Cortex, 
         ("mine:a", cut, "cut.gguf is cut short"),
         ("mine:a", part, "p-00002-of-00002.gguf is missing"),
         ("mine:a", other, "m.bin is not called .gguf"),
+        ("mine:a", hidden, "'.m.gguf' is hidden, or cannot be shown"),
+        ("mine:a", unshown, r"'m\x1b[2J.gguf' is hidden, or cannot be shown"),
+        (
+            "mine:a",
+            projector,
+            "mmproj-m-F16.gguf is no model by its name, which is one of projectors of images (mmproj)",
+        ),
+        ("mine:a", matrix, "m.imatrix.gguf is no model by its name"),
         ("mine:a", tmp_path / "none.gguf", "there is no file"),
         ("mine:a", tmp_path, "there is no file"),
     ):
