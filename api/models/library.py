@@ -131,7 +131,7 @@ def remove_unfinished(name: str) -> bool:
 
 
 def import_file(name: str, source: Path) -> KeptModel:
-    """Know a model outside by a name `name:branch`, with its defaults, by hard links or else copies.
+    """Know a model outside by a name `name:branch`, by hard links or else copies, with a copy of its defaults.
 
     Raises ModelFilesError.
     """
@@ -163,14 +163,17 @@ def import_file(name: str, source: Path) -> KeptModel:
 
 def _take_in(target: HubName, files: list[Path], folder: Path) -> None:
     label(folder, f"{target.plain}:{files[0].name}")
-    settings = files[0].with_name(SETTINGS_NAME)
-    outside = [*([settings] if settings.is_file() else []), *reversed(files)]
-    for path in outside:
-        _link(path.resolve(), folder / path.name)
+    names = [NAME_FILE, *(file.name for file in reversed(files))]
     (folder / NAME_FILE).write_text(target.plain)
+    for file in files:
+        _link(file.resolve(), folder / file.name)
+    settings, own = files[0].with_name(SETTINGS_NAME), target.folder / SETTINGS_NAME
+    if settings.is_file() and not own.exists():
+        shutil.copyfile(settings, folder / SETTINGS_NAME)  # whoever edits the original means no other model
+        names.insert(0, SETTINGS_NAME)
     with hold(target.folder):
         _require_free(target)
-        place([(folder / name, target.folder / name) for name in (NAME_FILE, *(path.name for path in outside))])
+        place([(folder / name, target.folder / name) for name in names])
 
 
 def _require_free(target: HubName) -> None:
