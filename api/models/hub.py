@@ -23,7 +23,7 @@ from api.models.files import (
     refuse_taken,
     resolve_name,
 )
-from api.models.repository import HubError, Listing, RemoteFile, Repository, UnreachableError
+from api.models.repository import HubError, Listing, RefusedError, RemoteFile, Repository, UnreachableError
 from api.models.staging import discard, hold, label, place
 from api.models.variants import first_files, is_later_part, listed, matching, parts, preferred, short_names
 
@@ -42,8 +42,8 @@ That is negative where bytes have to come again.
 def pull(model: str, watch: Watch, busy: Callable[[], None]) -> Path:
     """The file of a model that a hub has, downloaded and checked. Calls `busy` before it waits for another pull of it.
 
-    Raises ModelNotFoundError for what is no such name, HubError. After UnreachableError and KeyboardInterrupt what came
-    is kept for the next time, out of sight; after all else nothing is.
+    Raises ModelNotFoundError for what is no such name, HubError. After RefusedError and KeyboardInterrupt what came is
+    kept for the next time, out of sight; after all else nothing is.
     """
     name = hub_name(model)
     if name is None:
@@ -58,19 +58,21 @@ def pull(model: str, watch: Watch, busy: Callable[[], None]) -> Path:
         with suppress(ModelFilesError):
             return checked(path)  # somebody else was faster
         staged = {file: folder / f"{number}-{_key(file)}" for number, file in enumerate(files)}
+        download = _Download(model, repository, listing.commit, staged)
+        is_kept = False
         try:
             label(folder, f"{name.plain}:{files[0].path}")
-            _Download(model, repository, listing.commit, staged).run(watch)
+            download.run(watch)
             _check(staged)
             with hold(name.folder):
                 _refuse_second(model, name)
                 _place(name, staged, folder)
-        except UnreachableError:
+        except (RefusedError, KeyboardInterrupt):
+            is_kept = download.num_here() > 0
             raise
-        except Exception:
-            discard(folder)
-            raise
-        discard(folder)
+        finally:
+            if not is_kept:
+                discard(folder)
     return path
 
 
@@ -149,25 +151,31 @@ class _Download:
         self._total = sum(file.size for file in staged)
 
     def run(self, watch: Watch) -> None:
-        """Raises UnreachableError once nothing comes any more, HubError for a full disk."""
+        """Raises RefusedError once nothing comes any more, HubError for a full disk."""
         for file, path in self._staged.items():
             if path.exists() and path.stat().st_size > file.size:
                 path.unlink()
         folder = next(iter(self._staged.values())).parent
-        missing, free = self._total - self._done(), shutil.disk_usage(folder).free
+        missing, free = self._total - self.num_here(), shutil.disk_usage(folder).free
         if missing > free:
             raise HubError(f"the disk is too full: {self._model} needs {missing:,} bytes, and {free:,} are free")
         try:
-            with watch(self._total, self._done()) as advance:
+            with watch(self._total, self.num_here()) as advance:
                 for file, path in self._staged.items():
                     with path.open("ab") as out:
                         self._get(file, out, advance)
+        except RefusedError as error:
+            if not self.num_here():
+                raise
+            here = f"{self.num_here():,} of {self._total:,} bytes are here"
+            raise RefusedError(f"{error}; {here}, and 'cortex pull {self._model}' goes on from there") from error
         except OSError as error:
             if error.errno not in _DISK_IS_FULL:
                 raise
             raise HubError(f"the disk is full: {self._model} takes {self._total:,} bytes") from error
 
-    def _done(self) -> int:
+    def num_here(self) -> int:
+        """Bytes that have come, now or before."""
         return sum(path.stat().st_size for path in self._staged.values() if path.exists())
 
     def _get(self, file: RemoteFile, out: BinaryIO, advance: Callable[[int], None]) -> None:
@@ -175,14 +183,12 @@ class _Download:
         while (before := out.tell()) < file.size:
             try:
                 self._go_on(file, out, advance)
-            except UnreachableError as error:
+            except UnreachableError:
                 if out.tell() > before:
                     pauses = iter(RETRY_SECONDS)
                 pause = next(pauses, None)
                 if pause is None:
-                    here = f"{self._done():,} of {self._total:,} bytes are here"
-                    again = f"'cortex pull {self._model}' goes on from there"
-                    raise UnreachableError(f"{error}; {here}, and {again}") from error
+                    raise
                 time.sleep(pause)
         os.fsync(out.fileno())
 

@@ -28,7 +28,11 @@ class HubError(ModelFilesError):
     """What a hub does not give, or what it gave that is no use, in one line for the user."""
 
 
-class UnreachableError(HubError):
+class RefusedError(HubError):
+    """It gives nothing this time, which says nothing against what came before."""
+
+
+class UnreachableError(RefusedError):
     """It may be there the next time."""
 
 
@@ -106,6 +110,10 @@ class Repository:
             self._in_words(path),
             get_session().stream("GET", url, headers=headers, timeout=self._timeout) as response,
         ):
+            if offset and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                with self.read(commit, path, 0) as whole:
+                    yield whole
+                return
             hf_raise_for_status(response)
             partial = response.status_code == HTTPStatus.PARTIAL_CONTENT
             yield (offset if partial else 0), response.iter_bytes()
@@ -123,16 +131,16 @@ class Repository:
         try:
             yield
         except errors.OfflineModeIsEnabled as error:
-            raise HubError("nothing can be downloaded while HF_HUB_OFFLINE is set") from error
+            raise RefusedError("nothing can be downloaded while HF_HUB_OFFLINE is set") from error
         except errors.GatedRepoError as error:
             terms = f"accept its terms at {self._endpoint}/{name}"
-            raise HubError(f"{name} is gated: {terms}, and set HF_TOKEN to a token of yours") from error
+            raise RefusedError(f"{name} is gated: {terms}, and set HF_TOKEN to a token of yours") from error
         except errors.RevisionNotFoundError as error:
-            raise HubError(f"{name} has no revision {self.revision} at {host}") from error
+            raise RefusedError(f"{name} has no revision {self.revision} at {host}") from error
         except errors.RemoteEntryNotFoundError as error:
-            raise HubError(f"{name} has no file {path} at {host}") from error
+            raise RefusedError(f"{name} has no file {path} at {host}") from error
         except errors.RepositoryNotFoundError as error:
-            raise HubError(f"{host} has no repository {name}; if it is private, set HF_TOKEN") from error
+            raise RefusedError(f"{host} has no repository {name}; if it is private, set HF_TOKEN") from error
         except errors.HfHubHTTPError as error:
             raise self._refusal(error.response) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -140,16 +148,16 @@ class Repository:
         except errors.HFValidationError as error:
             raise HubError(f"{name} cannot be a repository's name: {error}") from error
 
-    def _refusal(self, response: Any) -> HubError:
+    def _refusal(self, response: Any) -> RefusedError:
         status = response.status_code
         told = f"{self.host} answered {status} {response.reason_phrase}".rstrip()
         if status == HTTPStatus.NOT_FOUND:
-            return HubError(f"{self.host} has no repository {self.name}, or no revision {self.revision} of it")
+            return RefusedError(f"{self.host} has no repository {self.name}, or no revision {self.revision} of it")
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            return HubError(f"{told} for {self.name}: set HF_TOKEN to a token that may read it")
+            return RefusedError(f"{told} for {self.name}: set HF_TOKEN to a token that may read it")
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TRANSIENT:
             return UnreachableError(told)
-        return HubError(f"{told} for {self.name}")
+        return RefusedError(f"{told} for {self.name}")
 
 
 def _check_address(endpoint: str) -> None:

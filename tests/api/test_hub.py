@@ -241,6 +241,44 @@ def test_what_a_hub_refuses_is_one_line_and_leaves_nothing(hub: Hub, home: Path,
     assert not home.exists()
 
 
+@pytest.mark.parametrize("code", [401, 403, 404, 429, 500])
+def test_what_came_stays_though_the_hub_refuses_to_go_on(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.budget = SIZE // 2
+    cortex("pull", "owner/repo")
+    hub.budget, hub.file_refusal = None, (code, "")
+    here = f"{SIZE // 2:,} of {SIZE:,} bytes are here, and 'cortex pull owner/repo' goes on from there"
+    assert_fails(cortex("pull", "owner/repo"), here)
+    hub.file_refusal = None
+    assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/model.gguf")
+    assert hub.sent == SIZE
+
+
+def test_a_file_that_a_hub_does_not_go_on_with_comes_anew(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.budget = SIZE // 2
+    cortex("pull", "owner/repo")
+    hub.budget, hub.range_refusal = None, True
+    assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/model.gguf")
+    assert hub.sent == SIZE // 2 + SIZE
+
+
+def test_a_pull_of_which_nothing_came_leaves_nothing(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.budget = 0
+    assert_fails(cortex("pull", "owner/repo"), "cannot be reached")
+    assert not home.exists()
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
