@@ -21,6 +21,9 @@ PLAIN: Final = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 """Read by the library when it is imported."""
+_TIMEOUTS: Final = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
+"""Read then, too, and not checked."""
+_MAX_SECONDS: Final = 1_000_000
 _TRANSIENT: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 
 
@@ -61,12 +64,14 @@ class Repository:
     """One revision of a repository, at $HF_ENDPOINT or Hugging Face, read with $HF_TOKEN if there is one."""
 
     def __init__(self, name: str, revision: str) -> None:
-        """Raises HubError where $HF_ENDPOINT is no address."""
+        """Raises HubError where $HF_ENDPOINT is no address, or a time is none."""
         self.name = name
         self.revision = revision
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
         if endpoint is not None:
             _check_address(endpoint)
+        for variable in _TIMEOUTS:
+            _check_seconds(variable)
         os.environ.update(PLAIN)
         # Only now: it takes long to import, and reads these variables then.
         import huggingface_hub
@@ -81,6 +86,10 @@ class Repository:
     def listing(self) -> Listing:
         """Raises HubError."""
         with self._in_words():
+            try:
+                (self._library.get_token() or "").encode("ascii")
+            except UnicodeError as error:
+                raise HubError("HF_TOKEN, or the file that stands in for it, is no token: it is not ASCII") from error
             try:
                 info = self._api.model_info(
                     self.name, revision=self.revision, files_metadata=True, timeout=self._timeout
@@ -168,3 +177,13 @@ def _check_address(endpoint: str) -> None:
         is_address = False
     if not is_address:
         raise HubError(f"HF_ENDPOINT is {endpoint!r}, which is no address of a hub")
+
+
+def _check_seconds(variable: str) -> None:
+    value = os.environ.get(variable, "0")
+    try:
+        is_time = 0 <= int(value) <= _MAX_SECONDS
+    except ValueError:
+        is_time = False
+    if not is_time:
+        raise HubError(f"{variable} is {value!r}, which is no whole number of seconds up to {_MAX_SECONDS:,}")

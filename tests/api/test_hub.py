@@ -376,6 +376,37 @@ def test_a_token_goes_to_the_hub_and_nowhere_else(
     assert [asked.authorization for asked in hub.asked] == [None]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("HF_TOKEN", "\u00e9", "HF_TOKEN, or the file that stands in for it, is no token"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "abc", "HF_HUB_DOWNLOAD_TIMEOUT is 'abc', which is no whole number of seconds"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "-1", "HF_HUB_DOWNLOAD_TIMEOUT is '-1', which is no whole number"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "9" * 20, "which is no whole number of seconds up to 1,000,000"),
+        ("HF_HUB_ETAG_TIMEOUT", "", "HF_HUB_ETAG_TIMEOUT is '', which is no whole number of seconds"),
+    ],
+)
+def test_what_the_environment_says_and_cannot_be_meant_is_one_line(
+    hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    monkeypatch.setenv(name, value)
+    with spawn("pull", "owner/repo") as pulling:
+        out, err = pulling.communicate(timeout=60)
+    assert_fails(subprocess.CompletedProcess("", pulling.returncode, out, err), told)
+    assert hub.paths == []
+    assert not home.exists()
+
+
+def test_a_file_that_holds_no_token_is_one_line(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/token").write_bytes("\u00e9".encode("latin-1"))
+    with spawn("pull", "owner/repo") as pulling:
+        out, err = pulling.communicate(timeout=60)
+    assert_fails(subprocess.CompletedProcess("", pulling.returncode, out, err), "is no token: it is not ASCII")
+    assert hub.paths == []
+
+
 def test_an_offline_library_is_one_line(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # which the library reads when it is imported
     with spawn("pull", "owner/repo") as pulling:
