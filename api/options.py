@@ -82,7 +82,10 @@ def num_bytes(size: str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", size.strip())
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"{size!r} is not a size such as 512MiB, 4GiB or 0.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    number = float(match[1]) * _UNITS[match[2].upper()]
+    if number >= 2**63:
+        raise ValueError(f"{size!r} is more than any machine has.")
+    return int(number)
 
 
 def _size(value: str | None) -> str | None:

@@ -12,12 +12,14 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from pydantic import ValidationError
 
 from api.command import cli, launch
 from api.command.terminal import print_tuning
 from api.home import home
 from api.options import ModelOptions, ServerFlags, ServerOptions, num_bytes
 from api.record import ServerRecord, read_record
+from api.schemas.management import StartRequest
 from scheduler.config import EngineConfig
 
 ROOT = Path(__file__).parents[2]
@@ -622,6 +624,18 @@ def test_sizes_are_read_as_people_write_them(size: str, expected: int) -> None:
 def test_what_is_no_size_is_refused(size: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         num_bytes(size)
+
+
+@pytest.mark.parametrize("size", ["9" * 400, "9" * 300 + "TiB", "8388608TiB"])
+@pytest.mark.parametrize("flag", ["--host-cache", "--disk-cache"])
+def test_a_size_that_no_machine_has_is_one_line(here: InProcess, flag: str, size: str) -> None:
+    assert_fails(here("serve", f"{flag}={size}", MODEL), 2, f"{flag}'", "is more than any machine has.")
+
+
+@pytest.mark.parametrize("size", ["9" * 400, "much"])
+def test_a_request_with_a_size_that_is_none_is_refused(size: str) -> None:
+    with pytest.raises(ValidationError, match=r"is more than any machine has\.|is not a size"):
+        StartRequest.model_validate({"model": "m", "host_cache": size})
 
 
 def test_tuning_measures_and_says_what_it_keeps(cortex: Cortex) -> None:
