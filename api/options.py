@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from api.models.defaults import ModelDefaults
 
 DEFAULT_PORT = 39281
+MAX_NAME_LENGTH = 512
 
 
 def _nothing(_name: str) -> None:
@@ -88,6 +89,13 @@ def num_bytes(size: str) -> int:
     return int(number)
 
 
+def _names(values: list[str]) -> list[str]:
+    for value in values:
+        if not 1 <= len(value) <= MAX_NAME_LENGTH:
+            raise typer.BadParameter(f"a name has 1 to {MAX_NAME_LENGTH} characters.")
+    return values
+
+
 def _size(value: str | None) -> str | None:
     if value is not None:
         try:
@@ -144,7 +152,9 @@ class ModelFlags:
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(envvar="CORTEX_THREADS", min=1, help="CPU threads to compute with. (default: by the machine)"),
+        typer.Option(
+            envvar="CORTEX_THREADS", min=1, max=1024, help="CPU threads to compute with. (default: by the machine)"
+        ),
     ] = None
     gpu_layers: Annotated[
         int | None,
@@ -215,7 +225,12 @@ class ModelFlags:
     ] = "auto"
     alias: Annotated[
         list[str],
-        typer.Option(envvar="CORTEX_ALIAS", metavar="NAME", help="Another name for the model. May be repeated."),
+        typer.Option(
+            envvar="CORTEX_ALIAS",
+            metavar="NAME",
+            callback=_names,
+            help="Another name for the model. May be repeated.",
+        ),
     ] = field(default_factory=list)
 
     def model_options(self, model: str, model_path: Path) -> ModelOptions:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from api.command import cli, launch
 from api.command.terminal import print_tuning
 from api.home import home
-from api.options import ModelOptions, ServerFlags, ServerOptions, num_bytes
+from api.options import ModelFlags, ModelOptions, ServerFlags, ServerOptions, num_bytes
 from api.record import ServerRecord, read_record
 from api.schemas.management import StartRequest
 from scheduler.config import EngineConfig
@@ -636,6 +637,24 @@ def test_a_size_that_no_machine_has_is_one_line(here: InProcess, flag: str, size
 def test_a_request_with_a_size_that_is_none_is_refused(size: str) -> None:
     with pytest.raises(ValidationError, match=r"is more than any machine has\.|is not a size"):
         StartRequest.model_validate({"model": "m", "host_cache": size})
+
+
+def test_a_flag_has_the_same_bounds_on_the_command_line_and_by_request() -> None:
+    flags = get_type_hints(ModelFlags, include_extras=True)
+    fields = StartRequest.model_json_schema()["properties"]
+    bounds = {name: (flag.__metadata__[0].min, flag.__metadata__[0].max) for name, flag in flags.items()}
+    asked = {name: fields[name]["anyOf"][0] for name in flags}
+    assert bounds == {name: (field.get("minimum"), field.get("maximum")) for name, field in asked.items()}
+    assert bounds["threads"] == (1, 1024)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 513])
+def test_no_model_is_served_by_a_name_that_no_request_could_give(here: InProcess, name: str) -> None:
+    assert_fails(
+        here("serve", "--alias=ok", f"--alias={name}", MODEL), 2, "'--alias'", "a name has 1 to 512 characters."
+    )
+    with pytest.raises(ValidationError, match="alias"):
+        StartRequest.model_validate({"model": "m", "alias": ["ok", name]})
 
 
 def test_tuning_measures_and_says_what_it_keeps(cortex: Cortex) -> None:
