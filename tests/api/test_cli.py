@@ -365,6 +365,17 @@ def test_an_address_that_cannot_be_had_is_one_line(cortex: Cortex, here: InProce
     assert not (cortex.folder / "starts").exists()
 
 
+def test_a_server_names_the_home_folder_that_it_cannot_use(tmp_path: Path, cortex: Cortex) -> None:
+    home = tmp_path / "nowhere"
+    home.symlink_to(tmp_path / "gone")
+    command = [sys.executable, "-P", "-m", "api", "serve", "--port=0", MODEL]
+    environment = cortex.environment | {"CORTEX_HOME": str(home)}
+    served = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    [line] = served.stderr.splitlines()
+    assert (served.returncode, served.stdout) == (1, "")
+    assert f"ERROR cortex.api {home}: " in line
+
+
 def test_a_home_folder_that_cannot_be_used_is_one_line(
     tmp_path: Path, here: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
