@@ -1,6 +1,7 @@
 """From a model's name to its file on disk, checked before anybody waits for it to load."""
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -140,9 +141,14 @@ def is_name(model: str) -> bool:
 
 def kept_files(folder: Path) -> list[str]:
     """What each model in a folder of models begins with, as a path within it, be it there or just a later part."""
-    found = (path.relative_to(folder) for path in folder.rglob("*.gguf") if path.is_file())
-    shown = (path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
-    return first_files(set(map(first_part, shown)))
+    return first_files({first_part(path.relative_to(folder).as_posix()) for path in _shown_files(folder)})
+
+
+def _shown_files(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [each for each in folders if not each.startswith(".")]  # where things come and go meanwhile
+        paths = (Path(parent, name) for name in names if name.endswith(".gguf") and not name.startswith("."))
+        yield from filter(Path.is_file, paths)
 
 
 def spelled(folder: Path) -> str | None:

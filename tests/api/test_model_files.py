@@ -1,8 +1,10 @@
 import ctypes
+import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,6 +179,22 @@ def test_projectors_and_hidden_files_are_no_models(cortex_home: Path) -> None:
     model = write(folder / "m-Q4_K_M.gguf")
     for name in ("mmproj-m-f16.gguf", "m.imatrix.gguf", ".part/m-Q8_0.gguf", ".m.gguf"):
         write(folder / name)
+    assert resolve("owner/repo") == model
+
+
+def test_a_model_is_found_while_another_one_beside_it_becomes_whole(
+    cortex_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write(cortex_home / "models/owner/repo/m.gguf")
+    write(cortex_home / "models/owner/repo/.pulls/digest/n.gguf")
+    scandir = os.scandir
+
+    def scan(path: Any) -> Any:
+        if ".pulls" in os.fspath(path):
+            raise FileNotFoundError  # it was there when its folder was read
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
     assert resolve("owner/repo") == model
 
 
