@@ -29,6 +29,12 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
+def os_error_text(error: OSError) -> str:
+    """In one line, with the file that it is about."""
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
 def unavailable(message: str, code: str) -> ApiError:
     return ApiError(503, message, kind="server_error", code=code, retry_after=1)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from api.models.defaults import ModelDefaults
 
 DEFAULT_PORT = 39281
+MAX_NAME_LENGTH = 512
 
 
 def _nothing(_name: str) -> None:
@@ -98,7 +99,17 @@ def num_bytes(size: str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", size.strip())
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"{size!r} is not a size such as 512MiB, 4GiB or 0.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    number = float(match[1]) * _UNITS[match[2].upper()]
+    if number >= 2**63:
+        raise ValueError(f"{size!r} is more than any machine has.")
+    return int(number)
+
+
+def _names(values: list[str]) -> list[str]:
+    for value in values:
+        if not 1 <= len(value) <= MAX_NAME_LENGTH:
+            raise typer.BadParameter(f"a name has 1 to {MAX_NAME_LENGTH} characters.")
+    return values
 
 
 def _size(value: str | None) -> str | None:
@@ -157,7 +168,9 @@ class ModelFlags:
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(envvar="CORTEX_THREADS", min=1, help="CPU threads to compute with. (default: by the machine)"),
+        typer.Option(
+            envvar="CORTEX_THREADS", min=1, max=1024, help="CPU threads to compute with. (default: by the machine)"
+        ),
     ] = None
     gpu_layers: Annotated[
         int | None,
@@ -228,7 +241,12 @@ class ModelFlags:
     ] = "auto"
     alias: Annotated[
         list[str],
-        typer.Option(envvar="CORTEX_ALIAS", metavar="NAME", help="Another name for the model. May be repeated."),
+        typer.Option(
+            envvar="CORTEX_ALIAS",
+            metavar="NAME",
+            callback=_names,
+            help="Another name for the model. May be repeated.",
+        ),
     ] = field(default_factory=list)
 
     def model_options(self, model: str, model_path: Path) -> ModelOptions:

@@ -17,6 +17,7 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 
 from api.app import create_app
 from api.engine import ENGINE_COMMAND
+from api.errors import os_error_text
 from api.fleet import Fleet, StartError
 from api.options import ModelOptions, ServerOptions
 from api.record import AlreadyRunningError, hold_record
@@ -42,7 +43,7 @@ def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_CO
             trio.run(_run, options, sockets, engine_command)
     except* (AlreadyRunningError, StartError, OSError) as errors:
         for error in _leaves(errors):
-            _log.error("%s", error.strerror if isinstance(error, OSError) and error.strerror else error)
+            _log.error("%s", os_error_text(error) if isinstance(error, OSError) else error)
         exit_code = 1
     return exit_code
 

@@ -16,6 +16,7 @@ from api.command.models import app as models_app
 from api.command.pull import obtain, obtain_name
 from api.command.terminal import bytes_text, chat, print_models, print_tuning, spinner
 from api.command.tune import measure
+from api.errors import os_error_text
 from api.models.files import ModelFilesError, num_file_bytes, resolve
 from api.options import ServerFlags, with_server_flags
 from api.record import AlreadyRunningError, ModelHealth, ServerRecord, ask_health, read_record
@@ -42,8 +43,7 @@ def main() -> None:
     except (ModelFilesError, AlreadyRunningError) as error:
         _fail(str(error), 1)
     except OSError as error:
-        reason = error.strerror or str(error)
-        _fail(f"{error.filename}: {reason}" if error.filename else reason, 1)
+        _fail(os_error_text(error), 1)
     sys.exit(code)
 
 

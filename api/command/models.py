@@ -10,7 +10,7 @@ import typer
 
 from api.command.terminal import bytes_text, print_kept_models
 from api.models import library
-from api.models.files import ModelFilesError, NotOnDiskError
+from api.models.files import ModelFilesError, NotOnDiskError, TakenError
 from api.models.library import KeptModel
 from api.options import own_defaults
 from api.record import ask_health, read_record
@@ -63,7 +63,7 @@ def remove_model(name: Name) -> None:
     """Delete a model's files, or what came of it before its pull was broken off."""
     try:
         model = library.find_damaged(name)
-    except NotOnDiskError:
+    except (NotOnDiskError, TakenError):
         if not library.remove_unfinished(name):
             raise
         typer.echo(f"What came of {name} so far is removed.")

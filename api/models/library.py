@@ -4,15 +4,16 @@ import contextlib
 import errno
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from api.models.files import (
     EMBEDDED,
     NAME_FILE,
     SETTINGS_NAME,
+    HubName,
     ModelFileError,
     ModelFilesError,
     ModelNotFoundError,
@@ -20,12 +21,19 @@ from api.models.files import (
     checked,
     hub_name,
     is_name,
+    is_plain_path,
     kept_files,
+    locate,
     models_folder,
+    refuse_taken,
     resolve_name,
+    spelled,
 )
-from api.models.staging import discard, hold, keys, place, prune
-from api.models.variants import parts, short_names
+from api.models.staging import discard, hold, label, place, prune, unfinished
+from api.models.variants import first_files, first_part, listed, matching, parts, short_names
+
+_IMPORT: Final = "import"
+"""The key of the place where a model lies that is being imported: one for each name, so that the next one clears it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,8 @@ class KeptModel:
 
     @property
     def path(self) -> Path:
-        return self.files[0]
+        """What it begins with, which may be missing."""
+        return self.files[0].with_name(first_part(self.files[0].name))
 
     @property
     def settings(self) -> Path | None:
@@ -60,81 +69,119 @@ def kept_models() -> list[KeptModel]:
 
 def find(name: str) -> KeptModel:
     """Raises ModelNotFoundError for what is not on disk, ModelFileError for what is there and damaged."""
+    model = find_damaged(name)
+    checked(model.path)
+    return model
+
+
+def find_damaged(name: str) -> KeptModel:
+    """The same, whether or not its files can be used."""
     if not is_name(name):
         raise ModelNotFoundError(f"{name!r} is not the name of a model; 'cortex models list' shows them")
-    path = resolve_name(name)
+    path = locate(name)
     model = next((model for model in kept_models() if model.path == path), None)
     if model is None:  # such as a projector of images
         raise ModelNotFoundError(f"{path} is no model of its own")
     return model
 
 
-def find_damaged(name: str) -> KeptModel:
-    """The same, whether or not its files can be used."""
-    try:
-        return find(name)
-    except ModelFileError:
-        for model in kept_models():
-            if name == model.name:
-                return model
-        raise
-
-
 def remove(model: KeptModel) -> None:
     """Raises ModelFilesError for a model that comes with a package."""
     if model.embedded:
         raise ModelFilesError(f"{model.name} comes with a package: pip uninstall {EMBEDDED[model.name]}")
-    for file in model.files:  # the first goes first: without it nobody sees the others
-        file.unlink(missing_ok=True)
     folder = models_folder().joinpath(*model.path.relative_to(models_folder()).parts[:2])
-    if not any(model.path.parent.glob("*.gguf")):
-        model.path.with_name(SETTINGS_NAME).unlink(missing_ok=True)
-    if not kept_files(folder):
-        (folder / NAME_FILE).unlink(missing_ok=True)
-    prune(model.path.parent)
+    with hold(folder):
+        for file in model.files:  # the first goes first: without it nobody takes the others for a model
+            file.unlink(missing_ok=True)
+        if not any(model.path.parent.glob("*.gguf")):
+            model.path.with_name(SETTINGS_NAME).unlink(missing_ok=True)
+        if not kept_files(folder):
+            (folder / NAME_FILE).unlink(missing_ok=True)
+        prune(model.path.parent)
 
 
 def remove_unfinished(name: str) -> bool:
-    """Remove what pulls of a repository have left when they were broken off; False if there is nothing.
+    """Remove what a pull or an import of a model has left when it was broken off; False if there is nothing.
 
-    Raises ModelFilesError while one runs.
+    Raises ModelFilesError while one runs, and where the name may mean several.
     """
     target = hub_name(name)
-    unfinished = keys(target.repository) if target else []
-    for key in unfinished:
+    if target is None:
+        return False
+    found = [
+        (whole.file, key)
+        for key, told in unfinished(target.folder).items()
+        if (whole := hub_name(told)) and whole.plain == target.plain and whole.file
+    ]
+    files = sorted({file for file, _ in found})
+    if target.file is not None:
+        files = matching(files, target.file)
+    if len(files) > 1:
+        names = listed(f"{target.plain}:{file}" for file in files)
+        raise ModelFilesError(f"{name} may be several models that are not whole: {names}; say which")
+    keys = [key for file, key in found if file in files]
+    for key in keys:
         try:
-            with hold(key, wait=False) as folder:
+            with hold(target.folder, key, wait=False) as folder:
                 discard(folder)
         except BlockingIOError:
-            raise ModelFilesError(f"{name} is being pulled just now") from None
-    return bool(unfinished)
+            way = "imported" if key == _IMPORT else "pulled"
+            raise ModelFilesError(f"{name} is being {way} just now") from None
+    return bool(keys)
 
 
 def import_file(name: str, source: Path) -> KeptModel:
-    """Know a model outside by a name `name:branch`, with its defaults, by hard links or else copies.
+    """Know a model outside by a name `name:branch`, by hard links or else copies, with a copy of its defaults.
 
     Raises ModelFilesError.
     """
     target = hub_name(name)
-    if target is None or "/" in name:
+    if target is None or name != target.plain or "/" in name:
         raise ModelFilesError(f"{name!r} is no name to give to a model; such names are name:branch")
-    if target.folder.exists() and kept_files(target.folder):
-        raise ModelFilesError(f"{name} is on disk already; 'cortex models remove {name}' removes it")
+    _require_free(target)
     if not source.is_file():
         raise ModelNotFoundError(f"there is no file {source}")
     if source.suffix != ".gguf":
         raise ModelFileError(f"{source} is not called .gguf")
+    if not is_plain_path(source.name):
+        raise ModelFileError(f"{source.name!r} is hidden, or cannot be shown: call it otherwise")
     files = list(all_parts(checked(source.absolute())))
-    settings = source.absolute().with_name(SETTINGS_NAME)
-    with hold(uuid.uuid4().hex) as folder:
-        try:
-            outside = [*([settings] if settings.is_file() else []), *reversed(files)]
-            for path in outside:
-                _link(path.resolve(), folder / path.name)
-            place([(folder / path.name, target.folder / path.name) for path in outside])
-        finally:
-            discard(folder)
-    return find(name)
+    if not first_files([source.name]):
+        kinds = "projectors of images (mmproj) and importance matrices (imatrix)"
+        raise ModelFileError(f"{source} is no model by its name, which is one of {kinds}")
+    try:
+        with hold(target.folder, _IMPORT, wait=False) as folder:
+            discard(folder)  # what an import that was killed has left
+            try:
+                _take_in(target, files, folder)
+            finally:
+                discard(folder)
+    except BlockingIOError:
+        raise ModelFilesError(f"{name} is being imported just now") from None
+    return _model(name, tuple(target.folder / file.name for file in files))
+
+
+def _take_in(target: HubName, files: list[Path], folder: Path) -> None:
+    label(folder, f"{target.plain}:{files[0].name}")
+    names = [NAME_FILE, *(file.name for file in reversed(files))]
+    (folder / NAME_FILE).write_text(target.plain)
+    for file in files:
+        _link(file.resolve(), folder / file.name)
+    settings, own = files[0].with_name(SETTINGS_NAME), target.folder / SETTINGS_NAME
+    if settings.is_file() and not own.exists():
+        shutil.copyfile(settings, folder / SETTINGS_NAME)  # whoever edits the original means no other model
+        names.insert(0, SETTINGS_NAME)
+    with hold(target.folder):
+        _require_free(target)
+        place([(folder / name, target.folder / name) for name in names])
+
+
+def _require_free(target: HubName) -> None:
+    """Raises ModelFilesError where a name leads to a model already."""
+    refuse_taken(target)
+    if kept_files(target.folder):
+        name = target.plain
+        raise ModelFilesError(f"{name} is on disk already; 'cortex models remove {name}' removes it")
 
 
 def _link(source: Path, target: Path) -> None:
@@ -168,11 +215,7 @@ def _model(name: str, files: tuple[Path, ...], *, embedded: bool = False) -> Kep
 
 def _name(folder: Path, short: str | None) -> str:
     """Of one of several models in a folder, or of the only one."""
-    slashed = f"{folder.parent.name}/{folder.name}"
+    plain = spelled(folder)
     if short is not None:
-        return f"{slashed}:{short}"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        spelled = (folder / NAME_FILE).read_text().strip()
-        if (name := hub_name(spelled)) and (name.folder, name.plain) == (folder, spelled):
-            return spelled
-    return f"{folder.parent.name}:{folder.name}"
+        return f"{plain or f'{folder.parent.name}/{folder.name}'}:{short}"
+    return plain or f"{folder.parent.name}:{folder.name}"

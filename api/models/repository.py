@@ -21,6 +21,9 @@ PLAIN: Final = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 """Read by the library when it is imported."""
+_TIMEOUTS: Final = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
+"""Read then, too, and not checked."""
+_MAX_SECONDS: Final = 1_000_000
 _TRANSIENT: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 
 
@@ -28,7 +31,11 @@ class HubError(ModelFilesError):
     """What a hub does not give, or what it gave that is no use, in one line for the user."""
 
 
-class UnreachableError(HubError):
+class RefusedError(HubError):
+    """It gives nothing this time, which says nothing against what came before."""
+
+
+class UnreachableError(RefusedError):
     """It may be there the next time."""
 
 
@@ -57,12 +64,14 @@ class Repository:
     """One revision of a repository, at $HF_ENDPOINT or Hugging Face, read with $HF_TOKEN if there is one."""
 
     def __init__(self, name: str, revision: str) -> None:
-        """Raises HubError where $HF_ENDPOINT is no address."""
+        """Raises HubError where $HF_ENDPOINT is no address, or a time is none."""
         self.name = name
         self.revision = revision
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
         if endpoint is not None:
             _check_address(endpoint)
+        for variable in _TIMEOUTS:
+            _check_seconds(variable)
         os.environ.update(PLAIN)
         # Only now: it takes long to import, and reads these variables then.
         import huggingface_hub
@@ -77,6 +86,10 @@ class Repository:
     def listing(self) -> Listing:
         """Raises HubError."""
         with self._in_words():
+            try:
+                (self._library.get_token() or "").encode("ascii")
+            except UnicodeError as error:
+                raise HubError("HF_TOKEN, or the file that stands in for it, is no token: it is not ASCII") from error
             try:
                 info = self._api.model_info(
                     self.name, revision=self.revision, files_metadata=True, timeout=self._timeout
@@ -106,6 +119,10 @@ class Repository:
             self._in_words(path),
             get_session().stream("GET", url, headers=headers, timeout=self._timeout) as response,
         ):
+            if offset and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                with self.read(commit, path, 0) as whole:
+                    yield whole
+                return
             hf_raise_for_status(response)
             partial = response.status_code == HTTPStatus.PARTIAL_CONTENT
             yield (offset if partial else 0), response.iter_bytes()
@@ -123,16 +140,16 @@ class Repository:
         try:
             yield
         except errors.OfflineModeIsEnabled as error:
-            raise HubError("nothing can be downloaded while HF_HUB_OFFLINE is set") from error
+            raise RefusedError("nothing can be downloaded while HF_HUB_OFFLINE is set") from error
         except errors.GatedRepoError as error:
             terms = f"accept its terms at {self._endpoint}/{name}"
-            raise HubError(f"{name} is gated: {terms}, and set HF_TOKEN to a token of yours") from error
+            raise RefusedError(f"{name} is gated: {terms}, and set HF_TOKEN to a token of yours") from error
         except errors.RevisionNotFoundError as error:
-            raise HubError(f"{name} has no revision {self.revision} at {host}") from error
+            raise RefusedError(f"{name} has no revision {self.revision} at {host}") from error
         except errors.RemoteEntryNotFoundError as error:
-            raise HubError(f"{name} has no file {path} at {host}") from error
+            raise RefusedError(f"{name} has no file {path} at {host}") from error
         except errors.RepositoryNotFoundError as error:
-            raise HubError(f"{host} has no repository {name}; if it is private, set HF_TOKEN") from error
+            raise RefusedError(f"{host} has no repository {name}; if it is private, set HF_TOKEN") from error
         except errors.HfHubHTTPError as error:
             raise self._refusal(error.response) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -140,16 +157,16 @@ class Repository:
         except errors.HFValidationError as error:
             raise HubError(f"{name} cannot be a repository's name: {error}") from error
 
-    def _refusal(self, response: Any) -> HubError:
+    def _refusal(self, response: Any) -> RefusedError:
         status = response.status_code
         told = f"{self.host} answered {status} {response.reason_phrase}".rstrip()
         if status == HTTPStatus.NOT_FOUND:
-            return HubError(f"{self.host} has no repository {self.name}, or no revision {self.revision} of it")
+            return RefusedError(f"{self.host} has no repository {self.name}, or no revision {self.revision} of it")
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            return HubError(f"{told} for {self.name}: set HF_TOKEN to a token that may read it")
+            return RefusedError(f"{told} for {self.name}: set HF_TOKEN to a token that may read it")
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TRANSIENT:
             return UnreachableError(told)
-        return HubError(f"{told} for {self.name}")
+        return RefusedError(f"{told} for {self.name}")
 
 
 def _check_address(endpoint: str) -> None:
@@ -160,3 +177,13 @@ def _check_address(endpoint: str) -> None:
         is_address = False
     if not is_address:
         raise HubError(f"HF_ENDPOINT is {endpoint!r}, which is no address of a hub")
+
+
+def _check_seconds(variable: str) -> None:
+    value = os.environ.get(variable, "0")
+    try:
+        is_time = 0 <= int(value) <= _MAX_SECONDS
+    except ValueError:
+        is_time = False
+    if not is_time:
+        raise HubError(f"{variable} is {value!r}, which is no whole number of seconds up to {_MAX_SECONDS:,}")

@@ -1,4 +1,4 @@
-"""A place beside the models where one becomes whole, out of sight, before it takes its name at once."""
+"""A place in a model's folder where it becomes whole, out of sight, before it takes its name at once."""
 
 import contextlib
 import fcntl
@@ -6,19 +6,24 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from api.home import home
-from api.models.files import models_folder
+
+_PLACE: Final = ".pulls"
+"""Within the folder itself, which may be a link to another disk: no name could be given from there."""
+_LABEL: Final = "model"
+"""Of the file that tells what becomes of the others."""
 
 
 @contextlib.contextmanager
-def hold(key: str, *, wait: bool = True) -> Iterator[Path]:
-    """A folder that no other process uses until the block ends; waits until none does, or raises BlockingIOError.
+def hold(target: Path, key: str = "", *, wait: bool = True) -> Iterator[Path]:
+    """A folder for what becomes a model in `target`, which no other process uses until the block ends.
 
-    What it holds then stays for who comes next, unless it was discarded. Folders that are empty go.
+    Waits until none does, or raises BlockingIOError. Who holds the one without a key decides which files have names in
+    `target`. What a folder holds then stays for who comes next, unless it was discarded; folders that are empty go.
     """
-    folder = _root() / key
+    folder = target / _PLACE / key
     lock_path = folder / "lock"
     with contextlib.ExitStack() as stack:
         stack.callback(prune, folder)
@@ -27,9 +32,15 @@ def hold(key: str, *, wait: bool = True) -> Iterator[Path]:
         yield folder
 
 
-def keys(beginning: str) -> list[str]:
-    """Of the folders that were left, those within this one."""
-    return [path.relative_to(_root()).as_posix() for path in sorted((_root() / beginning).glob("*/"))]
+def label(folder: Path, model: str) -> None:
+    """Tell whoever comes later what model becomes whole in a folder."""
+    (folder / _LABEL).write_text(model)
+
+
+def unfinished(target: Path) -> dict[str, str]:
+    """The models that were left half-done in `target`, by the keys of their folders."""
+    labels = sorted((target / _PLACE).glob(f"*/{_LABEL}"))
+    return {path.parent.name: path.read_text() for path in labels}
 
 
 def discard(folder: Path) -> None:
@@ -42,7 +53,7 @@ def discard(folder: Path) -> None:
 
 
 def place(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Give each file its name, in this order. What a model begins with comes last: until then nobody sees the rest."""
+    """Give each file its name, in this order. What a model begins with comes last: until then the rest is none."""
     for staged, final in moves:
         while True:
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -71,10 +82,6 @@ def prune(folder: Path) -> None:
             continue
         except OSError:
             return
-
-
-def _root() -> Path:
-    return models_folder() / ".pulls"
 
 
 @contextlib.contextmanager

@@ -30,15 +30,20 @@ def first_files(files: Iterable[str]) -> list[str]:
 
 
 def parts(file: str) -> list[str]:
-    """All files of the model that begins with this one, which is the first."""
-    match = _SPLIT.fullmatch(file)
+    """All files of the model that this one belongs to."""
+    match = _split(file)
     if match is None:
         return [file]
     return [f"{match['stem']}-{number:05}-of-{match['parts']}.gguf" for number in range(1, int(match["parts"]) + 1)]
 
 
+def first_part(file: str) -> str:
+    """What the model begins with that this file belongs to."""
+    return parts(file)[0]
+
+
 def is_later_part(file: str) -> bool:
-    match = _SPLIT.fullmatch(file)
+    match = _split(file)
     return match is not None and int(match["part"]) > 1
 
 
@@ -77,13 +82,19 @@ def listed(names: Iterable[str], limit: int = 12) -> str:
     return ", ".join(every[:limit]) + more
 
 
+def _split(file: str) -> re.Match[str] | None:
+    """Of the name of a part, one of as many as it says."""
+    match = _SPLIT.fullmatch(file)
+    return match if match and 1 <= int(match["part"]) <= int(match["parts"]) else None
+
+
 def _label(file: str) -> str:
     found = _LABEL.findall(_stem(file))
     return str(found[-1]).upper() if found else ""
 
 
 def _stem(file: str) -> str:
-    match = _SPLIT.fullmatch(file)
+    match = _split(file)
     return match["stem"] if match else file.removesuffix(".gguf")
 
 

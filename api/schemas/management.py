@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from api.options import ModelFlags, num_bytes
+from api.options import MAX_NAME_LENGTH, ModelFlags, num_bytes
 from api.schemas.common import Strict
 from scheduler.config import FLASH_ATTN, KV_LAYOUTS, KV_TYPES, POOLINGS
 
@@ -15,7 +15,7 @@ def _size(value: str) -> str:
 
 
 Size = Annotated[str, AfterValidator(_size)]
-Name = Annotated[str, Field(min_length=1, max_length=512)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
 
 
 class StartRequest(Strict):

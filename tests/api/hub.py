@@ -40,6 +40,8 @@ class Hub:
     """Whether an exhausted budget makes answers wait instead, until the hub is closed."""
     corrupts: bool = False
     ranges: bool = True
+    range_refusal: bool = False
+    """Whether ranges that do not begin at 0 are refused, as when the file is shorter than that."""
     token: str | None = None
     """Which requests must carry, if any."""
     html: bool = False
@@ -140,6 +142,9 @@ class Hub:
         if self.budget == 0 and not self.waits:
             return  # as when nobody is there
         start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted and self.ranges else 0
+        if start and self.range_refusal:
+            _refuse(handler, 416, "")
+            return
         handler.send_response(206 if wanted and self.ranges else 200)
         if self.ranges:
             handler.send_header("Accept-Ranges", "bytes")

@@ -9,15 +9,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import psutil
 import pytest
+from pydantic import ValidationError
 
 from api.command import cli, launch
 from api.command.terminal import print_tuning
 from api.home import home
-from api.options import ModelOptions, ServerFlags, ServerOptions, num_bytes
+from api.options import ModelFlags, ModelOptions, ServerFlags, ServerOptions, num_bytes
 from api.record import ServerRecord, read_record
+from api.schemas.management import StartRequest
 from scheduler.config import EngineConfig
 
 ROOT = Path(__file__).parents[2]
@@ -365,6 +368,17 @@ def test_an_address_that_cannot_be_had_is_one_line(cortex: Cortex, here: InProce
     assert not (cortex.folder / "starts").exists()
 
 
+def test_a_server_names_the_home_folder_that_it_cannot_use(tmp_path: Path, cortex: Cortex) -> None:
+    home = tmp_path / "nowhere"
+    home.symlink_to(tmp_path / "gone")
+    command = [sys.executable, "-P", "-m", "api", "serve", "--port=0", MODEL]
+    environment = cortex.environment | {"CORTEX_HOME": str(home)}
+    served = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    [line] = served.stderr.splitlines()
+    assert (served.returncode, served.stdout) == (1, "")
+    assert f"ERROR cortex.api {home}: " in line
+
+
 def test_a_home_folder_that_cannot_be_used_is_one_line(
     tmp_path: Path, here: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -629,6 +643,36 @@ def test_sizes_are_read_as_people_write_them(size: str, expected: int) -> None:
 def test_what_is_no_size_is_refused(size: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         num_bytes(size)
+
+
+@pytest.mark.parametrize("size", ["9" * 400, "9" * 300 + "TiB", "8388608TiB"])
+@pytest.mark.parametrize("flag", ["--host-cache", "--disk-cache"])
+def test_a_size_that_no_machine_has_is_one_line(here: InProcess, flag: str, size: str) -> None:
+    assert_fails(here("serve", f"{flag}={size}", MODEL), 2, f"{flag}'", "is more than any machine has.")
+
+
+@pytest.mark.parametrize("size", ["9" * 400, "much"])
+def test_a_request_with_a_size_that_is_none_is_refused(size: str) -> None:
+    with pytest.raises(ValidationError, match=r"is more than any machine has\.|is not a size"):
+        StartRequest.model_validate({"model": "m", "host_cache": size})
+
+
+def test_a_flag_has_the_same_bounds_on_the_command_line_and_by_request() -> None:
+    flags = get_type_hints(ModelFlags, include_extras=True)
+    fields = StartRequest.model_json_schema()["properties"]
+    bounds = {name: (flag.__metadata__[0].min, flag.__metadata__[0].max) for name, flag in flags.items()}
+    asked = {name: fields[name]["anyOf"][0] for name in flags}
+    assert bounds == {name: (field.get("minimum"), field.get("maximum")) for name, field in asked.items()}
+    assert bounds["threads"] == (1, 1024)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 513])
+def test_no_model_is_served_by_a_name_that_no_request_could_give(here: InProcess, name: str) -> None:
+    assert_fails(
+        here("serve", "--alias=ok", f"--alias={name}", MODEL), 2, "'--alias'", "a name has 1 to 512 characters."
+    )
+    with pytest.raises(ValidationError, match="alias"):
+        StartRequest.model_validate({"model": "m", "alias": ["ok", name]})
 
 
 def test_tuning_measures_and_says_what_it_keeps(cortex: Cortex) -> None:

