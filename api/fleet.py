@@ -17,7 +17,7 @@ from api.engine import (
     EngineFailedError,
 )
 from api.errors import ApiError, unavailable
-from api.models.files import ModelFilesError, num_file_bytes
+from api.models.files import ModelFilesError, ModelNotFoundError, num_file_bytes
 from api.options import ModelOptions
 from api.service import ModelService
 from api.slot import FAILED, LOADING, READY, STOPPING, UNLOADED, Slot
@@ -49,7 +49,7 @@ class Fleet:
         engine_command: tuple[str, ...] = ENGINE_COMMAND,
     ) -> None:
         """`on_demand` finds a model on disk that a request asks for, in a thread; None for one that it may not load. It
-        raises ModelFilesError for one that is broken.
+        raises ModelFilesError for one that is broken, ModelNotFoundError where there are several.
 
         A model that nobody has asked for anything for `idle_limit` seconds is unloaded until somebody does; 0 is never.
         """
@@ -134,6 +134,8 @@ class Fleet:
         if slot is None:
             try:
                 options = None if self.draining else await trio.to_thread.run_sync(self._on_demand, name)
+            except ModelNotFoundError as error:
+                raise ApiError(404, str(error), param="model", code="model_not_found") from error
             except ModelFilesError as error:
                 raise _not_loaded(str(error)) from error
             slot = self._find(name)  # somebody else may have asked for it meanwhile

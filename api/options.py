@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from api.home import home
-from api.models.files import SETTINGS_NAME, ModelNotFoundError, resolve_name
+from api.models.files import SETTINGS_NAME, AmbiguousNameError, ModelNotFoundError, resolve_name
 from scheduler.config import FLASH_ATTN, KV_LAYOUTS, KV_TYPES, POOLINGS, EngineConfig
 
 if TYPE_CHECKING:
@@ -376,10 +376,12 @@ class ServerFlags(ModelFlags):
     def _on_disk(self, name: str) -> ModelOptions | None:
         """The options of a model that lies on disk by this name, which is never a path; None if none does.
 
-        Raises ModelFilesError for one that cannot be used.
+        Raises ModelFilesError for one that cannot be used, or of which there are several.
         """
         try:
             path = resolve_name(name)
+        except AmbiguousNameError:
+            raise
         except ModelNotFoundError:
             return None
         return replace(self, alias=[]).model_options(name, path)

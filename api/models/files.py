@@ -44,6 +44,10 @@ class TakenError(ModelNotFoundError):
     """The folder that belongs to this name holds models of another one."""
 
 
+class AmbiguousNameError(ModelNotFoundError):
+    """Several models on disk go by this name."""
+
+
 class ModelFileError(ModelFilesError):
     """The file is not one to load."""
 
@@ -179,7 +183,7 @@ def _kept(model: str, name: HubName) -> Path:
         raise NotOnDiskError(model)
     if len(files) > 1:
         names = listed(f"{name.plain}:{short}" for short in short_names(files).values())
-        raise ModelNotFoundError(f"{model} may be several models on disk: {names}; say which")
+        raise AmbiguousNameError(f"{model} may be several models on disk: {names}; say which")
     return name.folder / files[0]
 
 

@@ -23,6 +23,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
+def _no(value: object) -> object:
+    if value is not None and value is not False:
+        raise ValueError("is not served")
+    return None
+
+
+No = Annotated[None, BeforeValidator(_no, json_schema_input_type=Literal[False] | None)]
+"""What is only accepted where it asks for nothing."""
+
+
 class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None

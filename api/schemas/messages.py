@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from api.errors import ApiError
 from api.schemas.chat import MAX_TOOLS, FunctionName, Unserved
-from api.schemas.common import MAX_STOPS, Share, Stop, Strict, parse
+from api.schemas.common import MAX_STOPS, No, Share, Stop, Strict, parse
 
 UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "billing_policy": (),
@@ -28,19 +28,12 @@ def _as_blocks(content: object) -> object:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _no(value: object) -> object:
-    if value is not None and value is not False:
-        raise ValueError("is not served")
-    return None
-
-
 def _direct(value: object) -> object:
     if value not in (None, {"type": "direct"}, ["direct"]):
         raise ValueError("only direct calls are served")
     return None
 
 
-No = Annotated[None, BeforeValidator(_no, json_schema_input_type=Literal[False] | None)]
 CacheControl = dict[str, Any] | None
 """Accepted: every prompt is kept, and shared, as long as there is memory."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from api.schemas.chat import FunctionName, RefusalPart, Unserved
-from api.schemas.common import Strict
+from api.schemas.common import No, Strict
 from api.schemas.kinds import check_type, tag
 from api.schemas.response_tools import check_full_name
 
@@ -133,7 +133,7 @@ class FunctionCall(Strict):
     status: ItemStatus | None = None
     caller: DirectCaller | None = None
     namespace: FunctionName | None = None
-    async_: Annotated[Literal[False] | None, Field(alias="async")] = None
+    async_: Annotated[No, Field(alias="async")] = None
 
     @model_validator(mode="after")
     def _has_a_short_name(self) -> "FunctionCall":

@@ -14,7 +14,7 @@ from api.schemas.chat import (
     NamedTool,
     ToolDefinition,
 )
-from api.schemas.common import Strict
+from api.schemas.common import No, Strict
 from api.schemas.kinds import check_type, tag, type_of
 
 MAX_NAME: Final = 128
@@ -40,8 +40,8 @@ class FunctionTool(Strict):
     strict: bool | None = None
     output_schema: dict[str, Any] | None = None
     allowed_callers: list[Literal["direct"]] | None = None
-    defer_loading: Literal[False] | None = None
-    async_: Annotated[Literal[False] | None, Field(alias="async")] = None
+    defer_loading: No = None
+    async_: Annotated[No, Field(alias="async")] = None
 
     def for_chat(self) -> list[ToolDefinition]:
         return [self.definition(self.name)]

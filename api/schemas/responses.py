@@ -19,7 +19,7 @@ from api.schemas.chat import (
     TextFormat,
     Unserved,
 )
-from api.schemas.common import MAX_TOP_LOGPROBS, GenerationRequest, Strict, TemplateVariables, parse
+from api.schemas.common import MAX_TOP_LOGPROBS, GenerationRequest, No, Strict, TemplateVariables, parse
 from api.schemas.kinds import check_type, tag
 from api.schemas.response_items import Input, called
 from api.schemas.response_tools import Namespace, ToolChoice, Tools, full_name
@@ -84,7 +84,7 @@ class CacheOptions(Strict):
 
     mode: Literal["implicit", "explicit"] | None = None
     ttl: Literal["30m", "12h"] | None = None
-    prewarm: Literal[False] | None = None
+    prewarm: No = None
     comparison_response_id: Unserved = None
 
 

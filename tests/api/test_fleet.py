@@ -19,7 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 from api.errors import ApiError
 from api.fleet import Fleet, StartError
 from api.generation import Draft
-from api.models.files import ModelFilesError
+from api.models.files import ModelFilesError, ModelNotFoundError
 from api.options import ModelOptions
 from api.schemas.management import StartRequest
 from api.slot import Slot
@@ -72,6 +72,8 @@ class Models:
             self.asked.append(name)
             if name == "broken":
                 raise ModelFilesError("broken is cut short")
+            if name == "several":
+                raise ModelNotFoundError("several may be one or two; say which")
             return self.on_disk.get(name)
 
         command = (sys.executable, str(SCRIPT), str(self.folder))
@@ -393,6 +395,9 @@ async def test_requests_for_a_model_on_disk_wait_until_it_is_loaded_once(models:
         assert set(models.asked) == {"two"}
         assert await refusal(fleet, "three") == (404, "model_not_found")
         assert await refusal(fleet, "broken") == (503, "model_not_loaded")
+        with pytest.raises(ApiError, match="say which") as raised:
+            await fleet.accepting("several")
+        assert (raised.value.status, raised.value.code) == (404, "model_not_found")
 
 
 async def test_a_model_on_disk_that_cannot_be_loaded_is_tried_again_by_the_next_request(models: Models) -> None:

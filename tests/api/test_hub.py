@@ -19,7 +19,7 @@ import pytest
 from api.command import cli
 from api.command.launch import end
 from api.models import hub as downloads
-from api.models.files import ModelFilesError, NotOnDiskError, resolve, resolve_name
+from api.models.files import ModelFilesError, ModelNotFoundError, NotOnDiskError, resolve, resolve_name
 from api.record import ask, ask_health, read_record
 from tests.api.gguf_files import gguf
 from tests.api.hub import Hub
@@ -701,6 +701,17 @@ def test_a_server_on_demand_finds_what_was_pulled_and_no_path(
     for name in ("here/file", str(path), "./here/file"):
         assert find(name) is None
     assert resolve_name("owner/repo") == path
+
+
+def test_a_server_on_demand_tells_which_models_a_name_may_mean(hub: Hub, cortex: Cortex) -> None:
+    from api.options import ServerFlags
+
+    hub.add("owner/repo", {"a-Q4_K_M.gguf": model(1), "a-Q8_0.gguf": model(2)})
+    cortex("pull", "owner/repo:Q4_K_M")
+    cortex("pull", "owner/repo:Q8_0")
+    find = ServerFlags(on_demand=True).options("smollm2:135m", Path("/m.gguf")).on_demand
+    with pytest.raises(ModelNotFoundError, match="say which"):
+        find("owner/repo")
 
 
 def test_a_server_on_demand_tells_what_is_wrong_with_a_broken_model(hub: Hub, home: Path, cortex: Cortex) -> None:
