@@ -94,7 +94,7 @@ class DirectCaller(Strict):
 
 
 class InputMessage(Strict):
-    type: Literal["message"] = "message"
+    type: Literal["message"] | None = None
     id: ItemId | None = None
     role: Literal["user", "assistant", "system", "developer"]
     content: Parts
@@ -113,7 +113,7 @@ class InputMessage(Strict):
     def listed(self) -> Item:
         said = self.role == "assistant"
         item = {
-            "id": self.id or new_item_id(self.type),
+            "id": self.id or new_item_id("message"),
             "type": "message",
             "status": self.status or "completed",
             "role": self.role,

@@ -1,5 +1,6 @@
 """The API keeps to its own description: what it answers, whatever it is asked."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from random import Random
@@ -45,7 +46,7 @@ def test_every_route_is_described_and_nothing_else() -> None:
     from api.fleet import Fleet
 
     routes = {
-        (method.lower(), str(rule.rule).replace("<model:name>", "{name}").replace("<", "{").replace(">", "}"))
+        (method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", str(rule.rule)))
         for rule in create_app(Fleet(max_waiting=0)).url_map.iter_rules()
         for method in rule.methods or ()
         if method in ("GET", "POST", "DELETE") and rule.endpoint != "static"
