@@ -221,7 +221,7 @@ class Embeddings(Answer):
 # -- the rest
 
 
-ModelStatus = Literal["ready", "loading", "stopping", "unloaded"]
+ModelStatus = Literal["ready", "loading", "stopping", "unloaded", "failed"]
 
 
 class Model(Answer):
@@ -230,7 +230,7 @@ class Model(Answer):
     created: int
     owned_by: str
     status: ModelStatus
-    """One that is unloaded is loaded again by the next request for it."""
+    """One that is unloaded is loaded again by the next request for it; one that failed is tried again and again."""
 
 
 class ModelList(Answer):
@@ -283,7 +283,9 @@ class ModelHealth(Answer):
 
 
 class Health(Answer):
-    status: Literal["ok", "loading", "draining"]
+    status: Literal["ok", "loading", "draining", "failed"]
+    reason: str | None = None
+    """Why a model failed."""
     models: list[ModelHealth]
     pid: int
     uptime_seconds: float

@@ -21,6 +21,7 @@ from api.fleet import Fleet, StartError
 from api.generation import Draft
 from api.models.files import ModelFilesError, ModelNotFoundError
 from api.options import ModelOptions
+from api.schemas.answers import Health
 from api.schemas.management import StartRequest
 from api.slot import Slot
 from scheduler.config import EngineConfig
@@ -362,7 +363,8 @@ async def test_a_model_that_cannot_be_loaded_again_says_why(models: Models, monk
         await wait_for_status(fleet, "one", "loading")
         nursery.start_soon(start_again, fleet)
         await wait_for_status(fleet, "one", "failed")
-        assert (fleet.status, (await fleet.health())["reason"]) == ("failed", "it is broken")
+        health = Health.model_validate(await fleet.health() | {"pid": 1, "uptime_seconds": 1.0, "version": "1"})
+        assert (health.status, health.reason, health.models[0].status) == ("failed", "it is broken", "failed")
         with pytest.raises(ApiError, match="it is broken") as raised:
             await fleet.accepting("one")
         assert (raised.value.status, raised.value.code) == (503, "model_not_loaded")
