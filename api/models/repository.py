@@ -153,7 +153,8 @@ class Repository:
         except errors.HfHubHTTPError as error:
             raise self._refusal(error.response) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise UnreachableError(f"{host} cannot be reached: {str(error) or type(error).__name__}") from error
+            reason = str(error).rstrip(".") or type(error).__name__
+            raise UnreachableError(f"{host} cannot be reached: {reason}") from error
         except errors.HFValidationError as error:
             raise HubError(f"{name} cannot be a repository's name: {error}") from error
 
