@@ -167,6 +167,14 @@ def only_starter() -> Iterator[None]:
         yield
 
 
+def started_record() -> ServerRecord | None:
+    """The record of the server that another command is starting just now, once it has; None if none is."""
+    if not (home() / "start.lock").exists():
+        return None
+    with only_starter():
+        return read_record()
+
+
 @dataclass(frozen=True)
 class KvMemory:
     """The engine's KV memory, as /healthz tells it; held + cached + free = all tokens."""

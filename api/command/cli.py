@@ -19,7 +19,7 @@ from api.command.tune import measure
 from api.errors import os_error_text
 from api.models.files import ModelFilesError, num_file_bytes, resolve
 from api.options import ServerFlags, with_server_flags
-from api.record import AlreadyRunningError, ModelHealth, ServerRecord, ask_health, read_record
+from api.record import AlreadyRunningError, ModelHealth, ServerRecord, ask_health, read_record, started_record
 
 LOG_LINES = 15
 STOP_MARGIN_SECONDS = 10.0
@@ -154,7 +154,7 @@ def ps(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.
 @app.command()
 def stop(model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Only this one.")] = None) -> None:
     """Stop the server, or one of its models, after running answers have ended or the grace period is over."""
-    record = read_record()
+    record = read_record() or started_record()
     if record is None:
         typer.echo("Nothing is running.")
         return

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException
@@ -56,6 +57,17 @@ class Served:
     """Whether it was started just now."""
 
 
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """What is being started is not left behind, whichever way the command is ended."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@_terminated_as_interrupted()
 def ensure_served(model: str, flags: ServerFlags) -> Served:
     """The server of `model` once it answers: one that runs already, which is then asked to serve it too, or a new one.
 

@@ -84,6 +84,7 @@ def serve(options):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.path == "/v1/models/start":
+                Path("asked").touch()
                 while behaviour() == "loading":
                     time.sleep(0.02)
                 if body["ctx_len"] == 666:
@@ -92,6 +93,7 @@ def serve(options):
                     models.append({"model": body["model"], "aliases": body["alias"], "path": body["path"]})
                 return self.answer(200, b"{}")
             if self.path == "/v1/models/stop":
+                Path("stopped").write_text(body["model"])
                 if body["model"] not in [model["model"] for model in models]:
                     return self.answer(404, json.dumps({"error": {"message": f"no {body['model']}"}}).encode())
                 models[:] = [model for model in models if model["model"] != body["model"]]
@@ -528,18 +530,47 @@ def test_each_start_has_a_log_of_its_own_and_the_last_one_is_kept(cortex: Cortex
     assert len((logs / "server.log").read_text().splitlines()) == 20
 
 
-def test_an_interrupt_while_waiting_leaves_no_server(cortex: Cortex) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM], ids=lambda end: end.name)
+def test_an_interrupt_while_waiting_leaves_no_server(cortex: Cortex, end: signal.Signals) -> None:
     cortex.behave("loading")
     with cortex.popen("run", "-d", "--port=0", MODEL) as waiting:
         wait_until(lambda: read_record() is not None)
         record = running()
-        waiting.send_signal(signal.SIGINT)
+        waiting.send_signal(end)
         out, err = waiting.communicate(timeout=20)
     assert (waiting.returncode, out) == (130, "")
     assert err == "cortex: interrupted; the server is not left running\n"
     assert read_record() is None
     assert not lives(record.pid)
     assert not lives(cortex.engine_pid())
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM], ids=lambda end: end.name)
+def test_an_interrupt_while_waiting_leaves_no_second_model(
+    cortex: Cortex, model_path: str, end: signal.Signals
+) -> None:
+    cortex.run()
+    (cortex.folder / "other.gguf").write_bytes(Path(model_path).read_bytes())
+    cortex.behave("loading")
+    with cortex.popen("run", "-d", "other.gguf") as waiting:
+        wait_until((cortex.folder / "asked").exists)
+        waiting.send_signal(end)
+        out, err = waiting.communicate(timeout=20)
+    assert (waiting.returncode, out) == (130, "")
+    assert err == "cortex: interrupted; other.gguf is not left running\n"
+    assert (cortex.folder / "stopped").read_text() == "other.gguf"
+
+
+def test_a_stop_waits_for_a_server_that_is_being_started(cortex: Cortex) -> None:
+    cortex.behave("loading")
+    with cortex.popen("run", "-d", "--port=0", MODEL) as starting:
+        wait_until((cortex.home / "start.lock").exists)
+        with cortex.popen("stop") as stopping:
+            cortex.behave("ok")
+            out, _ = stopping.communicate(timeout=20)
+        starting.communicate(timeout=20)
+    assert (stopping.returncode, out) == (0, f"{MODEL} stopped.\n")
+    assert read_record() is None
 
 
 def test_a_model_that_is_still_loading_is_waited_for(cortex: Cortex) -> None:

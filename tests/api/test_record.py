@@ -23,6 +23,7 @@ from api.record import (
     hold_record,
     only_starter,
     read_record,
+    started_record,
 )
 from scheduler.config import EngineConfig
 
@@ -145,6 +146,21 @@ def test_the_home_folder_is_chosen_by_the_environment(monkeypatch: pytest.Monkey
     assert home() == Path.home() / "somewhere"
     monkeypatch.setenv("CORTEX_HOME", "")
     assert home().name == "cortex"
+
+
+def test_who_looks_for_a_server_that_is_being_started_waits_for_it() -> None:
+    assert started_record() is None
+    assert not home().exists(), "nothing was written where nothing was ever started"
+    told: list[ServerRecord | None] = []
+    with contextlib.ExitStack() as running:
+        with only_starter():
+            looking = threading.Thread(target=lambda: told.append(started_record()))
+            looking.start()
+            looking.join(0.1)
+            assert looking.is_alive()
+            record = running.enter_context(hold_record(OPTIONS, 80))
+        looking.join()
+        assert told == [record]
 
 
 @pytest.mark.parametrize(
