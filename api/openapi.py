@@ -120,7 +120,7 @@ OPERATIONS: Final = (
         "/v1/responses/{response_id}",
         "A response that is kept",
         response_answers.Response,
-        errors=(400, 404),
+        errors=(400, 404, 405),
         parameters=RESPONSE_ID,
         query=RetrieveQuery,
     ),
@@ -129,7 +129,7 @@ OPERATIONS: Final = (
         "/v1/responses/{response_id}",
         "Keep it no longer",
         response_answers.DeletedResponse,
-        errors=(404,),
+        errors=(404, 405),
         parameters=RESPONSE_ID,
     ),
     Operation(
@@ -155,7 +155,7 @@ OPERATIONS: Final = (
         "/v1/models/{name}",
         "One of them",
         answers.Model,
-        errors=(404,),
+        errors=(404, 405),
         parameters={"name": "The model's name."},
     ),
     Operation(

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from api.errors import ApiError
 from api.schemas.chat import MAX_TOOLS, FunctionName, Unserved
 from api.schemas.common import MAX_STOPS, No, Share, Stop, Strict, parse
+from api.schemas.kinds import check_type, tag
 
 UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "billing_policy": (),
@@ -83,9 +84,26 @@ class RedactedThinkingBlock(Strict):
     data: str
 
 
-UserBlock = Annotated[TextBlock | ToolResultBlock, Field(discriminator="type")]
+def _user_block(value: object) -> object:
+    return check_type(value, "a user's block", ("text", "tool_result"))
+
+
+def _assistant_block(value: object) -> object:
+    return check_type(value, "an assistant's block", ("text", "tool_use", "thinking", "redacted_thinking"))
+
+
+UserBlock = Annotated[
+    Annotated[TextBlock, Tag("<text>")] | Annotated[ToolResultBlock, Tag("<tool_result>")],
+    Discriminator(tag),
+    BeforeValidator(_user_block),
+]
 AssistantBlock = Annotated[
-    TextBlock | ToolUseBlock | ThinkingBlock | RedactedThinkingBlock, Field(discriminator="type")
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[ToolUseBlock, Tag("<tool_use>")]
+    | Annotated[ThinkingBlock, Tag("<thinking>")]
+    | Annotated[RedactedThinkingBlock, Tag("<redacted_thinking>")],
+    Discriminator(tag),
+    BeforeValidator(_assistant_block),
 ]
 
 
@@ -106,7 +124,29 @@ class AssistantTurn(Strict):
     ]
 
 
-Turn = Annotated[SystemTurn | UserTurn | AssistantTurn, Field(discriminator="role")]
+ROLES: Final = ("system", "user", "assistant")
+
+
+def _turn(value: object) -> object:
+    role = value.get("role") if isinstance(value, dict) else None
+    if not isinstance(role, str):
+        raise ValueError("a message is an object with a role")
+    if role not in ROLES:
+        raise ValueError(f"a message of role {role!r} is not served; what is: {', '.join(map(repr, ROLES))}")
+    return value
+
+
+def _role_tag(value: object) -> str:
+    return f"<{value['role']}>" if isinstance(value, dict) else ""
+
+
+Turn = Annotated[
+    Annotated[SystemTurn, Tag("<system>")]
+    | Annotated[UserTurn, Tag("<user>")]
+    | Annotated[AssistantTurn, Tag("<assistant>")],
+    Discriminator(_role_tag),
+    BeforeValidator(_turn),
+]
 
 
 class CustomTool(Strict):

@@ -872,6 +872,15 @@ REFUSED: list[tuple[Body, str, str]] = [
     ({"stop_sequences": ["x"] * (MAX_STOPS + 1)}, "'stop_sequences'", str(MAX_STOPS)),
     ({"stop": ["x"]}, "stop", "Unrecognized"),
     ({"metadata": {"team": "blue"}}, "metadata.team", "Unrecognized"),
+    ({"messages": turns([{"type": "text", "text": "x", "y": 1}])}, "messages[0].content[0].y", "Unrecognized"),
+    (
+        {"messages": [{"role": "system", "content": [{"type": "text", "text": "x", "y": 1}]}]},
+        "messages[0].content[0].y",
+        "Unrecognized",
+    ),
+    ({"messages": turns([{"type": "image", "source": {}}])}, "messages[0].content[0]", "type 'image' is not served"),
+    ({"messages": turns([{"text": "x"}])}, "messages[0].content[0]", "with a type"),
+    ({"messages": [{"content": "x"}]}, "messages[0]", "with a role"),
     ({"stream": "yes"}, "'stream'", "boolean"),
 ]
 
