@@ -205,9 +205,18 @@ class Server:
         return self.tokenizer.encode(text, parse_special=False)
 
     def answers(self, text: str = "Fine.", finish_reason: str = "stop") -> None:
-        """From now on every request is answered with this at once."""
+        """From now on every request is answered with this at once, and with probabilities if it asks for them."""
         tokens = self.encode(text)
-        self.engine.answer = lambda submit: [Output(submit.request_id, list(tokens), finish_reason)]
+
+        def answer(submit: Submit) -> list[Output]:
+            output = Output(submit.request_id, list(tokens), finish_reason)
+            if submit.logprobs is not None:
+                output.logprobs = [(-0.5, [(token, -0.5)] * submit.logprobs) for token in tokens]
+            if submit.score_prompt:
+                output.prompt_logprobs = [(-0.5, []) for _ in submit.tokens[1:]]
+            return [output]
+
+        self.engine.answer = answer
 
     async def post(self, body: Any, headers: dict[str, str] | None = None) -> Response:
         return await self.post_raw(body if isinstance(body, bytes) else orjson.dumps(body), headers)

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
@@ -1285,6 +1285,7 @@ async def assert_answer_or_refusal(server: Server, body: bytes) -> None:
 
 @settings(max_examples=300)
 @given(fields=st.dictionaries(FIELDS, VALUES, max_size=3))
+@example(fields={"logprobs": True})
 async def test_any_value_in_any_field_is_answered_or_refused(
     answering: Callable[[], Server], fields: dict[str, Any]
 ) -> None:
