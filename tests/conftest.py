@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from api.tokenizer import Tokenizer
@@ -17,8 +17,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell has what it starts in the background ignore interrupts, and so would everything that tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("cortex", deadline=None)  # the machine may be busy with other things
+# No deadline: the machine may be busy. The gate makes up the same requests each time, `make fuzz` leaves it to chance.
+settings.register_profile("cortex", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("fuzz", settings.get_profile("cortex"), max_examples=1000, derandomize=False)
 settings.load_profile("cortex")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Names tests of operations apart: schemathesis gives them one name, of which pytest-xdist would run one test."""
+    for item in items:
+        if operation := getattr(item, "operation_label", None):
+            item._id = item.id.with_params(operation)
+    names = [item.nodeid for item in items]
+    assert len(set(names)) == len(names), "else pytest-xdist leaves tests out"
+
 
 Entry = tuple[str, int]
 """A token's text and its type as in GGUF: 1 normal, 2 unknown, 3 control, 4 user-defined, 6 byte."""
@@ -35,6 +47,17 @@ def model_path() -> str:
     path = Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
     assert path.is_file()
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def exact_model_path(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same model, in which rounding moves logits far less than any fault (tests/closeness.py)."""
+    from tests.models import write_float16  # gguf takes a while to import
+
+    path = tmp_path_factory.mktemp("models") / "exact.gguf"
+    write_float16(path, model_path)
+    yield str(path)
+    path.unlink()  # 270 MB, where pytest keeps the folders of three runs
 
 
 @pytest.fixture(scope="session")

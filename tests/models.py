@@ -21,6 +21,20 @@ BERT_TOKENS = (
 """A WordPiece vocabulary: any word can be spelled that has no z in it."""
 
 
+def write_float16(path: Path, source: str) -> None:
+    """The model of another file with its weights as float16, so that what goes into a product is not quantized."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, field in reader.fields.items():
+        if not name.startswith(("GGUF.", "general.")):
+            kind, *inner = field.types
+            writer.add_key_value(name, field.contents(), kind, inner[0] if inner else None)
+    for tensor in reader.tensors:
+        weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        writer.add_tensor(tensor.name, weights.astype(np.float16) if weights.ndim > 1 else weights)
+    _write(writer)
+
+
 def write_mamba(path: Path, vocabulary: str, vocabulary_kind: str = "gpt2") -> None:
     """A recurrent model (Gu and Dao, Mamba, 2023) with the vocabulary of another model's file.
 

@@ -14,6 +14,7 @@ import numpy as np
 import openai
 import orjson
 import pytest
+from numpy.typing import NDArray
 from openai import AsyncOpenAI, OpenAI
 from quart import Response
 from trio.testing import wait_all_tasks_blocked
@@ -23,6 +24,7 @@ from api.tokenizer import Tokenizer
 from scheduler.messages import Cancel, Embed, Embedded
 from tests.api.fakes import INFO, MODEL, Server, leave
 from tests.api.servers import SECONDS, CortexServer
+from tests.closeness import Scale, scale_of
 from tests.models import write_bert
 
 URL = "/v1/embeddings"
@@ -254,9 +256,9 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def cortex(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
-    flags = ("--pooling=mean", "--ctx-len=256", "--max-seqs=8", "--threads=1")
-    with CortexServer(tmp_path_factory.mktemp("server"), *flags) as server:
+def cortex(exact_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
+    flags = ("--pooling=mean", "--ctx-len=256", "--max-seqs=8", "--alias", MODEL)
+    with CortexServer(tmp_path_factory.mktemp("server"), *flags, model=exact_model_path) as server:
         yield server
 
 
@@ -266,38 +268,58 @@ def client(cortex: CortexServer) -> Iterator[OpenAI]:
         yield client
 
 
-def test_the_sdk_gets_the_same_vectors_as_floats_and_as_base64(client: OpenAI) -> None:
+@pytest.fixture(scope="module")
+def scales(cortex: CortexServer) -> list[Scale]:
+    """Of each text: beside a copy of itself, and with another word in front."""
+    with OpenAI(base_url=cortex.url, api_key="not-needed", max_retries=0, timeout=SECONDS) as client:
+        return [
+            scale_of(vector, [beside_itself], wrong)
+            for vector, beside_itself, wrong in zip(
+                (embed(client, text)[0] for text in TEXTS),
+                (embed(client, text, text)[1] for text in TEXTS),
+                (embed(client, f"No {text}")[0] for text in TEXTS),
+                strict=True,
+            )
+        ]
+
+
+def embed(client: OpenAI, *texts: str) -> list[NDArray[np.float32]]:
+    return [np.array(each.embedding, np.float32) for each in client.embeddings.create(model=MODEL, input=texts).data]
+
+
+def test_the_sdk_gets_the_same_vectors_as_floats_and_as_base64(client: OpenAI, scales: list[Scale]) -> None:
     as_base64 = client.embeddings.create(model=MODEL, input=TEXTS)  # which the SDK asks for, and decodes
     as_floats = client.embeddings.create(model=MODEL, input=TEXTS, encoding_format="float")
     assert [each.index for each in as_base64.data] == list(range(len(TEXTS)))
     assert as_base64.usage == as_floats.usage
-    for one, other in zip(as_base64.data, as_floats.data, strict=True):
+    for scale, one, other in zip(scales, as_base64.data, as_floats.data, strict=True):
         assert len(one.embedding) == 576
         assert np.linalg.norm(one.embedding) == pytest.approx(1, abs=1e-5)
-        assert np.dot(one.embedding, other.embedding) > 0.9999
+        scale.assert_same(np.array(one.embedding), np.array(other.embedding))
 
 
-def test_a_text_in_a_batch_is_what_it_is_alone(client: OpenAI) -> None:
-    together = client.embeddings.create(model=MODEL, input=TEXTS).data
-    for text, vector in zip(TEXTS, together, strict=True):
-        [alone] = client.embeddings.create(model=MODEL, input=text).data
-        assert np.dot(alone.embedding, vector.embedding) > 0.998
+def test_a_text_in_a_batch_is_what_it_is_alone(client: OpenAI, scales: list[Scale]) -> None:
+    for scale, text, vector in zip(scales, TEXTS, embed(client, *TEXTS), strict=True):
+        scale.assert_same(vector, embed(client, text)[0])
 
 
-def test_texts_as_tokens_are_the_same_texts(cortex: CortexServer, client: OpenAI) -> None:
+def test_texts_as_tokens_are_the_same_texts(cortex: CortexServer, client: OpenAI, scales: list[Scale]) -> None:
     url = f"http://127.0.0.1:{cortex.port}/tokenize"
     tokens = [httpx.post(url, json={"content": text}, timeout=SECONDS).json()["tokens"] for text in TEXTS]
     as_tokens = client.embeddings.create(model=MODEL, input=tokens)
     assert as_tokens.usage.prompt_tokens == sum(map(len, tokens))
-    for one, other in zip(as_tokens.data, client.embeddings.create(model=MODEL, input=TEXTS).data, strict=True):
-        assert np.dot(one.embedding, other.embedding) > 0.9999
+    for scale, one, other in zip(scales, as_tokens.data, embed(client, *TEXTS), strict=True):
+        scale.assert_same(np.array(one.embedding), other)
 
 
 def test_fewer_dimensions_of_the_real_vector(client: OpenAI) -> None:
-    [whole] = client.embeddings.create(model=MODEL, input=TEXTS[0]).data
+    def first(text: str) -> NDArray[np.float32]:
+        whole = embed(client, text)[0][:64]
+        return whole / np.linalg.norm(whole)
+
+    scale = scale_of(first(TEXTS[0]), [first(TEXTS[0])], first(f"No {TEXTS[0]}"))
     [short] = client.embeddings.create(model=MODEL, input=TEXTS[0], dimensions=64).data
-    first = np.array(whole.embedding[:64])
-    np.testing.assert_allclose(short.embedding, first / np.linalg.norm(first), atol=1e-4)
+    scale.assert_same(np.array(short.embedding), first(TEXTS[0]))
 
 
 def test_errors_are_the_sdks_own(client: OpenAI) -> None:

@@ -23,7 +23,7 @@ def template(tokenizer: "Tokenizer") -> ChatTemplate:
 
 @pytest.fixture(scope="module")
 def loop(model_path: str) -> BareLoop:
-    return BareLoop(Path(model_path), kv_tokens=512)
+    return BareLoop(Path(model_path), kv_tokens=512, threads=1)
 
 
 def talks_of(template: ChatTemplate, settings: Settings) -> tuple[list[Conversation], int]:
@@ -74,7 +74,7 @@ def test_the_oldest_make_room(template: ChatTemplate, loop: BareLoop) -> None:
 
 def test_lanes(template: ChatTemplate, model_path: str) -> None:
     talks, users = talks_of(template, Settings(workload="uniform", users=2, output_tokens=2))
-    lanes = BareLoop(Path(model_path), lanes=2, lane_tokens=256)
+    lanes = BareLoop(Path(model_path), lanes=2, lane_tokens=256, threads=1)
     for _ in range(2):
         records = lanes.play(talks, users, Schedule(64, prompts_first=True))
         assert sorted(record.cached_tokens or 0 for record in records) == [0, 24]

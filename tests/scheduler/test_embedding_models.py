@@ -11,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from scheduler.config import EngineConfig
-from scheduler.embedder import Embedder
+from scheduler.embedder import Batch, Embedder, Piece, Text
 from scheduler.engine import Parts, load
 from scheduler.llama import ModelError
 from scheduler.messages import Embed, Submit
+from tests.closeness import Scale, scale_of
 from tests.models import BERT_CONTEXT, BERT_TOKENS, EMBEDDING, write_bert, write_mamba, write_t5_encoder
 from tests.scheduler.fakes import GREEDY, unwire
 
@@ -64,21 +65,42 @@ def texts_of(num_tokens: int, lengths: tuple[int, ...] = LENGTHS) -> list[list[i
     return [random.integers(5, num_tokens, length).tolist() for length in lengths]
 
 
-def assert_alike(some: list[NDArray[np.float32]], others: list[NDArray[np.float32]], cosine: float) -> None:
-    assert len(some) == len(others)
-    for one, other in zip(some, others, strict=True):
-        assert float(one @ other) >= cosine
+def scales(embedder: Embedder, texts: list[list[int]], pooling: str) -> list[Scale]:
+    """Of each text: beside a copy of itself, and with a wrong token where the pooling looks."""
+    wrong = [list(text) for text in texts]
+    for text in wrong:
+        text[{"cls": 0, "mean": len(text) // 2, "last": -1}[pooling]] ^= 1
+    return [
+        scale_of(vectors(embedder, [text])[0], [beside_itself(embedder, text)], vectors(embedder, [other])[0])
+        for text, other in zip(texts, wrong, strict=True)
+    ]
 
 
-def assert_company_changes_nothing(embedder: Embedder, texts: list[list[int]], cosine: float) -> None:
+def beside_itself(embedder: Embedder, tokens: list[int]) -> NDArray[np.float32]:
+    """In a batch of another shape, which the embedder has no part in."""
+    reader = embedder._reader
+    assert reader is not None
+    twice = [Text(0, np.array(tokens, np.int32), sequence_id=sequence_id) for sequence_id in (0, 1)]
+    vector = reader.read(Batch([Piece(text, 0, len(tokens)) for text in twice])).vectors[0]
+    for text in twice:
+        reader.forget(text.sequence_id)
+    return vector / np.float32(np.linalg.norm(vector))
+
+
+def assert_same(scales: list[Scale], some: list[NDArray[np.float32]], others: list[NDArray[np.float32]]) -> None:
+    for scale, one, other in zip(scales, some, others, strict=True):
+        scale.assert_same(one, other)
+
+
+def assert_company_changes_nothing(embedder: Embedder, texts: list[list[int]], pooling: str) -> None:
     alone = [vectors(embedder, [text])[0] for text in texts]
     for vector in alone:
         assert float(np.linalg.norm(vector)) == pytest.approx(1, abs=1e-5)
-    assert float(alone[1] @ alone[4]) < 0.99, "else anything would pass"
-    assert [vectors(embedder, [text])[0].tolist() for text in texts[:3]] == [each.tolist() for each in alone[:3]]
-    assert_alike(vectors(embedder, texts), alone, cosine)
-    assert_alike(vectors(embedder, texts[:6], texts[6:]), alone, cosine)
-    assert_alike(vectors(embedder, texts, seconds=0.0), alone, cosine)
+    measured = scales(embedder, texts, pooling)
+    assert_same(measured[:3], [vectors(embedder, [text])[0] for text in texts[:3]], alone[:3])
+    assert_same(measured, vectors(embedder, texts), alone)
+    assert_same(measured, vectors(embedder, texts[:6], texts[6:]), alone)
+    assert_same(measured, vectors(embedder, texts, seconds=0.0), alone)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -87,7 +109,7 @@ def test_an_encoder_reads_each_text_as_if_alone(bert: Bert, pooling: str) -> Non
     info = parts.info
     assert (info.generates, info.pooling, info.embedding_size) == (False, pooling, EMBEDDING)
     assert (info.ctx_len, info.max_text_tokens, info.kv_tokens) == (BERT_CONTEXT, BERT_CONTEXT, 0)
-    assert_company_changes_nothing(embedder, texts_of(len(BERT_TOKENS)), 0.9999)
+    assert_company_changes_nothing(embedder, texts_of(len(BERT_TOKENS)), pooling)
 
 
 def test_an_encoder_generates_nothing_and_its_memory_is_in_order(bert: Bert) -> None:
@@ -113,10 +135,11 @@ def test_a_shorter_context_bounds_the_texts_and_a_longer_one_does_not(bert: Bert
 
 def test_the_option_wins_over_the_file(bert: Bert) -> None:
     texts = texts_of(len(BERT_TOKENS))
-    as_named = vectors(open_engine(bert(gguf.PoolingType.CLS))[1], texts)
-    asked = vectors(open_engine(bert(gguf.PoolingType.MEAN), pooling="cls")[1], texts)
-    assert_alike(as_named, asked, 0.9999)
-    assert_alike(as_named, vectors(open_engine(bert(None), pooling="cls")[1], texts), 0.9999)
+    _, named = open_engine(bert(gguf.PoolingType.CLS))
+    as_named = vectors(named, texts)
+    measured = scales(named, texts, "cls")
+    for other in (gguf.PoolingType.MEAN, None):
+        assert_same(measured, vectors(open_engine(bert(other), pooling="cls")[1], texts), as_named)
 
 
 @pytest.mark.parametrize(
@@ -135,17 +158,18 @@ def test_an_encoder_that_is_not_to_pool_is_refused(
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_a_model_that_writes_reads_each_text_as_if_alone(model_path: str, pooling: str) -> None:
-    """Its weights and their inputs are quantized, so that the shape of a batch shows more."""
-    parts, embedder = open_engine(model_path, ctx_len=256, pooling=pooling)
+def test_a_model_that_writes_reads_each_text_as_if_alone(exact_model_path: str, pooling: str) -> None:
+    parts, embedder = open_engine(exact_model_path, ctx_len=256, pooling=pooling)
     info = parts.info
     assert (info.generates, info.pooling, info.embedding_size, info.max_text_tokens) == (True, pooling, 576, 256)
     texts = texts_of(49_000, (5, 60, 1, 150))
     alone = [vectors(embedder, [text])[0] for text in texts]
-    assert_alike(vectors(embedder, texts), alone, 0.998)
+    measured = scales(embedder, texts, pooling)
+    assert_same(measured, vectors(embedder, texts), alone)
+    before = embedder.statistics().batches
     cut = vectors(embedder, texts, seconds=0.0)
-    assert embedder.statistics().batches > 4 + 1 + 150 // 32
-    assert_alike(cut, alone, 0.998)
+    assert embedder.statistics().batches - before > 150 // 32
+    assert_same(measured, cut, alone)
 
 
 def test_a_model_that_writes_is_not_asked_to_pool_unless_told(model_path: str) -> None:
@@ -157,13 +181,13 @@ def test_a_model_that_writes_is_not_asked_to_pool_unless_told(model_path: str) -
 def test_a_state_in_place_of_cells_is_read_too(model_path: str, tmp_path: Path, pooling: str) -> None:
     write_mamba(tmp_path / "mamba.gguf", model_path)
     _, embedder = open_engine(str(tmp_path / "mamba.gguf"), ctx_len=256, pooling=pooling, host_cache=0)
-    assert_company_changes_nothing(embedder, texts_of(49_000), 0.9999)
+    assert_company_changes_nothing(embedder, texts_of(49_000), pooling)
 
 
 def test_an_encoder_with_a_way_of_its_own_is_read_too(model_path: str, tmp_path: Path) -> None:
     write_t5_encoder(tmp_path / "t5.gguf", model_path)
     parts, embedder = open_engine(str(tmp_path / "t5.gguf"), pooling="mean")
     assert not parts.info.generates
-    assert_company_changes_nothing(embedder, texts_of(49_000), 0.9999)
+    assert_company_changes_nothing(embedder, texts_of(49_000), "mean")
     with pytest.raises(ModelError, match="--pooling"):
         load(EngineConfig(str(tmp_path / "t5.gguf"), gpu_layers=0))

@@ -306,7 +306,7 @@ def test_an_error_that_nobody_foresaw_ends_the_engine() -> None:
 def test_an_engine_says_why_its_memory_is_laid_out_so(
     model_path: str, config: dict[str, Any], layout: str, reason: str
 ) -> None:
-    info = load(EngineConfig(model_path, **{"ctx_len": 256, "max_seqs": 2, **config})).info
+    info = load(EngineConfig(model_path, **{"ctx_len": 256, "max_seqs": 2, "threads": 1, **config})).info
     assert info.kv_layout == layout
     assert reason in info.kv_layout_reason
 

@@ -10,6 +10,8 @@ from scheduler.grammar import Compiled, Grammar, GrammarCompiler, GrammarError
 from scheduler.llama import Model
 from scheduler.messages import Submit
 
+SECONDS = 120.0
+"""Nothing here takes so long, even on a machine that is busy."""
 SOURCE = 'start: "The answer is " /[0-9]{2}/ "."'
 
 
@@ -28,7 +30,7 @@ def compiler(vocabulary: LLTokenizer) -> GrammarCompiler:
 def compiled(compiler: GrammarCompiler, answer: list[int]) -> Grammar | GrammarError:
     told: SimpleQueue[Compiled] = SimpleQueue()
     compiler.compile(Submit(1, [1], 50, grammar=SOURCE, answer=answer), told.put)
-    return told.get(timeout=60).grammar
+    return told.get(timeout=SECONDS).grammar
 
 
 def test_a_grammar_goes_on_from_what_was_said(compiler: GrammarCompiler, vocabulary: LLTokenizer) -> None:

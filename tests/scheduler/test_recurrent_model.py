@@ -1,19 +1,23 @@
 """A model that keeps a state in place of cells: served, and its conversations go on where they stopped."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from scheduler.config import EngineConfig
 from scheduler.engine import Parts, load
-from scheduler.llama import Model
-from scheduler.messages import SamplingParams, Submit
-from scheduler.plan import Plan, Result, StepError
+from scheduler.llama import Context, Model
+from scheduler.messages import Output, SamplingParams, Submit
+from scheduler.plan import Plan
+from tests.closeness import Reference
 from tests.models import write_mamba
 
 PROMPT = list(range(1000, 1150))
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -32,36 +36,58 @@ def parts(mamba: str, tmp_path: Path) -> Iterator[Parts]:
 
 def open_engine(mamba: str, folder: Path | None = None, **options: int) -> Parts:
     disk = {"disk_cache": 1 << 24, "disk_folder": str(folder)} if folder else {}
-    return load(EngineConfig(mamba, ctx_len=512, max_seqs=4, gpu_layers=0, **disk, **options))  # type: ignore[arg-type]
+    return load(EngineConfig(mamba, ctx_len=512, max_seqs=4, gpu_layers=0, threads=1, **disk, **options))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def reference(mamba: str) -> Iterator[Reference]:
+    model = Model(mamba, 0)
+    config = EngineConfig(mamba)
+    context = Context(model, config, kv_tokens=512, num_ids=2, num_outputs=256, batch_tokens=256, threads=1)
+    yield Reference(context)
+    context.close()
+    model.close()
 
 
 @dataclass
 class Said:
-    tokens: list[int]
-    logprobs: list[float]
+    prompt: list[int]
+    tokens: list[int] = field(default_factory=list)
+    rows: list[NDArray[np.float32]] = field(default_factory=list)
+    """The logits that each token was chosen from."""
     num_cached: int = 0
 
 
 def ask(parts: Parts, *prompts: list[int], count: int = 8) -> list[Said]:
     """All at once; greedy."""
-    params = SamplingParams(temperature=0.0, ignore_eos=True)
-    answers = {number: Said([], []) for number in range(len(prompts))}
+    answers = {number: Said(prompt) for number, prompt in enumerate(prompts)}
     for number, prompt in enumerate(prompts):
-        parts.scheduler.submit(Submit(number, prompt, count, params, logprobs=0))
+        parts.scheduler.submit(Submit(number, prompt, count, GREEDY))
     while parts.scheduler.has_work:
         plan = parts.scheduler.plan()
-        for output in parts.scheduler.commit(plan, parts.runner.run(plan)):
-            said = answers[output.request_id]
-            said.tokens += output.tokens
-            said.logprobs += [logprob for logprob, _ in output.logprobs]
-            said.num_cached = said.num_cached or output.cached_tokens
+        book(parts, answers, plan, parts.scheduler.commit(plan, parts.runner.run(plan)))
     parts.scheduler.cache.check_integrity()
     return list(answers.values())
 
 
-def assert_alike(one: Said, other: Said) -> None:
-    assert one.tokens[0] == other.tokens[0]
-    assert one.logprobs[0] == pytest.approx(other.logprobs[0], abs=0.05)
+def book(parts: Parts, answers: dict[int, Said], plan: Plan, outputs: list[Output]) -> None:
+    sampling = [chunk.sequence.request_id for chunk in plan.chunks if chunk.samples]
+    for request_id, row in zip(sampling, parts.runner.logits(len(sampling)) if sampling else [], strict=True):
+        answers[request_id].rows.append(row.copy())
+    for output in outputs:
+        said = answers[output.request_id]
+        said.tokens += output.tokens
+        said.num_cached = said.num_cached or output.cached_tokens
+
+
+def check(reference: Reference, said: Said) -> None:
+    """Each token was chosen from the logits that a fresh computation gives.
+
+    The control has another last token where the state was taken up: what came long before it has faded.
+    """
+    tokens, first = [*said.prompt, *said.tokens][:-1], len(said.prompt) - 1
+    scale = reference.scale(tokens, first, wrong=(said.num_cached or first) - 1)
+    scale.assert_same(np.array(said.rows), reference.logits(tokens, first))
 
 
 def test_it_is_of_the_kind(mamba: str, parts: Parts) -> None:
@@ -71,20 +97,21 @@ def test_it_is_of_the_kind(mamba: str, parts: Parts) -> None:
     assert parts.info.host_cache > 0
 
 
-def test_a_conversation_goes_on_where_it_stopped(mamba: str, parts: Parts) -> None:
+def test_a_conversation_goes_on_where_it_stopped(mamba: str, parts: Parts, reference: Reference) -> None:
     (first,) = ask(parts, PROMPT)
     assert first.num_cached == 0
     follow_up = PROMPT + first.tokens + list(range(2000, 2030))
     (second,) = ask(parts, follow_up)
     assert second.num_cached == len(PROMPT) + len(first.tokens) - 1
+    check(reference, second)
     (cold,) = ask(open_engine(mamba, host_cache=0), follow_up)
     assert cold.num_cached == 0
-    assert_alike(second, cold)
+    check(reference, cold)
     (third,) = ask(parts, follow_up + second.tokens + [5])
     assert third.num_cached == len(follow_up) + len(second.tokens) - 1
 
 
-def test_after_a_restart_too(mamba: str, tmp_path: Path) -> None:
+def test_after_a_restart_too(mamba: str, tmp_path: Path, reference: Reference) -> None:
     before = open_engine(mamba, tmp_path / "kv")
     (first,) = ask(before, PROMPT)
     before.scheduler.cache.close(5)
@@ -92,8 +119,7 @@ def test_after_a_restart_too(mamba: str, tmp_path: Path) -> None:
     follow_up = [*PROMPT, *first.tokens, 7, 8, 9]
     (second,) = ask(after, follow_up)
     assert second.num_cached == len(PROMPT) + len(first.tokens) - 1
-    (cold,) = ask(open_engine(mamba, host_cache=0), follow_up)
-    assert_alike(second, cold)
+    check(reference, second)
     after.scheduler.cache.close(5)
 
 
@@ -109,39 +135,35 @@ def test_who_shares_only_a_part_computes_it_again(parts: Parts) -> None:
     assert other.num_cached == 0
 
 
-def test_many_at_once_are_each_their_own(parts: Parts) -> None:
+def test_many_at_once_are_each_their_own(parts: Parts, reference: Reference) -> None:
     prompts = [list(range(1000 * n, 1000 * n + 40 + 5 * n)) for n in range(2, 8)]
-    together = ask(parts, *prompts)
-    for prompt, said in zip(prompts, together, strict=True):
-        (alone,) = ask(parts, prompt)
-        assert_alike(said, alone)
+    for said in ask(parts, *prompts):
+        check(reference, said)
 
 
-def test_a_step_that_failed_leaves_no_state_behind(mamba: str, parts: Parts) -> None:
+def test_a_step_that_failed_leaves_no_state_behind(parts: Parts, reference: Reference) -> None:
     """The state may be ahead of what is known to be computed; it cannot be taken back, so it is not used."""
-    (cold,) = ask(open_engine(mamba, host_cache=0), PROMPT)
-    run, failures = parts.runner.run, iter([False, True, False])
-
-    def failing(plan: Plan) -> Result:
-        result = run(plan)
-        if next(failures, False):
-            raise StepError("afterwards")
-        return result
-
-    scheduler = parts.scheduler
-    scheduler.submit(Submit(1, PROMPT, 4, SamplingParams(temperature=0.0, ignore_eos=True), logprobs=0))
-    said = Said([], [])
+    failures, scheduler = iter([False, True, False]), parts.scheduler
+    scheduler.submit(Submit(1, PROMPT, 4, GREEDY))
+    said = Said(PROMPT)
     while scheduler.has_work:
         plan = scheduler.plan()
-        try:
-            outputs = scheduler.commit(plan, failing(plan))
-        except StepError:
-            outputs = scheduler.rollback(plan)
-        for output in outputs:
-            said.tokens += output.tokens
-            said.logprobs += [logprob for logprob, _ in output.logprobs]
+        result = parts.runner.run(plan)
+        if next(failures, False):
+            scheduler.rollback(plan)
+        else:
+            book(parts, {1: said}, plan, scheduler.commit(plan, result))
         scheduler.cache.check_integrity()
     assert scheduler.statistics().failed_steps == 1
     assert len(said.tokens) == 4
-    assert_alike(said, cold)
-    assert said.logprobs[1] == pytest.approx(cold.logprobs[1], abs=0.05)
+    check(reference, said)
+
+
+def test_a_wrong_state_would_be_seen(parts: Parts, reference: Reference) -> None:
+    (first,) = ask(parts, PROMPT)
+    (second,) = ask(parts, [*PROMPT, *first.tokens, *range(2000, 2008)])
+    assert second.num_cached
+    check(reference, second)
+    second.prompt[second.num_cached - 1] ^= 1
+    with pytest.raises(AssertionError, match="are not all within"):
+        check(reference, second)
