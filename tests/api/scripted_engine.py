@@ -1,12 +1,14 @@
 """`python scripted_engine.py FOLDER FD CONFIG`: speaks an engine's wire as FOLDER/behaviours says, a line per start.
 
-What it serves is as scripted: the first token of a prompt tells what to do with the others.
+What it serves is as scripted: the first token of a prompt tells what to do with the others. One that lingers is not
+ready before there is FOLDER/go.
 """
 
 import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import orjson
@@ -148,7 +150,9 @@ def main() -> int:
             engine.send(Ready(info(config)))
             sock.recv(1)
             signal.pause()
-        case "serves":
+        case "serves" | "lingers":
+            while behaviour == "lingers" and not (folder / "go").exists():
+                time.sleep(0.005)
             engine.send(Ready(info(config)))
             engine.serve()
         case _:

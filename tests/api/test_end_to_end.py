@@ -4,22 +4,27 @@ import asyncio
 import os
 import signal
 import socket
+import string
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, AsyncStream, OpenAI
+from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from api.template import ChatTemplate
 from api.tokenizer import Tokenizer
-from tests.api.servers import MODEL, SECONDS, CortexServer, is_gone, wait_until
+from tests.api.servers import MODEL, SECONDS, CortexServer, is_gone, paused, wait_until
 
 ALIAS = "llama3.1:8b-gguf-q4-km"
+FOREVER = 8000
+"""Tokens of an answer that goes on for longer than anything else here, however fast the machine."""
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +36,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
-    """Eight answers at once."""
-    with CortexServer(tmp_path_factory.mktemp("narrow"), "--max-seqs=8", "--ctx-len=1024") as server:
+    """Eight answers at once, one of which may go on FOREVER."""
+    flags = ("--max-seqs=8", "--ctx-len=8192", "--kv-layout=pool", "--kv-tokens=8192")
+    with CortexServer(tmp_path_factory.mktemp("narrow"), *flags) as server:
         yield server
 
 
 def client_of(server: CortexServer) -> OpenAI:
-    return OpenAI(base_url=server.url, api_key="not-needed", max_retries=0, timeout=SECONDS)
+    return OpenAI(base_url=server.url, api_key="not-needed", max_retries=0, timeout=3 * SECONDS)
 
 
 def async_client_of(server: CortexServer) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=server.url, api_key="not-needed", max_retries=0, timeout=SECONDS)
+    return AsyncOpenAI(base_url=server.url, api_key="not-needed", max_retries=0, timeout=3 * SECONDS)
 
 
 def user(text: str) -> list[Any]:
@@ -66,6 +72,57 @@ def read(stream: openai.Stream[ChatCompletionChunk], num_contents: int) -> None:
         if num_contents <= 0:
             return
     raise AssertionError("the stream ended early")
+
+
+async def begin(client: AsyncOpenAI, text: str, max_tokens: int, **fields: Any) -> AsyncStream[ChatCompletionChunk]:
+    """A stream whose request has gone to the engine, whether or not that has looked at it."""
+    stream: AsyncStream[ChatCompletionChunk] = await client.chat.completions.create(
+        model=MODEL,
+        messages=user(text),
+        stream=True,
+        stream_options={"include_usage": True},
+        max_tokens=max_tokens,
+        extra_body={"ignore_eos": True},
+        **fields,
+    )
+    assert (await anext(stream)).choices[0].delta.role == "assistant"
+    return stream
+
+
+@dataclass
+class Answer:
+    """What a stream said."""
+
+    content: str = ""
+    ids: set[str] = field(default_factory=set)
+    finish_reasons: list[str] = field(default_factory=list)
+    usage: CompletionUsage | None = None
+
+    @property
+    def num_tokens(self) -> tuple[int, int]:
+        """Of the prompt and of the answer."""
+        assert self.usage is not None
+        return self.usage.prompt_tokens, self.usage.completion_tokens
+
+
+async def rest(stream: AsyncStream[ChatCompletionChunk]) -> Answer:
+    answer = Answer()
+    async for chunk in stream:
+        answer.ids.add(chunk.id)
+        for choice in chunk.choices:
+            answer.content += choice.delta.content or ""
+            answer.finish_reasons += [choice.finish_reason] if choice.finish_reason else []
+        answer.usage = chunk.usage
+    return answer
+
+
+def letters(tokenizer: Tokenizer, count: int) -> dict[str, dict[str, int]]:
+    """So many letters, each with the bias by which an answer consists of nothing else."""
+    found = {}
+    for letter in string.ascii_letters[:count]:
+        [token] = tokenizer.encode(letter, parse_special=False)
+        found[letter] = {str(token): 100}
+    return found
 
 
 # The seed's snippets, as they are. Only the port is another.
@@ -132,19 +189,43 @@ print(response.choices[0].message.content)
 ]
 
 
-def test_the_seeds_snippets_run_as_they_are(server: CortexServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_seeds_snippets_run_as_they_are(
+    server: CortexServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the model says to them, and whether it says anything, is its own affair."""
     names: dict[str, Any] = {}
-    printed = []
+    printed, responses = [], []
+    chunks: list[ChatCompletionChunk] = []
+    read_on = openai.Stream.__iter__
+
+    def noted(stream: openai.Stream[ChatCompletionChunk]) -> Iterator[ChatCompletionChunk]:
+        for chunk in read_on(stream):
+            chunks.append(chunk)
+            yield chunk
+
+    monkeypatch.setattr(openai.Stream, "__iter__", noted)
     try:
         for snippet in SNIPPETS:
             exec(snippet.replace(":39281/", f":{server.port}/"), names)
             printed.append(capsys.readouterr().out)
-            if "max_tokens=150" in snippet:
-                with_parameters = names["response"]
+            responses.append(names.pop("response", None))
     finally:
         names["client"].close()
-    assert [bool(text.strip()) for text in printed] == [False, True, False, True, True]
-    assert isinstance(with_parameters, ChatCompletion)
+    assert [type(response) for response in responses] == [
+        *(type(None), ChatCompletion, ChatCompletion, type(None), ChatCompletion)
+    ]
+    _, story, with_parameters, _, lesson = responses
+    streamed = [chunk.choices[0].delta.content for chunk in chunks]
+    assert printed == [
+        *("", f"{story.choices[0].message.content}\n", "", "".join(filter(None, streamed))),
+        f"{lesson.choices[0].message.content}\n",
+    ]
+    assert [response.choices[0].message.role for response in (story, with_parameters, lesson)] == ["assistant"] * 3
+    assert all(isinstance(response.choices[0].message.content, str) for response in (story, with_parameters, lesson))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks]
+    assert reasons[:-1] == [None] * (len(chunks) - 1)
+    assert reasons[-1] in ("stop", "length")
     assert with_parameters.usage is not None
     assert 0 < with_parameters.usage.completion_tokens <= 150
     assert with_parameters.model == ALIAS
@@ -191,11 +272,16 @@ def test_an_answer_without_a_limit_runs_to_the_contexts_end(server: CortexServer
 def test_a_stop_string_ends_a_real_answer(server: CortexServer) -> None:
     with client_of(server) as client:
         response = client.chat.completions.create(
-            model=MODEL, messages=user("Count from one to ten in digits."), stop=["5"], max_tokens=60, temperature=0
+            model=MODEL,
+            messages=user("Count from one to ten in digits."),
+            stop=["5"],
+            max_tokens=60,
+            temperature=0,
+            extra_body={"guided_regex": "1 2 3 4 5 6 7 8 9 10"},
         )
         choice = response.choices[0]
         assert choice.finish_reason == "stop"
-        assert "5" not in (choice.message.content or "")
+        assert choice.message.content == "1 2 3 4 "
     server.assert_nothing_is_held()
 
 
@@ -222,41 +308,27 @@ def test_32_clients_streaming_at_once_each_get_their_own_answer(server: CortexSe
     lengths = [len(template.render_tokens([{"role": "user", "content": text}])) for text in texts]
     assert len(set(lengths)) == 32
 
-    async def ask(client: AsyncOpenAI, text: str) -> tuple[str, int, int]:
-        content, ids, ends, usage = "", set(), [], None
-        async for chunk in await client.chat.completions.create(
-            model=MODEL,
-            messages=user(text),
-            stream=True,
-            stream_options={"include_usage": True},
-            max_tokens=12,
-            extra_body={"ignore_eos": True},
-        ):
-            ids.add(chunk.id)
-            for choice in chunk.choices:
-                content += choice.delta.content or ""
-                ends += [choice.finish_reason] if choice.finish_reason else []
-            usage = chunk.usage
-        assert content
-        assert ends == ["length"]
-        assert usage is not None
-        [name] = ids
-        return name, usage.prompt_tokens, usage.completion_tokens
+    own = letters(tokenizer, 32)
 
-    async def ask_all() -> list[tuple[str, int, int]]:
+    async def ask(client: AsyncOpenAI, text: str, bias: dict[str, int]) -> Answer:
+        return await rest(await begin(client, text, 12, logit_bias=bias))
+
+    async def ask_all() -> list[Answer]:
         async with async_client_of(server) as client:
-            return await asyncio.gather(*(ask(client, text) for text in texts))
+            return await asyncio.gather(*(ask(client, *each) for each in zip(texts, own.values(), strict=True)))
 
     answers = asyncio.run(ask_all())
-    assert len({name for name, _, _ in answers}) == 32
-    assert [num_prompt for _, num_prompt, _ in answers] == lengths
-    assert [num_completion for _, _, num_completion in answers] == [12] * 32
+    assert [len(answer.ids) for answer in answers] == [1] * 32
+    assert len(set().union(*(answer.ids for answer in answers))) == 32
+    assert [answer.content for answer in answers] == [letter * 12 for letter in own]
+    assert [answer.finish_reasons for answer in answers] == [["length"]] * 32
+    assert [answer.num_tokens for answer in answers] == [(length, 12) for length in lengths]
     server.assert_nothing_is_held()
 
 
 def test_200_clients_take_their_turns_on_eight_sequences(narrow: CortexServer) -> None:
+    """Eight others are there before them, so that it is known when all the sequences are taken."""
     before, _ = narrow.statistics()
-    most = 0
 
     async def ask(client: AsyncOpenAI, number: int) -> str | None:
         response = await client.chat.completions.create(
@@ -266,47 +338,46 @@ def test_200_clients_take_their_turns_on_eight_sequences(narrow: CortexServer) -
         assert response.usage.completion_tokens == 3
         return response.choices[0].finish_reason
 
-    async def watch() -> None:
-        nonlocal most
-        async with httpx.AsyncClient() as client:
-            while True:
-                health = (await client.get(f"http://127.0.0.1:{narrow.port}/healthz", timeout=SECONDS)).json()
-                most = max(most, health["models"][0]["running"])
-                await asyncio.sleep(0.3)
+    def numbers() -> tuple[int, int]:
+        health = narrow.health()
+        return health["running"], health["waiting"]
 
     async def ask_all() -> list[str | None]:
         async with async_client_of(narrow) as client:
-            watcher = asyncio.create_task(watch())
-            try:
-                return await asyncio.gather(*(ask(client, number) for number in range(200)))
-            finally:
-                watcher.cancel()
+            others = [await begin(client, f"Story {number}.", 900) for number in range(8)]
+            await asyncio.to_thread(wait_until, lambda: numbers() == (8, 0), "all sequences are taken")
+            asking = [asyncio.create_task(ask(client, number)) for number in range(200)]
+            await asyncio.to_thread(wait_until, lambda: numbers()[1] > 0, "some wait")
+            assert (await asyncio.to_thread(numbers))[0] == 8
+            for stream in others:
+                await stream.close()
+            return await asyncio.gather(*asking)
 
     assert asyncio.run(ask_all()) == ["length"] * 200
-    assert most == 8
     narrow.assert_nothing_is_held()
     after, _ = narrow.statistics()
     assert after["finished"] - before["finished"] == 200
+    assert after["cancelled"] - before["cancelled"] == 8
 
 
 def test_a_client_that_leaves_frees_its_memory_soon(narrow: CortexServer) -> None:
     before, _ = narrow.statistics()
     with client_of(narrow) as client:
-        stream = long_stream(client, 900)
+        stream = long_stream(client, FOREVER)
         read(stream, 3)
         wait_until(lambda: narrow.health()["kv"]["held_tokens"] > 0, "memory is held")
-        left = time.monotonic()
         stream.close()
         after, _ = narrow.statistics()
-    assert time.monotonic() - left < 10.0
     assert after["cancelled"] - before["cancelled"] == 1
+    assert after["finished"] == before["finished"]
+    assert after["decode_tokens"] - before["decode_tokens"] < FOREVER / 2, "most of it was never made"
     narrow.assert_nothing_is_held()
 
 
 def test_a_client_that_never_reads_does_not_stop_others(narrow: CortexServer) -> None:
     body = (
-        b'{"model":"smollm2:135m","messages":[{"role":"user","content":"Go on."}],"stream":true,"max_tokens":900,'
-        b'"ignore_eos":true}'
+        b'{"model":"smollm2:135m","messages":[{"role":"user","content":"Go on."}],"stream":true,"max_tokens":%d,'
+        b'"ignore_eos":true}' % FOREVER
     )
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     before, _ = narrow.statistics()
@@ -326,29 +397,21 @@ def test_a_client_that_never_reads_does_not_stop_others(narrow: CortexServer) ->
     narrow.assert_nothing_is_held()
 
 
-def test_growing_requests_that_cannot_fit_together_all_finish(tmp_path: Path) -> None:
-    async def ask(client: AsyncOpenAI, number: int) -> int:
-        num_chunks = 0
-        async for chunk in await client.chat.completions.create(
-            model=MODEL,
-            messages=user(f"Story number {number}."),
-            stream=True,
-            stream_options={"include_usage": True},
-            max_tokens=80,
-            extra_body={"ignore_eos": True},
-        ):
-            num_chunks += 1
-            usage = chunk.usage
-        assert num_chunks > 2
-        assert usage is not None
-        return usage.completion_tokens
+def test_growing_requests_that_cannot_fit_together_all_finish(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    own = letters(tokenizer, 16)
 
-    async def ask_all(server: CortexServer) -> list[int]:
+    async def ask_all(server: CortexServer) -> list[Answer]:
         async with async_client_of(server) as client:
-            return await asyncio.gather(*(ask(client, number) for number in range(16)))
+            with paused(server.health()["engine_pid"]):  # they come all at once, or they might do one after the other
+                streams = await asyncio.gather(
+                    *(begin(client, f"Story number {letter}.", 80, logit_bias=bias) for letter, bias in own.items())
+                )
+            return await asyncio.gather(*map(rest, streams))
 
     with CortexServer(tmp_path, "--kv-tokens=1024", "--ctx-len=512", "--max-seqs=16") as cramped:
-        assert asyncio.run(ask_all(cramped)) == [80] * 16
+        answers = asyncio.run(ask_all(cramped))
+        assert [answer.content for answer in answers] == [letter * 80 for letter in own]
+        assert [answer.num_tokens[1] for answer in answers] == [80] * 16
         scheduler, cache = cramped.statistics()
         assert scheduler["preemptions"] > 0
         assert scheduler["finished"] == 16
@@ -366,7 +429,7 @@ def test_a_killed_server_leaves_no_engine(tmp_path: Path) -> None:
         read(stream, 2)
         assert not is_gone(engine)
         os.kill(server.pid, signal.SIGKILL)
-        wait_until(lambda: is_gone(engine), "the engine has ended", 10)
+        wait_until(lambda: is_gone(engine), "the engine has ended")
         with pytest.raises((openai.APIError, httpx.TransportError)):
             for _ in stream:
                 pass
@@ -406,28 +469,29 @@ def test_streams_outlive_a_killed_engine_and_miss_nothing(tmp_path: Path) -> Non
     with CortexServer(tmp_path, "--ctx-len=1024") as server:
         engine = server.health()["engine_pid"]
         *bound, free = asyncio.run(ask_all())
+        wait_until(lambda: server.health()["engine_pid"] not in (None, engine), "there is another engine")
         assert [text for text, _, _ in bound] == texts
         assert [reason for _, reason, _ in bound] == ["stop", "stop"]
         assert free[1:] == ("length", 100)
-        assert server.health()["engine_pid"] not in (None, engine)
         server.assert_nothing_is_held()
         assert server.stop() == 0
 
 
 def test_sigterm_lets_streams_finish_and_refuses_new_work(tmp_path: Path) -> None:
-    with CortexServer(tmp_path, "--ctx-len=1024", "--grace=60") as server, client_of(server) as client:
+    with CortexServer(tmp_path, "--ctx-len=1024", f"--grace={10 * SECONDS}") as server, client_of(server) as client:
         engine = server.health()["engine_pid"]
-        stream = long_stream(client, 100)
-        read(stream, 2)
-        server.process.terminate()
-        wait_until(lambda: server.health()["status"] == "draining", "the server drains")
-        with pytest.raises(openai.InternalServerError) as refused:
-            client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=2)
+        with paused(engine):  # the stream cannot end before all this was seen
+            stream = long_stream(client, 50)
+            assert next(stream).choices[0].delta.role == "assistant"
+            server.process.terminate()
+            wait_until(lambda: server.health()["status"] == "draining", "the server drains")
+            with pytest.raises(openai.InternalServerError) as refused:
+                client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=2)
         assert refused.value.status_code == 503
         assert refused.value.code == "shutting_down"
         assert refused.value.response.headers["retry-after"]
         assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
-        assert server.process.wait(10) == 0
+        assert server.process.wait(SECONDS) == 0
         assert is_gone(engine)
         assert "Traceback" not in server.log
 
@@ -441,7 +505,7 @@ def test_sigterm_ends_streams_that_go_on_beyond_the_grace_period(tmp_path: Path)
         with pytest.raises(openai.APIError, match="shutting down"):
             for _ in stream:
                 pass
-        assert server.process.wait(10) == 0
+        assert server.process.wait(SECONDS) == 0
         assert is_gone(engine)
         assert "Traceback" not in server.log
 
@@ -449,7 +513,7 @@ def test_sigterm_ends_streams_that_go_on_beyond_the_grace_period(tmp_path: Path)
 def test_a_conversation_is_known_after_a_restart(tmp_path: Path) -> None:
     question = user("Tell me about these words: " + "tree house river stone " * 30)
     for known in (0, 128):
-        with CortexServer(tmp_path, "--ctx-len=512") as server, client_of(server) as client:
+        with CortexServer(tmp_path, "--ctx-len=512", is_patient=True) as server, client_of(server) as client:
             response = client.chat.completions.create(model=MODEL, messages=question, max_tokens=4)
             assert response.usage is not None
             assert response.usage.prompt_tokens_details is not None
@@ -461,14 +525,16 @@ def test_a_conversation_is_known_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_idle_connections_do_not_delay_the_end(tmp_path: Path) -> None:
-    with CortexServer(tmp_path, "--ctx-len=256") as server, client_of(server) as client, httpx.Client() as other:
+    with (
+        CortexServer(tmp_path, "--ctx-len=256", is_patient=True) as server,
+        client_of(server) as client,
+        httpx.Client(timeout=SECONDS) as other,
+    ):
         client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=2)
         for _ in long_stream(client, 4):
             pass
         assert other.get(f"{server.url}/nowhere").status_code == 404
-        told = time.monotonic()
-        assert server.stop() == 0
-        assert time.monotonic() - told < 4.0
+        assert server.stop() == 0, "each of them would be waited for far longer than stop() does"
 
 
 def test_signals_that_are_repeated_change_nothing_about_the_end(tmp_path: Path) -> None:
@@ -481,7 +547,7 @@ def test_signals_that_are_repeated_change_nothing_about_the_end(tmp_path: Path) 
         assert server.process.returncode == 0
         assert "Traceback" not in server.log
         assert not (tmp_path / "server.json").exists()
-        wait_until(lambda: is_gone(engine), "the engine has ended", 10)
+        wait_until(lambda: is_gone(engine), "the engine has ended")
 
 
 def test_sigterm_while_the_model_loads_ends_the_server(tmp_path: Path) -> None:
@@ -490,5 +556,5 @@ def test_sigterm_while_the_model_loads_ends_the_server(tmp_path: Path) -> None:
         engine = server.health()["engine_pid"]
         os.kill(engine, signal.SIGKILL)
         wait_until(lambda: server.health()["status"] == "loading", "the engine is gone")
-        assert server.stop(seconds=15) == 0
+        assert server.stop() == 0
         assert "Traceback" not in server.log

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import trio
 from openai import AsyncOpenAI, NotFoundError, OpenAI
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from api.errors import ApiError
 from api.fleet import Fleet, StartError
@@ -27,7 +27,7 @@ from api.slot import Slot
 from scheduler.config import EngineConfig
 from scheduler.messages import SamplingParams
 from tests.api.scripted_engine import ECHO, HOLD
-from tests.api.servers import MODEL, SECONDS, CortexServer, is_gone, wait_until
+from tests.api.servers import MODEL, SECONDS, CortexServer, is_gone, paused
 from tests.conftest import WriteVocab
 from tests.models import write_mamba
 
@@ -79,20 +79,30 @@ class Models:
 
         command = (sys.executable, str(SCRIPT), str(self.folder))
         fleet = Fleet(max_waiting=8, on_demand=on_demand, engine_command=command, **settings)
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(2 * SECONDS):
             async with trio.open_nursery() as nursery:
                 await nursery.start(fleet.run)
                 yield fleet
-                with trio.move_on_after(1.0):  # one that loads hears nothing
+                with trio.move_on_after(SECONDS / 4):  # one that loads hears nothing
                     await fleet.close()
                 nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
 def models(tmp_path: Path, write_vocab: WriteVocab, monkeypatch: pytest.MonkeyPatch) -> Models:
-    monkeypatch.setattr("api.engine.END_LIMIT", 0.5)
-    monkeypatch.setattr("api.fleet.END_LIMIT", 0.5)
+    monkeypatch.setattr("api.engine.END_LIMIT", SECONDS)
+    monkeypatch.setattr("api.fleet.END_LIMIT", SECONDS)
     return Models(tmp_path, write_vocab([("a", 1)]))
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """Goes as real ones do, as engines are processes, but can be put forward."""
+    return MockClock(rate=1.0)
+
+
+IDLE_LIMIT = 10.0
+"""Seconds in which no machine is so slow that a model becomes idle by itself."""
 
 
 def statuses(fleet: Fleet) -> dict[str, str]:
@@ -201,10 +211,11 @@ async def test_a_model_is_stopped_though_who_asked_for_it_leaves(models: Models)
         await fleet.start(models.options("one"))
 
 
-async def test_what_waits_for_an_idle_model_is_not_ended_with_it(models: Models) -> None:
-    async with models.running(idle_limit=0.1) as fleet:
+async def test_what_waits_for_an_idle_model_is_not_ended_with_it(models: Models, clock: MockClock) -> None:
+    async with models.running(idle_limit=IDLE_LIMIT) as fleet:
         await fleet.start(models.options("one"))
         for round_number in range(2, 7):
+            clock.jump(IDLE_LIMIT)
             await wait_for_status(fleet, "one", "stopping")
             assert await said(fleet, "one", 5) == [5]
             assert models.num_starts == round_number
@@ -263,8 +274,8 @@ async def test_while_a_model_is_started_its_requests_are_told_to_come_back(model
 
 
 async def wait_for_status(fleet: Fleet, name: str, status: str) -> None:
-    while statuses(fleet).get(name) != status:  # noqa: ASYNC110 - other processes set no events
-        await trio.sleep(0.005)
+    while statuses(fleet).get(name) != status:
+        await trio.lowlevel.checkpoint()  # without a pause: an engine may end within any
 
 
 async def test_what_is_stopped_while_it_loads_ends_at_once(models: Models) -> None:
@@ -411,10 +422,11 @@ async def test_a_model_on_disk_that_cannot_be_loaded_is_tried_again_by_the_next_
         assert await said(fleet, "one", 5) == [5]
 
 
-async def test_a_model_that_nobody_uses_is_unloaded_and_comes_back_when_asked(models: Models) -> None:
-    async with models.running(idle_limit=0.2) as fleet:
+async def test_a_model_that_nobody_uses_is_unloaded_and_comes_back_when_asked(models: Models, clock: MockClock) -> None:
+    async with models.running(idle_limit=IDLE_LIMIT) as fleet:
         slot = await fleet.start(models.options("one"))
         first = pid(slot)
+        clock.jump(IDLE_LIMIT)
         await wait_for_status(fleet, "one", "unloaded")
         assert is_gone(first)
         assert (slot.service, fleet.status) == (None, "ok")
@@ -422,29 +434,37 @@ async def test_a_model_that_nobody_uses_is_unloaded_and_comes_back_when_asked(mo
         assert (models.num_starts, models.asked) == (2, [])
 
 
-async def test_a_request_that_comes_while_a_model_is_unloaded_waits_and_has_it_back(models: Models) -> None:
+async def test_a_request_that_comes_while_a_model_is_unloaded_waits_and_has_it_back(
+    models: Models, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.engine.END_LIMIT", 0.5)
+    monkeypatch.setattr("api.fleet.END_LIMIT", 0.5)
     models.behave("stays", "serves")  # the first takes its time to end
-    async with models.running(idle_limit=0.1) as fleet:
+    async with models.running(idle_limit=IDLE_LIMIT) as fleet:
         await fleet.start(models.options("one"))
+        clock.jump(IDLE_LIMIT)
         await wait_for_status(fleet, "one", "stopping")
         assert await said(fleet, "one", 5) == [5]
         assert models.num_starts == 2
 
 
-async def test_a_model_in_use_is_not_idle(models: Models) -> None:
-    async with models.running(idle_limit=0.1) as fleet:
+async def test_a_model_in_use_is_not_idle(models: Models, clock: MockClock) -> None:
+    async with models.running(idle_limit=IDLE_LIMIT) as fleet:
         slot = await fleet.start(models.options("one"))
         service = await fleet.accepting("one")
         with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]):
-            await trio.sleep(0.5)
+            clock.jump(2 * IDLE_LIMIT)
+            await trio.sleep(1.1)  # which is as often as the fleet looks
             assert slot.status == "ready"
+        clock.jump(IDLE_LIMIT)
         await wait_for_status(fleet, "one", "unloaded")
 
 
-async def test_one_that_fails_to_come_back_stays_known(models: Models) -> None:
+async def test_one_that_fails_to_come_back_stays_known(models: Models, clock: MockClock) -> None:
     models.behave("serves", "fails", "serves")
-    async with models.running(idle_limit=0.1) as fleet:
+    async with models.running(idle_limit=IDLE_LIMIT) as fleet:
         await fleet.start(models.options("one"))
+        clock.jump(IDLE_LIMIT)
         await wait_for_status(fleet, "one", "unloaded")
         assert await refusal(fleet, "one") == (503, "model_not_loaded")
         assert statuses(fleet) == {"one": "unloaded"}
@@ -500,9 +520,10 @@ async def test_a_model_that_answers_does_not_give_way(models: Models) -> None:
 
 
 async def test_a_model_whose_request_may_be_on_its_way_gives_way_once_it_was_left_alone(
-    models: Models, monkeypatch: pytest.MonkeyPatch
+    models: Models, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.fleet.IN_USE_SECONDS", 0.2)
+    monkeypatch.setattr("api.fleet.IN_USE_SECONDS", SECONDS / 4)
+    monkeypatch.setattr("api.fleet.ROOM_LIMIT", SECONDS)
     models.on_disk = {"two": models.options("two")}
     models.behave("serves", "starves", "serves")
     async with models.running() as fleet:
@@ -511,10 +532,14 @@ async def test_a_model_whose_request_may_be_on_its_way_gives_way_once_it_was_lef
         asked = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(said, fleet, "two", 6)
-            await trio.sleep(0.1)
+            while models.num_starts < 2 or not is_gone(models.pids[1]):  # noqa: ASYNC110 - as above
+                await trio.sleep(0.005)
+            await wait_all_tasks_blocked()
+            assert statuses(fleet) == {"one": "ready", "two": "loading"}
             with service.engine.generate([Draft([ECHO, 5], 10, PARAMS)]) as generation:
                 assert (await generation.receive())[0][1].tokens == [5]
-        assert trio.current_time() - asked >= 0.2
+            clock.jump(SECONDS / 4)
+        assert trio.current_time() - asked >= SECONDS / 4
         assert statuses(fleet) == {"one": "unloaded", "two": "ready"}
 
 
@@ -618,7 +643,9 @@ def test_two_models_answer_side_by_side_and_one_is_stopped_without_a_trace(serve
     with OpenAI(base_url=server.url, api_key="none") as client:
         assert [model.id for model in client.models.list()] == [MODEL, "mamba", "snake"]
 
-    async def stream(client: AsyncOpenAI, model: str, number: int, num_tokens: int) -> int:
+    async def stream(
+        client: AsyncOpenAI, model: str, number: int, num_tokens: int, begun: asyncio.Barrier | None = None
+    ) -> int:
         answer = await client.chat.completions.create(
             model=model,
             messages=[{"role": "user", "content": f"Count from {number}."}],
@@ -628,6 +655,9 @@ def test_two_models_answer_side_by_side_and_one_is_stopped_without_a_trace(serve
             extra_body={"ignore_eos": True},
         )
         said = 0
+        await anext(answer)
+        if begun is not None:
+            await begun.wait()
         async for chunk in answer:
             said = chunk.usage.completion_tokens if chunk.usage else said
         return said
@@ -637,9 +667,11 @@ def test_two_models_answer_side_by_side_and_one_is_stopped_without_a_trace(serve
             mixed = await asyncio.gather(
                 *(stream(client, MODEL if number % 2 else "snake", number, 24) for number in range(16))
             )
-            staying = [asyncio.create_task(stream(client, MODEL, number, 60)) for number in range(8)]
-            await asyncio.to_thread(wait_until, lambda: server.health(MODEL)["running"] == 8, "all run")
-            stopped = await asyncio.to_thread(post, server, "stop", model="snake")
+            begun = asyncio.Barrier(8 + 1)
+            staying = [asyncio.create_task(stream(client, MODEL, number, 60, begun)) for number in range(8)]
+            await begun.wait()
+            with paused(engines[0]):  # the others cannot end before it has
+                stopped = await asyncio.to_thread(post, server, "stop", model="snake")
             assert stopped.status_code == 200
             return mixed, await asyncio.gather(*staying)
 
@@ -664,7 +696,7 @@ def test_a_model_that_no_memory_can_hold_is_refused_and_the_others_go_on(server:
     assert message.startswith("copy.gguf: it would take"), "where it lies is no client's business"
     assert "are available" in message
     assert server.health()["engine_pid"] == engine
-    assert [model["id"] for model in httpx.get(f"{server.url}/models").json()["data"]] == [MODEL]
+    assert [model["id"] for model in httpx.get(f"{server.url}/models", timeout=SECONDS).json()["data"]] == [MODEL]
 
 
 def test_a_model_whose_vocabulary_llama_cpp_aborts_on_takes_nobody_along(
@@ -675,7 +707,7 @@ def test_a_model_whose_vocabulary_llama_cpp_aborts_on_takes_nobody_along(
     refused = post(server, "start", model="broken", path=str(tmp_path / "broken.gguf"), ctx_len=512, max_seqs=2)
     assert refused.status_code == 409
     assert "the engine ended while loading the model" in refused.json()["error"]["message"]
-    assert [model["id"] for model in httpx.get(f"{server.url}/models").json()["data"]] == [MODEL]
+    assert [model["id"] for model in httpx.get(f"{server.url}/models", timeout=SECONDS).json()["data"]] == [MODEL]
     assert server.health()["status"] == "ok"
 
 
@@ -683,10 +715,11 @@ def test_only_who_is_on_the_machine_and_means_it_starts_and_stops_models(server:
     from api.endpoints.management import is_same_machine
 
     body = f'{{"model": "{MODEL}"}}'
-    refused = httpx.post(f"{server.url}/models/stop", content=body, headers={"Content-Type": "text/plain"})
+    url = f"{server.url}/models/stop"
+    refused = httpx.post(url, content=body, headers={"Content-Type": "text/plain"}, timeout=SECONDS)
     assert (refused.status_code, refused.json()["error"]["code"]) == (415, "unsupported_media_type")
     for name in ("Origin", "Forwarded", "X-Forwarded-For"):  # a web page, or somebody behind a proxy
-        refused = httpx.post(f"{server.url}/models/stop", json={"model": MODEL}, headers={name: "for=10.0.0.1"})
+        refused = httpx.post(url, json={"model": MODEL}, headers={name: "for=10.0.0.1"}, timeout=SECONDS)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
     assert server.health()["status"] == "ok"
     for peer, own, expected in (

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,8 +20,10 @@ from api.command.launch import end
 from api.models import hub as downloads
 from api.models.files import ModelFilesError, ModelNotFoundError, NotOnDiskError, resolve, resolve_name
 from api.record import ask, ask_health, read_record
+from api.tokenizer import Tokenizer
 from tests.api.gguf_files import gguf
 from tests.api.hub import Hub
+from tests.api.servers import SECONDS, wait_until
 
 ROOT = Path(__file__).parents[2]
 SIZE = 400_000
@@ -97,13 +98,6 @@ def has_come(home: Path, num_bytes: int) -> bool:
     return max(map(len, files_in(home).values()), default=0) == num_bytes
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize(
     ("name", "repository", "revision", "folder"),
     [
@@ -156,9 +150,9 @@ def test_a_pull_that_is_cut_half_way_goes_on_from_there(hub: Hub, home: Path, co
     else:
         hub.waits = True
         with spawn("pull", "owner/repo") as pulling:
-            wait_until(lambda: has_come(home, SIZE // 2))
+            wait_until(lambda: has_come(home, SIZE // 2), "half of it has come")
             pulling.send_signal(signal.SIGINT if ending == "interrupt" else signal.SIGKILL)
-            out, err = pulling.communicate(timeout=60)
+            out, err = pulling.communicate(timeout=SECONDS)
         assert out == ""
         told = "cortex: interrupted; 'cortex pull owner/repo' goes on from here\n" if ending == "interrupt" else ""
         assert (pulling.returncode, err) == (130 if ending == "interrupt" else -signal.SIGKILL, told)
@@ -392,7 +386,7 @@ def test_what_the_environment_says_and_cannot_be_meant_is_one_line(
     hub.add("owner/repo", {"model.gguf": model()})
     monkeypatch.setenv(name, value)
     with spawn("pull", "owner/repo") as pulling:
-        out, err = pulling.communicate(timeout=60)
+        out, err = pulling.communicate(timeout=SECONDS)
     assert_fails(subprocess.CompletedProcess("", pulling.returncode, out, err), told)
     assert hub.paths == []
     assert not home.exists()
@@ -402,7 +396,7 @@ def test_a_file_that_holds_no_token_is_one_line(hub: Hub, tmp_path: Path) -> Non
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf/token").write_bytes("\u00e9".encode("latin-1"))
     with spawn("pull", "owner/repo") as pulling:
-        out, err = pulling.communicate(timeout=60)
+        out, err = pulling.communicate(timeout=SECONDS)
     assert_fails(subprocess.CompletedProcess("", pulling.returncode, out, err), "is no token: it is not ASCII")
     assert hub.paths == []
 
@@ -410,7 +404,7 @@ def test_a_file_that_holds_no_token_is_one_line(hub: Hub, tmp_path: Path) -> Non
 def test_an_offline_library_is_one_line(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # which the library reads when it is imported
     with spawn("pull", "owner/repo") as pulling:
-        out, err = pulling.communicate(timeout=60)
+        out, err = pulling.communicate(timeout=SECONDS)
     told = "cortex: nothing can be downloaded while HF_HUB_OFFLINE is set\n"
     assert (pulling.returncode, out, err) == (1, "", told)
     assert hub.paths == []
@@ -433,7 +427,7 @@ def test_what_came_of_a_pull_can_be_removed_unless_it_goes_on(
     hub.add("owner/repo", {"model.gguf": model()})
     hub.budget, hub.waits = SIZE // 2, True
     with spawn("pull", "owner/repo") as pulling:
-        wait_until(lambda: has_come(home, SIZE // 2))
+        wait_until(lambda: has_come(home, SIZE // 2), "half of it has come")
         assert_fails(cortex("models", "remove", "owner/repo"), "owner/repo is being pulled just now")
         pulling.kill()
     result = cortex("models", "remove", "owner/repo")
@@ -486,7 +480,7 @@ def test_what_came_of_a_model_can_be_removed_though_another_one_has_its_folder(
 def test_two_pulls_at_once_are_one_download(hub: Hub, home: Path) -> None:
     hub.add("owner/repo", {"model.gguf": model()})
     with spawn("pull", "owner/repo") as one, spawn("pull", "owner/repo") as two:
-        results = [process.communicate(timeout=60) for process in (one, two)]
+        results = [process.communicate(timeout=SECONDS) for process in (one, two)]
     assert [one.returncode, two.returncode] == [0, 0]
     assert [err for _, err in results] == ["", ""]
     assert hub.sent == SIZE
@@ -752,37 +746,39 @@ def stopped(home: Path) -> Iterator[None]:
     """Whatever server the test starts ends with it."""
     yield
     if record := read_record():
-        end(record.pid, 5.0)
+        end(record.pid, SECONDS)
 
 
 @pytest.mark.usefixtures("stopped")
 def test_run_pulls_what_is_missing_and_the_model_answers_with_its_own_defaults(
-    hub: Hub, home: Path, model_path: str
+    hub: Hub, home: Path, model_path: str, tokenizer: Tokenizer
 ) -> None:
     settings = b"temperature: 0\nmax_tokens: 5\nctx_len: 256\nstop: [nothing of the kind]\nengine: llama-cpp\n"
     hub.add("cortexso/tiny", {"model.gguf": Path(model_path).read_bytes(), "model.yml": settings}, "135m-gguf")
     with spawn("run", "-d", "--port=0", "--max-seqs=2", "--kv-layout=pool", "tiny:135m-gguf") as starting:
-        out, err = starting.communicate(timeout=110)
+        out, err = starting.communicate(timeout=SECONDS)
     record = read_record()
     assert record is not None, err
     assert (starting.returncode, out, err) == (0, f"tiny:135m-gguf answers at {record.base_url}\n", "")
     assert record.model_path == str(home / "models/tiny/135m-gguf/model.gguf")
-    body = {"model": "tiny:135m-gguf", "messages": [{"role": "user", "content": "Count from one to twenty."}]}
-    status, answer = ask(record, "POST", "/v1/chat/completions", body, timeout=60)
+    [letter] = tokenizer.encode("a", parse_special=False)
+    messages = [{"role": "user", "content": "Count from one to twenty."}]
+    body = {"model": "tiny:135m-gguf", "messages": messages, "logit_bias": {str(letter): 100}}
+    status, answer = ask(record, "POST", "/v1/chat/completions", body, timeout=SECONDS)
     assert status == 200, answer
-    assert answer["choices"][0]["message"]["content"]
+    assert answer["choices"][0]["message"]["content"] == "a" * 5
     assert answer["choices"][0]["finish_reason"] == "length"
     assert answer["usage"]["completion_tokens"] == 5
-    health = ask_health(record)
+    health = ask_health(record, SECONDS)
     assert health is not None
     assert health.models[0].context_length == 256
 
     hub.paths.clear()
     with spawn("run", "-d", "tiny:135m-gguf") as again:
-        out, err = again.communicate(timeout=60)
+        out, err = again.communicate(timeout=SECONDS)
     assert (out, err, hub.paths) == (f"tiny:135m-gguf runs already at {record.base_url}\n", "", [])
     with spawn("models", "remove", "tiny:135m-gguf") as removing:
-        out, err = removing.communicate(timeout=60)
+        out, err = removing.communicate(timeout=SECONDS)
     assert (removing.returncode, out) == (1, "")
     assert err == "cortex: tiny:135m-gguf is being served; 'cortex stop tiny:135m-gguf' ends that\n"
 

@@ -21,7 +21,26 @@ CITY = {
     "additionalProperties": False,
 }
 WEATHER: dict[str, Any] = {"name": "weather", "description": "The weather of a city.", "input_schema": CITY}
-CLOCK: dict[str, Any] = {"name": "clock", "input_schema": {"type": "object", "properties": {}}}
+CLOCK: dict[str, Any] = {
+    "name": "clock",
+    "input_schema": {"type": "object", "properties": {}, "additionalProperties": False},
+}
+CALL_TOKENS = 200
+"""More than the text of one of their calls can have characters."""
+
+
+def matching(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
+
+
+def saying(text: str) -> dict[str, Any]:
+    """Has the answer be this text in quotes, whatever the model would say."""
+    return matching({"const": text})
+
+
+def counting(count: int) -> dict[str, Any]:
+    """Has the answer be a list of so many numbers, each of which is the model's choice."""
+    return matching({"type": "array", "items": {"enum": [1, 2]}, "minItems": count, "maxItems": count})
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +101,22 @@ def text_of(message: Message) -> str:
     return block.text
 
 
+def tokens_read(message: Message) -> int:
+    return message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)
+
+
+def post(server: CortexServer, path: str, **fields: Any) -> Any:
+    base = server.url.removesuffix("/v1")
+    return httpx.post(f"{base}/{path}", json={"model": MODEL, **fields}, timeout=SECONDS).json()
+
+
+def check_reads_the_same(answer: dict[str, Any], message: Message) -> None:
+    """An answer, to what nobody asked before the message did: only the last token is read anew."""
+    usage = answer["usage"]
+    assert usage["prompt_tokens"] == tokens_read(message)
+    assert usage["prompt_tokens_details"]["cached_tokens"] == tokens_read(message) - 1
+
+
 def calls_of(message: Message) -> list[Any]:
     return [block for block in message.content if block.type == "tool_use"]
 
@@ -90,10 +125,10 @@ def calls_of(message: Message) -> list[Any]:
 
 
 def test_a_message_is_answered(way: Way) -> None:
-    message = way.ask("Name a colour.", temperature=0)
-    assert text_of(message)
+    message = way.ask("Name a colour.", temperature=0, **saying("blue"))
+    assert text_of(message) == '"blue"'
     assert (message.type, message.role, message.model) == ("message", "assistant", MODEL)
-    assert message.stop_reason in ("end_turn", "max_tokens")
+    assert message.stop_reason == "end_turn"
     assert message.stop_sequence is None
     assert 1 <= message.usage.output_tokens <= 24
 
@@ -102,57 +137,63 @@ def test_what_was_read_before_is_counted_apart(way: Way, server: CortexServer) -
     question = "All work and no play makes Jack a dull boy. " * 10
     first, second = way.ask(question, max_tokens=1), way.ask(question, max_tokens=1)
     assert second.usage.cache_read_input_tokens
-    totals = [message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0) for message in (first, second)]
     with client_of(server) as client:
         counted = client.messages.count_tokens(model=MODEL, messages=[{"role": "user", "content": question}])
-    assert totals == [counted.input_tokens] * 2
+    assert [tokens_read(message) for message in (first, second)] == [counted.input_tokens] * 2
 
 
-def test_the_same_is_said_in_every_way_and_by_the_chat(way: Way, server: CortexServer) -> None:
-    told = way.ask("Name a colour.", temperature=0, system="Be brief.")
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a colour."}]
-    body = {"model": MODEL, "messages": messages, "max_tokens": 24, "temperature": 0}
-    chat = httpx.post(f"{server.url}/chat/completions", json=body, timeout=SECONDS).json()
-    assert text_of(told) == chat["choices"][0]["message"]["content"]
+def test_the_same_is_read_and_said_in_every_way_and_by_the_chat(
+    way: Way, server: CortexServer, request: pytest.FixtureRequest
+) -> None:
+    system = f"Be brief, {request.node.name}."
+    told = way.ask("Name a colour.", system=system, **saying("blue"))
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": "Name a colour."}]
+    wanted = {"type": "json_schema", "json_schema": {"name": "colour", "schema": {"const": "blue"}}}
+    chat = post(server, "v1/chat/completions", messages=messages, max_tokens=24, response_format=wanted)
+    assert text_of(told) == chat["choices"][0]["message"]["content"] == '"blue"'
+    check_reads_the_same(chat, told)
 
 
 def test_a_stop_sequence_ends_the_answer_and_is_named(way: Way) -> None:
-    message = way.ask("Count: 1 2 3 4 5", temperature=0, max_tokens=60, stop_sequences=["nowhere", "e"])
+    message = way.ask("Count.", stop_sequences=["nowhere", "e"], **saying("one two three"))
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "e")
-    assert "e" not in "".join(block.text for block in message.content if block.type == "text")
+    assert text_of(message) == '"on'
 
 
 def test_tokens_that_are_used_up_are_the_reason(way: Way) -> None:
-    assert way.ask("Tell me a long story.", max_tokens=3, temperature=0).stop_reason == "max_tokens"
+    message = way.ask("Tell me a long story.", max_tokens=3, **saying("Once there was a king who had no crown."))
+    assert (message.stop_reason, message.usage.output_tokens) == ("max_tokens", 3)
     assert way.ask("Tell me a long story.", max_tokens=0).content == []
 
 
-def test_an_answer_goes_on_from_its_beginning(way: Way) -> None:
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
-    begun = [*messages, {"role": "assistant", "content": "The capital of France is"}]
-    assert "Paris" in text_of(way.ask(begun, temperature=0))
+def test_an_answer_goes_on_from_its_beginning(way: Way, server: CortexServer, request: pytest.FixtureRequest) -> None:
+    """It reads what the template makes of the question, and the beginning right behind that."""
+    asked = {"role": "user", "content": f"What is the capital of France? ({request.node.name})"}
+    begun = "The capital of France is"
+    message = way.ask([asked, {"role": "assistant", "content": begun}], max_tokens=1)
+    assert begun not in "".join(block.text for block in message.content if block.type == "text")
+    prompt = post(server, "apply-template", messages=[asked])["prompt"]
+    check_reads_the_same(post(server, "v1/completions", prompt=prompt + begun, max_tokens=1), message)
 
 
 def test_an_answer_matches_its_schema(way: Way) -> None:
-    config = {"format": {"type": "json_schema", "schema": CITY}}
-    message = way.ask("Describe a trip.", max_tokens=100, output_config=config)
+    message = way.ask("Describe a trip.", max_tokens=CALL_TOKENS, **matching(CITY))
     assert message.stop_reason == "end_turn"
     jsonschema.validate(json.loads(text_of(message)), CITY)
 
 
 def test_every_piece_of_a_stream_is_heard(server: CortexServer) -> None:
     with client_of(server) as client:
-        fields: dict[str, Any] = {
-            "model": MODEL,
-            "max_tokens": 20,
-            "extra_body": {"temperature": 0},
-            "messages": [{"role": "user", "content": "Tell me a story."}],
-        }
+        fields: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Count."}]}
+        with client.messages.stream(**fields, max_tokens=1500, **counting(400)) as stream:
+            first = next(iter(stream.text_stream))
+        assert len(first) < 400, "a busy machine may tell several tokens at once, but not so many"
+        fields |= {"max_tokens": 100, **counting(20)}
         with client.messages.stream(**fields) as stream:
             pieces = list(stream.text_stream)
             message = stream.get_final_message()
-        assert len(pieces) > 1
         assert "".join(pieces) == text_of(message)
+        assert len(json.loads(text_of(message))) == 20
         kinds = [event.type for event in client.messages.create(**fields, stream=True)]
     assert kinds[:2] == ["message_start", "content_block_start"]
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
@@ -165,7 +206,7 @@ def test_every_piece_of_a_stream_is_heard(server: CortexServer) -> None:
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}], ids=str)
 def test_a_call_that_must_be_made_is_made(way: Way, choice: dict[str, Any]) -> None:
     choice = choice | {"disable_parallel_tool_use": True}
-    message = way.ask("The weather in Rome?", tools=[CLOCK, WEATHER], tool_choice=choice, max_tokens=100)
+    message = way.ask("The weather in Rome?", tools=[CLOCK, WEATHER], tool_choice=choice, max_tokens=CALL_TOKENS)
     assert message.stop_reason == "tool_use"
     [call] = message.content
     assert call.type == "tool_use"
@@ -176,22 +217,33 @@ def test_a_call_that_must_be_made_is_made(way: Way, choice: dict[str, Any]) -> N
 
 def test_a_call_and_its_result_go_back_in(way: Way) -> None:
     messages: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
-    fields: dict[str, Any] = {"tools": [WEATHER], "max_tokens": 100}
-    called = way.ask(messages, tool_choice={"type": "tool", "name": "weather"}, **fields)
-    result = {"type": "tool_result", "tool_use_id": calls_of(called)[0].id, "content": "Sunny, 25 degrees."}
+    fields: dict[str, Any] = {"tools": [WEATHER], "max_tokens": CALL_TOKENS}
+    choice = {"type": "tool", "name": "weather", "disable_parallel_tool_use": True}
+    called = way.ask(messages, tool_choice=choice, **fields)
+    [call] = calls_of(called)
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "Sunny, 25 degrees."}
     messages += [{"role": "assistant", "content": called.content}, {"role": "user", "content": [result]}]
-    message = way.ask(messages, temperature=0, **fields)
+    message = way.ask(messages, **fields, **saying("Sunny."))
     assert message.content
     assert message.usage.cache_read_input_tokens, "the conversation so far is in memory"
+    assert message.usage.cache_read_input_tokens >= tokens_read(called) - 1
 
 
 def test_whether_to_call_is_the_models_choice(way: Way) -> None:
-    assert way.ask("Say hello.", tools=[WEATHER], max_tokens=60, temperature=0).content
-    assert calls_of(way.ask("Say hello.", tools=[WEATHER], tool_choice={"type": "none"}, max_tokens=8)) == []
+    fields: dict[str, Any] = {"tools": [WEATHER], "max_tokens": CALL_TOKENS}
+    choice = {"type": "auto", "disable_parallel_tool_use": True}
+    message = way.ask("Say hello.", tool_choice=choice, **fields, **saying("Hello."))
+    [block] = message.content
+    assert (block.type, message.stop_reason) in (("text", "end_turn"), ("tool_use", "tool_use"))
+    message = way.ask("Say hello.", tool_choice={"type": "none"}, **fields, **saying("Hello."))
+    assert text_of(message) == '"Hello."'
 
 
 def test_a_call_that_is_cut_is_an_object_all_the_same(way: Way) -> None:
-    message = way.ask("Rome?", tools=[WEATHER], tool_choice={"type": "any"}, max_tokens=20)
+    """Its beginning has fewer characters than the answer may have tokens, and its first argument has more tokens."""
+    far = {"city": {"const": " ".join(["far"] * 80)}, "days": {"enum": [1, 2, 3]}}
+    weather = WEATHER | {"input_schema": CITY | {"properties": far}}
+    message = way.ask("Rome?", tools=[weather], tool_choice={"type": "any"}, max_tokens=60)
     assert message.stop_reason == "max_tokens"
     [call] = calls_of(message)
     assert call.name == "weather"
@@ -212,7 +264,7 @@ def test_the_sdk_runs_tools_by_itself(server: CortexServer) -> None:
     with client_of(server) as client:
         runner = client.beta.messages.tool_runner(
             model=MODEL,
-            max_tokens=60,
+            max_tokens=CALL_TOKENS,
             messages=[{"role": "user", "content": "The weather in Rome?"}],
             tools=[weather],
             tool_choice={"type": "any", "disable_parallel_tool_use": True},

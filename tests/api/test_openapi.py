@@ -223,7 +223,7 @@ STREAMED: Counter[str] = Counter()
 
 
 def load(mode: str) -> schemathesis.BaseSchema:
-    config = SchemathesisConfig.from_dict({"generation": {"deterministic": True, "mode": mode}})
+    config = SchemathesisConfig.from_dict({"generation": {"deterministic": settings().derandomize, "mode": mode}})
     return schemathesis.openapi.from_dict(document(), config=config)
 
 
@@ -282,19 +282,17 @@ def check(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
             kind.model_validate_json(event)
 
 
-bounded = settings(
-    max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
-)
+patient = settings(suppress_health_check=list(HealthCheck))
 
 
 @anything.parametrize()
-@bounded
+@patient
 def test_whatever_is_asked_the_answer_is_as_described(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
     check(case, server)
 
 
 @sensible.parametrize()
-@bounded
+@patient
 def test_what_may_be_served_is_answered_as_described(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
     check(case, server)
 

@@ -26,6 +26,7 @@ from api.record import (
     started_record,
 )
 from scheduler.config import EngineConfig
+from tests.api.servers import SECONDS
 
 OPTIONS = ServerOptions(
     ModelOptions("tiny", Path("/models/tiny.gguf"), EngineConfig("/models/tiny.gguf"), aliases=("small", "little")),
@@ -200,7 +201,7 @@ def answering(body: bytes) -> Iterator[int]:
 def test_health_is_what_the_server_says(record: ServerRecord) -> None:
     body = asdict(HEALTH) | {"statistics": {"of": "a later version"}}
     with answering(json.dumps(body).encode()) as port:
-        assert ask_health(replace(record, port=port)) == HEALTH
+        assert ask_health(replace(record, port=port), SECONDS) == HEALTH
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"ok"', b"{}", b'{"status": "ok"}', b"\xff"])

@@ -1,7 +1,10 @@
 """A server that says what a test wrote down, byte by byte, and a chat that answers in virtual time."""
 
+import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from typing import Any
 
 import orjson
@@ -11,8 +14,21 @@ from bench.records import Ask, Record
 
 EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
+SECONDS = 120.0
+"""Nothing here takes so long, even on a machine that is busy."""
 
 Script = Callable[[dict[str, Any], trio.SocketStream], Awaitable[None]]
+
+
+_port_numbers = count(16 * os.getpid())
+
+
+def free_port() -> int:
+    """One of a block of this process's own, below those that systems hand out: nobody else takes it meanwhile."""
+    while True:
+        port = 10_000 + next(_port_numbers) % 6_000
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def event(payload: dict[str, Any]) -> bytes:

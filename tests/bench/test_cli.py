@@ -9,7 +9,7 @@ import trio
 from typer.testing import CliRunner, Result
 
 from bench.__main__ import app
-from tests.bench.fakes import DONE, EVENTS, Script, content, finish, plain, role, saying, serving, usage
+from tests.bench.fakes import DONE, EVENTS, SECONDS, Script, content, finish, plain, role, saying, serving, usage
 
 OK = saying(EVENTS, role(), content("one"), content(" two"), finish(), usage(130, 48, 13), DONE)
 
@@ -17,7 +17,7 @@ OK = saying(EVENTS, role(), content("one"), content(" two"), finish(), usage(130
 async def invoke(script: Script, *arguments: str) -> Result:
     async with serving(script) as server:
         command = ["load", "--url", server.url, "--settle", "0", *arguments]
-        with trio.fail_after(30):
+        with trio.fail_after(SECONDS):
             return await trio.to_thread.run_sync(lambda: CliRunner().invoke(app, command))
 
 
@@ -92,7 +92,7 @@ async def test_interference_against_a_server() -> None:
         await answer(body, stream)
 
     answer = saying(content("a"), finish(), usage(2500, 16), DONE)
-    result = await invoke(script, "--workload", "interference", "--repeat", "2", "--time-limit", "10")
+    result = await invoke(script, "--workload", "interference", "--repeat", "2", "--time-limit", str(SECONDS))
     assert result.exit_code == 0, result.output
     outcome = last_line(result)
     assert (outcome["requests"], outcome["errors"]) == (16, 0)

@@ -1,9 +1,13 @@
 """The measuring client against a server that says exactly what a test wrote down."""
 
+import re
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from bench import client as client_module
 from bench.client import Client, Target, first_model, open_http, require_loopback
@@ -11,6 +15,7 @@ from bench.records import Ask, BenchError, Record
 from tests.bench.fakes import (
     DONE,
     EVENTS,
+    SECONDS,
     Script,
     content,
     event,
@@ -25,11 +30,11 @@ from tests.bench.fakes import (
 ASK = Ask(({"role": "user", "content": "hello"},), 8, "stream")
 
 
-async def measure(script: Script, **settings: Any) -> Record:
+async def measure(script: Script, watch: Callable[[int], None] | None = None, **settings: Any) -> Record:
     async with serving(script) as server:
         target = Target(url=server.url, model="fake", **settings)
         async with open_http(target.api_key, target.timeout) as http:
-            return await Client(http, target).chat(ASK)
+            return await Client(http, target).chat(ASK, watch=watch)
 
 
 async def test_an_answer_is_measured() -> None:
@@ -115,27 +120,31 @@ async def test_whatever_goes_wrong_is_in_the_record(parts: list[bytes], error: s
 
 
 async def test_nobody_listens() -> None:
-    async with serving(saying()) as server:
-        url = server.url
-    async with open_http(None, 5) as http:
-        record = await Client(http, Target(url=url, model="fake")).chat(ASK)
-        assert record.error is not None
-        assert record.error.startswith("ConnectError")
-        with pytest.raises(BenchError, match="cannot ask"):
-            await first_model(http, url)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and nobody else can
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        async with open_http(None, SECONDS) as http:
+            record = await Client(http, Target(url=url, model="fake")).chat(ASK)
+            assert record.error is not None
+            assert record.error.startswith("ConnectError")
+            with pytest.raises(BenchError, match="cannot ask"):
+                await first_model(http, url)
 
 
-async def test_a_silent_server_is_given_up() -> None:
+@pytest.mark.parametrize("limits", [{"timeout": 500.0}, {"time_limit": 500.0}])
+async def test_a_silent_server_is_given_up(limits: dict[str, float], mock_clock: MockClock) -> None:
     async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
         await stream.send_all(EVENTS + content("a"))
         await trio.sleep_forever()
 
-    for limits in ({"timeout": 0.1}, {"time_limit": 0.1}):
-        record = await measure(script, **limits)
-        assert record.error is not None
-        assert record.error.startswith("timeout after 0.")
-        assert len(record.chunks) == 1
-        assert record.end - record.start < 5
+    def watch(n_chunks: int) -> None:
+        mock_clock.jump(500.0 * n_chunks)
+
+    record = await measure(script, watch, **limits)
+    assert record.error is not None
+    assert re.match(r"timeout after \d+\.\d s$", record.error)
+    assert len(record.chunks) == 1
+    assert trio.current_time() == 500.0
 
 
 async def test_nothing_is_waited_for_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +154,7 @@ async def test_nothing_is_waited_for_after_the_end(monkeypatch: pytest.MonkeyPat
         await stream.send_all(EVENTS + content("a", "stop") + DONE + content("late"))
         await trio.sleep_forever()
 
-    with trio.fail_after(10):
+    with trio.fail_after(SECONDS):
         record = await measure(script)
     assert record.error is None
     assert record.text == "a"
@@ -167,9 +176,9 @@ async def test_an_aborted_request_is_closed_and_is_no_error() -> None:
         seen.append(n_chunks)
         scope.cancel()
 
-    async with serving(script) as server, open_http(None, 5) as http:
+    async with serving(script) as server, open_http(None, SECONDS) as http:
         record = await Client(http, Target(url=server.url, model="fake")).chat(ASK, abort=scope, watch=watch)
-        with trio.fail_after(5):
+        with trio.fail_after(SECONDS):
             await gone.wait()
     assert record.aborted
     assert record.error is None
@@ -184,7 +193,7 @@ async def test_a_server_may_drop_a_connection_that_it_kept() -> None:
         await stream.send_all(head + answer)
         await stream.receive_some()  # the next request, or the end
 
-    async with serving(script) as server, open_http(None, 5) as http:
+    async with serving(script) as server, open_http(None, SECONDS) as http:
         client = Client(http, Target(url=server.url, model="fake"))
         records = [await client.chat(ASK) for _ in range(2)]
     assert [record.error for record in records] == [None, None]
@@ -192,7 +201,7 @@ async def test_a_server_may_drop_a_connection_that_it_kept() -> None:
 
 async def test_what_is_sent() -> None:
     script = saying(EVENTS, content("a", "stop"), DONE)
-    async with serving(script) as server, open_http("key", 5) as http:
+    async with serving(script) as server, open_http("key", SECONDS) as http:
         assert await first_model(http, server.url) == "fake"
         target = Target(url=server.url, model="m", temperature=0.5, top_p=0.9)
         await Client(http, target).chat(ASK)
@@ -226,8 +235,8 @@ async def test_requests_do_not_queue_in_the_client() -> None:
         await stream.send_all(EVENTS + content("a", "stop") + DONE)
 
     records = []
-    async with serving(script) as server, open_http(None, 15) as http:
-        client = Client(http, Target(url=server.url, model="fake", timeout=15))
+    async with serving(script) as server, open_http(None, SECONDS) as http:
+        client = Client(http, Target(url=server.url, model="fake", timeout=SECONDS))
 
         async def one() -> None:
             records.append(await client.chat(ASK))

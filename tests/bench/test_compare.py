@@ -29,10 +29,10 @@ from bench.contestants import Entry
 from bench.load import Repetition
 from bench.peers import BARE, TUNED, TUNING, Common
 from bench.records import BenchError
-from bench.servers import Usage, free_ports
+from bench.servers import Usage
 from bench.table import Block
 from bench.workloads import Settings
-from tests.bench.fakes import record
+from tests.bench.fakes import free_port, record
 from tests.bench.test_servers import FAKE
 
 BASE = Settings(workload="trace", settle_s=0.0)
@@ -206,7 +206,7 @@ def test_what_is_not_built_is_told(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fake_url() -> Iterator[str]:
-    (port,) = free_ports(1)
+    port = free_port()
     process = subprocess.Popen([sys.executable, str(FAKE), str(port)], stdout=subprocess.DEVNULL)
     yield f"http://127.0.0.1:{port}/v1"
     process.terminate()

@@ -8,20 +8,21 @@ import pytest
 
 from bench.records import BenchError
 from bench.restart import measure
-from bench.servers import Server, Spec, free_ports
+from bench.servers import Server, Spec
+from tests.bench.fakes import SECONDS, free_port
 from tests.bench.test_servers import FAKE
 
 
 class CountingServer(Server):
     num_starts = 0
 
-    async def start(self, within: float = 30.0) -> None:
+    async def start(self, within: float = SECONDS) -> None:
         self.num_starts += 1
         await super().start(within)
 
 
 def fake(tmp_path: Path, *flags: str) -> CountingServer:
-    (port,) = free_ports(1)
+    port = free_port()
     command = (sys.executable, str(FAKE), str(port), *flags)
     return CountingServer(Spec(name="fake", url=f"http://127.0.0.1:{port}/v1", command=command), tmp_path / "log")
 

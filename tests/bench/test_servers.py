@@ -4,25 +4,25 @@ import os
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import trio
+from httpx import AsyncClient
+from trio.testing import MockClock
 
 from bench import servers
+from bench.client import first_model
 from bench.compare import running, until_signal
 from bench.records import BenchError
 from bench.servers import Server, Spec, free_ports
+from tests.api.servers import is_gone
+from tests.bench.fakes import SECONDS, free_port
 
 FAKE = Path(__file__).with_name("fake_server.py")
 
 
 def spec(*how: str, name: str = "fake") -> Spec:
-    (port,) = free_ports(1)
+    port = free_port()
     return Spec(name=name, url=f"http://127.0.0.1:{port}/v1", command=(sys.executable, str(FAKE), str(port), *how))
-
-
-def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 async def test_a_server_is_started_watched_and_stopped_with_its_children(tmp_path: Path) -> None:
@@ -33,10 +33,10 @@ async def test_a_server_is_started_watched_and_stopped_with_its_children(tmp_pat
     usage = server.usage()
     assert usage.cpu_s > 0
     assert usage.memory_bytes > 1 << 20
-    assert await server.quiet(30.0)
+    assert await server.quiet(SECONDS)
     await server.stop()
     assert not server.alive
-    assert gone(child)
+    assert is_gone(child)
     await server.stop()
 
 
@@ -61,11 +61,25 @@ async def test_a_command_that_is_not_there(tmp_path: Path) -> None:
         await server.start()
 
 
-async def test_who_does_not_answer_in_time(tmp_path: Path) -> None:
-    (port,) = free_ports(1)
-    server = Server(Spec(name="silent", url=f"http://127.0.0.1:{port}/v1"), tmp_path / "log")
+async def test_who_does_not_answer_in_time(
+    tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mock_clock.rate = 1.0
+    num_asked = 0
+
+    async def ask(http: AsyncClient, url: str) -> str:
+        nonlocal num_asked
+        num_asked += 1
+        try:
+            return await first_model(http, url)
+        finally:
+            mock_clock.jump(SECONDS)
+
+    monkeypatch.setattr(servers, "first_model", ask)
+    server = Server(Spec(name="silent", url=f"http://127.0.0.1:{free_port()}/v1"), tmp_path / "log")
     with pytest.raises(BenchError, match="silent does not answer: cannot ask"):
-        await server.start(0.3)
+        await server.start(2.5 * SECONDS)
+    assert num_asked == 3
 
 
 async def test_a_server_that_will_not_go_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +104,7 @@ async def test_a_signal_stops_the_servers_and_not_the_program(tmp_path: Path) ->
     async with until_signal(said.append) as scope, running([spec(), spec("dies")], tmp_path, said.append) as started:
         assert [server.alive for server in started] == [True, False]
         os.kill(os.getpid(), 15)
-        await trio.sleep(60.0)
+        await trio.sleep(SECONDS)
     assert scope.cancelled_caught
     assert not started[0].alive
     assert said[-1] == "SIGTERM: stopping the servers"

@@ -21,6 +21,8 @@ from tests.kvcache.fakes import FakeLanes, FakeMemory, as_bytes
 
 LARGE = 1 << 20
 VERSION = "model"
+SECONDS = 120
+"""No disk takes so long."""
 
 
 def text(start: int, length: int) -> list[int]:
@@ -130,8 +132,9 @@ def page_of(seed: int) -> Blob:
 
 def read(disk: DiskTier, digest: bytes) -> Blob | None:
     disk.read(digest)
-    disk.wait()
-    ((name, blob),) = disk.arrivals()
+    while not (arrived := disk.arrivals()):
+        disk.wait()
+    ((name, blob),) = arrived
     assert name == digest
     return blob
 
@@ -143,31 +146,31 @@ def name(number: int) -> bytes:
 def test_pages_are_found_after_a_restart(folder: Path) -> None:
     first = DiskTier(folder, VERSION, LARGE)
     first.write(name(1), page_of(1))
-    first.close(5)
+    first.close(SECONDS)
     second = DiskTier(folder, VERSION, LARGE)
     assert second.size_of(name(1)) > 1000
     found = read(second, name(1))
     assert found is not None
     assert (found == page_of(1)).all()
     assert second.size_of(name(2)) == 0
-    second.close(5)
+    second.close(SECONDS)
 
 
 def test_another_version_finds_nothing(folder: Path) -> None:
     first = DiskTier(folder, VERSION, LARGE)
     first.write(name(1), page_of(1))
-    first.close(5)
+    first.close(SECONDS)
     other = DiskTier(folder, "another model", LARGE)
     assert other.size_of(name(1)) == 0
     assert other.num_bytes > 1000, "but it counts"
-    other.close(5)
+    other.close(SECONDS)
 
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "flipped", "empty", "renamed"])
 def test_a_broken_page_is_no_page(folder: Path, damage: str) -> None:
     disk = DiskTier(folder, VERSION, LARGE)
     disk.write(name(1), page_of(1))
-    disk.close(5)
+    disk.close(SECONDS)
     (path,) = folder.glob("*/*.page")
     content = path.read_bytes()
     flipped = bytes([content[-1] ^ 1])
@@ -181,22 +184,22 @@ def test_a_broken_page_is_no_page(folder: Path, damage: str) -> None:
     assert read(disk, digest) is None
     assert disk.size_of(digest) == 0
     assert not path.exists()
-    disk.close(5)
+    disk.close(SECONDS)
 
 
 def test_what_a_crash_left_unfinished_is_removed(folder: Path) -> None:
-    DiskTier(folder, VERSION, LARGE).close(5)
+    DiskTier(folder, VERSION, LARGE).close(SECONDS)
     (folder / VERSION / f"{name(1).hex()}.unfinished").write_bytes(b"half a")
     disk = DiskTier(folder, VERSION, LARGE)
     assert (disk.num_pages, list(folder.glob("*/*"))) == (0, [])
-    disk.close(5)
+    disk.close(SECONDS)
 
 
 def test_the_disk_is_bounded(folder: Path) -> None:
     disk = DiskTier(folder, VERSION, 5000)
     for number in range(12):
         disk.write(name(number), page_of(number))
-    disk.close(5)
+    disk.close(SECONDS)
     assert disk.num_bytes <= 5000
     assert sum(path.stat().st_size for path in folder.glob("*/*")) == disk.num_bytes
     assert disk.size_of(name(11))
@@ -207,7 +210,7 @@ def test_a_folder_that_cannot_be_written_costs_pages_only(folder: Path) -> None:
     disk = DiskTier(folder, VERSION, LARGE)
     (folder / VERSION).rmdir()
     disk.write(name(1), page_of(1))
-    disk.close(5)
+    disk.close(SECONDS)
     assert disk.size_of(name(1)) == 0
 
 
@@ -216,10 +219,10 @@ def restarted(folder: Path) -> Iterator[Tiered]:
     """A cache that finds on the disk what another computed and kept when it was closed."""
     first = Tiered(num_pages=8, disk=DiskTier(folder, VERSION, LARGE))
     first.run(text(0, 200))
-    first.cache.close(5)
+    first.cache.close(SECONDS)
     second = Tiered(num_pages=8, disk=DiskTier(folder, VERSION, LARGE))
     yield second
-    second.cache.close(5)
+    second.cache.close(SECONDS)
 
 
 def test_sequences_survive_a_restart(restarted: Tiered) -> None:
@@ -234,18 +237,18 @@ def test_so_does_the_end_that_fills_no_page(restarted: Tiered) -> None:
 def test_a_broken_end_is_computed(folder: Path) -> None:
     first = Tiered(disk=DiskTier(folder, VERSION, LARGE))
     first.run(text(0, 40))
-    first.cache.close(5)
+    first.cache.close(SECONDS)
     end = folder / VERSION / (digest_of(digest_of(b"", as_bytes(text(0, 32))), b"").hex() + ".page")
     end.write_bytes(end.read_bytes()[:-1])
     second = Tiered(disk=DiskTier(folder, VERSION, LARGE))
     assert second.run(text(0, 60)) == PAGE_TOKENS
-    second.cache.close(5)
+    second.cache.close(SECONDS)
 
 
 def test_a_prefix_larger_than_host_memory_is_read_in_part(folder: Path, restarted: Tiered) -> None:
     small = Tiered(num_pages=8, host_bytes=6 * PAGE_BYTES, disk=DiskTier(folder, VERSION, LARGE))
     assert 0 < small.run(text(0, 200)) <= 3 * PAGE_TOKENS
-    small.cache.close(5)
+    small.cache.close(SECONDS)
 
 
 PREFIXES = [text(0, 24) + text(100, 90), text(0, 24) + text(100, 8) + text(300, 70), text(600, 96)]
@@ -296,7 +299,7 @@ class TierMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.running.clear()
-        self.tiered.cache.close(5)
+        self.tiered.cache.close(SECONDS)
         self.open()
 
     @invariant()
@@ -306,7 +309,7 @@ class TierMachine(RuleBasedStateMachine):
             assert self.tiered.memory.tokens(branch.id) == tokens[: branch.num_tokens]
 
     def teardown(self) -> None:
-        self.tiered.cache.close(5)
+        self.tiered.cache.close(SECONDS)
         self.directory.cleanup()
 
 

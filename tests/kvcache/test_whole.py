@@ -18,7 +18,7 @@ from kvcache.pool import PoolCache
 from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Branch
 from kvcache.whole import WholeTier, whole_digest
 from tests.kvcache.fakes import FakeLanes, FakeMemory, as_bytes
-from tests.kvcache.test_tiers import LARGE, VERSION, Tiered, TierMachine, text
+from tests.kvcache.test_tiers import LARGE, SECONDS, VERSION, Tiered, TierMachine, text
 
 
 class States:
@@ -129,22 +129,22 @@ def test_sequences_survive_a_restart(tmp_path: Path) -> None:
     first = Whole(disk=DiskTier(tmp_path, VERSION, LARGE))
     first.run(text(0, 50))
     first.run(text(0, 70))
-    first.cache.close(5)
+    first.cache.close(SECONDS)
     second = Whole(disk=DiskTier(tmp_path, VERSION, LARGE))
     assert second.run(text(0, 60)) == 50
     assert second.run(text(0, 100)) == 70
-    second.cache.close(5)
+    second.cache.close(SECONDS)
 
 
 def test_one_that_is_broken_on_the_disk_is_computed(tmp_path: Path) -> None:
     first = Whole(disk=DiskTier(tmp_path, VERSION, LARGE))
     first.run(text(0, 50))
-    first.cache.close(5)
+    first.cache.close(SECONDS)
     path = tmp_path / VERSION / (whole_digest(as_bytes(text(0, 50))).hex() + ".page")
     path.write_bytes(path.read_bytes()[:-1])
     second = Whole(disk=DiskTier(tmp_path, VERSION, LARGE))
     assert second.run(text(0, 60)) == 0
-    second.cache.close(5)
+    second.cache.close(SECONDS)
 
 
 def test_a_failed_step_leaves_nothing_to_be_kept() -> None:
@@ -215,7 +215,7 @@ class WholeMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.running.clear()
-        self.whole.cache.close(5)
+        self.whole.cache.close(SECONDS)
         self.open()
 
     @invariant()
@@ -229,7 +229,7 @@ class WholeMachine(RuleBasedStateMachine):
             assert branch.num_pages * PAGE_TOKENS >= branch.num_tokens
 
     def teardown(self) -> None:
-        self.whole.cache.close(5)
+        self.whole.cache.close(SECONDS)
         self.directory.cleanup()
 
 

@@ -132,7 +132,11 @@ def said_by(events: Sequence[Event]) -> list[Said]:
     return said
 
 
-@pytest.mark.parametrize(("dialect", "text", "said"), RECORDED, ids=lambda value: str(value)[:50])
+def name_of(value: object) -> str:
+    return type(value).__name__ if isinstance(value, Dialect) else str(value)[:50]
+
+
+@pytest.mark.parametrize(("dialect", "text", "said"), RECORDED, ids=name_of)
 def test_recorded_answers(dialect: Dialect, text: str, said: list[Said]) -> None:
     events = parsed(dialect.parser(USE), [text])
     assert said_by(events) == said
