@@ -5,6 +5,7 @@ PYTHON ?= python3
 MODEL ?= smollm2:135m
 VENV := .venv
 BIN := $(VENV)/bin
+RESULTS := $(VENV)/tests.xml
 # Done once for these versions of the project's requirements and of the pins.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
@@ -15,12 +16,15 @@ PEERS_STAMP := $(PEERS)/.built-$(PEERS_LLAMA)-$(shell cksum < bench/peers.txt | 
 # Prints every tenth step of a compilation, from ninja's `[10/200]`.
 EVERY_TENTH := sed -unE 's/^ *\[([0-9]*0)\/([0-9]+)\].*/    compiled \1 of \2/p; /^Successfully installed/p'
 
-.PHONY: serve test check lint types layers unit install peers micro clients format clean
+.PHONY: serve test check lint types layers unit fuzz install peers micro clients format clean
 
 serve: install            ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
 
-test: check unit          ## everything that CI checks
+test: install             ## everything that CI checks
+	@started=$$SECONDS; $(MAKE) --no-print-directory check unit; \
+	    tests=$$(sed -n 's/.*<testsuite [^>]*tests="\([0-9]*\)".*/\1/p' $(RESULTS)); \
+	    echo "==> all checks and $$tests tests passed in $$(( (SECONDS - started + 30) / 60 )) minutes"
 
 install: $(STAMP)
 
@@ -48,8 +52,12 @@ types: install
 layers: install
 	$(BIN)/lint-imports
 
+# Two files at a time, in the order of their names: those that start servers and engines come first, the quick ones last.
 unit: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --junit-xml $(RESULTS)
+
+fuzz: install             ## made-up requests and sequences of events, many more and others every time
+	$(BIN)/python -m pytest --hypothesis-profile fuzz -m hypothesis
 
 format: install           ## bring the code into shape
 	$(BIN)/ruff format .
