@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from api.tokenizer import Tokenizer
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell has what it starts in the background ignore interrupts, and so would everything that tests start.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _signal in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        # Shells and nohup have what they start in the background ignore it, and so would everything that tests start.
+        signal.signal(_signal, signal.default_int_handler if _signal is signal.SIGINT else signal.SIG_DFL)
 
 # No deadline: the machine may be busy. The gate makes up the same requests each time, `make fuzz` leaves it to chance.
 settings.register_profile("cortex", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
