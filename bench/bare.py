@@ -17,12 +17,12 @@ from typing import Final
 
 import numpy as np
 
-from api.template import ChatTemplate
+from api.text.template import ChatTemplate
 from bench.records import BenchError, Message, Record
 from bench.workloads import Session, words
 from scheduler.config import EngineConfig
-from scheduler.llama import MAX_SEQUENCE_IDS, Context, Model
-from scheduler.memory import LaneMemory, PoolMemory
+from scheduler.llama.context import MAX_SEQUENCE_IDS, Context, Model
+from scheduler.llama.kv_memory import LaneMemory, PoolMemory
 from scheduler.sizing import IDLE_SHARE, choose
 
 CHUNKS: Final = (64, 128, 256, 512)

@@ -16,8 +16,8 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
-from api.template import ChatTemplate
-from api.tokenizer import Tokenizer
+from api.text.template import ChatTemplate
+from api.text.tokenizer import Tokenizer
 from bench.bare import CHUNKS, FILL_TOKENS, BareLoop, Schedule, conversations
 from bench.client import Client, Target, first_model, open_http
 from bench.load import closed_loop

@@ -311,7 +311,7 @@ def specs_of(plan: Plan, common: Common, tuned: Sequence[str] = ()) -> list[Spec
 
 def end_tokens(model_path: Path) -> list[int]:
     # Only now: it loads llama.cpp.
-    from scheduler.llama import Model
+    from scheduler.llama.context import Model
 
     model = Model(str(model_path), 0)
     try:

@@ -73,8 +73,8 @@ class Bare:
 
     def __init__(self, model_path: Path, threads: int, context: int) -> None:
         # Only now: they load llama.cpp.
-        from api.template import ChatTemplate
-        from api.tokenizer import Tokenizer
+        from api.text.template import ChatTemplate
+        from api.text.tokenizer import Tokenizer
         from bench.bare import BareLoop, Schedule, conversations
 
         tokenizer = Tokenizer(model_path)

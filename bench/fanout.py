@@ -113,8 +113,8 @@ async def _read(record: _Stream, port: int, body: bytes) -> None:
 
 
 def main() -> int:
-    from api.options import ModelOptions, ServerOptions
-    from api.server import serve
+    from api.flags import ModelOptions, ServerOptions
+    from api.http.server import serve
     from scheduler.config import EngineConfig
 
     model, port, seconds = sys.argv[1:]

@@ -1,7 +1,7 @@
 """KV memory in pages: who holds them, what is still cached of earlier sequences, and what is found of new ones.
 
 The layouts keep the accounts, `kvcache.pool` and `kvcache.lanes`; here is what they have in common: the prefix tree,
-how a branch grows and ends, and the tier behind the device.
+how a handle grows and ends, and the tier behind the device.
 """
 
 from abc import ABC, abstractmethod
@@ -14,8 +14,8 @@ from kvcache.tree import (
     PAGE_BYTES,
     PAGE_TOKENS,
     TOKEN_BYTES,
-    Branch,
     Hit,
+    KVHandle,
     Page,
     Stored,
     longest_prefix,
@@ -53,8 +53,8 @@ class CacheStatistics:
 class KVCache(ABC):
     """The pages of one context. Invariant: free + cached + held = all, for pages and for sequence ids.
 
-    A page is held while a running branch holds it or has it reserved, cached while only idle branches hold it. An idle
-    branch keeps its sequence id only while it alone holds some page.
+    A page is held while a running handle holds it or has it reserved, cached while only idle handles hold it. An idle
+    handle keeps its sequence id only while it alone holds some page.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class KVCache(ABC):
         self.sharing = sharing
         self.num_pages = num_pages
         self._num_ids = num_ids
-        self._idle: set[Branch] = set()
-        self._running: set[Branch] = set()
+        self._idle: set[KVHandle] = set()
+        self._running: set[KVHandle] = set()
         self._root = Page(b"", None)
         self._clock = 0
         self._hit_tokens = 0
@@ -104,15 +104,15 @@ class KVCache(ABC):
         """Sequence ids that nobody has, running or idle."""
 
     @abstractmethod
-    def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> Branch | None:
-        """A running branch with pages for all `tokens`, those of the hit (the longest) already in memory.
+    def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> KVHandle | None:
+        """A running handle with pages for all `tokens`, those of the hit (the longest) already in memory.
 
         None unless `spare_pages` more could be had besides, or if every sequence id runs. Evicts what is needed.
         """
 
     @abstractmethod
-    def reserve(self, branch: Branch, num_tokens: int) -> bool:
-        """Make sure that the branch has pages for `num_tokens` in all. False, with nothing changed, if not."""
+    def reserve(self, handle: KVHandle, num_tokens: int) -> bool:
+        """Make sure that the handle has pages for `num_tokens` in all. False, with nothing changed, if not."""
 
     @abstractmethod
     def _count_freed(self, num_pages: int) -> None:
@@ -123,10 +123,10 @@ class KVCache(ABC):
         """Nobody has this id any more."""
 
     @abstractmethod
-    def _merge(self, branch: Branch, page: Page) -> None:
-        """The running branch has computed the tokens of a page that others hold."""
+    def _merge(self, handle: KVHandle, page: Page) -> None:
+        """The running handle has computed the tokens of a page that others hold."""
 
-    # -- a running branch: look up, commit, release ------------------------------------------------------------------
+    # -- a running handle: look up, commit, release ------------------------------------------------------------------
 
     def lookup(self, tokens: bytes, max_tokens: int | None = None) -> Hit:
         """The longest known prefix of the tokens but the last, which is left to compute so that it gives logits.
@@ -155,82 +155,82 @@ class KVCache(ABC):
         if self._tier is not None:
             self._tier.wait()
 
-    def commit(self, branch: Branch, tokens: bytes) -> None:
-        """Tell that these tokens were computed behind what the branch held; others can share them from now on."""
-        tail = branch.tail + tokens
+    def commit(self, handle: KVHandle, tokens: bytes) -> None:
+        """Tell that these tokens were computed behind what the handle held; others can share them from now on."""
+        tail = handle.tail + tokens
         while len(tail) >= PAGE_BYTES:
-            self._seal(branch, tail[:PAGE_BYTES])
+            self._seal(handle, tail[:PAGE_BYTES])
             tail = tail[PAGE_BYTES:]
-        branch.tail = tail
+        handle.tail = tail
 
-    def prompt_done(self, branch: Branch) -> None:
+    def prompt_done(self, handle: KVHandle) -> None:
         """Tell that all of a prompt was computed: others may go on from here, where a state cannot be cut later."""
         if not self.sharing:
-            self._save(branch, 0)
+            self._save(handle, 0)
 
-    def rollback(self, branch: Branch) -> bool:
+    def rollback(self, handle: KVHandle) -> bool:
         """Remove cells that a failed step left behind what was committed.
 
-        False if the model's memory cannot do so: the branch then holds nothing any more.
+        False if the model's memory cannot do so: the handle then holds nothing any more.
         """
-        if self._memory.remove(branch.id, branch.num_tokens, -1):
+        if self._memory.remove(handle.id, handle.num_tokens, -1):
             return True
-        self._memory.remove(branch.id, 0, -1)
-        self._last_page(branch).ends.discard(branch)
-        branch.pages.clear()  # its own: what can be shared can be cut, too
-        branch.tail = b""
-        self._root.ends.add(branch)
+        self._memory.remove(handle.id, 0, -1)
+        self._last_page(handle).ends.discard(handle)
+        handle.pages.clear()  # its own: what can be shared can be cut, too
+        handle.tail = b""
+        self._root.ends.add(handle)
         return False
 
-    def release(self, branch: Branch) -> None:
-        """The branch stops running. Its pages stay cached until others need the room."""
-        self._running.remove(branch)
-        branch.running = False
+    def release(self, handle: KVHandle) -> None:
+        """The handle stops running. Its pages stay cached until others need the room."""
+        self._running.remove(handle)
+        handle.running = False
         self._clock += 1
-        branch.last_used = self._clock
-        branch.num_pages = num_pages_for(branch.num_tokens)
-        for page in branch.pages:
+        handle.last_used = self._clock
+        handle.num_pages = num_pages_for(handle.num_tokens)
+        for page in handle.pages:
             page.last_used = self._clock
             page.num_running -= 1
-        self._idle.add(branch)
+        self._idle.add(handle)
         if not self.sharing:
-            self._save(branch, 0)
-            self._drop(branch)
+            self._save(handle, 0)
+            self._drop(handle)
             return
-        if branch.tail and self._is_known_elsewhere(branch):
-            self._cut(branch, len(branch.pages) * PAGE_TOKENS)
-        self._drop_if_superfluous(branch)
+        if handle.tail and self._is_known_elsewhere(handle):
+            self._cut(handle, len(handle.pages) * PAGE_TOKENS)
+        self._drop_if_superfluous(handle)
 
-    def _adopt(self, branch: Branch) -> None:
-        """The idle branch goes on."""
-        self._idle.remove(branch)
-        self._running.add(branch)
-        branch.running = True
-        self._hold(branch.pages)
+    def _adopt(self, handle: KVHandle) -> None:
+        """The idle handle goes on."""
+        self._idle.remove(handle)
+        self._running.add(handle)
+        handle.running = True
+        self._hold(handle.pages)
 
-    def _fork(self, sequence_id: int, hit: Hit) -> Branch:
-        """A running branch that begins with what another one holds."""
-        branch = Branch(sequence_id)
-        self._running.add(branch)
-        branch.pages = list(hit.pages)
-        branch.num_pages = len(hit.pages)
-        self._hold(branch.pages)
-        for page in branch.pages:
-            page.holders.add(branch)
-        self._last_page(branch).ends.add(branch)
+    def _fork(self, sequence_id: int, hit: Hit) -> KVHandle:
+        """A running handle that begins with what another one holds."""
+        handle = KVHandle(sequence_id)
+        self._running.add(handle)
+        handle.pages = list(hit.pages)
+        handle.num_pages = len(hit.pages)
+        self._hold(handle.pages)
+        for page in handle.pages:
+            page.holders.add(handle)
+        self._last_page(handle).ends.add(handle)
         if hit.source is not None and hit.num_tokens:
-            self._memory.share(hit.source.id, branch.id, 0, hit.num_tokens)
-            branch.tail = _tokens_of(hit.source, len(hit.pages), hit.num_tokens)
-        return branch
+            self._memory.share(hit.source.id, handle.id, 0, hit.num_tokens)
+            handle.tail = _tokens_of(hit.source, len(hit.pages), hit.num_tokens)
+        return handle
 
     def _hold(self, pages: list[Page]) -> None:
         for page in pages:
             page.num_running += 1
 
-    def _seal(self, branch: Branch, key: bytes) -> None:
-        """Make the branch's next page a node of the tree, or one of the holders of an equal one that is there."""
-        parent = self._last_page(branch)
-        parent.ends.discard(branch)
+    def _seal(self, handle: KVHandle, key: bytes) -> None:
+        """Make the handle's next page a node of the tree, or one of the holders of an equal one that is there."""
+        parent = self._last_page(handle)
+        parent.ends.discard(handle)
         page = parent.children.get(key) if self.sharing else None
         if page is None:
             page = Page(key, parent)
@@ -238,100 +238,100 @@ class KVCache(ABC):
                 parent.children[key] = page
             page.num_running = 1
         else:
-            self._merge(branch, page)
+            self._merge(handle, page)
             self._hold([page])
-        page.holders.add(branch)
-        page.ends.add(branch)
-        branch.pages.append(page)
+        page.holders.add(handle)
+        page.ends.add(handle)
+        handle.pages.append(page)
         for end in [end for end in page.ends if not end.running]:
             self._drop_if_superfluous(end)
 
-    # -- a tier, and the end of an idle branch -----------------------------------------------------------------------
+    # -- a tier, and the end of an idle handle -----------------------------------------------------------------------
 
-    def _save(self, branch: Branch, num_kept: int) -> None:
-        """Give the tier what nobody else holds of the idle branch behind its first pages, unless it has that.
+    def _save(self, handle: KVHandle, num_kept: int) -> None:
+        """Give the tier what nobody else holds of the idle handle behind its first pages, unless it has that.
 
-        Or all of the branch, where only that can be moved.
+        Or all of the handle, where only that can be moved.
         """
         if self._tier is None:
             return
         if isinstance(self._tier, WholeTier):
-            self._save_whole(branch, self._tier)
+            self._save_whole(handle, self._tier)
             return
-        pages = branch.pages
+        pages = handle.pages
         while num_kept < len(pages) and (len(pages[num_kept].holders) > 1 or pages[num_kept].digest in self._tier):
             num_kept += 1
         start = num_kept * PAGE_TOKENS
-        if start == branch.num_tokens:
+        if start == handle.num_tokens:
             return
-        blobs = self._memory.save(branch.id, start, branch.num_tokens)
-        keys = [page.key for page in pages[num_kept:]] + [branch.tail] * bool(branch.tail)
+        blobs = self._memory.save(handle.id, start, handle.num_tokens)
+        keys = [page.key for page in pages[num_kept:]] + [handle.tail] * bool(handle.tail)
         parent = pages[num_kept - 1] if num_kept else self._root
         self._tier.add(parent.digest, zip(keys, blobs, strict=True))
 
-    def _save_whole(self, branch: Branch, tier: WholeTier) -> None:
-        tokens = b"".join(page.key for page in branch.pages) + branch.tail
+    def _save_whole(self, handle: KVHandle, tier: WholeTier) -> None:
+        tokens = b"".join(page.key for page in handle.pages) + handle.tail
         if tokens and tokens not in tier:
-            (blob,) = self._memory.save(branch.id, 0, branch.num_tokens)
+            (blob,) = self._memory.save(handle.id, 0, handle.num_tokens)
             tier.add(tokens, blob)
 
-    def _load(self, branch: Branch, tokens: bytes, stored: Stored) -> None:
-        """Put what a tier has behind what the branch holds. What cannot be taken is computed."""
-        start, stop = branch.num_tokens, branch.num_tokens + stored.num_tokens
-        if self._memory.load(branch.id, start, stop, stored.blobs):
+    def _load(self, handle: KVHandle, tokens: bytes, stored: Stored) -> None:
+        """Put what a tier has behind what the handle holds. What cannot be taken is computed."""
+        start, stop = handle.num_tokens, handle.num_tokens + stored.num_tokens
+        if self._memory.load(handle.id, start, stop, stored.blobs):
             self._hit_tokens += stored.num_tokens
             self._loaded_tokens += stored.num_tokens
-            self.commit(branch, tokens[start * TOKEN_BYTES : stop * TOKEN_BYTES])
+            self.commit(handle, tokens[start * TOKEN_BYTES : stop * TOKEN_BYTES])
 
     def close(self, seconds: float) -> None:
         """Bring what is cached to where it outlives this process, as far as the time allows."""
         if self._tier is not None:
-            for branch in sorted(self._idle, key=leaf_last_used):
-                self._save(branch, 0)
+            for handle in sorted(self._idle, key=leaf_last_used):
+                self._save(handle, 0)
             self._tier.close(seconds)
 
-    def _cut(self, branch: Branch, num_tokens: int) -> None:
-        """Take the idle branch off all that it holds behind its first tokens."""
-        if num_tokens == branch.num_tokens:
+    def _cut(self, handle: KVHandle, num_tokens: int) -> None:
+        """Take the idle handle off all that it holds behind its first tokens."""
+        if num_tokens == handle.num_tokens:
             return
         num_pages = num_tokens // PAGE_TOKENS
-        tail = _tokens_of(branch, num_pages, num_tokens)
-        num_freed = bool(branch.tail) - bool(tail)
-        self._last_page(branch).ends.discard(branch)
-        for page in branch.pages[num_pages:]:
-            page.holders.discard(branch)
+        tail = _tokens_of(handle, num_pages, num_tokens)
+        num_freed = bool(handle.tail) - bool(tail)
+        self._last_page(handle).ends.discard(handle)
+        for page in handle.pages[num_pages:]:
+            page.holders.discard(handle)
             if not page.holders:
                 num_freed += 1
                 if self.sharing and page.parent is not None:
                     del page.parent.children[page.key]
-        del branch.pages[num_pages:]
-        branch.tail = tail
-        branch.num_pages = num_pages_for(num_tokens)
-        self._last_page(branch).ends.add(branch)
+        del handle.pages[num_pages:]
+        handle.tail = tail
+        handle.num_pages = num_pages_for(num_tokens)
+        self._last_page(handle).ends.add(handle)
         self._count_freed(num_freed)
-        self._memory.remove(branch.id, num_tokens, -1)
+        self._memory.remove(handle.id, num_tokens, -1)
 
-    def _drop_if_superfluous(self, branch: Branch) -> None:
-        """Give the id back unless the idle branch alone holds a page: its last one then, as fronts are shared."""
-        if branch.running or branch.tail or (branch.pages and len(branch.pages[-1].holders) == 1):
+    def _drop_if_superfluous(self, handle: KVHandle) -> None:
+        """Give the id back unless the idle handle alone holds a page: its last one then, as fronts are shared."""
+        if handle.running or handle.tail or (handle.pages and len(handle.pages[-1].holders) == 1):
             return
-        self._drop(branch)
+        self._drop(handle)
 
-    def _drop(self, branch: Branch) -> None:
-        self._cut(branch, 0)
-        self._root.ends.discard(branch)
-        self._idle.remove(branch)
-        self._return_id(branch.id)
+    def _drop(self, handle: KVHandle) -> None:
+        self._cut(handle, 0)
+        self._root.ends.discard(handle)
+        self._idle.remove(handle)
+        self._return_id(handle.id)
 
-    def _is_known_elsewhere(self, branch: Branch) -> bool:
-        """Whether others hold all of the branch's tail too, in a page or in a tail of theirs."""
-        parent = self._last_page(branch)
-        return any(key.startswith(branch.tail) for key in parent.children) or any(
-            end is not branch and end.tail.startswith(branch.tail) for end in parent.ends
+    def _is_known_elsewhere(self, handle: KVHandle) -> bool:
+        """Whether others hold all of the handle's tail too, in a page or in a tail of theirs."""
+        parent = self._last_page(handle)
+        return any(key.startswith(handle.tail) for key in parent.children) or any(
+            end is not handle and end.tail.startswith(handle.tail) for end in parent.ends
         )
 
-    def _last_page(self, branch: Branch) -> Page:
-        return branch.pages[-1] if branch.pages else self._root
+    def _last_page(self, handle: KVHandle) -> Page:
+        return handle.pages[-1] if handle.pages else self._root
 
     # -- what it looks like ------------------------------------------------------------------------------------------
 
@@ -358,21 +358,21 @@ class KVCache(ABC):
         )
 
     def check_integrity(self) -> None:
-        """Recount everything from the tree and the branches. Raises AssertionError if the accounting is wrong."""
-        branches = self._idle | self._running
-        ids = [branch.id for branch in branches] + self.free_ids
+        """Recount everything from the tree and the handles. Raises AssertionError if the accounting is wrong."""
+        handles = self._idle | self._running
+        ids = [handle.id for handle in handles] + self.free_ids
         assert sorted(ids) == list(range(self._num_ids)), "every sequence id is running, cached or free"
         for page in self._all_pages():
             assert page.holders, "a page in the tree is held by someone"
-            assert page.num_running == sum(branch.running for branch in page.holders), "running holders"
-        for branch in branches:
-            assert all(branch in page.holders for page in branch.pages), "a path is held"
-            assert [page.parent for page in branch.pages] == [self._root, *branch.pages][:-1], "a path is a path"
-            assert branch in self._last_page(branch).ends, "a branch can be found where it ends"
-            assert num_pages_for(branch.num_tokens) <= branch.num_pages, "computed tokens have pages"
-            if not branch.running:
-                assert branch.num_pages == num_pages_for(branch.num_tokens), "an idle branch reserves nothing"
-                assert branch.tail or len(branch.pages[-1].holders) == 1, "an idle branch alone holds some page"
+            assert page.num_running == sum(handle.running for handle in page.holders), "running holders"
+        for handle in handles:
+            assert all(handle in page.holders for page in handle.pages), "a path is held"
+            assert [page.parent for page in handle.pages] == [self._root, *handle.pages][:-1], "a path is a path"
+            assert handle in self._last_page(handle).ends, "a handle can be found where it ends"
+            assert num_pages_for(handle.num_tokens) <= handle.num_pages, "computed tokens have pages"
+            if not handle.running:
+                assert handle.num_pages == num_pages_for(handle.num_tokens), "an idle handle reserves nothing"
+                assert handle.tail or len(handle.pages[-1].holders) == 1, "an idle handle alone holds some page"
         assert self.num_free >= 0, "free pages"
         if self._tier is not None:
             self._tier.check_integrity()
@@ -380,16 +380,16 @@ class KVCache(ABC):
     def _all_pages(self) -> set[Page]:
         if self.sharing:
             return set(_descendants(self._root))
-        return {page for branch in self._idle | self._running for page in branch.pages}
+        return {page for handle in self._idle | self._running for page in handle.pages}
 
 
-def leaf_last_used(branch: Branch) -> int:
-    return branch.last_used if branch.tail else branch.pages[-1].last_used
+def leaf_last_used(handle: KVHandle) -> int:
+    return handle.last_used if handle.tail else handle.pages[-1].last_used
 
 
-def _tokens_of(branch: Branch, num_pages: int, num_tokens: int) -> bytes:
-    """The tokens behind the branch's first `num_pages` pages up to `num_tokens`, all within one page."""
-    inside = branch.pages[num_pages].key if num_pages < len(branch.pages) else branch.tail
+def _tokens_of(handle: KVHandle, num_pages: int, num_tokens: int) -> bytes:
+    """The tokens behind the handle's first `num_pages` pages up to `num_tokens`, all within one page."""
+    inside = handle.pages[num_pages].key if num_pages < len(handle.pages) else handle.tail
     return inside[: (num_tokens - num_pages * PAGE_TOKENS) * TOKEN_BYTES]
 
 

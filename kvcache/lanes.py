@@ -11,12 +11,12 @@ from dataclasses import replace
 from kvcache.cache import KVCache
 from kvcache.memory import Memory
 from kvcache.tiers import HostTier
-from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Branch, Hit, Page, num_pages_for
+from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Hit, KVHandle, Page, num_pages_for
 from kvcache.whole import WholeTier
 
 
 class LaneCache(KVCache):
-    """A branch uses pages of its own lane only, all of which are its own: equal ones are counted as often as held."""
+    """A handle uses pages of its own lane only, all of which are its own: equal ones are counted as often as held."""
 
     def __init__(
         self,
@@ -29,22 +29,22 @@ class LaneCache(KVCache):
     ) -> None:
         super().__init__(memory, lane_pages * num_ids, num_ids, sharing=sharing, tier=tier)
         self._lane_pages = lane_pages
-        self._lanes: dict[int, Branch | None] = dict.fromkeys(range(num_ids))
+        self._lanes: dict[int, KVHandle | None] = dict.fromkeys(range(num_ids))
         """Who is in which lane, running or idle."""
 
     @property
     def num_free(self) -> int:
-        return self.num_pages - sum(branch.num_pages for branch in self._idle | self._running)
+        return self.num_pages - sum(handle.num_pages for handle in self._idle | self._running)
 
     @property
     def num_cached(self) -> int:
-        return sum(branch.num_pages for branch in self._idle)
+        return sum(handle.num_pages for handle in self._idle)
 
     @property
     def free_ids(self) -> list[int]:
-        return [lane for lane, branch in self._lanes.items() if branch is None]
+        return [lane for lane, handle in self._lanes.items() if handle is None]
 
-    def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> Branch | None:  # noqa: ARG002
+    def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> KVHandle | None:  # noqa: ARG002
         """Every lane has its own pages, so none need be spared for others."""
         num_tokens = len(tokens) // TOKEN_BYTES
         if num_pages_for(num_tokens) > self._lane_pages or len(self._running) == self._num_ids:
@@ -56,49 +56,49 @@ class LaneCache(KVCache):
             self._save(occupant, len(hit.pages))
             self._cut(occupant, hit.num_tokens)
             self._adopt(occupant)
-            branch = occupant
+            handle = occupant
         else:
             if occupant is not None:
                 self._evict(occupant)
-            branch = self._fork(lane, hit)
-            self._lanes[lane] = branch
+            handle = self._fork(lane, hit)
+            self._lanes[lane] = handle
             if hit.source is not None and hit.adoptable:  # it has moved
                 self._drop(hit.source)
         self._hit_tokens += hit.num_tokens
-        self.reserve(branch, num_tokens)
+        self.reserve(handle, num_tokens)
         if hit.stored.num_tokens:
-            self._load(branch, tokens, hit.stored)
-        return branch
+            self._load(handle, tokens, hit.stored)
+        return handle
 
     def _choose(self, hit: Hit) -> int:
         """The lane that leaves the fewest holes; of several its own, a free one, or that of who was idle for longest.
 
         Without a tier, what has to give way would be lost, which is worse than a hole.
         """
-        running = {branch.id for branch in self._running}
+        running = {handle.id for handle in self._running}
 
         def rank(lane: int) -> tuple[int, ...]:
-            branch = self._lanes[lane]
-            is_own = branch is not None and branch is hit.source and hit.adoptable
-            loses = self._tier is None and branch is not None and not is_own
+            handle = self._lanes[lane]
+            is_own = handle is not None and handle is hit.source and hit.adoptable
+            loses = self._tier is None and handle is not None and not is_own
             num_neighbours = (lane - 1 in running) + (lane + 1 in running)
-            return loses, -num_neighbours, not is_own, branch.last_used if branch is not None else 0, lane
+            return loses, -num_neighbours, not is_own, handle.last_used if handle is not None else 0, lane
 
         return min((lane for lane in self._lanes if lane not in running), key=rank)
 
-    def _evict(self, branch: Branch) -> None:
-        self._save(branch, 0)
-        self._evicted_pages += branch.num_pages
-        self._drop(branch)
+    def _evict(self, handle: KVHandle) -> None:
+        self._save(handle, 0)
+        self._evicted_pages += handle.num_pages
+        self._drop(handle)
 
-    def reserve(self, branch: Branch, num_tokens: int) -> bool:
+    def reserve(self, handle: KVHandle, num_tokens: int) -> bool:
         num_pages = num_pages_for(num_tokens)
         if num_pages > self._lane_pages:
             return False
-        branch.num_pages = max(branch.num_pages, num_pages)
+        handle.num_pages = max(handle.num_pages, num_pages)
         return True
 
-    def _merge(self, branch: Branch, page: Page) -> None:
+    def _merge(self, handle: KVHandle, page: Page) -> None:
         """Both keep what they have."""
 
     def _count_freed(self, num_pages: int) -> None:
@@ -109,13 +109,13 @@ class LaneCache(KVCache):
 
     def check_integrity(self) -> None:
         super().check_integrity()
-        for branch in self._idle | self._running:
-            assert self._lanes[branch.id] is branch, "a branch has its lane to itself"
-            assert branch.num_pages <= self._lane_pages, "a lane is large enough"
+        for handle in self._idle | self._running:
+            assert self._lanes[handle.id] is handle, "a handle has its lane to itself"
+            assert handle.num_pages <= self._lane_pages, "a lane is large enough"
 
 
 def _with_shortest_source(hit: Hit) -> Hit:
     """Copying costs as much as the source holds. The same hit from who holds least, unless it is to go on in place."""
     if hit.adoptable or not hit.pages or hit.num_tokens > len(hit.pages) * PAGE_TOKENS:
         return hit
-    return replace(hit, source=min(hit.pages[-1].holders, key=lambda branch: branch.num_tokens))
+    return replace(hit, source=min(hit.pages[-1].holders, key=lambda handle: handle.num_tokens))

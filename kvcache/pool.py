@@ -1,7 +1,7 @@
 """Layout *pool*: all sequences share one set of cells, and sharing a prefix puts one more sequence id on its cells.
 
 Pages are accounting, not addresses: llama.cpp may put a token into any free cell. Every cell belongs to a page of each
-branch that uses it, and a page covers at most PAGE_TOKENS cells; so while the pages suffice, so do the cells.
+handle that uses it, and a page covers at most PAGE_TOKENS cells; so while the pages suffice, so do the cells.
 """
 
 from typing import Final
@@ -9,7 +9,7 @@ from typing import Final
 from kvcache.cache import KVCache, leaf_last_used
 from kvcache.memory import Memory
 from kvcache.tiers import HostTier
-from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Branch, Hit, Page, num_pages_for
+from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Hit, KVHandle, Page, num_pages_for
 from kvcache.whole import WholeTier
 
 EVICTION_SHARE: Final = 8
@@ -49,7 +49,7 @@ class PoolCache(KVCache):
     def free_ids(self) -> list[int]:
         return self._free_ids
 
-    def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> Branch | None:
+    def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> KVHandle | None:
         hit = self.lookup(tokens) if hit is None else hit
         new_pages = num_pages_for(len(tokens) // TOKEN_BYTES) - hit.num_pages
         revived = sum(page.num_running == 0 for page in hit.pages) + hit.num_pages - len(hit.pages)
@@ -63,27 +63,27 @@ class PoolCache(KVCache):
             self._drop(oldest)
             if oldest is hit.source:  # the very prefix went, what others hold of it may remain
                 return self.acquire(tokens, self.lookup(tokens, hit.num_known), spare_pages)
-        branch = self._begin(hit)
+        handle = self._begin(hit)
         self._hit_tokens += hit.num_tokens
-        reserved = self.reserve(branch, len(tokens) // TOKEN_BYTES)
+        reserved = self.reserve(handle, len(tokens) // TOKEN_BYTES)
         assert reserved, "the pages were counted before"
         if hit.stored.num_tokens:
-            self._load(branch, tokens, hit.stored)
-        return branch
+            self._load(handle, tokens, hit.stored)
+        return handle
 
-    def _begin(self, hit: Hit) -> Branch:
+    def _begin(self, hit: Hit) -> KVHandle:
         source = hit.source
         if source is not None and hit.adoptable:
             self.num_cached -= bool(source.tail)
             self._adopt(source)
             return source
-        branch = self._fork(self._free_ids.pop(), hit)
+        handle = self._fork(self._free_ids.pop(), hit)
         if source is not None:
             self._drop_if_superfluous(source)
-        return branch
+        return handle
 
-    def reserve(self, branch: Branch, num_tokens: int) -> bool:
-        missing = num_pages_for(num_tokens) - branch.num_pages
+    def reserve(self, handle: KVHandle, num_tokens: int) -> bool:
+        missing = num_pages_for(num_tokens) - handle.num_pages
         if missing <= 0:
             return True
         if missing > self.num_free + self.num_cached:
@@ -91,13 +91,13 @@ class PoolCache(KVCache):
         if self.num_free < missing:
             self._evict_at_least(missing)
         self.num_free -= missing
-        branch.num_pages += missing
+        handle.num_pages += missing
         return True
 
-    def release(self, branch: Branch) -> None:
-        self.num_free += branch.num_pages - num_pages_for(branch.num_tokens)
-        self.num_cached += sum(page.num_running == 1 for page in branch.pages) + bool(branch.tail)
-        super().release(branch)
+    def release(self, handle: KVHandle) -> None:
+        self.num_free += handle.num_pages - num_pages_for(handle.num_tokens)
+        self.num_cached += sum(page.num_running == 1 for page in handle.pages) + bool(handle.tail)
+        super().release(handle)
         if self._tier is not None and self.num_cached > self._max_cached:
             goal = self._max_cached - self._max_cached // EVICTION_SHARE
             while self.num_cached > goal and self._idle:
@@ -107,12 +107,12 @@ class PoolCache(KVCache):
         self.num_cached -= sum(page.num_running == 0 for page in pages)
         super()._hold(pages)
 
-    def _merge(self, branch: Branch, page: Page) -> None:
-        """The branch goes over to the cells of the others, and its own fall free."""
-        start = len(branch.pages) * PAGE_TOKENS
+    def _merge(self, handle: KVHandle, page: Page) -> None:
+        """The handle goes over to the cells of the others, and its own fall free."""
+        start = len(handle.pages) * PAGE_TOKENS
         twin = next(iter(page.holders))
-        self._memory.remove(branch.id, start, start + PAGE_TOKENS)
-        self._memory.share(twin.id, branch.id, start, start + PAGE_TOKENS)
+        self._memory.remove(handle.id, start, start + PAGE_TOKENS)
+        self._memory.share(twin.id, handle.id, start, start + PAGE_TOKENS)
         self.num_free += 1
         self._merged_pages += 1
 
@@ -133,28 +133,28 @@ class PoolCache(KVCache):
 
     def _evict(self, num_pages: int) -> None:
         """Free pages from the least recently used leaf up, at most `num_pages` and those last used together."""
-        branch = min(self._idle, key=leaf_last_used)
-        last_used = leaf_last_used(branch)
-        num_kept = len(branch.pages)
-        num_pages -= bool(branch.tail)
-        while num_pages > 0 and num_kept and self._is_last_alone(branch, num_kept, last_used):
+        handle = min(self._idle, key=leaf_last_used)
+        last_used = leaf_last_used(handle)
+        num_kept = len(handle.pages)
+        num_pages -= bool(handle.tail)
+        while num_pages > 0 and num_kept and self._is_last_alone(handle, num_kept, last_used):
             num_kept -= 1
             num_pages -= 1
-        self._save(branch, num_kept)
-        self._evicted_pages += len(branch.pages) - num_kept + bool(branch.tail)
-        self._cut(branch, num_kept * PAGE_TOKENS)
-        self._drop_if_superfluous(branch)
+        self._save(handle, num_kept)
+        self._evicted_pages += len(handle.pages) - num_kept + bool(handle.tail)
+        self._cut(handle, num_kept * PAGE_TOKENS)
+        self._drop_if_superfluous(handle)
 
     @staticmethod
-    def _is_last_alone(branch: Branch, num_kept: int, last_used: int) -> bool:
-        page = branch.pages[num_kept - 1]
+    def _is_last_alone(handle: KVHandle, num_kept: int, last_used: int) -> bool:
+        page = handle.pages[num_kept - 1]
         return len(page.holders) == 1 and page.last_used <= last_used
 
     def check_integrity(self) -> None:
         super().check_integrity()
         held = sum(page.num_running > 0 for page in self._all_pages())
         cached = sum(page.num_running == 0 for page in self._all_pages())
-        held += sum(branch.num_pages - len(branch.pages) for branch in self._running)
-        cached += sum(branch.num_pages - len(branch.pages) for branch in self._idle)
+        held += sum(handle.num_pages - len(handle.pages) for handle in self._running)
+        cached += sum(handle.num_pages - len(handle.pages) for handle in self._idle)
         assert held == self.num_held, "held pages"
         assert cached == self.num_cached, "cached pages"

@@ -1,4 +1,4 @@
-"""The prefix tree: full pages as nodes, branches as the sequence ids that hold a path of them.
+"""The prefix tree: full pages as nodes, handles as the sequence ids that hold a path of them.
 
 The idea is RadixAttention's (Zheng et al., SGLang, 2023), with vLLM's fixed pages as edges instead of free lengths.
 """
@@ -26,16 +26,16 @@ class Page:
         self.digest: bytes = digest_of(parent.digest, key) if parent is not None else b""
         """Names the page and all before it, also where this tree is not known: in other tiers, after a restart."""
         self.children: dict[bytes, Page] = {}
-        self.holders: set[Branch] = set()
-        """Branches whose path goes through this page, all of them on the same cells."""
-        self.ends: set[Branch] = set()
-        """Branches whose last full page this is; their tails continue it."""
+        self.holders: set[KVHandle] = set()
+        """KV handles whose path goes through this page, all of them on the same cells."""
+        self.ends: set[KVHandle] = set()
+        """KV handles whose last full page this is; their tails continue it."""
         self.num_running = 0
         """How many of the holders run; a page with none is cached."""
         self.last_used = 0
 
 
-class Branch:
+class KVHandle:
     """What one sequence id holds: a path of full pages and the tail behind them.
 
     While it runs it also owns pages reserved for tokens still to be computed: `num_pages` counts all of them, and
@@ -78,8 +78,8 @@ class Hit:
     """Resident ones."""
     pages: list[Page] = field(default_factory=list)
     """The full pages of it, first to last; the rest of the hit lies inside one more page of `source`."""
-    source: Branch | None = None
-    """A branch that holds all that is resident; None for no hit."""
+    source: KVHandle | None = None
+    """A handle that holds all that is resident; None for no hit."""
     stored: Stored = field(default_factory=Stored)
 
     @property
@@ -89,12 +89,12 @@ class Hit:
 
     @property
     def adoptable(self) -> bool:
-        """Whether the hit is all that an idle branch holds, so that its id can simply go on."""
+        """Whether the hit is all that an idle handle holds, so that its id can simply go on."""
         return self.source is not None and not self.source.running and self.source.num_tokens == self.num_tokens
 
     @property
     def num_pages(self) -> int:
-        """Pages that come with the hit; one that it only ends in does not, unless the branch is adopted."""
+        """Pages that come with the hit; one that it only ends in does not, unless the handle is adopted."""
         return len(self.pages) + (self.adoptable and self.source is not None and self.source.tail != b"")
 
 
@@ -116,7 +116,7 @@ def common_bytes(one: bytes, other: bytes, known: int = 0) -> int:
 
 
 def longest_prefix(root: Page, tokens: bytes, max_tokens: int) -> Hit:
-    """Find the longest prefix of `tokens`, of `max_tokens` at most, that some branch holds in memory."""
+    """Find the longest prefix of `tokens`, of `max_tokens` at most, that some handle holds in memory."""
     tokens = tokens[: max_tokens * TOKEN_BYTES]
     page, pages, offset = root, [], 0
     while (child := page.children.get(tokens[offset : offset + PAGE_BYTES])) is not None:
@@ -129,8 +129,8 @@ def longest_prefix(root: Page, tokens: bytes, max_tokens: int) -> Hit:
     return Hit((offset + inside) // TOKEN_BYTES, pages, source)
 
 
-def _continuation(page: Page, rest: bytes) -> tuple[Branch | None, int]:
-    """The branch that goes on longest from `page` as `rest` does, and for how many bytes.
+def _continuation(page: Page, rest: bytes) -> tuple[KVHandle | None, int]:
+    """The handle that goes on longest from `page` as `rest` does, and for how many bytes.
 
     Most candidates fail the first comparison, so that even a root with hundreds of children takes microseconds.
     An end at the page itself is preferred to nothing: it may be adopted.

@@ -21,8 +21,9 @@ def main() -> int:
     config = EngineConfig(**orjson.loads(sys.argv[2]))
 
     # Imported once the link watches the API: loading llama.cpp takes a moment, and the API may die in it.
-    from scheduler.engine import Engine, load
-    from scheduler.llama import ModelError, NoMemoryError
+    from scheduler.engine import Engine
+    from scheduler.errors import ModelError, NoMemoryError
+    from scheduler.llama.load import load
 
     try:
         parts = load(config)

@@ -37,7 +37,7 @@ class EngineConfig:
     disk_folder: str = ""
     """Where; nothing is kept on the disk without it."""
     tuning_folder: str = ""
-    """Where what was found to be fastest is kept; see scheduler.tuning."""
+    """Where what was found to be fastest is kept; see scheduler.llama.tuning."""
     others_bytes: int = 0
     """Memory of other models' weights, which the system counts as available as it could read them from disk again."""
     backend_top_k: int = 0

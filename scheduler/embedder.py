@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.cost import StepCost
-from scheduler.llama import ModelError
+from scheduler.errors import ModelError
 from scheduler.messages import Embed, Embedded
 from scheduler.plan import StepError
 

@@ -158,8 +158,8 @@ class Scheduler:
                 continue
             if sequence.max_hit is None and self._is_being_computed(known, hit):
                 continue
-            sequence.branch = self.cache.acquire(known, hit, len(self._running))
-            if sequence.branch is None:
+            sequence.handle = self.cache.acquire(known, hit, len(self._running))
+            if sequence.handle is None:
                 break
             sequence.status = Status.RUNNING
             if sequence.cached_tokens is None:
@@ -200,17 +200,17 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence) -> bool:
         """Get the pages for the sequence's known tokens, from the latest arrival if need be. False: that was itself."""
-        while sequence.branch is not None:
-            if self.cache.reserve(sequence.branch, sequence.num_known):
+        while sequence.handle is not None:
+            if self.cache.reserve(sequence.handle, sequence.num_known):
                 return True
             self._preempt(self._running[-1])
         return False
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take the memory back; the sequence keeps its place in line and computes again what was evicted."""
-        assert sequence.branch is not None, "only running sequences are preempted"
-        self.cache.release(sequence.branch)
-        sequence.branch = None
+        assert sequence.handle is not None, "only running sequences are preempted"
+        self.cache.release(sequence.handle)
+        sequence.handle = None
         sequence.status = Status.PREEMPTED
         self._running.remove(sequence)
         bisect.insort(self._waiting, sequence, key=_by_arrival)
@@ -281,8 +281,8 @@ class Scheduler:
         logprobs = iter(result.logprobs or [None] * len(result.tokens))
         for chunk in plan.chunks:
             sequence = chunk.sequence
-            assert sequence.branch is not None, "a planned sequence runs until the step is committed"
-            self.cache.commit(sequence.branch, sequence.tokens(chunk.start, chunk.start + chunk.num_tokens))
+            assert sequence.handle is not None, "a planned sequence runs until the step is committed"
+            self.cache.commit(sequence.handle, sequence.tokens(chunk.start, chunk.start + chunk.num_tokens))
             if not (chunk.samples or chunk.scores):
                 continue
             output = Output(sequence.request_id)
@@ -293,7 +293,7 @@ class Scheduler:
                 sequence.last_step = self._steps
                 if sequence.num_known == sequence.num_prompt:
                     output.cached_tokens = sequence.cached_tokens or 0
-                    self.cache.prompt_done(sequence.branch)
+                    self.cache.prompt_done(sequence.handle)
                 self._advance(sequence, next(tokens), next(logprobs), output)
             outputs.append(output)
         return outputs
@@ -324,9 +324,9 @@ class Scheduler:
 
     def _end(self, sequence: Sequence, status: Status) -> str | None:
         """The one way out for every sequence. Returns the API's word for it, None if nobody asks any more."""
-        if sequence.branch is not None:
-            self.cache.release(sequence.branch)
-            sequence.branch = None
+        if sequence.handle is not None:
+            self.cache.release(sequence.handle)
+            sequence.handle = None
             self._running.remove(sequence)
         else:
             self._waiting.remove(sequence)
@@ -344,7 +344,7 @@ class Scheduler:
         self._failed_steps += 1
         self._failed_in_a_row += 1
         for chunk in plan.chunks:
-            if chunk.sequence.branch is not None and not self.cache.rollback(chunk.sequence.branch):
+            if chunk.sequence.handle is not None and not self.cache.rollback(chunk.sequence.handle):
                 self._preempt(chunk.sequence)
         if self._failed_in_a_row < MAX_FAILED_STEPS:
             if len(self._running) > 1:

@@ -4,7 +4,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from kvcache.tree import TOKEN_BYTES, Branch
+from kvcache.tree import TOKEN_BYTES, KVHandle
 from scheduler.grammar import Grammar
 from scheduler.messages import Submit
 from scheduler.sampling import SamplerState
@@ -34,9 +34,9 @@ class Sequence:
 
     __slots__ = (
         "arrival",
-        "branch",
         "cached_tokens",
         "grammar",
+        "handle",
         "known",
         "last_step",
         "last_token",
@@ -68,7 +68,7 @@ class Sequence:
         self.num_unscored = max(0, self.num_prompt - 1 - submit.num_scored) if submit.score_prompt else 0
         """Tokens at the prompt's end whose probabilities are still to be told."""
         self.status = Status.WAITING
-        self.branch: Branch | None = None
+        self.handle: KVHandle | None = None
         """Its KV memory; only while it runs."""
         self.cached_tokens: int | None = None
         """Prompt tokens found in memory when it was first admitted."""
@@ -81,13 +81,13 @@ class Sequence:
 
     @property
     def num_computed(self) -> int:
-        return self.branch.num_tokens if self.branch is not None else 0
+        return self.handle.num_tokens if self.handle is not None else 0
 
     @property
     def sequence_id(self) -> int:
         """llama.cpp's number for it while it runs."""
-        assert self.branch is not None, "only running sequences have an id"
-        return self.branch.id
+        assert self.handle is not None, "only running sequences have an id"
+        return self.handle.id
 
     @property
     def num_remaining(self) -> int:

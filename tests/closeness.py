@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.llama import Context
+from scheduler.llama.context import Context
 
 Rows = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from api.tokenizer import Tokenizer
+    from api.text.tokenizer import Tokenizer
 
 for _signal in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_signal) is signal.SIG_IGN:
@@ -63,7 +63,7 @@ def exact_model_path(model_path: str, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def tokenizer(model_path: str) -> "Iterator[Tokenizer]":
-    from api.tokenizer import Tokenizer  # llama.cpp takes 0.2 s to import, which most tests can do without
+    from api.text.tokenizer import Tokenizer  # llama.cpp takes 0.2 s to import, which most tests can do without
 
     tokenizer = Tokenizer(model_path)
     yield tokenizer

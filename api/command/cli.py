@@ -17,8 +17,8 @@ from api.command.pull import obtain, obtain_name
 from api.command.terminal import bytes_text, chat, print_models, print_tuning, spinner
 from api.command.tune import measure
 from api.errors import os_error_text
+from api.flags import ServerFlags, with_server_flags
 from api.models.files import ModelFilesError, num_file_bytes, resolve
-from api.options import ServerFlags, with_server_flags
 from api.record import AlreadyRunningError, ModelHealth, ServerRecord, ask_health, read_record, started_record
 
 LOG_LINES = 15
@@ -101,7 +101,7 @@ def serve(
         raise AlreadyRunningError(record)
     path = obtain(model)
     require_free_port(flags.host, flags.port)
-    from api.server import serve as serve_until_stopped
+    from api.http.server import serve as serve_until_stopped
 
     raise typer.Exit(serve_until_stopped(flags.options(model, path, log_file)))
 

@@ -20,9 +20,9 @@ import typer
 
 from api.command.pull import obtain
 from api.command.terminal import spinner
+from api.flags import ServerFlags, own_defaults
 from api.home import home
 from api.models.files import ModelFilesError, resolve
-from api.options import ServerFlags, own_defaults
 from api.record import Health, ModelHealth, ServerRecord, ask, ask_health, only_starter, read_record
 
 POLL_SECONDS = 0.1

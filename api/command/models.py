@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from api.command.terminal import bytes_text, print_kept_models
+from api.flags import own_defaults
 from api.models import library
 from api.models.files import ModelFilesError, NotOnDiskError, TakenError
 from api.models.library import KeptModel
-from api.options import own_defaults
 from api.record import ask_health, read_record
 
 app = typer.Typer()

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from api.models.files import SETTINGS_NAME, ModelFilesError
-from api.schemas.common import GenerationRequest, Penalty, RepeatPenalty, Share, Stops, Strict, Window
+from api.protocols.fields import GenerationRequest, Penalty, RepeatPenalty, Share, Stops, Strict, Window
 
 SILENT: Final = frozenset(
     {

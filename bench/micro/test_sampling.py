@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from api.models.files import resolve
 from scheduler.config import EngineConfig
-from scheduler.engine import load
+from scheduler.llama.load import load
 from scheduler.messages import SamplingParams, Submit
 from scheduler.plan import Plan
 from scheduler.sampling import SamplerState, sample

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from api.mailbox import Mailbox
+from api.engine.mailbox import Mailbox
 from bench.paced_engine import NoMemory
 from kvcache.pool import PoolCache
-from kvcache.tree import TOKEN_BYTES, Branch
+from kvcache.tree import TOKEN_BYTES, KVHandle
 from scheduler.messages import Output, SamplingParams, Step, Submit, decode, encode
 from scheduler.pacing import Pacer
 from scheduler.plan import Plan, Result
@@ -79,13 +79,13 @@ def test_allocate_and_release(benchmark: BenchmarkFixture, num_seqs: int) -> Non
     cache = PoolCache(NoMemory(), num_pages=num_seqs * 4, num_ids=256)
     requests = iter(range(10**9))
 
-    def sequence() -> Branch:
+    def sequence() -> KVHandle:
         tokens = as_bytes(prompt(next(requests)))
-        branch = cache.acquire(tokens)
-        assert branch is not None
-        cache.commit(branch, tokens[branch.num_tokens * TOKEN_BYTES :])
-        cache.release(branch)
-        return branch
+        handle = cache.acquire(tokens)
+        assert handle is not None
+        cache.commit(handle, tokens[handle.num_tokens * TOKEN_BYTES :])
+        cache.release(handle)
+        return handle
 
     for _ in range(num_seqs * 2):
         sequence()
@@ -99,10 +99,10 @@ def test_lookup(benchmark: BenchmarkFixture, num_seqs: int, length: int) -> None
     """The longest prefix among so many cached sequences of `length` tokens."""
     cache = PoolCache(NoMemory(), num_pages=num_seqs * 65, num_ids=256)
     for request in range(num_seqs):
-        branch = cache.acquire(tokens := as_bytes(prompt(request, length)))
-        assert branch is not None
-        cache.commit(branch, tokens[branch.num_tokens * TOKEN_BYTES :])
-        cache.release(branch)
+        handle = cache.acquire(tokens := as_bytes(prompt(request, length)))
+        assert handle is not None
+        cache.commit(handle, tokens[handle.num_tokens * TOKEN_BYTES :])
+        cache.release(handle)
     wanted = as_bytes([*prompt(num_seqs // 2, length), 5])
     hit = benchmark.pedantic(cache.lookup, args=(wanted,), rounds=ROUNDS, warmup_rounds=5)
     assert hit.num_tokens == length

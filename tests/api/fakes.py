@@ -12,14 +12,14 @@ from quart_trio import QuartTrio
 from quart_trio.testing.connections import TestHTTPConnection as Connection
 from trio.testing import wait_all_tasks_blocked
 
-from api.app import create_app
-from api.endpoints.answer import PING_SECONDS
-from api.engine import EngineClient
-from api.fleet import Fleet
+from api.engine.client import EngineClient
+from api.flags import ModelOptions
+from api.http.app import create_app
 from api.models.defaults import ModelDefaults
-from api.options import ModelOptions
-from api.service import ModelService
-from api.tokenizer import Tokenizer
+from api.protocols.answer import PING_SECONDS
+from api.serving.fleet import Fleet
+from api.serving.service import ModelService
+from api.text.tokenizer import Tokenizer
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.messages import Cancel, Embed, Embedded, Message, Output, Report, Step, Submit
 

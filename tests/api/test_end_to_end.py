@@ -18,8 +18,8 @@ from openai import AsyncOpenAI, AsyncStream, OpenAI
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from api.template import ChatTemplate
-from api.tokenizer import Tokenizer
+from api.text.template import ChatTemplate
+from api.text.tokenizer import Tokenizer
 from tests.api.servers import MODEL, SECONDS, CortexServer, is_gone, paused, wait_until
 
 ALIAS = "llama3.1:8b-gguf-q4-km"

@@ -8,8 +8,8 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsStreaming as TextParams
 
-from api.schemas.chat import UNSERVED, ChatRequest
-from api.schemas.completion import CompletionRequest
+from api.protocols.chat.request import UNSERVED, ChatRequest
+from api.protocols.completions.request import CompletionRequest
 
 README = Path(__file__).parents[2] / "README.md"
 EXTENSIONS = {"chat_template_kwargs"}

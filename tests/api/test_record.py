@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from api.flags import ModelOptions, ServerOptions
 from api.home import home
-from api.options import ModelOptions, ServerOptions
 from api.record import (
     AlreadyRunningError,
     Health,

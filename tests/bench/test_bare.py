@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from api.template import ChatTemplate
+from api.text.template import ChatTemplate
 from bench.bare import BareLoop, Conversation, Request, Schedule, common_prefix, conversations
 from bench.records import BenchError
 from bench.workloads import Settings, resolve, sessions
 
 if TYPE_CHECKING:
-    from api.tokenizer import Tokenizer
+    from api.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from bench.workloads import WORDS, Session, Settings, longest, read_trace, resol
 from tests.bench.fakes import FakeChat
 
 if TYPE_CHECKING:
-    from api.tokenizer import Tokenizer
+    from api.text.tokenizer import Tokenizer
 
 ROWS = """TIMESTAMP,ContextTokens,GeneratedTokens\r
 2023-11-16 18:15:46.6805900,374,44\r

@@ -8,33 +8,33 @@ from kvcache.cache import KVCache
 from kvcache.lanes import LaneCache
 from kvcache.pool import EVICTION_SHARE, PoolCache
 from kvcache.tiers import HostTier
-from kvcache.tree import PAGE_TOKENS, Branch, num_pages_for
+from kvcache.tree import PAGE_TOKENS, KVHandle, num_pages_for
 from tests.kvcache.fakes import FakeLanes, FakeMemory, as_bytes
 
 
 class Bench:
-    """A cache over a fake memory, and the tokens each branch should hold."""
+    """A cache over a fake memory, and the tokens each handle should hold."""
 
     def __init__(self, num_pages: int = 8, num_ids: int = 4) -> None:
         self.memory = FakeMemory(num_pages)
         self.cache: KVCache = PoolCache(self.memory, num_pages, num_ids)
 
-    def start(self, tokens: list[int]) -> Branch:
-        branch = self.cache.acquire(as_bytes(tokens))
-        assert branch is not None
-        return branch
+    def start(self, tokens: list[int]) -> KVHandle:
+        handle = self.cache.acquire(as_bytes(tokens))
+        assert handle is not None
+        return handle
 
-    def compute(self, branch: Branch, tokens: list[int]) -> None:
-        assert self.cache.reserve(branch, branch.num_tokens + len(tokens))
-        self.memory.compute(branch.id, branch.num_tokens, tokens)
-        self.cache.commit(branch, as_bytes(tokens))
+    def compute(self, handle: KVHandle, tokens: list[int]) -> None:
+        assert self.cache.reserve(handle, handle.num_tokens + len(tokens))
+        self.memory.compute(handle.id, handle.num_tokens, tokens)
+        self.cache.commit(handle, as_bytes(tokens))
         self.cache.check_integrity()
 
-    def run(self, tokens: list[int]) -> Branch:
+    def run(self, tokens: list[int]) -> KVHandle:
         """Acquire and compute what the hit leaves."""
-        branch = self.start(tokens)
-        self.compute(branch, tokens[branch.num_tokens :])
-        return branch
+        handle = self.start(tokens)
+        self.compute(handle, tokens[handle.num_tokens :])
+        return handle
 
     def finish(self, tokens: list[int]) -> None:
         self.cache.release(self.run(tokens))
@@ -53,9 +53,9 @@ def test_everything_is_free_at_first() -> None:
 def test_a_hit_may_end_inside_a_page_of_a_running_sequence() -> None:
     bench = Bench()
     bench.run(text(0, 24) + text(100, 20))
-    branch = bench.start(text(0, 24) + text(200, 20))
-    assert branch.num_tokens == 24
-    assert bench.memory.tokens(branch.id) == text(0, 24)
+    handle = bench.start(text(0, 24) + text(200, 20))
+    assert handle.num_tokens == 24
+    assert bench.memory.tokens(handle.id) == text(0, 24)
 
 
 def test_a_hit_may_end_inside_the_tail_of_an_idle_sequence() -> None:
@@ -75,9 +75,9 @@ def test_a_continued_sequence_keeps_its_id_and_its_cells() -> None:
     first = bench.run(text(0, 50))
     bench.cache.release(first)
     used = bench.memory.num_used
-    branch = bench.start(text(0, 50) + text(500, 9))
-    assert branch is first
-    assert branch.num_tokens == 50
+    handle = bench.start(text(0, 50) + text(500, 9))
+    assert handle is first
+    assert handle.num_tokens == 50
     assert bench.memory.num_used == used
 
 
@@ -124,10 +124,10 @@ def test_room_is_made_an_eighth_of_the_pool_at_a_time() -> None:
     cache = PoolCache(FakeMemory(32), num_pages=32, num_ids=32)
     for number in range(16):
         tokens = as_bytes(text(1000 * number, 2 * PAGE_TOKENS))
-        branch = cache.acquire(tokens)
-        assert branch is not None
-        cache.commit(branch, tokens)
-        cache.release(branch)
+        handle = cache.acquire(tokens)
+        assert handle is not None
+        cache.commit(handle, tokens)
+        cache.release(handle)
     assert cache.num_free == 0
     assert cache.acquire(as_bytes(text(50_000, PAGE_TOKENS))) is not None
     assert cache.num_free == 32 // EVICTION_SHARE - 1
@@ -156,28 +156,28 @@ def test_a_hit_is_never_evicted_to_make_room_for_its_own_sequence() -> None:
     bench = Bench(num_pages=4)
     bench.finish(text(0, 64))
     bench.finish(text(500, 64))
-    branch = bench.run(text(0, 64) + text(800, 64))
-    assert bench.memory.tokens(branch.id) == text(0, 64) + text(800, 64)
+    handle = bench.run(text(0, 64) + text(800, 64))
+    assert bench.memory.tokens(handle.id) == text(0, 64) + text(800, 64)
 
 
 def test_a_failed_step_leaves_no_cells_behind() -> None:
     bench = Bench()
-    branch = bench.run(text(0, 40))
-    bench.memory.compute(branch.id, 40, text(700, 10))
-    assert bench.cache.rollback(branch)
-    assert bench.memory.tokens(branch.id) == text(0, 40)
+    handle = bench.run(text(0, 40))
+    bench.memory.compute(handle.id, 40, text(700, 10))
+    assert bench.cache.rollback(handle)
+    assert bench.memory.tokens(handle.id) == text(0, 40)
 
 
 def test_a_model_that_cannot_share_caches_nothing() -> None:
     memory = FakeMemory(8)
     cache = PoolCache(memory, 8, 2, sharing=False)
-    branch = cache.acquire(as_bytes(text(0, 40)))
-    assert branch is not None
-    memory.compute(branch.id, 0, text(0, 40))
-    cache.commit(branch, as_bytes(text(0, 40)))
+    handle = cache.acquire(as_bytes(text(0, 40)))
+    assert handle is not None
+    memory.compute(handle.id, 0, text(0, 40))
+    cache.commit(handle, as_bytes(text(0, 40)))
     cache.check_integrity()
     assert cache.lookup(as_bytes(text(0, 40))).num_tokens == 0
-    cache.release(branch)
+    cache.release(handle)
     cache.check_integrity()
     assert (cache.num_free, memory.num_used) == (8, 0)
 
@@ -191,7 +191,7 @@ class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.bench = self.open()
-        self.known: dict[Branch, list[int]] = {}
+        self.known: dict[KVHandle, list[int]] = {}
 
     def open(self) -> Bench:
         return Bench(num_pages=12, num_ids=5)
@@ -199,44 +199,44 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(prefix=st.sampled_from(PREFIXES), cut=st.integers(1, 96), own=st.integers(0, 50), at=st.integers(0, 3))
     def start(self, prefix: list[int], cut: int, own: int, at: int) -> None:
         tokens = prefix[:cut] + text(1000 * (at + 1), own)
-        branch = self.bench.cache.acquire(as_bytes(tokens))
-        if branch is not None:
-            assert branch.num_tokens < len(tokens)
-            self.known[branch] = tokens
+        handle = self.bench.cache.acquire(as_bytes(tokens))
+        if handle is not None:
+            assert handle.num_tokens < len(tokens)
+            self.known[handle] = tokens
 
     @precondition(lambda self: self.known)
     @rule(data=st.data(), count=st.integers(1, 70), choice=st.integers(0, 1))
     def grow(self, data: st.DataObject, count: int, choice: int) -> None:
-        branch = data.draw(st.sampled_from(list(self.known)))
-        tokens = self.known[branch]
-        wanted = tokens[branch.num_tokens : branch.num_tokens + count] or text(5000 + 100 * choice, count)
-        if self.bench.cache.reserve(branch, branch.num_tokens + len(wanted)):
-            self.known[branch] = tokens[: branch.num_tokens] + wanted + tokens[branch.num_tokens + len(wanted) :]
-            self.bench.memory.compute(branch.id, branch.num_tokens, wanted)
-            self.bench.cache.commit(branch, as_bytes(wanted))
+        handle = data.draw(st.sampled_from(list(self.known)))
+        tokens = self.known[handle]
+        wanted = tokens[handle.num_tokens : handle.num_tokens + count] or text(5000 + 100 * choice, count)
+        if self.bench.cache.reserve(handle, handle.num_tokens + len(wanted)):
+            self.known[handle] = tokens[: handle.num_tokens] + wanted + tokens[handle.num_tokens + len(wanted) :]
+            self.bench.memory.compute(handle.id, handle.num_tokens, wanted)
+            self.bench.cache.commit(handle, as_bytes(wanted))
 
     @precondition(lambda self: self.known)
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
-        branch = data.draw(st.sampled_from(list(self.known)))
-        room = min(branch.num_pages * PAGE_TOKENS - branch.num_tokens, 7)
-        self.bench.memory.compute(branch.id, branch.num_tokens, text(9000, room))
-        assert self.bench.cache.rollback(branch)
+        handle = data.draw(st.sampled_from(list(self.known)))
+        room = min(handle.num_pages * PAGE_TOKENS - handle.num_tokens, 7)
+        self.bench.memory.compute(handle.id, handle.num_tokens, text(9000, room))
+        assert self.bench.cache.rollback(handle)
 
     @precondition(lambda self: self.known)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
-        branch = data.draw(st.sampled_from(list(self.known)))
-        del self.known[branch]
-        self.bench.cache.release(branch)
+        handle = data.draw(st.sampled_from(list(self.known)))
+        del self.known[handle]
+        self.bench.cache.release(handle)
 
     @invariant()
     def memory_and_accounting_agree(self) -> None:
         cache, memory = self.bench.cache, self.bench.memory
         cache.check_integrity()
-        for branch, tokens in self.known.items():
-            assert memory.tokens(branch.id) == tokens[: branch.num_tokens]
-            assert branch.num_pages >= num_pages_for(len(tokens)) or branch.num_tokens > len(tokens)
+        for handle, tokens in self.known.items():
+            assert memory.tokens(handle.id) == tokens[: handle.num_tokens]
+            assert handle.num_pages >= num_pages_for(len(tokens)) or handle.num_tokens > len(tokens)
         assert memory.num_used <= (cache.num_held + cache.num_cached) * PAGE_TOKENS
 
     @invariant()
@@ -288,16 +288,16 @@ def test_a_continued_sequence_stays_where_it_is_while_that_leaves_no_hole() -> N
     bench = LaneBench()
     bench.run(text(1000, 40))
     bench.finish(text(0, 50))
-    branch = bench.start(text(0, 50) + text(500, 9))
-    assert (branch.id, branch.num_tokens) == (1, 50)
+    handle = bench.start(text(0, 50) + text(500, 9))
+    assert (handle.id, handle.num_tokens) == (1, 50)
 
 
 def test_sequences_move_together() -> None:
     """llama.cpp computes sequences together only while their ids are consecutive."""
     bench = LaneBench(num_ids=8, tier=HostTier(1 << 20))
-    branches = [bench.run(text(1000 * number, 40)) for number in range(6)]
-    for branch in branches[1:]:
-        bench.cache.release(branch)
+    handles = [bench.run(text(1000 * number, 40)) for number in range(6)]
+    for handle in handles[1:]:
+        bench.cache.release(handle)
     again = bench.start(text(5000, 40) + text(500, 9))
     assert (again.id, again.num_tokens) == (1, 40)
     assert bench.cache.statistics().free_ids == 2 + 1
@@ -306,11 +306,11 @@ def test_sequences_move_together() -> None:
 
 def test_without_a_tier_a_hole_is_better_than_a_loss() -> None:
     bench = LaneBench(num_ids=8)
-    branches = [bench.run(text(1000 * number, 40)) for number in range(6)]
-    for branch in branches[1:]:
-        bench.cache.release(branch)
-    assert bench.start(text(5000, 40) + text(500, 9)) is branches[5]
-    assert bench.start(text(1000, 40) + text(500, 9)) is branches[1]
+    handles = [bench.run(text(1000 * number, 40)) for number in range(6)]
+    for handle in handles[1:]:
+        bench.cache.release(handle)
+    assert bench.start(text(5000, 40) + text(500, 9)) is handles[5]
+    assert bench.start(text(1000, 40) + text(500, 9)) is handles[1]
     assert bench.cache.statistics().evicted_pages == 0
 
 
@@ -318,16 +318,16 @@ def test_a_lane_that_is_taken_in_part_keeps_the_rest_in_the_tier() -> None:
     bench = LaneBench(num_ids=1, tier=HostTier(1 << 20))
     bench.finish(text(0, 100))
     bench.finish(text(0, 50) + text(500, 20))
-    branch = bench.start(text(0, 100) + text(900, 5))
-    assert branch.num_tokens == 100
-    assert bench.memory.tokens(branch.id) == text(0, 100)
+    handle = bench.start(text(0, 100) + text(900, 5))
+    assert handle.num_tokens == 100
+    assert bench.memory.tokens(handle.id) == text(0, 100)
 
 
 def test_a_lane_bounds_a_sequence() -> None:
     bench = LaneBench(lane_pages=2)
     assert bench.cache.acquire(as_bytes(text(0, 65))) is None
-    branch = bench.run(text(0, 64))
-    assert not bench.cache.reserve(branch, 65)
+    handle = bench.run(text(0, 64))
+    assert not bench.cache.reserve(handle, 65)
 
 
 def test_when_all_lanes_run_nobody_is_admitted() -> None:

@@ -16,7 +16,7 @@ from kvcache.lanes import LaneCache
 from kvcache.memory import Blob
 from kvcache.pool import PoolCache
 from kvcache.tiers import HostTier
-from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, Branch, digest_of
+from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, KVHandle, digest_of
 from tests.kvcache.fakes import FakeLanes, FakeMemory, as_bytes
 
 LARGE = 1 << 20
@@ -47,13 +47,13 @@ class Tiered:
         """Serve a sequence as a scheduler does; returns how many tokens needed no computing."""
         while self.cache.lookup(as_bytes(tokens)).stored.arriving:
             self.cache.wait()
-        branch = self.cache.acquire(as_bytes(tokens))
-        assert branch is not None
-        found = branch.num_tokens
-        self.memory.compute(branch.id, found, tokens[found:])
-        self.cache.commit(branch, as_bytes(tokens[found:]))
-        assert self.memory.tokens(branch.id) == tokens
-        self.cache.release(branch)
+        handle = self.cache.acquire(as_bytes(tokens))
+        assert handle is not None
+        found = handle.num_tokens
+        self.memory.compute(handle.id, found, tokens[found:])
+        self.cache.commit(handle, as_bytes(tokens[found:]))
+        assert self.memory.tokens(handle.id) == tokens
+        self.cache.release(handle)
         self.cache.check_integrity()
         return found
 
@@ -260,7 +260,7 @@ class TierMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.number = 0
-        self.running: dict[Branch, list[int]] = {}
+        self.running: dict[KVHandle, list[int]] = {}
         self.directory = TemporaryDirectory()
         self.open()
 
@@ -273,28 +273,28 @@ class TierMachine(RuleBasedStateMachine):
         tokens = prefix[:cut] + text(1000 * (at + 1), own)
         while self.tiered.cache.lookup(as_bytes(tokens)).stored.arriving:
             self.tiered.cache.wait()
-        branch = self.tiered.cache.acquire(as_bytes(tokens))
-        if branch is not None:
-            assert branch.num_tokens < len(tokens)
-            self.running[branch] = tokens
+        handle = self.tiered.cache.acquire(as_bytes(tokens))
+        if handle is not None:
+            assert handle.num_tokens < len(tokens)
+            self.running[handle] = tokens
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), count=st.integers(1, 70))
     def grow(self, data: st.DataObject, count: int) -> None:
-        branch = data.draw(st.sampled_from(list(self.running)))
-        tokens = self.running[branch]
-        more = tokens[branch.num_tokens : branch.num_tokens + count] or text(5000 + branch.num_tokens, count)
-        if self.tiered.cache.reserve(branch, branch.num_tokens + len(more)):
-            self.running[branch] = tokens[: branch.num_tokens] + more + tokens[branch.num_tokens + len(more) :]
-            self.tiered.memory.compute(branch.id, branch.num_tokens, more)
-            self.tiered.cache.commit(branch, as_bytes(more))
+        handle = data.draw(st.sampled_from(list(self.running)))
+        tokens = self.running[handle]
+        more = tokens[handle.num_tokens : handle.num_tokens + count] or text(5000 + handle.num_tokens, count)
+        if self.tiered.cache.reserve(handle, handle.num_tokens + len(more)):
+            self.running[handle] = tokens[: handle.num_tokens] + more + tokens[handle.num_tokens + len(more) :]
+            self.tiered.memory.compute(handle.id, handle.num_tokens, more)
+            self.tiered.cache.commit(handle, as_bytes(more))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
-        branch = data.draw(st.sampled_from(list(self.running)))
-        del self.running[branch]
-        self.tiered.cache.release(branch)
+        handle = data.draw(st.sampled_from(list(self.running)))
+        del self.running[handle]
+        self.tiered.cache.release(handle)
 
     @rule()
     def restart(self) -> None:
@@ -305,8 +305,8 @@ class TierMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_in_memory_is_what_is_known(self) -> None:
         self.tiered.cache.check_integrity()
-        for branch, tokens in self.running.items():
-            assert self.tiered.memory.tokens(branch.id) == tokens[: branch.num_tokens]
+        for handle, tokens in self.running.items():
+            assert self.tiered.memory.tokens(handle.id) == tokens[: handle.num_tokens]
 
     def teardown(self) -> None:
         self.tiered.cache.close(SECONDS)

@@ -15,7 +15,7 @@ from kvcache.disk import DiskTier
 from kvcache.lanes import LaneCache
 from kvcache.memory import Blob
 from kvcache.pool import PoolCache
-from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Branch
+from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, KVHandle
 from kvcache.whole import WholeTier, whole_digest
 from tests.kvcache.fakes import FakeLanes, FakeMemory, as_bytes
 from tests.kvcache.test_tiers import LARGE, SECONDS, VERSION, Tiered, TierMachine, text
@@ -59,23 +59,23 @@ class Whole:
         else:
             self.cache = PoolCache(self.memory, 20, 4, sharing=False, tier=self.tier)
 
-    def begin(self, tokens: list[int]) -> Branch | None:
+    def begin(self, tokens: list[int]) -> KVHandle | None:
         while self.cache.lookup(as_bytes(tokens)).stored.arriving:
             self.cache.wait()
         return self.cache.acquire(as_bytes(tokens))
 
-    def compute(self, branch: Branch, tokens: list[int]) -> None:
-        self.memory.compute(branch.id, tokens)
-        self.cache.commit(branch, as_bytes(tokens))
+    def compute(self, handle: KVHandle, tokens: list[int]) -> None:
+        self.memory.compute(handle.id, tokens)
+        self.cache.commit(handle, as_bytes(tokens))
 
     def run(self, tokens: list[int]) -> int:
         """How many tokens needed no computing."""
-        branch = self.begin(tokens)
-        assert branch is not None
-        found = branch.num_tokens
-        self.compute(branch, tokens[found:])
-        assert self.memory.read[branch.id] == tokens
-        self.cache.release(branch)
+        handle = self.begin(tokens)
+        assert handle is not None
+        found = handle.num_tokens
+        self.compute(handle, tokens[found:])
+        assert self.memory.read[handle.id] == tokens
+        self.cache.release(handle)
         self.cache.check_integrity()
         return found
 
@@ -93,13 +93,13 @@ def test_a_sequence_that_goes_on_is_found(in_lanes: bool) -> None:
 
 def test_a_prompt_is_kept_before_its_answer() -> None:
     whole = Whole()
-    branch = whole.begin(text(0, 50))
-    assert branch is not None
-    whole.compute(branch, text(0, 50))
-    whole.cache.prompt_done(branch)
+    handle = whole.begin(text(0, 50))
+    assert handle is not None
+    whole.compute(handle, text(0, 50))
+    whole.cache.prompt_done(handle)
     assert whole.run(text(0, 50) + text(500, 20)) == 50, "while the answer is still being made"
-    whole.compute(branch, text(700, 3))
-    whole.cache.release(branch)
+    whole.compute(handle, text(700, 3))
+    whole.cache.release(handle)
     assert whole.run(text(0, 50) + text(700, 5)) == 53
 
 
@@ -149,13 +149,13 @@ def test_one_that_is_broken_on_the_disk_is_computed(tmp_path: Path) -> None:
 
 def test_a_failed_step_leaves_nothing_to_be_kept() -> None:
     whole = Whole()
-    branch = whole.begin(text(0, 50))
-    assert branch is not None
-    whole.compute(branch, text(0, 32))
-    whole.memory.compute(branch.id, text(32, 18))  # and then the step failed
-    assert not whole.cache.rollback(branch)
-    assert branch.num_tokens == 0
-    whole.cache.release(branch)
+    handle = whole.begin(text(0, 50))
+    assert handle is not None
+    whole.compute(handle, text(0, 32))
+    whole.memory.compute(handle.id, text(32, 18))  # and then the step failed
+    assert not whole.cache.rollback(handle)
+    assert handle.num_tokens == 0
+    whole.cache.release(handle)
     whole.cache.check_integrity()
     assert whole.cache.num_free == whole.cache.num_pages
     assert whole.tier.statistics().host_pages == 0
@@ -169,7 +169,7 @@ class WholeMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.running: dict[Branch, list[int]] = {}
+        self.running: dict[KVHandle, list[int]] = {}
         self.directory = TemporaryDirectory()
         self.open()
 
@@ -180,37 +180,37 @@ class WholeMachine(RuleBasedStateMachine):
     @rule(start=st.sampled_from([0, 1000]), length=st.integers(1, 120), own=st.integers(0, 30))
     def start(self, start: int, length: int, own: int) -> None:
         tokens = text(start, length) + text(9000, own)
-        branch = self.whole.begin(tokens)
-        if branch is not None:
-            assert branch.num_tokens < len(tokens)
-            self.running[branch] = tokens
+        handle = self.whole.begin(tokens)
+        if handle is not None:
+            assert handle.num_tokens < len(tokens)
+            self.running[handle] = tokens
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), count=st.integers(1, 70))
     def grow(self, data: st.DataObject, count: int) -> None:
-        branch = data.draw(st.sampled_from(list(self.running)))
-        tokens = self.running[branch]
-        more = tokens[branch.num_tokens : branch.num_tokens + count] or text(5000, count)
-        if self.whole.cache.reserve(branch, branch.num_tokens + len(more)):
-            self.running[branch] = tokens[: branch.num_tokens] + more + tokens[branch.num_tokens + len(more) :]
-            self.whole.compute(branch, more)
+        handle = data.draw(st.sampled_from(list(self.running)))
+        tokens = self.running[handle]
+        more = tokens[handle.num_tokens : handle.num_tokens + count] or text(5000, count)
+        if self.whole.cache.reserve(handle, handle.num_tokens + len(more)):
+            self.running[handle] = tokens[: handle.num_tokens] + more + tokens[handle.num_tokens + len(more) :]
+            self.whole.compute(handle, more)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), is_ahead=st.booleans())
     def fail(self, data: st.DataObject, is_ahead: bool) -> None:
-        branch = data.draw(st.sampled_from(list(self.running)))
+        handle = data.draw(st.sampled_from(list(self.running)))
         if is_ahead:
-            self.whole.memory.compute(branch.id, [1])
-        before = branch.num_tokens
-        is_whole = self.whole.cache.rollback(branch)
-        assert branch.num_tokens == (before if is_whole else 0)
+            self.whole.memory.compute(handle.id, [1])
+        before = handle.num_tokens
+        is_whole = self.whole.cache.rollback(handle)
+        assert handle.num_tokens == (before if is_whole else 0)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
-        branch = data.draw(st.sampled_from(list(self.running)))
-        del self.running[branch]
-        self.whole.cache.release(branch)
+        handle = data.draw(st.sampled_from(list(self.running)))
+        del self.running[handle]
+        self.whole.cache.release(handle)
 
     @rule()
     def restart(self) -> None:
@@ -223,10 +223,10 @@ class WholeMachine(RuleBasedStateMachine):
         cache = self.whole.cache
         cache.check_integrity()
         assert cache.num_cached == 0
-        assert cache.num_held == sum(branch.num_pages for branch in self.running)
-        for branch, tokens in self.running.items():
-            assert self.whole.memory.read.get(branch.id, []) == tokens[: branch.num_tokens]
-            assert branch.num_pages * PAGE_TOKENS >= branch.num_tokens
+        assert cache.num_held == sum(handle.num_pages for handle in self.running)
+        for handle, tokens in self.running.items():
+            assert self.whole.memory.read.get(handle.id, []) == tokens[: handle.num_tokens]
+            assert handle.num_pages * PAGE_TOKENS >= handle.num_tokens
 
     def teardown(self) -> None:
         self.whole.cache.close(SECONDS)

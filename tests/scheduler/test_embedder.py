@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.embedder import MAX_FAILED_BATCHES, SMALLEST_BATCH, Batch, Embedder, Limits
-from scheduler.llama import ModelError
+from scheduler.errors import ModelError
 from scheduler.messages import Embed, Embedded
 from tests.scheduler.fakes import FakeReader, expected_vector, unwire
 

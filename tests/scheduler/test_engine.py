@@ -13,8 +13,9 @@ from kvcache.pool import PoolCache
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig
 from scheduler.embedder import Batch, Embedder, Limits, Pooled
-from scheduler.engine import Engine, load
+from scheduler.engine import Engine
 from scheduler.grammar import Compiled, GrammarCompiler
+from scheduler.llama.load import load
 from scheduler.messages import Cancel, Embed, Embedded, Failed, Inspect, Message, Output, Report, Stop, Submit
 from scheduler.plan import Plan, Result
 from tests.scheduler.fakes import (

@@ -1,0 +1,1 @@
+"""The API's end of the wire to an engine process."""

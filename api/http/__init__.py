@@ -1,0 +1,1 @@
+"""The HTTP application: routes, their description, and the server around them."""

@@ -1,0 +1,173 @@
+"""The server's life: bind, load, serve, drain, end. Written as nesting: what is inside ends first."""
+
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterable, Iterator
+from typing import Final
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as serve_http
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+
+from api.engine.client import ENGINE_COMMAND
+from api.errors import os_error_text
+from api.flags import ModelOptions, ServerOptions
+from api.http.app import create_app
+from api.record import AlreadyRunningError, hold_record
+from api.serving.fleet import Fleet, StartError
+
+_log = logging.getLogger("cortex.api")
+
+FLUSH_SECONDS: Final = 5.0
+"""What connections get at the end to take their last bytes."""
+KEEP_ALIVE_SECONDS: Final = 75.0
+"""Longer than clients keep idle connections: who closes them first must not be we, or a request runs into it."""
+UNACKNOWLEDGED_LIMIT: Final = 90.0
+"""Seconds that a client may leave sent bytes unread before the kernel closes its connection: nothing else can, as
+Hypercorn shields its sends."""
+
+
+def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_COMMAND) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code; whatever prevents serving is logged as one line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    exit_code = 0
+    try:
+        sockets = _listen(options.host, options.port)
+        with hold_record(options, sockets[0].getsockname()[1]):
+            trio.run(_run, options, sockets, engine_command)
+    except* (AlreadyRunningError, StartError, OSError) as errors:
+        for error in _leaves(errors):
+            _log.error("%s", os_error_text(error) if isinstance(error, OSError) else error)
+        exit_code = 1
+    return exit_code
+
+
+async def _run(options: ServerOptions, sockets: list[socket.socket], engine_command: tuple[str, ...]) -> None:
+    config = Config()
+    config.bind = [f"fd://{sock.fileno()}" for sock in sockets]
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn")
+    config.graceful_timeout = FLUSH_SECONDS
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.h11_max_incomplete_size = 64 * 1024
+    drained = trio.Event()
+    fleet = Fleet(
+        max_waiting=options.max_waiting,
+        grace_seconds=options.grace_seconds,
+        idle_limit=options.idle_limit,
+        on_demand=options.on_demand,
+        engine_command=engine_command,
+    )
+    app = create_app(fleet, cors_origins=options.cors_origins)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_drain_on_signal, fleet, options.grace_seconds, drained)
+        await nursery.start(fleet.run)
+        nursery.start_soon(_start_first, fleet, options.first)
+        _log.info("listening at http://%s:%d/v1", *sockets[0].getsockname()[:2])
+        await serve_http(_with_whole_ends(app), config, shutdown_trigger=drained.wait, mode="asgi")
+        with trio.move_on_after(FLUSH_SECONDS):
+            await fleet.close()
+        nursery.cancel_scope.cancel()
+
+
+async def _start_first(fleet: Fleet, options: ModelOptions) -> None:
+    """Raises StartError, unless the server was told to stop meanwhile."""
+    try:
+        await fleet.start(options)
+    except StartError:
+        if not fleet.draining:
+            raise
+
+
+def _with_whole_ends(app: ASGIFramework) -> ASGIFramework:
+    """The app, with the last send of a response shielded from cancellation.
+
+    Within that send Hypercorn tells the app that the request is over, upon which quart-trio cancels the task that is
+    sending. Hypercorn would then never come to count the connection as idle: no timeout would close it, nor our end.
+    """
+
+    async def framework(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        async def send_whole(event: ASGISendEvent) -> None:
+            is_last = event["type"] == "http.response.body" and not event.get("more_body", False)
+            with trio.CancelScope(shield=is_last):
+                await send(event)
+
+        await app(scope, receive, send_whole)
+
+    return framework
+
+
+async def _drain_on_signal(fleet: Fleet, grace_seconds: float, drained: trio.Event) -> None:
+    """Refuse new work from the first signal on, let running requests finish for a while, then let the server end."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)  # what holds behind the block: the end is on its way then
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            break
+        fleet.drain()
+        _log.info("stopping; %d requests may go on for %.0f s", fleet.num_active, grace_seconds)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_next, signals, nursery.cancel_scope)
+            with trio.move_on_after(grace_seconds):
+                await fleet.wait_idle()
+            nursery.cancel_scope.cancel()
+        fleet.end("the server is shutting down")
+        drained.set()
+        _exit_anyway(2 * FLUSH_SECONDS)
+
+
+def _exit_anyway(seconds: float) -> None:
+    """End the process if it has not ended by then: Hypercorn waits for ever for a client that does not read."""
+    watchdog = threading.Timer(seconds, os._exit, [0])
+    watchdog.daemon = True
+    watchdog.start()
+
+
+async def _cancel_on_next(signals: AsyncIterable[int], scope: trio.CancelScope) -> None:
+    """A second signal ends the grace period."""
+    async for _ in signals:
+        scope.cancel()
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets for the address; for the loopback in both families, as `localhost` may resolve to either.
+
+    Raises OSError with a line for the user.
+    """
+    sockets = [_bind(host, port)]
+    if host in ("127.0.0.1", "localhost"):
+        try:
+            sockets.append(_bind("::1", sockets[0].getsockname()[1]))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:  # `localhost` would lead some clients to another server
+                raise
+    return sockets
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        sock = socket.create_server(
+            ("127.0.0.1" if host == "localhost" else host, port),
+            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+            backlog=1024,
+        )
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}") from error
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_LIMIT * 1000))
+    return sock
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -1,0 +1,262 @@
+"""Chat completions."""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from api.errors import ApiError
+from api.protocols.fields import MAX_TOP_LOGPROBS, GenerationRequest, Strict, TemplateVariables, parse
+from api.text.dialects import Tool, ToolUse
+
+MAX_TOOLS: Final = 1024
+
+UNSERVED: Final[dict[str, tuple[object, ...]]] = {
+    "audio": (),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prediction": (),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""OpenAI's fields that are not served, and the values besides null that ask for nothing."""
+
+
+def _joined(content: object) -> object:
+    """Content as one string. Parts are joined by a line break, as llama-server and vLLM join them."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+            raise ValueError("a content part is an object with a type")
+        if part["type"] not in ("text", "refusal"):
+            raise ValueError(f"content parts of type {part['type']!r} are not served; only 'text' is")
+        if not isinstance(part.get(part["type"]), str):
+            raise ValueError(f"a content part of type {part['type']!r} has a string {part['type']!r}")
+        texts.append(part[part["type"]])
+    return "\n".join(texts)
+
+
+def _unserved(value: object) -> object:
+    if value is not None and value != []:
+        raise ValueError("is not served")
+    return None
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(Strict):
+    type: Literal["refusal"]
+    refusal: str
+
+
+Content = Annotated[
+    str,
+    BeforeValidator(_joined, json_schema_input_type=str | list[TextPart | RefusalPart]),
+]
+Unserved = Annotated[None, BeforeValidator(_unserved, json_schema_input_type=None)]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+
+
+class CalledFunction(Strict):
+    name: FunctionName
+    arguments: str
+
+
+class ToolCall(Strict):
+    """A call that the model made earlier in the conversation."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    annotations: list[Any] | None = None
+    audio: Unserved = None
+    function_call: Unserved = None
+
+    @model_validator(mode="after")
+    def _has_what_its_role_needs(self) -> "Message":
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a message of role {self.role!r} needs content")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"a message of role {self.role!r} makes no tool calls")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("a message of role 'tool' needs a tool_call_id")
+        return self
+
+    def for_template(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {"role": self.role, "content": self.content or self.refusal or ""}
+        for key in ("name", "tool_call_id", "reasoning_content"):
+            if (value := getattr(self, key)) is not None:
+                fields[key] = value
+        if self.tool_calls:
+            fields["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        return fields
+
+
+class FunctionDefinition(Strict):
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolDefinition(Strict):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionReference(Strict):
+    name: FunctionName
+
+
+class NamedTool(Strict):
+    type: Literal["function"]
+    function: FunctionReference
+
+
+class AllowedTools(Strict):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class AllowedToolsChoice(Strict):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    """`schema` is llama-server's."""
+
+    type: Literal["json_object"]
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+
+
+class JsonSchema(Strict):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Strict):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+MetadataValue = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], MetadataValue], Field(max_length=16)]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+CacheRetention = Literal["in-memory", "in_memory", "24h"]
+
+
+class ChatRequest(GenerationRequest):
+    """A chat completion."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    chat_template_kwargs: TemplateVariables | None = None
+    # for the caller's own books
+    metadata: Metadata | None = None
+    store: bool | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: CacheRetention | None = None
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "ChatRequest":
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            message = "'max_tokens' and 'max_completion_tokens' cannot both be given; the first is the older name."
+            raise ApiError(400, message, param="max_tokens")
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ApiError(400, "Two of the tools have the same name.", param="tools", code="invalid_value")
+        if self.tool_choice not in (None, "none", "auto") and not names:
+            raise ApiError(400, "'tool_choice' is only allowed when 'tools' are given.", param="tool_choice")
+        for name in self._chosen_names():
+            if name not in names:
+                message = f"Tool {name!r} is not among the tools."
+                raise ApiError(400, message, param="tool_choice", code="invalid_value")
+        return self
+
+    @property
+    def requested_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the best tokens to tell with each token; None for no probabilities at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def all_tools(self) -> list[Tool]:
+        """What the prompt lists."""
+        functions = [tool.function for tool in self.tools or ()]
+        return [Tool(f.name, f.description, f.parameters or {}, bool(f.strict)) for f in functions]
+
+    def tool_use(self) -> ToolUse | None:
+        """What of it the answer may or must call; None if nothing."""
+        choice, tools = self.tool_choice or "auto", self.all_tools()
+        if not tools or choice == "none":
+            return None
+        parallel = self.parallel_tool_calls is not False
+        match choice:
+            case NamedTool():
+                named = tuple(tool for tool in tools if tool.name == choice.function.name)
+                return ToolUse(named, "required", parallel=False)
+            case AllowedToolsChoice():
+                names = self._chosen_names()
+                allowed = tuple(tool for tool in tools if tool.name in names)
+                return ToolUse(allowed, choice.allowed_tools.mode, parallel)
+        return ToolUse(tuple(tools), choice, parallel)
+
+    def template_kwargs(self) -> dict[str, Any]:
+        """Variables for the model's template, which reads those that it knows."""
+        given = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort is not None:
+            given.setdefault("reasoning_effort", self.reasoning_effort)
+            given.setdefault("enable_thinking", self.reasoning_effort != "none")
+        return given
+
+    def _chosen_names(self) -> list[str]:
+        match self.tool_choice:
+            case NamedTool(function=function):
+                return [function.name]
+            case AllowedToolsChoice(allowed_tools=allowed):
+                return [tool.function.name for tool in allowed.tools]
+        return []
+
+
+def parse_chat_request(body: object) -> ChatRequest:
+    """Raises ApiError 400 that names the first offending field."""
+    return parse(ChatRequest, body, UNSERVED)

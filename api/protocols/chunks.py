@@ -1,0 +1,99 @@
+"""Answers as OpenAI's two completion endpoints word them: an object with choices, or a stream of chunks of it."""
+
+import time
+from abc import abstractmethod
+from typing import Any, Final, Generic, TypeVar
+
+from api.errors import ApiError
+from api.protocols.answer import Answer, Drafted, event
+from api.protocols.choice import Choice, Delta
+from api.protocols.fields import GenerationRequest
+from api.serving.service import ModelService
+
+DONE: Final = b"data: [DONE]\n\n"
+
+RequestT = TypeVar("RequestT", bound=GenerationRequest)
+
+
+class ChunkedAnswer(Answer, Generic[RequestT]):
+    """The choices of one request's prompts, as many in a row of each."""
+
+    kind: str
+    """The name of the whole object."""
+    chunk_kind: str
+    """And of a stream's chunk."""
+
+    def __init__(
+        self, service: ModelService, request: RequestT, response_id: str, drafted: Drafted, num_prompts: int = 1
+    ) -> None:
+        super().__init__(service, drafted)
+        self._request = request
+        self._id = response_id
+        self._created = int(time.time())
+        self._per_prompt = len(drafted.choices) // num_prompts
+
+    def _whole(self, deltas: list[list[Delta]]) -> dict[str, Any]:
+        return self._object(self.kind, self._whole_choices(deltas)) | {"usage": self._usage()}
+
+    def _beginning(self) -> bytes:
+        return b"".join(self._chunk(index, choice) for index in range(len(self._choices)) for choice in self._begin())
+
+    def _news(self, index: int, delta: Delta) -> bytes:
+        return b"".join(self._chunk(index, choice) for choice in self._pieces(index, delta))
+
+    def _end(self) -> bytes:
+        if not self._request.include_usage:
+            return DONE
+        return event(self._object(self.chunk_kind, []) | {"usage": self._usage()}) + DONE
+
+    def _failure(self, error: ApiError) -> bytes:
+        return event(error.body())
+
+    def _usage(self) -> dict[str, Any]:
+        firsts = range(0, len(self._choices), self._per_prompt)
+        prompt = sum(len(self._drafts[first].tokens) for first in firsts)
+        completion = sum(self._num_tokens(choice) for choice in self._choices)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {
+                "cached_tokens": sum(self._choices[first].cached_tokens for first in firsts),
+                "audio_tokens": 0,
+            },
+            "completion_tokens_details": {
+                "reasoning_tokens": sum(choice.num_reasoning_tokens for choice in self._choices),
+                "audio_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
+        }
+
+    def _num_tokens(self, choice: Choice) -> int:
+        return choice.num_tokens
+
+    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._request.model,
+            "choices": choices,
+            "system_fingerprint": self._fingerprint,
+        }
+
+    def _chunk(self, index: int, choice: dict[str, Any]) -> bytes:
+        chunk = self._object(self.chunk_kind, [{"index": index, **choice}])
+        return event(chunk | {"usage": None} if self._request.include_usage else chunk)
+
+    @abstractmethod
+    def _whole_choices(self, deltas: list[list[Delta]]) -> list[dict[str, Any]]:
+        """The choices of the whole object, from all that each has grown by."""
+
+    @abstractmethod
+    def _begin(self) -> list[dict[str, Any]]:
+        """What a stream says first of every choice."""
+
+    @abstractmethod
+    def _pieces(self, index: int, delta: Delta) -> list[dict[str, Any]]:
+        """The chunks of a stream for what a choice has grown by."""

@@ -1,0 +1,82 @@
+"""POST /v1/embeddings: texts become tokens, and the engine's vectors become numbers."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import orjson
+import trio
+
+from api.errors import ApiError
+from api.protocols.embeddings.request import EmbeddingsRequest
+from api.serving.service import INLINE_CHARACTERS, ModelService
+from api.text.tokenizer import Tokenizer
+
+INLINE_NUMBERS: Final = 20_000
+"""Components up to so many are written on the event loop, in a few milliseconds; more of them in a thread."""
+
+
+async def embed(service: ModelService, request: EmbeddingsRequest) -> dict[str, Any]:
+    """Raises ApiError 400 for texts or dimensions that the model does not have, 500 if the engine fails."""
+    info = service.engine.ready_info()
+    size = request.dimensions or info.embedding_size
+    if size > info.embedding_size:
+        message = f"This model's embeddings have {info.embedding_size} dimensions; {size} were asked for."
+        raise ApiError(400, message, param="dimensions", code="invalid_value")
+    inputs = request.inputs()
+    if sum(map(len, inputs.values())) > INLINE_CHARACTERS:
+        texts = await trio.to_thread.run_sync(_tokenized, service.tokenizer, inputs, info.max_text_tokens)
+    else:
+        texts = _tokenized(service.tokenizer, inputs, info.max_text_tokens)
+    with service.engine.embed(texts) as embedding:
+        vectors = await embedding.receive()
+    shortened = size if request.dimensions is not None else None
+    if request.encoding_format == "base64" and shortened is None:
+        written: Sequence[Any] = vectors  # as they came
+    elif len(vectors) * size > INLINE_NUMBERS:
+        written = await trio.to_thread.run_sync(_written, vectors, shortened, request.encoding_format)
+    else:
+        written = _written(vectors, shortened, request.encoding_format)
+    num_tokens = sum(map(len, texts))
+    return {
+        "object": "list",
+        "data": [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(written)],
+        "model": request.model,
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+    }
+
+
+def _tokenized(tokenizer: Tokenizer, inputs: Mapping[str, str | list[int]], limit: int) -> list[list[int]]:
+    """Texts between the special tokens that the vocabulary puts around them; tokens as they are."""
+    texts = []
+    for name, given in inputs.items():
+        tokens = tokenizer.encode_whole(given) if isinstance(given, str) else given
+        if not tokens:
+            raise ApiError(400, f"{name!r} has no tokens.", param=name, code="invalid_value")
+        if max(tokens) >= tokenizer.vocab_size:
+            message = f"Token {max(tokens)} is not in the model's vocabulary of {tokenizer.vocab_size}."
+            raise ApiError(400, message, param=name, code="invalid_value")
+        if len(tokens) > limit:
+            message = (
+                f"This model's maximum length of a text to embed is {limit} tokens. However, {name!r} has "
+                f"{len(tokens)} tokens. Please reduce its length."
+            )
+            raise ApiError(400, message, param=name, code="context_length_exceeded")
+        texts.append(tokens)
+    return texts
+
+
+def _written(vectors: list[str], size: int | None, encoding_format: str | None) -> list[Any]:
+    """As JSON's numbers or as base64, cut to `size` components if given."""
+    written: list[Any] = []
+    for text in vectors:
+        vector = np.frombuffer(base64.b64decode(text), "<f4")
+        if size is not None:
+            vector = vector[:size] / (np.linalg.norm(vector[:size]) or 1.0)
+        vector = np.ascontiguousarray(vector, np.float32)
+        if encoding_format == "base64":
+            written.append(base64.b64encode(vector.astype("<f4").tobytes()).decode())
+        else:
+            written.append(orjson.Fragment(orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)))
+    return written

@@ -1,0 +1,55 @@
+"""Vectors of texts."""
+
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from api.protocols.completions.request import Tokens
+from api.protocols.fields import Strict
+
+MAX_INPUTS: Final = 2048
+"""OpenAI's."""
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+def _kind(given: object) -> str | None:
+    """By the first of a list, so that what is wrong with the others is told as it is."""
+    if isinstance(given, list):
+        first = given[0] if given else ""
+        return "many tokens" if isinstance(first, list) else "many texts" if isinstance(first, str) else "tokens"
+    return "text" if isinstance(given, str) else None
+
+
+Input = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[Tokens, Tag("tokens")]
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS), Tag("many texts")]
+    | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_INPUTS), Tag("many tokens")],
+    Discriminator(
+        _kind,
+        custom_error_type="input_kind",
+        custom_error_message="Input should be a text, tokens, or a list of either",
+    ),
+]
+
+
+class EmbeddingsRequest(Strict):
+    """Texts, or tokens that are taken as they are."""
+
+    model: str
+    input: Input
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """Only so many of the first components, brought to length 1 again; for models that were trained for it."""
+    user: str | None = None
+
+    def inputs(self) -> dict[str, str | list[int]]:
+        """By the names that the wire has for them."""
+        if isinstance(self.input, str):
+            return {"input": self.input}
+        if isinstance(self.input[0], int):
+            return {"input": self.input}
+        several: Sequence[str | list[int]] = self.input
+        return {f"input[{index}]": each for index, each in enumerate(several)}

@@ -1,0 +1,1 @@
+"""Models that are listed, started and stopped by request."""

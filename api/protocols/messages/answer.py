@@ -1,0 +1,202 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's messages, answered as chats are."""
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final, Self
+
+import orjson
+from pydantic_core import from_json, to_json
+
+from api.errors import ApiError
+from api.protocols.answer import Answer, Drafted, event
+from api.protocols.chat.answer import draft_chat
+from api.protocols.choice import Delta
+from api.protocols.messages.conversation import as_chat
+from api.protocols.messages.request import CountTokensRequest, MessagesRequest
+from api.serving.service import ModelService
+from api.text.dialects import CallArguments, CallBegin, Content, Event, Reasoning, merged
+
+PATH: Final = "/v1/messages"
+_ERROR_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_NO_THREADS: Final = {"error_code": "thread_unsupported_request"}
+"""By this the SDK's tool runner learns that it has to send whole conversations."""
+
+
+def is_ours(path: str) -> bool:
+    """Whether a URL's path is one of Anthropic's, where errors are in its form."""
+    return path == PATH or path.startswith(f"{PATH}/")
+
+
+def error_body(error: ApiError, request_id: str) -> dict[str, Any]:
+    """An error in Anthropic's form, which has no place for the field that it is about but the message."""
+    message = error.message
+    if error.code == "context_length_exceeded":
+        message = f"prompt is too long: {message}"  # by these words agents know that they have to be brief
+    elif error.param and error.param not in message:
+        message = f"{error.param}: {message}"
+    kind = _ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+    details = _NO_THREADS if error.param == "thread" else None
+    return {
+        "type": "error",
+        "error": {"type": kind, "message": message, "details": details},
+        "request_id": request_id,
+    }
+
+
+async def count_tokens(service: ModelService, request: CountTokensRequest) -> dict[str, Any]:
+    """Raises ApiError 400 for what the model's template cannot hold."""
+    return {"input_tokens": len(await service.chat_prompt(*as_chat(request)))}
+
+
+class MessageAnswer(Answer):
+    """The message that answers a conversation."""
+
+    @classmethod
+    async def create(cls, service: ModelService, request: MessagesRequest, request_id: str) -> Self:
+        """Raises ApiError 400 as `draft_chat`."""
+        drafted = await draft_chat(service, *as_chat(request), max_tokens=max(request.max_tokens, 1))
+        schema_param = "output_format" if request.output_format else "output_config.format"
+        param = "tools" if request.schema_to_match is None else schema_param
+        return cls(service, request, request_id, replace(drafted, grammar_param=param))
+
+    def __init__(self, service: ModelService, request: MessagesRequest, request_id: str, drafted: Drafted) -> None:
+        super().__init__(service, drafted)
+        self._request = request
+        self._request_id = request_id
+        self._id = f"msg_{uuid.uuid4().hex}"
+        self._shows_thoughts = request.thinking is None or request.thinking.display != "omitted"
+        self._num_blocks = 0
+        self._block: str | None = None
+        """The type of the block that a stream is in the middle of."""
+
+    def _whole(self, deltas: list[list[Delta]]) -> dict[str, Any]:
+        content: list[dict[str, Any]] = []
+        for told in merged(told for delta in deltas[0] for told in self._told(delta)):
+            match told:
+                case Content(text):
+                    content.append(_text_block(text))
+                case Reasoning(text):
+                    content.append(_thinking_block(text if self._shows_thoughts else "", self._id))
+                case CallBegin(_, call_id, name):
+                    content.append(_call_block(call_id, name))
+                case CallArguments(_, text):
+                    content[-1]["input"] = _input(text)
+        return self._message(content) | self._stop() | {"usage": self._usage()}
+
+    def _beginning(self) -> bytes:
+        nothing = {"stop_reason": None, "stop_sequence": None}
+        return _event("message_start", message=self._message([]) | nothing | {"usage": self._usage()})
+
+    def _news(self, index: int, delta: Delta) -> bytes:  # noqa: ARG002 - there is one choice
+        return b"".join(piece for told in self._told(delta) for piece in self._pieces(told))
+
+    def _end(self) -> bytes:
+        end = [_event("message_delta", delta=self._stop(), usage=self._usage()), _event("message_stop")]
+        return b"".join([*self._close(), *end])
+
+    def _failure(self, error: ApiError) -> bytes:
+        return event(error_body(error, self._request_id), "error")
+
+    def _ping(self) -> bytes:
+        return _event("ping")
+
+    def _told(self, delta: Delta) -> list[Event]:
+        return delta.events if self._request.max_tokens else []  # the engine generates one token at least
+
+    def _pieces(self, told: Event) -> Iterator[bytes]:
+        match told:
+            case Content(text):
+                yield from self._within(_text_block(""))
+                yield self._delta("text_delta", text=text)
+            case Reasoning(text):
+                yield from self._within(_thinking_block("", ""))
+                if self._shows_thoughts:
+                    yield self._delta("thinking_delta", thinking=text)
+            case CallBegin(_, call_id, name):
+                yield from self._open(_call_block(call_id, name))
+            case CallArguments(_, text):
+                yield self._delta("input_json_delta", partial_json=text)
+
+    def _within(self, block: dict[str, Any]) -> Iterator[bytes]:
+        """Begin such a block unless the stream is in one."""
+        if self._block != block["type"]:
+            yield from self._open(block)
+
+    def _open(self, block: dict[str, Any]) -> Iterator[bytes]:
+        yield from self._close()
+        self._block = block["type"]
+        self._num_blocks += 1
+        yield _event("content_block_start", index=self._num_blocks - 1, content_block=block)
+
+    def _close(self) -> Iterator[bytes]:
+        if self._block == "thinking":
+            yield self._delta("signature_delta", signature=self._id)
+        if self._block is not None:
+            yield _event("content_block_stop", index=self._num_blocks - 1)
+        self._block = None
+
+    def _delta(self, kind: str, **piece: str) -> bytes:
+        return _event("content_block_delta", index=self._num_blocks - 1, delta={"type": kind, **piece})
+
+    def _message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
+        model = self._request.model
+        return {"id": self._id, "type": "message", "role": "assistant", "model": model, "content": content}
+
+    def _stop(self) -> dict[str, Any]:
+        """Why the answer ended. A call that a stop sequence cut is not to be made, so that goes before `tool_use`."""
+        [choice], [draft] = self._choices, self._drafts
+        if not self._request.max_tokens:
+            return {"stop_reason": "max_tokens", "stop_sequence": None}
+        if choice.stop is not None:
+            return {"stop_reason": "stop_sequence", "stop_sequence": choice.stop}
+        is_limit = draft.max_tokens == self._request.max_tokens
+        reasons = {
+            "length": "max_tokens" if is_limit else "model_context_window_exceeded",
+            "tool_calls": "tool_use",
+        }
+        return {"stop_reason": reasons.get(choice.finish_reason or "", "end_turn"), "stop_sequence": None}
+
+    def _usage(self) -> dict[str, Any]:
+        [choice], [draft] = self._choices, self._drafts
+        is_wanted = self._request.max_tokens > 0
+        return {
+            "input_tokens": len(draft.tokens) - choice.cached_tokens,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": choice.cached_tokens,
+            "output_tokens": choice.num_tokens if is_wanted else 0,
+            "output_tokens_details": {"thinking_tokens": choice.num_reasoning_tokens if is_wanted else 0},
+        }
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return event({"type": kind, **fields}, kind)
+
+
+def _text_block(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text, "citations": None}
+
+
+def _thinking_block(text: str, signature: str) -> dict[str, Any]:
+    return {"type": "thinking", "thinking": text, "signature": signature}
+
+
+def _call_block(call_id: str, name: str) -> dict[str, Any]:
+    return {"type": "tool_use", "id": f"toolu_{call_id.removeprefix('call_')}", "name": name, "input": {}}
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """The arguments of a call; of those that were cut what is whole, as the SDKs put a stream's pieces together."""
+    try:
+        plain = to_json(from_json(arguments, allow_inf_nan=False, allow_partial=True), inf_nan_mode="null")
+        found = orjson.loads(plain)  # without numbers that could not be written
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,309 @@
+"""POST /v1/responses: items become a chat, and its answer items; and the responses that are kept."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final, Literal, Self
+
+import orjson
+
+from api.errors import ApiError
+from api.models.defaults import ModelDefaults
+from api.protocols.answer import Answer, Drafted, event
+from api.protocols.chat.answer import draft_chat
+from api.protocols.chat.request import ChatRequest
+from api.protocols.choice import Delta
+from api.protocols.logprobs import chat_logprobs
+from api.protocols.responses.conversation import as_messages
+from api.protocols.responses.items import Item, ItemReference, new_id, new_item_id
+from api.protocols.responses.output_items import Event, OutputItems
+from api.protocols.responses.request import LOGPROBS, InputTokensRequest, ListQuery, ResponseRequest, RetrieveQuery
+from api.protocols.responses.store import KeptItem, KeptResponse, KeptResponses, items_of
+from api.serving.service import ModelService
+from scheduler.messages import Output
+
+FORMAT: Final = "text.format"
+PARAMS: Final = {"messages": "input", "response_format": FORMAT}
+"""What a chat's fields are called here."""
+EndStatus = Literal["completed", "incomplete"]
+
+
+class ModelResponse(Answer):
+    """One response to a conversation."""
+
+    def __init__(
+        self,
+        service: ModelService,
+        request: ResponseRequest,
+        conversation: tuple[KeptItem, ...],
+        drafted: Drafted,
+        kept: KeptResponses,
+    ) -> None:
+        """Raises ApiError 503 without an engine."""
+        super().__init__(service, drafted)
+        self._request = request
+        self._conversation = conversation
+        self._kept = kept
+        self._id = new_id("resp")
+        self._created = int(time.time())
+        self._output = OutputItems(request.names_of_calls())
+        self._num_events = 0
+
+    @classmethod
+    async def create(cls, service: ModelService, request: ResponseRequest, kept: KeptResponses) -> Self:
+        """Raises ApiError 400 as `draft_chat` and for a response that is not kept, 404 for an item that is not."""
+        conversation = _conversation(request, kept)
+        request = _filled(request, service.defaults)
+        return cls(service, request, conversation, await _drafted(service, request, items_of(conversation)), kept)
+
+    def _steps(self, output: Output) -> Sequence[Output]:
+        """Token by token, where the probabilities of those of the text are wanted."""
+        if not self._request.wants_logprobs or len(output.tokens) < 2:
+            return (output,)
+        steps = [
+            replace(output, tokens=[token], logprobs=[logprob], finish_reason=None)
+            for token, logprob in zip(output.tokens, output.logprobs, strict=True)
+        ]
+        steps[-1].finish_reason = output.finish_reason
+        return steps
+
+    def _whole(self, deltas: list[list[Delta]]) -> dict[str, Any]:
+        for delta in deltas[0]:
+            self._push(delta)
+        status = self._status
+        self._output.finish(status)
+        return self._keep(status)
+
+    def _beginning(self) -> bytes:
+        begun = self._object("in_progress")
+        return self._events_of({"type": f"response.{name}", "response": begun} for name in ("created", "in_progress"))
+
+    def _news(self, index: int, delta: Delta) -> bytes:  # noqa: ARG002 - there is only one
+        return self._events_of(self._push(delta))
+
+    def _end(self) -> bytes:
+        status = self._status
+        events = self._events_of(self._output.finish(status))
+        return events + self._events_of([{"type": f"response.{status}", "response": self._keep(status)}])
+
+    def _failure(self, error: ApiError) -> bytes:
+        """What the engine broke off, also before the first event."""
+        begun = b"" if self._num_events else self._beginning()
+        code = "invalid_prompt" if error.status == 400 else "server_error"
+        failed = self._object("failed") | {"error": {"code": code, "message": error.message}}
+        return begun + self._events_of([{"type": "response.failed", "response": failed}])
+
+    @property
+    def _status(self) -> EndStatus:
+        """Before the last item is finished. A call that a stop string cut is not to be made."""
+        [choice] = self._choices
+        is_cut = choice.finish_reason == "length" or (choice.stop is not None and self._output.is_in_call)
+        return "incomplete" if is_cut else "completed"
+
+    def _push(self, delta: Delta) -> list[Event]:
+        wanted = self._request.wants_logprobs
+        piece = self._service.answer_piece
+        return self._output.push(delta, chat_logprobs(delta.tokens, delta.logprobs, piece)["content"] if wanted else ())
+
+    def _events_of(self, events: Iterable[Event]) -> bytes:
+        told = b""
+        for each in events:
+            told += event(each | {"sequence_number": self._num_events}, each["type"])
+            self._num_events += 1
+        return told
+
+    def _keep(self, status: EndStatus) -> dict[str, Any]:
+        """The response, which has ended."""
+        reason = "max_output_tokens" if self._choices[0].finish_reason == "length" else None
+        response = self._object(status) | {
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "incomplete_details": {"reason": reason} if status == "incomplete" else None,
+            "usage": self._usage(),
+        }
+        if self._request.is_kept:
+            output = tuple(KeptItem.of(item, is_ours=True) for item in self._output.items)
+            kept = KeptResponse(orjson.dumps(response), self._conversation, output, self._request.wants_logprobs)
+            self._kept.keep(self._id, kept)
+        return response
+
+    def _object(self, status: str) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "completed_at": None,
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "output": self._output.items,
+            "usage": None,
+        } | self._request.echo()
+
+    def _usage(self) -> dict[str, Any]:
+        [choice], [draft] = self._choices, self._drafts
+        return {
+            "input_tokens": len(draft.tokens),
+            "input_tokens_details": {"cached_tokens": choice.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": choice.num_tokens,
+            "output_tokens_details": {"reasoning_tokens": choice.num_reasoning_tokens},
+            "total_tokens": len(draft.tokens) + choice.num_tokens,
+        }
+
+
+def _filled(request: ResponseRequest, defaults: ModelDefaults) -> ResponseRequest:
+    """With the model's own defaults where it says nothing, so that the response tells what was done."""
+    filled = defaults.fill(request)
+    if filled.max_output_tokens is None:
+        return filled.model_copy(update={"max_output_tokens": defaults.token_limit})
+    return filled
+
+
+def _conversation(request: InputTokensRequest, kept: KeptResponses) -> tuple[KeptItem, ...]:
+    """What was said before, and the input. Raises ApiError 400, 404."""
+    items: list[KeptItem] = []
+    if request.previous_response_id is not None:
+        previous = kept.find(request.previous_response_id)
+        if previous is None:
+            message = f"Previous response with id '{request.previous_response_id}' not found."
+            raise ApiError(400, message, param="previous_response_id", code="previous_response_not_found")
+        items += previous.conversation
+    for item in request.input or ():
+        if isinstance(item, ItemReference):
+            found = kept.find_item(item.id)
+            if found is None:
+                raise ApiError(404, f"Item with id '{item.id}' not found.", param="input")
+            items.append(found)
+        else:
+            sent = KeptItem.of(item.listed(), is_ours=item.id is None)
+            found = kept.find_item(sent.id)  # what comes back as it was told is the same item, and can be referred to
+            items.append(found if found is not None and found.data == sent.data else sent)
+    return tuple(_told_apart(items))
+
+
+def _told_apart(items: Iterable[KeptItem]) -> Iterator[KeptItem]:
+    """With a new id for each whose own was there before, as pages are told where to go on by an id."""
+    ids: set[str] = set()
+    for item in items:
+        told = item
+        if item.id in ids:
+            again = item.load()
+            told = KeptItem.of(again | {"id": new_item_id(again["type"])}, is_ours=True)
+        ids.add(told.id)
+        yield told
+
+
+async def count_input(service: ModelService, request: InputTokensRequest, kept: KeptResponses) -> dict[str, Any]:
+    """Raises ApiError 400 for what the model's template cannot hold, 400 and 404 for what is not kept."""
+    items = items_of(_conversation(request, kept))
+    with _in_our_words():
+        if request.truncation == "auto":
+            items = await _fitting(service, request, items, room=1)
+        tokens = await service.chat_prompt(_as_chat(request, items))
+    return {"object": "response.input_tokens", "input_tokens": len(tokens)}
+
+
+async def _drafted(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
+    """Raises ApiError 400 as `draft_chat`."""
+    with _in_our_words():
+        if request.truncation == "auto":
+            items = await _fitting(service, request, items, room=request.max_output_tokens or 1)
+        drafted = await draft_chat(service, _as_chat(request, items), max_tokens=request.max_output_tokens)
+    return replace(drafted, grammar_param=PARAMS.get(drafted.grammar_param or "", drafted.grammar_param))
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """What errors say of a chat."""
+    try:
+        yield
+    except ApiError as error:
+        error.message = error.message.replace("'response_format'", repr(FORMAT))
+        error.param = PARAMS.get(error.param or "", error.param)
+        raise
+
+
+async def _fitting(service: ModelService, request: InputTokensRequest, items: list[Item], room: int) -> list[Item]:
+    """Without as many of the oldest turns as it takes to fit; the last one stays. A turn begins with a user's message.
+
+    Fitting leaves room for the answer, though for one that may take more than half of the context no more than that.
+    Raises ApiError 400 for what the model's template cannot hold.
+    """
+    context = service.engine.ready_info().ctx_len
+    longest = context - min(room, context // 2)
+    starts = [0, *(index for index, item in enumerate(items) if index and item.get("role") == "user")]
+
+    async def fits(start: int) -> bool:
+        return len(await service.chat_prompt(_as_chat(request, items[start:]))) <= longest
+
+    if len(starts) == 1 or await fits(0):
+        return items
+    low, high = 1, len(starts) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if await fits(starts[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return items[starts[low] :]
+
+
+def _as_chat(request: InputTokensRequest, items: list[Item]) -> ChatRequest:
+    """Raises ApiError 400 for fields that do not agree with each other, or where there is nothing to respond to."""
+    messages = as_messages(items)
+    if not messages:
+        message = "One of 'input' and 'previous_response_id' must say something to respond to."
+        raise ApiError(400, message, param="input", code="missing_required_parameter")
+    return request.as_chat(messages)
+
+
+# -- what is kept
+
+
+def retrieve(kept: KeptResponses, response_id: str, query: RetrieveQuery) -> dict[str, Any]:
+    """Raises ApiError 404 for a response that is not kept, 400 for what was not asked for when it was made."""
+    found = _found(kept, response_id)
+    if LOGPROBS in (query.include or ()) and not found.has_logprobs:
+        message = f"'include' is not served with {LOGPROBS!r}: the response was made without."
+        raise ApiError(400, message, param="include", code="unsupported_parameter")
+    response: dict[str, Any] = orjson.loads(found.data)
+    return response
+
+
+def delete(kept: KeptResponses, response_id: str) -> dict[str, Any]:
+    """Raises ApiError 404."""
+    if not kept.delete(response_id):
+        raise _not_found(response_id)
+    return {"id": response_id, "object": "response", "deleted": True}
+
+
+def list_input(kept: KeptResponses, response_id: str, query: ListQuery) -> dict[str, Any]:
+    """A page of what a response answered, the latest first unless asked otherwise. Raises ApiError 400, 404."""
+    items = list(_found(kept, response_id).input)
+    if query.order == "desc":
+        items.reverse()
+    if query.after is not None:
+        before = next((index for index, item in enumerate(items) if item.id == query.after), None)
+        if before is None:
+            message = f"Item with id '{query.after}' is not part of the input."
+            raise ApiError(400, message, param="after", code="invalid_value")
+        items = items[before + 1 :]
+    page = items[: query.limit]
+    return {
+        "object": "list",
+        "data": items_of(page),
+        "first_id": page[0].id if page else None,
+        "last_id": page[-1].id if page else None,
+        "has_more": len(items) > len(page),
+    }
+
+
+def _found(kept: KeptResponses, response_id: str) -> KeptResponse:
+    found = kept.find(response_id)
+    if found is None:
+        raise _not_found(response_id)
+    return found
+
+
+def _not_found(response_id: str) -> ApiError:
+    return ApiError(404, f"Response with id '{response_id}' not found.")

@@ -1,0 +1,241 @@
+"""The items of a response as they grow, and the events that tell of it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import orjson
+
+from api.protocols.choice import Delta
+from api.protocols.responses.items import Item, called, new_id
+from api.text.dialects import CallArguments, CallBegin, Content, Reasoning
+
+Event = dict[str, Any]
+"""Without its number in the stream."""
+Logprobs = Sequence[dict[str, Any]]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputItems:
+    """What an answer is made of, one item after another: only the last one grows."""
+
+    def __init__(self, names: Mapping[str, dict[str, str]]) -> None:
+        """`names`: how calls name functions that the model knows by another name."""
+        self._names = names
+        self._closed: list[Item] = []
+        self._open: _OpenItem | None = None
+        self._untold: list[dict[str, Any]] = []
+        """Probabilities of the tokens since the last event: some of them may be part of the next one's text."""
+
+    @property
+    def items(self) -> list[Item]:
+        """All items; one that still grows counts as cut."""
+        return self._closed + ([self._open.item("incomplete")] if self._open else [])
+
+    @property
+    def is_in_call(self) -> bool:
+        """Whether the answer is in the middle of what it calls a function with."""
+        return isinstance(self._open, _Call) and not self._open.is_whole
+
+    def push(self, delta: Delta, logprobs: Logprobs) -> list[Event]:
+        """The events for what the answer has grown by. Probabilities, if any, come with one token at a time."""
+        self._untold += logprobs
+        events: list[Event] = []
+        for event in delta.events:
+            match event:
+                case Content(text):
+                    if not isinstance(self._open, _Message):
+                        events += self._begin(_Message(self._next_index))
+                    events += self._grow(text, self._take_logprobs(text))
+                case Reasoning(text):
+                    if not isinstance(self._open, _Thought):
+                        events += self._begin(_Thought(self._next_index))
+                    events += self._grow(text, ())
+                case CallBegin(_, call_id, name):
+                    events += self._begin(_Call(self._next_index, call_id, self._names.get(name) or called(name)))
+                case CallArguments(_, text):
+                    events += self._grow(text, ())
+        if delta.events:
+            self._untold = []
+        return events
+
+    def finish(self, status: Literal["completed", "incomplete"]) -> list[Event]:
+        """The events of the end. An answer of nothing is an empty message."""
+        events = [] if self._closed or self._open else self._begin(_Message(0))
+        return events + self._close(status)
+
+    @property
+    def _next_index(self) -> int:
+        return len(self._closed) + (self._open is not None)
+
+    def _begin(self, item: "_OpenItem") -> list[Event]:
+        events = self._close("completed")
+        self._open = item
+        return events + item.begin()
+
+    def _grow(self, text: str, logprobs: Logprobs) -> list[Event]:
+        assert self._open is not None, "pieces belong to an item that has begun"
+        return [self._open.grow(text, logprobs)]
+
+    def _close(self, status: Literal["completed", "incomplete"]) -> list[Event]:
+        if self._open is None:
+            return []
+        events = self._open.end(status)
+        self._closed.append(self._open.item(status))
+        self._open = None
+        return events
+
+    def _take_logprobs(self, text: str) -> Logprobs:
+        """Those of the tokens that the text is made of: the last ones. What was before marked a thought or a call."""
+        first, missing = len(self._untold), len(text.encode())
+        while first and missing > 0:
+            first -= 1
+            missing -= len(self._untold[first]["bytes"])
+        taken, self._untold = self._untold[first:], []
+        return taken
+
+
+class _OpenItem(ABC):
+    prefix: ClassVar[str]
+
+    def __init__(self, index: int) -> None:
+        self.id = new_id(self.prefix)
+        self._index = index
+        self._text = ""
+
+    def begin(self) -> list[Event]:
+        return [{"type": "response.output_item.added", "output_index": self._index, "item": self._new()}]
+
+    @abstractmethod
+    def grow(self, text: str, logprobs: Logprobs) -> Event: ...
+
+    def end(self, status: Status) -> list[Event]:
+        return [
+            *self._text_done(),
+            {"type": "response.output_item.done", "output_index": self._index, "item": self.item(status)},
+        ]
+
+    @abstractmethod
+    def item(self, status: Status) -> Item:
+        """As it is now."""
+
+    @abstractmethod
+    def _new(self) -> Item:
+        """As it begins."""
+
+    @abstractmethod
+    def _text_done(self) -> list[Event]: ...
+
+    def _event(self, kind: str) -> Event:
+        return {"type": f"response.{kind}", "item_id": self.id, "output_index": self._index}
+
+
+class _OpenPart(_OpenItem):
+    """An item whose text lies in its only part."""
+
+    def begin(self) -> list[Event]:
+        return [*super().begin(), self._part_event("content_part.added") | {"part": self._empty_part()}]
+
+    def _text_done(self) -> list[Event]:
+        return [
+            self._part_event(f"{self._part()['type']}.done") | self._told(),
+            self._part_event("content_part.done") | {"part": self._part()},
+        ]
+
+    def _part_event(self, kind: str) -> Event:
+        return self._event(kind) | {"content_index": 0}
+
+    @abstractmethod
+    def _empty_part(self) -> Item: ...
+
+    @abstractmethod
+    def _part(self) -> Item: ...
+
+    def _told(self) -> dict[str, Any]:
+        return {"text": self._text}
+
+
+class _Message(_OpenPart):
+    prefix = "msg"
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self._logprobs: list[dict[str, Any]] = []
+
+    def grow(self, text: str, logprobs: Logprobs) -> Event:
+        self._text += text
+        self._logprobs += logprobs
+        return self._part_event("output_text.delta") | {"delta": text, "logprobs": logprobs}
+
+    def item(self, status: Status) -> Item:
+        return self._new() | {"status": status, "content": [self._part()]}
+
+    def _new(self) -> Item:
+        return {"id": self.id, "type": "message", "status": "in_progress", "role": "assistant", "content": []}
+
+    def _empty_part(self) -> Item:
+        return {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+
+    def _part(self) -> Item:
+        return self._empty_part() | self._told()
+
+    def _told(self) -> dict[str, Any]:
+        return {"text": self._text, "logprobs": self._logprobs}
+
+
+class _Thought(_OpenPart):
+    prefix = "rs"
+
+    def grow(self, text: str, logprobs: Logprobs) -> Event:  # noqa: ARG002 - those of thoughts are not told
+        self._text += text
+        return self._part_event("reasoning_text.delta") | {"delta": text}
+
+    def item(self, status: Status) -> Item:
+        return self._new() | {"status": status, "content": [self._part()]}
+
+    def _new(self) -> Item:
+        return {"id": self.id, "type": "reasoning", "status": "in_progress", "summary": [], "content": []}
+
+    def _empty_part(self) -> Item:
+        return {"type": "reasoning_text", "text": ""}
+
+    def _part(self) -> Item:
+        return self._empty_part() | self._told()
+
+
+class _Call(_OpenItem):
+    prefix = "fc"
+
+    def __init__(self, index: int, call_id: str, names: dict[str, str]) -> None:
+        super().__init__(index)
+        self._call_id = call_id
+        self._names = names
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments are the JSON object that they are to be."""
+        try:
+            orjson.loads(self._text)
+        except orjson.JSONDecodeError:
+            return False
+        return True
+
+    def grow(self, text: str, logprobs: Logprobs) -> Event:  # noqa: ARG002 - those of calls are not told
+        self._text += text
+        return self._event("function_call_arguments.delta") | {"delta": text}
+
+    def item(self, status: Status) -> Item:
+        return self._new() | {"status": status, "arguments": self._text}
+
+    def _new(self) -> Item:
+        return {
+            "id": self.id,
+            "type": "function_call",
+            "status": "in_progress",
+            "call_id": self._call_id,
+            **self._names,
+            "arguments": "",
+        }
+
+    def _text_done(self) -> list[Event]:
+        return [self._event("function_call_arguments.done") | {"arguments": self._text}]

@@ -1,0 +1,275 @@
+"""The Responses API: what is asked for."""
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from api.errors import ApiError
+from api.protocols.chat.request import (
+    CacheRetention,
+    ChatRequest,
+    JsonObjectFormat,
+    JsonSchema,
+    JsonSchemaFormat,
+    Message,
+    Metadata,
+    ReasoningEffort,
+    ResponseFormat,
+    TextFormat,
+    Unserved,
+)
+from api.protocols.fields import MAX_TOP_LOGPROBS, GenerationRequest, No, Strict, TemplateVariables, parse
+from api.protocols.kinds import check_type, tag
+from api.protocols.responses.items import Input, called
+from api.protocols.responses.tools import Namespace, ToolChoice, Tools, full_name
+
+UNSERVED: Final[dict[str, tuple[object, ...]]] = {
+    "access_programs": ({"cyber": "standard"},),
+    "background": (False,),
+    "background_options": ({}, {"completion_window": "soonest"}),
+    "context_management": ([],),
+    "conversation": (),
+    "image": ({}, {"context_compression": "auto"}, {"context_compression": "disabled"}),
+    "moderation": (),
+    "prompt": (),
+}
+"""OpenAI's fields that are not served, and the values besides null that ask for nothing."""
+UNSERVED_IN_COUNTS: Final[dict[str, tuple[object, ...]]] = {"conversation": (), "personality": ()}
+LOGPROBS: Final = "message.output_text.logprobs"
+MAX_LISTED: Final = 100
+"""Items of one page."""
+
+# -- how to answer
+
+
+class FlatJsonSchema(Strict):
+    type: Literal["json_schema"]
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+def _format(value: object) -> object:
+    return check_type(value, "a format", ("text", "json_object", "json_schema"))
+
+
+TextFormats = Annotated[
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[JsonObjectFormat, Tag("<json_object>")]
+    | Annotated[FlatJsonSchema, Tag("<json_schema>")],
+    Discriminator(tag),
+    BeforeValidator(_format),
+]
+
+
+class TextConfig(Strict):
+    format: TextFormats | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class ReasoningConfig(Strict):
+    """Thoughts are told whole, which says more than any summary; there are no summaries of them."""
+
+    effort: ReasoningEffort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    mode: Literal["standard"] | None = None
+    context: Literal["auto"] | None = None
+
+
+class CacheOptions(Strict):
+    """`prewarm` would be a request for no answer, the comparison one for a diagnosis."""
+
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Literal["30m", "12h"] | None = None
+    prewarm: No = None
+    comparison_response_id: Unserved = None
+
+
+Includable = Literal[
+    "message.output_text.logprobs",
+    # of thoughts, which are told as they are, and of tools and input that are refused: there is never any
+    "reasoning.encrypted_content",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
+
+
+class InputTokensRequest(Strict):
+    """What there is to respond to, and what with."""
+
+    model: str | None = None
+    input: Input | None = None
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
+
+    def as_chat(self, messages: Sequence[Message]) -> ChatRequest:
+        """The chat completion that answers these messages, behind the instructions, however long its answer.
+
+        Raises ApiError 400 for fields that do not agree with each other.
+        """
+        instructions = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
+        choice = self.tool_choice
+        return ChatRequest(
+            model=self.model or "",
+            messages=[*instructions, *messages],
+            response_format=self._response_format(),
+            tools=[definition for tool in self.tools or () for definition in tool.for_chat()] or None,
+            tool_choice=choice.for_chat() if isinstance(choice, BaseModel) else choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            reasoning_effort=self.reasoning.effort if self.reasoning else None,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
+
+    def _response_format(self) -> ResponseFormat | None:
+        wanted = self.text.format if self.text else None
+        if not isinstance(wanted, FlatJsonSchema):
+            return wanted
+        schema = JsonSchema.model_validate(wanted.model_dump(by_alias=True, exclude={"type"}))
+        return JsonSchemaFormat(type="json_schema", json_schema=schema)
+
+
+class ResponseRequest(InputTokensRequest, GenerationRequest):
+    """A response to a conversation. Sampling extensions are those of chat completions."""
+
+    model: str
+    n: Literal[1] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    include: list[Includable] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    store: bool | None = None
+    # for the caller's own books
+    metadata: Metadata | None = None
+    client_metadata: dict[str, str] | None = None
+    max_tool_calls: Annotated[int, Field(ge=1)] | None = None
+    """Of OpenAI's own tools, of which there are none."""
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
+    # which a response repeats, so that they are kept with it
+    user: Annotated[str, Field(max_length=512)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=128)] | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=64)] | None = None
+    prompt_cache_options: CacheOptions | None = None
+    prompt_cache_retention: CacheRetention | None = None
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "ResponseRequest":
+        if self.top_logprobs and not self.wants_logprobs:
+            message = f"'top_logprobs' is only allowed when 'include' has {LOGPROBS!r}."
+            raise ApiError(400, message, param="top_logprobs")
+        return self
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return LOGPROBS in (self.include or ())
+
+    @property
+    def is_kept(self) -> bool:
+        return self.store is not False
+
+    def as_chat(self, messages: Sequence[Message]) -> ChatRequest:
+        common = {name: getattr(self, name) for name in GenerationRequest.model_fields}
+        common |= {"logprobs": self.wants_logprobs, "top_logprobs": self.top_logprobs}
+        return super().as_chat(messages).model_copy(update=common)
+
+    def names_of_calls(self) -> dict[str, dict[str, str]]:
+        """How items name the functions in namespaces, by what the model knows them by."""
+        return {
+            full_name(each.name, tool.name): called(tool.name, each.name)
+            for each in self.tools or ()
+            if isinstance(each, Namespace)
+            for tool in each.tools
+        }
+
+    def echo(self) -> dict[str, Any]:
+        """The fields that a response repeats, with what they mean where they were not given."""
+        reasoning, text, choice = self.reasoning, self.text, self.tool_choice
+        return {
+            "model": self.model,
+            "instructions": self.instructions,
+            "previous_response_id": self.previous_response_id,
+            "max_output_tokens": self.max_output_tokens,
+            "max_tool_calls": self.max_tool_calls,
+            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "top_logprobs": self.top_logprobs or 0,
+            "text": {"format": _dumped_format(text.format if text else None), "verbosity": "medium"},
+            "reasoning": {"effort": reasoning.effort if reasoning else None, "summary": None},
+            "tools": [tool.echo() for tool in self.tools or ()],
+            "tool_choice": choice.model_dump() if isinstance(choice, BaseModel) else choice or "auto",
+            "parallel_tool_calls": self.parallel_tool_calls is not False,
+            "truncation": self.truncation or "disabled",
+            "store": self.is_kept,
+            "background": False,
+            "metadata": self.metadata or {},
+            "user": self.user,
+            "service_tier": "default",
+            "safety_identifier": self.safety_identifier,
+            "prompt_cache_key": self.prompt_cache_key,
+        }
+
+
+def _dumped_format(wanted: TextFormat | JsonObjectFormat | FlatJsonSchema | None) -> dict[str, Any]:
+    if wanted is None:
+        return {"type": "text"}
+    return wanted.model_dump(by_alias=True, exclude_none=not isinstance(wanted, FlatJsonSchema))
+
+
+def parse_response_request(body: object) -> ResponseRequest:
+    """Raises ApiError 400 that names the first offending field."""
+    return parse(ResponseRequest, body, UNSERVED)
+
+
+def parse_input_tokens_request(body: object) -> InputTokensRequest:
+    """Raises ApiError 400 that names the first offending field."""
+    return parse(InputTokensRequest, body, UNSERVED_IN_COUNTS)
+
+
+# -- what is kept
+
+
+class Query(BaseModel):
+    """Values in a URL are strings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include: list[Includable] | None = None
+
+
+class RetrieveQuery(Query):
+    stream: Literal["false"] | None = None
+    include_obfuscation: bool | None = None
+
+
+class ListQuery(Query):
+    after: str | None = None
+    """The id of the item before the first one that is wanted."""
+    limit: Annotated[int, Field(ge=1, le=MAX_LISTED)] = 20
+    order: Literal["asc", "desc"] = "desc"
+
+
+QueryT = TypeVar("QueryT", bound=Query)
+
+
+def parse_query(model: type[QueryT], given: Iterable[tuple[str, str]]) -> QueryT:
+    """Raises ApiError 400 that names the first offending parameter."""
+    values: dict[str, Any] = {}
+    for key, value in given:
+        name = key.removesuffix("[]")
+        if name == "include":
+            values.setdefault(name, []).append(value)
+        else:
+            values[name] = value
+    return parse(model, values)

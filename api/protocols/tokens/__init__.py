@@ -1,0 +1,1 @@
+"""Tokens and prompts, as llama-server and vLLM show them."""

@@ -1,0 +1,57 @@
+"""POST /tokenize, /detokenize, /apply-template: what the model reads. Answers as llama-server's and vLLM's in one."""
+
+from typing import Any
+
+import trio
+
+from api.errors import ApiError
+from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
+from api.serving.service import ModelService
+
+
+async def tokenize(service: ModelService, request: TokenizeRequest) -> dict[str, Any]:
+    if request.messages is not None:
+        conversation = ApplyTemplateRequest(
+            messages=request.messages, tools=request.tools, chat_template_kwargs=request.chat_template_kwargs
+        )
+        tokens = await service.chat_prompt(conversation.as_chat())
+    else:
+        tokens = await trio.to_thread.run_sync(_encode, service, request)
+    spelled = [service.tokenizer.spelled(token).decode(errors="replace") for token in tokens]
+    answer: dict[str, Any] = {
+        "tokens": tokens,
+        "count": len(tokens),
+        "max_model_len": service.engine.ready_info().ctx_len,
+    }
+    if request.with_pieces:
+        answer["tokens"] = [{"id": token, "piece": piece} for token, piece in zip(tokens, spelled, strict=True)]
+    if request.return_token_strs:
+        answer["token_strs"] = spelled
+    return answer
+
+
+def detokenize(service: ModelService, request: DetokenizeRequest) -> dict[str, Any]:
+    unknown = next((token for token in request.tokens if token >= service.tokenizer.vocab_size), None)
+    if unknown is not None:
+        message = f"Token {unknown} is not in the model's vocabulary of {service.tokenizer.vocab_size}."
+        raise ApiError(400, message, param="tokens", code="invalid_value")
+    text = service.tokenizer.text(request.tokens)
+    return {"content": text, "prompt": text}
+
+
+async def apply_template(service: ModelService, request: ApplyTemplateRequest) -> dict[str, Any]:
+    """The prompt as text, control tokens spelled."""
+    return {"prompt": service.tokenizer.text(await service.chat_prompt(request.as_chat()))}
+
+
+def _encode(service: ModelService, request: TokenizeRequest) -> list[int]:
+    """BOS as vLLM by default for its own name, none as llama-server for its own."""
+    tokenizer = service.tokenizer
+    adds = request.add_special if request.add_special_tokens is None else request.add_special_tokens
+    if adds is None:
+        adds = request.prompt is not None
+    text = request.content if request.content is not None else request.prompt or ""
+    tokens = tokenizer.encode(text, parse_special=request.parse_special is not False)
+    if adds and tokenizer.add_bos and tokenizer.bos_id is not None and tokens[:1] != [tokenizer.bos_id]:
+        tokens.insert(0, tokenizer.bos_id)
+    return tokens

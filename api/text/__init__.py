@@ -1,0 +1,1 @@
+"""Between conversations, tokens and text: templates, dialects of tool calls, vocabularies."""

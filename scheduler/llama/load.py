@@ -1,0 +1,188 @@
+"""Loads a model and makes the parts of an engine: KV memory, scheduler, runner, embedder."""
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+
+from kvcache.cache import KVCache
+from kvcache.lanes import LaneCache
+from kvcache.pool import PoolCache
+from kvcache.tree import PAGE_TOKENS
+from scheduler.config import EngineConfig, EngineInfo
+from scheduler.embedder import Embedder
+from scheduler.errors import NoMemoryError
+from scheduler.grammar import GrammarCompiler
+from scheduler.llama.context import MAX_SEQUENCE_IDS, Context, Model, num_gpu_layers
+from scheduler.llama.kv_memory import LaneMemory, PoolMemory
+from scheduler.llama.open_tiers import Tiers, open_tiers
+from scheduler.llama.reader import Attention, LlamaReader, attention_of, text_limits
+from scheduler.llama.runner import LlamaRunner
+from scheduler.llama.tuning import tuned
+from scheduler.machine import cores
+from scheduler.pacing import Pacer
+from scheduler.scheduler import MAX_SCORED_TOKENS, Scheduler
+from scheduler.sizing import DEFAULT_CTX_LEN, GIB, Sizes, available_bytes, choose
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an engine is made of."""
+
+    scheduler: Scheduler
+    runner: LlamaRunner
+    compiler: GrammarCompiler
+    info: EngineInfo
+    embedder: Embedder | None = None
+    """For models that make vectors of texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Device:
+    """KV memory, as it was chosen, and where its pages go."""
+
+    sizes: Sizes
+    context: Context
+    cache: KVCache
+    tiers: Tiers | None
+
+
+def load(config: EngineConfig) -> Parts:
+    """The model of a configuration, warmed up and ready to step. Raises ModelError with a line for the user."""
+    started = time.monotonic()
+    model = Model(config.model_path, config.gpu_layers)
+    model.try_vocabulary()
+    config = tuned(config, model)
+    pooling = model.pooling(config.pooling)
+    attention = attention_of(model, config, pooling) if pooling != "none" else None
+    if attention is not None and not attention.is_causal:
+        return _load_encoder(config, model, attention, pooling, started)
+    device = _open(config, model)
+    if device.sizes.layout == "lanes" and config.kv_layout == "auto" and device.tiers is None:
+        device.context.close()
+        device = _open(config, model, "what gives way in lanes could not be kept: see above")
+    sizes, context, tiers = device.sizes, device.context, device.tiers
+    runner = LlamaRunner(
+        context,
+        model.eog_tokens,
+        max_seqs=sizes.max_seqs,
+        vocab_size=model.vocab_size,
+        backend_top_k=config.backend_top_k,
+    )
+    seconds_per_token = runner.warm_up()
+    scheduler = Scheduler(
+        device.cache,
+        Pacer(seconds_per_token, sizes.max_mixed_tokens, config.itl_target),
+        max_seqs=sizes.max_seqs,
+        token_budget=min(sizes.batch_tokens, context.batch_tokens),
+        ctx_len=sizes.ctx_len,
+        eog_tokens=model.eog_tokens,
+        max_top_k=config.backend_top_k,
+        max_answers=sizes.max_answers,
+    )
+    embedder = None
+    if attention is not None:
+        limits = text_limits(config, model, attention, sizes.ctx_len)
+        open_reader = partial(LlamaReader, model, config, limits, pooling, sizes.threads)
+        embedder = Embedder(open_reader, limits, pooling, seconds_per_token)
+    info = EngineInfo(
+        pid=os.getpid(),
+        description=model.description,
+        ctx_len=sizes.ctx_len,
+        max_seqs=sizes.max_seqs,
+        kv_tokens=sizes.kv_tokens,
+        kv_bytes=sizes.kv_tokens * model.kv_bytes_per_token(config.kv_type),
+        kv_layout=sizes.layout,
+        kv_layout_reason=sizes.layout_reason,
+        batch_tokens=sizes.batch_tokens,
+        threads=sizes.threads,
+        host_cache=tiers.host_bytes if tiers else 0,
+        disk_cache=tiers.disk_bytes if tiers else 0,
+        gpu_layers=num_gpu_layers(config.gpu_layers, model.num_layers),
+        load_seconds=round(time.monotonic() - started, 3),
+        pooling=pooling,
+        embedding_size=model.embedding_size if embedder is not None else 0,
+        max_text_tokens=sizes.ctx_len if embedder is not None else 0,
+    )
+    return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder)
+
+
+def _load_encoder(config: EngineConfig, model: Model, attention: Attention, pooling: str, started: float) -> Parts:
+    """A model that only reads: its scheduler has no memory, and refuses whatever is to be generated."""
+    ctx_len = min(config.ctx_len or DEFAULT_CTX_LEN, model.trained_context or DEFAULT_CTX_LEN)
+    limits = text_limits(config, model, attention, ctx_len)
+    threads = config.threads or cores()
+    reader = LlamaReader(model, config, limits, pooling, threads)
+    seconds_per_token = reader.warm_up()
+    context = reader.context
+    cache = PoolCache(PoolMemory(context), num_pages=0, num_ids=0)
+    scheduler = Scheduler(cache, Pacer(seconds_per_token), max_seqs=1, token_budget=1, ctx_len=0)
+    runner = LlamaRunner(context, model.eog_tokens, max_seqs=1, vocab_size=model.vocab_size)
+    info = EngineInfo(
+        pid=os.getpid(),
+        description=model.description,
+        ctx_len=limits.max_text_tokens,
+        max_seqs=limits.max_texts,
+        kv_tokens=0,
+        kv_bytes=0,
+        kv_layout="pool",
+        kv_layout_reason="a model that only reads keeps nothing in it",
+        batch_tokens=limits.batch_tokens,
+        threads=threads,
+        host_cache=0,
+        disk_cache=0,
+        gpu_layers=num_gpu_layers(config.gpu_layers, model.num_layers),
+        load_seconds=round(time.monotonic() - started, 3),
+        generates=False,
+        pooling=pooling,
+        embedding_size=model.embedding_size,
+        max_text_tokens=limits.max_text_tokens,
+    )
+    embedder = Embedder(lambda: reader, limits, pooling, seconds_per_token)
+    return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder)
+
+
+def _open(config: EngineConfig, model: Model, why_pool: str = "") -> _Device:
+    """With a reason for it, in a pool whatever the configuration says. Raises ModelError."""
+    if config.kv_layout == "auto" and not model.shares_prefixes:
+        why_pool = "the model keeps a state, not cells"
+    if why_pool:
+        config = dataclasses.replace(config, kv_layout="pool")
+    sizes = choose(
+        config,
+        trained_context=model.trained_context,
+        model_bytes=model.num_bytes,
+        kv_bytes_per_token=model.kv_bytes_per_token(config.kv_type),
+        on_gpu=num_gpu_layers(config.gpu_layers, model.num_layers) > 0,
+    )
+    if why_pool:
+        sizes = dataclasses.replace(sizes, layout_reason=why_pool)
+    if not num_gpu_layers(config.gpu_layers, model.num_layers):
+        kv_bytes = sizes.kv_tokens * model.kv_bytes_per_token(config.kv_type)
+        available = available_bytes(config)
+        if missing := max(0, model.num_bytes + kv_bytes - available):
+            needs = f"{model.num_bytes / GIB:.1f} GiB of memory and {kv_bytes / GIB:.1f} GiB for its KV"
+            reason = f"it would take {needs}, of which {available / GIB:.1f} GiB are available"
+            raise NoMemoryError(f"{config.model_path}: {reason}", missing)
+    in_lanes, sharing = sizes.layout == "lanes", model.shares_prefixes
+    context = Context(
+        model,
+        config,
+        kv_tokens=sizes.kv_tokens,
+        num_ids=sizes.max_seqs if in_lanes else MAX_SEQUENCE_IDS if sharing else max(2, sizes.max_seqs),
+        num_outputs=sizes.max_seqs + MAX_SCORED_TOKENS,
+        batch_tokens=sizes.batch_tokens,
+        threads=sizes.threads,
+        unified=not in_lanes,
+    )
+    memory = LaneMemory(context) if in_lanes else PoolMemory(context)
+    tiers = open_tiers(config, model, memory)
+    host, num_pages = tiers.host if tiers else None, sizes.kv_tokens // PAGE_TOKENS
+    cache: KVCache
+    if in_lanes:
+        cache = LaneCache(memory, num_pages // sizes.max_seqs, memory.num_ids, sharing=sharing, tier=host)
+    else:
+        max_cached = sizes.idle_tokens // PAGE_TOKENS if memory.moves_pages else None
+        cache = PoolCache(memory, num_pages, memory.num_ids, sharing=sharing, tier=host, max_cached=max_cached)
+    return _Device(sizes, context, cache, tiers)

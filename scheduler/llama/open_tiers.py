@@ -1,0 +1,49 @@
+"""Where pages go that leave the device: whether they can be moved, how much room there is, and its name."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvcache.disk import DiskTier
+from kvcache.tiers import HostTier
+from kvcache.whole import WholeTier
+from scheduler.config import EngineConfig
+from scheduler.llama.context import Model
+from scheduler.llama.kv_memory import ContextMemory
+from scheduler.llama.state import StateError
+from scheduler.llama.version import version_of
+from scheduler.sizing import disk_bytes, host_bytes
+
+_log = logging.getLogger("cortex.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    host: HostTier | WholeTier
+    host_bytes: int
+    disk_bytes: int
+
+
+def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory) -> Tiers | None:
+    """None where KV may or can not be kept; says why in the log. Whole sequences where there are no pages."""
+    in_memory = host_bytes(config)
+    if not in_memory:
+        if config.disk_cache:
+            _log.warning("no pages are kept on the disk: they go there through host memory, which is given none")
+        return None
+    try:
+        memory.learn(pages=model.shares_prefixes)
+    except StateError as error:
+        _log.warning("evicted pages are not kept: this model's state cannot be moved: %s", error)
+        return None
+    disk, on_disk = None, 0
+    if config.disk_folder:
+        folder = Path(config.disk_folder)
+        on_disk = disk_bytes(config, folder)
+        try:
+            disk = DiskTier(folder, version_of(config, model), on_disk) if on_disk else None
+        except OSError as error:
+            _log.warning("no pages are kept on the disk: %s", error)
+            on_disk = 0
+    kind = HostTier if memory.moves_pages else WholeTier
+    return Tiers(kind(in_memory, disk), in_memory, on_disk)

@@ -1,0 +1,114 @@
+"""Reads texts on llama.cpp, in a context beside the one that generates, and makes vectors of them."""
+
+import dataclasses
+import logging
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from scheduler.config import EngineConfig
+from scheduler.embedder import Batch, Limits, Piece, Pooled, Text
+from scheduler.llama.context import PROBE_TOKENS, Context, Model
+from scheduler.plan import StepError
+from scheduler.sizing import available_bytes
+
+_log = logging.getLogger("cortex.engine")
+
+MAX_TEXTS: Final = 64
+MAX_STATES: Final = 8
+"""Texts in a batch of a model that keeps a state for each."""
+BATCH_TOKENS: Final = 512
+MIN_BATCH_TOKENS: Final = 64
+ROWS_SHARE: Final = 0.125
+"""Of the available memory, at most this much goes to llama.cpp's room for logits of every token of a batch, which it
+keeps though nobody wants them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """How a model looks at a text."""
+
+    is_causal: bool
+    """Whether tokens only look back, so that the model can generate, and a text be computed in several steps."""
+    keeps_kv: bool
+
+
+def attention_of(model: Model, config: EngineConfig, pooling: str) -> Attention:
+    """What a context says of it, as llama.cpp does not say it of a model. Raises ModelError."""
+    context = Context(
+        model,
+        config,
+        kv_tokens=PROBE_TOKENS,
+        num_ids=1,
+        num_outputs=1,
+        batch_tokens=PROBE_TOKENS,
+        threads=1,
+        pooling=pooling,
+    )
+    attention = Attention(context.is_causal, context.keeps_kv)
+    context.close()
+    return attention
+
+
+def text_limits(config: EngineConfig, model: Model, attention: Attention, ctx_len: int) -> Limits:
+    """`ctx_len` bounds a text. Where texts cannot be cut, so does memory, unless the user said how long they may be."""
+    row_bytes = 4 * (model.vocab_size + model.embedding_size)
+    num_rows = int(ROWS_SHARE * available_bytes(config) / row_bytes)
+    max_text_tokens = ctx_len
+    if not attention.is_causal and config.ctx_len is None:
+        max_text_tokens = min(ctx_len, max(num_rows, BATCH_TOKENS))
+    return Limits(
+        max_text_tokens=max_text_tokens,
+        batch_tokens=min(BATCH_TOKENS, max(num_rows, MIN_BATCH_TOKENS)),
+        max_texts=MAX_TEXTS if model.shares_prefixes else MAX_STATES,
+        cuts=attention.is_causal,
+    )
+
+
+class LlamaReader:
+    """One context that pools. Implements the embedder's Reader."""
+
+    def __init__(self, model: Model, config: EngineConfig, limits: Limits, pooling: str, threads: int) -> None:
+        """Room for one long text and a batch. Raises ModelError."""
+        batch_tokens = limits.batch_tokens if limits.cuts else max(limits.batch_tokens, limits.max_text_tokens)
+        self.context = Context(
+            model,
+            dataclasses.replace(config, kv_type="f16"),  # a quantized one would save little here
+            kv_tokens=limits.max_text_tokens + batch_tokens,
+            num_ids=limits.max_texts,
+            num_outputs=batch_tokens,
+            batch_tokens=batch_tokens,
+            threads=threads,
+            unified=True,  # in lanes llama.cpp takes the mean of texts of several lengths wrongly
+            pooling=pooling,
+        )
+        _log.info("vectors of up to %d tokens each, pooled by %s", limits.max_text_tokens, pooling)
+
+    def warm_up(self) -> float:
+        """Seconds that a token costs; the first of two batches only touches the weights."""
+        text = Text(0, np.zeros(PROBE_TOKENS, np.int32), sequence_id=0)
+        for _ in range(2):
+            seconds = self.read(Batch([Piece(text, 0, PROBE_TOKENS)])).seconds
+            self.forget(0)
+        return seconds / PROBE_TOKENS
+
+    def read(self, batch: Batch) -> Pooled:
+        """Raises StepError, also for vectors that are no numbers."""
+        started = time.perf_counter()
+        context, end = self.context, 0
+        for piece in batch.pieces:
+            start, end = end, end + piece.num_tokens
+            context.tokens[start:end] = piece.tokens
+            context.positions[start:end] = np.arange(piece.start, piece.start + piece.num_tokens)
+            context.ids[start:end] = piece.text.sequence_id
+        context.outputs[:end] = 1
+        context.decode(end)
+        vectors = [context.vector(piece.text.sequence_id).copy() for piece in batch.pieces]
+        if not np.isfinite(vectors).all():
+            raise StepError("a vector is not finite")
+        return Pooled(vectors, time.perf_counter() - started)
+
+    def forget(self, sequence_id: int) -> None:
+        self.context.remove(sequence_id, 0, -1)

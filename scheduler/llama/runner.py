@@ -1,0 +1,144 @@
+"""Runs plans on llama.cpp: fills the batch, decodes, and chooses the next tokens."""
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.grammar import Masks
+from scheduler.llama.context import Context
+from scheduler.logprobs import log_probabilities
+from scheduler.messages import TokenLogprob
+from scheduler.plan import Plan, Result
+from scheduler.sampling import sample, sample_best
+from scheduler.sequence import Sequence
+
+WARM_UP_TOKENS = 64
+WARM_UP_CHUNKS = 3
+
+
+class LlamaRunner:
+    """One context and the sampling behind it."""
+
+    def __init__(
+        self,
+        context: Context,
+        eog_tokens: frozenset[int],
+        *,
+        max_seqs: int,
+        vocab_size: int,
+        backend_top_k: int = 0,
+    ) -> None:
+        self._context = context
+        self._masks = Masks(max_seqs, vocab_size)
+        self._eog_tokens = np.array(sorted(eog_tokens), dtype=np.intp)
+        self._backend_top_k = backend_top_k
+        self._attached: set[int] = set()
+        """Sequence ids whose best tokens the backend finds."""
+
+    def warm_up(self) -> float:
+        """Seconds that a prompt token costs at an empty context; the first of some chunks only touches the weights."""
+        context, times = self._context, []
+        for _ in range(WARM_UP_CHUNKS):
+            started = time.perf_counter()
+            context.tokens[:WARM_UP_TOKENS] = 0
+            context.positions[:WARM_UP_TOKENS] = np.arange(WARM_UP_TOKENS)
+            context.ids[:WARM_UP_TOKENS] = 0
+            context.outputs[:WARM_UP_TOKENS] = 0
+            context.outputs[WARM_UP_TOKENS - 1] = 1
+            context.decode(WARM_UP_TOKENS)
+            context.logits(1).argmax()  # waits for the GPU
+            context.remove(0, 0, -1)
+            times.append(time.perf_counter() - started)
+        return min(times) / WARM_UP_TOKENS
+
+    def run(self, plan: Plan) -> Result:
+        """Raises StepError."""
+        started = time.perf_counter()
+        self._fill(plan)
+        sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
+        grammars = [sequence.grammar for sequence in sampling]
+        with_outputs = [chunk.sequence for chunk in plan.chunks if chunk.num_outputs]
+        if self._backend_top_k:
+            self._attach(with_outputs)
+        filling = self._masks.start(grammars)
+        self._context.decode(plan.num_tokens)
+        if self._attached.issuperset(sequence.sequence_id for sequence in with_outputs):  # no logits were copied
+            return Result(self._sample_best(plan), time.perf_counter() - started)
+        logits = self.logits(plan.num_outputs)
+        ends = np.cumsum([chunk.num_outputs for chunk in plan.chunks], dtype=np.intp)
+        prompt_logprobs = _score_prompts(plan, logits, ends)
+        if prompt_logprobs:  # else every row is for sampling
+            logits = logits[ends[[chunk.samples for chunk in plan.chunks]] - 1]
+        masks = self._masks.finish(filling, grammars)
+        tokens = (
+            sample(logits, [sequence.sampler for sequence in sampling], self._eog_tokens, masks) if sampling else []
+        )
+        logprobs = _logprobs(sampling, logits, tokens)
+        return Result(tokens, time.perf_counter() - started, logprobs, prompt_logprobs)
+
+    def _attach(self, sequences: list[Sequence]) -> None:
+        """Let the backend find the best tokens of those that need no others; an id keeps what it was given before."""
+        for sequence in sequences:
+            wanted = not sequence.needs_whole_rows and sequence.sampler.best_suffice(self._backend_top_k)
+            if wanted == (sequence.sequence_id in self._attached):
+                continue
+            top_k = self._backend_top_k + len(self._eog_tokens) if wanted else 0
+            self._attached.discard(sequence.sequence_id)
+            if self._context.attach_top_k(sequence.sequence_id, top_k) and wanted:
+                self._attached.add(sequence.sequence_id)
+
+    def _sample_best(self, plan: Plan) -> list[int]:
+        tokens, end = [], 0
+        for chunk in plan.chunks:
+            end += chunk.num_tokens
+            if chunk.samples:
+                tokens.append(sample_best(*self._context.best(end - 1), chunk.sequence.sampler, self._eog_tokens))
+        return tokens
+
+    def logits(self, num_rows: int) -> NDArray[np.float32]:
+        return self._context.logits(num_rows)
+
+    def _fill(self, plan: Plan) -> None:
+        """Decodes are written with one assignment per array, prompts with one per chunk."""
+        context, num_decode = self._context, plan.num_decode
+        decodes, prefills = plan.chunks[:num_decode], plan.chunks[num_decode:]
+        if decodes:
+            context.tokens[:num_decode] = [chunk.sequence.last_token for chunk in decodes]
+            context.positions[:num_decode] = [chunk.start for chunk in decodes]
+            context.ids[:num_decode] = [chunk.sequence.sequence_id for chunk in decodes]
+            context.outputs[:num_decode] = 1
+        end = num_decode
+        for chunk in prefills:
+            start, end = end, end + chunk.num_tokens
+            tokens = chunk.sequence.tokens(chunk.start, chunk.start + chunk.num_tokens)
+            context.tokens[start:end] = np.frombuffer(tokens, dtype="<i4")
+            context.positions[start:end] = np.arange(chunk.start, chunk.start + chunk.num_tokens)
+            context.ids[start:end] = chunk.sequence.sequence_id
+            context.outputs[start:end] = chunk.scores
+            context.outputs[end - 1] = chunk.num_outputs > 0
+
+
+def _score_prompts(plan: Plan, logits: NDArray[np.float32], ends: NDArray[np.intp]) -> list[list[TokenLogprob]]:
+    """Of the prompt's tokens behind each token of a chunk that scores, without those that were told before."""
+    scored = []
+    for chunk, end in zip(plan.chunks, ends.tolist(), strict=True):
+        if not chunk.scores:
+            continue
+        sequence = chunk.sequence
+        first = max(chunk.start, sequence.num_prompt - 1 - sequence.num_unscored)
+        stop = min(chunk.start + chunk.num_tokens, sequence.num_prompt - 1)
+        rows = logits[end - chunk.num_tokens :][first - chunk.start : stop - chunk.start]
+        behind = np.frombuffer(sequence.tokens(first + 1, stop + 1), dtype="<i4").tolist() if first < stop else []
+        top = sequence.logprobs or 0
+        scored.append([log_probabilities(row, token, top) for row, token in zip(rows, behind, strict=True)])
+    return scored
+
+
+def _logprobs(sequences: list[Sequence], logits: NDArray[np.float32], tokens: list[int]) -> list[TokenLogprob | None]:
+    if all(sequence.logprobs is None for sequence in sequences):
+        return []
+    return [
+        None if sequence.logprobs is None else log_probabilities(row, token, sequence.logprobs)
+        for sequence, row, token in zip(sequences, logits, tokens, strict=True)
+    ]

@@ -1,0 +1,576 @@
+"""The supervisor of the engine process, with a scripted process at the other end of the wire."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from api.engine import client as engine_module
+from api.engine.client import EngineClient, EngineFailedError
+from api.engine.generation import UNREAD_LIMIT, Draft, Generation
+from api.errors import ApiError
+from scheduler.config import EngineConfig, EngineInfo
+from scheduler.messages import Output, SamplingParams
+from tests.api.fakes import FakeEngine
+from tests.api.scripted_engine import DIE, DIE_ONCE, ECHO, GARBAGE, HOLD, PAUSE, SILENCE, STRANGERS
+from tests.api.servers import SECONDS, is_gone
+
+SCRIPT = Path(__file__).parents[1] / "scripted_engine.py"
+PARAMS = SamplingParams(seed=1)
+
+
+class Engines:
+    """A client whose engines behave as told, one word per start; the last word is for all that follow."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.client = EngineClient(
+            EngineConfig("tiny.gguf", ctx_len=77), command=(sys.executable, str(SCRIPT), str(folder))
+        )
+        self.behave("serves")
+
+    def behave(self, *behaviours: str) -> None:
+        (self.folder / "behaviours").write_text("\n".join(behaviours))
+
+    def go(self) -> None:
+        """Those that linger get ready."""
+        (self.folder / "go").touch()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of all engines that were started."""
+        starts = self.folder / "starts"
+        return [int(pid) for pid in starts.read_text().split()] if starts.exists() else []
+
+    @property
+    def notes(self) -> list[str]:
+        notes = self.folder / "notes"
+        return notes.read_text().splitlines() if notes.exists() else []
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[EngineInfo]:
+        """While an engine runs; it is ready."""
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                yield await nursery.start(self.client.run)
+                nursery.cancel_scope.cancel()
+
+    def ask(self, what: int, *tokens: int) -> Generation:
+        return self.client.generate([Draft([what, *tokens], 10, PARAMS)])
+
+
+@pytest.fixture
+def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engines:
+    monkeypatch.setattr(engine_module, "RESTART_PAUSE", 0.01)
+    monkeypatch.setattr(engine_module, "END_LIMIT", SECONDS)
+    monkeypatch.setattr(engine_module, "INSPECT_LIMIT", SECONDS)
+    return Engines(tmp_path)
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(SECONDS):
+        while not condition():  # noqa: ASYNC110 - other processes set no events
+            await trio.sleep(0.005)
+
+
+async def collect(generation: Generation) -> tuple[list[int], str]:
+    """All tokens of a request and why it ended."""
+    with generation:
+        return await rest(generation)
+
+
+async def rest(generation: Generation) -> tuple[list[int], str]:
+    tokens: list[int] = []
+    while True:
+        [(_, output)] = await generation.receive()
+        tokens += output.tokens
+        if output.finish_reason is not None:
+            return tokens, output.finish_reason
+
+
+async def told(generation: Generation) -> list[int]:
+    """The tokens that have come of a request of one sequence."""
+    [(_, output)] = await generation.receive()
+    return output.tokens
+
+
+async def assert_fails(generation: Generation) -> None:
+    """A request that has begun ends with an error."""
+    with pytest.raises(ApiError, match="engine ended") as raised:
+        await rest(generation)
+    assert raised.value.status == 500
+
+
+# Starting
+
+
+async def test_it_is_ready_when_the_engine_says_so(engines: Engines) -> None:
+    assert engines.client.info is None
+    async with engines.running() as info:
+        assert info == engines.client.ready_info()
+        assert info.pid == engines.pids[0]
+        assert (info.description, info.ctx_len) == ("tiny.gguf", 77)  # the configuration arrived
+    assert engines.client.info is None
+
+
+async def test_requests_are_refused_until_then(engines: Engines) -> None:
+    with pytest.raises(ApiError) as raised:
+        await collect(engines.ask(ECHO, 5))
+    assert (raised.value.status, raised.value.code) == (503, "model_loading")
+    assert engines.client.num_active == 0
+
+
+async def test_an_engine_that_cannot_load_says_why(engines: Engines) -> None:
+    engines.behave("fails", "serves")
+    with trio.fail_after(SECONDS), pytest.raises(EngineFailedError, match="it is broken"):
+        await engines.client.run()
+    assert len(engines.pids) == 1, "what failed at first is not tried again"
+    assert is_gone(engines.pids[0])
+
+
+@pytest.mark.parametrize("behaviour", ["vanishes", "babbles"])
+async def test_an_engine_that_ends_while_it_loads_is_an_error(
+    engines: Engines, behaviour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "END_LIMIT", 0.1)
+    engines.behave(behaviour)
+    with trio.fail_after(SECONDS), pytest.raises(EngineFailedError, match="while loading"):
+        await engines.client.run()
+    await wait_until(lambda: is_gone(engines.pids[0]))
+
+
+async def test_a_client_that_is_cancelled_while_the_engine_loads_leaves_no_engine(engines: Engines) -> None:
+    engines.behave("loads")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engines.client.run)
+        await wait_until(lambda: len(engines.pids) == 1)
+        nursery.cancel_scope.cancel()
+    assert is_gone(engines.pids[0])
+
+
+# Serving
+
+
+async def test_a_request_gets_its_tokens_and_its_end(engines: Engines) -> None:
+    async with engines.running():
+        assert await collect(engines.ask(ECHO, 5, 6, 7)) == ([5, 6, 7], "stop")
+        assert engines.client.num_active == 0
+    assert engines.notes == ["submit 1"]
+
+
+async def test_requests_at_once_get_their_own(engines: Engines) -> None:
+    answers: dict[int, list[int]] = {}
+
+    async def ask(number: int) -> None:
+        tokens, _ = await collect(engines.ask(ECHO, *range(number, number + 10)))
+        answers[number] = tokens
+
+    async with engines.running():
+        async with trio.open_nursery() as nursery:
+            for number in range(40):
+                nursery.start_soon(ask, number)
+        assert engines.client.num_active == 0
+    assert answers == {number: list(range(number, number + 10)) for number in range(40)}
+
+
+async def test_messages_about_unknown_and_ended_requests_are_ignored(engines: Engines) -> None:
+    async with engines.running() as info:
+        for _ in range(3):
+            assert await collect(engines.ask(STRANGERS, 5, 6)) == ([5, 6], "stop")
+        assert engines.client.info == info
+
+
+async def test_leaving_cancels_what_still_runs_and_only_that(engines: Engines) -> None:
+    async with engines.running():
+        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
+        with engines.ask(HOLD, 8) as generation:
+            assert await told(generation) == [8]
+            assert engines.client.num_active == 1
+        assert engines.client.num_active == 0
+        engines.client.cancel(2)
+        engines.client.cancel(99)
+        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
+    assert engines.notes == ["submit 1", "submit 2", "cancel 2", "submit 3"]
+
+
+async def test_leaving_works_in_a_task_that_is_cancelled(engines: Engines) -> None:
+    async with engines.running():
+        with trio.move_on_after(0.05):
+            await collect(engines.ask(SILENCE))
+        assert engines.client.num_active == 0
+        await wait_until(lambda: engines.notes == ["submit 1", "cancel 1"])
+
+
+async def test_a_large_prompt_and_a_large_answer_pass(engines: Engines) -> None:
+    tokens = list(range(30_000))
+    async with engines.running():
+        assert await collect(engines.ask(ECHO, *tokens)) == (tokens, "stop")
+
+
+async def test_statistics_come_from_the_engine(engines: Engines) -> None:
+    async with engines.running():
+        reports = [await engines.client.inspect() for _ in range(3)]
+    assert [report.scheduler["running"] for report in reports if report] == [1, 2, 3]
+    assert await engines.client.inspect() is None
+
+
+async def test_statistics_of_an_engine_that_is_busy_are_the_last_known(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with engines.running():
+        first = await engines.client.inspect()
+        assert first is not None
+        (engines.folder / "busy").touch()
+        monkeypatch.setattr(engine_module, "INSPECT_LIMIT", 0.05)
+        assert await engines.client.inspect() == first
+
+
+async def test_who_asks_for_statistics_gets_an_answer_although_others_gave_up(engines: Engines) -> None:
+    async with engines.running():
+        with trio.move_on_after(0):
+            await engines.client.inspect()
+        reports = [await engines.client.inspect() for _ in range(2)]
+        assert [report.scheduler["running"] for report in reports if report] == [2, 3]
+
+
+async def test_what_a_dead_engine_never_answered_does_not_confuse_the_next(engines: Engines) -> None:
+    async with engines.running() as info:
+        (engines.folder / "busy").touch()
+        with trio.move_on_after(0.05):
+            await engines.client.inspect()
+        os.kill(info.pid, signal.SIGKILL)
+        await next_engine(engines, info)
+        (engines.folder / "busy").unlink()
+        with trio.fail_after(SECONDS / 2):
+            report = await engines.client.inspect()
+    assert report is not None
+    assert report.scheduler["running"] == 1
+
+
+# Dying
+
+
+async def next_engine(engines: Engines, info: EngineInfo) -> EngineInfo:
+    await wait_until(lambda: engines.client.info is not None and engines.client.info.pid != info.pid)
+    return engines.client.ready_info()
+
+
+async def test_requests_outlive_their_engine_and_miss_nothing(engines: Engines) -> None:
+    engines.behave("serves", "lingers")
+    async with engines.running() as info:
+        with engines.ask(PAUSE, 5, 6, 7) as begun, engines.ask(ECHO, 8) as done:
+            assert await told(begun) == [5]
+            assert await rest(done) == ([8], "stop")
+            os.kill(info.pid, signal.SIGKILL)
+            await wait_until(lambda: engines.client.info is None)
+            with pytest.raises(ApiError) as refused, engines.ask(ECHO, 5):
+                pass
+            assert refused.value.status == 503, "new ones wait for the next"
+            engines.go()
+            assert await rest(begun) == ([6, 7], "stop")
+        assert engines.client.num_active == 0
+        assert engines.client.ready_info() == replace(info, pid=engines.pids[1])
+    assert is_gone(engines.pids[0])
+    assert engines.notes == ["submit 1", "submit 2", "submit 1 after [5]"]
+
+
+async def test_all_sequences_of_a_request_go_on(engines: Engines) -> None:
+    async with engines.running() as info:
+        with engines.client.generate([Draft([PAUSE, n, n + 1], 10, PARAMS) for n in (20, 30)]) as generation:
+            heard: dict[int, list[int]] = {0: [], 1: []}
+            while not (heard[0] and heard[1]):
+                for index, output in await generation.receive():
+                    heard[index] += output.tokens
+            os.kill(info.pid, signal.SIGKILL)
+            while engines.client.num_active or heard != {0: [20, 21], 1: [30, 31]}:
+                for index, output in await generation.receive():
+                    heard[index] += output.tokens
+
+
+async def test_what_an_engine_dies_of_kills_two_at_most(engines: Engines) -> None:
+    async with engines.running():
+        with engines.ask(HOLD, 8) as other, engines.ask(DIE, 5) as deadly:
+            assert await told(other) == [8]
+            await assert_fails(deadly)
+            await assert_fails(other)
+        await wait_until(lambda: engines.client.info is not None)
+        assert len(engines.pids) == 3
+        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
+    assert "cancel" not in " ".join(engines.notes), "what a dead engine ran is nothing to its successor"
+
+
+async def test_who_leaves_while_no_engine_runs_is_nothing_to_the_next(engines: Engines) -> None:
+    engines.behave("serves", "lingers")
+    async with engines.running() as info:
+        with engines.ask(HOLD, 8) as generation:
+            assert await told(generation) == [8]
+            os.kill(info.pid, signal.SIGKILL)
+            await wait_until(lambda: engines.client.info is None)
+        assert engines.client.num_active == 0
+        engines.go()
+        await next_engine(engines, info)
+        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
+    assert engines.notes == ["submit 1", "submit 2"]
+
+
+async def test_requests_fail_if_no_other_engine_can_start(engines: Engines) -> None:
+    engines.behave("serves", "fails", "serves")
+    async with engines.running() as info:
+        with engines.ask(HOLD, 8) as generation:
+            assert await told(generation) == [8]
+            os.kill(info.pid, signal.SIGKILL)
+            await assert_fails(generation)
+
+
+async def test_requests_fail_when_the_client_is_cancelled(engines: Engines) -> None:
+    async with engines.running():
+        generation = engines.ask(HOLD, 8)
+        generation.__enter__()
+        assert await told(generation) == [8]
+    with trio.fail_after(SECONDS):
+        await assert_fails(generation)
+
+
+async def test_an_engine_that_is_killed_while_idle_is_replaced(engines: Engines) -> None:
+    async with engines.running() as info:
+        for number in range(3):
+            os.kill(info.pid, signal.SIGKILL)
+            info = await next_engine(engines, info)
+            assert await collect(engines.ask(ECHO, number)) == ([number], "stop")
+    assert len(engines.pids) == 4
+
+
+async def test_a_request_that_enters_while_the_engine_dies_goes_to_the_next(engines: Engines) -> None:
+    async with engines.running() as info:
+        os.kill(info.pid, signal.SIGKILL)
+        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")  # nobody has noticed yet
+
+
+async def test_an_answer_that_was_complete_is_not_taken_back(engines: Engines) -> None:
+    engines.behave("serves", "lingers")
+    async with engines.running() as info:
+        with engines.ask(ECHO, 5, 6) as generation:
+            await wait_until(lambda: engines.client.num_active == 0)
+            os.kill(info.pid, signal.SIGKILL)
+            await wait_until(lambda: engines.client.info is None)
+            [(_, output)] = await generation.receive()
+            assert (output.tokens, output.finish_reason, output.error) == ([5, 6], "stop", None)
+
+
+async def test_an_engine_that_babbles_is_replaced(engines: Engines) -> None:
+    async with engines.running() as info:
+        with engines.ask(GARBAGE, 5) as generation:
+            await assert_fails(generation)
+        await next_engine(engines, info)
+        assert is_gone(info.pid)
+
+
+@pytest.mark.parametrize("behaviour", ["fails", "vanishes"])
+async def test_a_restart_that_fails_is_tried_again_after_longer_pauses(
+    engines: Engines, behaviour: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines.behave("serves", *[behaviour] * 4, "serves", behaviour, "serves")
+    monkeypatch.setattr(engine_module, "MAX_RESTART_PAUSE", 0.05)
+    async with engines.running() as info:
+        os.kill(info.pid, signal.SIGKILL)
+        info = await next_engine(engines, info)
+        assert len(engines.pids) == 6
+        os.kill(info.pid, signal.SIGKILL)
+        await next_engine(engines, info)
+        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
+    pauses = [record.args[1] for record in caplog.records if isinstance(record.args, tuple) and "in %" in record.msg]
+    assert pauses == [0.01, 0.02, 0.04, 0.05, 0.05, 0.01, 0.02]
+
+
+async def test_why_a_restart_failed_is_logged(engines: Engines, caplog: pytest.LogCaptureFixture) -> None:
+    engines.behave("serves", "fails", "serves")
+    async with engines.running() as info:
+        os.kill(info.pid, signal.SIGKILL)
+        await next_engine(engines, info)
+    errors = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 2
+    assert "the engine is gone" in errors[0]
+    assert "it is broken" in errors[1]
+
+
+# Vectors of texts
+
+
+async def test_vectors_come_back_in_the_order_of_their_texts(engines: Engines) -> None:
+    async with engines.running():
+        with engines.client.embed([[1, 2], [8]]) as embedding:
+            assert engines.client.num_active == 1
+            assert await embedding.receive() == ["[1, 2]", "[8]"]
+        assert engines.client.num_active == 0
+        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
+    assert engines.notes == ["embed 1", "submit 2"]
+
+
+async def test_vectors_that_nobody_waits_for_are_cancelled(engines: Engines) -> None:
+    async with engines.running():
+        with engines.client.embed([[1], [SILENCE]]), trio.move_on_after(0):
+            await trio.sleep_forever()
+        await engines.client.wait_idle()
+        await wait_until(lambda: len(engines.notes) == 2)
+    assert engines.notes == ["embed 1", "cancel 1"]
+
+
+async def test_the_next_engine_makes_the_vectors_that_the_one_before_left(engines: Engines) -> None:
+    async with engines.running() as info:
+        with engines.client.embed([[1], [DIE_ONCE], [2]]) as embedding:
+            assert await embedding.receive() == ["[1]", f"[{DIE_ONCE}]", "[2]"]
+        assert engines.client.num_active == 0
+        assert engines.client.ready_info().pid != info.pid
+    assert engines.notes == ["embed 1", "embed 1"]
+
+
+async def test_texts_that_two_engines_die_of_are_given_up(engines: Engines) -> None:
+    async with engines.running() as info:
+        with (
+            engines.client.embed([[1], [DIE], [2]]) as embedding,
+            pytest.raises(ApiError, match="engine ended") as raised,
+        ):
+            await embedding.receive()
+        assert raised.value.status == 500
+        assert engines.client.num_active == 0
+        await next_engine(engines, info)
+        with engines.client.embed([[8]]) as embedding:
+            assert await embedding.receive() == ["[8]"]
+
+
+async def test_vectors_take_an_engine_that_is_ready(engines: Engines) -> None:
+    with pytest.raises(ApiError) as raised, engines.client.embed([[1]]):
+        pass
+    assert raised.value.status == 503
+
+
+# Stopping
+
+
+async def test_stop_ends_the_engine_and_the_client(engines: Engines) -> None:
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(engines.client.run)
+            engines.client.stop()
+    assert is_gone(engines.pids[0])
+    assert len(engines.pids) == 1
+    assert engines.notes == ["stop"]
+
+
+async def test_stop_fails_what_still_runs(engines: Engines) -> None:
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(engines.client.run)
+            with engines.ask(HOLD, 8) as generation:
+                await generation.receive()
+                engines.client.stop()
+                with pytest.raises(ApiError):
+                    await generation.receive()
+
+
+async def test_stop_while_another_engine_is_about_to_start_starts_none(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "RESTART_PAUSE", 10 * SECONDS)
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            info = await nursery.start(engines.client.run)
+            os.kill(info.pid, signal.SIGKILL)
+            await wait_until(lambda: engines.client.info is None)
+            engines.client.stop()
+    assert len(engines.pids) == 1
+
+
+async def test_an_engine_that_does_not_end_is_killed(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "END_LIMIT", 0.1)
+    engines.behave("stays")
+    with trio.fail_after(SECONDS):
+        async with engines.running() as info:
+            assert not is_gone(info.pid)
+    await wait_until(lambda: is_gone(info.pid))
+
+
+async def test_an_engine_gets_time_to_end(engines: Engines) -> None:
+    """It is not killed while it flushes its last words."""
+    async with engines.running() as info:
+        engine = psutil.Process(info.pid)
+    assert not engine.is_running()
+    assert not [child for child in psutil.Process().children() if child.pid == info.pid]
+
+
+# Requests without a process
+
+
+async def test_waiting_for_idle_waits_for_those_that_come_in_meanwhile() -> None:
+    engine = FakeEngine()
+    done = trio.Event()
+
+    async def wait() -> None:
+        await engine.wait_idle()
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        with engine.generate([Draft([1], 5, PARAMS)]):
+            nursery.start_soon(wait)
+            await wait_all_tasks_blocked()
+            with engine.generate([Draft([2], 5, PARAMS)]):
+                await wait_all_tasks_blocked()
+                assert not done.is_set()
+                engine.emit([], "stop", request_id=1)
+                await wait_all_tasks_blocked()
+                assert not done.is_set()
+        with trio.fail_after(SECONDS):
+            await done.wait()
+
+
+async def test_idle_is_at_once_when_nothing_runs() -> None:
+    engine = FakeEngine()
+    with trio.fail_after(SECONDS):
+        await engine.wait_idle()
+        with engine.generate([Draft([1], 5, PARAMS)]):
+            pass
+        await engine.wait_idle()
+
+
+async def test_outputs_that_wait_merge_and_keep_what_the_first_says_of_the_prompt() -> None:
+    engine = FakeEngine()
+    with engine.generate([Draft([1], 9, PARAMS)]) as generation:
+        engine.emit([4], cached_tokens=24)
+        engine.emit([5])
+        engine.emit([6, 7], "length")
+        assert await generation.receive() == [(0, Output(1, [4, 5, 6, 7], "length", cached_tokens=24))]
+
+
+async def test_tokens_that_nobody_takes_drop_the_request(autojump_clock: MockClock) -> None:
+    engine = FakeEngine()
+    with engine.generate([Draft([1], 9, PARAMS)]) as generation:
+        engine.emit([4])
+        await trio.sleep(UNREAD_LIMIT)
+        engine.emit([5])
+        assert engine.cancelled == []
+        await trio.sleep(1)
+        engine.emit([6])
+        assert engine.cancelled == [1]
+        with pytest.raises(ApiError, match="unread"):
+            await generation.receive()
+
+
+async def test_a_request_that_makes_no_tokens_is_not_unread(autojump_clock: MockClock) -> None:
+    engine = FakeEngine()
+    with engine.generate([Draft([1], 9, PARAMS)]) as generation:
+        await trio.sleep(10 * UNREAD_LIMIT)
+        engine.emit([4])
+        assert await told(generation) == [4]
+        await trio.sleep(10 * UNREAD_LIMIT)
+        engine.emit([5])
+        assert await told(generation) == [5]
+    assert engine.cancelled == [1]

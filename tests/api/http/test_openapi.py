@@ -1,0 +1,310 @@
+"""The API keeps to its own description: what it answers, whatever it is asked."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from pydantic import BaseModel
+from schemathesis.checks import CHECKS, load_all_checks
+from schemathesis.config import SchemathesisConfig
+
+from api.http.openapi import OPERATIONS, document, page
+from api.protocols.chat import types as answers
+from api.protocols.messages import types as message_answers
+from api.protocols.responses import types as response_answers
+from tests.api.servers import MODEL, SECONDS, CortexServer
+
+MAX_CHOICES = 2
+"""So that what is made up takes no minutes: the context of 192 tokens bounds each choice."""
+MAX_INPUTS = 8
+
+Body = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
+    with CortexServer(tmp_path_factory.mktemp("server"), "--ctx-len=192", "--pooling=mean") as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: CortexServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=SECONDS) as client:
+        yield client
+
+
+# What is described is what there is
+
+
+def test_every_route_is_described_and_nothing_else() -> None:
+    from api.http.app import create_app
+    from api.serving.fleet import Fleet
+
+    routes = {
+        (method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", str(rule.rule)))
+        for rule in create_app(Fleet(max_waiting=0)).url_map.iter_rules()
+        for method in rule.methods or ()
+        if method in ("GET", "POST", "DELETE") and rule.endpoint != "static"
+    }
+    described = {(operation.method, operation.path) for operation in OPERATIONS}
+    assert routes - described == {("get", "/openapi.json"), ("get", "/docs")}
+    assert described <= routes
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    text = page()
+    assert "src=" not in text
+    assert "//" not in text.replace("<!--", "")
+    for name, schema in document()["components"]["schemas"].items():
+        assert f'id="{name}"' in text
+        for field in schema.get("properties", ()):
+            assert f"<code>{field}</code>" in text
+
+
+def test_the_document_and_the_page_are_served(client: httpx.Client) -> None:
+    assert client.get("/openapi.json").json() == document()
+    response = client.get("/docs")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert response.text == page()
+
+
+# Answers are what their types say
+
+TOOL = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
+CHATS: list[Body] = [
+    {},
+    {"n": 2, "logprobs": True, "top_logprobs": 2, "temperature": 1.5},
+    {"tools": [TOOL], "tool_choice": "required", "max_tokens": 60},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": [1]}}}},
+    {"stop": "e", "user": "me"},
+]
+MESSAGES: list[Body] = [
+    {},
+    {"max_tokens": 0},
+    {"system": "Be brief.", "stop_sequences": ["e"]},
+    {
+        "tools": [{"name": "clock", "input_schema": {"type": "object", "properties": {}}}],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+        "max_tokens": 60,
+    },
+    {"output_config": {"format": {"type": "json_schema", "schema": {"const": [1]}}}, "max_tokens": 20},
+]
+COMPLETIONS: list[Body] = [
+    {},
+    {"prompt": ["a", "b"], "n": 2, "logprobs": 3, "echo": True},
+    {"prompt": [1, 2, 3], "best_of": 3},
+    {"prompt": "a", "max_tokens": 0, "echo": True, "logprobs": 0},
+]
+RESPONSES: list[Body] = [
+    {},
+    {"include": ["message.output_text.logprobs"], "top_logprobs": 2},
+    {"tools": [{"type": "function", "name": "clock"}], "tool_choice": "required", "max_output_tokens": 60},
+    {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"const": [1]}}}},
+    {"instructions": "Be brief.", "reasoning": {"effort": "low"}, "metadata": {"a": "b"}},
+]
+
+
+def chat(fields: Body) -> Body:
+    return {"model": MODEL, "messages": [{"role": "user", "content": "Hi."}], "max_tokens": 6, **fields}
+
+
+def completion(fields: Body) -> Body:
+    return {"model": MODEL, "prompt": "Once", "max_tokens": 6, **fields}
+
+
+def asked(fields: Body) -> Body:
+    return {"model": MODEL, "input": "Hi.", "max_output_tokens": 6, **fields}
+
+
+def check_type(model: type[BaseModel], body: bytes | str) -> None:
+    model.model_validate_json(body)
+
+
+@pytest.mark.parametrize("fields", CHATS, ids=str)
+def test_chat_completions_are_as_described(client: httpx.Client, fields: Body) -> None:
+    whole = client.post("/v1/chat/completions", json=chat(fields))
+    check_type(answers.ChatCompletion, whole.content)
+    for event in events_of(client, "/v1/chat/completions", chat(fields)):
+        check_type(answers.ChatCompletionChunk, event)
+
+
+@pytest.mark.parametrize("fields", COMPLETIONS, ids=str)
+def test_completions_are_as_described(client: httpx.Client, fields: Body) -> None:
+    whole = client.post("/v1/completions", json=completion(fields))
+    check_type(answers.TextCompletion, whole.content)
+    if "best_of" not in fields:
+        for event in events_of(client, "/v1/completions", completion(fields)):
+            check_type(answers.TextCompletionChunk, event)
+
+
+@pytest.mark.parametrize("fields", MESSAGES, ids=str)
+def test_messages_are_as_described(client: httpx.Client, fields: Body) -> None:
+    whole = client.post("/v1/messages", json=chat(fields))
+    check_type(message_answers.MessageAnswer, whole.content)
+    stream = client.post("/v1/messages", json=chat(fields) | {"stream": True})
+    *events, nothing = stream.text.split("\n\n")
+    assert nothing == ""
+    for event in events:
+        check_type(message_answers.MessageEvent, event.split("\ndata: ")[1])
+
+
+@pytest.mark.parametrize("fields", RESPONSES, ids=str)
+def test_responses_are_as_described(client: httpx.Client, fields: Body) -> None:
+    whole = client.post("/v1/responses", json=asked(fields))
+    check_type(response_answers.Response, whole.content)
+    stream = client.post("/v1/responses", json=asked(fields) | {"stream": True})
+    events = list(said(stream.text))
+    for event in events:
+        check_type(response_answers.ResponseEvent, event)
+    assert orjson.loads(events[-1])["type"] in ("response.completed", "response.incomplete")
+    place = f"/v1/responses/{whole.json()['id']}"
+    check_type(response_answers.Response, client.get(place).content)
+    check_type(response_answers.ResponseItems, client.get(f"{place}/input_items").content)
+    check_type(response_answers.DeletedResponse, client.delete(place).content)
+    check_type(answers.Error, client.get(place).content)
+
+
+def said(stream: str) -> Iterator[str]:
+    """The data of each event that holds an object."""
+    for event in stream.split("\n\n"):
+        _, mark, data = ("\n" + event).partition("\ndata: {")
+        if mark:
+            yield "{" + data
+
+
+def events_of(client: httpx.Client, path: str, body: Body) -> list[str]:
+    response = client.post(path, json=body | {"stream": True, "stream_options": {"include_usage": True}})
+    *events, done, nothing = response.text.split("\n\n")
+    assert (done, nothing) == ("data: [DONE]", "")
+    return [event.removeprefix("data: ") for event in events]
+
+
+def test_the_other_answers_are_as_described(client: httpx.Client) -> None:
+    said = {"messages": [{"role": "user", "content": "Hi."}]}
+    texts = {"model": MODEL, "input": ["a", "b c"], "dimensions": 3}
+    asked: list[tuple[type[BaseModel], httpx.Response]] = [
+        (answers.ModelList, client.get("/v1/models")),
+        (answers.Model, client.get(f"/v1/models/{MODEL}")),
+        (answers.Health, client.get("/healthz")),
+        (answers.Tokens, client.post("/tokenize", json={"content": "a b"})),
+        (answers.Tokens, client.post("/tokenize", json=said | {"with_pieces": True, "return_token_strs": True})),
+        (answers.Text, client.post("/detokenize", json={"tokens": [1, 2]})),
+        (answers.RenderedPrompt, client.post("/apply-template", json=said)),
+        (answers.Embeddings, client.post("/v1/embeddings", json=texts)),
+        (answers.Embeddings, client.post("/v1/embeddings", json=texts | {"encoding_format": "base64"})),
+        (answers.Error, client.get("/v1/models/nobody")),
+        (message_answers.TokenCount, client.post("/v1/messages/count_tokens", json={"model": MODEL} | said)),
+        (response_answers.InputTokens, client.post("/v1/responses/input_tokens", json={"input": "Hi."})),
+        (message_answers.MessageError, client.post("/v1/messages", json=said)),
+    ]
+    for model, response in asked:
+        check_type(model, response.content)
+
+
+# Whatever is asked, the answer is one that is described
+
+load_all_checks()
+TOO_STRICT: list[Any] = [CHECKS.get_one("positive_data_acceptance")]
+"""Fields may exclude each other, or ask for more than the context holds, which no schema says."""
+MAX_FIELDS = 6
+PROMPTS = {
+    "/v1/chat/completions": "messages",
+    "/v1/completions": "prompt",
+    "/v1/messages": "messages",
+    "/v1/responses": "input",
+}
+SEEN: Counter[tuple[str, int]] = Counter()
+STREAMED: Counter[str] = Counter()
+
+
+def load(mode: str) -> schemathesis.BaseSchema:
+    config = SchemathesisConfig.from_dict({"generation": {"deterministic": settings().derandomize, "mode": mode}})
+    return schemathesis.openapi.from_dict(document(), config=config)
+
+
+anything = load("all")
+sensible = load("positive").include(path_regex="completions|embeddings|messages|responses$")
+
+
+def tame(body: Any) -> Any:
+    """Most models that are made up do not exist, and many answers to one prompt take long, as many texts do."""
+    if isinstance(body, dict):
+        if isinstance(body.get("input"), list):
+            del body["input"][MAX_INPUTS:]
+        if isinstance(body.get("model"), str) and len(body["model"]) % 8:
+            body["model"] = MODEL
+        for name in ("n", "best_of"):
+            if isinstance(body.get(name), int) and body[name] > MAX_CHOICES:
+                body[name] = MAX_CHOICES
+    return body
+
+
+@anything.hook("map_body")
+def tame_anything(context: schemathesis.HookContext, body: Any) -> Any:
+    """But what starts and stops models must not do so with the one that the others need."""
+    comes_and_goes = context.operation is not None and context.operation.path in ("/v1/models/start", "/v1/models/stop")
+    return body if comes_and_goes else tame(body)
+
+
+@sensible.hook("map_body")
+def tame_sensible(context: schemathesis.HookContext, body: Any) -> Any:
+    """With a prompt that fits, and of the many other fields a few, as else some two would exclude each other."""
+    random = Random(repr(sorted(body)))
+    given = [name for name, value in body.items() if value is not None]
+    kept = random.sample(given, min(MAX_FIELDS, len(given)))
+    sane: Body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi."}], "prompt": "Hi.", "input": "Hi."}
+    path = context.operation.path if context.operation is not None else ""
+    if path == "/v1/embeddings":
+        return tame({name: body[name] for name in kept} | {"model": MODEL, "input": body["input"]})
+    needed: Body = {name: value for name, value in sane.items() if name in body or name == PROMPTS.get(path)}
+    if path in PROMPTS:  # the others generate nothing
+        needed["stream"] = random.random() < 0.5
+        needed |= {"max_output_tokens": 8, "previous_response_id": None} if "responses" in path else {"max_tokens": 8}
+    return tame({name: body[name] for name in kept} | needed)
+
+
+def check(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
+    """No 5xx, no status, content type or body beyond the description."""
+    response = case.call(f"http://127.0.0.1:{server.port}", timeout=SECONDS)
+    case.validate_response(response, excluded_checks=TOO_STRICT)
+    SEEN[case.path, response.status_code] += 1
+    if response.headers.get("content-type", [""])[0].startswith("text/event-stream"):
+        operation = next(each for each in OPERATIONS if each.path == case.path)
+        assert operation.chunk is not None
+        STREAMED[case.path] += 1
+        for event in said(response.text):
+            kind = operation.error if "error" in orjson.loads(event) else operation.chunk
+            kind.model_validate_json(event)
+
+
+patient = settings(suppress_health_check=list(HealthCheck))
+
+
+@anything.parametrize()
+@patient
+def test_whatever_is_asked_the_answer_is_as_described(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
+    check(case, server)
+
+
+@sensible.parametrize()
+@patient
+def test_what_may_be_served_is_answered_as_described(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
+    check(case, server)
+
+
+def test_the_server_is_whole_after_all_that(server: CortexServer) -> None:
+    server.assert_nothing_is_held()
+    assert SEEN["/v1/responses/{response_id}", 404] > 30
+    assert SEEN["/v1/responses/{response_id}/input_items", 404] > 10
+    for path in PROMPTS:
+        assert SEEN[path, 200] > 30, "else next to nothing was tried"
+        assert STREAMED[path] > 10, "an event that is not as described would go unseen"
+    for path in ("/v1/messages/count_tokens", "/v1/embeddings"):
+        assert SEEN[path, 200] > 30

@@ -1,0 +1,1046 @@
+"""POST /v1/messages and /v1/messages/count_tokens over a fake engine: each field, each event, each error."""
+
+import json
+import typing
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import anthropic.types as sdk
+import orjson
+import pytest
+from anthropic.types.message_count_tokens_params import MessageCountTokensParams
+from anthropic.types.message_create_params import MessageCreateParamsStreaming
+from anthropic.types.shared import ErrorResponse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+from pydantic_core import from_json
+from quart import Response
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from api.http.app import MAX_BODY_BYTES
+from api.models.defaults import ModelDefaults
+from api.protocols.answer import PING_SECONDS
+from api.protocols.fields import MAX_STOPS
+from api.protocols.messages import request as schemas
+from api.protocols.messages.answer import _input
+from api.protocols.messages.types import MessageAnswer, MessageError, MessageEvent
+from api.text.dialects import Hermes
+from api.text.template import ChatTemplate
+from api.text.tokenizer import Tokenizer
+from scheduler.messages import Output, SamplingParams
+from tests.api.fakes import INFO, MODEL, Server, Stream
+from tests.api.fakes import URL as CHAT_URL
+
+URL = "/v1/messages"
+COUNT_URL = f"{URL}/count_tokens"
+Body = dict[str, Any]
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER: Body = {"name": "weather", "description": "Of a city.", "input_schema": SCHEMA}
+CLOCK: Body = {"name": "clock", "input_schema": {"type": "object", "properties": {}}}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+SECOND_CALL = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+THINKS_AT_ONCE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n{% if enable_thinking is not false %}<think>\n{% endif %}"
+)
+
+
+@pytest.fixture
+def server(tokenizer: Tokenizer) -> Server:
+    return Server(tokenizer, url=URL)
+
+
+@pytest.fixture
+def thinker(server: Server) -> Server:
+    """Its model may think before it answers."""
+    server.service.dialect = Hermes("<think></think>")
+    return server
+
+
+def asked(text: str = "Hello", /, **fields: Any) -> Body:
+    """The body of a request."""
+    return {"model": MODEL, "max_tokens": 100, "messages": [{"role": "user", "content": text}]} | fields
+
+
+def turns(*contents: Any) -> list[Body]:
+    """A conversation that the user begins."""
+    roles = ("user", "assistant")
+    return [{"role": roles[number % 2], "content": content} for number, content in enumerate(contents)]
+
+
+async def body_of(response: Response) -> Body:
+    body = orjson.loads(await response.get_data(as_text=False))
+    assert isinstance(body, dict)
+    return body
+
+
+async def answer(server: Server, text: str = "Hello", /, **fields: Any) -> Body:
+    """A whole answer, which must be one."""
+    response = await server.post(asked(text, **fields))
+    body = await body_of(response)
+    assert response.status_code == 200, body
+    return body
+
+
+async def assert_error(response: Response, status: int, kind: str, *parts: str) -> str:
+    """It is Anthropic's error object and nothing else. Returns the message."""
+    body = await body_of(response)
+    assert response.status_code == status, body
+    assert response.headers["Content-Type"] == "application/json"
+    assert set(body) == {"type", "error", "request_id"}
+    if kind != "request_too_large":  # which the SDK knows by its status only
+        ErrorResponse.model_validate(body)
+    MessageError.model_validate(body)
+    assert body["request_id"] == response.headers["request-id"] == response.headers["x-request-id"]
+    assert (body["type"], body["error"]["type"]) == ("error", kind), body
+    message = str(body["error"]["message"])
+    assert [part for part in parts if part not in message] == [], message
+    return message
+
+
+def named_events(data: bytes) -> list[Body]:
+    """The events of a stream, each of which has its type as its name."""
+    assert data.endswith(b"\n\n"), "only whole events are written"
+    found = []
+    for event in data[:-2].split(b"\n\n"):
+        name, line = event.split(b"\n")
+        told = orjson.loads(line.removeprefix(b"data: "))
+        assert name == f"event: {told['type']}".encode()
+        found.append(told)
+    return found
+
+
+async def events_of(stream: Stream) -> list[Body]:
+    """All of them, up to the end of the body."""
+    data = b""
+    while (more := await stream.write()) is not None:
+        data += more
+    return named_events(data)
+
+
+@asynccontextmanager
+async def told_in_pieces(server: Server, text: str, end: str, **fields: Any) -> AsyncIterator[Stream]:
+    """A stream that gets the tokens of a text one by one."""
+    async with server.stream(asked(**fields)) as stream:
+        await wait_all_tasks_blocked()
+        for token in server.encode(text):
+            server.engine.emit([token])
+            await wait_all_tasks_blocked()
+        server.engine.emit([], end)
+        yield stream
+
+
+def put_together(events: list[Body]) -> Body:
+    """The message that a stream tells, as a client adds it up; every event must be in its place."""
+    start, *middle, delta, stop = events
+    assert (start["type"], delta["type"], stop) == ("message_start", "message_delta", {"type": "message_stop"})
+    message: Body = start["message"]
+    assert (message["content"], message["stop_reason"], message["stop_sequence"]) == ([], None, None)
+    is_open, arguments = False, ""
+    for event in middle:
+        MessageEvent.model_validate(event)
+        blocks = message["content"]
+        match event["type"]:
+            case "content_block_start":
+                assert not is_open
+                assert event["index"] == len(blocks)
+                blocks.append(event["content_block"])
+                is_open, arguments = True, ""
+            case "content_block_delta":
+                assert (is_open, event["index"]) == (True, len(blocks) - 1)
+                match event["delta"]:
+                    case {"type": "text_delta", "text": text}:
+                        blocks[-1]["text"] += text
+                    case {"type": "thinking_delta", "thinking": text}:
+                        blocks[-1]["thinking"] += text
+                    case {"type": "signature_delta", "signature": text}:
+                        blocks[-1]["signature"] = text
+                    case {"type": "input_json_delta", "partial_json": text}:
+                        arguments += text
+            case _:
+                assert (event["type"], is_open, event["index"]) == ("content_block_stop", True, len(blocks) - 1)
+                is_open = False
+                if blocks[-1]["type"] == "tool_use":
+                    blocks[-1]["input"] = from_json(arguments, allow_partial=True)  # as the SDK does, too
+    assert not is_open
+    message |= delta["delta"] | {"usage": delta["usage"]}
+    return message
+
+
+# A whole answer
+
+
+async def test_a_message_is_anthropics(server: Server) -> None:
+    tokens = server.encode("Fine.")
+    server.engine.answer = lambda submit: [Output(submit.request_id, tokens, "stop", cached_tokens=24)]
+    body = await answer(server)
+    sdk.Message.model_validate(body, strict=True)
+    MessageAnswer.model_validate(body)
+    assert body.pop("id").startswith("msg_")
+    assert body == {
+        "type": "message",
+        "role": "assistant",
+        "model": MODEL,
+        "content": [{"type": "text", "text": "Fine.", "citations": None}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": len(server.engine.submitted[0].tokens) - 24,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 24,
+            "output_tokens": len(tokens),
+            "output_tokens_details": {"thinking_tokens": 0},
+        },
+    }
+
+
+async def test_messages_have_ids_of_their_own_and_the_name_that_the_client_used(server: Server) -> None:
+    server.answers()
+    first, second = await answer(server, model="an-alias"), await answer(server)
+    assert first["id"] != second["id"]
+    assert (first["model"], second["model"]) == ("an-alias", MODEL)
+
+
+async def test_an_answer_without_words_has_no_blocks(server: Server) -> None:
+    server.answers("")
+    body = await answer(server)
+    assert (body["content"], body["stop_reason"]) == ([], "end_turn")
+
+
+async def test_thoughts_words_and_calls_are_blocks_in_their_order(thinker: Server) -> None:
+    thinker.answers(f"<think>\nHm.\n</think>\n\nI look.{CALL}\n{SECOND_CALL}")
+    body = await answer(thinker, tools=[WEATHER, CLOCK])
+    sdk.Message.model_validate(body, strict=True)
+    MessageAnswer.model_validate(body)
+    thought, text, first, second = body["content"]
+    assert thought == {"type": "thinking", "thinking": "Hm.", "signature": body["id"]}
+    assert text == {"type": "text", "text": "I look.", "citations": None}
+    assert first.pop("id").startswith("toolu_")
+    assert second.pop("id").startswith("toolu_")
+    assert first == {"type": "tool_use", "name": "weather", "input": {"city": "Rome"}}
+    assert second == {"type": "tool_use", "name": "clock", "input": {}}
+    assert body["stop_reason"] == "tool_use"
+    assert 0 < body["usage"]["output_tokens_details"]["thinking_tokens"] < body["usage"]["output_tokens"]
+
+
+async def test_thoughts_that_are_not_to_be_shown_leave_an_empty_block(thinker: Server) -> None:
+    thinker.answers("<think>Hm.</think>Yes.")
+    fields = {"thinking": {"type": "adaptive", "display": "omitted"}}
+    body = await answer(thinker, **fields)
+    async with thinker.stream(asked(**fields)) as stream:
+        events = await events_of(stream)
+    assert [block.get("thinking") for block in body["content"]] == ["", None]
+    deltas = [event["delta"]["type"] for event in events if event["type"] == "content_block_delta"]
+    assert deltas == ["signature_delta", "text_delta"]
+
+
+# Why it ended
+
+
+async def reason(server: Server, **fields: Any) -> tuple[str, str | None]:
+    """In a whole answer, and the same in a stream."""
+    body = await answer(server, **fields)
+    async with server.stream(asked(**fields)) as stream:
+        told = put_together(await events_of(stream))
+    assert (told["stop_reason"], told["stop_sequence"]) == (body["stop_reason"], body["stop_sequence"])
+    return body["stop_reason"], body["stop_sequence"]
+
+
+async def test_each_end_has_its_reason(server: Server) -> None:
+    server.answers("One two.")
+    assert await reason(server) == ("end_turn", None)
+    assert await reason(server, stop_sequences=["no", " two", "."]) == ("stop_sequence", " two")
+    server.answers("One two.", "length")
+    assert await reason(server) == ("max_tokens", None)
+    assert await reason(server, stop_sequences=["."]) == ("stop_sequence", ".")
+    server.answers(CALL)
+    assert await reason(server, tools=[WEATHER]) == ("tool_use", None)
+    assert await reason(server, tools=[WEATHER], stop_sequences=["Ro"]) == ("stop_sequence", "Ro")
+    server.answers(CALL, "length")
+    assert await reason(server, tools=[WEATHER]) == ("max_tokens", None)
+
+
+async def test_of_stop_sequences_that_end_together_the_one_that_begins_first_is_told(server: Server) -> None:
+    server.answers("One two three.")
+    body = await answer(server, stop_sequences=["o", "wo", " two"])
+    assert (body["stop_sequence"], body["content"][0]["text"]) == (" two", "One")
+
+
+async def test_the_tokens_asked_for_go_before_the_models_own_default(tokenizer: Tokenizer) -> None:
+    server = Server(tokenizer, url=URL, defaults=ModelDefaults(max_tokens=5))
+    server.answers("One", "length")
+    assert await reason(server, max_tokens=100) == ("max_tokens", None)
+    assert server.engine.submitted[-1].max_tokens == 100
+
+
+async def test_more_tokens_than_the_context_holds_may_be_asked_for(server: Server) -> None:
+    server.answers("One", "length")
+    assert await reason(server, max_tokens=10**6) == ("model_context_window_exceeded", None)
+    [submit, _] = server.engine.submitted
+    room = INFO.ctx_len - len(submit.tokens)
+    assert submit.max_tokens == room
+    assert await reason(server, max_tokens=room) == ("max_tokens", None)
+
+
+async def test_no_tokens_are_no_answer(server: Server) -> None:
+    """The prompt is read, and in memory then."""
+    server.answers("One", "stop")
+    body = await answer(server, max_tokens=0)
+    async with server.stream(asked(max_tokens=0)) as stream:
+        told = put_together(await events_of(stream))
+    for message in (body, told):
+        assert (message["content"], message["stop_reason"]) == ([], "max_tokens")
+        assert message["usage"]["output_tokens"] == 0
+        assert message["usage"]["input_tokens"] == len(server.engine.submitted[0].tokens)
+    assert server.engine.submitted[0].max_tokens == 1
+
+
+# Calls that were cut
+
+
+async def test_of_a_call_that_was_cut_there_is_what_is_whole(server: Server) -> None:
+    server.answers(
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome", "days": [1, 2], "note": "unfin', "length"
+    )
+    body = await answer(server, tools=[WEATHER])
+    [call] = body["content"]
+    assert (call["name"], call["input"]) == ("weather", {"city": "Rome", "days": [1, 2]})
+    assert body["stop_reason"] == "max_tokens"
+
+
+inputs = st.dictionaries(
+    st.text(max_size=4),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.text(max_size=4),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=5,
+    ),
+    max_size=4,
+)
+
+
+@given(value=inputs, cut=st.integers(0, 200))
+def test_whatever_arguments_are_an_object_comes_of_them(value: Body, cut: int) -> None:
+
+    text = json.dumps(value, ensure_ascii=False)
+    found = _input(text[:cut])
+    assert isinstance(found, dict)
+    orjson.dumps(found)
+    assert set(found) <= set(value)
+    if cut >= len(text):
+        assert set(found) == set(value)
+        assert found == orjson.loads(text)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1e999}', '{"a": NaN}', '{"a" 1}', '{"a": "\\ud800"}', "{", "5"])
+def test_arguments_that_are_no_json_are_nothing_that_could_not_be_sent(text: str) -> None:
+    assert set(_input(text)) <= {"a"}
+    orjson.dumps(_input(text))
+
+
+# A stream
+
+
+async def test_a_stream_tells_its_events_in_order(server: Server) -> None:
+    async with server.stream(asked()) as stream:
+        data = await stream.write()
+        assert data is not None
+        [start] = named_events(data)
+        assert stream.status == 200
+        assert stream.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        num_prompt = len(server.engine.submitted[0].tokens)
+        usage = {
+            "input_tokens": num_prompt,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+            "output_tokens": 0,
+            "output_tokens_details": {"thinking_tokens": 0},
+        }
+        message_id = start["message"]["id"]
+        assert start == {
+            "type": "message_start",
+            "message": {
+                "id": message_id,
+                "type": "message",
+                "role": "assistant",
+                "model": MODEL,
+                "content": [],
+                "stop_reason": None,
+                "stop_sequence": None,
+                "usage": usage,
+            },
+        }
+        hello, world = server.encode("Hello world")
+        server.engine.emit([hello], cached_tokens=24)
+        data = await stream.write()
+        assert data is not None
+        assert named_events(data) == [
+            {
+                "type": "content_block_start",
+                "index": 0,
+                "content_block": {"type": "text", "text": "", "citations": None},
+            },
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hello"}},
+        ]
+        server.engine.emit([world], "stop")
+        assert await events_of(stream) == [
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": " world"}},
+            {"type": "content_block_stop", "index": 0},
+            {
+                "type": "message_delta",
+                "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+                "usage": usage | {"input_tokens": num_prompt - 24, "cache_read_input_tokens": 24, "output_tokens": 2},
+            },
+            {"type": "message_stop"},
+        ]
+    assert server.engine.num_active == 0
+
+
+async def test_thoughts_words_and_calls_are_told_block_by_block(thinker: Server) -> None:
+    text = f"<think>Hm.</think>I look.{CALL}\n{SECOND_CALL}"
+    async with told_in_pieces(thinker, text, "stop", tools=[WEATHER, CLOCK]) as stream:
+        events = await events_of(stream)
+    order: list[Any] = []
+    for event in events:
+        match event["type"]:
+            case "content_block_start":
+                order.append((event["index"], event["content_block"]["type"]))
+            case "content_block_delta" if order[-1] != (event["index"], event["delta"]["type"]):
+                order.append((event["index"], event["delta"]["type"]))
+            case "content_block_stop":
+                order.append((event["index"], "stop"))
+    assert order == [
+        *[(0, "thinking"), (0, "thinking_delta"), (0, "signature_delta"), (0, "stop")],
+        *[(1, "text"), (1, "text_delta"), (1, "stop")],
+        *[(2, "tool_use"), (2, "input_json_delta"), (2, "stop")],
+        *[(3, "tool_use"), (3, "input_json_delta"), (3, "stop")],
+    ]
+    [signature] = [e["delta"]["signature"] for e in events if e.get("delta", {}).get("type") == "signature_delta"]
+    assert signature == events[0]["message"]["id"]
+    for event in events:
+        MessageEvent.model_validate(event)
+    calls = [event["content_block"] for event in events if event.get("content_block", {}).get("type") == "tool_use"]
+    assert [(call["name"], call["input"]) for call in calls] == [("weather", {}), ("clock", {})]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Fine.",
+        "<think>Hm.</think>",
+        "<think>Hm.</think>\nFine. 🦜",
+        CALL,
+        f"I look.\n{CALL}\n{SECOND_CALL}",
+        f"<think>\nHm.\n</think>\n\n{CALL}\nDone.\n",
+        "<tool_call>no call</tool_call>",
+    ],
+)
+async def test_a_stream_adds_up_to_the_whole_answer(thinker: Server, text: str) -> None:
+    fields = {"tools": [WEATHER, CLOCK]}
+    async with told_in_pieces(thinker, text, "stop", **fields) as stream:
+        told = put_together(await events_of(stream))
+    thinker.answers(text)
+    whole = await answer(thinker, **fields)
+    for message in (told, whole):
+        message_id = message.pop("id")
+        for block in message["content"]:
+            assert block.get("signature", message_id) == message_id
+            block.pop("signature", None)
+            block.pop("id", None)
+    assert told == whole
+
+
+async def test_a_silent_stream_says_that_it_is_there(server: Server, autojump_clock: MockClock) -> None:
+    async with server.stream(asked()) as stream:
+        await stream.write()
+        data = await stream.write()
+        assert data == b'event: ping\ndata: {"type":"ping"}\n\n'
+        assert autojump_clock.current_time() >= PING_SECONDS
+        server.engine.emit([], "stop")
+        assert [event["type"] for event in await events_of(stream)] == ["message_delta", "message_stop"]
+
+
+async def test_a_failure_in_midstream_is_an_event(server: Server) -> None:
+    async with server.stream(asked(), headers={"x-request-id": "find-me"}) as stream:
+        await stream.write()
+        server.engine.emit(server.encode("Hello"))
+        await stream.write()
+        server.engine.die()
+        [event] = await events_of(stream)
+    assert event == {
+        "type": "error",
+        "error": {
+            "type": "api_error",
+            "message": "the engine ended unexpectedly; please try again",
+            "details": None,
+        },
+        "request_id": "find-me",
+    }
+    MessageError.model_validate(event)
+
+
+async def test_a_failure_before_the_answer_is_a_500(server: Server) -> None:
+    server.engine.answer = lambda submit: [Output(submit.request_id, [], "error", error="the model failed")]
+    await assert_error(await server.post(asked()), 500, "api_error", "the model failed")
+
+
+async def test_a_client_that_leaves_cancels_its_request(server: Server) -> None:
+    async with server.stream(asked()) as stream:
+        await stream.write()
+        await stream.leave()
+    assert server.engine.cancelled == [server.engine.submitted[0].request_id]
+    assert server.engine.num_active == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [WEATHER], "tool_choice": {"type": "any"}}, "tools"),
+        ({"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}, "output_config.format"),
+        ({"output_format": {"type": "json_schema", "schema": SCHEMA}}, "output_format"),
+    ],
+)
+async def test_a_grammar_that_cannot_be_served_is_told_by_the_field_that_it_is_of(
+    server: Server, stream: bool, fields: Body, param: str
+) -> None:
+    server.engine.answer = lambda submit: [Output(submit.request_id, [], "refused", error="too large")]
+    response = await server.post(asked(stream=stream, **fields))
+    message = await assert_error(response, 400, "invalid_request_error")
+    assert message == f"{param}: The grammar cannot be served: too large"
+
+
+# What the engine is told: the same as for the chat that says the same
+
+
+def function(tool: Body) -> Body:
+    return {
+        "type": "function",
+        "function": {"name": tool["name"], "parameters": tool["input_schema"]}
+        | ({"description": tool["description"]} if "description" in tool else {}),
+    }
+
+
+def call(call_id: str, name: str, arguments: str) -> Body:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def said(role: str, content: str | None, **more: Any) -> Body:
+    return {"role": role, "content": content, **more}
+
+
+FUNCTIONS = [function(WEATHER), function(CLOCK)]
+USE: Body = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Rome", "days": [1, 2.5]}}
+CALLED = call("toolu_1", "weather", '{"city": "Rome", "days": [1, 2.5]}')
+RESULT: Body = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "Sunny."}
+EQUIVALENTS: list[tuple[Body, Body]] = [
+    ({}, {}),
+    ({"system": ""}, {}),
+    ({"system": "Be brief."}, {"messages": [said("system", "Be brief."), said("user", "Hello")]}),
+    (
+        {
+            "system": [
+                {"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}},
+                {"type": "text", "text": "Be kind."},
+            ]
+        },
+        {"messages": [said("system", "Be brief.\nBe kind."), said("user", "Hello")]},
+    ),
+    (
+        {"messages": [*turns("One"), {"role": "system", "content": "Now be brief."}, *turns("Two")]},
+        {"messages": [said("user", "One"), said("system", "Now be brief."), said("user", "Two")]},
+    ),
+    (
+        {"messages": turns([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "c", "d")},
+        {"messages": [said("user", "a\nb"), said("assistant", "c"), said("user", "d")]},
+    ),
+    (
+        {"messages": [*turns("a"), *turns("b", "c"), {"role": "assistant", "content": "d"}, *turns("e")]},
+        {"messages": [said("user", "a\nb"), said("assistant", "c\nd"), said("user", "e")]},
+    ),
+    (
+        {"messages": turns("Rome?", [USE], [RESULT]), "tools": [WEATHER, CLOCK]},
+        {
+            "messages": [
+                said("user", "Rome?"),
+                said("assistant", None, tool_calls=[CALLED]),
+                said("tool", "Sunny.", tool_call_id="toolu_1"),
+            ],
+            "tools": FUNCTIONS,
+        },
+    ),
+    (
+        {
+            "messages": turns(
+                "Rome?",
+                [{"type": "thinking", "thinking": "Hm.", "signature": "x"}, {"type": "text", "text": "I look."}, USE],
+                [{"type": "text", "text": "And now?"}, RESULT | {"is_error": True}, RESULT | {"content": None}],
+                "Go on.",
+                [RESULT | {"is_error": True, "content": []}],
+            )
+        },
+        {
+            "messages": [
+                said("user", "Rome?"),
+                said("assistant", "I look.", tool_calls=[CALLED], reasoning_content="Hm."),
+                said("tool", "Error: Sunny.", tool_call_id="toolu_1"),
+                said("tool", "", tool_call_id="toolu_1"),
+                said("user", "And now?"),
+                said("assistant", "Go on."),
+                said("tool", "Error", tool_call_id="toolu_1"),
+            ]
+        },
+    ),
+    (
+        {"messages": turns("Hi", [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "Yes."}], "Ok")},
+        {"messages": [said("user", "Hi"), said("assistant", "Yes."), said("user", "Ok")]},
+    ),
+    ({"messages": turns([])}, {"messages": [said("user", "")]}),
+    ({"tools": [WEATHER], "tool_choice": {"type": "auto"}}, {"tools": FUNCTIONS[:1], "tool_choice": "auto"}),
+    ({"tools": [WEATHER, CLOCK], "tool_choice": {"type": "any"}}, {"tools": FUNCTIONS, "tool_choice": "required"}),
+    (
+        {"tools": [WEATHER, CLOCK], "tool_choice": {"type": "any", "disable_parallel_tool_use": True}},
+        {"tools": FUNCTIONS, "tool_choice": "required", "parallel_tool_calls": False},
+    ),
+    (
+        {"tools": [WEATHER, CLOCK], "tool_choice": {"type": "tool", "name": "clock"}},
+        {"tools": FUNCTIONS, "tool_choice": {"type": "function", "function": {"name": "clock"}}},
+    ),
+    ({"tools": [WEATHER], "tool_choice": {"type": "none"}}, {"tools": FUNCTIONS[:1], "tool_choice": "none"}),
+    (
+        {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
+    ),
+    (
+        {"output_format": {"type": "json_schema", "schema": SCHEMA}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
+    ),
+    (
+        {"temperature": 0.5, "top_p": 0.25, "top_k": 7, "stop_sequences": ["x"]},
+        {"temperature": 0.5, "top_p": 0.25, "top_k": 7, "stop": ["x"]},
+    ),
+    ({"temperature": 0, "top_k": 0}, {"temperature": 0, "top_k": 0}),
+]
+
+
+@pytest.mark.parametrize(("ours", "chat"), EQUIVALENTS, ids=[str(number) for number in range(len(EQUIVALENTS))])
+async def test_a_message_is_asked_for_as_the_chat_that_says_the_same(
+    server: Server, tokenizer: Tokenizer, ours: Body, chat: Body
+) -> None:
+    other = Server(tokenizer, url=CHAT_URL)
+    for each, body in ((server, asked(**ours)), (other, asked(**chat))):
+        each.answers()
+        response = await each.post(body)
+        assert response.status_code == 200, await response.get_data()
+    [submit], [expected] = server.engine.submitted, other.engine.submitted
+    assert submit.tokens == expected.tokens
+    assert (submit.grammar, submit.max_tokens, submit.logprobs) == (expected.grammar, expected.max_tokens, None)
+    assert replace(submit.params, seed=expected.params.seed) == expected.params
+    server.url = COUNT_URL
+    only = {"model", "messages", "system", "tools", "tool_choice", "output_config", "output_format"}
+    counted = await server.post({name: value for name, value in asked(**ours).items() if name in only})
+    assert await body_of(counted) == {"input_tokens": len(expected.tokens)}
+    assert len(server.engine.submitted) == 1, "nothing is generated"
+
+
+async def test_defaults_are_anthropics(server: Server) -> None:
+    server.answers()
+    await answer(server, max_tokens=9)
+    [submit] = server.engine.submitted
+    assert submit.params == SamplingParams(temperature=1.0, top_p=1.0, seed=submit.params.seed)
+    assert submit.max_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("fields", "variables"),
+    [
+        ({}, ""),
+        ({"thinking": None}, ""),
+        ({"thinking": {"type": "disabled"}}, "False"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "True"),
+        ({"thinking": {"type": "adaptive", "display": "summarized"}}, "True"),
+        ({"output_config": {"effort": "low"}}, "low"),
+        ({"output_config": {"effort": "max"}, "thinking": {"type": "disabled"}}, "Falsemax"),
+    ],
+)
+async def test_the_template_hears_whether_to_think_and_how_much(server: Server, fields: Body, variables: str) -> None:
+    template = "{{ enable_thinking }}{{ reasoning_effort }}"
+    server.service._template = ChatTemplate(template, server.tokenizer)
+    server.answers()
+    await answer(server, **fields)
+    assert server.tokenizer.text(server.engine.submitted[0].tokens) == variables
+
+
+# The beginning of an answer
+
+
+async def prompt_of(server: Server, messages: list[Body], **fields: Any) -> list[int]:
+    server.answers()
+    await answer(server, messages=messages, **fields)
+    return server.engine.submitted[-1].tokens
+
+
+async def test_a_last_message_of_the_assistants_is_gone_on_from(server: Server) -> None:
+    before = await prompt_of(server, turns("Name a colour."))
+    for content in ("The colour is", [{"type": "text", "text": "The colour is"}]):
+        prompt = await prompt_of(server, turns("Name a colour.", content))
+        assert prompt == before + server.encode("The colour is")
+    assert await prompt_of(server, turns("Name a colour.", "")) == before
+    server.url = COUNT_URL
+    counted = await server.post({"model": MODEL, "messages": turns("Name a colour.", "The colour is")})
+    assert await body_of(counted) == {"input_tokens": len(prompt)}
+
+
+async def test_the_answer_does_not_repeat_how_it_was_begun(server: Server) -> None:
+    server.answers(" red.")
+    body = await answer(server, messages=turns("Name a colour.", "The colour is"))
+    assert body["content"] == [{"type": "text", "text": " red.", "citations": None}]
+
+
+@given(
+    text=st.lists(st.sampled_from(["<|im_end|>", "<|im_", "end|>", "a", " ", "\n", "\ue000"]), max_size=6).map("".join)
+)
+def test_control_tokens_in_the_beginning_of_an_answer_stay_text(tokenizer: Tokenizer, text: str) -> None:
+    template = ChatTemplate(None, tokenizer)
+    before = template.render_tokens([{"role": "user", "content": "Hi"}])
+    tokens = template.render_tokens([{"role": "user", "content": "Hi"}], prefill=text)
+    assert tokenizer.text(tokens) == tokenizer.text(before) + text
+    controls = [token for token in tokens if not tokenizer.piece(token)]
+    assert controls == [token for token in before if not tokenizer.piece(token)]
+
+
+async def test_no_answer_can_be_begun_for_a_model_that_begins_with_a_thought(thinker: Server) -> None:
+    thinker.service._template = ChatTemplate(THINKS_AT_ONCE, thinker.tokenizer)
+    messages = turns("Name a colour.", "The colour is " + 100 * "very " + "red")
+    for url in (URL, COUNT_URL):
+        thinker.url = url
+        body = {"model": MODEL, "messages": messages} | ({"max_tokens": 5} if url == URL else {})
+        await assert_error(
+            await thinker.post(body), 400, "invalid_request_error", "'messages'", "begins with a thought"
+        )
+    thinker.url = URL
+    prompt = await prompt_of(thinker, messages, thinking={"type": "disabled"})
+    assert thinker.tokenizer.text(prompt).endswith("assistant\n" + messages[1]["content"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"messages": turns("Rome?", [USE])}, "'tool_use' is not served there"),
+        (
+            {"messages": turns("Hi", [{"type": "thinking", "thinking": "Hm.", "signature": ""}])},
+            "'thinking' is not served there",
+        ),
+        ({"messages": [{"role": "assistant", "content": "I"}]}, "needs one that is not the assistant's"),
+        (
+            {
+                "messages": turns("Hi", "{"),
+                "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+            },
+            "must match a schema",
+        ),
+    ],
+)
+async def test_what_cannot_be_the_beginning_of_an_answer_is_refused(server: Server, fields: Body, part: str) -> None:
+    await assert_error(await server.post(asked(**fields)), 400, "invalid_request_error", "essage", part)
+
+
+# Field by field
+
+HEADERS = {"user_profile_id", "workspace_id"}
+"""Which the SDK sends as headers."""
+
+
+def test_every_field_of_the_sdks_is_served_accepted_or_refused_by_name() -> None:
+    known = {*schemas.MessagesRequest.model_fields, *schemas.UNSERVED}
+    assert set(typing.get_type_hints(MessageCreateParamsStreaming)) - HEADERS <= known
+    counted = {*schemas.CountTokensRequest.model_fields, *schemas.UNSERVED}
+    assert set(typing.get_type_hints(MessageCountTokensParams)) - HEADERS <= counted
+    pairs: list[tuple[Any, type[BaseModel]]] = [
+        (sdk.TextBlockParam, schemas.TextBlock),
+        (sdk.ToolUseBlockParam, schemas.ToolUseBlock),
+        (sdk.ToolResultBlockParam, schemas.ToolResultBlock),
+        (sdk.ThinkingBlockParam, schemas.ThinkingBlock),
+        (sdk.RedactedThinkingBlockParam, schemas.RedactedThinkingBlock),
+        (sdk.ToolParam, schemas.CustomTool),
+        (sdk.ToolChoiceToolParam, schemas.ToolChoice),
+        (sdk.ThinkingConfigEnabledParam, schemas.Thinking),
+        (sdk.OutputConfigParam, schemas.OutputConfig),
+        (sdk.MetadataParam, schemas.Metadata),
+    ]
+    for theirs, ours in pairs:
+        assert set(typing.get_type_hints(theirs)) <= set(ours.model_fields), ours
+
+
+EPHEMERAL = {"type": "ephemeral", "ttl": "1h"}
+ACCEPTED: list[Body] = [
+    *[{name: None} for name in schemas.UNSERVED],
+    *[{name: value} for name, values in schemas.UNSERVED.items() for value in values],
+    *[{name: None} for name in schemas.MessagesRequest.model_fields if name not in ("model", "messages", "max_tokens")],
+    {"metadata": {"user_id": "me"}},
+    {"metadata": {"user_id": None}},
+    {"service_tier": "standard_only"},
+    {"cache_control": EPHEMERAL},
+    {"stop_sequences": []},
+    {"tools": []},
+    {"tool_choice": {"type": "none"}},
+    {"messages": turns([{"type": "text", "text": "x", "cache_control": EPHEMERAL, "citations": None}])},
+    {"messages": turns("x", [USE | {"caller": {"type": "direct"}, "cache_control": EPHEMERAL}], [RESULT])},
+    {
+        "messages": turns(
+            "x", [USE], [RESULT | {"cache_control": EPHEMERAL, "content": [{"type": "text", "text": "y"}]}]
+        )
+    },
+    {
+        "tools": [
+            WEATHER | {"type": "custom", "cache_control": EPHEMERAL, "strict": True, "eager_input_streaming": True}
+        ]
+    },
+    {"tools": [WEATHER | {"allowed_callers": ["direct"], "defer_loading": False, "input_examples": []}]},
+]
+
+
+@pytest.mark.parametrize("fields", ACCEPTED, ids=str)
+async def test_what_asks_for_nothing_is_accepted(server: Server, fields: Body) -> None:
+    server.answers()
+    body = await answer(server, **fields)
+    assert body["content"][0]["text"] == "Fine."
+
+
+IMAGE: Body = {"type": "image", "source": {"type": "url", "url": "http://x"}}
+REFUSED: list[tuple[Body, str, str]] = [
+    *[({name: {"x": 1}}, f"'{name}'", "is not served") for name in schemas.UNSERVED],
+    ({"mcp_servers": [{"type": "url"}]}, "'mcp_servers'", "is not served"),
+    ({"speed": "fast"}, "'speed'", "is not served"),
+    *[
+        ({"messages": turns([{"type": kind}])}, "'messages[0].content[0]'", f"'{kind}'")
+        for kind in (
+            "image",
+            "document",
+            "search_result",
+            "server_tool_use",
+            "container_upload",
+            "tool_use",
+            "thinking",
+        )
+    ],
+    ({"messages": turns("x", [{"type": "server_tool_use"}], "y")}, "'messages[1].content[0]'", "'server_tool_use'"),
+    ({"messages": turns("x", [{"type": "tool_result"}], "y")}, "'messages[1].content[0]'", "'tool_result'"),
+    ({"messages": turns([RESULT | {"content": [IMAGE]}])}, "'messages[0].content[0].content[0].type'", "'text'"),
+    ({"messages": turns([{"type": "text", "text": "x", "citations": [{}]}])}, "citations'", "is not served"),
+    ({"messages": turns("x", [USE | {"caller": {"type": "code_execution_20250825"}}], "y")}, "caller'", "direct calls"),
+    ({"messages": turns("x", [USE | {"toolset_name": "browser"}], "y")}, "toolset_name'", "is not served"),
+    ({"messages": turns([RESULT | {"toolset_name": "browser"}])}, "toolset_name'", "is not served"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "'messages[0]'", "'tool'"),
+    ({"messages": []}, "'messages'", "at least 1"),
+    ({"messages": turns(5)}, "'messages[0].content'", "list"),
+    ({"system": [IMAGE]}, "'system[0].type'", "'text'"),
+    ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "'tools[0].type'", "'custom'"),
+    ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "'tools[0].type'", "'custom'"),
+    ({"tools": [{"name": "weather"}]}, "'tools[0].input_schema'", "Missing"),
+    ({"tools": [WEATHER | {"name": "a b"}]}, "'tools[0].name'", "pattern"),
+    ({"tools": [WEATHER, WEATHER]}, "tools", "same name"),
+    ({"tools": [WEATHER | {"defer_loading": True}]}, "'tools[0].defer_loading'", "is not served"),
+    ({"tools": [WEATHER | {"input_examples": [{}]}]}, "'tools[0].input_examples'", "is not served"),
+    ({"tools": [WEATHER | {"allowed_callers": ["code_execution_20250825"]}]}, "'tools[0].allowed_callers'", "direct"),
+    ({"tool_choice": {"type": "any"}}, "'tool_choice'", "'tools'"),
+    ({"tool_choice": {"type": "tool"}}, "'tool_choice'", "'name'"),
+    ({"tool_choice": {"type": "auto", "name": "weather"}, "tools": [WEATHER]}, "'tool_choice'", "'name'"),
+    ({"tool_choice": {"type": "tool", "name": "clock"}, "tools": [WEATHER]}, "tool_choice", "'clock'"),
+    ({"thinking": {"type": "between_tools"}}, "'thinking.type'", "'adaptive'"),
+    ({"output_config": {"task_budget": {"total": 5}}}, "'output_config.task_budget'", "is not served"),
+    ({"output_config": {"format": {"type": "json_object"}}}, "'output_config.format.type'", "'json_schema'"),
+    (
+        {
+            "output_format": {"type": "json_schema", "schema": {}},
+            "output_config": {"format": {"type": "json_schema", "schema": {}}},
+        },
+        "'output_format'",
+        "both",
+    ),
+    ({"max_tokens": -1}, "'max_tokens'", "0"),
+    ({"max_tokens": None}, "'max_tokens'", "integer"),
+    ({"temperature": 1.5}, "'temperature'", "1"),
+    ({"top_p": 0}, "'top_p'", "0"),
+    ({"top_k": -1}, "'top_k'", "0"),
+    ({"stop_sequences": [""]}, "'stop_sequences[0]'", "1"),
+    ({"stop_sequences": ["x"] * (MAX_STOPS + 1)}, "'stop_sequences'", str(MAX_STOPS)),
+    ({"stop": ["x"]}, "stop", "Unrecognized"),
+    ({"metadata": {"team": "blue"}}, "metadata.team", "Unrecognized"),
+    ({"messages": turns([{"type": "text", "text": "x", "y": 1}])}, "messages[0].content[0].y", "Unrecognized"),
+    (
+        {"messages": [{"role": "system", "content": [{"type": "text", "text": "x", "y": 1}]}]},
+        "messages[0].content[0].y",
+        "Unrecognized",
+    ),
+    ({"messages": turns([{"type": "image", "source": {}}])}, "messages[0].content[0]", "type 'image' is not served"),
+    ({"messages": turns([{"text": "x"}])}, "messages[0].content[0]", "with a type"),
+    ({"messages": [{"content": "x"}]}, "messages[0]", "with a role"),
+    ({"stream": "yes"}, "'stream'", "boolean"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "part"), REFUSED, ids=str)
+async def test_what_is_not_served_is_refused_by_name(server: Server, fields: Body, param: str, part: str) -> None:
+    await assert_error(await server.post(asked(**fields)), 400, "invalid_request_error", param, part)
+    assert server.engine.submitted == []
+
+
+async def test_counting_takes_what_makes_a_prompt_and_nothing_else(server: Server) -> None:
+    server.url = COUNT_URL
+    await assert_error(await server.post(asked()), 400, "invalid_request_error", "max_tokens")
+    for name in ("model", "messages"):
+        body = {key: value for key, value in asked().items() if key not in (name, "max_tokens")}
+        await assert_error(await server.post(body), 400, "invalid_request_error", f"'{name}'")
+
+
+# Errors
+
+
+async def test_errors_have_anthropics_form_and_status(server: Server) -> None:
+    invalid = "invalid_request_error"
+    await assert_error(await server.post(b"{"), 400, invalid, "not valid JSON")
+    await assert_error(await server.post(b"[]"), 400, invalid, "JSON object")
+    await assert_error(await server.post(asked(model="other")), 404, "not_found_error", "'other'", MODEL)
+    await assert_error(await server.post(asked("x " * 600)), 400, invalid, "prompt is too long", str(INFO.ctx_len))
+    too_large = await server.post_raw(b"{}", {"Content-Length": str(MAX_BODY_BYTES + 1)})
+    await assert_error(too_large, 413, "request_too_large", str(MAX_BODY_BYTES))
+    get = await server.client.get(URL)
+    await assert_error(get, 405, invalid, "GET")
+    assert "POST" in get.headers["Allow"]
+    await assert_error(await server.client.post(f"{URL}/batches"), 404, "not_found_error", f"{URL}/batches")
+    server.url = COUNT_URL
+    await assert_error(await server.post({"model": "other", "messages": turns("x")}), 404, "not_found_error", "'other'")
+
+
+async def test_that_there_are_no_threads_is_told_as_the_sdk_wants_to_hear_it(server: Server) -> None:
+    """Its tool runner then sends whole conversations."""
+    for fields, details in (
+        ({"thread": {"type": "create"}}, {"error_code": "thread_unsupported_request"}),
+        ({"container": "x"}, None),
+    ):
+        body = await body_of(await server.post(asked(**fields)))
+        assert body["error"]["details"] == details
+
+
+async def test_errors_elsewhere_stay_openais(server: Server) -> None:
+    for path in ("/v1/messagesque", "/v1/models/other", "/v1/nowhere"):
+        response = await server.client.get(path)
+        assert set((await body_of(response))["error"]) == {"message", "type", "param", "code"}
+        assert "request-id" not in response.headers
+
+
+async def test_a_server_that_is_busy_or_not_ready_says_when_to_come_again(tokenizer: Tokenizer) -> None:
+    server = Server(tokenizer, url=URL, max_waiting=-INFO.max_seqs)
+    response = await server.post(asked())
+    await assert_error(response, 429, "rate_limit_error")
+    assert int(response.headers["Retry-After"]) >= 1
+    server.engine.info = None
+    response = await server.post(asked())
+    await assert_error(response, 503, "overloaded_error", "loaded")
+    assert int(response.headers["Retry-After"]) >= 1
+    server.url = COUNT_URL
+    counted = await server.post({"model": MODEL, "messages": turns("x")})
+    assert counted.status_code == 200, "that takes no engine"
+
+
+async def test_a_bug_is_an_api_error_that_tells_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a secret")
+
+    monkeypatch.setattr(server.service, "token_limit", broken)
+    assert "secret" not in await assert_error(await server.post(asked()), 500, "api_error")
+
+
+async def test_the_headers_of_the_sdk_are_taken_and_the_request_has_an_id(server: Server) -> None:
+    server.answers()
+    headers = {
+        "x-api-key": "none",
+        "anthropic-version": "2023-06-01",
+        "anthropic-beta": "a,b",
+        "anthropic-user-profile-id": "me",
+        "x-request-id": "find-me",
+    }
+    response = await server.post(asked(), headers)
+    assert response.status_code == 200
+    assert response.headers["request-id"] == response.headers["x-request-id"] == "find-me"
+    async with server.stream(asked()) as stream:
+        await events_of(stream)
+        assert stream.headers["request-id"].startswith("req_")
+
+
+# Anything at all
+
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**64), 2**65)
+    | st.integers(0, 3)
+    | st.text(max_size=8)
+    | st.sampled_from(["text", "user", "auto", "any", "tool_use", "<|im_end|>", MODEL, WEATHER, USE, RESULT, SCHEMA]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "name", "format", "schema", "input_schema"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from([*schemas.MessagesRequest.model_fields, *schemas.UNSERVED]) | st.text(max_size=6)
+BLOCKS = st.lists(
+    st.sampled_from([USE, RESULT, {"type": "text", "text": "x"}, {"type": "thinking", "thinking": "x"}]) | VALUES,
+    max_size=3,
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant"]), "content": BLOCKS | st.text(max_size=4)}
+    ),
+    max_size=4,
+)
+
+
+@pytest.fixture(scope="module")
+def answering(tokenizer: Tokenizer) -> Callable[[], Server]:
+    """Makes one server for all examples, in the first of them: a server belongs to a run of the loop."""
+    servers: list[Server] = []
+
+    def get() -> Server:
+        if not servers:
+            servers.append(Server(tokenizer, max_waiting=1000, url=URL))
+            servers[0].answers("Fine.")
+        return servers[0]
+
+    return get
+
+
+async def assert_answer_or_refusal(server: Server, body: Body) -> None:
+    response = await server.post_raw(json.dumps(body).encode())
+    data = bytes(await response.get_data(as_text=False))
+    if response.status_code != 200:
+        assert 400 <= response.status_code < 500, data
+        MessageError.model_validate_json(data)
+    elif response.headers["Content-Type"].startswith("text/event-stream"):
+        put_together(named_events(data))
+    else:
+        MessageAnswer.model_validate_json(data)
+    assert server.engine.num_active == 0
+
+
+@settings(max_examples=300)
+@given(fields=st.dictionaries(FIELDS, VALUES, max_size=3))
+async def test_any_value_in_any_field_is_answered_or_refused(answering: Callable[[], Server], fields: Body) -> None:
+    await assert_answer_or_refusal(answering(), asked(**fields))
+
+
+@given(messages=MESSAGES, stream=st.booleans())
+async def test_any_conversation_is_answered_or_refused(
+    answering: Callable[[], Server], messages: list[Body], stream: bool
+) -> None:
+    await assert_answer_or_refusal(answering(), asked(messages=messages, stream=stream))

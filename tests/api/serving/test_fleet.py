@@ -1,0 +1,744 @@
+"""Models that come and go on one server, over scripted engines; and two real ones side by side."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import trio
+from openai import AsyncOpenAI, NotFoundError, OpenAI
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from api.engine.generation import Draft
+from api.errors import ApiError
+from api.flags import ModelOptions
+from api.models.files import ModelFilesError, ModelNotFoundError
+from api.protocols.chat.types import Health
+from api.protocols.management.request import StartRequest
+from api.serving.fleet import Fleet, StartError
+from api.serving.model import Slot
+from scheduler.config import EngineConfig
+from scheduler.messages import SamplingParams
+from tests.api.scripted_engine import ECHO, HOLD
+from tests.api.servers import MODEL, SECONDS, CortexServer, is_gone, paused
+from tests.conftest import WriteVocab
+from tests.models import write_mamba
+
+SCRIPT = Path(__file__).parents[1] / "scripted_engine.py"
+PARAMS = SamplingParams(seed=1)
+
+
+class Models:
+    """A fleet whose engines behave as told, one word per start; the last word is for all that follow."""
+
+    def __init__(self, folder: Path, vocabulary: str) -> None:
+        self.folder = folder
+        self.vocabulary = Path(vocabulary)
+        self.on_disk: dict[str, ModelOptions] = {}
+        """What a request may have loaded."""
+        self.asked: list[str] = []
+        """What was looked for there."""
+        self.behave("serves")
+
+    def behave(self, *behaviours: str) -> None:
+        (self.folder / "behaviours").write_text("\n".join(behaviours))
+
+    def options(self, name: str, *aliases: str, file: str = "", **given: object) -> ModelOptions:
+        """Each has a file of its own, unless told otherwise."""
+        path = self.folder / f"{file or name}.gguf"
+        if not path.exists():
+            path.hardlink_to(self.vocabulary)
+        return ModelOptions(name, path, EngineConfig(f"{name}.gguf"), aliases, given=given)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of all engines so far."""
+        starts = self.folder / "starts"
+        return list(map(int, starts.read_text().split())) if starts.exists() else []
+
+    @property
+    def num_starts(self) -> int:
+        return len(self.pids)
+
+    @asynccontextmanager
+    async def running(self, **settings: Any) -> AsyncIterator[Fleet]:
+        def on_demand(name: str) -> ModelOptions | None:
+            self.asked.append(name)
+            if name == "broken":
+                raise ModelFilesError("broken is cut short")
+            if name == "several":
+                raise ModelNotFoundError("several may be one or two; say which")
+            return self.on_disk.get(name)
+
+        command = (sys.executable, str(SCRIPT), str(self.folder))
+        fleet = Fleet(max_waiting=8, on_demand=on_demand, engine_command=command, **settings)
+        with trio.fail_after(2 * SECONDS):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(fleet.run)
+                yield fleet
+                with trio.move_on_after(SECONDS / 4):  # one that loads hears nothing
+                    await fleet.close()
+                nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def models(tmp_path: Path, write_vocab: WriteVocab, monkeypatch: pytest.MonkeyPatch) -> Models:
+    monkeypatch.setattr("api.engine.client.END_LIMIT", SECONDS)
+    monkeypatch.setattr("api.serving.fleet.END_LIMIT", SECONDS)
+    return Models(tmp_path, write_vocab([("a", 1)]))
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """Goes as real ones do, as engines are processes, but can be put forward."""
+    return MockClock(rate=1.0)
+
+
+IDLE_LIMIT = 10.0
+"""Seconds in which no machine is so slow that a model becomes idle by itself."""
+
+
+def statuses(fleet: Fleet) -> dict[str, str]:
+    return {slot.options.name: slot.status for slot in fleet.slots}
+
+
+def pid(slot: Slot) -> int:
+    assert slot.service is not None
+    return slot.service.engine.ready_info().pid
+
+
+async def said(fleet: Fleet, name: str, *tokens: int) -> list[int]:
+    """What the model's engine says to a prompt that asks for these tokens."""
+    service = await fleet.accepting(name)
+    heard: list[int] = []
+    with service.engine.generate([Draft([ECHO, *tokens], 10, PARAMS)]) as generation:
+        while True:
+            [(_, output)] = await generation.receive()
+            heard += output.tokens
+            if output.finish_reason is not None:
+                return heard
+
+
+async def refusal(fleet: Fleet, name: str) -> tuple[int, str | None]:
+    with pytest.raises(ApiError) as raised:
+        await fleet.accepting(name)
+    return raised.value.status, raised.value.code
+
+
+# Starting and stopping
+
+
+async def test_each_model_has_an_engine_of_its_own_and_answers_by_all_its_names(models: Models) -> None:
+    async with models.running() as fleet:
+        one = await fleet.start(models.options("one", "first", "one"))
+        two = await fleet.start(models.options("two"))
+        assert pid(one) != pid(two)
+        assert [slot.names for slot in fleet.slots] == [("one", "first"), ("two",)]
+        assert statuses(fleet) == {"one": "ready", "two": "ready"}
+        for name, slot in (("one", one), ("first", one), ("two", two)):
+            assert await fleet.service(name) is slot.service
+            assert await said(fleet, name, 5, 6) == [5, 6]
+        assert await fleet.service(None) is one.service
+
+
+async def test_a_model_that_is_stopped_takes_its_engine_along_and_no_other(models: Models) -> None:
+    async with models.running() as fleet:
+        engines = [pid(await fleet.start(models.options(name))) for name in ("one", "two")]
+        await fleet.stop("one")
+        assert [is_gone(engine) for engine in engines] == [True, False]
+        assert statuses(fleet) == {"two": "ready"}
+        assert await refusal(fleet, "one") == (404, "model_not_found")
+        assert await said(fleet, "two", 7) == [7]
+        again = await fleet.start(models.options("one"))
+        assert pid(again) not in engines
+        assert await said(fleet, "one", 8) == [8]
+
+
+async def test_running_answers_may_end_before_a_model_does(models: Models) -> None:
+    async with models.running(grace_seconds=SECONDS) as fleet, trio.open_nursery() as nursery:
+        slot = await fleet.start(models.options("one"))
+        service = await fleet.accepting("one")
+        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]) as generation:
+            [(_, output)] = await generation.receive()
+            nursery.start_soon(fleet.stop, "one")
+            await wait_all_tasks_blocked()
+            assert slot.status == "stopping"
+            assert await refusal(fleet, "one") == (503, "shutting_down")
+            assert output.tokens == [5]
+        await slot.gone.wait()  # the stream has ended
+    assert fleet.slots == []
+
+
+async def test_answers_that_outlast_the_grace_period_end_with_an_error(models: Models) -> None:
+    async with models.running(grace_seconds=0.0) as fleet:
+        await fleet.start(models.options("one"))
+        service = await fleet.accepting("one")
+        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]) as generation:
+            await fleet.stop("one")
+            with pytest.raises(ApiError, match="being stopped"):
+                await generation.receive()
+
+
+async def test_engines_that_share_cores_do_not_spin_long(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        await fleet.start(models.options("two"))
+        await fleet.stop("one")
+        await fleet.stop("two")
+        await fleet.start(models.options("three"))
+    assert (models.folder / "spins").read_text().split() == ["freely", "1000", "freely"]
+
+
+async def test_a_model_is_stopped_though_who_asked_for_it_leaves(models: Models) -> None:
+    async with models.running(grace_seconds=0.2) as fleet:
+        slot = await fleet.start(models.options("one"))
+        engine = pid(slot)
+        service = await fleet.accepting("one")
+        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]):
+            with trio.move_on_after(0.05) as asking:
+                await fleet.stop("one")
+            assert asking.cancel_called
+        assert fleet.slots == []
+        assert is_gone(engine)
+        await fleet.start(models.options("one"))
+
+
+async def test_what_waits_for_an_idle_model_is_not_ended_with_it(models: Models, clock: MockClock) -> None:
+    async with models.running(idle_limit=IDLE_LIMIT) as fleet:
+        await fleet.start(models.options("one"))
+        for round_number in range(2, 7):
+            clock.jump(IDLE_LIMIT)
+            await wait_for_status(fleet, "one", "stopping")
+            assert await said(fleet, "one", 5) == [5]
+            assert models.num_starts == round_number
+
+
+async def test_a_model_that_runs_is_not_started_twice(models: Models) -> None:
+    async with models.running() as fleet:
+        slot = await fleet.start(models.options("one"))
+        assert await fleet.start(models.options("one")) is slot
+        assert models.num_starts == 1
+
+
+@pytest.mark.parametrize("name", ["one", "first"])
+async def test_a_name_belongs_to_one_model(models: Models, name: str) -> None:
+    async with models.running() as fleet:
+        await fleet.start(models.options("one", "first"))
+        with pytest.raises(StartError, match=f"another model is served by the name {name}"):
+            await fleet.start(models.options("two", name))
+        assert statuses(fleet) == {"one": "ready"}
+
+
+async def test_a_model_that_cannot_be_loaded_says_why_and_leaves_nothing(models: Models) -> None:
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        models.behave("serves", "fails", "serves")
+        with pytest.raises(StartError, match="it is broken"):
+            await fleet.start(models.options("two"))
+        assert statuses(fleet) == {"one": "ready"}
+        assert await refusal(fleet, "two") == (404, "model_not_found")
+        assert await said(fleet, "one", 5) == [5]
+        await fleet.start(models.options("two"))
+        assert await said(fleet, "two", 6) == [6]
+
+
+async def test_a_file_without_a_vocabulary_says_why(models: Models, write_vocab: WriteVocab) -> None:
+    models.vocabulary = Path(write_vocab([]))
+    async with models.running() as fleet:
+        with pytest.raises(StartError, match="vocabulary"):
+            await fleet.start(models.options("one"))
+        assert (fleet.slots, models.num_starts) == ([], 1)
+        assert is_gone(models.pids[0])
+
+
+async def test_while_a_model_is_started_its_requests_are_told_to_come_back(models: Models) -> None:
+    models.behave("serves", "loads")
+    async with models.running() as fleet, trio.open_nursery() as nursery:
+        await fleet.start(models.options("one"))
+        nursery.start_soon(fleet.start, models.options("two"))
+        await wait_for_status(fleet, "two", "loading")
+        while models.num_starts < 2:
+            assert await refusal(fleet, "two") == (503, "model_loading")
+            await trio.sleep(0.005)
+        assert await refusal(fleet, "two") == (503, "model_loading")
+        assert fleet.status == "ok"  # one does answer
+        nursery.cancel_scope.cancel()
+
+
+async def wait_for_status(fleet: Fleet, name: str, status: str) -> None:
+    while statuses(fleet).get(name) != status:
+        await trio.lowlevel.checkpoint()  # without a pause: an engine may end within any
+
+
+async def test_what_is_stopped_while_it_loads_ends_at_once(models: Models) -> None:
+    models.behave("loads")
+
+    async def start(fleet: Fleet) -> None:
+        with pytest.raises(StartError, match="stopped while it was loaded"):
+            await fleet.start(models.options("one"))
+
+    async with models.running() as fleet, trio.open_nursery() as nursery:
+        nursery.start_soon(start, fleet)
+        while not models.num_starts:  # noqa: ASYNC110 - other processes set no events
+            await trio.sleep(0.005)
+        await fleet.stop("one")
+        assert fleet.slots == []
+        assert is_gone(models.pids[0])
+        models.behave("serves")
+        await fleet.start(models.options("one"))
+        assert await said(fleet, "one", 5) == [5]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "difference"),
+    [
+        ({"file": "other"}, "it is "),
+        ({"ctx_len": 256}, "another --ctx-len"),
+        ({"kv_type": "q8_0"}, "another --kv-type"),
+    ],
+    ids=str,
+)
+async def test_what_is_there_by_a_name_is_not_taken_for_something_else(
+    models: Models, wanted: dict[str, Any], difference: str
+) -> None:
+    async with models.running() as fleet:
+        slot = await fleet.start(models.options("one", "first", ctx_len=128))
+        with pytest.raises(StartError, match=difference):
+            await fleet.start(models.options("one", **wanted))
+        with pytest.raises(StartError, match="it is not called second"):
+            await fleet.start(models.options("one", "second"))
+        for same in (models.options("one"), models.options("one", "first", ctx_len=128)):
+            assert await fleet.start(same) is slot
+        assert models.num_starts == 1
+
+
+async def test_an_error_that_nobody_foresaw_is_one_models_own(
+    models: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(path: Path) -> None:
+        raise RuntimeError(f"{path.name} is odd")
+
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        monkeypatch.setattr("api.serving.fleet.Tokenizer", fail)
+        with pytest.raises(StartError, match=r"two\.gguf is odd"):
+            await fleet.start(models.options("two"))
+        assert statuses(fleet) == {"one": "ready"}
+        assert await said(fleet, "one", 5) == [5]
+    assert "RuntimeError" in caplog.text
+
+
+async def test_a_file_that_was_taken_from_a_model_in_memory_is_nothing_to_others(models: Models) -> None:
+    async with models.running() as fleet:
+        slot = await fleet.start(models.options("one"))
+        slot.options.path.unlink()
+        await fleet.start(models.options("two"))
+        assert statuses(fleet) == {"one": "ready", "two": "ready"}
+
+
+async def test_nothing_is_started_while_the_server_shuts_down(models: Models) -> None:
+    async with models.running() as fleet:
+        fleet.drain()
+        with pytest.raises(StartError, match="shutting down"):
+            await fleet.start(models.options("one"))
+
+
+async def test_who_starts_what_is_started_again_waits_for_it(models: Models) -> None:
+    async with models.running() as fleet:
+        slot = await fleet.start(models.options("one"))
+        os.kill(pid(slot), signal.SIGKILL)
+        await wait_for_status(fleet, "one", "loading")
+        assert await fleet.start(models.options("one")) is slot
+        assert slot.status == "ready"
+
+
+async def test_a_model_that_cannot_be_loaded_again_says_why(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.engine.client.RESTART_PAUSE", 0.01)
+    models.behave("serves", "fails")
+
+    async def start_again(fleet: Fleet) -> None:
+        with pytest.raises(StartError, match="it is broken"):
+            await fleet.start(models.options("one"))
+
+    async with models.running() as fleet, trio.open_nursery() as nursery:
+        slot = await fleet.start(models.options("one"))
+        os.kill(pid(slot), signal.SIGKILL)
+        await wait_for_status(fleet, "one", "loading")
+        nursery.start_soon(start_again, fleet)
+        await wait_for_status(fleet, "one", "failed")
+        health = Health.model_validate(await fleet.health() | {"pid": 1, "uptime_seconds": 1.0, "version": "1"})
+        assert (health.status, health.reason, health.models[0].status) == ("failed", "it is broken", "failed")
+        with pytest.raises(ApiError, match="it is broken") as raised:
+            await fleet.accepting("one")
+        assert (raised.value.status, raised.value.code) == (503, "model_not_loaded")
+        with pytest.raises(StartError, match="it is broken"):
+            await fleet.start(models.options("one"))
+        models.behave("serves")
+        await fleet.start(models.options("two"))
+        assert fleet.status == "ok"
+        await wait_for_status(fleet, "one", "ready")
+        assert await said(fleet, "one", 5) == [5]
+
+
+# On demand, and idle
+
+
+async def test_requests_for_a_model_on_disk_wait_until_it_is_loaded_once(models: Models) -> None:
+    models.on_disk = {"two": models.options("two")}
+    heard: list[list[int]] = []
+
+    async def ask(fleet: Fleet, token: int) -> None:
+        heard.append(await said(fleet, "two", token))
+
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        async with trio.open_nursery() as nursery:
+            for token in range(5, 13):
+                nursery.start_soon(ask, fleet, token)
+        assert sorted(heard) == [[token] for token in range(5, 13)]
+        assert models.num_starts == 2
+        assert set(models.asked) == {"two"}
+        assert await refusal(fleet, "three") == (404, "model_not_found")
+        assert await refusal(fleet, "broken") == (503, "model_not_loaded")
+        with pytest.raises(ApiError, match="say which") as raised:
+            await fleet.accepting("several")
+        assert (raised.value.status, raised.value.code) == (404, "model_not_found")
+
+
+async def test_a_model_on_disk_that_cannot_be_loaded_is_tried_again_by_the_next_request(models: Models) -> None:
+    models.on_disk = {"one": models.options("one")}
+    models.behave("fails", "serves")
+    async with models.running() as fleet:
+        assert await refusal(fleet, "one") == (503, "model_not_loaded")
+        assert fleet.slots == []
+        assert await said(fleet, "one", 5) == [5]
+
+
+async def test_a_model_that_nobody_uses_is_unloaded_and_comes_back_when_asked(models: Models, clock: MockClock) -> None:
+    async with models.running(idle_limit=IDLE_LIMIT) as fleet:
+        slot = await fleet.start(models.options("one"))
+        first = pid(slot)
+        clock.jump(IDLE_LIMIT)
+        await wait_for_status(fleet, "one", "unloaded")
+        assert is_gone(first)
+        assert (slot.service, fleet.status) == (None, "ok")
+        assert await said(fleet, "one", 5) == [5]
+        assert (models.num_starts, models.asked) == (2, [])
+
+
+async def test_a_request_that_comes_while_a_model_is_unloaded_waits_and_has_it_back(
+    models: Models, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.engine.client.END_LIMIT", 0.5)
+    monkeypatch.setattr("api.serving.fleet.END_LIMIT", 0.5)
+    models.behave("stays", "serves")  # the first takes its time to end
+    async with models.running(idle_limit=IDLE_LIMIT) as fleet:
+        await fleet.start(models.options("one"))
+        clock.jump(IDLE_LIMIT)
+        await wait_for_status(fleet, "one", "stopping")
+        assert await said(fleet, "one", 5) == [5]
+        assert models.num_starts == 2
+
+
+async def test_a_model_in_use_is_not_idle(models: Models, clock: MockClock) -> None:
+    async with models.running(idle_limit=IDLE_LIMIT) as fleet:
+        slot = await fleet.start(models.options("one"))
+        service = await fleet.accepting("one")
+        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]):
+            clock.jump(2 * IDLE_LIMIT)
+            await trio.sleep(1.1)  # which is as often as the fleet looks
+            assert slot.status == "ready"
+        clock.jump(IDLE_LIMIT)
+        await wait_for_status(fleet, "one", "unloaded")
+
+
+async def test_one_that_fails_to_come_back_stays_known(models: Models, clock: MockClock) -> None:
+    models.behave("serves", "fails", "serves")
+    async with models.running(idle_limit=IDLE_LIMIT) as fleet:
+        await fleet.start(models.options("one"))
+        clock.jump(IDLE_LIMIT)
+        await wait_for_status(fleet, "one", "unloaded")
+        assert await refusal(fleet, "one") == (503, "model_not_loaded")
+        assert statuses(fleet) == {"one": "unloaded"}
+        assert await said(fleet, "one", 5) == [5]
+
+
+# Room for what is asked for
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model counts as unused as soon as it has answered."""
+    monkeypatch.setattr("api.serving.fleet.IN_USE_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_what_is_asked_for_may_take_the_memory_of_the_least_used_models(models: Models) -> None:
+    models.on_disk = {"three": models.options("three")}
+    models.behave("serves", "serves", "starves", "starves", "serves")
+    async with models.running() as fleet:
+        engines = [pid(await fleet.start(models.options(name))) for name in ("one", "two")]
+        assert await said(fleet, "one", 5) == [5]
+        assert await said(fleet, "three", 6) == [6]
+        assert statuses(fleet) == {"one": "unloaded", "two": "unloaded", "three": "ready"}
+        assert [is_gone(engine) for engine in engines] == [True, True]
+        assert await said(fleet, "one", 7) == [7], "it comes back when asked"
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_no_more_models_give_way_than_need_to(models: Models) -> None:
+    models.on_disk = {"three": models.options("three")}
+    models.behave("serves", "serves", "starves", "serves")
+    async with models.running() as fleet:
+        for name in ("one", "two"):
+            await fleet.start(models.options(name))
+        assert await said(fleet, "one", 5) == [5]
+        assert await said(fleet, "three", 6) == [6]
+        assert statuses(fleet) == {"one": "ready", "two": "unloaded", "three": "ready"}
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_model_that_answers_does_not_give_way(models: Models) -> None:
+    models.on_disk = {"two": models.options("two")}
+    models.behave("serves", "starves")
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        service = await fleet.accepting("one")
+        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]) as generation:
+            assert await refusal(fleet, "two") == (503, "model_not_loaded")
+            [(_, output)] = await generation.receive()
+            assert output.tokens == [5]
+        assert statuses(fleet) == {"one": "ready"}
+
+
+async def test_a_model_whose_request_may_be_on_its_way_gives_way_once_it_was_left_alone(
+    models: Models, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.serving.fleet.IN_USE_SECONDS", SECONDS / 4)
+    monkeypatch.setattr("api.serving.fleet.ROOM_LIMIT", SECONDS)
+    models.on_disk = {"two": models.options("two")}
+    models.behave("serves", "starves", "serves")
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        service = await fleet.accepting("one")
+        asked = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(said, fleet, "two", 6)
+            while models.num_starts < 2 or not is_gone(models.pids[1]):  # noqa: ASYNC110 - as above
+                await trio.sleep(0.005)
+            await wait_all_tasks_blocked()
+            assert statuses(fleet) == {"one": "ready", "two": "loading"}
+            with service.engine.generate([Draft([ECHO, 5], 10, PARAMS)]) as generation:
+                assert (await generation.receive())[0][1].tokens == [5]
+            clock.jump(SECONDS / 4)
+        assert trio.current_time() - asked >= SECONDS / 4
+        assert statuses(fleet) == {"one": "unloaded", "two": "ready"}
+
+
+async def test_a_model_does_not_wait_for_others_to_be_left_alone_for_ever(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.serving.fleet.IN_USE_SECONDS", SECONDS)
+    monkeypatch.setattr("api.serving.fleet.ROOM_LIMIT", 0.1)
+    models.on_disk = {"two": models.options("two")}
+    models.behave("serves", "starves")
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        assert await refusal(fleet, "two") == (503, "model_not_loaded")
+        assert statuses(fleet) == {"one": "ready"}
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_nobody_gives_way_to_a_model_that_would_not_fit_all_the_same(models: Models) -> None:
+    models.on_disk = {"two": models.options("two")}
+    models.behave("serves", "despairs")
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        assert await refusal(fleet, "two") == (503, "model_not_loaded")
+        assert statuses(fleet) == {"one": "ready"}
+
+
+async def test_all_names_of_a_file_lead_to_one_engine(models: Models) -> None:
+    models.on_disk = {name: models.options(name, file="two") for name in ("two", "two:q4", "zwei")}
+    async with models.running() as fleet:
+        for name in models.on_disk:
+            assert await said(fleet, name, 5) == [5]
+        assert statuses(fleet) == {"two": "ready"}
+        assert models.num_starts == 1
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("behaviour", ["starves", "fails"])
+async def test_models_give_way_neither_to_one_that_somebody_starts_nor_to_a_broken_one(
+    models: Models, behaviour: str
+) -> None:
+    models.on_disk = {"two": models.options("two")}
+    models.behave("serves", behaviour)
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        if behaviour == "fails":
+            assert await refusal(fleet, "two") == (503, "model_not_loaded")
+        else:
+            with pytest.raises(StartError, match="no memory for it"):
+                await fleet.start(models.options("two"))
+        assert statuses(fleet) == {"one": "ready"}
+
+
+async def test_nothing_is_loaded_while_the_server_shuts_down(models: Models) -> None:
+    models.on_disk = {"two": models.options("two")}
+    async with models.running() as fleet:
+        await fleet.start(models.options("one"))
+        fleet.drain()
+        assert await refusal(fleet, "one") == (503, "shutting_down")
+        assert await refusal(fleet, "two") == (404, "model_not_found")
+        assert models.num_starts == 1
+
+
+# The flags of a model, by request
+
+
+def test_a_start_request_has_every_flag_that_is_about_one_model() -> None:
+    from dataclasses import fields
+
+    from api.flags import ModelFlags
+
+    names = {item.name for item in fields(ModelFlags)}
+    assert set(StartRequest.model_fields) == names | {"model", "path"}
+    body = ModelFlags(alias=["a"], ctx_len=128, disk_cache="1GiB").start_request("m", Path("/m.gguf"))
+    assert StartRequest.model_validate(body).flags() == ModelFlags(alias=["a"], ctx_len=128, disk_cache="1GiB")
+
+
+# Two real models
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
+    with CortexServer(tmp_path_factory.mktemp("server"), "--ctx-len=512", "--max-seqs=16") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mamba(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "mamba.gguf"
+    write_mamba(path, model_path)
+    return path
+
+
+def post(server: CortexServer, what: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/models/{what}", json=body, timeout=SECONDS)
+
+
+def test_two_models_answer_side_by_side_and_one_is_stopped_without_a_trace(server: CortexServer, mamba: Path) -> None:
+    started = post(server, "start", model="mamba", path=str(mamba), ctx_len=512, max_seqs=8, alias=["snake"])
+    assert (started.status_code, started.json()["status"]) == (200, "ready")
+    engines = [server.health(name)["engine_pid"] for name in (MODEL, "mamba")]
+    with OpenAI(base_url=server.url, api_key="none") as client:
+        assert [model.id for model in client.models.list()] == [MODEL, "mamba", "snake"]
+
+    async def stream(
+        client: AsyncOpenAI, model: str, number: int, num_tokens: int, begun: asyncio.Barrier | None = None
+    ) -> int:
+        answer = await client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": f"Count from {number}."}],
+            max_tokens=num_tokens,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+        said = 0
+        await anext(answer)
+        if begun is not None:
+            await begun.wait()
+        async for chunk in answer:
+            said = chunk.usage.completion_tokens if chunk.usage else said
+        return said
+
+    async def ask_all() -> tuple[list[int], list[int]]:
+        async with AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=SECONDS) as client:
+            mixed = await asyncio.gather(
+                *(stream(client, MODEL if number % 2 else "snake", number, 24) for number in range(16))
+            )
+            begun = asyncio.Barrier(8 + 1)
+            staying = [asyncio.create_task(stream(client, MODEL, number, 60, begun)) for number in range(8)]
+            await begun.wait()
+            with paused(engines[0]):  # the others cannot end before it has
+                stopped = await asyncio.to_thread(post, server, "stop", model="snake")
+            assert stopped.status_code == 200
+            return mixed, await asyncio.gather(*staying)
+
+    mixed, untouched = asyncio.run(ask_all())
+    assert (mixed, untouched) == ([24] * 16, [60] * 8)
+    assert [is_gone(engine) for engine in engines] == [False, True]
+    with OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+        assert [model.id for model in client.models.list()] == [MODEL]
+        with pytest.raises(NotFoundError):
+            client.chat.completions.create(model="snake", messages=[{"role": "user", "content": "Hi."}])
+    server.assert_nothing_is_held()
+
+
+def test_a_model_that_no_memory_can_hold_is_refused_and_the_others_go_on(server: CortexServer, mamba: Path) -> None:
+    engine = server.health()["engine_pid"]
+    copy = mamba.with_name("copy.gguf")
+    copy.hardlink_to(server.health()["path"])
+    tokens = psutil.virtual_memory().total // 1024  # of 22.5 KiB each
+    refused = post(server, "start", model="copy", path=str(copy), kv_tokens=tokens, ctx_len=8192, kv_layout="pool")
+    assert refused.status_code == 409
+    message = refused.json()["error"]["message"]
+    assert message.startswith("copy.gguf: it would take"), "where it lies is no client's business"
+    assert "are available" in message
+    assert server.health()["engine_pid"] == engine
+    assert [model["id"] for model in httpx.get(f"{server.url}/models", timeout=SECONDS).json()["data"]] == [MODEL]
+
+
+def test_a_model_whose_vocabulary_llama_cpp_aborts_on_takes_nobody_along(
+    server: CortexServer, model_path: str, tmp_path: Path
+) -> None:
+    """It lacks tokens for bytes, which is only noticed when somebody writes such a byte."""
+    write_mamba(tmp_path / "broken.gguf", model_path, vocabulary_kind="llama")
+    refused = post(server, "start", model="broken", path=str(tmp_path / "broken.gguf"), ctx_len=512, max_seqs=2)
+    assert refused.status_code == 409
+    assert "the engine ended while loading the model" in refused.json()["error"]["message"]
+    assert [model["id"] for model in httpx.get(f"{server.url}/models", timeout=SECONDS).json()["data"]] == [MODEL]
+    assert server.health()["status"] == "ok"
+
+
+def test_only_who_is_on_the_machine_and_means_it_starts_and_stops_models(server: CortexServer) -> None:
+    from api.protocols.management.answer import is_same_machine
+
+    body = f'{{"model": "{MODEL}"}}'
+    url = f"{server.url}/models/stop"
+    refused = httpx.post(url, content=body, headers={"Content-Type": "text/plain"}, timeout=SECONDS)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (415, "unsupported_media_type")
+    for name in ("Origin", "Forwarded", "X-Forwarded-For"):  # a web page, or somebody behind a proxy
+        refused = httpx.post(url, json={"model": MODEL}, headers={name: "for=10.0.0.1"}, timeout=SECONDS)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    assert server.health()["status"] == "ok"
+    for peer, own, expected in (
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.3.2.1", "127.0.0.1", True),
+        ("::1", "::1", True),
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.1", True),
+        ("10.0.0.7", "10.0.0.7", True),
+        ("10.0.0.8", "10.0.0.7", False),
+        ("::ffff:10.0.0.8", "::ffff:10.0.0.7", False),
+        ("fe80::1%eth0", "fe80::2", False),
+        ("", "", False),
+        (None, None, False),
+    ):
+        assert is_same_machine(peer, own) is expected
+
+
+def test_an_unknown_model_is_not_started(server: CortexServer) -> None:
+    refused = post(server, "start", model="no/such-model")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (404, "model")
+    refused = post(server, "stop", model="no/such-model")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")

@@ -1,0 +1,190 @@
+"""Grammars of each family: what they accept, refuse and force, by llguidance on the real vocabulary."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+
+from api.text.dialects import Dialect, Generic, Hermes, Llama, Mistral, Tool, ToolUse, json_rule, problem
+from api.text.dialects.lark import hint_rule
+from api.text.tokenizer import Tokenizer
+from scheduler.llama.context import Model
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOLS = (Tool("weather", "Of a city.", CITY), Tool("clock", None, {}))
+
+
+@pytest.fixture(scope="module")
+def vocabulary(model_path: str) -> Iterator[LLTokenizer]:
+    model = Model(model_path, 0)
+    yield model.grammar_tokenizer()
+    model.close()
+
+
+def matcher(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
+    matcher = LLMatcher(vocabulary, grammar, log_level=0)
+    assert not matcher.is_error(), (matcher.get_error(), grammar)
+    return matcher
+
+
+def accepts(vocabulary: LLTokenizer, grammar: str, text: str) -> bool:
+    """Whether the grammar lets this be a whole answer."""
+    follower = matcher(vocabulary, grammar)
+    tokens = vocabulary.tokenize_str(text)
+    return follower.try_consume_tokens(tokens) == len(tokens) and follower.is_accepting()
+
+
+def grammar_of(dialect: Dialect, choice: Any, *, parallel: bool = True, content: str | None = None) -> str:
+    return dialect.grammar(ToolUse(TOOLS, choice, parallel), content=content, token_id=lambda _: None)
+
+
+def hermes(name: str, arguments: str) -> str:
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+HINTS: dict[str, dict[str, Any]] = {
+    "names": {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "string"}},
+    "set": {"type": "array", "uniqueItems": True, "items": {"type": "string"}},
+    "path": {"type": "string", "format": "path"},
+    "not": {"type": "object", "not": {"required": ["x"]}},
+    "one of": {"oneOf": [{"type": "string"}, {"type": "string", "minLength": 2}]},
+    "few": {"type": "object", "properties": {"x": {"type": "string"}}, "minProperties": 1},
+    "looks ahead": {"type": "string", "pattern": "^(?!x).*$"},
+    "no type": {"type": "any"},
+    "nowhere": {"$ref": "#/$defs/Missing"},
+}
+
+
+@pytest.mark.parametrize("dialect", [Generic(), Hermes(), Llama(), Mistral()], ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("name", HINTS)
+def test_what_is_beyond_llguidance_in_a_tools_schema_is_left_out(
+    vocabulary: LLTokenizer, dialect: Dialect, name: str
+) -> None:
+    schema: dict[str, Any] = CITY | {"properties": {"it": HINTS[name]}, "required": ["it"]}
+    for parameters in (schema, HINTS[name]):
+        use = ToolUse((Tool("f", None, parameters), Tool("g", None, CITY)), "auto")
+        matcher(vocabulary, dialect.grammar(use, content=None, token_id=lambda _: None))
+
+
+def test_what_llguidance_knows_of_it_stays(vocabulary: LLTokenizer) -> None:
+    grammar = f"start: {hint_rule(CITY | {'propertyNames': {'pattern': 'c'}})}"
+    assert accepts(vocabulary, grammar, '{"city": "Rome"}')
+    assert not accepts(vocabulary, grammar, '{"city": 5}')
+    assert not accepts(vocabulary, grammar, "{}")
+
+
+def test_why_a_rule_cannot_be_served_is_told_whole() -> None:
+    assert problem(json_rule(CITY)) == ""
+    told = problem(json_rule(HINTS["looks ahead"]))
+    assert "look-around" in told
+    assert "start" not in told
+
+
+CALLS: list[tuple[Dialect, str, str]] = [
+    # one call, and two
+    (Hermes(), hermes("weather", '{"city": "Rome"}'), hermes("clock", "{}") + "\n" + hermes("clock", "{}")),
+    (Generic(), hermes("clock", "{}"), hermes("weather", '{"city": "a}\\""}') + "\n" + hermes("clock", "{}")),
+    (
+        Llama(),
+        '{"name": "weather", "parameters": {"city": "Rome"}}',
+        '{"name": "clock", "parameters": {}}; {"name": "clock", "parameters": {}}',
+    ),
+    (
+        Mistral(),
+        '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]',
+        '[TOOL_CALLS][{"name": "clock", "arguments": {}}, {"name": "clock", "arguments": {}}]',
+    ),
+    (
+        Mistral("[CALL_ID] [ARGS]"),
+        '[TOOL_CALLS]weather[CALL_ID]abcdef123[ARGS]{"city": "Rome"}',
+        "[TOOL_CALLS]clock[CALL_ID]abcdef123[ARGS]{}[TOOL_CALLS]clock[ARGS]{}",
+    ),
+    (
+        Mistral("[ARGS]"),
+        '[TOOL_CALLS]weather[ARGS]{"city": "Rome"}',
+        "[TOOL_CALLS]clock[ARGS]{}[TOOL_CALLS]clock[ARGS]{}",
+    ),
+]
+FAMILIES = pytest.mark.parametrize(("dialect", "one", "two"), CALLS, ids=[call[0].name for call in CALLS])
+
+
+@FAMILIES
+def test_an_answer_that_must_call_calls(vocabulary: LLTokenizer, dialect: Dialect, one: str, two: str) -> None:
+    grammar = grammar_of(dialect, "required")
+    assert accepts(vocabulary, grammar, one)
+    assert accepts(vocabulary, grammar, two)
+    assert not accepts(vocabulary, grammar, "Just words.")
+    assert not accepts(vocabulary, grammar, one.replace("weather", "whether").replace("clock", "cloak"))
+    assert not accepts(vocabulary, grammar, one[:-3])
+    single = grammar_of(dialect, "required", parallel=False)
+    assert accepts(vocabulary, single, one)
+    assert not accepts(vocabulary, single, two)
+
+
+@FAMILIES
+def test_an_answer_that_may_call_calls_rightly_once_it_begins(
+    vocabulary: LLTokenizer, dialect: Dialect, one: str, two: str
+) -> None:
+    grammar = grammar_of(dialect, "auto")
+    assert accepts(vocabulary, grammar, "Just words.")
+    assert accepts(vocabulary, grammar, one)
+    assert accepts(vocabulary, grammar, two)
+    wrong = one.replace("weather", "whether").replace("clock", "cloak")
+    assert not accepts(vocabulary, grammar, wrong)
+    if not isinstance(dialect, Llama):
+        assert accepts(vocabulary, grammar, f"Let me see.\n{one}")
+        assert not accepts(vocabulary, grammar, f"Let me see.\n{wrong}")
+
+
+@FAMILIES
+def test_words_may_be_bound_too(vocabulary: LLTokenizer, dialect: Dialect, one: str, two: str) -> None:
+    grammar = grammar_of(dialect, "auto", content=json_rule({"const": 5}))
+    assert accepts(vocabulary, grammar, "5")
+    assert accepts(vocabulary, grammar, one)
+    assert not accepts(vocabulary, grammar, "Just words.")
+
+
+@FAMILIES
+def test_a_model_may_think_before(vocabulary: LLTokenizer, dialect: Dialect, one: str, two: str) -> None:
+    thinking = type(dialect)("</think>" + "".join(mark for mark in ("[CALL_ID]", "[ARGS]") if mark in one))
+    grammar = grammar_of(thinking, "required")
+    assert accepts(vocabulary, grammar, one)
+    assert accepts(vocabulary, grammar, f"<think>\nHm.\n</think>\n\n{one}")
+    assert not accepts(vocabulary, grammar, "<think>\nHm.\n</think>\n\nWords.")
+    begun = thinking.grammar(
+        None, content=json_rule({"const": 5}), token_id=lambda _: None, prompt_tail="assistant\n<think>\n"
+    )
+    assert accepts(vocabulary, begun, "Hm.</think>\n5")
+    assert not accepts(vocabulary, begun, "5")
+
+
+def test_special_tokens_are_named(vocabulary: LLTokenizer, tokenizer: Tokenizer) -> None:
+    """As if this vocabulary had Qwen's tokens."""
+    stand_ins = {"<tool_call>": "<repo_name>", "</tool_call>": "<file_sep>"}
+    ids = {text: tokenizer.special_ids[stand_in] for text, stand_in in stand_ins.items()}
+    for choice in ("required", "auto"):
+        use = ToolUse(TOOLS, choice)
+        follower = matcher(vocabulary, Hermes().grammar(use, content=None, token_id=ids.get))
+        body = vocabulary.tokenize_str('\n{"name": "clock", "arguments": {}}\n')
+        answer = [ids["<tool_call>"], *body, ids["</tool_call>"]]
+        if choice == "auto":
+            answer = vocabulary.tokenize_str("Let me see. ") + answer
+        assert follower.try_consume_tokens(answer) == len(answer)
+        assert follower.is_accepting()
+
+
+def test_nothing_is_bound_where_nothing_was_asked() -> None:
+    assert Hermes("</think>").grammar(None, content=None, token_id=lambda _: None) == ""
+
+
+def test_json_is_laid_out_compactly(vocabulary: LLTokenizer) -> None:
+    grammar = f"start: {json_rule({'type': 'object', 'properties': {'a': {'type': 'array'}}, 'required': ['a']})}"
+    assert accepts(vocabulary, grammar, json.dumps({"a": [1, 2]}))
+    assert not accepts(vocabulary, grammar, '{  "a": []}')

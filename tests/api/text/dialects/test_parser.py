@@ -1,0 +1,226 @@
+"""Recorded answers of each family to events, however they are cut."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.text.dialects import (
+    AnswerParser,
+    CallArguments,
+    CallBegin,
+    Content,
+    Dialect,
+    Event,
+    Generic,
+    Hermes,
+    Llama,
+    Mistral,
+    Reasoning,
+    Tool,
+    ToolUse,
+    merged,
+)
+
+USE = ToolUse((Tool("weather", None, {}), Tool("clock", None, {})), "auto")
+Said = str | tuple[str, str]
+"""Content, or a call: its name and its arguments."""
+
+HERMES: list[tuple[str, list[Said]]] = [
+    ("Just words.", ["Just words."]),
+    ('<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>', [("clock", "{}")]),
+    ('<tool_call>{"name":"clock","arguments":{"a":1}}</tool_call>', [("clock", '{"a":1}')]),
+    (
+        'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>',
+        ["Let me see.\n", ("weather", '{"city": "Rome"}')],
+    ),
+    (
+        (
+            '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>\n'
+            '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>\n'
+        ),
+        [("weather", '{"city": "Rome"}'), ("clock", "{}")],
+    ),
+    (
+        '<tool_call>\n{"name": "weather", "arguments": {"q": "}\\"{[", "deep": [{"a": [1, 2]}]}}\n</tool_call> Done.',
+        [("weather", '{"q": "}\\"{[", "deep": [{"a": [1, 2]}]}'), "Done."],
+    ),
+    (
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich ☃"}}\n</tool_call>',
+        [("weather", '{"city": "Zürich ☃"}')],
+    ),
+    ('\n\n<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>', [("clock", "{}")]),
+    ("\n <tool", ["\n <tool"]),
+    ("\n <tool_call> b", ["\n <tool_call> b"]),
+    ("\n b", ["\n b"]),
+    ("a <tool_call> b", ["a <tool_call> b"]),
+    ("x < y and <tool", ["x < y and <tool"]),
+    (
+        '<tool_call>\n{"name": "unknown", "arguments": {}}\n</tool_call>',
+        ['<tool_call>\n{"name": "unknown", "arguments": {}}\n</tool_call>'],
+    ),
+    ('<tool_call>\n{"arguments": {}}\n</tool_call>', ['<tool_call>\n{"arguments": {}}\n</tool_call>']),
+    (
+        '<tool_call><tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>',
+        ["<tool_call>", ("clock", "{}")],
+    ),
+    ('<tool_call>\n{"name": "weather", "arguments": {"city": "Ro', [("weather", '{"city": "Ro')]),
+    ('<tool_call>\n{"name": "wea', ['<tool_call>\n{"name": "wea']),
+]
+LLAMA: list[tuple[str, list[Said]]] = [
+    ("Just words.", ["Just words."]),
+    ('{"name": "weather", "parameters": {"city": "Rome"}}', [("weather", '{"city": "Rome"}')]),
+    ('<|python_tag|>{"name": "clock", "parameters": {}}', [("clock", "{}")]),
+    (
+        '{"name": "weather", "parameters": {"city": "Rome"}}; {"name": "clock", "parameters": {}}',
+        [("weather", '{"city": "Rome"}'), ("clock", "{}")],
+    ),
+    ('\n\n{"name": "clock", "parameters": {}}', [("clock", "{}")]),
+    ('{"answer": 42}', ['{"answer": 42}']),
+    ('Here: {"name": "clock", "parameters": {}}', ['Here: {"name": "clock", "parameters": {}}']),
+    ('{"name": "nobody", "parameters": {}}', ['{"name": "nobody", "parameters": {}}']),
+]
+MISTRAL: list[tuple[str, list[Said]]] = [
+    ("Just words.", ["Just words."]),
+    ('[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]', [("weather", '{"city": "Rome"}')]),
+    (
+        '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Rome"}}, {"name": "clock", "arguments": {}}]',
+        [("weather", '{"city": "Rome"}'), ("clock", "{}")],
+    ),
+    (
+        '[TOOL_CALLS][{"name": "clock", "arguments": {}, "id": "a}b\\"cdefg"}, {"name": "clock", "arguments": {}}]',
+        [("clock", "{}"), ("clock", "{}")],
+    ),
+    ("[TOOL_CALLS] nothing", ["[TOOL_CALLS] nothing"]),
+    ("[1, 2, 3]", ["[1, 2, 3]"]),
+]
+MISTRAL_NAMED: list[tuple[str, list[Said]]] = [
+    ('[TOOL_CALLS]weather[ARGS]{"city": "Rome"}', [("weather", '{"city": "Rome"}')]),
+    ('[TOOL_CALLS]weather[CALL_ID]abcdef123[ARGS]{"city": "Rome"}', [("weather", '{"city": "Rome"}')]),
+    ('[TOOL_CALLS]clock[ARGS]{}[TOOL_CALLS]weather[ARGS]{"a": []}', [("clock", "{}"), ("weather", '{"a": []}')]),
+]
+RECORDED: list[tuple[Dialect, str, list[Said]]] = [
+    *((Hermes(), text, said) for text, said in HERMES),
+    *((Generic(), text, said) for text, said in HERMES),
+    *((Llama(), text, said) for text, said in LLAMA),
+    *((Mistral(), text, said) for text, said in MISTRAL),
+    *((Mistral("[ARGS]"), text, said) for text, said in MISTRAL_NAMED),
+]
+
+
+def parsed(parser: AnswerParser | None, pieces: Sequence[str]) -> list[Event]:
+    assert parser is not None
+    events = [event for piece in pieces for event in parser.push(piece)]
+    return merged(events + parser.finish())
+
+
+def said_by(events: Sequence[Event]) -> list[Said]:
+    said: list[Said] = []
+    for event in events:
+        match event:
+            case Content(text):
+                said.append(text)
+            case CallBegin(_, _, name):
+                said.append((name, ""))
+            case CallArguments(index, text):
+                assert index == sum(isinstance(one, tuple) for one in said) - 1
+                last = said[-1]
+                assert isinstance(last, tuple)
+                said[-1] = (last[0], last[1] + text)
+    return said
+
+
+def name_of(value: object) -> str:
+    return type(value).__name__ if isinstance(value, Dialect) else str(value)[:50]
+
+
+@pytest.mark.parametrize(("dialect", "text", "said"), RECORDED, ids=name_of)
+def test_recorded_answers(dialect: Dialect, text: str, said: list[Said]) -> None:
+    events = parsed(dialect.parser(USE), [text])
+    assert said_by(events) == said
+    ids = [event.id for event in events if isinstance(event, CallBegin)]
+    assert len(set(ids)) == len(ids)
+    if isinstance(dialect, Mistral):
+        assert all(len(each) == 9 and each.isalnum() for each in ids)
+
+
+@given(recorded=st.sampled_from(RECORDED), cuts=st.lists(st.integers(0, 200), max_size=12))
+def test_how_an_answer_is_cut_changes_nothing(recorded: tuple[Dialect, str, list[Said]], cuts: list[int]) -> None:
+    dialect, text, said = recorded
+    ends = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
+    pieces = [text[a:b] for a, b in pairwise(ends)]
+    assert said_by(parsed(dialect.parser(USE), pieces)) == said
+
+
+PIECES = [
+    "<tool_call>",
+    "</tool_call>",
+    "{",
+    "}",
+    '"name"',
+    ":",
+    '"clock"',
+    ",",
+    '"arguments"',
+    "x",
+    "<",
+    "[TOOL_CALLS]",
+    "[",
+    "]",
+    "<think>",
+    "</think>",
+]
+
+
+@given(
+    text=st.lists(st.sampled_from([*PIECES, " ", "\n"])).map("".join),
+    dialect=st.sampled_from([Hermes(), Llama(), Mistral(), Mistral("[ARGS]"), Hermes("</think>")]),
+)
+def test_no_answer_is_lost_or_made_up(text: str, dialect: Dialect) -> None:
+    """Whatever comes that is no call and no thought is content, but for white space between them."""
+    events = parsed(dialect.parser(USE), list(text))
+    if not any(isinstance(event, CallBegin | Reasoning) for event in events) and not dialect.thinks:
+        assert "".join(event.text for event in events if isinstance(event, Content)) == text
+    for event in events:
+        if isinstance(event, Content | Reasoning | CallArguments):
+            assert event.text in text or "".join(event.text.split()) in "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "tail", "events"),
+    [
+        ("<think>\nHm.\n</think>\n\nYes.", "", [Reasoning("Hm."), Content("Yes.")]),
+        ("Hm.\n\nWell.\n</think>\n\nYes.", "assistant\n<think>\n", [Reasoning("Hm.\n\nWell."), Content("Yes.")]),
+        ("<think>\n\n</think>\n\nYes.", "", [Content("Yes.")]),
+        ("Yes.", "<think>\n\n</think>\n\n", [Content("Yes.")]),
+        ("Yes <think>no</think>", "", [Content("Yes <think>no</think>")]),
+        ("<think>cut off", "", [Reasoning("cut off")]),
+        ("<thin", "", [Content("<thin")]),
+        (" \n", "", [Content(" \n")]),
+    ],
+)
+def test_thoughts_are_told_apart(text: str, tail: str, events: list[Event]) -> None:
+    dialect = Hermes("{{ '</think>' }}")
+    assert parsed(dialect.parser(None, tail), [text]) == events
+    assert parsed(dialect.parser(None, tail), list(text)) == events
+
+
+def test_thoughts_may_lead_to_a_call() -> None:
+    text = '<think>\nThe clock.\n</think>\n\n<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+    begin, *rest = parsed(Hermes("</think>").parser(USE), list(text))
+    assert begin == Reasoning("The clock.")
+    assert said_by(rest) == [("clock", "{}")]
+
+
+def test_without_tools_or_thoughts_there_is_nothing_to_parse() -> None:
+    assert Hermes().parser(None) is None
+
+
+def test_text_is_not_held_back_longer_than_it_is_in_doubt() -> None:
+    parser = Hermes().parser(USE)
+    assert parser is not None
+    assert parser.push("a <b") == [Content("a <b")]
+    assert parser.push("<tool") == []
+    assert parser.push("box>") == [Content("<toolbox>")]
