@@ -21,11 +21,9 @@ from scheduler.llama.context import Context
 Rows = NDArray[np.float32]
 
 CLEAR = 4.0
-"""The control must be this many times the noise, so that the limit is twice the noise and half of the control."""
+"""The control must be this many times the noise, so that the limit lies at least twice away from either."""
 LEAST_NOISE = 1e-2
 """Of the control: the shapes that the noise is measured in may happen to round alike."""
-
-
 OTHER_TOKENS = 50
 PIECE_TOKENS = 32
 STRETCH = 8
