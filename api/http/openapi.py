@@ -1,25 +1,18 @@
 """The API's description of itself: an OpenAPI document from the wire types, and a page that shows it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
-from jinja2 import Environment
-from pydantic import BaseModel
+from jinja2 import Environment, PackageLoader
 from pydantic.json_schema import models_json_schema
 
 from api import package_version
-from api.protocols.chat import types as answers
-from api.protocols.chat.request import ChatRequest
-from api.protocols.completions.request import CompletionRequest
-from api.protocols.embeddings.request import EmbeddingsRequest
-from api.protocols.management.request import StartRequest, StopRequest
-from api.protocols.messages import types as message_answers
-from api.protocols.messages.request import CountTokensRequest, MessagesRequest
-from api.protocols.responses import types as response_answers
-from api.protocols.responses.request import InputTokensRequest, ListQuery, ResponseRequest, RetrieveQuery
-from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
+from api.http.operation import Operation, taken
 
+Operations = tuple[Operation, ...]
+
+_PAGES: Final = Environment(loader=PackageLoader("api.http", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 REF: Final = "#/components/schemas/{model}"
 STATUSES: Final = {
     400: "The request cannot be served as it is; the error names the field.",
@@ -35,172 +28,11 @@ STATUSES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One way to call the API."""
-
-    method: str
-    path: str
-    summary: str
-    answer: type[BaseModel]
-    request: type[BaseModel] | None = None
-    chunk: type[BaseModel] | None = None
-    """What the events of a stream hold."""
-    errors: tuple[int, ...] = ()
-    parameters: dict[str, str] = field(default_factory=dict)
-    """In the path, with what they are."""
-    query: type[BaseModel] | None = None
-    """In the URL, behind the path."""
-    names_events: bool = False
-    """Whether each event has its type as its name, and the last one says that it is the last; else `[DONE]` does."""
-    unhealthy: int | None = None
-    """A status with the same answer as 200."""
-    error: type[BaseModel] = answers.Error
-
-
-GENERATES: Final = (400, 404, 413, 429, 500, 503)
-RESPONSE_ID: Final = {"response_id": "The response's id."}
-OPERATIONS: Final = (
-    Operation(
-        "post",
-        "/v1/chat/completions",
-        "The model's answer to a conversation",
-        answers.ChatCompletion,
-        ChatRequest,
-        answers.ChatCompletionChunk,
-        GENERATES,
-    ),
-    Operation(
-        "post",
-        "/v1/completions",
-        "The text that follows each prompt",
-        answers.TextCompletion,
-        CompletionRequest,
-        answers.TextCompletionChunk,
-        GENERATES,
-    ),
-    Operation(
-        "post",
-        "/v1/messages",
-        "The model's answer to a conversation, as Anthropic's API has it",
-        message_answers.MessageAnswer,
-        MessagesRequest,
-        message_answers.MessageEvent,
-        GENERATES,
-        error=message_answers.MessageError,
-        names_events=True,
-    ),
-    Operation(
-        "post",
-        "/v1/messages/count_tokens",
-        "How many tokens the prompt of a message would be",
-        message_answers.TokenCount,
-        CountTokensRequest,
-        errors=(400, 404, 413, 503),
-        error=message_answers.MessageError,
-    ),
-    Operation(
-        "post",
-        "/v1/responses",
-        "The model's response to a conversation of items",
-        response_answers.Response,
-        ResponseRequest,
-        response_answers.ResponseEvent,
-        names_events=True,
-        errors=GENERATES,
-    ),
-    Operation(
-        "post",
-        "/v1/responses/input_tokens",
-        "How many tokens the input of a response would be",
-        response_answers.InputTokens,
-        InputTokensRequest,
-        errors=(400, 404, 413, 503),
-    ),
-    Operation(
-        "get",
-        "/v1/responses/{response_id}",
-        "A response that is kept",
-        response_answers.Response,
-        errors=(400, 404, 405),
-        parameters=RESPONSE_ID,
-        query=RetrieveQuery,
-    ),
-    Operation(
-        "delete",
-        "/v1/responses/{response_id}",
-        "Keep it no longer",
-        response_answers.DeletedResponse,
-        errors=(404, 405),
-        parameters=RESPONSE_ID,
-    ),
-    Operation(
-        "get",
-        "/v1/responses/{response_id}/input_items",
-        "What it responded to",
-        response_answers.ResponseItems,
-        errors=(400, 404),
-        parameters=RESPONSE_ID,
-        query=ListQuery,
-    ),
-    Operation(
-        "post",
-        "/v1/embeddings",
-        "A vector for each text",
-        answers.Embeddings,
-        EmbeddingsRequest,
-        errors=GENERATES,
-    ),
-    Operation("get", "/v1/models", "The models that are served", answers.ModelList),
-    Operation(
-        "get",
-        "/v1/models/{name}",
-        "One of them",
-        answers.Model,
-        errors=(404, 405),
-        parameters={"name": "The model's name."},
-    ),
-    Operation(
-        "post",
-        "/v1/models/start",
-        "Serve one more model; from this machine only",
-        answers.Model,
-        StartRequest,
-        errors=(400, 403, 404, 409, 413, 415),
-    ),
-    Operation(
-        "post",
-        "/v1/models/stop",
-        "Stop serving one; from this machine only",
-        answers.Model,
-        StopRequest,
-        errors=(400, 403, 404, 413, 415),
-    ),
-    Operation(
-        "post",
-        "/tokenize",
-        "Text or a conversation to tokens",
-        answers.Tokens,
-        TokenizeRequest,
-        errors=(400, 404, 413, 503),
-    ),
-    Operation("post", "/detokenize", "Tokens to text", answers.Text, DetokenizeRequest, errors=(400, 404, 413)),
-    Operation(
-        "post",
-        "/apply-template",
-        "A conversation as the model reads it",
-        answers.RenderedPrompt,
-        ApplyTemplateRequest,
-        errors=(400, 404, 413, 503),
-    ),
-    Operation("get", "/healthz", "How the server is", answers.Health, unhealthy=503),
-)
-
-
-def document() -> dict[str, Any]:
-    """The OpenAPI 3.1 document."""
-    requests = [(operation.request, "validation") for operation in OPERATIONS if operation.request]
-    given = {model for each in OPERATIONS for model in (each.answer, each.chunk, each.error) if model}
+def document(table: Operations) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of these operations."""
+    operations = [operation for operation in table if operation.answer is not None]
+    requests = [(operation.request, "validation") for operation in operations if operation.request]
+    given = {model for each in operations for model in (each.answer, each.chunk, each.error) if model}
     ordered = sorted(given, key=lambda model: model.__name__)
     refs, definitions = models_json_schema(
         [*requests, *((model, "serialization") for model in ordered)],  # type: ignore[list-item]  # the modes are literals
@@ -208,8 +40,9 @@ def document() -> dict[str, Any]:
     )
     named: dict[Any, Any] = {model: schema for (model, _), schema in refs.items()}
     paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method] = _operation(operation, named)
+    for operation in operations:
+        statuses = [*operation.errors, *([405] if taken(operation, table) else [])]
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, sorted(statuses), named)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -222,7 +55,7 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
+def _operation(operation: Operation, statuses: list[int], schemas: dict[Any, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": schemas[operation.answer]}}
     if operation.chunk:
         event = _event(schemas[operation.chunk], schemas[operation.error], names_events=operation.names_events)
@@ -234,7 +67,7 @@ def _operation(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     responses: dict[str, Any] = {"200": {"description": description, "content": content}}
     if operation.unhealthy:
         responses[str(operation.unhealthy)] = {"description": "Not ready.", "content": content}
-    for status in operation.errors:
+    for status in statuses:
         error = {"application/json": {"schema": schemas[operation.error]}}
         responses[str(status)] = {"description": STATUSES[status], "content": error}
     described: dict[str, Any] = {"summary": operation.summary, "responses": responses}
@@ -247,9 +80,9 @@ def _operation(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _path_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
-    for name, what in operation.parameters.items():
+    for name, parameter in operation.parameters.items():
         schema = {"type": "string", "minLength": 1}
-        yield {"name": name, "in": "path", "required": True, "description": what, "schema": schema}
+        yield {"name": name, "in": "path", "required": True, "description": parameter.description, "schema": schema}
 
 
 def _query_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
@@ -268,10 +101,10 @@ def _event(chunk: dict[str, Any], error: dict[str, Any], *, names_events: bool) 
     return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
-def page() -> str:
+def page(table: Operations) -> str:
     """The document for readers, in one piece: no scripts, nothing from elsewhere."""
-    described = document()
-    return _PAGE.render(document=described, fields=_fields, name_of=_name_of)
+    described = document(table)
+    return _PAGES.get_template("docs.html.jinja").render(document=described, fields=_fields, name_of=_name_of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,53 +148,10 @@ def _name_of(schema: dict[str, Any]) -> str:
     return " ".join([str(kind), *limits])
 
 
-_PAGE: Final = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ document.info.title }} API</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }
-code { font-family: ui-monospace, monospace; font-size: 0.9em; }
-table { border-collapse: collapse; width: 100%; font-size: 0.9rem; }
-td, th { text-align: left; vertical-align: top; padding: 0.25rem 0.75rem 0.25rem 0; border-bottom: 1px solid #eee; }
-.method { text-transform: uppercase; color: #06c; }
-</style>
-</head>
-<body>
-<h1>{{ document.info.title }} {{ document.info.version }}</h1>
-<p>{{ document.info.description }} The same for machines: <a href="openapi.json">openapi.json</a>.</p>
-{% for path, methods in document.paths.items() %}
-{% for method, operation in methods.items() %}
-<h2><code><span class="method">{{ method }}</span> {{ path }}</code></h2>
-<p>{{ operation.summary }}.
-{% if operation.requestBody %}
-{% set request = name_of(operation.requestBody.content["application/json"].schema) %}
-Takes <a href="#{{ request }}"><code>{{ request }}</code></a>.
-{% endif %}
-</p>
-<table>
-{% for status, response in operation.responses.items() %}
-{% set answer = name_of(response.content["application/json"].schema) %}
-<tr><td>{{ status }}</td><td><a href="#{{ answer }}"><code>{{ answer }}</code></a></td>
-<td>{{ response.description }}</td></tr>
-{% endfor %}
-</table>
-{% endfor %}
-{% endfor %}
-{% for name, schema in document.components.schemas.items() %}
-<h2 id="{{ name }}"><code>{{ name }}</code></h2>
-{% if schema.description %}<p>{{ schema.description }}</p>{% endif %}
-<table>
-{% for field in fields(schema) %}
-<tr><td><code>{{ field.name }}</code>{% if field.required %} *{% endif %}</td><td><code>{{ field.type }}</code></td>
-<td>{{ field.description }}</td></tr>
-{% endfor %}
-</table>
-{% endfor %}
-</body>
-</html>
-""")
+def endpoints(table: Operations) -> str:
+    """The operations as a table in Markdown."""
+    rows = [
+        f"| `{each.method} {each.path}` | {each.summary} | {'yes' if each.streams else ''} | {each.scope.value} |"
+        for each in table
+    ]
+    return "\n".join(["| endpoint | what it is | streams | who may call it |", "|---|---|---|---|", *rows]) + "\n"

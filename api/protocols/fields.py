@@ -1,9 +1,9 @@
 """What the requests of all endpoints that generate text have in common."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,14 +13,36 @@ from scheduler.messages import SamplingParams
 MAX_STOPS: Final = 16
 MAX_CHOICES: Final = 128
 MAX_TOP_LOGPROBS: Final = 20
+MAX_TOOLS: Final = 1024
 
-RequestT = TypeVar("RequestT", bound=BaseModel)
+
+UnservedFields = Mapping[str, tuple[object, ...]]
 
 
-class Strict(BaseModel):
-    """No coercion, no field that nobody reads."""
+class Wire(BaseModel):
+    """What a client sends. Unknown fields are errors."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    unserved: ClassVar[UnservedFields] = {}
+    """Fields that are refused, unless they are null or have one of these values, which ask for nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Strict(Wire):
+    """A JSON value: no coercion."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Query(Wire):
+    """The query of a URL, whose values are strings."""
+
+    lists: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that may be repeated; `name[]` is the same as `name`."""
+
+
+RequestT = TypeVar("RequestT", bound=Wire)
+QueryT = TypeVar("QueryT", bound=Query)
 
 
 def _no(value: object) -> object:
@@ -31,6 +53,16 @@ def _no(value: object) -> object:
 
 No = Annotated[None, BeforeValidator(_no, json_schema_input_type=Literal[False] | None)]
 """What is only accepted where it asks for nothing."""
+
+
+def _unserved(value: object) -> object:
+    if value is not None and value != []:
+        raise ValueError("is not served")
+    return None
+
+
+Unserved = Annotated[None, BeforeValidator(_unserved, json_schema_input_type=None)]
+"""What is only accepted where it is empty."""
 
 
 class StreamOptions(Strict):
@@ -60,6 +92,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 RepeatPenalty = Annotated[float, Field(ge=0.01, le=10)]
 Window = Annotated[int, Field(ge=-1, le=1 << 20)]
+Token = Annotated[int, Field(ge=0)]
+Tokens = Annotated[list[Token], Field(min_length=1)]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+CacheRetention = Literal["in-memory", "in_memory", "24h"]
+MetadataValue = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], MetadataValue], Field(max_length=16)]
 
 
 class GenerationRequest(Strict):
@@ -171,17 +210,12 @@ RENDERED: Final = {
 TemplateVariables = Annotated[dict[str, Any], AfterValidator(_open_variables)]
 """What a chat template may read besides."""
 
-Unserved = Mapping[str, tuple[object, ...]]
-NOTHING: Final[Unserved] = {}
 
-
-def parse(model: type[RequestT], body: object, unserved: Unserved = NOTHING) -> RequestT:
-    """The request. `unserved`: fields that are refused, but for null and the values given, which ask for nothing.
-
-    Raises ApiError 400 that names the first offending field.
-    """
+def parse(model: type[RequestT], body: object) -> RequestT:
+    """The request. Raises ApiError 400 that names the first offending field."""
     if not isinstance(body, dict):
         raise ApiError(400, "The request body must be a JSON object.")
+    unserved = model.unserved
     for name in unserved.keys() & body.keys():
         value = body[name]
         if value is not None and not any(type(value) is type(ok) and value == ok for ok in unserved[name]):
@@ -191,6 +225,18 @@ def parse(model: type[RequestT], body: object, unserved: Unserved = NOTHING) -> 
         return model.model_validate({key: value for key, value in body.items() if key not in unserved})
     except ValidationError as error:
         raise _refusal(error, model) from error
+
+
+def parse_query(model: type[QueryT], given: Iterable[tuple[str, str]]) -> QueryT:
+    """Raises ApiError 400 that names the first offending parameter."""
+    values: dict[str, Any] = {}
+    for key, value in given:
+        name = key.removesuffix("[]")
+        if name in model.lists:
+            values.setdefault(name, []).append(value)
+        else:
+            values[name] = value
+    return parse(model, values)
 
 
 def _refusal(error: ValidationError, model: type[BaseModel]) -> ApiError:

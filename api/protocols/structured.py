@@ -9,8 +9,9 @@ from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
 from api.errors import ApiError
-from api.protocols.chat.request import ChatRequest, JsonObjectFormat, JsonSchemaFormat
+from api.protocols.chat.request import ChatRequest
 from api.protocols.fields import GenerationRequest
+from api.protocols.formats import JsonObjectFormat, JsonSchemaFormat
 from api.text.dialects import json_rule
 
 

@@ -8,6 +8,8 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsStreaming as TextParams
 
+from api.http.openapi import endpoints
+from api.http.operations import OPERATIONS
 from api.protocols.chat.request import UNSERVED, ChatRequest
 from api.protocols.completions.request import CompletionRequest
 
@@ -45,3 +47,7 @@ def test_extensions_are_told() -> None:
     for model in (ChatRequest, CompletionRequest):
         for field in model.model_fields:
             assert f"`{field}`" in text, field
+
+
+def test_the_table_of_endpoints_is_that_of_the_operations() -> None:
+    assert f"-->\n{endpoints(OPERATIONS)}<!-- end -->" in README.read_text()

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from api.engine.generation import Draft
 from api.protocols.answer import Drafted
+from api.protocols.call import Call
 from api.protocols.chat.request import ChatRequest
 from api.protocols.choice import Choice, Delta
 from api.protocols.chunks import ChunkedAnswer
@@ -89,6 +90,11 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
         if self._request.num_logprobs is None:
             return None
         return chat_logprobs(delta.tokens, delta.logprobs, self._service.answer_piece)
+
+
+async def create(call: Call[ChatRequest]) -> ChatCompletion:
+    service = await call.server.fleet.accepting(call.request.model)
+    return await ChatCompletion.create(service, call.request)
 
 
 def _piece(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:

@@ -2,13 +2,23 @@
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from api.errors import ApiError
-from api.protocols.fields import MAX_TOP_LOGPROBS, GenerationRequest, Strict, TemplateVariables, parse
+from api.protocols.conversation import Message, ToolDefinition
+from api.protocols.fields import (
+    MAX_TOOLS,
+    MAX_TOP_LOGPROBS,
+    CacheRetention,
+    FunctionName,
+    GenerationRequest,
+    Metadata,
+    ReasoningEffort,
+    Strict,
+    TemplateVariables,
+)
+from api.protocols.formats import ResponseFormat
 from api.text.dialects import Tool, ToolUse
-
-MAX_TOOLS: Final = 1024
 
 UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "audio": (),
@@ -21,103 +31,6 @@ UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "web_search_options": (),
 }
 """OpenAI's fields that are not served, and the values besides null that ask for nothing."""
-
-
-def _joined(content: object) -> object:
-    """Content as one string. Parts are joined by a line break, as llama-server and vLLM join them."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise ValueError("a content part is an object with a type")
-        if part["type"] not in ("text", "refusal"):
-            raise ValueError(f"content parts of type {part['type']!r} are not served; only 'text' is")
-        if not isinstance(part.get(part["type"]), str):
-            raise ValueError(f"a content part of type {part['type']!r} has a string {part['type']!r}")
-        texts.append(part[part["type"]])
-    return "\n".join(texts)
-
-
-def _unserved(value: object) -> object:
-    if value is not None and value != []:
-        raise ValueError("is not served")
-    return None
-
-
-class TextPart(Strict):
-    type: Literal["text"]
-    text: str
-
-
-class RefusalPart(Strict):
-    type: Literal["refusal"]
-    refusal: str
-
-
-Content = Annotated[
-    str,
-    BeforeValidator(_joined, json_schema_input_type=str | list[TextPart | RefusalPart]),
-]
-Unserved = Annotated[None, BeforeValidator(_unserved, json_schema_input_type=None)]
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
-
-
-class CalledFunction(Strict):
-    name: FunctionName
-    arguments: str
-
-
-class ToolCall(Strict):
-    """A call that the model made earlier in the conversation."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
-class Message(Strict):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content | None = None
-    name: str | None = None
-    tool_call_id: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    annotations: list[Any] | None = None
-    audio: Unserved = None
-    function_call: Unserved = None
-
-    @model_validator(mode="after")
-    def _has_what_its_role_needs(self) -> "Message":
-        if self.content is None and self.role != "assistant":
-            raise ValueError(f"a message of role {self.role!r} needs content")
-        if self.tool_calls and self.role != "assistant":
-            raise ValueError(f"a message of role {self.role!r} makes no tool calls")
-        if self.role == "tool" and self.tool_call_id is None:
-            raise ValueError("a message of role 'tool' needs a tool_call_id")
-        return self
-
-    def for_template(self) -> dict[str, Any]:
-        fields: dict[str, Any] = {"role": self.role, "content": self.content or self.refusal or ""}
-        for key in ("name", "tool_call_id", "reasoning_content"):
-            if (value := getattr(self, key)) is not None:
-                fields[key] = value
-        if self.tool_calls:
-            fields["tool_calls"] = [call.model_dump() for call in self.tool_calls]
-        return fields
-
-
-class FunctionDefinition(Strict):
-    name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ToolDefinition(Strict):
-    type: Literal["function"]
-    function: FunctionDefinition
 
 
 class FunctionReference(Strict):
@@ -139,38 +52,10 @@ class AllowedToolsChoice(Strict):
     allowed_tools: AllowedTools
 
 
-class TextFormat(Strict):
-    type: Literal["text"]
-
-
-class JsonObjectFormat(Strict):
-    """`schema` is llama-server's."""
-
-    type: Literal["json_object"]
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-
-
-class JsonSchema(Strict):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    description: str | None = None
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    strict: bool | None = None
-
-
-class JsonSchemaFormat(Strict):
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
-MetadataValue = Annotated[str, Field(max_length=512)]
-Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], MetadataValue], Field(max_length=16)]
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-CacheRetention = Literal["in-memory", "in_memory", "24h"]
-
-
 class ChatRequest(GenerationRequest):
     """A chat completion."""
+
+    unserved = UNSERVED
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -255,8 +140,3 @@ class ChatRequest(GenerationRequest):
             case AllowedToolsChoice(allowed_tools=allowed):
                 return [tool.function.name for tool in allowed.tools]
         return []
-
-
-def parse_chat_request(body: object) -> ChatRequest:
-    """Raises ApiError 400 that names the first offending field."""
-    return parse(ChatRequest, body, UNSERVED)

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from api.engine.generation import Draft
 from api.protocols.answer import Drafted
+from api.protocols.call import Call
 from api.protocols.choice import Choice, Delta
 from api.protocols.chunks import ChunkedAnswer
 from api.protocols.completions.request import CompletionRequest
@@ -117,6 +118,11 @@ class TextCompletion(ChunkedAnswer[CompletionRequest]):
                 logprobs = [None, *self._choices[index].prompt_logprobs, *logprobs]
         told = form.push(tokens, logprobs) if self._request.logprobs is not None else None
         return [{"text": text, "logprobs": told, "finish_reason": finish_reason}]
+
+
+async def create(call: Call[CompletionRequest]) -> TextCompletion:
+    service = await call.server.fleet.accepting(call.request.model)
+    return await TextCompletion.create(service, call.request)
 
 
 def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:

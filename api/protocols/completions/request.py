@@ -5,14 +5,11 @@ from typing import Annotated, Final
 from pydantic import Field, model_validator
 
 from api.errors import ApiError
-from api.protocols.fields import MAX_CHOICES, MAX_TOP_LOGPROBS, GenerationRequest, parse
+from api.protocols.fields import MAX_CHOICES, MAX_TOP_LOGPROBS, GenerationRequest, Tokens
 
 DEFAULT_MAX_TOKENS: Final = 16
 """OpenAI's."""
 MAX_PROMPTS: Final = 1024
-
-Token = Annotated[int, Field(ge=0)]
-Tokens = Annotated[list[Token], Field(min_length=1)]
 
 
 class CompletionRequest(GenerationRequest):
@@ -69,8 +66,3 @@ class CompletionRequest(GenerationRequest):
         if isinstance(prompt[0], int):
             return [prompt]
         return prompt
-
-
-def parse_completion_request(body: object) -> CompletionRequest:
-    """Raises ApiError 400 that names the first offending field."""
-    return parse(CompletionRequest, body)

@@ -9,16 +9,19 @@ import orjson
 import trio
 
 from api.errors import ApiError
+from api.protocols.call import Call
 from api.protocols.embeddings.request import EmbeddingsRequest
-from api.serving.service import INLINE_CHARACTERS, ModelService
+from api.serving.service import INLINE_CHARACTERS
 from api.text.tokenizer import Tokenizer
 
 INLINE_NUMBERS: Final = 20_000
 """Components up to so many are written on the event loop, in a few milliseconds; more of them in a thread."""
 
 
-async def embed(service: ModelService, request: EmbeddingsRequest) -> dict[str, Any]:
+async def embed(call: Call[EmbeddingsRequest]) -> dict[str, Any]:
     """Raises ApiError 400 for texts or dimensions that the model does not have, 500 if the engine fails."""
+    request = call.request
+    service = await call.server.fleet.accepting(request.model, embeds=True)
     info = service.engine.ready_info()
     size = request.dimensions or info.embedding_size
     if size > info.embedding_size:

@@ -5,8 +5,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from api.protocols.completions.request import Tokens
-from api.protocols.fields import Strict
+from api.protocols.fields import Strict, Tokens
 
 MAX_INPUTS: Final = 2048
 """OpenAI's."""

@@ -1,44 +1,38 @@
 """POST /v1/models/start and /v1/models/stop: models come and go while the server runs."""
 
-from ipaddress import ip_address
+from typing import Any
 
 import trio
 
 from api.errors import ApiError
 from api.flags import ModelOptions
 from api.models.files import ModelFilesError, resolve
+from api.protocols.call import Call
+from api.protocols.management.models import described
 from api.protocols.management.request import StartRequest, StopRequest
-from api.serving.fleet import Fleet, StartError
-from api.serving.model import Slot
+from api.serving.fleet import StartError
 
 
-async def start(fleet: Fleet, request: StartRequest) -> Slot:
+async def start(call: Call[StartRequest]) -> dict[str, Any]:
     """Returns once the model answers. Raises ApiError 404 for one that is not on disk, 409 for one that cannot load."""
     try:
-        options = await trio.to_thread.run_sync(_options, request)
+        options = await trio.to_thread.run_sync(_options, call.request)
     except ModelFilesError as error:
         raise ApiError(404, str(error), param="model", code="model_not_found") from error
     try:
-        return await fleet.start(options)
+        slot = await call.server.fleet.start(options)
     except StartError as error:
         raise ApiError(409, str(error), param="model", code="model_not_loaded") from error
+    return described(slot, slot.names[0])
 
 
 def _options(request: StartRequest) -> ModelOptions:
     return request.flags().model_options(request.model, resolve(request.path or request.model))
 
 
-async def stop(fleet: Fleet, request: StopRequest) -> Slot:
+async def stop(call: Call[StopRequest]) -> dict[str, Any]:
     """Returns once its memory is given back. Raises ApiError 404 for a model that is not served."""
-    slot = fleet.slot(request.model)
-    await fleet.stop(request.model)
-    return slot
-
-
-def is_same_machine(peer: str | None, own: str | None) -> bool:
-    """Whether a peer's address is of this machine, which it reached by its `own`."""
-    try:
-        address = ip_address((peer or "").split("%")[0])
-    except ValueError:
-        return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback or peer == own
+    fleet, name = call.server.fleet, call.request.model
+    slot = fleet.slot(name)
+    await fleet.stop(name)
+    return described(slot, slot.names[0])

@@ -10,6 +10,7 @@ from pydantic_core import from_json, to_json
 
 from api.errors import ApiError
 from api.protocols.answer import Answer, Drafted, event
+from api.protocols.call import Call
 from api.protocols.chat.answer import draft_chat
 from api.protocols.choice import Delta
 from api.protocols.messages.conversation import as_chat
@@ -51,9 +52,15 @@ def error_body(error: ApiError, request_id: str) -> dict[str, Any]:
     }
 
 
-async def count_tokens(service: ModelService, request: CountTokensRequest) -> dict[str, Any]:
+async def create(call: Call[MessagesRequest]) -> "MessageAnswer":
+    service = await call.server.fleet.accepting(call.request.model)
+    return await MessageAnswer.create(service, call.request, call.request_id)
+
+
+async def count_tokens(call: Call[CountTokensRequest]) -> dict[str, Any]:
     """Raises ApiError 400 for what the model's template cannot hold."""
-    return {"input_tokens": len(await service.chat_prompt(*as_chat(request)))}
+    service = await call.server.fleet.service(call.request.model)
+    return {"input_tokens": len(await service.chat_prompt(*as_chat(call.request)))}
 
 
 class MessageAnswer(Answer):

@@ -6,17 +6,9 @@ from itertools import groupby
 from typing import Any, Literal
 
 from api.errors import ApiError
-from api.protocols.chat.request import (
-    CalledFunction,
-    ChatRequest,
-    FunctionDefinition,
-    FunctionReference,
-    JsonSchemaFormat,
-    Message,
-    NamedTool,
-    ToolCall,
-    ToolDefinition,
-)
+from api.protocols.chat.request import ChatRequest, FunctionReference, NamedTool
+from api.protocols.conversation import CalledFunction, FunctionDefinition, Message, ToolCall, ToolDefinition
+from api.protocols.formats import JsonSchemaFormat
 from api.protocols.messages.request import (
     AssistantBlock,
     CountTokensRequest,

@@ -5,8 +5,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from api.errors import ApiError
-from api.protocols.chat.request import MAX_TOOLS, FunctionName, Unserved
-from api.protocols.fields import MAX_STOPS, No, Share, Stop, Strict, parse
+from api.protocols.fields import MAX_STOPS, MAX_TOOLS, FunctionName, No, Share, Stop, Strict, Unserved
 from api.protocols.kinds import check_type, tag
 
 UNSERVED: Final[dict[str, tuple[object, ...]]] = {
@@ -203,6 +202,8 @@ class Metadata(Strict):
 class CountTokensRequest(Strict):
     """What becomes a prompt."""
 
+    unserved = UNSERVED
+
     model: str
     messages: Annotated[list[Turn], Field(min_length=1)]
     system: Texts | None = None
@@ -240,13 +241,3 @@ class MessagesRequest(CountTokensRequest):
     top_k: Annotated[int, Field(ge=0)] | None = None
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
-
-
-def parse_messages_request(body: object) -> MessagesRequest:
-    """Raises ApiError 400 that names the first offending field."""
-    return parse(MessagesRequest, body, UNSERVED)
-
-
-def parse_count_tokens_request(body: object) -> CountTokensRequest:
-    """Raises ApiError 400 that names the first offending field."""
-    return parse(CountTokensRequest, body, UNSERVED)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, RootModel
 
-from api.protocols.chat.types import Answer
+from api.protocols.types import Answer
 
 
 class AnsweredText(Answer):
@@ -32,7 +32,7 @@ AnsweredBlock = Annotated[AnsweredText | AnsweredThought | AnsweredCall, Field(d
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
 
-class OutputTokensDetails(Answer):
+class MessageTokensDetails(Answer):
     thinking_tokens: int
 
 
@@ -43,7 +43,7 @@ class MessageUsage(Answer):
     cache_read_input_tokens: int
     """Tokens of the prompt that were found in memory instead."""
     output_tokens: int
-    output_tokens_details: OutputTokensDetails
+    output_tokens_details: MessageTokensDetails
 
 
 class MessageAnswer(Answer):

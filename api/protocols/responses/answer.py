@@ -11,6 +11,7 @@ import orjson
 from api.errors import ApiError
 from api.models.defaults import ModelDefaults
 from api.protocols.answer import Answer, Drafted, event
+from api.protocols.call import Call
 from api.protocols.chat.answer import draft_chat
 from api.protocols.chat.request import ChatRequest
 from api.protocols.choice import Delta
@@ -18,8 +19,8 @@ from api.protocols.logprobs import chat_logprobs
 from api.protocols.responses.conversation import as_messages
 from api.protocols.responses.items import Item, ItemReference, new_id, new_item_id
 from api.protocols.responses.output_items import Event, OutputItems
-from api.protocols.responses.request import LOGPROBS, InputTokensRequest, ListQuery, ResponseRequest, RetrieveQuery
-from api.protocols.responses.store import KeptItem, KeptResponse, KeptResponses, items_of
+from api.protocols.responses.request import InputTokensRequest, ResponseRequest
+from api.protocols.store import KeptItem, KeptResponse, KeptResponses, items_of
 from api.serving.service import ModelService
 from scheduler.messages import Output
 
@@ -151,6 +152,11 @@ class ModelResponse(Answer):
         }
 
 
+async def create(call: Call[ResponseRequest]) -> ModelResponse:
+    service = await call.server.fleet.accepting(call.request.model)
+    return await ModelResponse.create(service, call.request, call.server.responses)
+
+
 def _filled(request: ResponseRequest, defaults: ModelDefaults) -> ResponseRequest:
     """With the model's own defaults where it says nothing, so that the response tells what was done."""
     filled = defaults.fill(request)
@@ -193,9 +199,11 @@ def _told_apart(items: Iterable[KeptItem]) -> Iterator[KeptItem]:
         yield told
 
 
-async def count_input(service: ModelService, request: InputTokensRequest, kept: KeptResponses) -> dict[str, Any]:
+async def count_input(call: Call[InputTokensRequest]) -> dict[str, Any]:
     """Raises ApiError 400 for what the model's template cannot hold, 400 and 404 for what is not kept."""
-    items = items_of(_conversation(request, kept))
+    request = call.request
+    service = await call.server.fleet.service(request.model)
+    items = items_of(_conversation(request, call.server.responses))
     with _in_our_words():
         if request.truncation == "auto":
             items = await _fitting(service, request, items, room=1)
@@ -255,55 +263,3 @@ def _as_chat(request: InputTokensRequest, items: list[Item]) -> ChatRequest:
         message = "One of 'input' and 'previous_response_id' must say something to respond to."
         raise ApiError(400, message, param="input", code="missing_required_parameter")
     return request.as_chat(messages)
-
-
-# -- what is kept
-
-
-def retrieve(kept: KeptResponses, response_id: str, query: RetrieveQuery) -> dict[str, Any]:
-    """Raises ApiError 404 for a response that is not kept, 400 for what was not asked for when it was made."""
-    found = _found(kept, response_id)
-    if LOGPROBS in (query.include or ()) and not found.has_logprobs:
-        message = f"'include' is not served with {LOGPROBS!r}: the response was made without."
-        raise ApiError(400, message, param="include", code="unsupported_parameter")
-    response: dict[str, Any] = orjson.loads(found.data)
-    return response
-
-
-def delete(kept: KeptResponses, response_id: str) -> dict[str, Any]:
-    """Raises ApiError 404."""
-    if not kept.delete(response_id):
-        raise _not_found(response_id)
-    return {"id": response_id, "object": "response", "deleted": True}
-
-
-def list_input(kept: KeptResponses, response_id: str, query: ListQuery) -> dict[str, Any]:
-    """A page of what a response answered, the latest first unless asked otherwise. Raises ApiError 400, 404."""
-    items = list(_found(kept, response_id).input)
-    if query.order == "desc":
-        items.reverse()
-    if query.after is not None:
-        before = next((index for index, item in enumerate(items) if item.id == query.after), None)
-        if before is None:
-            message = f"Item with id '{query.after}' is not part of the input."
-            raise ApiError(400, message, param="after", code="invalid_value")
-        items = items[before + 1 :]
-    page = items[: query.limit]
-    return {
-        "object": "list",
-        "data": items_of(page),
-        "first_id": page[0].id if page else None,
-        "last_id": page[-1].id if page else None,
-        "has_more": len(items) > len(page),
-    }
-
-
-def _found(kept: KeptResponses, response_id: str) -> KeptResponse:
-    found = kept.find(response_id)
-    if found is None:
-        raise _not_found(response_id)
-    return found
-
-
-def _not_found(response_id: str) -> ApiError:
-    return ApiError(404, f"Response with id '{response_id}' not found.")

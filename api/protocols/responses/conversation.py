@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from itertools import groupby
 
-from api.protocols.chat.request import CalledFunction, Message, ToolCall
+from api.protocols.conversation import CalledFunction, Message, ToolCall
 from api.protocols.responses.items import Item
 from api.protocols.responses.tools import full_name
 

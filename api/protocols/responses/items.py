@@ -5,8 +5,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from api.protocols.chat.request import FunctionName, RefusalPart, Unserved
-from api.protocols.fields import No, Strict
+from api.protocols.conversation import RefusalPart
+from api.protocols.fields import FunctionName, No, Strict, Unserved
 from api.protocols.kinds import check_type, tag
 from api.protocols.responses.tools import check_full_name
 

@@ -1,25 +1,26 @@
 """The Responses API: what is asked for."""
 
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Final, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from api.errors import ApiError
-from api.protocols.chat.request import (
+from api.protocols.chat.request import ChatRequest
+from api.protocols.conversation import Message
+from api.protocols.fields import (
+    MAX_TOP_LOGPROBS,
     CacheRetention,
-    ChatRequest,
-    JsonObjectFormat,
-    JsonSchema,
-    JsonSchemaFormat,
-    Message,
+    GenerationRequest,
     Metadata,
+    No,
+    Query,
     ReasoningEffort,
-    ResponseFormat,
-    TextFormat,
+    Strict,
+    TemplateVariables,
     Unserved,
 )
-from api.protocols.fields import MAX_TOP_LOGPROBS, GenerationRequest, No, Strict, TemplateVariables, parse
+from api.protocols.formats import JsonObjectFormat, JsonSchema, JsonSchemaFormat, ResponseFormat, TextFormat
 from api.protocols.kinds import check_type, tag
 from api.protocols.responses.items import Input, called
 from api.protocols.responses.tools import Namespace, ToolChoice, Tools, full_name
@@ -104,6 +105,8 @@ Includable = Literal[
 class InputTokensRequest(Strict):
     """What there is to respond to, and what with."""
 
+    unserved = UNSERVED_IN_COUNTS
+
     model: str | None = None
     input: Input | None = None
     instructions: str | None = None
@@ -144,6 +147,8 @@ class InputTokensRequest(Strict):
 
 class ResponseRequest(InputTokensRequest, GenerationRequest):
     """A response to a conversation. Sampling extensions are those of chat completions."""
+
+    unserved = UNSERVED
 
     model: str
     n: Literal[1] | None = None
@@ -227,49 +232,22 @@ def _dumped_format(wanted: TextFormat | JsonObjectFormat | FlatJsonSchema | None
     return wanted.model_dump(by_alias=True, exclude_none=not isinstance(wanted, FlatJsonSchema))
 
 
-def parse_response_request(body: object) -> ResponseRequest:
-    """Raises ApiError 400 that names the first offending field."""
-    return parse(ResponseRequest, body, UNSERVED)
-
-
-def parse_input_tokens_request(body: object) -> InputTokensRequest:
-    """Raises ApiError 400 that names the first offending field."""
-    return parse(InputTokensRequest, body, UNSERVED_IN_COUNTS)
-
-
 # -- what is kept
 
 
-class Query(BaseModel):
-    """Values in a URL are strings."""
-
-    model_config = ConfigDict(extra="forbid")
+class _Including(Query):
+    lists = frozenset({"include"})
 
     include: list[Includable] | None = None
 
 
-class RetrieveQuery(Query):
+class RetrieveQuery(_Including):
     stream: Literal["false"] | None = None
     include_obfuscation: bool | None = None
 
 
-class ListQuery(Query):
+class ListQuery(_Including):
     after: str | None = None
     """The id of the item before the first one that is wanted."""
     limit: Annotated[int, Field(ge=1, le=MAX_LISTED)] = 20
     order: Literal["asc", "desc"] = "desc"
-
-
-QueryT = TypeVar("QueryT", bound=Query)
-
-
-def parse_query(model: type[QueryT], given: Iterable[tuple[str, str]]) -> QueryT:
-    """Raises ApiError 400 that names the first offending parameter."""
-    values: dict[str, Any] = {}
-    for key, value in given:
-        name = key.removesuffix("[]")
-        if name == "include":
-            values.setdefault(name, []).append(value)
-        else:
-            values[name] = value
-    return parse(model, values)

@@ -4,17 +4,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from api.protocols.chat.request import (
-    MAX_TOOLS,
-    AllowedTools,
-    AllowedToolsChoice,
-    FunctionDefinition,
-    FunctionName,
-    FunctionReference,
-    NamedTool,
-    ToolDefinition,
-)
-from api.protocols.fields import No, Strict
+from api.protocols.chat.request import AllowedTools, AllowedToolsChoice, FunctionReference, NamedTool
+from api.protocols.conversation import FunctionDefinition, ToolDefinition
+from api.protocols.fields import MAX_TOOLS, FunctionName, No, Strict
 from api.protocols.kinds import check_type, tag, type_of
 
 MAX_NAME: Final = 128

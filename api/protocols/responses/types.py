@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, RootModel
 
-from api.protocols.chat.types import Answer, TokenLogprob
+from api.protocols.types import Answer, TokenLogprob
 
 Status = Literal["in_progress", "completed", "incomplete"]
 

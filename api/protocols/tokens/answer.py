@@ -5,11 +5,14 @@ from typing import Any
 import trio
 
 from api.errors import ApiError
+from api.protocols.call import Call
 from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from api.serving.service import ModelService
 
 
-async def tokenize(service: ModelService, request: TokenizeRequest) -> dict[str, Any]:
+async def tokenize(call: Call[TokenizeRequest]) -> dict[str, Any]:
+    request = call.request
+    service = await call.server.fleet.service(request.model)
     if request.messages is not None:
         conversation = ApplyTemplateRequest(
             messages=request.messages, tools=request.tools, chat_template_kwargs=request.chat_template_kwargs
@@ -30,7 +33,9 @@ async def tokenize(service: ModelService, request: TokenizeRequest) -> dict[str,
     return answer
 
 
-def detokenize(service: ModelService, request: DetokenizeRequest) -> dict[str, Any]:
+async def detokenize(call: Call[DetokenizeRequest]) -> dict[str, Any]:
+    request = call.request
+    service = await call.server.fleet.service(request.model)
     unknown = next((token for token in request.tokens if token >= service.tokenizer.vocab_size), None)
     if unknown is not None:
         message = f"Token {unknown} is not in the model's vocabulary of {service.tokenizer.vocab_size}."
@@ -39,9 +44,10 @@ def detokenize(service: ModelService, request: DetokenizeRequest) -> dict[str, A
     return {"content": text, "prompt": text}
 
 
-async def apply_template(service: ModelService, request: ApplyTemplateRequest) -> dict[str, Any]:
+async def apply_template(call: Call[ApplyTemplateRequest]) -> dict[str, Any]:
     """The prompt as text, control tokens spelled."""
-    return {"prompt": service.tokenizer.text(await service.chat_prompt(request.as_chat()))}
+    service = await call.server.fleet.service(call.request.model)
+    return {"prompt": service.tokenizer.text(await service.chat_prompt(call.request.as_chat()))}
 
 
 def _encode(service: ModelService, request: TokenizeRequest) -> list[int]:

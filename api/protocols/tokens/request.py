@@ -5,9 +5,9 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from api.errors import ApiError
-from api.protocols.chat.request import ChatRequest, Message, ToolDefinition
-from api.protocols.completions.request import Token
-from api.protocols.fields import Strict, TemplateVariables
+from api.protocols.chat.request import ChatRequest
+from api.protocols.conversation import Message, ToolDefinition
+from api.protocols.fields import Strict, TemplateVariables, Token
 
 
 class ApplyTemplateRequest(Strict):

@@ -15,10 +15,17 @@ from pydantic import BaseModel
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.config import SchemathesisConfig
 
-from api.http.openapi import OPERATIONS, document, page
+from api.http.openapi import document, page
+from api.http.operation import taken as names_taken
+from api.http.operations import OPERATIONS
+from api.protocols import types as common
 from api.protocols.chat import types as answers
+from api.protocols.completions import types as completion_answers
+from api.protocols.embeddings import types as embedding_answers
+from api.protocols.management import types as management_answers
 from api.protocols.messages import types as message_answers
 from api.protocols.responses import types as response_answers
+from api.protocols.tokens import types as token_answers
 from tests.api.servers import MODEL, SECONDS, CortexServer
 
 MAX_CHOICES = 2
@@ -48,31 +55,53 @@ def test_every_route_is_described_and_nothing_else() -> None:
     from api.serving.fleet import Fleet
 
     routes = {
-        (method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", str(rule.rule)))
+        (method.lower(), re.sub(r"<[^<>]*?(\w+)>", r"{\1}", str(rule.rule)))
         for rule in create_app(Fleet(max_waiting=0)).url_map.iter_rules()
         for method in rule.methods or ()
         if method in ("GET", "POST", "DELETE") and rule.endpoint != "static"
     }
-    described = {(operation.method, operation.path) for operation in OPERATIONS}
+    described = {(method, path) for path, methods in document(OPERATIONS)["paths"].items() for method in methods}
     assert routes - described == {("get", "/openapi.json"), ("get", "/docs")}
     assert described <= routes
 
 
+def test_a_name_that_is_an_operation_of_its_own_is_no_parameter() -> None:
+    """And the document says that other methods are a 405 there."""
+    taken = {each.name: names for each in OPERATIONS if (names := names_taken(each, OPERATIONS))}
+    assert taken == {
+        "get_response": ["input_tokens"],
+        "delete_response": ["input_tokens"],
+        "get_model": ["start", "stop"],
+    }
+    for each in OPERATIONS:
+        if each.name in taken:
+            assert "405" in document(OPERATIONS)["paths"][each.path][each.method.lower()]["responses"]
+
+
+def test_operations_differ_in_name_and_in_what_is_called() -> None:
+    assert len({each.name for each in OPERATIONS}) == len(OPERATIONS)
+    assert len({(each.method, each.path) for each in OPERATIONS}) == len(OPERATIONS)
+
+
+def test_names_of_types_say_nothing_of_the_modules_that_they_are_in() -> None:
+    assert not [name for name in document(OPERATIONS)["components"]["schemas"] if name.startswith("api__")]
+
+
 def test_the_page_needs_nothing_from_elsewhere() -> None:
-    text = page()
+    text = page(OPERATIONS)
     assert "src=" not in text
     assert "//" not in text.replace("<!--", "")
-    for name, schema in document()["components"]["schemas"].items():
+    for name, schema in document(OPERATIONS)["components"]["schemas"].items():
         assert f'id="{name}"' in text
         for field in schema.get("properties", ()):
             assert f"<code>{field}</code>" in text
 
 
 def test_the_document_and_the_page_are_served(client: httpx.Client) -> None:
-    assert client.get("/openapi.json").json() == document()
+    assert client.get("/openapi.json").json() == document(OPERATIONS)
     response = client.get("/docs")
     assert response.headers["content-type"] == "text/html; charset=utf-8"
-    assert response.text == page()
+    assert response.text == page(OPERATIONS)
 
 
 # Answers are what their types say
@@ -138,10 +167,10 @@ def test_chat_completions_are_as_described(client: httpx.Client, fields: Body) -
 @pytest.mark.parametrize("fields", COMPLETIONS, ids=str)
 def test_completions_are_as_described(client: httpx.Client, fields: Body) -> None:
     whole = client.post("/v1/completions", json=completion(fields))
-    check_type(answers.TextCompletion, whole.content)
+    check_type(completion_answers.TextCompletion, whole.content)
     if "best_of" not in fields:
         for event in events_of(client, "/v1/completions", completion(fields)):
-            check_type(answers.TextCompletionChunk, event)
+            check_type(completion_answers.TextCompletionChunk, event)
 
 
 @pytest.mark.parametrize("fields", MESSAGES, ids=str)
@@ -168,7 +197,7 @@ def test_responses_are_as_described(client: httpx.Client, fields: Body) -> None:
     check_type(response_answers.Response, client.get(place).content)
     check_type(response_answers.ResponseItems, client.get(f"{place}/input_items").content)
     check_type(response_answers.DeletedResponse, client.delete(place).content)
-    check_type(answers.Error, client.get(place).content)
+    check_type(common.Error, client.get(place).content)
 
 
 def said(stream: str) -> Iterator[str]:
@@ -190,16 +219,16 @@ def test_the_other_answers_are_as_described(client: httpx.Client) -> None:
     said = {"messages": [{"role": "user", "content": "Hi."}]}
     texts = {"model": MODEL, "input": ["a", "b c"], "dimensions": 3}
     asked: list[tuple[type[BaseModel], httpx.Response]] = [
-        (answers.ModelList, client.get("/v1/models")),
-        (answers.Model, client.get(f"/v1/models/{MODEL}")),
-        (answers.Health, client.get("/healthz")),
-        (answers.Tokens, client.post("/tokenize", json={"content": "a b"})),
-        (answers.Tokens, client.post("/tokenize", json=said | {"with_pieces": True, "return_token_strs": True})),
-        (answers.Text, client.post("/detokenize", json={"tokens": [1, 2]})),
-        (answers.RenderedPrompt, client.post("/apply-template", json=said)),
-        (answers.Embeddings, client.post("/v1/embeddings", json=texts)),
-        (answers.Embeddings, client.post("/v1/embeddings", json=texts | {"encoding_format": "base64"})),
-        (answers.Error, client.get("/v1/models/nobody")),
+        (management_answers.ModelList, client.get("/v1/models")),
+        (management_answers.Model, client.get(f"/v1/models/{MODEL}")),
+        (management_answers.Health, client.get("/healthz")),
+        (token_answers.Tokens, client.post("/tokenize", json={"content": "a b"})),
+        (token_answers.Tokens, client.post("/tokenize", json=said | {"with_pieces": True, "return_token_strs": True})),
+        (token_answers.Text, client.post("/detokenize", json={"tokens": [1, 2]})),
+        (token_answers.RenderedPrompt, client.post("/apply-template", json=said)),
+        (embedding_answers.Embeddings, client.post("/v1/embeddings", json=texts)),
+        (embedding_answers.Embeddings, client.post("/v1/embeddings", json=texts | {"encoding_format": "base64"})),
+        (common.Error, client.get("/v1/models/nobody")),
         (message_answers.TokenCount, client.post("/v1/messages/count_tokens", json={"model": MODEL} | said)),
         (response_answers.InputTokens, client.post("/v1/responses/input_tokens", json={"input": "Hi."})),
         (message_answers.MessageError, client.post("/v1/messages", json=said)),
@@ -226,7 +255,7 @@ STREAMED: Counter[str] = Counter()
 
 def load(mode: str) -> schemathesis.BaseSchema:
     config = SchemathesisConfig.from_dict({"generation": {"deterministic": settings().derandomize, "mode": mode}})
-    return schemathesis.openapi.from_dict(document(), config=config)
+    return schemathesis.openapi.from_dict(document(OPERATIONS), config=config)
 
 
 anything = load("all")

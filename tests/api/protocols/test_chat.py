@@ -18,8 +18,8 @@ from api.engine.generation import UNREAD_LIMIT
 from api.flags import ModelOptions
 from api.http.app import MAX_BODY_BYTES
 from api.protocols.answer import PING_SECONDS
-from api.protocols.chat.request import MAX_TOOLS, UNSERVED, ChatRequest
-from api.protocols.fields import MAX_CHOICES, MAX_STOPS
+from api.protocols.chat.request import UNSERVED, ChatRequest
+from api.protocols.fields import MAX_CHOICES, MAX_STOPS, MAX_TOOLS
 from api.text.tokenizer import Tokenizer
 from scheduler.config import EngineConfig
 from scheduler.messages import Output, Report, SamplingParams, Submit

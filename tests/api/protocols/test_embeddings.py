@@ -19,7 +19,7 @@ from openai import AsyncOpenAI, OpenAI
 from quart import Response
 from trio.testing import wait_all_tasks_blocked
 
-from api.protocols.chat import types as answers
+from api.protocols.embeddings import types as embedding_answers
 from api.text.tokenizer import Tokenizer
 from scheduler.messages import Cancel, Embed, Embedded
 from tests.api.fakes import INFO, MODEL, Server, leave
@@ -56,7 +56,7 @@ async def told(server: Server, text: Any = "Hello", /, **fields: Any) -> dict[st
     response = await post(server, text, **fields)
     body = await response.get_data(as_text=False)
     assert response.status_code == 200, body
-    answers.Embeddings.model_validate_json(body)
+    embedding_answers.Embeddings.model_validate_json(body)
     found: dict[str, Any] = orjson.loads(body)
     return found
 

@@ -23,7 +23,7 @@ from api.protocols.chat.request import ChatRequest
 from api.protocols.fields import GenerationRequest
 from api.protocols.responses import types as wire
 from api.protocols.responses.request import UNSERVED, UNSERVED_IN_COUNTS, InputTokensRequest, ResponseRequest
-from api.protocols.responses.store import MAX_RESPONSES, KeptItem, KeptResponse, KeptResponses
+from api.protocols.store import MAX_RESPONSES, KeptItem, KeptResponse, KeptResponses
 from api.text.dialects import detect
 from api.text.template import ChatTemplate
 from api.text.tokenizer import Tokenizer

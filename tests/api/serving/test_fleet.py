@@ -20,8 +20,8 @@ from api.engine.generation import Draft
 from api.errors import ApiError
 from api.flags import ModelOptions
 from api.models.files import ModelFilesError, ModelNotFoundError
-from api.protocols.chat.types import Health
 from api.protocols.management.request import StartRequest
+from api.protocols.management.types import Health
 from api.serving.fleet import Fleet, StartError
 from api.serving.model import Slot
 from scheduler.config import EngineConfig
@@ -712,7 +712,7 @@ def test_a_model_whose_vocabulary_llama_cpp_aborts_on_takes_nobody_along(
 
 
 def test_only_who_is_on_the_machine_and_means_it_starts_and_stops_models(server: CortexServer) -> None:
-    from api.protocols.management.answer import is_same_machine
+    from api.http.access import is_same_machine
 
     body = f'{{"model": "{MODEL}"}}'
     url = f"{server.url}/models/stop"

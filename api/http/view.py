@@ -1,0 +1,100 @@
+"""An operation as a view of Quart: reads the request, calls the operation's handler, and writes its answer."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import orjson
+import trio
+from quart import Response, g, request
+from werkzeug.routing import BaseConverter, Map
+
+from api.errors import ApiError
+from api.http import access
+from api.http.operation import Operation, taken
+from api.protocols.answer import Answer
+from api.protocols.call import Call, Reply, Server
+from api.protocols.fields import Strict, parse, parse_query
+
+INLINE_BYTES: Final = 256 * 1024
+"""Bodies up to this size are read on the event loop, in milliseconds; larger ones in a thread."""
+
+
+class Segment(BaseConverter):
+    """A parameter that is one part of a path, but none of the names that are `taken`."""
+
+    def __init__(self, url_map: Map, *taken: str) -> None:
+        super().__init__(url_map)
+        self.regex = _unless(taken) + "[^/]+"
+
+
+class Segments(BaseConverter):
+    """A parameter that may be several parts of a path."""
+
+    part_isolating = False
+    weight = 200  # werkzeug's for paths: tried after whatever is more exact
+
+    def __init__(self, url_map: Map, *taken: str) -> None:
+        super().__init__(url_map)
+        self.regex = _unless(taken) + "[^/].*?"
+
+
+def _unless(taken: tuple[str, ...]) -> str:
+    return f"(?!(?:{'|'.join(taken)})$)" if taken else ""
+
+
+def rule(operation: Operation, operations: tuple[Operation, ...]) -> str:
+    """The operation's path, as werkzeug writes it."""
+    path = operation.path
+    for name, parameter in operation.parameters.items():
+        converter = "segments" if parameter.has_slashes else "segment"
+        names = ", ".join(map(repr, taken(operation, operations))) if path.endswith(f"{{{name}}}") else ""
+        path = path.replace(f"{{{name}}}", f"<{converter}({names}):{name}>")
+    return path
+
+
+def view(operation: Operation, server: Server) -> Callable[..., Awaitable[Response]]:
+    async def respond(**path: str) -> Response:
+        access.check(operation.scope)
+        asked = await _read(operation)
+        reply = await operation.handler(Call(server, asked, g.request_id, path, access.is_local()))
+        if isinstance(reply, Answer):
+            return await _stream(reply) if asked.stream else json_response(await reply.whole())
+        if isinstance(reply, Reply):
+            return Response(reply.data, reply.status, content_type=reply.content_type)
+        return json_response(reply)
+
+    return respond
+
+
+async def _read(operation: Operation) -> Any:
+    """The body or the query, validated. Raises ApiError 400."""
+    if operation.query is not None:
+        return parse_query(operation.query, request.args.items(multi=True))
+    if operation.request is None:
+        return None
+    data = await request.get_data(cache=False)
+    if len(data) > INLINE_BYTES:
+        return await trio.to_thread.run_sync(_parse, data, operation.request)
+    return _parse(data, operation.request)
+
+
+def _parse(data: str | bytes, model: type[Strict]) -> Strict:
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"The request body is not valid JSON: {error}") from error
+    return parse(model, body)
+
+
+async def _stream(answer: Answer) -> Response:
+    response = Response(
+        await answer.stream(),
+        content_type="text/event-stream; charset=utf-8",
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    )
+    response.timeout = None  # Quart would end the stream after a minute
+    return response
+
+
+def json_response(body: dict[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, content_type="application/json")

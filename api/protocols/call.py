@@ -1,0 +1,43 @@
+"""What an operation gets of a request, and what it returns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from api.protocols.store import KeptResponses
+from api.serving.fleet import Fleet
+
+RequestT = TypeVar("RequestT")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What all operations of one server share."""
+
+    fleet: Fleet
+    started: float
+    """By the monotonic clock, in seconds."""
+    responses: KeptResponses = field(default_factory=KeptResponses)
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[RequestT]):
+    """One request to one operation."""
+
+    server: Server
+    request: RequestT
+    """Its body or its query, validated; None for an operation that reads neither."""
+    request_id: str
+    path: Mapping[str, str] = field(default_factory=dict)
+    """The parameters in the URL's path."""
+    is_local: bool = False
+    """Whether the client is on the server's own machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer other than JSON with status 200."""
+
+    data: bytes
+    status: int = 200
+    content_type: str = "application/json"

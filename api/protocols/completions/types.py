@@ -1,0 +1,45 @@
+"""The wire types of text completions."""
+
+from typing import Literal
+
+from api.protocols.types import Answer, Usage
+
+
+class CompletionLogprobs(Answer):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Answer):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class TextCompletion(Answer):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    system_fingerprint: str
+
+
+class CompletionChunkChoice(CompletionChoice):
+    finish_reason: Literal["stop", "length"] | None  # type: ignore[assignment]  # only the last chunk has one
+
+
+class TextCompletionChunk(Answer):
+    """One event of a stream. The last one, if asked for, has no choices and the usage."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
+    system_fingerprint: str

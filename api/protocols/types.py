@@ -1,0 +1,56 @@
+"""The wire types of answers that several protocols share.
+
+Answers are built as plain objects, for speed. The tests hold them against these types.
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Answer(BaseModel):
+    """Every field is always there unless it has a default, and there are no others."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class ErrorDetails(Answer):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(Answer):
+    """OpenAI's error object."""
+
+    error: ErrorDetails
+
+
+class PromptTokensDetails(Answer):
+    cached_tokens: int
+    """Tokens that were found in memory instead of computed."""
+    audio_tokens: int
+
+
+class CompletionTokensDetails(Answer):
+    reasoning_tokens: int
+    audio_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
+class Usage(Answer):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+class TopLogprob(Answer):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
