@@ -12,7 +12,8 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from api.text.tokenizer import ModelError, literals
+from api.text.literals import literals
+from api.text.tokenizer import ModelError
 
 CHATML = (
     "{% for message in messages %}"

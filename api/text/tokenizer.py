@@ -6,11 +6,14 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
 from llama_cpp import llama_cpp
+
+from api.text.literals import literals
 
 _CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
 _UNKNOWN = llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
@@ -273,29 +276,6 @@ class Tokenizer:
             room = -count
 
 
-def literals(texts: Iterable[str]) -> str:
-    """A regular expression for any of `texts`, the longest at each place; for none, one that never matches.
-
-    Common beginnings are tried once, so that the cost at a place does not grow with the number of texts: a
-    vocabulary may have thousands of control tokens that begin alike.
-    """
-    trie: dict[str, Any] = {}
-    for text in texts:
-        node = trie
-        for character in text:
-            node = node.setdefault(character, {})
-        node[""] = {}
-    return _branches(trie) or "(?!)"
-
-
-def _branches(trie: dict[str, Any]) -> str:
-    branches = [re.escape(character) + _branches(node) for character, node in trie.items() if character]
-    may_end = bool(branches) and "" in trie
-    if len(branches) == 1 and not may_end:
-        return branches[0]
-    return f"(?:{'|'.join(branches)}){'?' if may_end else ''}" if branches else ""
-
-
 @cache
 def _array_type(bits: int) -> type[ctypes.Array[ctypes.c_int32]]:
     return ctypes.c_int32 * (1 << bits)
@@ -321,3 +301,36 @@ def _read(call: Callable[..., int]) -> str | None:
 def _why() -> str:
     reasons = [re.sub(r"^\w+: ", "", line) for line in _errors]
     return "; ".join(r for r in reasons if r != "failed to load model") or "no reason given"
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaBuild:
+    """How llama.cpp was built."""
+
+    commit: str
+    """As it is compiled in: short, and with `-dirty` if files differed from the commit, as some do in a source
+    distribution; `unknown` where it was built without its repository."""
+    flags: dict[str, dict[str, str]]
+    """By backend, then by name."""
+
+
+@cache
+def llama_build() -> LlamaBuild:
+    commit: Any = getattr(llama_cpp._lib, "ggml_commit", None)
+    if commit is not None:
+        commit.restype = ctypes.c_char_p
+    return LlamaBuild(commit().decode() if commit else "unknown", _flags(llama_cpp.llama_print_system_info().decode()))
+
+
+def _flags(info: str) -> dict[str, dict[str, str]]:
+    """Of a text such as `CPU : AVX = 1 | OPENMP = 1 | CUDA : ARCHS = 750,800 | `."""
+    flags: dict[str, dict[str, str]] = {}
+    backend = ""
+    for part in info.split("|"):
+        named, colon, rest = part.partition(" : ")
+        if colon:
+            backend = named.strip()
+        name, equals, value = (rest if colon else part).partition("=")
+        if equals:
+            flags.setdefault(backend, {})[name.strip()] = value.strip()
+    return flags

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from api.text import tokenizer as module
-from api.text.tokenizer import ModelError, Tokenizer, literals
+from api.text.literals import literals
+from api.text.tokenizer import ModelError, Tokenizer, _flags, llama_build
 from tests.models import BERT_TOKENS, write_bert
 
 IM_START, IM_END = 1, 2
@@ -203,3 +204,13 @@ def test_literals_match_the_longest_at_each_place() -> None:
     assert literals([]) == "(?!)"
     pattern = re.compile(literals(["<a", "<a>", "<ab", ".*", "<a>>"]))
     assert pattern.findall("<a>><ab<a> x.*<a") == ["<a>>", "<ab", "<a>", ".*", "<a"]
+
+
+def test_how_llama_cpp_was_built_is_known() -> None:
+    build = llama_build()
+    assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?|unknown", build.commit)
+    assert "CPU" in build.flags
+    assert _flags("CPU : AVX = 1 | OPENMP = 1 | CUDA : ARCHS = 750,800 | ") == {
+        "CPU": {"AVX": "1", "OPENMP": "1"},
+        "CUDA": {"ARCHS": "750,800"},
+    }
