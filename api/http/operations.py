@@ -15,7 +15,7 @@ from api.protocols.embeddings import answer as embeddings
 from api.protocols.embeddings.request import EmbeddingsRequest
 from api.protocols.embeddings.types import Embeddings
 from api.protocols.management import answer as management
-from api.protocols.management import health, models
+from api.protocols.management import health, models, version
 from api.protocols.management.request import StartRequest, StopRequest
 from api.protocols.management.types import Health, Model, ModelList
 from api.protocols.messages import answer as messages
@@ -234,6 +234,15 @@ OPERATIONS: Final = (
         health.health,
         Health,
         unhealthy=503,
+        scope=Scope.PUBLIC,
+    ),
+    Operation(
+        "version",
+        "GET",
+        "/version",
+        "Which server this is, and how its llama.cpp was built",
+        version.version,
+        version.Version,
         scope=Scope.PUBLIC,
     ),
     Operation(

@@ -23,6 +23,7 @@ from api.protocols.chat import types as answers
 from api.protocols.completions import types as completion_answers
 from api.protocols.embeddings import types as embedding_answers
 from api.protocols.management import types as management_answers
+from api.protocols.management.version import Version
 from api.protocols.messages import types as message_answers
 from api.protocols.responses import types as response_answers
 from api.protocols.tokens import types as token_answers
@@ -222,6 +223,7 @@ def test_the_other_answers_are_as_described(client: httpx.Client) -> None:
         (management_answers.ModelList, client.get("/v1/models")),
         (management_answers.Model, client.get(f"/v1/models/{MODEL}")),
         (management_answers.Health, client.get("/healthz")),
+        (Version, client.get("/version")),
         (token_answers.Tokens, client.post("/tokenize", json={"content": "a b"})),
         (token_answers.Tokens, client.post("/tokenize", json=said | {"with_pieces": True, "return_token_strs": True})),
         (token_answers.Text, client.post("/detokenize", json={"tokens": [1, 2]})),
