@@ -15,7 +15,7 @@ from scheduler.config import EngineConfig
 def measure(model: str, config: EngineConfig, seconds: float) -> dict[str, Any]:
     """What was measured, and what of it is kept for the model's next engines. Raises CommandError."""
     command = [sys.executable, "-P", "-m", "scheduler.llama.tuning", json.dumps(asdict(config)), str(seconds)]
-    from api.engine.client import ENGINE_ENVIRONMENT  # only now: it loads much that the command does without
+    from api.engine.process import ENGINE_ENVIRONMENT  # only now: it loads much that the command does without
 
     last: dict[str, Any] = {}
     with (

@@ -1,7 +1,7 @@
-"""What a request has in the engine: its sequences or its texts, for as long as somebody waits for them."""
+"""The API's end of one request: the sequences that it generates, or the texts that it embeds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -9,30 +9,18 @@ import trio
 
 from api.engine.mailbox import Mailbox
 from api.errors import ApiError, server_error
-from scheduler.messages import Embed, Embedded, Output, SamplingParams, Submit
+from scheduler.messages import Embed, Embedded, Output, Submit
 
 UNREAD_LIMIT: Final = 60.0
-"""Seconds that a stream may leave its tokens unread while the engine makes more; then it is dropped."""
+"""Seconds that a stream may leave its tokens unread while the engine generates more. Then it is dropped."""
 INVALID_GRAMMAR: Final = "invalid_grammar"
 
 
 class Engine(Protocol):
-    """What these need of api.engine.client."""
+    """The part of api.engine.client.EngineClient that requests need."""
 
     def start(self, request_id: int, request: "Generation | Embedding") -> None: ...
     def cancel(self, request_id: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """What a sequence is to be generated from, and how."""
-
-    tokens: list[int]
-    max_tokens: int
-    params: SamplingParams
-    logprobs: int | None = None
-    score_prompt: bool = False
-    grammar: str = ""
 
 
 class Generation:
@@ -48,9 +36,9 @@ class Generation:
         self._mailbox = Mailbox()
         self._indexes = {submit.request_id: index for index, submit in enumerate(submits)}
         self._answers: list[list[int]] = [[] for _ in submits]
-        """All tokens that have come of each sequence."""
+        """All tokens received so far, of each sequence."""
         self._num_scored = [0] * len(submits)
-        """Probabilities that have come of the tokens of each prompt."""
+        """Log probabilities received so far, of the tokens of each prompt."""
 
     def __enter__(self) -> Self:
         for submit in self._submits:
@@ -68,7 +56,7 @@ class Generation:
         self._engine.cancel(self._submits[index].request_id)
 
     async def receive(self) -> list[tuple[int, Output]]:
-        """What has come since the last call, each with the index of its sequence.
+        """Outputs since the last call, each with the index of its sequence. Waits if there are none.
 
         Raises ApiError if the engine failed, dropped or refused the request.
         """
@@ -81,7 +69,7 @@ class Generation:
         return [(self._indexes[output.request_id], output) for output in outputs]
 
     def deliver(self, output: Output) -> bool:
-        """For the client: hand over an output. False if nobody reads any more."""
+        """For the client: hand over an output. Returns False if nobody reads any more."""
         is_read = self._mailbox.seconds_unread <= UNREAD_LIMIT
         if not is_read:
             output = Output(output.request_id, [], "error", error="the answer was left unread for too long")
@@ -92,7 +80,7 @@ class Generation:
         return is_read
 
     def message(self, request_id: int) -> Submit:
-        """For the client: what asks an engine for all that is still to come of a sequence."""
+        """For the client: the message that asks an engine for the rest of a sequence."""
         index = self._indexes[request_id]
         return replace(self._submits[index], answer=list(self._answers[index]), num_scored=self._num_scored[index])
 
@@ -104,13 +92,13 @@ class Generation:
 class Embedding:
     """The texts of one request in the engine, for as long as the `with` block around it lasts.
 
-    As with a Generation, leaving the block cancels what is not done, and only `receive` waits.
+    As with a Generation, leaving the block cancels what has not ended, and only `receive` waits.
     """
 
     def __init__(self, engine: Engine, embed: Embed) -> None:
         self._engine = engine
         self._embed = embed
-        self._vectors: list[str] = []
+        self._embeddings: list[str] = []
         self._error: str | None = None
         self._ended = trio.Event()
 
@@ -124,23 +112,23 @@ class Embedding:
         self._engine.cancel(self._embed.request_id)
 
     async def receive(self) -> list[str]:
-        """The vectors of all texts, in their order and as they come over the wire. Raises ApiError 500."""
+        """The embeddings of all texts, in their order: little-endian float32, in base64. Raises ApiError 500."""
         await self._ended.wait()
         if self._error is not None:
             raise server_error(self._error)
-        return self._vectors
+        return self._embeddings
 
     def deliver(self, embedded: Embedded) -> bool:
-        """For the client: hand over what has come. Whether that is all."""
-        self._vectors += embedded.vectors
+        """For the client: hand over some embeddings, or an error. Returns whether that was the end."""
+        self._embeddings += embedded.vectors
         self._error = embedded.error
-        if self._error is not None or len(self._vectors) == len(self._embed.texts):
+        if self._error is not None or len(self._embeddings) == len(self._embed.texts):
             self._ended.set()
         return self._ended.is_set()
 
     def message(self, request_id: int) -> Embed:
-        """For the client: what asks an engine for the vectors that are still to come."""
-        return Embed(request_id, self._embed.texts[len(self._vectors) :])
+        """For the client: the message that asks an engine for the embeddings that are missing."""
+        return Embed(request_id, self._embed.texts[len(self._embeddings) :])
 
     def fail(self, request_id: int, reason: str) -> None:
         """For the client: end it with an error."""

@@ -1,4 +1,4 @@
-"""Where the tokens of a request wait for it."""
+"""Outputs of a request that its stream has not taken yet."""
 
 import trio
 
@@ -6,10 +6,10 @@ from scheduler.messages import Output
 
 
 class Mailbox:
-    """Holds one Output at most for each sequence: what comes before it is taken is merged into it.
+    """Holds at most one Output for each sequence. An output that is not taken yet is merged with the next.
 
-    So a slow reader gets larger pieces, never a longer queue, and who puts never waits. The size is bounded by the
-    request's own max_tokens.
+    So a slow reader gets larger pieces, not a longer queue, and `put` never waits. The size is bounded by the request's
+    own max_tokens.
     """
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class Mailbox:
 
     @property
     def seconds_unread(self) -> float:
-        """How long the oldest piece has been waiting."""
+        """How long the oldest output has been waiting."""
         return trio.current_time() - self._filled_at if self._pending else 0.0
 
     async def get(self) -> list[Output]:
-        """Everything that has come since the last call, an Output for each sequence; waits if nothing has."""
+        """All outputs since the last call, merged to one for each sequence. Waits if there are none."""
         await self._filled.wait()
         outputs = list(self._pending.values())
         self._pending.clear()

@@ -15,7 +15,7 @@ from hypercorn.config import Config
 from hypercorn.trio import serve as serve_http
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
-from api.engine.client import ENGINE_COMMAND
+from api.engine.process import ENGINE_COMMAND
 from api.errors import os_error_text
 from api.flags import ModelOptions, ServerOptions
 from api.http.app import create_app

@@ -9,11 +9,11 @@ from typing import Any, Final
 import orjson
 import trio
 
-from api.engine.generation import INVALID_GRAMMAR, Draft, Generation
+from api.engine.generation import INVALID_GRAMMAR, Generation
 from api.errors import ApiError
 from api.protocols.choice import Choice, Delta
 from api.serving.service import ModelService
-from scheduler.messages import Output
+from scheduler.messages import Output, Submit
 
 PING_SECONDS: Final = 15.0
 """Silence after which a stream says that it is still there, so that proxies keep it open."""
@@ -23,7 +23,7 @@ PING_SECONDS: Final = 15.0
 class Drafted:
     """What a request comes to: sequences, and what will be made of their tokens."""
 
-    drafts: Sequence[Draft]
+    drafts: Sequence[Submit]
     choices: Sequence[Choice]
     """One for each draft."""
     grammar_param: str | None = None

@@ -8,14 +8,9 @@ from typing import Any, Final
 
 import trio
 
-from api.engine.client import (
-    END_LIMIT,
-    ENGINE_COMMAND,
-    ENGINE_ENVIRONMENT,
-    SHARED_CORES,
-    EngineClient,
-    EngineFailedError,
-)
+from api.engine.client import EngineClient
+from api.engine.process import END_LIMIT, ENGINE_COMMAND, ENGINE_ENVIRONMENT, SHARED_CORES, EngineLauncher
+from api.engine.supervisor import EngineFailedError
 from api.errors import ApiError, unavailable
 from api.flags import ModelOptions
 from api.models.files import ModelFilesError, ModelNotFoundError, num_file_bytes
@@ -258,7 +253,7 @@ class Fleet:
             config = replace(options.engine, others_bytes=self._weights_in_memory())
             has_company = any(other.state == READY for other in self.slots)
             environment = ENGINE_ENVIRONMENT | (SHARED_CORES if has_company else {})
-            engine = EngineClient(config, command=self._engine_command, environment=environment)
+            engine = EngineClient(EngineLauncher(config, command=self._engine_command, environment=environment))
             info: EngineInfo
             try:
                 info = await nursery.start(engine.run)

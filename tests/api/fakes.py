@@ -13,6 +13,7 @@ from quart_trio.testing.connections import TestHTTPConnection as Connection
 from trio.testing import wait_all_tasks_blocked
 
 from api.engine.client import EngineClient
+from api.engine.process import EngineLauncher
 from api.flags import ModelOptions
 from api.http.app import create_app
 from api.models.defaults import ModelDefaults
@@ -47,9 +48,10 @@ INFO = EngineInfo(
 class FakeEngine(EngineClient):
     """Keeps what is posted. Outputs come from the test, or from `answer` as soon as a request is submitted."""
 
+    info: EngineInfo | None = INFO
+
     def __init__(self) -> None:
-        super().__init__(EngineConfig("no-model.gguf"))
-        self.info = INFO
+        super().__init__(EngineLauncher(EngineConfig("no-model.gguf")))
         self.posted: list[Message] = []
         self.answer: Callable[[Submit], list[Output]] | None = None
         self.embedded: Callable[[Embed], list[Embedded]] | None = None
@@ -59,10 +61,10 @@ class FakeEngine(EngineClient):
     def _post(self, message: Message) -> None:
         self.posted.append(message)
         if self.answer is not None and isinstance(message, Submit):
-            self._dispatch(Step(self.answer(message)))
+            self.on_message(Step(self.answer(message)))
         if self.embedded is not None and isinstance(message, Embed):
             for embedded in self.embedded(message):
-                self._dispatch(embedded)
+                self.on_message(embedded)
 
     async def inspect(self) -> Report | None:
         return self.report
@@ -86,7 +88,7 @@ class FakeEngine(EngineClient):
     ) -> None:
         """One step's output for a request, the last one submitted unless told otherwise."""
         request_id = self.submitted[-1].request_id if request_id is None else request_id
-        self._dispatch(Step([Output(request_id, list(tokens), finish_reason, cached_tokens, error)]))
+        self.on_message(Step([Output(request_id, list(tokens), finish_reason, cached_tokens, error)]))
 
     def die(self) -> None:
         """As when the engine's process has ended for the second time."""

@@ -15,7 +15,7 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from api.engine.client import INSPECT_LIMIT
+from api.engine.connection import INSPECT_LIMIT
 
 MODEL = "smollm2:135m"
 SECONDS = 120.0
@@ -48,7 +48,7 @@ def paused(pid: int) -> Iterator[None]:
 
 PATIENT = f"""
 import sys
-from api.engine import client as engine
+from api.engine import process as engine
 from api.http import server
 engine.END_LIMIT = server.FLUSH_SECONDS = server.KEEP_ALIVE_SECONDS = {10 * SECONDS}
 from api.command.cli import main

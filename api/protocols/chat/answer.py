@@ -4,7 +4,6 @@ import uuid
 from dataclasses import replace
 from typing import Any, Self
 
-from api.engine.generation import Draft
 from api.protocols.answer import Drafted
 from api.protocols.call import Call
 from api.protocols.chat.request import ChatRequest
@@ -14,6 +13,7 @@ from api.protocols.logprobs import chat_logprobs
 from api.protocols.structured import constraint
 from api.serving.service import ModelService
 from api.text.dialects import CallArguments, CallBegin, Content, Event, Reasoning
+from scheduler.messages import Submit
 
 
 async def draft_chat(
@@ -31,14 +31,19 @@ async def draft_chat(
     tail = service.prompt_tail(prompt, prefill)
     params = await service.sampling(request)
     limit = service.token_limit(len(prompt), request.requested_tokens)
-    draft = Draft(
-        prompt,
-        limit if max_tokens is None else min(max_tokens, service.room(len(prompt))),
-        params,
-        logprobs=request.num_logprobs,
-        grammar=service.chat_grammar(use, content, tail),
-    )
-    drafts = [replace(draft, params=replace(params, seed=params.seed + i)) for i in range(request.num_choices)]
+    limit = limit if max_tokens is None else min(max_tokens, service.room(len(prompt)))
+    grammar = service.chat_grammar(use, content, tail)
+    drafts = [
+        Submit(
+            service.engine.next_id(),
+            prompt,
+            limit,
+            replace(params, seed=params.seed + number),
+            logprobs=request.num_logprobs,
+            grammar=grammar,
+        )
+        for number in range(request.num_choices)
+    ]
     choices = [Choice(service.answer_piece, request.stop or (), service.dialect.parser(use, tail)) for _ in drafts]
     return Drafted(drafts, choices, content.param if content else "tools")
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 
-from api.engine.generation import Draft
 from api.protocols.answer import Drafted
 from api.protocols.call import Call
 from api.protocols.choice import Choice, Delta
@@ -16,7 +15,7 @@ from api.protocols.logprobs import CompletionLogprobs
 from api.protocols.structured import constraint
 from api.serving.service import ModelService
 from api.text.dialects import Content
-from scheduler.messages import TokenLogprob
+from scheduler.messages import Submit, TokenLogprob
 
 
 class TextCompletion(ChunkedAnswer[CompletionRequest]):
@@ -40,7 +39,8 @@ class TextCompletion(ChunkedAnswer[CompletionRequest]):
         if logprobs is None and request.num_candidates > request.num_choices:
             logprobs = 0  # to know the best
         drafts = [
-            Draft(
+            Submit(
+                service.engine.next_id(),
                 prompt.tokens,
                 service.token_limit(len(prompt.tokens), requested, "prompt"),
                 replace(params, seed=params.seed + number),

@@ -14,12 +14,14 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from api.engine import client as engine_module
-from api.engine.client import EngineClient, EngineFailedError
-from api.engine.generation import UNREAD_LIMIT, Draft, Generation
+from api.engine import connection, process, supervisor
+from api.engine.client import EngineClient
+from api.engine.generation import UNREAD_LIMIT, Generation
+from api.engine.process import EngineLauncher
+from api.engine.supervisor import EngineFailedError
 from api.errors import ApiError
 from scheduler.config import EngineConfig, EngineInfo
-from scheduler.messages import Output, SamplingParams
+from scheduler.messages import Output, SamplingParams, Submit
 from tests.api.fakes import FakeEngine
 from tests.api.scripted_engine import DIE, DIE_ONCE, ECHO, GARBAGE, HOLD, PAUSE, SILENCE, STRANGERS
 from tests.api.servers import SECONDS, is_gone
@@ -33,9 +35,8 @@ class Engines:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.client = EngineClient(
-            EngineConfig("tiny.gguf", ctx_len=77), command=(sys.executable, str(SCRIPT), str(folder))
-        )
+        command = (sys.executable, str(SCRIPT), str(folder))
+        self.client = EngineClient(EngineLauncher(EngineConfig("tiny.gguf", ctx_len=77), command=command))
         self.behave("serves")
 
     def behave(self, *behaviours: str) -> None:
@@ -65,14 +66,14 @@ class Engines:
                 nursery.cancel_scope.cancel()
 
     def ask(self, what: int, *tokens: int) -> Generation:
-        return self.client.generate([Draft([what, *tokens], 10, PARAMS)])
+        return self.client.generate([Submit(self.client.next_id(), [what, *tokens], 10, PARAMS)])
 
 
 @pytest.fixture
 def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engines:
-    monkeypatch.setattr(engine_module, "RESTART_PAUSE", 0.01)
-    monkeypatch.setattr(engine_module, "END_LIMIT", SECONDS)
-    monkeypatch.setattr(engine_module, "INSPECT_LIMIT", SECONDS)
+    monkeypatch.setattr(supervisor, "RESTART_PAUSE", 0.01)
+    monkeypatch.setattr(process, "END_LIMIT", SECONDS)
+    monkeypatch.setattr(connection, "INSPECT_LIMIT", SECONDS)
     return Engines(tmp_path)
 
 
@@ -97,8 +98,8 @@ async def rest(generation: Generation) -> tuple[list[int], str]:
             return tokens, output.finish_reason
 
 
-async def told(generation: Generation) -> list[int]:
-    """The tokens that have come of a request of one sequence."""
+async def next_tokens(generation: Generation) -> list[int]:
+    """The new tokens of a request of one sequence."""
     [(_, output)] = await generation.receive()
     return output.tokens
 
@@ -141,7 +142,7 @@ async def test_an_engine_that_cannot_load_says_why(engines: Engines) -> None:
 async def test_an_engine_that_ends_while_it_loads_is_an_error(
     engines: Engines, behaviour: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "END_LIMIT", 0.1)
+    monkeypatch.setattr(process, "END_LIMIT", 0.1)
     engines.behave(behaviour)
     with trio.fail_after(SECONDS), pytest.raises(EngineFailedError, match="while loading"):
         await engines.client.run()
@@ -193,7 +194,7 @@ async def test_leaving_cancels_what_still_runs_and_only_that(engines: Engines) -
     async with engines.running():
         assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
         with engines.ask(HOLD, 8) as generation:
-            assert await told(generation) == [8]
+            assert await next_tokens(generation) == [8]
             assert engines.client.num_active == 1
         assert engines.client.num_active == 0
         engines.client.cancel(2)
@@ -230,7 +231,7 @@ async def test_statistics_of_an_engine_that_is_busy_are_the_last_known(
         first = await engines.client.inspect()
         assert first is not None
         (engines.folder / "busy").touch()
-        monkeypatch.setattr(engine_module, "INSPECT_LIMIT", 0.05)
+        monkeypatch.setattr(connection, "INSPECT_LIMIT", 0.05)
         assert await engines.client.inspect() == first
 
 
@@ -268,7 +269,7 @@ async def test_requests_outlive_their_engine_and_miss_nothing(engines: Engines) 
     engines.behave("serves", "lingers")
     async with engines.running() as info:
         with engines.ask(PAUSE, 5, 6, 7) as begun, engines.ask(ECHO, 8) as done:
-            assert await told(begun) == [5]
+            assert await next_tokens(begun) == [5]
             assert await rest(done) == ([8], "stop")
             os.kill(info.pid, signal.SIGKILL)
             await wait_until(lambda: engines.client.info is None)
@@ -285,7 +286,8 @@ async def test_requests_outlive_their_engine_and_miss_nothing(engines: Engines) 
 
 async def test_all_sequences_of_a_request_go_on(engines: Engines) -> None:
     async with engines.running() as info:
-        with engines.client.generate([Draft([PAUSE, n, n + 1], 10, PARAMS) for n in (20, 30)]) as generation:
+        submits = [Submit(engines.client.next_id(), [PAUSE, n, n + 1], 10, PARAMS) for n in (20, 30)]
+        with engines.client.generate(submits) as generation:
             heard: dict[int, list[int]] = {0: [], 1: []}
             while not (heard[0] and heard[1]):
                 for index, output in await generation.receive():
@@ -299,7 +301,7 @@ async def test_all_sequences_of_a_request_go_on(engines: Engines) -> None:
 async def test_what_an_engine_dies_of_kills_two_at_most(engines: Engines) -> None:
     async with engines.running():
         with engines.ask(HOLD, 8) as other, engines.ask(DIE, 5) as deadly:
-            assert await told(other) == [8]
+            assert await next_tokens(other) == [8]
             await assert_fails(deadly)
             await assert_fails(other)
         await wait_until(lambda: engines.client.info is not None)
@@ -312,7 +314,7 @@ async def test_who_leaves_while_no_engine_runs_is_nothing_to_the_next(engines: E
     engines.behave("serves", "lingers")
     async with engines.running() as info:
         with engines.ask(HOLD, 8) as generation:
-            assert await told(generation) == [8]
+            assert await next_tokens(generation) == [8]
             os.kill(info.pid, signal.SIGKILL)
             await wait_until(lambda: engines.client.info is None)
         assert engines.client.num_active == 0
@@ -326,7 +328,7 @@ async def test_requests_fail_if_no_other_engine_can_start(engines: Engines) -> N
     engines.behave("serves", "fails", "serves")
     async with engines.running() as info:
         with engines.ask(HOLD, 8) as generation:
-            assert await told(generation) == [8]
+            assert await next_tokens(generation) == [8]
             os.kill(info.pid, signal.SIGKILL)
             await assert_fails(generation)
 
@@ -335,7 +337,7 @@ async def test_requests_fail_when_the_client_is_cancelled(engines: Engines) -> N
     async with engines.running():
         generation = engines.ask(HOLD, 8)
         generation.__enter__()
-        assert await told(generation) == [8]
+        assert await next_tokens(generation) == [8]
     with trio.fail_after(SECONDS):
         await assert_fails(generation)
 
@@ -379,7 +381,7 @@ async def test_a_restart_that_fails_is_tried_again_after_longer_pauses(
     engines: Engines, behaviour: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     engines.behave("serves", *[behaviour] * 4, "serves", behaviour, "serves")
-    monkeypatch.setattr(engine_module, "MAX_RESTART_PAUSE", 0.05)
+    monkeypatch.setattr(supervisor, "MAX_RESTART_PAUSE", 0.05)
     async with engines.running() as info:
         os.kill(info.pid, signal.SIGKILL)
         info = await next_engine(engines, info)
@@ -402,10 +404,10 @@ async def test_why_a_restart_failed_is_logged(engines: Engines, caplog: pytest.L
     assert "it is broken" in errors[1]
 
 
-# Vectors of texts
+# Embeddings of texts
 
 
-async def test_vectors_come_back_in_the_order_of_their_texts(engines: Engines) -> None:
+async def test_embeddings_come_back_in_the_order_of_their_texts(engines: Engines) -> None:
     async with engines.running():
         with engines.client.embed([[1, 2], [8]]) as embedding:
             assert engines.client.num_active == 1
@@ -415,7 +417,7 @@ async def test_vectors_come_back_in_the_order_of_their_texts(engines: Engines) -
     assert engines.notes == ["embed 1", "submit 2"]
 
 
-async def test_vectors_that_nobody_waits_for_are_cancelled(engines: Engines) -> None:
+async def test_embeddings_that_nobody_waits_for_are_cancelled(engines: Engines) -> None:
     async with engines.running():
         with engines.client.embed([[1], [SILENCE]]), trio.move_on_after(0):
             await trio.sleep_forever()
@@ -424,7 +426,7 @@ async def test_vectors_that_nobody_waits_for_are_cancelled(engines: Engines) -> 
     assert engines.notes == ["embed 1", "cancel 1"]
 
 
-async def test_the_next_engine_makes_the_vectors_that_the_one_before_left(engines: Engines) -> None:
+async def test_the_next_engine_makes_the_embeddings_that_the_one_before_left(engines: Engines) -> None:
     async with engines.running() as info:
         with engines.client.embed([[1], [DIE_ONCE], [2]]) as embedding:
             assert await embedding.receive() == ["[1]", f"[{DIE_ONCE}]", "[2]"]
@@ -447,7 +449,7 @@ async def test_texts_that_two_engines_die_of_are_given_up(engines: Engines) -> N
             assert await embedding.receive() == ["[8]"]
 
 
-async def test_vectors_take_an_engine_that_is_ready(engines: Engines) -> None:
+async def test_embeddings_take_an_engine_that_is_ready(engines: Engines) -> None:
     with pytest.raises(ApiError) as raised, engines.client.embed([[1]]):
         pass
     assert raised.value.status == 503
@@ -480,7 +482,7 @@ async def test_stop_fails_what_still_runs(engines: Engines) -> None:
 async def test_stop_while_another_engine_is_about_to_start_starts_none(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "RESTART_PAUSE", 10 * SECONDS)
+    monkeypatch.setattr(supervisor, "RESTART_PAUSE", 10 * SECONDS)
     with trio.fail_after(SECONDS):
         async with trio.open_nursery() as nursery:
             info = await nursery.start(engines.client.run)
@@ -491,7 +493,7 @@ async def test_stop_while_another_engine_is_about_to_start_starts_none(
 
 
 async def test_an_engine_that_does_not_end_is_killed(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "END_LIMIT", 0.1)
+    monkeypatch.setattr(process, "END_LIMIT", 0.1)
     engines.behave("stays")
     with trio.fail_after(SECONDS):
         async with engines.running() as info:
@@ -519,10 +521,10 @@ async def test_waiting_for_idle_waits_for_those_that_come_in_meanwhile() -> None
         done.set()
 
     async with trio.open_nursery() as nursery:
-        with engine.generate([Draft([1], 5, PARAMS)]):
+        with engine.generate([Submit(engine.next_id(), [1], 5, PARAMS)]):
             nursery.start_soon(wait)
             await wait_all_tasks_blocked()
-            with engine.generate([Draft([2], 5, PARAMS)]):
+            with engine.generate([Submit(engine.next_id(), [2], 5, PARAMS)]):
                 await wait_all_tasks_blocked()
                 assert not done.is_set()
                 engine.emit([], "stop", request_id=1)
@@ -536,14 +538,14 @@ async def test_idle_is_at_once_when_nothing_runs() -> None:
     engine = FakeEngine()
     with trio.fail_after(SECONDS):
         await engine.wait_idle()
-        with engine.generate([Draft([1], 5, PARAMS)]):
+        with engine.generate([Submit(engine.next_id(), [1], 5, PARAMS)]):
             pass
         await engine.wait_idle()
 
 
 async def test_outputs_that_wait_merge_and_keep_what_the_first_says_of_the_prompt() -> None:
     engine = FakeEngine()
-    with engine.generate([Draft([1], 9, PARAMS)]) as generation:
+    with engine.generate([Submit(engine.next_id(), [1], 9, PARAMS)]) as generation:
         engine.emit([4], cached_tokens=24)
         engine.emit([5])
         engine.emit([6, 7], "length")
@@ -552,7 +554,7 @@ async def test_outputs_that_wait_merge_and_keep_what_the_first_says_of_the_promp
 
 async def test_tokens_that_nobody_takes_drop_the_request(autojump_clock: MockClock) -> None:
     engine = FakeEngine()
-    with engine.generate([Draft([1], 9, PARAMS)]) as generation:
+    with engine.generate([Submit(engine.next_id(), [1], 9, PARAMS)]) as generation:
         engine.emit([4])
         await trio.sleep(UNREAD_LIMIT)
         engine.emit([5])
@@ -566,11 +568,11 @@ async def test_tokens_that_nobody_takes_drop_the_request(autojump_clock: MockClo
 
 async def test_a_request_that_makes_no_tokens_is_not_unread(autojump_clock: MockClock) -> None:
     engine = FakeEngine()
-    with engine.generate([Draft([1], 9, PARAMS)]) as generation:
+    with engine.generate([Submit(engine.next_id(), [1], 9, PARAMS)]) as generation:
         await trio.sleep(10 * UNREAD_LIMIT)
         engine.emit([4])
-        assert await told(generation) == [4]
+        assert await next_tokens(generation) == [4]
         await trio.sleep(10 * UNREAD_LIMIT)
         engine.emit([5])
-        assert await told(generation) == [5]
+        assert await next_tokens(generation) == [5]
     assert engine.cancelled == [1]

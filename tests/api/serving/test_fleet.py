@@ -16,7 +16,6 @@ import trio
 from openai import AsyncOpenAI, NotFoundError, OpenAI
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from api.engine.generation import Draft
 from api.errors import ApiError
 from api.flags import ModelOptions
 from api.models.files import ModelFilesError, ModelNotFoundError
@@ -25,7 +24,7 @@ from api.protocols.management.types import Health
 from api.serving.fleet import Fleet, StartError
 from api.serving.model import Slot
 from scheduler.config import EngineConfig
-from scheduler.messages import SamplingParams
+from scheduler.messages import SamplingParams, Submit
 from tests.api.scripted_engine import ECHO, HOLD
 from tests.api.servers import MODEL, SECONDS, CortexServer, is_gone, paused
 from tests.conftest import WriteVocab
@@ -90,7 +89,7 @@ class Models:
 
 @pytest.fixture
 def models(tmp_path: Path, write_vocab: WriteVocab, monkeypatch: pytest.MonkeyPatch) -> Models:
-    monkeypatch.setattr("api.engine.client.END_LIMIT", SECONDS)
+    monkeypatch.setattr("api.engine.process.END_LIMIT", SECONDS)
     monkeypatch.setattr("api.serving.fleet.END_LIMIT", SECONDS)
     return Models(tmp_path, write_vocab([("a", 1)]))
 
@@ -118,7 +117,7 @@ async def said(fleet: Fleet, name: str, *tokens: int) -> list[int]:
     """What the model's engine says to a prompt that asks for these tokens."""
     service = await fleet.accepting(name)
     heard: list[int] = []
-    with service.engine.generate([Draft([ECHO, *tokens], 10, PARAMS)]) as generation:
+    with service.engine.generate([Submit(service.engine.next_id(), [ECHO, *tokens], 10, PARAMS)]) as generation:
         while True:
             [(_, output)] = await generation.receive()
             heard += output.tokens
@@ -165,7 +164,7 @@ async def test_running_answers_may_end_before_a_model_does(models: Models) -> No
     async with models.running(grace_seconds=SECONDS) as fleet, trio.open_nursery() as nursery:
         slot = await fleet.start(models.options("one"))
         service = await fleet.accepting("one")
-        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]) as generation:
+        with service.engine.generate([Submit(service.engine.next_id(), [HOLD, 5], 10, PARAMS)]) as generation:
             [(_, output)] = await generation.receive()
             nursery.start_soon(fleet.stop, "one")
             await wait_all_tasks_blocked()
@@ -180,7 +179,7 @@ async def test_answers_that_outlast_the_grace_period_end_with_an_error(models: M
     async with models.running(grace_seconds=0.0) as fleet:
         await fleet.start(models.options("one"))
         service = await fleet.accepting("one")
-        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]) as generation:
+        with service.engine.generate([Submit(service.engine.next_id(), [HOLD, 5], 10, PARAMS)]) as generation:
             await fleet.stop("one")
             with pytest.raises(ApiError, match="being stopped"):
                 await generation.receive()
@@ -202,7 +201,7 @@ async def test_a_model_is_stopped_though_who_asked_for_it_leaves(models: Models)
         slot = await fleet.start(models.options("one"))
         engine = pid(slot)
         service = await fleet.accepting("one")
-        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]):
+        with service.engine.generate([Submit(service.engine.next_id(), [HOLD, 5], 10, PARAMS)]):
             with trio.move_on_after(0.05) as asking:
                 await fleet.stop("one")
             assert asking.cancel_called
@@ -361,7 +360,7 @@ async def test_who_starts_what_is_started_again_waits_for_it(models: Models) -> 
 
 
 async def test_a_model_that_cannot_be_loaded_again_says_why(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.engine.client.RESTART_PAUSE", 0.01)
+    monkeypatch.setattr("api.engine.supervisor.RESTART_PAUSE", 0.01)
     models.behave("serves", "fails")
 
     async def start_again(fleet: Fleet) -> None:
@@ -437,7 +436,7 @@ async def test_a_model_that_nobody_uses_is_unloaded_and_comes_back_when_asked(mo
 async def test_a_request_that_comes_while_a_model_is_unloaded_waits_and_has_it_back(
     models: Models, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.engine.client.END_LIMIT", 0.5)
+    monkeypatch.setattr("api.engine.process.END_LIMIT", 0.5)
     monkeypatch.setattr("api.serving.fleet.END_LIMIT", 0.5)
     models.behave("stays", "serves")  # the first takes its time to end
     async with models.running(idle_limit=IDLE_LIMIT) as fleet:
@@ -452,7 +451,7 @@ async def test_a_model_in_use_is_not_idle(models: Models, clock: MockClock) -> N
     async with models.running(idle_limit=IDLE_LIMIT) as fleet:
         slot = await fleet.start(models.options("one"))
         service = await fleet.accepting("one")
-        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]):
+        with service.engine.generate([Submit(service.engine.next_id(), [HOLD, 5], 10, PARAMS)]):
             clock.jump(2 * IDLE_LIMIT)
             await trio.sleep(1.1)  # which is as often as the fleet looks
             assert slot.status == "ready"
@@ -512,7 +511,7 @@ async def test_a_model_that_answers_does_not_give_way(models: Models) -> None:
     async with models.running() as fleet:
         await fleet.start(models.options("one"))
         service = await fleet.accepting("one")
-        with service.engine.generate([Draft([HOLD, 5], 10, PARAMS)]) as generation:
+        with service.engine.generate([Submit(service.engine.next_id(), [HOLD, 5], 10, PARAMS)]) as generation:
             assert await refusal(fleet, "two") == (503, "model_not_loaded")
             [(_, output)] = await generation.receive()
             assert output.tokens == [5]
@@ -536,7 +535,7 @@ async def test_a_model_whose_request_may_be_on_its_way_gives_way_once_it_was_lef
                 await trio.sleep(0.005)
             await wait_all_tasks_blocked()
             assert statuses(fleet) == {"one": "ready", "two": "loading"}
-            with service.engine.generate([Draft([ECHO, 5], 10, PARAMS)]) as generation:
+            with service.engine.generate([Submit(service.engine.next_id(), [ECHO, 5], 10, PARAMS)]) as generation:
                 assert (await generation.receive())[0][1].tokens == [5]
             clock.jump(SECONDS / 4)
         assert trio.current_time() - asked >= SECONDS / 4

@@ -1,0 +1,99 @@
+"""The messages to and from one engine, over any stream."""
+
+import logging
+import math
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, Self
+
+import trio
+
+from scheduler.messages import Inspect, Message, Report, decode, encode
+
+_log = logging.getLogger("cortex.api")
+
+INSPECT_LIMIT: Final = 1.0
+"""Seconds to wait for statistics. A step of a large model may take longer than a client waits for an answer."""
+
+
+class Connection:
+    """The API's end of the stream to one engine.
+
+    It is over when the engine closes the stream, or when the engine sends what is no message. Then `messages` ends.
+    Messages that are posted later are dropped.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._outbox, self._posted = trio.open_memory_channel[Message](math.inf)
+        self._inspections: deque[trio.Event] = deque()
+        """One for each Inspect that has no Report yet. The engine answers in order."""
+        self._last_report: Report | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def over(cls, stream: trio.abc.Stream) -> AsyncIterator[Self]:
+        """A connection whose messages are sent while the block lasts. The stream is closed behind it."""
+        connection = cls(stream)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection._send)
+                yield connection
+                nursery.cancel_scope.cancel()
+        finally:
+            connection._close()
+            await trio.aclose_forcefully(stream)
+
+    def post(self, message: Message) -> None:
+        """Send a message soon. Never waits: messages queue up while the engine does not read."""
+        self._outbox.send_nowait(message)
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """What the engine sends, until the connection is over. Reports go to `inspect`."""
+        pending = b""
+        while True:
+            try:
+                data = await self._stream.receive_some(1 << 16)
+            except trio.BrokenResourceError:
+                return
+            if not data:
+                return
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                try:
+                    message = decode(line)
+                except ValueError:
+                    _log.exception("the engine speaks another version of the wire")
+                    return
+                if isinstance(message, Report):
+                    self._receive_report(message)
+                else:
+                    yield message
+
+    async def inspect(self) -> Report | None:
+        """Statistics, which the engine sends between two steps. If that takes long, the last ones; None without any."""
+        answered = trio.Event()
+        self._inspections.append(answered)
+        self.post(Inspect())
+        with trio.move_on_after(INSPECT_LIMIT):
+            await answered.wait()
+        return self._last_report
+
+    def _receive_report(self, report: Report) -> None:
+        self._last_report = report
+        if self._inspections:
+            self._inspections.popleft().set()
+
+    async def _send(self) -> None:
+        async for message in self._posted:
+            try:
+                await self._stream.send_all(encode(message))
+            except trio.BrokenResourceError:
+                return  # `messages` ends for the same reason
+
+    def _close(self) -> None:
+        """Statistics of an engine that is gone are of no use: whoever waits for them gets None."""
+        self._last_report = None
+        for answered in self._inspections:
+            answered.set()
