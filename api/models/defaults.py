@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from api.models.files import SETTINGS_NAME, ModelFilesError
-from api.protocols.fields import GenerationRequest, Penalty, RepeatPenalty, Share, Stops, Strict, Window
+from api.ranges import Penalty, RepeatPenalty, Share, Stops, Window
 
 SILENT: Final = frozenset(
     {
@@ -39,8 +39,6 @@ _TURNS: Final = (
 )
 MIN_CTX_LEN: Final = 64
 
-RequestT = TypeVar("RequestT", bound=GenerationRequest)
-
 
 class DefaultsError(ModelFilesError):
     """A model.yaml that cannot be used: its path, the key and what is wrong with it."""
@@ -52,8 +50,10 @@ def _template_of_cortex(template: str) -> str:
     return template
 
 
-class ModelDefaults(Strict):
+class ModelDefaults(BaseModel):
     """What a model.yaml says; None is nothing."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     stop: Stops | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -100,18 +100,17 @@ class ModelDefaults(Strict):
         """How many tokens an answer may have at most where the request does not say."""
         return self.max_tokens if self.max_tokens and self.max_tokens > 0 else None
 
-    def fill(self, request: RequestT) -> RequestT:
-        """The request, with these defaults where it says nothing. Without `max_tokens`, which depends on the prompt."""
+    def sampling(self) -> dict[str, Any]:
+        """Fields of the engine's SamplingParams, those that it says something about."""
         own: dict[str, Any] = {
-            "stop": self.stop,
             "temperature": self.temperature,
             "top_p": self.top_p,
-            "top_k": self.top_k,
+            "top_k": None if self.top_k is None else max(self.top_k, 0),
             "min_p": self.min_p,
             "typical_p": self.typ_p,
             "frequency_penalty": self.frequency_penalty,
             "presence_penalty": self.presence_penalty,
-            "repeat_penalty": self.repeat_penalty if request.repetition_penalty is None else None,
+            "repeat_penalty": self.repeat_penalty,
             "repeat_last_n": self.repeat_last_n,
             "mirostat": None if self.mirostat is None else int(self.mirostat),
             "mirostat_tau": self.mirostat_tau,
@@ -119,8 +118,7 @@ class ModelDefaults(Strict):
             "ignore_eos": self.ignore_eos,
             "seed": None if self.seed == -1 else self.seed,
         }
-        absent = {key: value for key, value in own.items() if value is not None and getattr(request, key) is None}
-        return request.model_copy(update=absent) if absent else request
+        return {key: value for key, value in own.items() if value is not None}
 
 
 NOTHING: Final = ModelDefaults()

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -11,36 +10,26 @@ import trio
 
 from api.engine.generation import INVALID_GRAMMAR, Generation
 from api.errors import ApiError
-from api.protocols.choice import Choice, Delta
-from api.serving.service import ModelService
-from scheduler.messages import Output, Submit
+from api.serving.choice import Delta
+from api.serving.service import ModelService, Prepared
+from scheduler.messages import Output
 
 PING_SECONDS: Final = 15.0
 """Silence after which a stream says that it is still there, so that proxies keep it open."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drafted:
-    """What a request comes to: sequences, and what will be made of their tokens."""
-
-    drafts: Sequence[Submit]
-    choices: Sequence[Choice]
-    """One for each draft."""
-    grammar_param: str | None = None
-    """The field of the request that the drafts' grammar comes from."""
-
-
 class Answer(ABC):
     """What an endpoint makes of the sequences that it asked for. Used once, by `whole` or by `stream`."""
 
-    def __init__(self, service: ModelService, drafted: Drafted) -> None:
+    def __init__(self, service: ModelService, prepared: Prepared) -> None:
         """Raises ApiError 503 without an engine."""
         self._service = service
-        self._drafts = drafted.drafts
-        self._choices = drafted.choices
-        self._grammar_param = drafted.grammar_param
+        self._prompts = prepared.prompts
+        self._submits = prepared.submits
+        self._choices = prepared.choices
+        self._grammar_param = prepared.grammar_param
         self._fingerprint = service.fingerprint()  # of the engine that answers, even if it is gone by the end
-        self._generation = service.engine.generate(drafted.drafts)
+        self._generation = service.engine.generate(prepared.submits)
 
     async def whole(self) -> dict[str, Any]:
         """The whole answer. Raises ApiError 400 for a grammar that cannot be served, 500 if the engine fails."""
@@ -88,7 +77,7 @@ class Answer(ABC):
 
     @property
     def _has_grammar(self) -> bool:
-        return any(draft.grammar for draft in self._drafts)
+        return any(submit.grammar for submit in self._submits)
 
     @property
     def _finished(self) -> bool:

@@ -5,10 +5,10 @@ from abc import abstractmethod
 from typing import Any, Final, Generic, TypeVar
 
 from api.errors import ApiError
-from api.protocols.answer import Answer, Drafted, event
-from api.protocols.choice import Choice, Delta
+from api.protocols.answer import Answer, event
 from api.protocols.fields import GenerationRequest
-from api.serving.service import ModelService
+from api.serving.choice import Choice, Delta
+from api.serving.service import ModelService, Prepared
 
 DONE: Final = b"data: [DONE]\n\n"
 
@@ -23,14 +23,12 @@ class ChunkedAnswer(Answer, Generic[RequestT]):
     chunk_kind: str
     """And of a stream's chunk."""
 
-    def __init__(
-        self, service: ModelService, request: RequestT, response_id: str, drafted: Drafted, num_prompts: int = 1
-    ) -> None:
-        super().__init__(service, drafted)
+    def __init__(self, service: ModelService, request: RequestT, response_id: str, prepared: Prepared) -> None:
+        super().__init__(service, prepared)
         self._request = request
         self._id = response_id
         self._created = int(time.time())
-        self._per_prompt = len(drafted.choices) // num_prompts
+        self._per_prompt = len(prepared.choices) // len(prepared.prompts)
 
     def _whole(self, deltas: list[list[Delta]]) -> dict[str, Any]:
         return self._object(self.kind, self._whole_choices(deltas)) | {"usage": self._usage()}
@@ -51,7 +49,7 @@ class ChunkedAnswer(Answer, Generic[RequestT]):
 
     def _usage(self) -> dict[str, Any]:
         firsts = range(0, len(self._choices), self._per_prompt)
-        prompt = sum(len(self._drafts[first].tokens) for first in firsts)
+        prompt = sum(len(each.tokens) for each in self._prompts)
         completion = sum(self._num_tokens(choice) for choice in self._choices)
         return {
             "prompt_tokens": prompt,

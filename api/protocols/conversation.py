@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 
 from api.protocols.fields import FunctionName, Strict, Unserved
+from api.serving import spec
+from api.text.dialects import Tool
 
 
 def _joined(content: object) -> object:
@@ -51,6 +53,9 @@ class ToolCall(Strict):
     type: Literal["function"] = "function"
     function: CalledFunction
 
+    def neutral(self) -> spec.ToolCall:
+        return spec.ToolCall(self.id, self.function.name, self.function.arguments)
+
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -74,14 +79,15 @@ class Message(Strict):
             raise ValueError("a message of role 'tool' needs a tool_call_id")
         return self
 
-    def for_template(self) -> dict[str, Any]:
-        fields: dict[str, Any] = {"role": self.role, "content": self.content or self.refusal or ""}
-        for key in ("name", "tool_call_id", "reasoning_content"):
-            if (value := getattr(self, key)) is not None:
-                fields[key] = value
-        if self.tool_calls:
-            fields["tool_calls"] = [call.model_dump() for call in self.tool_calls]
-        return fields
+    def neutral(self) -> spec.Message:
+        return spec.Message(
+            self.role,
+            self.content or self.refusal or "",
+            [call.neutral() for call in self.tool_calls or ()],
+            self.reasoning_content,
+            self.tool_call_id,
+            self.name,
+        )
 
 
 class FunctionDefinition(Strict):
@@ -94,3 +100,7 @@ class FunctionDefinition(Strict):
 class ToolDefinition(Strict):
     type: Literal["function"]
     function: FunctionDefinition
+
+    def neutral(self) -> Tool:
+        function = self.function
+        return Tool(function.name, function.description, function.parameters or {}, bool(function.strict))

@@ -1,6 +1,5 @@
 """What the requests of all endpoints that generate text have in common."""
 
-import secrets
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
@@ -8,9 +7,9 @@ from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from api.errors import ApiError
-from scheduler.messages import SamplingParams
+from api.ranges import Penalty, RepeatPenalty, Share, Stop, Stops, Window
+from api.serving.spec import Conversation, GenerationSpec, Texts
 
-MAX_STOPS: Final = 16
 MAX_CHOICES: Final = 128
 MAX_TOP_LOGPROBS: Final = 20
 MAX_TOOLS: Final = 1024
@@ -80,18 +79,8 @@ class StructuredOutputs(Strict):
     grammar: str | None = None
 
 
-def _as_list(stop: object) -> object:
-    return [stop] if isinstance(stop, str) else stop
-
-
-Stop = Annotated[str, Field(min_length=1)]
-Stops = Annotated[list[Stop], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-RepeatPenalty = Annotated[float, Field(ge=0.01, le=10)]
-Window = Annotated[int, Field(ge=-1, le=1 << 20)]
 Token = Annotated[int, Field(ge=0)]
 Tokens = Annotated[list[Token], Field(min_length=1)]
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
@@ -159,11 +148,18 @@ class GenerationRequest(Strict):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self) -> SamplingParams:
-        """What the engine needs, with OpenAI's defaults and a random seed where none is given.
+    def generation(self, prompt: Conversation | Texts) -> GenerationSpec:
+        """What all protocols say alike."""
+        return GenerationSpec(
+            prompt,
+            num_choices=self.num_choices,
+            sampling=self._sampling(),
+            dry_breakers=self.dry_sequence_breakers,
+            stop=self.stop,
+        )
 
-        Without `dry_breakers`, which take the vocabulary to find.
-        """
+    def _sampling(self) -> dict[str, Any]:
+        """Fields of the engine's SamplingParams, those that the request has."""
         given: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -184,12 +180,12 @@ class GenerationRequest(Strict):
             "mirostat": self.mirostat,
             "mirostat_tau": self.mirostat_tau,
             "mirostat_eta": self.mirostat_eta,
-            "logit_bias": [(int(token), bias) for token, bias in (self.logit_bias or {}).items()],
-            "seed": secrets.randbits(63) if self.seed is None else self.seed,
+            "logit_bias": [(int(token), bias) for token, bias in (self.logit_bias or {}).items()] or None,
+            "seed": self.seed,
             "ignore_eos": self.ignore_eos,
             "min_tokens": self.min_tokens,
         }
-        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def _open_variables(variables: dict[str, Any]) -> dict[str, Any]:
@@ -209,6 +205,15 @@ RENDERED: Final = {
 """What every rendering says itself, and what a request may say of it all the same."""
 TemplateVariables = Annotated[dict[str, Any], AfterValidator(_open_variables)]
 """What a chat template may read besides."""
+
+
+def template_variables(given: Mapping[str, Any] | None, effort: str | None) -> dict[str, Any]:
+    """What a request says to the model's template: variables, or an effort by which templates turn thoughts on."""
+    variables = dict(given or {})
+    if effort is not None:
+        variables.setdefault("reasoning_effort", effort)
+        variables.setdefault("enable_thinking", effort != "none")
+    return variables
 
 
 def parse(model: type[RequestT], body: object) -> RequestT:

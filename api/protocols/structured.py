@@ -2,36 +2,24 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
 from api.errors import ApiError
-from api.protocols.chat.request import ChatRequest
 from api.protocols.fields import GenerationRequest
-from api.protocols.formats import JsonObjectFormat, JsonSchemaFormat
+from api.protocols.formats import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
+from api.serving.spec import Constraint
 from api.text.dialects import json_rule
 
 
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """A grammar, and the field of the request that it comes from."""
+def constraint(request: GenerationRequest, other: Constraint | None = None) -> Constraint | None:
+    """What the request wants its content to match: `other`, or one of the extensions that all protocols have.
 
-    param: str
-    rule: str = ""
-    """The right-hand side of a rule in llguidance's Lark, which may stand inside a larger grammar."""
-    grammar: str = ""
-    """A grammar of its own, which may not."""
-
-    def whole(self) -> str:
-        return self.grammar or f"start: {self.rule}"
-
-
-def constraint(request: GenerationRequest) -> Constraint | None:
-    """What the request wants its content to match. Raises ApiError 400 for two such wishes, or a malformed one."""
-    wishes = list(_wishes(request))
+    Raises ApiError 400 for two such wishes, or a malformed one.
+    """
+    wishes = [*([other] if other else []), *_wishes(request)]
     if len(wishes) > 1:
         names = " and ".join(repr(wish.param) for wish in wishes)
         raise ApiError(400, f"Only one of {names} can be given.", param=wishes[1].param, code="invalid_value")
@@ -39,14 +27,12 @@ def constraint(request: GenerationRequest) -> Constraint | None:
 
 
 def _wishes(request: GenerationRequest) -> Iterator[Constraint]:
-    if isinstance(request, ChatRequest):
-        yield from _response_format(request)
     if request.json_schema is not None:
-        yield _json("json_schema", request.json_schema)
+        yield schema_constraint("json_schema", request.json_schema)
     if request.grammar is not None:
         yield _grammar("grammar", request.grammar)
     if request.guided_json is not None:
-        yield _json("guided_json", request.guided_json)
+        yield schema_constraint("guided_json", request.guided_json)
     if request.guided_regex is not None:
         yield _regex("guided_regex", request.guided_regex)
     if request.guided_choice is not None:
@@ -55,9 +41,9 @@ def _wishes(request: GenerationRequest) -> Iterator[Constraint]:
         yield _grammar("guided_grammar", request.guided_grammar)
     if (outputs := request.structured_outputs) is not None:
         if outputs.json_ is not None:
-            yield _json("structured_outputs.json", outputs.json_)
+            yield schema_constraint("structured_outputs.json", outputs.json_)
         if outputs.json_object:
-            yield _json("structured_outputs.json_object", {"type": "object"})
+            yield schema_constraint("structured_outputs.json_object", {"type": "object"})
         if outputs.regex is not None:
             yield _regex("structured_outputs.regex", outputs.regex)
         if outputs.choice is not None:
@@ -66,15 +52,18 @@ def _wishes(request: GenerationRequest) -> Iterator[Constraint]:
             yield _grammar("structured_outputs.grammar", outputs.grammar)
 
 
-def _response_format(request: ChatRequest) -> Iterator[Constraint]:
-    match request.response_format:
+def format_constraint(param: str, wanted: ResponseFormat | None) -> Constraint | None:
+    """Raises ApiError 400."""
+    match wanted:
         case JsonObjectFormat(schema_=schema):
-            yield _json("response_format", schema or {"type": "object"})
+            return schema_constraint(param, schema or {"type": "object"})
         case JsonSchemaFormat(json_schema=wrapped):
-            yield _json("response_format", {} if wrapped.schema_ is None else wrapped.schema_)
+            return schema_constraint(param, {} if wrapped.schema_ is None else wrapped.schema_)
+    return None
 
 
-def _json(param: str, schema: dict[str, Any] | bool | str) -> Constraint:
+def schema_constraint(param: str, schema: dict[str, Any] | bool | str) -> Constraint:
+    """Of a JSON schema, or of its text. Raises ApiError 400 for text that is none."""
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)

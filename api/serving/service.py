@@ -1,6 +1,7 @@
-"""The model that is served: its names, its tokenizer and template, its engine, and whether it takes requests."""
+"""One model as its requests see it: whether it accepts them, and the sequences and choices that they become."""
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
@@ -12,18 +13,13 @@ from api.engine.client import EngineClient
 from api.engine.generation import INVALID_GRAMMAR
 from api.errors import ApiError, unavailable
 from api.models.defaults import NOTHING, ModelDefaults
-from api.protocols.chat.request import ChatRequest
-from api.protocols.fields import GenerationRequest
-from api.protocols.structured import Constraint
-from api.text.dialects import ToolUse, detect, json_rule, problem
-from api.text.template import ChatTemplate, TemplateRefusal, strings
+from api.serving.choice import Choice
+from api.serving.prompts import Prompt, PromptBuilder, check_tokens
+from api.serving.spec import Constraint, Conversation, GenerationSpec, Texts
+from api.text.dialects import ToolUse, json_rule, problem
 from api.text.tokenizer import Tokenizer
-from scheduler.messages import SamplingParams
+from scheduler.messages import SamplingParams, Submit
 
-PROMPT_TAIL: Final = 32
-"""Tokens at the prompt's end that may have begun a thought."""
-INLINE_CHARACTERS: Final = 20_000
-"""Prompts up to this long are tokenized on the event loop, in a few milliseconds; longer ones in a thread."""
 DRY_BREAKERS: Final = ("\n", ":", '"', "*")
 """llama.cpp's."""
 MAX_BREAKERS: Final = 256
@@ -31,15 +27,20 @@ MAX_BREAKERS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """Tokens to go on from, and the text to echo."""
+class Prepared:
+    """What a request becomes: sequences to generate, and the choices that their tokens become."""
 
-    tokens: list[int]
-    text: str
+    prompts: Sequence[Prompt]
+    submits: Sequence[Submit]
+    """As many in a row for each prompt as it has choices."""
+    choices: Sequence[Choice]
+    """One for each submit."""
+    grammar_param: str
+    """The request's field that the grammar comes from, if there is one."""
 
 
 class ModelService:
-    """Everything a route needs to answer for one model."""
+    """Everything that a protocol needs of one model."""
 
     def __init__(
         self,
@@ -58,11 +59,11 @@ class ModelService:
         self.engine = engine
         self.draining = False
         """Whether it takes no new requests."""
-        template = self.defaults.template or tokenizer.chat_template
-        self.dialect = detect(template)
-        self._template = ChatTemplate(template, tokenizer)
+        self.prompts = PromptBuilder(tokenizer, self.defaults.template or tokenizer.chat_template)
         self._markers = {
-            tokenizer.special_ids[text]: text.encode() for text in self.dialect.markers if text in tokenizer.special_ids
+            tokenizer.special_ids[text]: text.encode()
+            for text in self.prompts.dialect.markers
+            if text in tokenizer.special_ids
         }
         self._tokens_with = lru_cache(MAX_BREAKERS)(tokenizer.tokens_with)
         self._max_waiting = max_waiting
@@ -93,88 +94,82 @@ class ModelService:
             message = f"Too many requests: {info.max_seqs} run and {self._max_waiting} wait. Please try again shortly."
             raise ApiError(429, message, kind="rate_limit_error", code="rate_limit_exceeded", retry_after=1)
 
-    async def chat_prompt(self, request: ChatRequest, prefill: str = "") -> list[int]:
-        """The tokens of a conversation, and of the beginning of its answer where that is given.
+    async def prepare(self, spec: GenerationSpec) -> Prepared:
+        """Raises ApiError 400 for what the model's template, its vocabulary, its context or a grammar cannot hold."""
+        prompts = await self.prompts.build(spec.prompt)
+        params = await self._sampling(spec)
+        limits = [self._limit(spec, len(prompt.tokens)) for prompt in prompts]
+        grammar, new_choice = self._answering(spec, prompts)
+        submits = [
+            Submit(
+                self.engine.next_id(),
+                prompt.tokens,
+                limit,
+                replace(params, seed=params.seed + number),
+                logprobs=spec.logprobs,
+                score_prompt=spec.score_prompt,
+                grammar=grammar,
+            )
+            for prompt, limit in zip(prompts, limits, strict=True)
+            for number in range(spec.num_choices)
+        ]
+        choices = [new_choice() for _ in submits]
+        return Prepared(prompts, submits, choices, spec.constraint.param if spec.constraint else "tools")
 
-        Raises ApiError 400 if the model's template refuses it, or begins a thought that the beginning would fall into.
-        """
-        messages = [message.for_template() for message in request.messages]
-        tools = request.all_tools() if request.tool_choice != "none" else []
-        prepared, listed = self.dialect.prepare(messages, tools)
-        variables = request.template_kwargs()
-        try:
-            if sum(map(len, strings([prepared, listed, variables, prefill]))) > INLINE_CHARACTERS:
-                render = self._template.render_tokens
-                tokens = await trio.to_thread.run_sync(render, prepared, listed, variables, prefill)
-            else:
-                tokens = self._template.render_tokens(prepared, listed, variables, prefill)
-        except TemplateRefusal as error:
-            message = f"The model's chat template refuses these messages: {error}"
-            raise ApiError(400, message, param="messages", code="invalid_messages") from error
-        if prefill and self.dialect.is_thinking(self.prompt_tail(tokens, prefill)):
-            message = "The beginning of an answer is not served in 'messages': this model begins with a thought."
-            raise ApiError(400, message, param="messages", code="unsupported_value")
-        return tokens
-
-    def prompt_tail(self, prompt: Sequence[int], prefill: str = "") -> str:
-        """The text at the prompt's end that may have begun a thought, all of the `prefill` included."""
-        return self.tokenizer.text(prompt[-PROMPT_TAIL - 4 * len(prefill) :])  # a character has four tokens at most
-
-    async def text_prompts(self, prompts: Sequence[str] | Sequence[list[int]], suffix: str | None) -> list[Prompt]:
-        """Prompts as they are, control tokens included. Raises ApiError 400 for what has no tokens."""
-        characters = sum(len(prompt) for prompt in prompts)
-        if characters > INLINE_CHARACTERS:
-            return await trio.to_thread.run_sync(self._text_prompts, prompts, suffix)
-        return self._text_prompts(prompts, suffix)
-
-    def _text_prompts(self, prompts: Sequence[str] | Sequence[list[int]], suffix: str | None) -> list[Prompt]:
-        return [self._text_prompt(prompt, suffix) for prompt in prompts]
-
-    def _text_prompt(self, prompt: str | list[int], suffix: str | None) -> Prompt:
-        tokenizer = self.tokenizer
-        if isinstance(prompt, str):
-            tokens, text = tokenizer.encode(prompt, parse_special=True), prompt
-            if suffix is not None:
-                tokens = self._around(tokens, suffix)
-            bos = tokenizer.bos_id
-            if bos is not None and (tokenizer.add_bos or not tokens) and tokens[:1] != [bos]:
-                tokens = [bos, *tokens]
-        else:
-            unknown = next((token for token in prompt if token >= tokenizer.vocab_size), None)
-            if unknown is not None:
-                message = f"Token {unknown} is not in the model's vocabulary of {tokenizer.vocab_size}."
-                raise ApiError(400, message, param="prompt", code="invalid_value")
-            tokens, text = prompt, tokenizer.text(prompt)
-            if suffix is not None:
-                tokens = self._around(tokens, suffix)
-        if not tokens:
-            raise ApiError(400, "The prompt is empty.", param="prompt", code="invalid_value")
-        return Prompt(tokens, text)
-
-    def _around(self, before: list[int], suffix: str) -> list[int]:
-        after = self.tokenizer.encode(suffix, parse_special=True, continues=True)
-        tokens = self.tokenizer.fill_in_the_middle(before, after)
-        if tokens is None:
-            message = "'suffix' is not served: the model has no tokens for filling in the middle."
-            raise ApiError(400, message, param="suffix", code="unsupported_parameter")
-        return tokens
-
-    async def sampling(self, request: GenerationRequest) -> SamplingParams:
-        """What the engine needs. Raises ApiError 400 for a token that the vocabulary does not have."""
-        params = request.sampling()
-        for token, _ in params.logit_bias:
-            if token >= self.tokenizer.vocab_size:
-                message = f"Token {token} is not in the model's vocabulary of {self.tokenizer.vocab_size}."
-                raise ApiError(400, message, param="logit_bias", code="invalid_value")
+    async def _sampling(self, spec: GenerationSpec) -> SamplingParams:
+        """The request's, then the model's own, then OpenAI's defaults, with a random seed."""
+        given = {"seed": secrets.randbits(63)} | self.defaults.sampling() | dict(spec.sampling)
+        params = SamplingParams(**given)
+        check_tokens(self.tokenizer, [token for token, _ in params.logit_bias], "logit_bias")
         if params.dry_multiplier:
-            texts = DRY_BREAKERS if request.dry_sequence_breakers is None else request.dry_sequence_breakers
+            texts = DRY_BREAKERS if spec.dry_breakers is None else spec.dry_breakers
             params = replace(params, dry_breakers=await trio.to_thread.run_sync(self._breakers, texts))
         return params
 
     def _breakers(self, texts: Sequence[str]) -> list[int]:
         return sorted({token for text in texts for token in self._tokens_with(text)})
 
-    def chat_grammar(self, use: ToolUse | None, content: Constraint | None, prompt_tail: str) -> str:
+    def _limit(self, spec: GenerationSpec, num_prompt: int) -> int:
+        """How many tokens an answer may have."""
+        requested = spec.max_tokens
+        if spec.may_shorten and requested is not None:
+            self.token_limit(num_prompt, None, spec.prompt)
+            return min(requested, self._context - num_prompt)
+        if requested is None and self.defaults.token_limit is None:
+            requested = spec.default_max_tokens
+        return self.token_limit(num_prompt, requested, spec.prompt)
+
+    def token_limit(self, num_prompt: int, requested: int | None, prompt: Conversation | Texts) -> int:
+        """How many tokens an answer may have. Raises ApiError 400 if the context cannot hold it."""
+        context, what = self._context, prompt.noun
+        if num_prompt + (requested or 1) > context:
+            message = f"This model's maximum context length is {context} tokens. However, "
+            if requested is None:
+                message += f"your {what} resulted in {num_prompt} tokens. Please reduce the length of the {what}."
+            else:
+                message += (
+                    f"you requested {num_prompt + requested} tokens ({num_prompt} in the {what}, {requested} in the"
+                    f" completion). Please reduce the length of the {what} or completion."
+                )
+            raise ApiError(400, message, param=prompt.param, code="context_length_exceeded")
+        return requested or min(context - num_prompt, self.defaults.token_limit or context)
+
+    @property
+    def _context(self) -> int:
+        """Tokens of prompt and answer together. Raises ApiError 503."""
+        return self.engine.ready_info().ctx_len
+
+    def _answering(self, spec: GenerationSpec, prompts: Sequence[Prompt]) -> tuple[str, Callable[[], Choice]]:
+        """The grammar that each answer must match, empty for anything, and what makes the choice of one."""
+        stops = (self.defaults.stop if spec.stop is None else spec.stop) or ()
+        if isinstance(spec.prompt, Texts):
+            grammar = spec.constraint.whole() if spec.constraint else ""
+            return grammar, lambda: Choice(self.tokenizer.piece, stops)
+        tail = self.prompts.tail(prompts[0].tokens, spec.prompt.prefill)
+        grammar = self._chat_grammar(spec.tool_use, spec.constraint, tail)
+        return grammar, lambda: Choice(self.answer_piece, stops, self.prompts.dialect.parser(spec.tool_use, tail))
+
+    def _chat_grammar(self, use: ToolUse | None, content: Constraint | None, prompt_tail: str) -> str:
         """What an answer must match, empty for anything.
 
         Raises ApiError 400 for wishes that exclude each other, or for a strict tool whose schema cannot be served.
@@ -189,30 +184,13 @@ class ModelService:
                 raise ApiError(400, message, param=content.param, code="invalid_value")
             return content.grammar
         rule = content.rule if content else None
-        return self.dialect.grammar(use, content=rule, token_id=self.tokenizer.special_ids.get, prompt_tail=prompt_tail)
+        return self.prompts.dialect.grammar(
+            use, content=rule, token_id=self.tokenizer.special_ids.get, prompt_tail=prompt_tail
+        )
 
     def answer_piece(self, token: int) -> bytes:
         """The bytes of a token in an answer: control tokens that the model's dialect is written with count as text."""
         return self._markers.get(token) or self.tokenizer.piece(token)
-
-    def room(self, num_prompt: int) -> int:
-        """Tokens that the context has behind a prompt."""
-        return self.engine.ready_info().ctx_len - num_prompt
-
-    def token_limit(self, num_prompt: int, requested: int | None, param: str = "messages") -> int:
-        """How many tokens an answer may have. Raises ApiError 400, about `param`, if the context cannot hold it."""
-        context = self.engine.ready_info().ctx_len
-        if num_prompt + (requested or 1) > context:
-            message = f"This model's maximum context length is {context} tokens. However, "
-            if requested is None:
-                message += f"your {param} resulted in {num_prompt} tokens. Please reduce the length of the {param}."
-            else:
-                message += (
-                    f"you requested {num_prompt + requested} tokens ({num_prompt} in the {param}, {requested} in the"
-                    f" completion). Please reduce the length of the {param} or completion."
-                )
-            raise ApiError(400, message, param=param, code="context_length_exceeded")
-        return requested or min(context - num_prompt, self.defaults.token_limit or context)
 
     async def health(self) -> dict[str, Any]:
         """What its engine says of itself."""

@@ -1,51 +1,16 @@
 """POST /v1/chat/completions: a conversation becomes tokens, and tokens become messages or streams of their pieces."""
 
 import uuid
-from dataclasses import replace
 from typing import Any, Self
 
-from api.protocols.answer import Drafted
 from api.protocols.call import Call
+from api.protocols.chat.conversation import as_spec
 from api.protocols.chat.request import ChatRequest
-from api.protocols.choice import Choice, Delta
 from api.protocols.chunks import ChunkedAnswer
 from api.protocols.logprobs import chat_logprobs
-from api.protocols.structured import constraint
+from api.serving.choice import Delta
 from api.serving.service import ModelService
 from api.text.dialects import CallArguments, CallBegin, Content, Event, Reasoning
-from scheduler.messages import Submit
-
-
-async def draft_chat(
-    service: ModelService, request: ChatRequest, prefill: str = "", max_tokens: int | None = None
-) -> Drafted:
-    """The sequences that answer a conversation, or that go on with the `prefill` of an answer.
-
-    With `max_tokens` an answer has so many at most, and fewer where the context has no room for them; without, the
-    request's own are demanded of it.
-    Raises ApiError 400 for what the model's template, its context or a grammar cannot hold.
-    """
-    request = service.defaults.fill(request)
-    content, use = constraint(request), request.tool_use()
-    prompt = await service.chat_prompt(request, prefill)
-    tail = service.prompt_tail(prompt, prefill)
-    params = await service.sampling(request)
-    limit = service.token_limit(len(prompt), request.requested_tokens)
-    limit = limit if max_tokens is None else min(max_tokens, service.room(len(prompt)))
-    grammar = service.chat_grammar(use, content, tail)
-    drafts = [
-        Submit(
-            service.engine.next_id(),
-            prompt,
-            limit,
-            replace(params, seed=params.seed + number),
-            logprobs=request.num_logprobs,
-            grammar=grammar,
-        )
-        for number in range(request.num_choices)
-    ]
-    choices = [Choice(service.answer_piece, request.stop or (), service.dialect.parser(use, tail)) for _ in drafts]
-    return Drafted(drafts, choices, content.param if content else "tools")
 
 
 class ChatCompletion(ChunkedAnswer[ChatRequest]):
@@ -56,8 +21,8 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
 
     @classmethod
     async def create(cls, service: ModelService, request: ChatRequest) -> Self:
-        """Raises ApiError 400 as `draft_chat`."""
-        return cls(service, request, f"chatcmpl-{uuid.uuid4().hex}", await draft_chat(service, request))
+        """Raises ApiError 400 for what the model cannot serve."""
+        return cls(service, request, f"chatcmpl-{uuid.uuid4().hex}", await service.prepare(as_spec(request)))
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return super()._object(kind, choices) | {"service_tier": "default"}

@@ -18,6 +18,7 @@ from api.protocols.fields import (
     TemplateVariables,
 )
 from api.protocols.formats import ResponseFormat
+from api.protocols.tools import ToolChoice, tool_use
 from api.text.dialects import Tool, ToolUse
 
 UNSERVED: Final[dict[str, tuple[object, ...]]] = {
@@ -84,15 +85,7 @@ class ChatRequest(GenerationRequest):
             raise ApiError(400, message, param="max_tokens")
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
-        names = [tool.function.name for tool in self.tools or ()]
-        if len(set(names)) < len(names):
-            raise ApiError(400, "Two of the tools have the same name.", param="tools", code="invalid_value")
-        if self.tool_choice not in (None, "none", "auto") and not names:
-            raise ApiError(400, "'tool_choice' is only allowed when 'tools' are given.", param="tool_choice")
-        for name in self._chosen_names():
-            if name not in names:
-                message = f"Tool {name!r} is not among the tools."
-                raise ApiError(400, message, param="tool_choice", code="invalid_value")
+        self.tool_use()
         return self
 
     @property
@@ -105,38 +98,20 @@ class ChatRequest(GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def all_tools(self) -> list[Tool]:
-        """What the prompt lists."""
-        functions = [tool.function for tool in self.tools or ()]
-        return [Tool(f.name, f.description, f.parameters or {}, bool(f.strict)) for f in functions]
+        return [tool.neutral() for tool in self.tools or ()]
 
     def tool_use(self) -> ToolUse | None:
-        """What of it the answer may or must call; None if nothing."""
-        choice, tools = self.tool_choice or "auto", self.all_tools()
-        if not tools or choice == "none":
-            return None
+        """Raises ApiError 400 for a choice that does not fit the tools."""
+        return tool_use(self.all_tools(), self._tool_choice())
+
+    def _tool_choice(self) -> ToolChoice:
         parallel = self.parallel_tool_calls is not False
-        match choice:
-            case NamedTool():
-                named = tuple(tool for tool in tools if tool.name == choice.function.name)
-                return ToolUse(named, "required", parallel=False)
-            case AllowedToolsChoice():
-                names = self._chosen_names()
-                allowed = tuple(tool for tool in tools if tool.name in names)
-                return ToolUse(allowed, choice.allowed_tools.mode, parallel)
-        return ToolUse(tuple(tools), choice, parallel)
-
-    def template_kwargs(self) -> dict[str, Any]:
-        """Variables for the model's template, which reads those that it knows."""
-        given = dict(self.chat_template_kwargs or {})
-        if self.reasoning_effort is not None:
-            given.setdefault("reasoning_effort", self.reasoning_effort)
-            given.setdefault("enable_thinking", self.reasoning_effort != "none")
-        return given
-
-    def _chosen_names(self) -> list[str]:
         match self.tool_choice:
             case NamedTool(function=function):
-                return [function.name]
+                return ToolChoice("required", [function.name], parallel=False)
             case AllowedToolsChoice(allowed_tools=allowed):
-                return [tool.function.name for tool in allowed.tools]
-        return []
+                return ToolChoice(allowed.mode, [tool.function.name for tool in allowed.tools], parallel)
+            case None:
+                return ToolChoice(parallel=parallel)
+            case mode:
+                return ToolChoice(mode, parallel=parallel)

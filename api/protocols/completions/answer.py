@@ -6,56 +6,27 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 
-from api.protocols.answer import Drafted
 from api.protocols.call import Call
-from api.protocols.choice import Choice, Delta
 from api.protocols.chunks import ChunkedAnswer
-from api.protocols.completions.request import CompletionRequest
+from api.protocols.completions.request import DEFAULT_MAX_TOKENS, CompletionRequest
 from api.protocols.logprobs import CompletionLogprobs
 from api.protocols.structured import constraint
+from api.serving.choice import Choice, Delta
 from api.serving.service import ModelService
+from api.serving.spec import GenerationSpec, Texts
 from api.text.dialects import Content
-from scheduler.messages import Submit, TokenLogprob
+from scheduler.messages import TokenLogprob
 
 
 class TextCompletion(ChunkedAnswer[CompletionRequest]):
     """The completions of one request's prompts."""
 
     kind = chunk_kind = "text_completion"
-    _echoes: list[str]
-    """The prompts' texts, one for each choice."""
 
     @classmethod
     async def create(cls, service: ModelService, request: CompletionRequest) -> Self:
-        """Raises ApiError 400 for what the model's vocabulary, its context or a grammar cannot hold."""
-        request = service.defaults.fill(request)
-        wish = constraint(request)
-        requested: int | None = max(request.requested_tokens, 1)
-        if request.max_tokens is None and service.defaults.token_limit is not None:
-            requested = None  # so that the model's own limit holds
-        prompts = await service.text_prompts(request.prompts(), request.suffix)
-        params = await service.sampling(request)
-        logprobs = request.logprobs
-        if logprobs is None and request.num_candidates > request.num_choices:
-            logprobs = 0  # to know the best
-        drafts = [
-            Submit(
-                service.engine.next_id(),
-                prompt.tokens,
-                service.token_limit(len(prompt.tokens), requested, "prompt"),
-                replace(params, seed=params.seed + number),
-                logprobs=logprobs,
-                score_prompt=request.scores_prompt,
-                grammar=wish.whole() if wish else "",
-            )
-            for prompt in prompts
-            for number in range(request.num_candidates)
-        ]
-        choices = [Choice(service.tokenizer.piece, request.stop or ()) for _ in drafts]
-        drafted = Drafted(drafts, choices, wish.param if wish else None)
-        completion = cls(service, request, f"cmpl-{uuid.uuid4().hex}", drafted, len(prompts))
-        completion._echoes = [prompt.text for prompt in prompts for _ in range(request.num_candidates)]
-        return completion
+        """Raises ApiError 400 for what the model cannot serve."""
+        return cls(service, request, f"cmpl-{uuid.uuid4().hex}", await service.prepare(_as_spec(request)))
 
     @cached_property
     def _forms(self) -> dict[int, CompletionLogprobs]:
@@ -113,11 +84,28 @@ class TextCompletion(ChunkedAnswer[CompletionRequest]):
         if form is None:
             form = self._forms[index] = CompletionLogprobs(self._service.tokenizer.spelled)
             if self._request.echo:
-                text = self._echoes[index] + text
-                tokens = [*self._drafts[index].tokens, *tokens]
+                prompt = self._prompts[index // self._per_prompt]
+                text = prompt.text + text
+                tokens = [*prompt.tokens, *tokens]
                 logprobs = [None, *self._choices[index].prompt_logprobs, *logprobs]
         told = form.push(tokens, logprobs) if self._request.logprobs is not None else None
         return [{"text": text, "logprobs": told, "finish_reason": finish_reason}]
+
+
+def _as_spec(request: CompletionRequest) -> GenerationSpec:
+    """Raises ApiError 400 for two wishes about what an answer must match."""
+    logprobs = request.logprobs
+    if logprobs is None and request.num_candidates > request.num_choices:
+        logprobs = 0  # to know the best
+    return replace(
+        request.generation(Texts(request.prompts(), request.suffix)),
+        num_choices=request.num_candidates,
+        max_tokens=None if request.max_tokens is None else max(request.max_tokens, 1),
+        default_max_tokens=DEFAULT_MAX_TOKENS,
+        constraint=constraint(request),
+        logprobs=logprobs,
+        score_prompt=request.scores_prompt,
+    )
 
 
 async def create(call: Call[CompletionRequest]) -> TextCompletion:

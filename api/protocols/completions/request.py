@@ -50,10 +50,6 @@ class CompletionRequest(GenerationRequest):
         return self.best_of or self.num_choices
 
     @property
-    def requested_tokens(self) -> int:
-        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-
-    @property
     def scores_prompt(self) -> bool:
         return bool(self.echo) and self.logprobs is not None
 

@@ -11,7 +11,7 @@ import trio
 from api.errors import ApiError
 from api.protocols.call import Call
 from api.protocols.embeddings.request import EmbeddingsRequest
-from api.serving.service import INLINE_CHARACTERS
+from api.serving.prompts import INLINE_CHARACTERS
 from api.text.tokenizer import Tokenizer
 
 INLINE_NUMBERS: Final = 20_000

@@ -2,20 +2,18 @@
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Final, Self
 
 import orjson
 from pydantic_core import from_json, to_json
 
 from api.errors import ApiError
-from api.protocols.answer import Answer, Drafted, event
+from api.protocols.answer import Answer, event
 from api.protocols.call import Call
-from api.protocols.chat.answer import draft_chat
-from api.protocols.choice import Delta
-from api.protocols.messages.conversation import as_chat
+from api.protocols.messages.conversation import as_conversation, as_spec
 from api.protocols.messages.request import CountTokensRequest, MessagesRequest
-from api.serving.service import ModelService
+from api.serving.choice import Delta
+from api.serving.service import ModelService, Prepared
 from api.text.dialects import CallArguments, CallBegin, Content, Event, Reasoning, merged
 
 PATH: Final = "/v1/messages"
@@ -60,7 +58,7 @@ async def create(call: Call[MessagesRequest]) -> "MessageAnswer":
 async def count_tokens(call: Call[CountTokensRequest]) -> dict[str, Any]:
     """Raises ApiError 400 for what the model's template cannot hold."""
     service = await call.server.fleet.service(call.request.model)
-    return {"input_tokens": len(await service.chat_prompt(*as_chat(call.request)))}
+    return {"input_tokens": len(await service.prompts.chat(as_conversation(call.request)))}
 
 
 class MessageAnswer(Answer):
@@ -68,14 +66,11 @@ class MessageAnswer(Answer):
 
     @classmethod
     async def create(cls, service: ModelService, request: MessagesRequest, request_id: str) -> Self:
-        """Raises ApiError 400 as `draft_chat`."""
-        drafted = await draft_chat(service, *as_chat(request), max_tokens=max(request.max_tokens, 1))
-        schema_param = "output_format" if request.output_format else "output_config.format"
-        param = "tools" if request.schema_to_match is None else schema_param
-        return cls(service, request, request_id, replace(drafted, grammar_param=param))
+        """Raises ApiError 400 for what the model cannot serve."""
+        return cls(service, request, request_id, await service.prepare(as_spec(request)))
 
-    def __init__(self, service: ModelService, request: MessagesRequest, request_id: str, drafted: Drafted) -> None:
-        super().__init__(service, drafted)
+    def __init__(self, service: ModelService, request: MessagesRequest, request_id: str, prepared: Prepared) -> None:
+        super().__init__(service, prepared)
         self._request = request
         self._request_id = request_id
         self._id = f"msg_{uuid.uuid4().hex}"
@@ -159,12 +154,12 @@ class MessageAnswer(Answer):
 
     def _stop(self) -> dict[str, Any]:
         """Why the answer ended. A call that a stop sequence cut is not to be made, so that goes before `tool_use`."""
-        [choice], [draft] = self._choices, self._drafts
+        [choice], [submit] = self._choices, self._submits
         if not self._request.max_tokens:
             return {"stop_reason": "max_tokens", "stop_sequence": None}
         if choice.stop is not None:
             return {"stop_reason": "stop_sequence", "stop_sequence": choice.stop}
-        is_limit = draft.max_tokens == self._request.max_tokens
+        is_limit = submit.max_tokens == self._request.max_tokens
         reasons = {
             "length": "max_tokens" if is_limit else "model_context_window_exceeded",
             "tool_calls": "tool_use",
@@ -172,10 +167,10 @@ class MessageAnswer(Answer):
         return {"stop_reason": reasons.get(choice.finish_reason or "", "end_turn"), "stop_sequence": None}
 
     def _usage(self) -> dict[str, Any]:
-        [choice], [draft] = self._choices, self._drafts
+        [choice], [submit] = self._choices, self._submits
         is_wanted = self._request.max_tokens > 0
         return {
-            "input_tokens": len(draft.tokens) - choice.cached_tokens,
+            "input_tokens": len(submit.tokens) - choice.cached_tokens,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": choice.cached_tokens,
             "output_tokens": choice.num_tokens if is_wanted else 0,

@@ -1,34 +1,49 @@
-"""Anthropic's messages as chats: what becomes of each turn, and of what is asked for beside them."""
+"""Anthropic's messages in neutral form."""
 
 import json
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 from api.errors import ApiError
-from api.protocols.chat.request import ChatRequest, FunctionReference, NamedTool
-from api.protocols.conversation import CalledFunction, FunctionDefinition, Message, ToolCall, ToolDefinition
-from api.protocols.formats import JsonSchemaFormat
 from api.protocols.messages.request import (
     AssistantBlock,
     CountTokensRequest,
-    CustomTool,
     MessagesRequest,
     TextBlock,
     ThinkingBlock,
-    ToolChoice,
     ToolResultBlock,
     ToolUseBlock,
     UserBlock,
 )
+from api.protocols.structured import schema_constraint
+from api.protocols.tools import ToolChoice, tool_use
+from api.serving.spec import Conversation, GenerationSpec, Message, ToolCall
+from api.text.dialects import Tool, ToolUse
 
 Block = TextBlock | UserBlock | AssistantBlock
 
 
-def as_chat(request: CountTokensRequest) -> tuple[ChatRequest, str]:
-    """The chat, and the beginning of its answer: a last message of the assistant's, which the answer goes on from.
+def as_spec(request: MessagesRequest) -> GenerationSpec:
+    """Raises ApiError 400 for a last message that cannot begin an answer, and for wishes that exclude each other."""
+    sampling = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
+    schema_param = "output_format" if request.output_format else "output_config.format"
+    schema = request.schema_to_match
+    return GenerationSpec(
+        as_conversation(request),
+        max_tokens=max(request.max_tokens, 1),
+        may_shorten=True,
+        sampling={name: value for name, value in sampling.items() if value is not None},
+        stop=request.stop_sequences,
+        constraint=None if schema is None else schema_constraint(schema_param, schema),
+        tool_use=_tool_use(request),
+    )
 
-    Raises ApiError 400 for a last message that cannot be one, and for wishes that exclude each other.
+
+def as_conversation(request: CountTokensRequest) -> Conversation:
+    """A last message of the assistant's is the beginning of the answer.
+
+    Raises ApiError 400 for one that cannot be, and for wishes that exclude each other.
     """
     turns = [
         (role, [block for turn in turns for block in turn.content])
@@ -38,30 +53,14 @@ def as_chat(request: CountTokensRequest) -> tuple[ChatRequest, str]:
     if turns[-1][0] == "assistant":
         prefill = _prefill(request, turns.pop()[1])
     rules = _text(request.system or ())
-    messages = [Message(role="system", content=rules)] if rules else []
+    messages = [Message("system", rules)] if rules else []
     for role, blocks in turns:
         messages += _messages(role, blocks)
     if not messages:
         raise ApiError(400, "'messages' needs one that is not the assistant's.", param="messages", code="invalid_value")
-    fields: dict[str, Any] = {
-        "model": request.model,
-        "messages": messages,
-        "tools": [_tool(tool) for tool in request.tools or ()],
-        "chat_template_kwargs": _template_variables(request),
-    }
-    if (choice := request.tool_choice) is not None:
-        fields |= {"tool_choice": _tool_choice(choice), "parallel_tool_calls": not choice.disable_parallel_tool_use}
-    if (schema := request.schema_to_match) is not None:
-        wrapped = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-        fields["response_format"] = JsonSchemaFormat.model_validate(wrapped)
-    if isinstance(request, MessagesRequest):
-        fields |= {
-            "stop": request.stop_sequences,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "top_k": request.top_k,
-        }
-    return ChatRequest(**fields), prefill
+    _tool_use(request)
+    is_without = request.tool_choice is not None and request.tool_choice.type == "none"
+    return Conversation(messages, () if is_without else _tools(request), _template_variables(request), prefill)
 
 
 def _prefill(request: CountTokensRequest, blocks: Sequence[Block]) -> str:
@@ -78,20 +77,19 @@ def _prefill(request: CountTokensRequest, blocks: Sequence[Block]) -> str:
     return prefill
 
 
-def _messages(role: Literal["system", "user", "assistant"], blocks: Sequence[Block]) -> list[Message]:
+def _messages(role: str, blocks: Sequence[Block]) -> list[Message]:
     """Of one turn: results of tools are messages of their own, before what the user says to them."""
     if role == "assistant":
         thoughts = "\n".join(block.thinking for block in blocks if isinstance(block, ThinkingBlock))
         calls = [_call(block) for block in blocks if isinstance(block, ToolUseBlock)]
-        said = Message(role=role, content=_text(blocks), tool_calls=calls or None, reasoning_content=thoughts or None)
-        return [said]
+        return [Message(role, _text(blocks), calls, thoughts or None)]
     results = [
-        Message(role="tool", tool_call_id=block.tool_use_id, content=_result(block))
+        Message("tool", _result(block), tool_call_id=block.tool_use_id)
         for block in blocks
         if isinstance(block, ToolResultBlock)
     ]
     says_more = not results or any(isinstance(block, TextBlock) for block in blocks)
-    return [*results, Message(role=role, content=_text(blocks))] if says_more else results
+    return [*results, Message(role, _text(blocks))] if says_more else results
 
 
 def _result(block: ToolResultBlock) -> str:
@@ -107,20 +105,26 @@ def _text(blocks: Sequence[Block]) -> str:
 
 def _call(block: ToolUseBlock) -> ToolCall:
     arguments = json.dumps(block.input, ensure_ascii=False)  # laid out as answers are, so that it is found in memory
-    return ToolCall(id=block.id, function=CalledFunction(name=block.name, arguments=arguments))
+    return ToolCall(block.id, block.name, arguments)
 
 
-def _tool(tool: CustomTool) -> ToolDefinition:
-    function = FunctionDefinition(
-        name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict
-    )
-    return ToolDefinition(type="function", function=function)
+def _tools(request: CountTokensRequest) -> list[Tool]:
+    return [Tool(tool.name, tool.description, tool.input_schema, bool(tool.strict)) for tool in request.tools or ()]
 
 
-def _tool_choice(choice: ToolChoice) -> str | NamedTool:
+def _tool_use(request: CountTokensRequest) -> ToolUse | None:
+    """Raises ApiError 400 for a choice that does not fit the tools."""
+    choice = request.tool_choice
+    if choice is None:
+        return tool_use(_tools(request), ToolChoice())
     if choice.name is not None:
-        return NamedTool(type="function", function=FunctionReference(name=choice.name))
-    return "required" if choice.type == "any" else choice.type
+        return tool_use(_tools(request), ToolChoice("required", [choice.name], parallel=False))
+    parallel = not choice.disable_parallel_tool_use
+    match choice.type:
+        case "any" | "tool":
+            return tool_use(_tools(request), ToolChoice("required", parallel=parallel))
+        case mode:
+            return tool_use(_tools(request), ToolChoice(mode, parallel=parallel))
 
 
 def _template_variables(request: CountTokensRequest) -> dict[str, Any]:

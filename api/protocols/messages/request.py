@@ -5,8 +5,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from api.errors import ApiError
-from api.protocols.fields import MAX_STOPS, MAX_TOOLS, FunctionName, No, Share, Stop, Strict, Unserved
+from api.protocols.fields import MAX_TOOLS, FunctionName, No, Strict, Unserved
 from api.protocols.kinds import check_type, tag
+from api.ranges import MAX_STOPS, Share, Stop
 
 UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "billing_policy": (),

@@ -2,31 +2,24 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
 import orjson
 
 from api.errors import ApiError
-from api.models.defaults import ModelDefaults
-from api.protocols.answer import Answer, Drafted, event
+from api.protocols.answer import Answer, event
 from api.protocols.call import Call
-from api.protocols.chat.answer import draft_chat
-from api.protocols.chat.request import ChatRequest
-from api.protocols.choice import Delta
 from api.protocols.logprobs import chat_logprobs
-from api.protocols.responses.conversation import as_messages
+from api.protocols.responses.conversation import as_conversation, as_spec
 from api.protocols.responses.items import Item, ItemReference, new_id, new_item_id
 from api.protocols.responses.output_items import Event, OutputItems
 from api.protocols.responses.request import InputTokensRequest, ResponseRequest
 from api.protocols.store import KeptItem, KeptResponse, KeptResponses, items_of
-from api.serving.service import ModelService
+from api.serving.choice import Delta
+from api.serving.service import ModelService, Prepared
 from scheduler.messages import Output
 
-FORMAT: Final = "text.format"
-PARAMS: Final = {"messages": "input", "response_format": FORMAT}
-"""What a chat's fields are called here."""
 EndStatus = Literal["completed", "incomplete"]
 
 
@@ -38,11 +31,11 @@ class ModelResponse(Answer):
         service: ModelService,
         request: ResponseRequest,
         conversation: tuple[KeptItem, ...],
-        drafted: Drafted,
+        prepared: Prepared,
         kept: KeptResponses,
     ) -> None:
         """Raises ApiError 503 without an engine."""
-        super().__init__(service, drafted)
+        super().__init__(service, prepared)
         self._request = request
         self._conversation = conversation
         self._kept = kept
@@ -53,10 +46,13 @@ class ModelResponse(Answer):
 
     @classmethod
     async def create(cls, service: ModelService, request: ResponseRequest, kept: KeptResponses) -> Self:
-        """Raises ApiError 400 as `draft_chat` and for a response that is not kept, 404 for an item that is not."""
+        """Raises ApiError 400 for what the model cannot serve, 400 and 404 for what is not kept."""
         conversation = _conversation(request, kept)
-        request = _filled(request, service.defaults)
-        return cls(service, request, conversation, await _drafted(service, request, items_of(conversation)), kept)
+        items = items_of(conversation)
+        if request.truncation == "auto":
+            room = request.max_output_tokens or service.defaults.token_limit or 1
+            items = await _fitting(service, request, items, room)
+        return cls(service, request, conversation, await service.prepare(as_spec(request, items)), kept)
 
     def _steps(self, output: Output) -> Sequence[Output]:
         """Token by token, where the probabilities of those of the text are wanted."""
@@ -129,6 +125,7 @@ class ModelResponse(Answer):
         return response
 
     def _object(self, status: str) -> dict[str, Any]:
+        params = self._submits[0].params
         return {
             "id": self._id,
             "object": "response",
@@ -139,30 +136,22 @@ class ModelResponse(Answer):
             "incomplete_details": None,
             "output": self._output.items,
             "usage": None,
-        } | self._request.echo()
+        } | self._request.echo(params, self._request.max_output_tokens or self._service.defaults.token_limit)
 
     def _usage(self) -> dict[str, Any]:
-        [choice], [draft] = self._choices, self._drafts
+        [choice], [submit] = self._choices, self._submits
         return {
-            "input_tokens": len(draft.tokens),
+            "input_tokens": len(submit.tokens),
             "input_tokens_details": {"cached_tokens": choice.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": choice.num_tokens,
             "output_tokens_details": {"reasoning_tokens": choice.num_reasoning_tokens},
-            "total_tokens": len(draft.tokens) + choice.num_tokens,
+            "total_tokens": len(submit.tokens) + choice.num_tokens,
         }
 
 
 async def create(call: Call[ResponseRequest]) -> ModelResponse:
     service = await call.server.fleet.accepting(call.request.model)
     return await ModelResponse.create(service, call.request, call.server.responses)
-
-
-def _filled(request: ResponseRequest, defaults: ModelDefaults) -> ResponseRequest:
-    """With the model's own defaults where it says nothing, so that the response tells what was done."""
-    filled = defaults.fill(request)
-    if filled.max_output_tokens is None:
-        return filled.model_copy(update={"max_output_tokens": defaults.token_limit})
-    return filled
 
 
 def _conversation(request: InputTokensRequest, kept: KeptResponses) -> tuple[KeptItem, ...]:
@@ -204,31 +193,10 @@ async def count_input(call: Call[InputTokensRequest]) -> dict[str, Any]:
     request = call.request
     service = await call.server.fleet.service(request.model)
     items = items_of(_conversation(request, call.server.responses))
-    with _in_our_words():
-        if request.truncation == "auto":
-            items = await _fitting(service, request, items, room=1)
-        tokens = await service.chat_prompt(_as_chat(request, items))
+    if request.truncation == "auto":
+        items = await _fitting(service, request, items, room=1)
+    tokens = await service.prompts.chat(as_conversation(request, items))
     return {"object": "response.input_tokens", "input_tokens": len(tokens)}
-
-
-async def _drafted(service: ModelService, request: ResponseRequest, items: list[Item]) -> Drafted:
-    """Raises ApiError 400 as `draft_chat`."""
-    with _in_our_words():
-        if request.truncation == "auto":
-            items = await _fitting(service, request, items, room=request.max_output_tokens or 1)
-        drafted = await draft_chat(service, _as_chat(request, items), max_tokens=request.max_output_tokens)
-    return replace(drafted, grammar_param=PARAMS.get(drafted.grammar_param or "", drafted.grammar_param))
-
-
-@contextmanager
-def _in_our_words() -> Iterator[None]:
-    """What errors say of a chat."""
-    try:
-        yield
-    except ApiError as error:
-        error.message = error.message.replace("'response_format'", repr(FORMAT))
-        error.param = PARAMS.get(error.param or "", error.param)
-        raise
 
 
 async def _fitting(service: ModelService, request: InputTokensRequest, items: list[Item], room: int) -> list[Item]:
@@ -242,7 +210,7 @@ async def _fitting(service: ModelService, request: InputTokensRequest, items: li
     starts = [0, *(index for index, item in enumerate(items) if index and item.get("role") == "user")]
 
     async def fits(start: int) -> bool:
-        return len(await service.chat_prompt(_as_chat(request, items[start:]))) <= longest
+        return len(await service.prompts.chat(as_conversation(request, items[start:]))) <= longest
 
     if len(starts) == 1 or await fits(0):
         return items
@@ -254,12 +222,3 @@ async def _fitting(service: ModelService, request: InputTokensRequest, items: li
         else:
             low = middle + 1
     return items[starts[low] :]
-
-
-def _as_chat(request: InputTokensRequest, items: list[Item]) -> ChatRequest:
-    """Raises ApiError 400 for fields that do not agree with each other, or where there is nothing to respond to."""
-    messages = as_messages(items)
-    if not messages:
-        message = "One of 'input' and 'previous_response_id' must say something to respond to."
-        raise ApiError(400, message, param="input", code="missing_required_parameter")
-    return request.as_chat(messages)

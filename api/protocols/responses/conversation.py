@@ -1,11 +1,69 @@
-"""Items of the Responses API as the messages of a chat."""
+"""Items of the Responses API, and what is asked of them, in neutral form."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import groupby
+from typing import Final
 
-from api.protocols.conversation import CalledFunction, Message, ToolCall
+from pydantic import BaseModel
+
+from api.errors import ApiError
+from api.protocols.fields import template_variables
 from api.protocols.responses.items import Item
+from api.protocols.responses.request import FlatJsonSchema, InputTokensRequest, ResponseRequest
 from api.protocols.responses.tools import full_name
+from api.protocols.structured import constraint, format_constraint, schema_constraint
+from api.protocols.tools import ToolChoice, tool_use
+from api.serving.spec import Constraint, Conversation, GenerationSpec, Message, ToolCall
+from api.text.dialects import Tool, ToolUse
+
+FORMAT: Final = "text.format"
+
+
+def as_spec(request: ResponseRequest, items: Iterable[Item]) -> GenerationSpec:
+    """Raises ApiError 400 for fields that do not agree with each other, or where there is nothing to respond to."""
+    conversation = as_conversation(request, items)
+    return replace(
+        request.generation(conversation),
+        max_tokens=request.max_output_tokens,
+        may_shorten=True,
+        constraint=constraint(request, _format(request)),
+        tool_use=_tool_use(request),
+        logprobs=(request.top_logprobs or 0) if request.wants_logprobs else None,
+    )
+
+
+def as_conversation(request: InputTokensRequest, items: Iterable[Item]) -> Conversation:
+    """Raises ApiError 400 for tools that do not agree with each other, or where there is nothing to respond to."""
+    messages = as_messages(items)
+    if not messages:
+        message = "One of 'input' and 'previous_response_id' must say something to respond to."
+        raise ApiError(400, message, param="input", code="missing_required_parameter")
+    _tool_use(request)
+    instructions = [] if request.instructions is None else [Message("system", request.instructions)]
+    listed = () if request.tool_choice == "none" else _tools(request)
+    effort = request.reasoning.effort if request.reasoning else None
+    variables = template_variables(request.chat_template_kwargs, effort)
+    return Conversation([*instructions, *messages], listed, variables, param="input")
+
+
+def _format(request: InputTokensRequest) -> Constraint | None:
+    wanted = request.text.format if request.text else None
+    if isinstance(wanted, FlatJsonSchema):
+        return schema_constraint(FORMAT, wanted.schema_)
+    return format_constraint(FORMAT, wanted)
+
+
+def _tools(request: InputTokensRequest) -> list[Tool]:
+    return [function for tool in request.tools or () for function in tool.neutral()]
+
+
+def _tool_use(request: InputTokensRequest) -> ToolUse | None:
+    """Raises ApiError 400 for a choice that does not fit the tools."""
+    parallel, choice = request.parallel_tool_calls is not False, request.tool_choice
+    if isinstance(choice, BaseModel):
+        return tool_use(_tools(request), choice.neutral(parallel=parallel))
+    return tool_use(_tools(request), ToolChoice(choice or "auto", parallel=parallel))
 
 
 def as_messages(items: Iterable[Item]) -> list[Message]:
@@ -34,8 +92,7 @@ def _answer(turn: Iterable[Item]) -> list[Message]:
             case "reasoning":
                 thoughts.append(_text(item["content"] or item["summary"]))
             case "function_call":
-                function = CalledFunction(name=_name(item), arguments=item["arguments"])
-                calls.append(ToolCall(id=item["call_id"], function=function))
+                calls.append(ToolCall(item["call_id"], _name(item), item["arguments"]))
             case "message":
                 if said and not follows_call:  # words around a call were one text
                     said.append("\n")
@@ -44,8 +101,7 @@ def _answer(turn: Iterable[Item]) -> list[Message]:
     thought = "\n".join(filter(None, thoughts))
     if not thought and not said and not calls:
         return []
-    content = "".join(said) if said else None
-    return [Message(role="assistant", content=content, tool_calls=calls or None, reasoning_content=thought or None)]
+    return [Message("assistant", "".join(said), calls, thought or None)]
 
 
 def _message(item: Item) -> Message:
@@ -53,8 +109,8 @@ def _message(item: Item) -> Message:
         output = item["output"]
         content = output if isinstance(output, str) else _text(output)
         name = _name(item) if "name" in item else None
-        return Message(role="tool", content=content, tool_call_id=item["call_id"], name=name)
-    return Message(role=item["role"], content=_text(item["content"]))
+        return Message("tool", content, tool_call_id=item["call_id"], name=name)
+    return Message(item["role"], _text(item["content"]))
 
 
 def _name(item: Item) -> str:

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 import orjson
 
-from api.protocols.choice import Delta
 from api.protocols.responses.items import Item, called, new_id
+from api.serving.choice import Delta
 from api.text.dialects import CallArguments, CallBegin, Content, Reasoning
 
 Event = dict[str, Any]

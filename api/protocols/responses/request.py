@@ -1,13 +1,10 @@
 """The Responses API: what is asked for."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from api.errors import ApiError
-from api.protocols.chat.request import ChatRequest
-from api.protocols.conversation import Message
 from api.protocols.fields import (
     MAX_TOP_LOGPROBS,
     CacheRetention,
@@ -20,10 +17,11 @@ from api.protocols.fields import (
     TemplateVariables,
     Unserved,
 )
-from api.protocols.formats import JsonObjectFormat, JsonSchema, JsonSchemaFormat, ResponseFormat, TextFormat
+from api.protocols.formats import JsonObjectFormat, TextFormat
 from api.protocols.kinds import check_type, tag
 from api.protocols.responses.items import Input, called
 from api.protocols.responses.tools import Namespace, ToolChoice, Tools, full_name
+from scheduler.messages import SamplingParams
 
 UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "access_programs": ({"cyber": "standard"},),
@@ -119,31 +117,6 @@ class InputTokensRequest(Strict):
     truncation: Literal["auto", "disabled"] | None = None
     chat_template_kwargs: TemplateVariables | None = None
 
-    def as_chat(self, messages: Sequence[Message]) -> ChatRequest:
-        """The chat completion that answers these messages, behind the instructions, however long its answer.
-
-        Raises ApiError 400 for fields that do not agree with each other.
-        """
-        instructions = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
-        choice = self.tool_choice
-        return ChatRequest(
-            model=self.model or "",
-            messages=[*instructions, *messages],
-            response_format=self._response_format(),
-            tools=[definition for tool in self.tools or () for definition in tool.for_chat()] or None,
-            tool_choice=choice.for_chat() if isinstance(choice, BaseModel) else choice,
-            parallel_tool_calls=self.parallel_tool_calls,
-            reasoning_effort=self.reasoning.effort if self.reasoning else None,
-            chat_template_kwargs=self.chat_template_kwargs,
-        )
-
-    def _response_format(self) -> ResponseFormat | None:
-        wanted = self.text.format if self.text else None
-        if not isinstance(wanted, FlatJsonSchema):
-            return wanted
-        schema = JsonSchema.model_validate(wanted.model_dump(by_alias=True, exclude={"type"}))
-        return JsonSchemaFormat(type="json_schema", json_schema=schema)
-
 
 class ResponseRequest(InputTokensRequest, GenerationRequest):
     """A response to a conversation. Sampling extensions are those of chat completions."""
@@ -184,11 +157,6 @@ class ResponseRequest(InputTokensRequest, GenerationRequest):
     def is_kept(self) -> bool:
         return self.store is not False
 
-    def as_chat(self, messages: Sequence[Message]) -> ChatRequest:
-        common = {name: getattr(self, name) for name in GenerationRequest.model_fields}
-        common |= {"logprobs": self.wants_logprobs, "top_logprobs": self.top_logprobs}
-        return super().as_chat(messages).model_copy(update=common)
-
     def names_of_calls(self) -> dict[str, dict[str, str]]:
         """How items name the functions in namespaces, by what the model knows them by."""
         return {
@@ -198,17 +166,17 @@ class ResponseRequest(InputTokensRequest, GenerationRequest):
             for tool in each.tools
         }
 
-    def echo(self) -> dict[str, Any]:
-        """The fields that a response repeats, with what they mean where they were not given."""
+    def echo(self, params: SamplingParams, max_output_tokens: int | None) -> dict[str, Any]:
+        """The fields that a response repeats: those that were not given with what was done instead."""
         reasoning, text, choice = self.reasoning, self.text, self.tool_choice
         return {
             "model": self.model,
             "instructions": self.instructions,
             "previous_response_id": self.previous_response_id,
-            "max_output_tokens": self.max_output_tokens,
+            "max_output_tokens": max_output_tokens,
             "max_tool_calls": self.max_tool_calls,
-            "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
             "top_logprobs": self.top_logprobs or 0,
             "text": {"format": _dumped_format(text.format if text else None), "verbosity": "medium"},
             "reasoning": {"effort": reasoning.effort if reasoning else None, "summary": None},

@@ -1,13 +1,14 @@
 """The tools of the Responses API, and which of them to call."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from api.protocols.chat.request import AllowedTools, AllowedToolsChoice, FunctionReference, NamedTool
-from api.protocols.conversation import FunctionDefinition, ToolDefinition
 from api.protocols.fields import MAX_TOOLS, FunctionName, No, Strict
 from api.protocols.kinds import check_type, tag, type_of
+from api.protocols.tools import ToolChoice as NeutralChoice
+from api.text import dialects as spec
 
 MAX_NAME: Final = 128
 ACCESS: Final = "external_web_access"
@@ -35,14 +36,11 @@ class FunctionTool(Strict):
     defer_loading: No = None
     async_: Annotated[No, Field(alias="async")] = None
 
-    def for_chat(self) -> list[ToolDefinition]:
-        return [self.definition(self.name)]
+    def neutral(self) -> list[spec.Tool]:
+        return [self.named(self.name)]
 
-    def definition(self, name: str) -> ToolDefinition:
-        function = FunctionDefinition(
-            name=name, description=self.description, parameters=self.parameters, strict=self.strict
-        )
-        return ToolDefinition(type="function", function=function)
+    def named(self, name: str) -> spec.Tool:
+        return spec.Tool(name, self.description, self.parameters or {}, bool(self.strict))
 
     def echo(self) -> dict[str, Any]:
         """As a response repeats it."""
@@ -67,12 +65,12 @@ class Namespace(Strict):
             check_full_name(self.name, tool.name)
         return self
 
-    def for_chat(self) -> list[ToolDefinition]:
-        told = [tool.definition(full_name(self.name, tool.name)) for tool in self.tools]
-        if told and self.description:
-            first = told[0].function
-            first.description = "\n\n".join(filter(None, [self.description, first.description]))
-        return told
+    def neutral(self) -> list[spec.Tool]:
+        tools = [tool.named(full_name(self.name, tool.name)) for tool in self.tools]
+        if tools and self.description:
+            description = "\n\n".join(filter(None, [self.description, tools[0].description]))
+            tools[0] = replace(tools[0], description=description)
+        return tools
 
     def echo(self) -> dict[str, Any]:
         tools = [tool.echo() for tool in self.tools]
@@ -89,7 +87,7 @@ class WebSearch(Strict):
     search_context_size: Literal["low", "medium", "high"] | None = None
     search_content_types: list[str] | None = None
 
-    def for_chat(self) -> list[ToolDefinition]:
+    def neutral(self) -> list[spec.Tool]:
         return []
 
     def echo(self) -> dict[str, Any]:
@@ -112,7 +110,7 @@ Tool = Annotated[
 
 
 def _bounded(tools: list[Tool]) -> list[Tool]:
-    if sum(len(tool.for_chat()) for tool in tools) > MAX_TOOLS:
+    if sum(len(tool.neutral()) for tool in tools) > MAX_TOOLS:
         raise ValueError(f"there may be {MAX_TOOLS} functions at most")
     return tools
 
@@ -126,8 +124,8 @@ class NamedFunction(Strict):
     type: Literal["function"]
     name: FunctionName
 
-    def for_chat(self) -> NamedTool:
-        return NamedTool(type="function", function=FunctionReference(name=self.name))
+    def neutral(self, *, parallel: bool) -> NeutralChoice:  # noqa: ARG002 - there is one
+        return NeutralChoice("required", [self.name], parallel=False)
 
 
 class AllowedFunctions(Strict):
@@ -135,9 +133,8 @@ class AllowedFunctions(Strict):
     mode: Literal["auto", "required"]
     tools: Annotated[list[Annotated[NamedFunction, BeforeValidator(_function)]], Field(min_length=1)]
 
-    def for_chat(self) -> AllowedToolsChoice:
-        allowed = AllowedTools(mode=self.mode, tools=[tool.for_chat() for tool in self.tools])
-        return AllowedToolsChoice(type="allowed_tools", allowed_tools=allowed)
+    def neutral(self, *, parallel: bool) -> NeutralChoice:
+        return NeutralChoice(self.mode, [tool.name for tool in self.tools], parallel)
 
 
 def _choice(value: object) -> object:

@@ -6,7 +6,7 @@ import trio
 
 from api.errors import ApiError
 from api.protocols.call import Call
-from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
+from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest, as_conversation
 from api.serving.service import ModelService
 
 
@@ -14,10 +14,8 @@ async def tokenize(call: Call[TokenizeRequest]) -> dict[str, Any]:
     request = call.request
     service = await call.server.fleet.service(request.model)
     if request.messages is not None:
-        conversation = ApplyTemplateRequest(
-            messages=request.messages, tools=request.tools, chat_template_kwargs=request.chat_template_kwargs
-        )
-        tokens = await service.chat_prompt(conversation.as_chat())
+        conversation = as_conversation(request.messages, request.tools, request.chat_template_kwargs)
+        tokens = await service.prompts.chat(conversation)
     else:
         tokens = await trio.to_thread.run_sync(_encode, service, request)
     spelled = [service.tokenizer.spelled(token).decode(errors="replace") for token in tokens]
@@ -47,7 +45,7 @@ async def detokenize(call: Call[DetokenizeRequest]) -> dict[str, Any]:
 async def apply_template(call: Call[ApplyTemplateRequest]) -> dict[str, Any]:
     """The prompt as text, control tokens spelled."""
     service = await call.server.fleet.service(call.request.model)
-    return {"prompt": service.tokenizer.text(await service.chat_prompt(call.request.as_chat()))}
+    return {"prompt": service.tokenizer.text(await service.prompts.chat(call.request.conversation()))}
 
 
 def _encode(service: ModelService, request: TokenizeRequest) -> list[int]:

@@ -1,13 +1,24 @@
 """Text to tokens and back, and conversations to prompts: fields by llama-server's and vLLM's names."""
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from api.errors import ApiError
-from api.protocols.chat.request import ChatRequest
 from api.protocols.conversation import Message, ToolDefinition
 from api.protocols.fields import Strict, TemplateVariables, Token
+from api.protocols.tools import ToolChoice, tool_use
+from api.serving.spec import Conversation
+
+
+def as_conversation(
+    messages: Sequence[Message], tools: Sequence[ToolDefinition] | None, variables: Mapping[str, Any] | None
+) -> Conversation:
+    """Raises ApiError 400 for two tools of one name."""
+    listed = [tool.neutral() for tool in tools or ()]
+    tool_use(listed, ToolChoice())
+    return Conversation([message.neutral() for message in messages], listed, variables or {})
 
 
 class ApplyTemplateRequest(Strict):
@@ -16,13 +27,9 @@ class ApplyTemplateRequest(Strict):
     tools: list[ToolDefinition] | None = None
     chat_template_kwargs: TemplateVariables | None = None
 
-    def as_chat(self) -> ChatRequest:
-        return ChatRequest(
-            model=self.model or "",
-            messages=self.messages,
-            tools=self.tools,
-            chat_template_kwargs=self.chat_template_kwargs,
-        )
+    def conversation(self) -> Conversation:
+        """Raises ApiError 400 for two tools of one name."""
+        return as_conversation(self.messages, self.tools, self.chat_template_kwargs)
 
 
 class TokenizeRequest(Strict):

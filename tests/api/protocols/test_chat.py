@@ -18,8 +18,10 @@ from api.engine.generation import UNREAD_LIMIT
 from api.flags import ModelOptions
 from api.http.app import MAX_BODY_BYTES
 from api.protocols.answer import PING_SECONDS
+from api.protocols.chat.conversation import as_conversation
 from api.protocols.chat.request import UNSERVED, ChatRequest
-from api.protocols.fields import MAX_CHOICES, MAX_STOPS, MAX_TOOLS
+from api.protocols.fields import MAX_CHOICES, MAX_TOOLS
+from api.ranges import MAX_STOPS
 from api.text.tokenizer import Tokenizer
 from scheduler.config import EngineConfig
 from scheduler.messages import Output, Report, SamplingParams, Submit
@@ -61,7 +63,9 @@ async def assert_error(
 
 
 async def prompt_of(server: Server, messages: list[dict[str, str]]) -> list[int]:
-    return await server.service.chat_prompt(ChatRequest.model_validate({"model": MODEL, "messages": messages}))
+    return await server.service.prompts.chat(
+        as_conversation(ChatRequest.model_validate({"model": MODEL, "messages": messages}))
+    )
 
 
 def all_fields(kind: type[BaseModel], value: BaseModel, path: str = "") -> None:
@@ -971,7 +975,7 @@ async def test_a_template_that_refuses_is_a_400(server: Server, monkeypatch: pyt
     from api.text.template import ChatTemplate
 
     template = ChatTemplate("{{ raise_exception('roles must alternate') }}", server.tokenizer)
-    monkeypatch.setattr(server.service, "_template", template)
+    monkeypatch.setattr(server.service.prompts, "_template", template)
     await assert_error(await server.post(chat()), 400, "invalid_messages", "messages", "roles must alternate")
     await assert_error(await server.post(chat("long " * 5000)), 400, "invalid_messages", "messages")
 
@@ -1145,7 +1149,7 @@ async def test_a_long_prompt_is_read_in_a_thread_and_means_the_same(
 ) -> None:
     messages = [{"role": "user", "content": "One two three. " * 30}]
     inline = await prompt_of(server, messages)
-    monkeypatch.setattr("api.serving.service.INLINE_CHARACTERS", 10)
+    monkeypatch.setattr("api.serving.prompts.INLINE_CHARACTERS", 10)
     assert await prompt_of(server, messages) == inline
 
 

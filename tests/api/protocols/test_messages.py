@@ -23,10 +23,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from api.http.app import MAX_BODY_BYTES
 from api.models.defaults import ModelDefaults
 from api.protocols.answer import PING_SECONDS
-from api.protocols.fields import MAX_STOPS
 from api.protocols.messages import request as schemas
 from api.protocols.messages.answer import _input
 from api.protocols.messages.types import MessageAnswer, MessageError, MessageEvent
+from api.ranges import MAX_STOPS
 from api.text.dialects import Hermes
 from api.text.template import ChatTemplate
 from api.text.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ def server(tokenizer: Tokenizer) -> Server:
 @pytest.fixture
 def thinker(server: Server) -> Server:
     """Its model may think before it answers."""
-    server.service.dialect = Hermes("<think></think>")
+    server.service.prompts.dialect = Hermes("<think></think>")
     return server
 
 
@@ -670,7 +670,7 @@ async def test_defaults_are_anthropics(server: Server) -> None:
 )
 async def test_the_template_hears_whether_to_think_and_how_much(server: Server, fields: Body, variables: str) -> None:
     template = "{{ enable_thinking }}{{ reasoning_effort }}"
-    server.service._template = ChatTemplate(template, server.tokenizer)
+    server.service.prompts._template = ChatTemplate(template, server.tokenizer)
     server.answers()
     await answer(server, **fields)
     assert server.tokenizer.text(server.engine.submitted[0].tokens) == variables
@@ -715,7 +715,7 @@ def test_control_tokens_in_the_beginning_of_an_answer_stay_text(tokenizer: Token
 
 
 async def test_no_answer_can_be_begun_for_a_model_that_begins_with_a_thought(thinker: Server) -> None:
-    thinker.service._template = ChatTemplate(THINKS_AT_ONCE, thinker.tokenizer)
+    thinker.service.prompts._template = ChatTemplate(THINKS_AT_ONCE, thinker.tokenizer)
     messages = turns("Name a colour.", "The colour is " + 100 * "very " + "red")
     for url in (URL, COUNT_URL):
         thinker.url = url

@@ -19,13 +19,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from api.models.defaults import ModelDefaults
 from api.protocols.answer import PING_SECONDS
+from api.protocols.chat.conversation import as_conversation
 from api.protocols.chat.request import ChatRequest
 from api.protocols.fields import GenerationRequest
 from api.protocols.responses import types as wire
 from api.protocols.responses.request import UNSERVED, UNSERVED_IN_COUNTS, InputTokensRequest, ResponseRequest
 from api.protocols.store import MAX_RESPONSES, KeptItem, KeptResponse, KeptResponses
-from api.text.dialects import detect
-from api.text.template import ChatTemplate
+from api.serving.prompts import PromptBuilder
 from api.text.tokenizer import Tokenizer
 from scheduler.messages import Output, SamplingParams, Submit
 from tests.api.fakes import INFO, MODEL, Server
@@ -60,8 +60,7 @@ def thinking(tokenizer: Tokenizer) -> Server:
 def thinker(tokenizer: Tokenizer) -> Server:
     server = Server(tokenizer, url=URL)
     template = (Path(__file__).parents[1] / "text" / "dialects" / "templates" / "qwen-3.jinja").read_text()
-    server.service.dialect = detect(template)
-    server.service._template = ChatTemplate(template, tokenizer)
+    server.service.prompts = PromptBuilder(tokenizer, template)
     return server
 
 
@@ -622,7 +621,7 @@ CONVERSATIONS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
 
 async def chat_prompt(server: Server, messages: list[dict[str, Any]], **fields: Any) -> list[int]:
     body = {"model": MODEL, "messages": messages} | fields
-    return await server.service.chat_prompt(ChatRequest.model_validate(body))
+    return await server.service.prompts.chat(as_conversation(ChatRequest.model_validate(body)))
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.protocols.choice import Choice, Delta
+from api.serving.choice import Choice, Delta
 from api.text.dialects import Hermes, Tool, ToolUse
 from api.text.tokenizer import Tokenizer
 from scheduler.messages import Output

@@ -1,0 +1,27 @@
+"""A chat completion's request in neutral form."""
+
+from dataclasses import replace
+
+from api.protocols.chat.request import ChatRequest
+from api.protocols.fields import template_variables
+from api.protocols.structured import constraint, format_constraint
+from api.serving.spec import Conversation, GenerationSpec
+
+
+def as_spec(request: ChatRequest) -> GenerationSpec:
+    """Raises ApiError 400 for two wishes about what an answer must match."""
+    return replace(
+        request.generation(as_conversation(request)),
+        max_tokens=request.requested_tokens,
+        constraint=constraint(request, format_constraint("response_format", request.response_format)),
+        tool_use=request.tool_use(),
+        logprobs=request.num_logprobs,
+    )
+
+
+def as_conversation(request: ChatRequest) -> Conversation:
+    return Conversation(
+        [message.neutral() for message in request.messages],
+        request.all_tools() if request.tool_choice != "none" else (),
+        template_variables(request.chat_template_kwargs, request.reasoning_effort),
+    )

@@ -1,0 +1,106 @@
+"""Prompts as tokens: what a model reads of a conversation, or of texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from api.errors import ApiError
+from api.serving.spec import Conversation, Texts
+from api.text.dialects import detect
+from api.text.template import ChatTemplate, TemplateRefusal, strings
+from api.text.tokenizer import Tokenizer
+
+TAIL: Final = 32
+"""Tokens at a prompt's end that may have begun a thought."""
+INLINE_CHARACTERS: Final = 20_000
+"""Prompts up to this long are tokenized on the event loop, in a few milliseconds; longer ones in a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    tokens: list[int]
+    text: str = ""
+    """To echo; empty for a conversation."""
+
+
+class PromptBuilder:
+    """Makes the prompts of one model."""
+
+    def __init__(self, tokenizer: Tokenizer, template: str | None) -> None:
+        """`template`: Jinja; None stands for ChatML. Raises ModelError for one that does not compile."""
+        self.dialect = detect(template)
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(template, tokenizer)
+
+    async def build(self, prompt: Conversation | Texts) -> list[Prompt]:
+        """Raises ApiError 400 for what the model's template or its vocabulary cannot hold."""
+        if isinstance(prompt, Conversation):
+            return [Prompt(await self.chat(prompt))]
+        if sum(map(len, prompt.prompts)) > INLINE_CHARACTERS:
+            return await trio.to_thread.run_sync(self._texts, prompt)
+        return self._texts(prompt)
+
+    async def chat(self, conversation: Conversation) -> list[int]:
+        """The tokens of a conversation, and of the beginning of its answer.
+
+        Raises ApiError 400 if the model's template refuses it, or begins a thought that the beginning would fall into.
+        """
+        messages = [message.for_template() for message in conversation.messages]
+        prepared, listed = self.dialect.prepare(messages, list(conversation.tools))
+        variables, prefill = dict(conversation.variables), conversation.prefill
+        try:
+            if sum(map(len, strings([prepared, listed, variables, prefill]))) > INLINE_CHARACTERS:
+                render = self._template.render_tokens
+                tokens = await trio.to_thread.run_sync(render, prepared, listed, variables, prefill)
+            else:
+                tokens = self._template.render_tokens(prepared, listed, variables, prefill)
+        except TemplateRefusal as error:
+            message = f"The model's chat template refuses these messages: {error}"
+            raise ApiError(400, message, param=conversation.param, code="invalid_messages") from error
+        if prefill and self.dialect.is_thinking(self.tail(tokens, prefill)):
+            message = "The beginning of an answer is not served in 'messages': this model begins with a thought."
+            raise ApiError(400, message, param=conversation.param, code="unsupported_value")
+        return tokens
+
+    def tail(self, prompt: Sequence[int], prefill: str = "") -> str:
+        """The text at the prompt's end that may have begun a thought, all of the `prefill` included."""
+        return self._tokenizer.text(prompt[-TAIL - 4 * len(prefill) :])  # a character has four tokens at most
+
+    def _texts(self, texts: Texts) -> list[Prompt]:
+        return [self._text(prompt, texts) for prompt in texts.prompts]
+
+    def _text(self, prompt: str | list[int], texts: Texts) -> Prompt:
+        tokenizer, suffix = self._tokenizer, texts.suffix
+        if isinstance(prompt, str):
+            tokens, text = tokenizer.encode(prompt, parse_special=True), prompt
+            if suffix is not None:
+                tokens = self._around(tokens, suffix)
+            bos = tokenizer.bos_id
+            if bos is not None and (tokenizer.add_bos or not tokens) and tokens[:1] != [bos]:
+                tokens = [bos, *tokens]
+        else:
+            check_tokens(tokenizer, prompt, texts.param)
+            tokens, text = prompt, tokenizer.text(prompt)
+            if suffix is not None:
+                tokens = self._around(tokens, suffix)
+        if not tokens:
+            raise ApiError(400, "The prompt is empty.", param=texts.param, code="invalid_value")
+        return Prompt(tokens, text)
+
+    def _around(self, before: list[int], suffix: str) -> list[int]:
+        after = self._tokenizer.encode(suffix, parse_special=True, continues=True)
+        tokens = self._tokenizer.fill_in_the_middle(before, after)
+        if tokens is None:
+            message = "'suffix' is not served: the model has no tokens for filling in the middle."
+            raise ApiError(400, message, param="suffix", code="unsupported_parameter")
+        return tokens
+
+
+def check_tokens(tokenizer: Tokenizer, tokens: Sequence[int], param: str) -> None:
+    """Raises ApiError 400 for a token that the vocabulary does not have."""
+    unknown = next((token for token in tokens if token >= tokenizer.vocab_size), None)
+    if unknown is not None:
+        message = f"Token {unknown} is not in the model's vocabulary of {tokenizer.vocab_size}."
+        raise ApiError(400, message, param=param, code="invalid_value")
