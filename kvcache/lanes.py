@@ -54,6 +54,7 @@ class LaneCache(KVCache):
         occupant = self._lanes[lane]
         if occupant is not None and occupant is hit.source:
             self._save(occupant, len(hit.pages))
+            self._evicted_pages += occupant.num_pages - num_pages_for(hit.num_tokens)
             self._cut(occupant, hit.num_tokens)
             self._adopt(occupant)
             handle = occupant

@@ -59,8 +59,10 @@ class PoolCache(KVCache):
             if not self._idle:
                 return None
             oldest = min(self._idle, key=leaf_last_used)
+            num_free = self.num_free
             self._save(oldest, 0)
             self._drop(oldest)
+            self._evicted_pages += self.num_free - num_free
             if oldest is hit.source:  # the very prefix went, what others hold of it may remain
                 return self.acquire(tokens, self.lookup(tokens, hit.num_known), spare_pages)
         handle = self._begin(hit)

@@ -141,6 +141,7 @@ def test_without_ids_the_oldest_idle_sequence_goes_even_if_pages_are_free() -> N
     bench.run(text(200, 40))
     assert bench.cache.lookup(as_bytes(text(0, 40))).num_tokens == 0
     assert bench.cache.lookup(as_bytes(text(100, 40))).num_tokens == 39
+    assert bench.cache.statistics().evicted_pages == 2
 
 
 def test_no_room_changes_nothing() -> None:
@@ -321,6 +322,7 @@ def test_a_lane_that_is_taken_in_part_keeps_the_rest_in_the_tier() -> None:
     handle = bench.start(text(0, 100) + text(900, 5))
     assert handle.num_tokens == 100
     assert bench.memory.tokens(handle.id) == text(0, 100)
+    assert bench.cache.statistics().evicted_pages == 2 + 2
 
 
 def test_a_lane_bounds_a_sequence() -> None:
