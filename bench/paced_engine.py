@@ -13,8 +13,9 @@ from itertools import count
 
 from llguidance import LLTokenizer
 
+from kvcache.cache import KVCache
 from kvcache.memory import Blob
-from kvcache.pool import PoolCache
+from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineInfo
 from scheduler.engine import Engine
@@ -76,7 +77,7 @@ def main() -> int:
     seconds, link = float(sys.argv[1]), Link(socket.socket(fileno=int(sys.argv[2])))
     num_pages = MAX_SEQS * CTX_LEN // PAGE_TOKENS
     scheduler = Scheduler(
-        PoolCache(NoMemory(), num_pages, MAX_SEQS),
+        KVCache(NoMemory(), PoolLayout(num_pages, MAX_SEQS)),
         Pacer(0.0),
         max_seqs=MAX_SEQS,
         token_budget=MAX_SEQS * CTX_LEN,

@@ -1,27 +1,18 @@
 """KV memory in pages: who holds them, what is still cached of earlier sequences, and what is found of new ones.
 
-The layouts keep the accounts, `kvcache.pool` and `kvcache.lanes`; here is what they have in common: the prefix tree,
-how a handle grows and ends, and the tier behind the device.
+The cache is made of three parts that it does not look into. A layout (`kvcache.layout`) counts pages and sequence ids
+and decides where a sequence goes and what gives way. A tier (`kvcache.tier`) keeps what is evicted. A tree
+(`kvcache.sharing`) finds what sequences have in common. The cache itself moves cells and changes handles.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from kvcache.layout import Eviction, Layout
 from kvcache.memory import Memory
-from kvcache.tiers import HostTier, TierStatistics
-from kvcache.tree import (
-    PAGE_BYTES,
-    PAGE_TOKENS,
-    TOKEN_BYTES,
-    Hit,
-    KVHandle,
-    Page,
-    Stored,
-    longest_prefix,
-    num_pages_for,
-)
-from kvcache.whole import WholeTier
+from kvcache.sharing import PrefixTree, PrivatePaths, Tree
+from kvcache.tier import NO_TIER, Tier
+from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, TOKEN_BYTES, Hit, KVHandle, Page, Stored, num_pages_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,83 +41,54 @@ class CacheStatistics:
     disk_pages: int
 
 
-class KVCache(ABC):
+class KVCache:
     """The pages of one context. Invariant: free + cached + held = all, for pages and for sequence ids.
 
     A page is held while a running handle holds it or has it reserved, cached while only idle handles hold it. An idle
     handle keeps its sequence id only while it alone holds some page.
     """
 
-    def __init__(
-        self,
-        memory: Memory,
-        num_pages: int,
-        num_ids: int,
-        *,
-        sharing: bool = True,
-        tier: HostTier | WholeTier | None = None,
-    ) -> None:
-        """With a `tier`, pages go there when they are evicted, or the whole sequence that they are of.
-
-        Without `sharing` (recurrent and hybrid models) nothing stays cached; sequences go to the tier as they end.
-        """
+    def __init__(self, memory: Memory, layout: Layout, tier: Tier = NO_TIER, *, sharing: bool = True) -> None:
+        """Without `sharing` (recurrent and hybrid models) nothing stays cached but in the tier."""
         self._memory = memory
+        self._layout = layout
         self._tier = tier
-        self.sharing = sharing
-        self.num_pages = num_pages
-        self._num_ids = num_ids
-        self._idle: set[KVHandle] = set()
-        self._running: set[KVHandle] = set()
-        self._root = Page(b"", None)
+        self._tree: Tree = PrefixTree() if sharing else PrivatePaths()
+        self._handles: set[KVHandle] = set()
+        """Running and idle ones."""
         self._clock = 0
         self._hit_tokens = 0
         self._loaded_tokens = 0
         self._evicted_pages = 0
         self._merged_pages = 0
 
-    # -- accounting, by layout ---------------------------------------------------------------------------------------
+    @property
+    def sharing(self) -> bool:
+        """Whether a sequence can begin with what another one holds, even while that one runs."""
+        return self._tree.sharing
 
     @property
-    @abstractmethod
-    def num_free(self) -> int: ...
+    def num_pages(self) -> int:
+        return self._layout.num_pages
 
     @property
-    @abstractmethod
-    def num_cached(self) -> int: ...
+    def num_free(self) -> int:
+        return self._layout.num_free
+
+    @property
+    def num_cached(self) -> int:
+        return self._layout.num_cached
 
     @property
     def num_held(self) -> int:
         return self.num_pages - self.num_free - self.num_cached
 
     @property
-    @abstractmethod
-    def free_ids(self) -> list[int]:
-        """Sequence ids that nobody has, running or idle."""
+    def free_ids(self) -> Sequence[int]:
+        """Sequence ids that no handle has, running or idle."""
+        return self._layout.free_ids
 
-    @abstractmethod
-    def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> KVHandle | None:
-        """A running handle with pages for all `tokens`, those of the hit (the longest) already in memory.
-
-        None unless `spare_pages` more could be had besides, or if every sequence id runs. Evicts what is needed.
-        """
-
-    @abstractmethod
-    def reserve(self, handle: KVHandle, num_tokens: int) -> bool:
-        """Make sure that the handle has pages for `num_tokens` in all. False, with nothing changed, if not."""
-
-    @abstractmethod
-    def _count_freed(self, num_pages: int) -> None:
-        """So many pages that were cached are free now."""
-
-    @abstractmethod
-    def _return_id(self, sequence_id: int) -> None:
-        """Nobody has this id any more."""
-
-    @abstractmethod
-    def _merge(self, handle: KVHandle, page: Page) -> None:
-        """The running handle has computed the tokens of a page that others hold."""
-
-    # -- a running handle: look up, commit, release ------------------------------------------------------------------
+    # -- a sequence, from lookup to release --------------------------------------------------------------------------
 
     def lookup(self, tokens: bytes, max_tokens: int | None = None) -> Hit:
         """The longest known prefix of the tokens but the last, which is left to compute so that it gives logits.
@@ -137,26 +99,60 @@ class KVCache(ABC):
         limit = len(tokens) // TOKEN_BYTES - 1
         if max_tokens is not None:
             limit = min(limit, max_tokens)
-        hit = longest_prefix(self._root, tokens, limit) if self.sharing else Hit()
-        if self._tier is None:
-            return hit
-        if isinstance(self._tier, WholeTier):
-            stored = self._tier.find(tokens[: limit * TOKEN_BYTES], hit.num_tokens)
-            return Hit(stored=stored) if stored.num_tokens else replace(hit, stored=stored)
-        num_shared = len(hit.pages) * PAGE_TOKENS
-        last_page = hit.pages[-1] if hit.pages else self._root
-        stored = self._tier.find(last_page.digest, tokens[num_shared * TOKEN_BYTES : limit * TOKEN_BYTES])
-        if num_shared + stored.num_tokens <= hit.num_tokens:
-            return replace(hit, stored=Stored(arriving=stored.arriving))
-        return replace(longest_prefix(self._root, tokens, num_shared), stored=stored)
+        tokens = tokens[: limit * TOKEN_BYTES]
+        hit = self._tree.find(tokens)
+        stored = self._tier.find(tokens, hit)
+        if stored.stop <= hit.num_tokens:
+            return replace(hit, stored=Stored(arriving=True)) if stored.arriving else hit
+        return replace(self._tree.find(tokens[: stored.start * TOKEN_BYTES]), stored=stored)
 
     def wait(self) -> None:
         """For a moment, until what lookups found arriving is there."""
-        if self._tier is not None:
-            self._tier.wait()
+        self._tier.wait()
+
+    def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> KVHandle | None:
+        """A running handle with pages for all `tokens`, those of the hit (the longest) already in memory.
+
+        None unless `spare_pages` more could be had besides, or if every sequence id runs. Evicts what is needed.
+        """
+        hit = self.lookup(tokens) if hit is None else hit
+        num_tokens = len(tokens) // TOKEN_BYTES
+        placement = self._layout.place(hit, num_tokens, spare_pages)
+        if placement is None:
+            return None
+        if placement.eviction is not None:
+            self._evict(placement.eviction)
+        hit = placement.hit
+        if placement.adopts and hit.source is not None:
+            handle = hit.source
+            self._resume(handle)
+        elif placement.eviction is not None and placement.eviction.handle is hit.source:
+            # The source itself was evicted. Others may hold a shorter part of the hit.
+            return self.acquire(tokens, self.lookup(tokens, hit.num_known), spare_pages)
+        else:
+            handle = self._fork(placement.id, hit)
+        self._hit_tokens += hit.num_tokens
+        reserved = self.reserve(handle, num_tokens)
+        assert reserved, "the layout counted the pages before"
+        if hit.stored.num_tokens:
+            self._load(handle, tokens, hit.stored)
+        return handle
+
+    def reserve(self, handle: KVHandle, num_tokens: int) -> bool:
+        """Make sure that the handle has pages for `num_tokens` in all. False, with nothing changed, if not."""
+        missing = num_pages_for(num_tokens) - handle.num_pages
+        if missing <= 0:
+            return True
+        if not self._layout.has_room(handle, missing):
+            return False
+        for eviction in self._layout.make_room(missing):
+            self._evict(eviction)
+        self._layout.reserve(missing)
+        handle.num_pages += missing
+        return True
 
     def commit(self, handle: KVHandle, tokens: bytes) -> None:
-        """Tell that these tokens were computed behind what the handle held; others can share them from now on."""
+        """These tokens were computed behind what the handle held. Others can share them from now on."""
         tail = handle.tail + tokens
         while len(tail) >= PAGE_BYTES:
             self._seal(handle, tail[:PAGE_BYTES])
@@ -164,9 +160,8 @@ class KVCache(ABC):
         handle.tail = tail
 
     def prompt_done(self, handle: KVHandle) -> None:
-        """Tell that all of a prompt was computed: others may go on from here, where a state cannot be cut later."""
-        if not self.sharing:
-            self._save(handle, 0)
+        """All of a prompt was computed. Other sequences may continue it, so a state that cannot be cut is saved."""
+        self._save_state(handle)
 
     def rollback(self, handle: KVHandle) -> bool:
         """Remove cells that a failed step left behind what was committed.
@@ -176,177 +171,128 @@ class KVCache(ABC):
         if self._memory.remove(handle.id, handle.num_tokens, -1):
             return True
         self._memory.remove(handle.id, 0, -1)
-        self._last_page(handle).ends.discard(handle)
-        handle.pages.clear()  # its own: what can be shared can be cut, too
-        handle.tail = b""
-        self._root.ends.add(handle)
+        handle.cut(0)  # its own pages: what can be shared can be cut, too
         return False
 
     def release(self, handle: KVHandle) -> None:
         """The handle stops running. Its pages stay cached until others need the room."""
-        self._running.remove(handle)
-        handle.running = False
+        self._layout.release(handle)
         self._clock += 1
-        handle.last_used = self._clock
-        handle.num_pages = num_pages_for(handle.num_tokens)
-        for page in handle.pages:
-            page.last_used = self._clock
-            page.num_running -= 1
-        self._idle.add(handle)
-        if not self.sharing:
-            self._save(handle, 0)
-            self._drop(handle)
-            return
-        if handle.tail and self._is_known_elsewhere(handle):
-            self._cut(handle, len(handle.pages) * PAGE_TOKENS)
+        handle.stop(self._clock)
+        self._save_state(handle)
+        self._cut(handle, self._tree.num_kept(handle))
         self._drop_if_superfluous(handle)
-
-    def _adopt(self, handle: KVHandle) -> None:
-        """The idle handle goes on."""
-        self._idle.remove(handle)
-        self._running.add(handle)
-        handle.running = True
-        self._hold(handle.pages)
-
-    def _fork(self, sequence_id: int, hit: Hit) -> KVHandle:
-        """A running handle that begins with what another one holds."""
-        handle = KVHandle(sequence_id)
-        self._running.add(handle)
-        handle.pages = list(hit.pages)
-        handle.num_pages = len(hit.pages)
-        self._hold(handle.pages)
-        for page in handle.pages:
-            page.holders.add(handle)
-        self._last_page(handle).ends.add(handle)
-        if hit.source is not None and hit.num_tokens:
-            self._memory.share(hit.source.id, handle.id, 0, hit.num_tokens)
-            handle.tail = _tokens_of(hit.source, len(hit.pages), hit.num_tokens)
-        return handle
-
-    def _hold(self, pages: list[Page]) -> None:
-        for page in pages:
-            page.num_running += 1
-
-    def _seal(self, handle: KVHandle, key: bytes) -> None:
-        """Make the handle's next page a node of the tree, or one of the holders of an equal one that is there."""
-        parent = self._last_page(handle)
-        parent.ends.discard(handle)
-        page = parent.children.get(key) if self.sharing else None
-        if page is None:
-            page = Page(key, parent)
-            if self.sharing:
-                parent.children[key] = page
-            page.num_running = 1
-        else:
-            self._merge(handle, page)
-            self._hold([page])
-        page.holders.add(handle)
-        page.ends.add(handle)
-        handle.pages.append(page)
-        for end in [end for end in page.ends if not end.running]:
-            self._drop_if_superfluous(end)
-
-    # -- a tier, and the end of an idle handle -----------------------------------------------------------------------
-
-    def _save(self, handle: KVHandle, num_kept: int) -> None:
-        """Give the tier what nobody else holds of the idle handle behind its first pages, unless it has that.
-
-        Or all of the handle, where only that can be moved.
-        """
-        if self._tier is None:
-            return
-        if isinstance(self._tier, WholeTier):
-            self._save_whole(handle, self._tier)
-            return
-        pages = handle.pages
-        while num_kept < len(pages) and (len(pages[num_kept].holders) > 1 or pages[num_kept].digest in self._tier):
-            num_kept += 1
-        start = num_kept * PAGE_TOKENS
-        if start == handle.num_tokens:
-            return
-        blobs = self._memory.save(handle.id, start, handle.num_tokens)
-        keys = [page.key for page in pages[num_kept:]] + [handle.tail] * bool(handle.tail)
-        parent = pages[num_kept - 1] if num_kept else self._root
-        self._tier.add(parent.digest, zip(keys, blobs, strict=True))
-
-    def _save_whole(self, handle: KVHandle, tier: WholeTier) -> None:
-        tokens = b"".join(page.key for page in handle.pages) + handle.tail
-        if tokens and tokens not in tier:
-            (blob,) = self._memory.save(handle.id, 0, handle.num_tokens)
-            tier.add(tokens, blob)
-
-    def _load(self, handle: KVHandle, tokens: bytes, stored: Stored) -> None:
-        """Put what a tier has behind what the handle holds. What cannot be taken is computed."""
-        start, stop = handle.num_tokens, handle.num_tokens + stored.num_tokens
-        if self._memory.load(handle.id, start, stop, stored.blobs):
-            self._hit_tokens += stored.num_tokens
-            self._loaded_tokens += stored.num_tokens
-            self.commit(handle, tokens[start * TOKEN_BYTES : stop * TOKEN_BYTES])
+        for eviction in self._layout.make_room(0):
+            self._evict(eviction)
 
     def close(self, seconds: float) -> None:
         """Bring what is cached to where it outlives this process, as far as the time allows."""
-        if self._tier is not None:
-            for handle in sorted(self._idle, key=leaf_last_used):
-                self._save(handle, 0)
-            self._tier.close(seconds)
+        idle = [handle for handle in self._handles if not handle.running]
+        for handle in sorted(idle, key=KVHandle.leaf_last_used):
+            self._tier.save(handle, 0, self._memory)
+        self._tier.close(seconds)
+
+    # -- how a handle begins and grows -------------------------------------------------------------------------------
+
+    def _resume(self, handle: KVHandle) -> None:
+        self._layout.start(handle, handle.pages)
+        handle.resume()
+
+    def _fork(self, sequence_id: int, hit: Hit) -> KVHandle:
+        """A running handle that begins with what another one holds."""
+        handle = KVHandle(sequence_id, hit.root)
+        self._handles.add(handle)
+        self._layout.start(handle, hit.pages)
+        handle.extend(hit.pages)
+        handle.num_pages = len(hit.pages)
+        if hit.source is not None:
+            self._memory.share(hit.source.id, handle.id, 0, hit.num_tokens)
+            handle.tail = hit.source.tokens_inside(len(hit.pages), hit.num_tokens)
+            if hit.adoptable:  # all of it has moved
+                self._drop(hit.source)
+        return handle
+
+    def _seal(self, handle: KVHandle, key: bytes) -> None:
+        """Make the handle's next page a node of the tree, or one of the holders of an equal one that is there."""
+        page = self._tree.page(handle.last_page, key)
+        if not page.holders:
+            handle.extend((page,))
+            return
+        if self._layout.merge(page):
+            self._share_page(handle, page)
+        handle.extend((page,))
+        for end in [end for end in page.ends if not end.running]:
+            self._drop_if_superfluous(end)
+
+    def _share_page(self, handle: KVHandle, page: Page) -> None:
+        """The handle goes over to the cells of the page's holders, and its own fall free."""
+        start = len(handle.pages) * PAGE_TOKENS
+        twin = next(iter(page.holders))
+        self._memory.remove(handle.id, start, start + PAGE_TOKENS)
+        self._memory.share(twin.id, handle.id, start, start + PAGE_TOKENS)
+        self._merged_pages += 1
+
+    def _load(self, handle: KVHandle, tokens: bytes, stored: Stored) -> None:
+        """Put what a tier has behind what the handle holds. What cannot be taken is computed."""
+        if self._memory.load(handle.id, stored.start, stored.stop, stored.blobs):
+            self._hit_tokens += stored.num_tokens
+            self._loaded_tokens += stored.num_tokens
+            self.commit(handle, tokens[stored.start * TOKEN_BYTES : stored.stop * TOKEN_BYTES])
+
+    # -- how it ends -------------------------------------------------------------------------------------------------
+
+    def _save_state(self, handle: KVHandle) -> None:
+        """Save a state that cannot be shared, nor cut to this length later."""
+        if not self._tree.sharing:
+            self._tier.save(handle, 0, self._memory)
+
+    def _evict(self, eviction: Eviction) -> None:
+        handle, num_free = eviction.handle, self._layout.num_free
+        self._tier.save(handle, eviction.num_tokens, self._memory)
+        self._cut(handle, eviction.num_tokens)
+        self._evicted_pages += self._layout.num_free - num_free
+        if not eviction.keeps_id:
+            self._drop_if_superfluous(handle)
 
     def _cut(self, handle: KVHandle, num_tokens: int) -> None:
         """Take the idle handle off all that it holds behind its first tokens."""
         if num_tokens == handle.num_tokens:
             return
-        num_pages = num_tokens // PAGE_TOKENS
-        tail = _tokens_of(handle, num_pages, num_tokens)
-        num_freed = bool(handle.tail) - bool(tail)
-        self._last_page(handle).ends.discard(handle)
-        for page in handle.pages[num_pages:]:
-            page.holders.discard(handle)
+        num_freed = int(bool(handle.tail))
+        for page in handle.cut(num_tokens):
             if not page.holders:
                 num_freed += 1
-                if self.sharing and page.parent is not None:
-                    del page.parent.children[page.key]
-        del handle.pages[num_pages:]
-        handle.tail = tail
+                self._tree.remove(page)
         handle.num_pages = num_pages_for(num_tokens)
-        self._last_page(handle).ends.add(handle)
-        self._count_freed(num_freed)
+        self._layout.free(num_freed - bool(handle.tail))
         self._memory.remove(handle.id, num_tokens, -1)
 
     def _drop_if_superfluous(self, handle: KVHandle) -> None:
-        """Give the id back unless the idle handle alone holds a page: its last one then, as fronts are shared."""
-        if handle.running or handle.tail or (handle.pages and len(handle.pages[-1].holders) == 1):
-            return
-        self._drop(handle)
+        """Give the id back unless the idle handle alone holds a page."""
+        if not handle.running and not handle.is_sole_holder:
+            self._drop(handle)
 
     def _drop(self, handle: KVHandle) -> None:
         self._cut(handle, 0)
-        self._root.ends.discard(handle)
-        self._idle.remove(handle)
-        self._return_id(handle.id)
-
-    def _is_known_elsewhere(self, handle: KVHandle) -> bool:
-        """Whether others hold all of the handle's tail too, in a page or in a tail of theirs."""
-        parent = self._last_page(handle)
-        return any(key.startswith(handle.tail) for key in parent.children) or any(
-            end is not handle and end.tail.startswith(handle.tail) for end in parent.ends
-        )
-
-    def _last_page(self, handle: KVHandle) -> Page:
-        return handle.pages[-1] if handle.pages else self._root
+        handle.root.ends.discard(handle)
+        self._handles.remove(handle)
+        self._layout.drop(handle)
 
     # -- what it looks like ------------------------------------------------------------------------------------------
 
     def statistics(self) -> CacheStatistics:
-        tier = self._tier.statistics() if self._tier is not None else TierStatistics(0, 0, 0, 0)
+        tier = self._tier.statistics()
+        num_running = sum(handle.running for handle in self._handles)
         return CacheStatistics(
             page_tokens=PAGE_TOKENS,
             pages=self.num_pages,
             free_pages=self.num_free,
             cached_pages=self.num_cached,
             held_pages=self.num_held,
-            sequence_ids=self._num_ids,
+            sequence_ids=self._layout.num_ids,
             free_ids=len(self.free_ids),
-            cached_ids=len(self._idle),
-            running_ids=len(self._running),
+            cached_ids=len(self._handles) - num_running,
+            running_ids=num_running,
             hit_tokens=self._hit_tokens,
             loaded_tokens=self._loaded_tokens,
             evicted_pages=self._evicted_pages,
@@ -359,43 +305,21 @@ class KVCache(ABC):
 
     def check_integrity(self) -> None:
         """Recount everything from the tree and the handles. Raises AssertionError if the accounting is wrong."""
-        handles = self._idle | self._running
-        ids = [handle.id for handle in handles] + self.free_ids
-        assert sorted(ids) == list(range(self._num_ids)), "every sequence id is running, cached or free"
-        for page in self._all_pages():
-            assert page.holders, "a page in the tree is held by someone"
+        ids = [handle.id for handle in self._handles] + list(self.free_ids)
+        assert sorted(ids) == list(range(self._layout.num_ids)), "every sequence id is running, cached or free"
+        pages = {page for handle in self._handles for page in handle.pages}
+        for page in pages:
+            assert page.holders <= self._handles, "only what is known holds a page"
             assert page.num_running == sum(handle.running for handle in page.holders), "running holders"
-        for handle in handles:
+        for handle in self._handles:
             assert all(handle in page.holders for page in handle.pages), "a path is held"
-            assert [page.parent for page in handle.pages] == [self._root, *handle.pages][:-1], "a path is a path"
-            assert handle in self._last_page(handle).ends, "a handle can be found where it ends"
+            assert [page.parent for page in handle.pages] == [handle.root, *handle.pages][:-1], "a path is a path"
+            assert handle in handle.last_page.ends, "a handle can be found where it ends"
             assert num_pages_for(handle.num_tokens) <= handle.num_pages, "computed tokens have pages"
             if not handle.running:
                 assert handle.num_pages == num_pages_for(handle.num_tokens), "an idle handle reserves nothing"
-                assert handle.tail or len(handle.pages[-1].holders) == 1, "an idle handle alone holds some page"
+                assert handle.is_sole_holder, "an idle handle alone holds some page"
         assert self.num_free >= 0, "free pages"
-        if self._tier is not None:
-            self._tier.check_integrity()
-
-    def _all_pages(self) -> set[Page]:
-        if self.sharing:
-            return set(_descendants(self._root))
-        return {page for handle in self._idle | self._running for page in handle.pages}
-
-
-def leaf_last_used(handle: KVHandle) -> int:
-    return handle.last_used if handle.tail else handle.pages[-1].last_used
-
-
-def _tokens_of(handle: KVHandle, num_pages: int, num_tokens: int) -> bytes:
-    """The tokens behind the handle's first `num_pages` pages up to `num_tokens`, all within one page."""
-    inside = handle.pages[num_pages].key if num_pages < len(handle.pages) else handle.tail
-    return inside[: (num_tokens - num_pages * PAGE_TOKENS) * TOKEN_BYTES]
-
-
-def _descendants(page: Page) -> Iterator[Page]:
-    stack = list(page.children.values())
-    while stack:
-        page = stack.pop()
-        yield page
-        stack.extend(page.children.values())
+        self._tree.check_integrity(pages)
+        self._layout.check_integrity(self._handles, pages)
+        self._tier.check_integrity()

@@ -4,13 +4,11 @@ Pages are accounting, not addresses: llama.cpp may put a token into any free cel
 handle that uses it, and a page covers at most PAGE_TOKENS cells; so while the pages suffice, so do the cells.
 """
 
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
-from kvcache.cache import KVCache, leaf_last_used
-from kvcache.memory import Memory
-from kvcache.tiers import HostTier
-from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Hit, KVHandle, Page, num_pages_for
-from kvcache.whole import WholeTier
+from kvcache.layout import Eviction, Placement
+from kvcache.tree import PAGE_TOKENS, Hit, KVHandle, Page, num_pages_for
 
 EVICTION_SHARE: Final = 8
 """Of the pool, one part of so many is evicted at a time.
@@ -22,141 +20,115 @@ time in 6 times as many (5 is what decoding eight sequences side by side makes a
 """
 
 
-class PoolCache(KVCache):
+class PoolLayout:
     """A page is counted once however many hold it, and any sequence may use all of them."""
 
-    num_free: int = 0
-    num_cached: int = 0
-
-    def __init__(
-        self,
-        memory: Memory,
-        num_pages: int,
-        num_ids: int,
-        *,
-        sharing: bool = True,
-        tier: HostTier | WholeTier | None = None,
-        max_cached: int | None = None,
-    ) -> None:
-        """With a `tier`, at most `max_cached` pages need stay idle on the device, if given."""
-        super().__init__(memory, num_pages, num_ids, sharing=sharing, tier=tier)
-        self._max_cached = num_pages if max_cached is None else max_cached
+    def __init__(self, num_pages: int, num_ids: int, *, max_cached: int | None = None) -> None:
+        """With a tier, at most `max_cached` pages need stay idle on the device; all of them by default."""
+        self.num_pages = num_pages
+        self.num_ids = num_ids
         self.num_free = num_pages
+        self.num_cached = 0
+        self._max_cached = num_pages if max_cached is None else max_cached
+        self._idle: set[KVHandle] = set()
         self._free_ids = list(range(num_ids - 1, -1, -1))
         """A stack, lowest id on top: the ids in use stay dense."""
 
     @property
-    def free_ids(self) -> list[int]:
+    def free_ids(self) -> Sequence[int]:
         return self._free_ids
 
-    def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> KVHandle | None:
-        hit = self.lookup(tokens) if hit is None else hit
-        new_pages = num_pages_for(len(tokens) // TOKEN_BYTES) - hit.num_pages
-        revived = sum(page.num_running == 0 for page in hit.pages) + hit.num_pages - len(hit.pages)
+    # -- decisions ---------------------------------------------------------------------------------------------------
+
+    def place(self, hit: Hit, num_tokens: int, spare_pages: int) -> Placement | None:
+        num_pages = hit.num_pages
+        new_pages = num_pages_for(num_tokens) - num_pages
+        revived = sum(page.num_running == 0 for page in hit.pages) + num_pages - len(hit.pages)
         if new_pages + spare_pages > self.num_free + self.num_cached - revived:
             return None
-        if not hit.adoptable and not self._free_ids:
-            if not self._idle:
-                return None
-            oldest = min(self._idle, key=leaf_last_used)
-            num_free = self.num_free
-            self._save(oldest, 0)
-            self._drop(oldest)
-            self._evicted_pages += self.num_free - num_free
-            if oldest is hit.source:  # the very prefix went, what others hold of it may remain
-                return self.acquire(tokens, self.lookup(tokens, hit.num_known), spare_pages)
-        handle = self._begin(hit)
-        self._hit_tokens += hit.num_tokens
-        reserved = self.reserve(handle, len(tokens) // TOKEN_BYTES)
-        assert reserved, "the pages were counted before"
-        if hit.stored.num_tokens:
-            self._load(handle, tokens, hit.stored)
-        return handle
+        if hit.source is not None and hit.adoptable:
+            return Placement(hit.source.id, hit, adopts=True)
+        if self._free_ids:
+            return Placement(self._free_ids[-1], hit)
+        if not self._idle:
+            return None
+        oldest = self._least_recently_used()
+        return Placement(oldest.id, hit, eviction=Eviction(oldest))
 
-    def _begin(self, hit: Hit) -> KVHandle:
-        source = hit.source
-        if source is not None and hit.adoptable:
-            self.num_cached -= bool(source.tail)
-            self._adopt(source)
-            return source
-        handle = self._fork(self._free_ids.pop(), hit)
-        if source is not None:
-            self._drop_if_superfluous(source)
-        return handle
+    def has_room(self, handle: KVHandle, num_pages: int) -> bool:  # noqa: ARG002
+        return num_pages <= self.num_free + self.num_cached
 
-    def reserve(self, handle: KVHandle, num_tokens: int) -> bool:
-        missing = num_pages_for(num_tokens) - handle.num_pages
-        if missing <= 0:
-            return True
-        if missing > self.num_free + self.num_cached:
-            return False
-        if self.num_free < missing:
-            self._evict_at_least(missing)
-        self.num_free -= missing
-        handle.num_pages += missing
+    def make_room(self, num_pages: int) -> Iterable[Eviction]:
+        """An eighth at a time: of the pool, as far as idle handles have so much, or of what may stay cached."""
+        if self.num_free < num_pages:
+            return self._evict_until_free(max(num_pages, self.num_pages // EVICTION_SHARE))
+        if self.num_cached > self._max_cached:
+            max_left = self._max_cached - self._max_cached // EVICTION_SHARE
+            return self._evict_until_free(self.num_free + self.num_cached - max_left)
+        return ()
+
+    def _evict_until_free(self, num_pages: int) -> Iterator[Eviction]:
+        while self.num_free < num_pages and self._idle:
+            yield self._cut_leaf(num_pages - self.num_free)
+
+    def _cut_leaf(self, num_pages: int) -> Eviction:
+        """Free pages from the least recently used leaf up, at most `num_pages` and those last used together."""
+        handle = self._least_recently_used()
+        last_used = handle.leaf_last_used()
+        num_kept = len(handle.pages)
+        num_pages -= bool(handle.tail)
+        while num_pages > 0 and num_kept and _is_last_alone(handle, num_kept, last_used):
+            num_kept -= 1
+            num_pages -= 1
+        return Eviction(handle, num_kept * PAGE_TOKENS)
+
+    def _least_recently_used(self) -> KVHandle:
+        return min(self._idle, key=KVHandle.leaf_last_used)
+
+    # -- accounts ----------------------------------------------------------------------------------------------------
+
+    def start(self, handle: KVHandle, pages: Sequence[Page]) -> None:
+        if handle in self._idle:
+            self._idle.remove(handle)
+            self.num_cached -= bool(handle.tail)
+        else:
+            top = self._free_ids.pop()
+            assert top == handle.id, "the id that was placed"
+        self.num_cached -= sum(page.num_running == 0 for page in pages)
+
+    def reserve(self, num_pages: int) -> None:
+        self.num_free -= num_pages
+
+    def merge(self, page: Page) -> bool:
+        self.num_free += 1
+        self.num_cached -= page.num_running == 0
         return True
 
     def release(self, handle: KVHandle) -> None:
         self.num_free += handle.num_pages - num_pages_for(handle.num_tokens)
         self.num_cached += sum(page.num_running == 1 for page in handle.pages) + bool(handle.tail)
-        super().release(handle)
-        if self._tier is not None and self.num_cached > self._max_cached:
-            goal = self._max_cached - self._max_cached // EVICTION_SHARE
-            while self.num_cached > goal and self._idle:
-                self._evict(self.num_cached - goal)
+        self._idle.add(handle)
 
-    def _hold(self, pages: list[Page]) -> None:
-        self.num_cached -= sum(page.num_running == 0 for page in pages)
-        super()._hold(pages)
-
-    def _merge(self, handle: KVHandle, page: Page) -> None:
-        """The handle goes over to the cells of the others, and its own fall free."""
-        start = len(handle.pages) * PAGE_TOKENS
-        twin = next(iter(page.holders))
-        self._memory.remove(handle.id, start, start + PAGE_TOKENS)
-        self._memory.share(twin.id, handle.id, start, start + PAGE_TOKENS)
-        self.num_free += 1
-        self._merged_pages += 1
-
-    def _count_freed(self, num_pages: int) -> None:
+    def free(self, num_pages: int) -> None:
         self.num_cached -= num_pages
         self.num_free += num_pages
 
-    def _return_id(self, sequence_id: int) -> None:
-        self._free_ids.append(sequence_id)
+    def drop(self, handle: KVHandle) -> None:
+        self._idle.remove(handle)
+        self._free_ids.append(handle.id)
 
-    # -- eviction ----------------------------------------------------------------------------------------------------
-
-    def _evict_at_least(self, num_pages: int) -> None:
-        """Have so many pages free, and some to spare where that takes no more than idle ones."""
-        goal = max(num_pages, self.num_pages // EVICTION_SHARE)
-        while self.num_free < goal and self._idle:
-            self._evict(goal - self.num_free)
-
-    def _evict(self, num_pages: int) -> None:
-        """Free pages from the least recently used leaf up, at most `num_pages` and those last used together."""
-        handle = min(self._idle, key=leaf_last_used)
-        last_used = leaf_last_used(handle)
-        num_kept = len(handle.pages)
-        num_pages -= bool(handle.tail)
-        while num_pages > 0 and num_kept and self._is_last_alone(handle, num_kept, last_used):
-            num_kept -= 1
-            num_pages -= 1
-        self._save(handle, num_kept)
-        self._evicted_pages += len(handle.pages) - num_kept + bool(handle.tail)
-        self._cut(handle, num_kept * PAGE_TOKENS)
-        self._drop_if_superfluous(handle)
-
-    @staticmethod
-    def _is_last_alone(handle: KVHandle, num_kept: int, last_used: int) -> bool:
-        page = handle.pages[num_kept - 1]
-        return len(page.holders) == 1 and page.last_used <= last_used
-
-    def check_integrity(self) -> None:
-        super().check_integrity()
-        held = sum(page.num_running > 0 for page in self._all_pages())
-        cached = sum(page.num_running == 0 for page in self._all_pages())
-        held += sum(handle.num_pages - len(handle.pages) for handle in self._running)
-        cached += sum(handle.num_pages - len(handle.pages) for handle in self._idle)
-        assert held == self.num_held, "held pages"
+    def check_integrity(self, handles: Collection[KVHandle], pages: Collection[Page]) -> None:
+        assert self._idle == {handle for handle in handles if not handle.running}, "idle handles"
+        held = sum(page.num_running > 0 for page in pages)
+        cached = len(pages) - held
+        for handle in handles:
+            beyond = handle.num_pages - len(handle.pages)
+            held += beyond * handle.running
+            cached += beyond * (not handle.running)
+        assert held == self.num_pages - self.num_free - self.num_cached, "held pages"
         assert cached == self.num_cached, "cached pages"
+
+
+def _is_last_alone(handle: KVHandle, num_kept: int, last_used: int) -> bool:
+    page = handle.pages[num_kept - 1]
+    return len(page.holders) == 1 and page.last_used <= last_used

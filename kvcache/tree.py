@@ -1,9 +1,11 @@
 """The prefix tree: full pages as nodes, handles as the sequence ids that hold a path of them.
 
-The idea is RadixAttention's (Zheng et al., SGLang, 2023), with vLLM's fixed pages as edges instead of free lengths.
+How the tree is searched is in `kvcache.sharing`. The idea is RadixAttention's (Zheng et al., SGLang, 2023), with vLLM's
+fixed pages as edges instead of free lengths.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
@@ -42,45 +44,126 @@ class KVHandle:
     `len(pages) <= num_pages`.
     """
 
-    __slots__ = ("id", "last_used", "num_pages", "pages", "running", "tail")
+    __slots__ = ("id", "last_used", "num_pages", "pages", "root", "running", "tail")
 
-    def __init__(self, sequence_id: int) -> None:
+    def __init__(self, sequence_id: int, root: Page) -> None:
+        """A running handle that holds nothing, at the root of a tree."""
         self.id = sequence_id
+        self.root = root
         self.pages: list[Page] = []
         self.tail = b""
         """Computed tokens that do not fill a page yet; always less than PAGE_BYTES."""
         self.num_pages = 0
         self.running = True
         self.last_used = 0
+        root.ends.add(self)
 
     @property
     def num_tokens(self) -> int:
         """Tokens whose KV is in memory."""
         return len(self.pages) * PAGE_TOKENS + len(self.tail) // TOKEN_BYTES
 
+    @property
+    def tokens(self) -> bytes:
+        """The tokens whose KV is in memory."""
+        return b"".join(page.key for page in self.pages) + self.tail
+
+    @property
+    def last_page(self) -> Page:
+        """Where the tail begins: the last full page, or the root."""
+        return self.pages[-1] if self.pages else self.root
+
+    def leaf_last_used(self) -> int:
+        """When the end of an idle handle was used last, by whichever of its holders."""
+        return self.last_used if self.tail else self.pages[-1].last_used
+
+    @property
+    def is_sole_holder(self) -> bool:
+        """Whether the handle alone holds its end. If not, others hold all of it, as they share paths from the front."""
+        return bool(self.tail) or (bool(self.pages) and len(self.pages[-1].holders) == 1)
+
+    def tokens_inside(self, num_pages: int, num_tokens: int) -> bytes:
+        """The tokens behind its first `num_pages` pages up to `num_tokens`, all within one page."""
+        inside = self.pages[num_pages].key if num_pages < len(self.pages) else self.tail
+        return inside[: (num_tokens - num_pages * PAGE_TOKENS) * TOKEN_BYTES]
+
+    def extend(self, pages: Sequence[Page]) -> None:
+        """The running handle holds these pages, too, behind its others."""
+        self.last_page.ends.discard(self)
+        for page in pages:
+            page.num_running += 1
+            page.holders.add(self)
+        self.pages += pages
+        self.last_page.ends.add(self)
+
+    def cut(self, num_tokens: int) -> list[Page]:
+        """Keep the first tokens only. Returns the full pages that the handle no longer holds."""
+        num_pages = num_tokens // PAGE_TOKENS
+        tail = self.tokens_inside(num_pages, num_tokens)
+        removed = self.pages[num_pages:]
+        self.last_page.ends.discard(self)
+        for page in removed:
+            page.num_running -= self.running
+            page.holders.discard(self)
+        del self.pages[num_pages:]
+        self.tail = tail
+        self.last_page.ends.add(self)
+        return removed
+
+    def resume(self) -> None:
+        """The idle handle runs again."""
+        self.running = True
+        for page in self.pages:
+            page.num_running += 1
+
+    def stop(self, now: int) -> None:
+        """The running handle becomes idle, and gives back what it had reserved."""
+        self.running = False
+        self.last_used = now
+        self.num_pages = num_pages_for(self.num_tokens)
+        for page in self.pages:
+            page.last_used = now
+            page.num_running -= 1
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a tier has of the tokens behind a resident prefix."""
+    """What a tier has: the KV of some tokens behind a resident prefix, or of a whole sequence from its start."""
 
-    num_tokens: int = 0
-    blobs: list[Blob] = field(default_factory=list)
-    """A page each; of the last one perhaps only the first tokens are meant."""
+    start: int = 0
+    stop: int = 0
+    """The first token and the one behind the last."""
+    blobs: Sequence[Blob] = ()
+    """A page each, or the whole; of the last page perhaps only the first tokens are meant."""
     arriving: bool = False
     """Whether what comes next is being read from the disk: worth waiting for."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stop - self.start
+
+
+NOTHING_STORED: Final = Stored()
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
     """The longest known prefix of some tokens: resident, and behind that stored."""
 
+    root: Page
+    """Where the path begins."""
     num_tokens: int = 0
     """Resident ones."""
-    pages: list[Page] = field(default_factory=list)
+    pages: Sequence[Page] = ()
     """The full pages of it, first to last; the rest of the hit lies inside one more page of `source`."""
     source: KVHandle | None = None
     """A handle that holds all that is resident; None for no hit."""
-    stored: Stored = field(default_factory=Stored)
+    stored: Stored = NOTHING_STORED
+
+    @property
+    def last_page(self) -> Page:
+        """The last full page, or the root."""
+        return self.pages[-1] if self.pages else self.root
 
     @property
     def num_known(self) -> int:
@@ -113,40 +196,3 @@ def common_bytes(one: bytes, other: bytes, known: int = 0) -> int:
     while known < limit and one[known : known + TOKEN_BYTES] == other[known : known + TOKEN_BYTES]:
         known += TOKEN_BYTES
     return known
-
-
-def longest_prefix(root: Page, tokens: bytes, max_tokens: int) -> Hit:
-    """Find the longest prefix of `tokens`, of `max_tokens` at most, that some handle holds in memory."""
-    tokens = tokens[: max_tokens * TOKEN_BYTES]
-    page, pages, offset = root, [], 0
-    while (child := page.children.get(tokens[offset : offset + PAGE_BYTES])) is not None:
-        page = child
-        pages.append(page)
-        offset += PAGE_BYTES
-    source, inside = _continuation(page, tokens[offset : offset + PAGE_BYTES])
-    if source is None and pages:
-        source = next(iter(page.holders))
-    return Hit((offset + inside) // TOKEN_BYTES, pages, source)
-
-
-def _continuation(page: Page, rest: bytes) -> tuple[KVHandle | None, int]:
-    """The handle that goes on longest from `page` as `rest` does, and for how many bytes.
-
-    Most candidates fail the first comparison, so that even a root with hundreds of children takes microseconds.
-    An end at the page itself is preferred to nothing: it may be adopted.
-    """
-    best, length = None, 0
-    for end in page.ends:
-        if best is None and not end.running and not end.tail and page.parent is not None:
-            best = end
-        if rest and end.tail.startswith(rest[: length + TOKEN_BYTES]):
-            best, length = end, common_bytes(end.tail, rest, length + TOKEN_BYTES)
-        if length == len(rest) > 0:
-            return best, length
-    if rest:
-        for key, child in page.children.items():
-            if key.startswith(rest[: length + TOKEN_BYTES]):
-                best, length = next(iter(child.holders)), common_bytes(key, rest, length + TOKEN_BYTES)
-                if length == len(rest):
-                    break
-    return best, length

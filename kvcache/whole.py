@@ -11,9 +11,9 @@ from hashlib import blake2b
 from typing import Final
 
 from kvcache.disk import DiskTier
-from kvcache.memory import Blob
-from kvcache.tiers import TierStatistics
-from kvcache.tree import TOKEN_BYTES, Stored
+from kvcache.memory import Blob, Memory
+from kvcache.tier import TierStatistics
+from kvcache.tree import NOTHING_STORED, TOKEN_BYTES, Hit, KVHandle, Stored
 
 _LENGTH_BYTES: Final = 4
 _HASH_BYTES: Final = 12
@@ -33,25 +33,19 @@ class WholeTier:
         """What is being read from the disk."""
         self._num_bytes = 0
 
-    def __contains__(self, tokens: bytes) -> bool:
-        return whole_digest(tokens) in self._blobs
-
-    def find(self, tokens: bytes, longer_than: int = 0) -> Stored:
-        """The longest kept sequence that `tokens` begin with, of more than so many.
-
-        Begins to read it if only the disk has it.
-        """
+    def find(self, tokens: bytes, hit: Hit) -> Stored:
+        """The longest kept sequence that `tokens` begin with, if it is longer than the hit."""
         self._take_arrivals()
         for digest in reversed(list(self._digests(tokens))):
-            if _length_of(digest) <= longer_than:
+            if _length_of(digest) <= hit.num_tokens:
                 break
             blob = self._blobs.get(digest)
             if blob is not None:
                 self._blobs.move_to_end(digest)
-                return Stored(_length_of(digest), [blob])
+                return Stored(0, _length_of(digest), [blob])
             if self._read(digest):
                 return Stored(arriving=True)
-        return Stored()
+        return NOTHING_STORED
 
     def _digests(self, tokens: bytes) -> Iterator[bytes]:
         """Of the beginnings that are as long as some kept sequence, shortest first."""
@@ -64,10 +58,14 @@ class WholeTier:
             so_far = stop
             yield length.to_bytes(_LENGTH_BYTES, "little") + hashed.digest()
 
-    def add(self, tokens: bytes, blob: Blob) -> None:
-        self._lengths.add(len(tokens) // TOKEN_BYTES)
-        self._put(whole_digest(tokens), blob)
-        self._make_room()
+    def save(self, handle: KVHandle, num_kept: int, memory: Memory) -> None:  # noqa: ARG002
+        """All of the handle, whatever it keeps."""
+        digest = whole_digest(handle.tokens)
+        if handle.num_tokens and digest not in self._blobs:
+            (blob,) = memory.save(handle.id, 0, handle.num_tokens)
+            self._lengths.add(handle.num_tokens)
+            self._put(digest, blob)
+            self._make_room()
 
     def _put(self, digest: bytes, blob: Blob) -> None:
         if digest in self._blobs:

@@ -8,7 +8,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from api.engine.mailbox import Mailbox
 from bench.paced_engine import NoMemory
-from kvcache.pool import PoolCache
+from kvcache.cache import KVCache
+from kvcache.pool import PoolLayout
 from kvcache.tree import TOKEN_BYTES, KVHandle
 from scheduler.messages import Output, SamplingParams, Step, Submit, decode, encode
 from scheduler.pacing import Pacer
@@ -31,7 +32,7 @@ def prompt(request: int, length: int = PROMPT_TOKENS) -> list[int]:
 
 def decoding(num_seqs: int) -> Scheduler:
     """A scheduler whose sequences all have their prompts behind them."""
-    cache = PoolCache(NoMemory(), num_pages=num_seqs * 64, num_ids=num_seqs)
+    cache = KVCache(NoMemory(), PoolLayout(num_pages=num_seqs * 64, num_ids=num_seqs))
     scheduler = Scheduler(
         cache, Pacer(0.004), max_seqs=num_seqs, token_budget=4096, ctx_len=4096, eog_tokens=frozenset({2})
     )
@@ -64,7 +65,7 @@ def test_plan_and_commit(benchmark: BenchmarkFixture, num_seqs: int) -> None:
 @SIZES
 def test_plan_with_followers_waiting(benchmark: BenchmarkFixture, num_seqs: int) -> None:
     """A burst: all but one wait for the prefix that the first computes, and are looked up in every plan."""
-    cache = PoolCache(NoMemory(), num_pages=num_seqs * 64, num_ids=256)
+    cache = KVCache(NoMemory(), PoolLayout(num_pages=num_seqs * 64, num_ids=256))
     scheduler = Scheduler(cache, Pacer(0.004), max_seqs=num_seqs, token_budget=64, ctx_len=4096)
     for request in range(num_seqs):
         scheduler.submit(Submit(request, [*range(1000), request], 8))
@@ -76,7 +77,7 @@ def test_plan_with_followers_waiting(benchmark: BenchmarkFixture, num_seqs: int)
 @SIZES
 def test_allocate_and_release(benchmark: BenchmarkFixture, num_seqs: int) -> None:
     """Acquire, fill and release a sequence in a full cache of others, which evicts as much as it takes."""
-    cache = PoolCache(NoMemory(), num_pages=num_seqs * 4, num_ids=256)
+    cache = KVCache(NoMemory(), PoolLayout(num_pages=num_seqs * 4, num_ids=256))
     requests = iter(range(10**9))
 
     def sequence() -> KVHandle:
@@ -97,7 +98,7 @@ def test_allocate_and_release(benchmark: BenchmarkFixture, num_seqs: int) -> Non
 @pytest.mark.parametrize("length", [96, 2048])
 def test_lookup(benchmark: BenchmarkFixture, num_seqs: int, length: int) -> None:
     """The longest prefix among so many cached sequences of `length` tokens."""
-    cache = PoolCache(NoMemory(), num_pages=num_seqs * 65, num_ids=256)
+    cache = KVCache(NoMemory(), PoolLayout(num_pages=num_seqs * 65, num_ids=256))
     for request in range(num_seqs):
         handle = cache.acquire(tokens := as_bytes(prompt(request, length)))
         assert handle is not None

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from kvcache.cache import KVCache
-from kvcache.lanes import LaneCache
-from kvcache.pool import PoolCache
+from kvcache.lanes import LaneLayout
+from kvcache.layout import Layout
+from kvcache.pool import PoolLayout
+from kvcache.tier import NO_TIER
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.embedder import Embedder
@@ -116,7 +118,7 @@ def _load_encoder(config: EngineConfig, model: Model, attention: Attention, pool
     reader = LlamaReader(model, config, limits, pooling, threads)
     seconds_per_token = reader.warm_up()
     context = reader.context
-    cache = PoolCache(PoolMemory(context), num_pages=0, num_ids=0)
+    cache = KVCache(PoolMemory(context), PoolLayout(num_pages=0, num_ids=0))
     scheduler = Scheduler(cache, Pacer(seconds_per_token), max_seqs=1, token_budget=1, ctx_len=0)
     runner = LlamaRunner(context, model.eog_tokens, max_seqs=1, vocab_size=model.vocab_size)
     info = EngineInfo(
@@ -178,11 +180,12 @@ def _open(config: EngineConfig, model: Model, why_pool: str = "") -> _Device:
     )
     memory = LaneMemory(context) if in_lanes else PoolMemory(context)
     tiers = open_tiers(config, model, memory)
-    host, num_pages = tiers.host if tiers else None, sizes.kv_tokens // PAGE_TOKENS
-    cache: KVCache
+    num_pages = sizes.kv_tokens // PAGE_TOKENS
+    layout: Layout
     if in_lanes:
-        cache = LaneCache(memory, num_pages // sizes.max_seqs, memory.num_ids, sharing=sharing, tier=host)
+        layout = LaneLayout(num_pages // sizes.max_seqs, memory.num_ids, keeps_evicted=tiers is not None)
     else:
         max_cached = sizes.idle_tokens // PAGE_TOKENS if memory.moves_pages else None
-        cache = PoolCache(memory, num_pages, memory.num_ids, sharing=sharing, tier=host, max_cached=max_cached)
+        layout = PoolLayout(num_pages, memory.num_ids, max_cached=max_cached)
+    cache = KVCache(memory, layout, tiers.host if tiers else NO_TIER, sharing=sharing)
     return _Device(sizes, context, cache, tiers)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvcache.disk import DiskTier
-from kvcache.tiers import HostTier
+from kvcache.pages import PageTier
+from kvcache.tier import Tier
 from kvcache.whole import WholeTier
 from scheduler.config import EngineConfig
 from scheduler.llama.context import Model
@@ -19,7 +20,7 @@ _log = logging.getLogger("cortex.engine")
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    host: HostTier | WholeTier
+    host: Tier
     host_bytes: int
     disk_bytes: int
 
@@ -45,5 +46,5 @@ def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory) -> Tie
         except OSError as error:
             _log.warning("no pages are kept on the disk: %s", error)
             on_disk = 0
-    kind = HostTier if memory.moves_pages else WholeTier
+    kind = PageTier if memory.moves_pages else WholeTier
     return Tiers(kind(in_memory, disk), in_memory, on_disk)

@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kvcache.cache import KVCache
-from kvcache.lanes import LaneCache
-from kvcache.pool import EVICTION_SHARE, PoolCache
-from kvcache.tiers import HostTier
+from kvcache.lanes import LaneLayout
+from kvcache.pages import PageTier
+from kvcache.pool import EVICTION_SHARE, PoolLayout
+from kvcache.tier import NO_TIER, Tier
 from kvcache.tree import PAGE_TOKENS, KVHandle, num_pages_for
 from tests.kvcache.fakes import FakeLanes, FakeMemory, as_bytes
 
@@ -17,7 +18,7 @@ class Bench:
 
     def __init__(self, num_pages: int = 8, num_ids: int = 4) -> None:
         self.memory = FakeMemory(num_pages)
-        self.cache: KVCache = PoolCache(self.memory, num_pages, num_ids)
+        self.cache = KVCache(self.memory, PoolLayout(num_pages, num_ids))
 
     def start(self, tokens: list[int]) -> KVHandle:
         handle = self.cache.acquire(as_bytes(tokens))
@@ -121,7 +122,7 @@ def test_the_least_recently_used_leaf_goes_first() -> None:
 
 def test_room_is_made_an_eighth_of_the_pool_at_a_time() -> None:
     """Pages that go together leave cells free together, which is where the next tokens are put."""
-    cache = PoolCache(FakeMemory(32), num_pages=32, num_ids=32)
+    cache = KVCache(FakeMemory(32), PoolLayout(num_pages=32, num_ids=32))
     for number in range(16):
         tokens = as_bytes(text(1000 * number, 2 * PAGE_TOKENS))
         handle = cache.acquire(tokens)
@@ -171,7 +172,7 @@ def test_a_failed_step_leaves_no_cells_behind() -> None:
 
 def test_a_model_that_cannot_share_caches_nothing() -> None:
     memory = FakeMemory(8)
-    cache = PoolCache(memory, 8, 2, sharing=False)
+    cache = KVCache(memory, PoolLayout(8, 2), sharing=False)
     handle = cache.acquire(as_bytes(text(0, 40)))
     assert handle is not None
     memory.compute(handle.id, 0, text(0, 40))
@@ -255,9 +256,10 @@ TestCacheMachine.settings = settings(max_examples=60, stateful_step_count=40, de
 class LaneBench(Bench):
     """The same with a lane for each sequence."""
 
-    def __init__(self, lane_pages: int = 8, num_ids: int = 4, tier: HostTier | None = None) -> None:
+    def __init__(self, lane_pages: int = 8, num_ids: int = 4, tier: Tier = NO_TIER) -> None:
         self.memory = FakeLanes(lane_pages)
-        self.cache = LaneCache(self.memory, lane_pages, num_ids, tier=tier)
+        layout = LaneLayout(lane_pages, num_ids, keeps_evicted=tier is not NO_TIER)
+        self.cache = KVCache(self.memory, layout, tier)
 
 
 def test_a_prefix_is_copied_into_a_lane_of_its_own() -> None:
@@ -295,7 +297,7 @@ def test_a_continued_sequence_stays_where_it_is_while_that_leaves_no_hole() -> N
 
 def test_sequences_move_together() -> None:
     """llama.cpp computes sequences together only while their ids are consecutive."""
-    bench = LaneBench(num_ids=8, tier=HostTier(1 << 20))
+    bench = LaneBench(num_ids=8, tier=PageTier(1 << 20))
     handles = [bench.run(text(1000 * number, 40)) for number in range(6)]
     for handle in handles[1:]:
         bench.cache.release(handle)
@@ -316,7 +318,7 @@ def test_without_a_tier_a_hole_is_better_than_a_loss() -> None:
 
 
 def test_a_lane_that_is_taken_in_part_keeps_the_rest_in_the_tier() -> None:
-    bench = LaneBench(num_ids=1, tier=HostTier(1 << 20))
+    bench = LaneBench(num_ids=1, tier=PageTier(1 << 20))
     bench.finish(text(0, 100))
     bench.finish(text(0, 50) + text(500, 20))
     handle = bench.start(text(0, 100) + text(900, 5))

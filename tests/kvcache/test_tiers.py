@@ -12,10 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvcache.cache import KVCache
 from kvcache.disk import DiskTier
-from kvcache.lanes import LaneCache
+from kvcache.lanes import LaneLayout
 from kvcache.memory import Blob
-from kvcache.pool import PoolCache
-from kvcache.tiers import HostTier
+from kvcache.pages import PageTier
+from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, KVHandle, digest_of
 from tests.kvcache.fakes import FakeLanes, FakeMemory, as_bytes
 
@@ -40,8 +40,8 @@ class Tiered:
         max_cached: int | None = None,
     ) -> None:
         self.memory: FakeMemory = FakeMemory(num_pages)
-        self.tier = HostTier(host_bytes, disk)
-        self.cache: KVCache = PoolCache(self.memory, num_pages, 4, tier=self.tier, max_cached=max_cached)
+        self.tier = PageTier(host_bytes, disk)
+        self.cache = KVCache(self.memory, PoolLayout(num_pages, 4, max_cached=max_cached), self.tier)
 
     def run(self, tokens: list[int]) -> int:
         """Serve a sequence as a scheduler does; returns how many tokens needed no computing."""
@@ -322,8 +322,8 @@ class TieredLanes(Tiered):
 
     def __init__(self, lane_pages: int, num_ids: int, host_bytes: int, disk: DiskTier) -> None:
         self.memory = FakeLanes(lane_pages)
-        self.tier = HostTier(host_bytes, disk)
-        self.cache = LaneCache(self.memory, lane_pages, num_ids, tier=self.tier)
+        self.tier = PageTier(host_bytes, disk)
+        self.cache = KVCache(self.memory, LaneLayout(lane_pages, num_ids, keeps_evicted=True), self.tier)
 
 
 class LaneTierMachine(TierMachine):

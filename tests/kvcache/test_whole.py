@@ -12,9 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvcache.cache import KVCache
 from kvcache.disk import DiskTier
-from kvcache.lanes import LaneCache
+from kvcache.lanes import LaneLayout
+from kvcache.layout import Layout
 from kvcache.memory import Blob
-from kvcache.pool import PoolCache
+from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, KVHandle
 from kvcache.whole import WholeTier, whole_digest
 from tests.kvcache.fakes import FakeLanes, FakeMemory, as_bytes
@@ -53,11 +54,8 @@ class Whole:
     def __init__(self, host_bytes: int = LARGE, disk: DiskTier | None = None, *, in_lanes: bool = False) -> None:
         self.memory = States()
         self.tier = WholeTier(host_bytes, disk)
-        self.cache: KVCache
-        if in_lanes:
-            self.cache = LaneCache(self.memory, 8, 4, sharing=False, tier=self.tier)
-        else:
-            self.cache = PoolCache(self.memory, 20, 4, sharing=False, tier=self.tier)
+        layout: Layout = LaneLayout(8, 4, keeps_evicted=True) if in_lanes else PoolLayout(20, 4)
+        self.cache = KVCache(self.memory, layout, self.tier, sharing=False)
 
     def begin(self, tokens: list[int]) -> KVHandle | None:
         while self.cache.lookup(as_bytes(tokens)).stored.arriving:
@@ -272,13 +270,14 @@ class Shared(Tiered):
     def __init__(self, num_pages: int = 10, host_bytes: int = LARGE, disk: DiskTier | None = None) -> None:
         self.memory = WholeCells(num_pages)
         self.whole = WholeTier(host_bytes, disk)
-        self.cache = PoolCache(self.memory, num_pages, 4, tier=self.whole)
+        self.cache = KVCache(self.memory, PoolLayout(num_pages, 4), self.whole)
 
 
 class SharedLanes(Tiered):
     def __init__(self, lane_pages: int, num_ids: int, host_bytes: int, disk: DiskTier) -> None:
         self.memory = WholeLanes(lane_pages)
-        self.cache = LaneCache(self.memory, lane_pages, num_ids, tier=WholeTier(host_bytes, disk))
+        layout = LaneLayout(lane_pages, num_ids, keeps_evicted=True)
+        self.cache = KVCache(self.memory, layout, WholeTier(host_bytes, disk))
 
 
 def test_an_evicted_sequence_comes_back_whole_and_shares_what_is_there() -> None:

@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvcache.cache import KVCache
-from kvcache.lanes import LaneCache
-from kvcache.pool import PoolCache
-from kvcache.tiers import HostTier
+from kvcache.lanes import LaneLayout
+from kvcache.layout import Layout
+from kvcache.pages import PageTier
+from kvcache.pool import PoolLayout
+from kvcache.tier import NO_TIER, Tier
 from kvcache.tree import num_pages_for
 from scheduler.embedder import Batch, Pooled, Vector
 from scheduler.grammar import Grammar, GrammarError
@@ -161,14 +163,17 @@ class System:
     ) -> None:
         """With `lanes`, one for each of `max_seqs`, of the length of the context."""
         self.memory: FakeMemory
-        self.cache: KVCache
+        self.layout: Layout
+        tier: Tier = NO_TIER
         if lanes:
             lane_pages = num_pages_for(ctx_len)
             self.memory = FakeLanes(lane_pages)
-            self.cache = LaneCache(self.memory, lane_pages, max_seqs, tier=HostTier(1 << 30))
+            self.layout = LaneLayout(lane_pages, max_seqs, keeps_evicted=True)
+            tier = PageTier(1 << 30)
         else:
             self.memory = FakeMemory(num_pages)
-            self.cache = PoolCache(self.memory, num_pages, num_ids)
+            self.layout = PoolLayout(num_pages, num_ids)
+        self.cache = KVCache(self.memory, self.layout, tier)
         self.runner = FakeRunner(self.memory, seconds)
         self.scheduler = Scheduler(
             self.cache,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from llguidance import LLTokenizer
 
-from kvcache.pool import PoolCache
+from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig
 from scheduler.embedder import Batch, Embedder, Limits, Pooled
@@ -274,8 +274,8 @@ def test_accounting_that_went_astray_is_noticed_when_idle() -> None:
     system = System()
 
     def lose_a_page() -> list[Message]:
-        assert isinstance(system.cache, PoolCache)
-        system.cache.num_free -= 1
+        assert isinstance(system.layout, PoolLayout)
+        system.layout.num_free -= 1
         return []
 
     with pytest.raises(AssertionError, match="pages"):

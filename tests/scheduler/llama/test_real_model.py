@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from api.text.tokenizer import Tokenizer
 from kvcache.cache import KVCache
 from kvcache.disk import DiskTier
-from kvcache.lanes import LaneCache
-from kvcache.pool import PoolCache
-from kvcache.tiers import HostTier
+from kvcache.lanes import LaneLayout
+from kvcache.layout import Layout
+from kvcache.pages import PageTier
+from kvcache.pool import PoolLayout
+from kvcache.tier import NO_TIER, Tier
 from kvcache.tree import PAGE_TOKENS
 from kvcache.whole import WholeTier
 from scheduler.config import EngineConfig
@@ -95,7 +97,7 @@ def serve(
     *,
     kv_tokens: int = 2048,
     budget: int = 256,
-    tier: HostTier | WholeTier | None = None,
+    tier: Tier = NO_TIER,
     max_cached: int | None = None,
     lanes: int = 0,
 ) -> Iterator[Served]:
@@ -111,13 +113,14 @@ def serve(
         unified=not lanes,
     )
     memory = LaneMemory(context) if lanes else PoolMemory(context)
-    if tier is not None:
+    if tier is not NO_TIER:
         memory.learn()
-    cache: KVCache
+    layout: Layout
     if lanes:
-        cache = LaneCache(memory, LANE_TOKENS // PAGE_TOKENS, lanes, tier=tier)
+        layout = LaneLayout(LANE_TOKENS // PAGE_TOKENS, lanes, keeps_evicted=tier is not NO_TIER)
     else:
-        cache = PoolCache(memory, kv_tokens // PAGE_TOKENS, memory.num_ids, tier=tier, max_cached=max_cached)
+        layout = PoolLayout(kv_tokens // PAGE_TOKENS, memory.num_ids, max_cached=max_cached)
+    cache = KVCache(memory, layout, tier)
     runner = RecordingRunner(context, model)
     pacer = Pacer(0.004, 0 if lanes else None)
     scheduler = Scheduler(
@@ -261,7 +264,7 @@ GIB = 1 << 30
 @pytest.fixture
 def served_with_host(model: Model, config: EngineConfig) -> Iterator[Served]:
     """Nothing stays on the device for longer than it is computed with."""
-    yield from serve(model, config, tier=HostTier(GIB), max_cached=0)
+    yield from serve(model, config, tier=PageTier(GIB), max_cached=0)
 
 
 def test_after_pages_came_back_from_host_memory(served_with_host: Served, reference: Reference, prompt: Prompt) -> None:
@@ -291,7 +294,7 @@ def test_a_wrong_token_in_a_hit_would_be_seen(served: Served, reference: Referen
         check(served, reference, 2)
 
 
-def swap_two_pages(tier: HostTier) -> None:
+def swap_two_pages(tier: PageTier) -> None:
     """Of two conversations. Within one, attention would not change: each cell keeps the position it was computed at."""
     firsts = [entry.blob for entry in tier._entries.values() if not entry.parent]
     one, other = (blob for blob in firsts if blob.nbytes == max(each.nbytes for each in firsts))
@@ -313,7 +316,7 @@ def test_a_fault_in_a_tier_would_be_seen(
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
 ) -> None:
-    tier = HostTier(GIB)
+    tier = PageTier(GIB)
     for served in serve(model, config, tier=tier, max_cached=0):
         for request in (1, 2):
             served.submit(request, prompt(request, 40), 1)
@@ -335,7 +338,7 @@ def test_a_fault_in_a_tier_would_be_seen(
 def test_preempted_sequences_come_back_from_host_memory(
     model: Model, config: EngineConfig, reference: Reference, prompt: Prompt
 ) -> None:
-    for served in serve(model, config, kv_tokens=512, tier=HostTier(GIB)):
+    for served in serve(model, config, kv_tokens=512, tier=PageTier(GIB)):
         for request in range(4):
             served.submit(request, prompt(20 + request, 60), 120)
         served.run()
@@ -350,7 +353,7 @@ def test_sequences_that_move_between_lanes(
     model: Model, config: EngineConfig, reference: Reference, prompt: Prompt
 ) -> None:
     """Who gives way comes back from host memory, behind what is there already or into an empty lane."""
-    for served in serve(model, config, tier=HostTier(GIB), lanes=3):
+    for served in serve(model, config, tier=PageTier(GIB), lanes=3):
         for request in range(5):
             served.submit(request, prompt(30 + request // 2, 60 + 20 * request), 12)
         served.run()
@@ -367,11 +370,11 @@ def test_sequences_that_move_between_lanes(
 def test_after_a_restart(
     model: Model, config: EngineConfig, reference: Reference, prompt: Prompt, tmp_path: Path, lanes: int
 ) -> None:
-    for served in serve(model, config, tier=HostTier(GIB, DiskTier(tmp_path, "version", GIB)), lanes=lanes):
+    for served in serve(model, config, tier=PageTier(GIB, DiskTier(tmp_path, "version", GIB)), lanes=lanes):
         served.submit(1, prompt(1, 200), 8)
         served.run()
         served.scheduler.cache.close(10)
-    for served in serve(model, config, tier=HostTier(GIB, DiskTier(tmp_path, "version", GIB)), lanes=lanes):
+    for served in serve(model, config, tier=PageTier(GIB, DiskTier(tmp_path, "version", GIB)), lanes=lanes):
         served.submit(2, prompt(1, 200) + prompt(2, 20), 8)
         served.run()
         assert served.cached[2] == 200

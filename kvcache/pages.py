@@ -1,14 +1,14 @@
 """Pages that left the device: in host memory, and from there on the disk. A hit there is loaded instead of computed."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from kvcache.disk import DiskTier
-from kvcache.memory import Blob
-from kvcache.tree import PAGE_BYTES, TOKEN_BYTES, Stored, common_bytes, digest_of
+from kvcache.memory import Blob, Memory
+from kvcache.tier import TierStatistics
+from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, TOKEN_BYTES, Hit, KVHandle, Stored, common_bytes, digest_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +20,7 @@ class _Entry:
     blob: Blob
 
 
-@dataclass(frozen=True, slots=True)
-class TierStatistics:
-    host_bytes: int
-    host_pages: int
-    """Or whole sequences, here and on the disk, where a state cannot be cut."""
-    disk_bytes: int
-    disk_pages: int
-
-
-class HostTier:
+class PageTier:
     """Pages in host memory by the digest of their tokens, so that equal ones are kept once.
 
     Least recently used ones go first, to the disk if there is one. Of a path the end is always used less recently than
@@ -47,17 +38,12 @@ class HostTier:
         """Parent and key of what is being read from the disk, by its name there; no key for the end of a sequence."""
         self._num_bytes = 0
 
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._entries
-
-    def find(self, parent: bytes, tokens: bytes) -> Stored:
-        """The longest prefix of `tokens` that is stored behind the page with this digest.
-
-        Begins to read what only the disk has.
-        """
+    def find(self, tokens: bytes, hit: Hit) -> Stored:
+        """The pages that go on where the full pages of the hit end."""
         self._take_arrivals()
         found: list[_Entry] = []
-        offset = 0
+        parent, start = hit.last_page.digest, len(hit.pages) * PAGE_BYTES
+        offset = start
         while len(key := tokens[offset : offset + PAGE_BYTES]) == PAGE_BYTES:
             entry = self._children.get(parent, {}).get(key)
             if entry is None:
@@ -72,7 +58,7 @@ class HostTier:
                 offset += length
         for entry in reversed(found):
             self._entries.move_to_end(entry.digest)
-        return Stored(offset // TOKEN_BYTES, [entry.blob for entry in found], arriving)
+        return Stored(start // TOKEN_BYTES, offset // TOKEN_BYTES, [entry.blob for entry in found], arriving)
 
     def _longest_part(self, parent: bytes, tokens: bytes) -> tuple[_Entry | None, int]:
         best, length = None, 0
@@ -82,10 +68,19 @@ class HostTier:
                     best, length = entry, common_bytes(key, tokens, length)
         return best, length
 
-    def add(self, parent: bytes, pages: Iterable[tuple[bytes, Blob]]) -> None:
-        """Keep a path of pages, (key, blob) each, behind the page with this digest; the last may be a part of one."""
+    def save(self, handle: KVHandle, num_kept: int, memory: Memory) -> None:
+        """From the first page on that only the handle holds and that is not here, and the tail."""
+        pages, first = handle.pages, num_kept // PAGE_TOKENS
+        while first < len(pages) and (len(pages[first].holders) > 1 or pages[first].digest in self._entries):
+            first += 1
+        start = first * PAGE_TOKENS
+        if start == handle.num_tokens:
+            return
+        blobs = memory.save(handle.id, start, handle.num_tokens)
+        keys = [page.key for page in pages[first:]] + [handle.tail] * bool(handle.tail)
+        parent = (pages[first - 1] if first else handle.root).digest
         entries = []
-        for key, blob in pages:
+        for key, blob in zip(keys, blobs, strict=True):
             entries.append(_Entry(parent, key, digest_of(parent, key), blob))
             parent = entries[-1].digest
         for entry in reversed(entries):
