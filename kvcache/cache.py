@@ -7,6 +7,7 @@ and decides where a sequence goes and what gives way. A tier (`kvcache.tier`) ke
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from kvcache.layout import Eviction, Layout
 from kvcache.memory import Memory
@@ -188,7 +189,7 @@ class KVCache:
     def close(self, seconds: float) -> None:
         """Bring what is cached to where it outlives this process, as far as the time allows."""
         idle = [handle for handle in self._handles if not handle.running]
-        for handle in sorted(idle, key=KVHandle.leaf_last_used):
+        for handle in sorted(idle, key=attrgetter("leaf_last_used")):
             self._tier.save(handle, 0, self._memory)
         self._tier.close(seconds)
 
@@ -319,6 +320,8 @@ class KVCache:
             if not handle.running:
                 assert handle.num_pages == num_pages_for(handle.num_tokens), "an idle handle reserves nothing"
                 assert handle.is_sole_holder, "an idle handle alone holds some page"
+                leaf_last_used = handle.last_used if handle.tail else handle.last_page.last_used
+                assert handle.leaf_last_used == leaf_last_used, "when its end was used last"
         assert self.num_free >= 0, "free pages"
         self._tree.check_integrity(pages)
         self._layout.check_integrity(self._handles, pages)

@@ -5,6 +5,7 @@ handle that uses it, and a page covers at most PAGE_TOKENS cells; so while the p
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Final
 
 from kvcache.layout import Eviction, Placement
@@ -74,7 +75,7 @@ class PoolLayout:
     def _cut_leaf(self, num_pages: int) -> Eviction:
         """Free pages from the least recently used leaf up, at most `num_pages` and those last used together."""
         handle = self._least_recently_used()
-        last_used = handle.leaf_last_used()
+        last_used = handle.leaf_last_used
         num_kept = len(handle.pages)
         num_pages -= bool(handle.tail)
         while num_pages > 0 and num_kept and _is_last_alone(handle, num_kept, last_used):
@@ -83,7 +84,7 @@ class PoolLayout:
         return Eviction(handle, num_kept * PAGE_TOKENS)
 
     def _least_recently_used(self) -> KVHandle:
-        return min(self._idle, key=KVHandle.leaf_last_used)
+        return min(self._idle, key=attrgetter("leaf_last_used"))
 
     # -- accounts ----------------------------------------------------------------------------------------------------
 

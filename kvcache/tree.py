@@ -44,7 +44,7 @@ class KVHandle:
     `len(pages) <= num_pages`.
     """
 
-    __slots__ = ("id", "last_used", "num_pages", "pages", "root", "running", "tail")
+    __slots__ = ("id", "last_used", "leaf_last_used", "num_pages", "pages", "root", "running", "tail")
 
     def __init__(self, sequence_id: int, root: Page) -> None:
         """A running handle that holds nothing, at the root of a tree."""
@@ -56,6 +56,8 @@ class KVHandle:
         self.num_pages = 0
         self.running = True
         self.last_used = 0
+        self.leaf_last_used = 0
+        """Of an idle handle: when its end, the tail or the last page, was used last. Nobody else holds that."""
         root.ends.add(self)
 
     @property
@@ -72,10 +74,6 @@ class KVHandle:
     def last_page(self) -> Page:
         """Where the tail begins: the last full page, or the root."""
         return self.pages[-1] if self.pages else self.root
-
-    def leaf_last_used(self) -> int:
-        """When the end of an idle handle was used last, by whichever of its holders."""
-        return self.last_used if self.tail else self.pages[-1].last_used
 
     @property
     def is_sole_holder(self) -> bool:
@@ -108,6 +106,7 @@ class KVHandle:
         del self.pages[num_pages:]
         self.tail = tail
         self.last_page.ends.add(self)
+        self.leaf_last_used = self.last_used if tail else self.last_page.last_used
         return removed
 
     def resume(self) -> None:
@@ -119,7 +118,7 @@ class KVHandle:
     def stop(self, now: int) -> None:
         """The running handle becomes idle, and gives back what it had reserved."""
         self.running = False
-        self.last_used = now
+        self.last_used = self.leaf_last_used = now
         self.num_pages = num_pages_for(self.num_tokens)
         for page in self.pages:
             page.last_used = now
