@@ -11,28 +11,22 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Self
 
-from api.flags import ServerOptions
+from api.flags import ServerOptions, ServerSettings
 from api.home import home
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
 
 
-@dataclass(frozen=True)
-class ServerRecord:
-    """What a server writes down about itself, for the other commands."""
+@dataclass(frozen=True, kw_only=True)
+class ServerRecord(ServerSettings):
+    """What a server writes down about itself and its settings, for the other commands."""
 
     pid: int
-    host: str
-    port: int
     model: str
     model_path: str
     aliases: tuple[str, ...]
     log: str | None
-    grace_seconds: float
-    cors_origins: tuple[str, ...]
-    max_waiting: int
-    idle_limit: float
     on_demand: bool
     started_at: float
     """Seconds since the epoch."""
@@ -84,18 +78,14 @@ def hold_record(options: ServerOptions, port: int) -> Iterator[ServerRecord]:
 
     Raises AlreadyRunningError while another server is, and OSError when $CORTEX_HOME cannot be written.
     """
+    settings = {item.name: getattr(options, item.name) for item in fields(ServerSettings)}
     record = ServerRecord(
+        **settings | {"port": port},
         pid=os.getpid(),
-        host=options.host,
-        port=port,
         model=options.first.name,
         model_path=str(options.first.path),
         aliases=options.first.aliases,
         log=options.log_file,
-        grace_seconds=options.grace_seconds,
-        cors_origins=options.cors_origins,
-        max_waiting=options.max_waiting,
-        idle_limit=options.idle_limit,
         on_demand=options.loads_on_demand,
         started_at=time.time(),
     )

@@ -11,13 +11,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from api import package_version
+from api.command.flags import with_server_flags
 from api.command.launch import CommandError, end, ensure_served, is_last, require_free_port, stop_model
 from api.command.models import app as models_app
 from api.command.pull import obtain, obtain_name
 from api.command.terminal import bytes_text, chat, print_models, print_tuning, spinner
 from api.command.tune import measure
 from api.errors import os_error_text
-from api.flags import ServerFlags, with_server_flags
+from api.flags import ServerFlags
 from api.models.files import ModelFilesError, num_file_bytes, resolve
 from api.record import AlreadyRunningError, ModelHealth, ServerRecord, ask_health, read_record, started_record
 
@@ -100,7 +101,7 @@ def serve(
     if record is not None:
         raise AlreadyRunningError(record)
     path = obtain(model)
-    require_free_port(flags.host, flags.port)
+    require_free_port(flags)
     from api.http.server import serve as serve_until_stopped
 
     raise typer.Exit(serve_until_stopped(flags.options(model, path, log_file)))

@@ -20,7 +20,7 @@ import typer
 
 from api.command.pull import obtain
 from api.command.terminal import spinner
-from api.flags import ServerFlags, own_defaults
+from api.flags import SERVER_ROWS, ServerFlags, ServerSettings, own_defaults
 from api.home import home
 from api.models.files import ModelFilesError, resolve
 from api.record import Health, ModelHealth, ServerRecord, ask, ask_health, only_starter, read_record
@@ -122,20 +122,14 @@ def _find(health: Health, model: str) -> ModelHealth | None:
 
 def _require_same_server(record: ServerRecord, flags: ServerFlags) -> None:
     """Raises CommandError for a flag that asks for another server than runs."""
-    defaults = ServerFlags()
-    for name, current in (
-        ("host", record.host),
-        ("port", record.port),
-        ("grace", record.grace_seconds),
-        ("cors_origin", list(record.cors_origins)),
-        ("max_waiting", record.max_waiting),
-        ("idle_limit", record.idle_limit),
-        ("on_demand", record.on_demand),
-    ):
-        if getattr(flags, name) not in (current, getattr(defaults, name)) and (name, flags.port) != ("port", 0):
-            flag = "--" + name.replace("_", "-")
-            has = f"without {flag}" if current is False or current == [] else f"with {flag} {current}"
-            raise CommandError(f"the server runs already {has}; 'cortex stop' ends it")
+    for row in SERVER_ROWS.values():
+        wanted, current = getattr(flags, row.name), getattr(record, row.becomes)
+        if wanted is None or row.converted(wanted) == current or (row.name, wanted) == ("port", 0):
+            continue
+        lacks = row.type in (bool, list) and not current
+        shown = list(current) if row.type is list else current
+        has = f"without {row.option}" if lacks else f"with {row.option} {shown}"
+        raise CommandError(f"the server runs already {has}; 'cortex stop' ends it")
 
 
 def stop_model(record: ServerRecord, model: str) -> None:
@@ -169,7 +163,7 @@ def _log_of(record: ServerRecord) -> Path | None:
 
 
 def _start(model: str, flags: ServerFlags) -> ServerRecord:
-    require_free_port(flags.host, flags.port)
+    require_free_port(flags)
     log = _new_log()
     with log.open("ab") as output, contextlib.ExitStack() as undo:
         server = psutil.Popen(
@@ -206,8 +200,10 @@ def _new_log() -> Path:
     return log
 
 
-def require_free_port(host: str, port: int) -> None:
+def require_free_port(flags: ServerFlags) -> None:
     """Raises CommandError when no server could listen there."""
+    settings = ServerSettings(**flags.settings)
+    host, port = settings.host, settings.port
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:

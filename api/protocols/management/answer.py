@@ -9,11 +9,11 @@ from api.flags import ModelOptions
 from api.models.files import ModelFilesError, resolve
 from api.protocols.call import Call
 from api.protocols.management.models import described
-from api.protocols.management.request import StartRequest, StopRequest
+from api.protocols.management.request import ModelStart, StopRequest
 from api.serving.fleet import StartError
 
 
-async def start(call: Call[StartRequest]) -> dict[str, Any]:
+async def start(call: Call[ModelStart]) -> dict[str, Any]:
     """Returns once the model answers. Raises ApiError 404 for one that is not on disk, 409 for one that cannot load."""
     try:
         options = await trio.to_thread.run_sync(_options, call.request)
@@ -26,7 +26,7 @@ async def start(call: Call[StartRequest]) -> dict[str, Any]:
     return described(slot, slot.names[0])
 
 
-def _options(request: StartRequest) -> ModelOptions:
+def _options(request: ModelStart) -> ModelOptions:
     return request.flags().model_options(request.model, resolve(request.path or request.model))
 
 

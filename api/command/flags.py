@@ -1,0 +1,73 @@
+"""The table of flags as options of a typer command."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from api.flags import ROWS, Row, ServerFlags
+
+
+def with_server_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a typer command every flag of the table, or those of these names; it receives its parameter `flags`.
+
+    Typer reads a command's parameters from its signature, so the decorated one has a parameter per flag.
+    """
+    return functools.partial(_with_flags, [row for row in ROWS.values() if not names or row.name in names])
+
+
+def _with_flags(rows: list[Row], command: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(command, eval_str=True)
+    own_parameters = [parameter for name, parameter in signature.parameters.items() if name != "flags"]
+
+    @functools.wraps(command)
+    def decorated(context: typer.Context, **arguments: Any) -> None:
+        values = {row.name: arguments.pop(row.name) for row in rows}
+        given = {name: value for name, value in values.items() if _is_given(context, name)}
+        command(flags=ServerFlags(**given), **arguments)
+
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    decorated.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*own_parameters, *map(_parameter, rows), context]
+    )
+    return decorated
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether the command line or the environment set a parameter, be it to its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
+
+
+def _parameter(row: Row) -> inspect.Parameter:
+    kind = list[str] if row.type is list else row.type
+    return inspect.Parameter(
+        row.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=row.default,
+        annotation=Annotated[kind if row.default is not None else kind | None, _option(row)],
+    )
+
+
+def _option(row: Row) -> Any:
+    def check(value: Any) -> Any:
+        texts = value if row.type is list else [value]
+        try:
+            for text in texts:
+                if isinstance(text, str):
+                    row.check_text(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        return value
+
+    return typer.Option(
+        *([f"{row.option}/--no-{row.option[2:]}"] if row.type is bool else []),
+        envvar=row.variable,
+        min=row.flag.min,
+        max=row.flag.max,
+        metavar=row.metavar,
+        callback=check,
+        help=row.help,
+    )

@@ -1,0 +1,22 @@
+"""The flags of the command, from one table, and the options that they become."""
+
+from api.flags.options import DEFAULT_PORT, ModelOptions, ServerOptions, ServerSettings, own_defaults
+from api.flags.row import MAX_NAME_LENGTH, Flag, Row, num_bytes
+from api.flags.table import MODEL_ROWS, ROWS, SERVER_ROWS, ModelFlags, ServerFlags
+
+__all__ = [
+    "DEFAULT_PORT",
+    "MAX_NAME_LENGTH",
+    "MODEL_ROWS",
+    "ROWS",
+    "SERVER_ROWS",
+    "Flag",
+    "ModelFlags",
+    "ModelOptions",
+    "Row",
+    "ServerFlags",
+    "ServerOptions",
+    "ServerSettings",
+    "num_bytes",
+    "own_defaults",
+]

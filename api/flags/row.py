@@ -1,0 +1,142 @@
+"""A row of the table of flags: what is known of one flag, and how a value of it is checked."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+MAX_NAME_LENGTH: Final = 512
+
+_UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
+_UNITS |= {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+
+
+def num_bytes(size: str) -> int:
+    """The bytes of a size such as 512MiB, 4G or 0. Raises ValueError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", size.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f"{size!r} is not a size such as 512MiB, 4GiB or 0.")
+    number = float(match[1]) * _UNITS[match[2].upper()]
+    if number >= 2**63:
+        raise ValueError(f"{size!r} is more than any machine has.")
+    return int(number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """What the table says of a flag besides its name and type."""
+
+    help: str
+    default: str = ""
+    """The default in words, where it is not a fixed value. Fixed ones are those of EngineConfig and ServerSettings."""
+    min: float | None = None
+    max: float | None = None
+    choices: tuple[str, ...] = ()
+    is_size: bool = False
+    """Whether the text is a size such as 4GiB, which becomes bytes."""
+    max_length: int | None = None
+    """Characters of a text, which then also has at least one."""
+    metavar: str | None = None
+    becomes: str = ""
+    """The field of EngineConfig or ServerSettings, where it is not called like the flag."""
+    in_file: bool = True
+    """Whether cortex.toml may set it."""
+    note: str = ""
+    """What the README adds to the help."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A flag with its name and type."""
+
+    name: str
+    """Its key in cortex.toml and in start requests, and its field in ModelFlags or ServerFlags."""
+    type: type
+    """int, float, str, bool, or list for a list of texts."""
+    flag: Flag
+    scope: Literal["model", "server"]
+    default: Any
+    """The built-in default; None if it is no fixed value."""
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The name in the environment."""
+        return f"CORTEX_{self.name.upper()}"
+
+    @property
+    def becomes(self) -> str:
+        """The field of EngineConfig or ServerSettings."""
+        return self.flag.becomes or self.name
+
+    @property
+    def help(self) -> str:
+        return f"{self.flag.help} (default: {self.flag.default})" if self.flag.default else self.flag.help
+
+    @property
+    def metavar(self) -> str | None:
+        return self.flag.metavar or "|".join(self.flag.choices) or None
+
+    def converted(self, value: Any) -> Any:
+        """A checked value as the options hold it."""
+        if self.flag.is_size:
+            return num_bytes(value)
+        return tuple(value) if self.type is list else value
+
+    def arguments(self, value: Any) -> list[str]:
+        """A value as arguments of a command line."""
+        if self.type is bool:
+            return [self.option if value else self.option.replace("--", "--no-", 1)]
+        return [f"{self.option}={each}" for each in (value if self.type is list else [value])]
+
+    def check_text(self, text: str) -> None:
+        """Check the value of a flag of text, or one of a list. Raises ValueError."""
+        flag = self.flag
+        if flag.choices and text not in flag.choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(flag.choices)}.")
+        if flag.max_length is not None and not 1 <= len(text) <= flag.max_length:
+            raise ValueError(f"a name has 1 to {flag.max_length} characters.")
+        if flag.is_size:
+            num_bytes(text)
+
+    def checked(self, value: object) -> Any:
+        """A value from a file, of exactly this flag's type; integers serve as floats, too. Raises ValueError."""
+        if self.type is float and type(value) is int:
+            value = float(value)
+        if type(value) is not self.type or (isinstance(value, list) and not all(isinstance(one, str) for one in value)):
+            raise ValueError(f"must be {self._type_text}")
+        if isinstance(value, int | float) and not self._is_in_range(value):
+            raise ValueError(f"must be {self.range_text}")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                self.check_text(text)
+        return value
+
+    def _is_in_range(self, value: float) -> bool:
+        low, high = self.flag.min, self.flag.max
+        return math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
+
+    @property
+    def range_text(self) -> str:
+        """The range of a number, as in `from 1 to 255`."""
+        low, high = self.flag.min, self.flag.max
+        if low is None or high is None:
+            return "a finite number" if low is None else f"at least {low:g}"
+        return f"from {low:g} to {high:g}"
+
+    @property
+    def _type_text(self) -> str:
+        if self.flag.is_size:
+            return 'a size in quotes, such as "4GiB" or "0"'
+        texts = {
+            int: "an integer",
+            float: "a number",
+            str: "a string",
+            bool: "true or false",
+            list: "a list of strings",
+        }
+        return texts[self.type]
