@@ -19,6 +19,7 @@ from api.command.terminal import bytes_text, chat, print_models, print_tuning, s
 from api.command.tune import measure
 from api.errors import os_error_text
 from api.flags import ServerFlags
+from api.flags.config_file import ConfigFileError
 from api.models.files import ModelFilesError, num_file_bytes, resolve
 from api.record import AlreadyRunningError, ModelHealth, ServerRecord, ask_health, read_record, started_record
 
@@ -38,6 +39,8 @@ def main() -> None:
         code = app(prog_name="cortex", standalone_mode=False)
     except typer.TyperException as error:
         _fail(error.format_message(), error.exit_code)
+    except ConfigFileError as error:
+        _fail(str(error), 2)
     except CommandError as error:
         lines = _last_lines(error.log)
         _fail(f"{error}; the end of {error.log}:" if lines else str(error), 1, lines)

@@ -1,17 +1,35 @@
-"""The table of flags as options of a typer command."""
+"""The table of flags as options of a typer command, which cortex.toml completes."""
 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from api.flags import ROWS, Row, ServerFlags
+from api.flags.config_file import CONFIG_NAME, read_config
+
+_CONFIG: Final = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None,
+        typer.Option(
+            envvar="CORTEX_CONFIG",
+            metavar="PATH",
+            help=f"TOML file with values for flags. (default: {CONFIG_NAME} in $CORTEX_HOME, if it exists)",
+        ),
+    ],
+)
 
 
 def with_server_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a typer command every flag of the table, or those of these names; it receives its parameter `flags`.
+    """Give a typer command every flag of the table, or those of these names, and `--config`.
+
+    The command receives its parameter `flags`. A value on the command line goes before one in the environment, and that
+    before one in cortex.toml. The decorated command raises ConfigFileError for a file that cannot be used.
 
     Typer reads a command's parameters from its signature, so the decorated one has a parameter per flag.
     """
@@ -23,14 +41,15 @@ def _with_flags(rows: list[Row], command: Callable[..., None]) -> Callable[..., 
     own_parameters = [parameter for name, parameter in signature.parameters.items() if name != "flags"]
 
     @functools.wraps(command)
-    def decorated(context: typer.Context, **arguments: Any) -> None:
+    def decorated(context: typer.Context, config: str | None, **arguments: Any) -> None:
         values = {row.name: arguments.pop(row.name) for row in rows}
         given = {name: value for name, value in values.items() if _is_given(context, name)}
-        command(flags=ServerFlags(**given), **arguments)
+        in_file = {name: value for name, value in read_config(config).items() if name in values}
+        command(flags=ServerFlags(**in_file | given), **arguments)
 
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     decorated.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*own_parameters, *map(_parameter, rows), context]
+        parameters=[*own_parameters, *map(_parameter, rows), _CONFIG, context]
     )
     return decorated
 

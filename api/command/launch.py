@@ -187,9 +187,10 @@ def _start(model: str, flags: ServerFlags) -> ServerRecord:
 
 def server_command(model: str, flags: ServerFlags, log: Path) -> list[str]:
     """The command line of a server in the background."""
+    # It reads no cortex.toml of its own: the flags hold what this process has read.
     # -P: a folder named `api` where the user happens to be is not ours.
-    command = [sys.executable, "-P", "-m", "api", "serve", *flags.arguments(), f"--log-file={log}"]
-    return [*command, "--", model]
+    command = [sys.executable, "-P", "-m", "api", "serve", *flags.arguments(), f"--config={os.devnull}"]
+    return [*command, f"--log-file={log}", "--", model]
 
 
 def _new_log() -> Path:

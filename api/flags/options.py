@@ -9,6 +9,7 @@ from api.models.files import SETTINGS_NAME
 from scheduler.config import EngineConfig
 
 if TYPE_CHECKING:
+    from api.flags.table import ModelFlags
     from api.models.defaults import ModelDefaults
 
 DEFAULT_PORT = 39281
@@ -30,7 +31,9 @@ class ModelOptions:
     defaults: "ModelDefaults | None" = None
     """For what requests leave open, from its model.yaml."""
     given: Mapping[str, object] = field(default_factory=dict, compare=False)
-    """The flags that somebody set, without aliases."""
+    """The flags that somebody set for this model, without aliases."""
+    inherited: Mapping[str, object] = field(default_factory=dict, compare=False)
+    """The server's own flags, which hold where `given` says nothing. As a wish for a model that runs they are none."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,8 +46,9 @@ class ModelOptions:
         """
         if wanted.path.resolve() != self.path.resolve():
             return f"it is {self.path}"
+        chosen = {**self.inherited, **self.given}
         for name, value in wanted.given.items():
-            if self.given.get(name, getattr(self.engine, name, None)) != value:
+            if chosen.get(name, getattr(self.engine, name, None)) != value:
                 return f"it has another --{name.replace('_', '-')}"
         other = next((alias for alias in wanted.aliases if alias not in self.names), None)
         return "" if other is None else f"it is not called {other}"
@@ -74,6 +78,8 @@ class ServerOptions(ServerSettings):
     """The model that it serves from the start."""
     on_demand: Callable[[str], ModelOptions | None] = field(default=_nothing, compare=False)
     """Finds the model on disk that a request asks for and that is not served yet, if it may be loaded."""
+    model_flags: "ModelFlags | None" = field(default=None, compare=False)
+    """The flags for models that are started later; a start request goes before them."""
     log_file: str | None = None
     """Where the caller sent stderr; only recorded, never opened."""
 

@@ -40,8 +40,6 @@ class Flag:
     metavar: str | None = None
     becomes: str = ""
     """The field of EngineConfig or ServerSettings, where it is not called like the flag."""
-    in_file: bool = True
-    """Whether cortex.toml may set it."""
     note: str = ""
     """What the README adds to the help."""
 
@@ -105,7 +103,7 @@ class Row:
 
     def checked(self, value: object) -> Any:
         """A value from a file, of exactly this flag's type; integers serve as floats, too. Raises ValueError."""
-        if self.type is float and type(value) is int:
+        if self.type is float and type(value) is int and abs(value) < 2**63:
             value = float(value)
         if type(value) is not self.type or (isinstance(value, list) and not all(isinstance(one, str) for one in value)):
             raise ValueError(f"must be {self._type_text}")
@@ -118,7 +116,8 @@ class Row:
 
     def _is_in_range(self, value: float) -> bool:
         low, high = self.flag.min, self.flag.max
-        return math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
+        is_finite = isinstance(value, int) or math.isfinite(value)
+        return is_finite and (low is None or value >= low) and (high is None or value <= high)
 
     @property
     def range_text(self) -> str:

@@ -1,8 +1,8 @@
 """The table of flags: one row for each, a field of ModelFlags or ServerFlags.
 
-From it come the options of the command line, the variables of the environment, the body of a start request, the
-arguments of a server in the background, and the table in the README. A flag about a model is a row here and a field of
-EngineConfig; one about a server is a row here and a field of ServerSettings.
+From it come the options of the command line, the variables of the environment, the keys of cortex.toml, the body of a
+start request, the arguments of a server in the background, and the table in the README. A flag about a model is a row
+here and a field of EngineConfig; one about a server is a row here and a field of ServerSettings.
 """
 
 from collections.abc import Mapping
@@ -146,17 +146,21 @@ class ModelFlags:
         """Those of them that may hold for several models: all that are about a model, but aliases."""
         return {name: value for name, value in self.given.items() if name in MODEL_ROWS and name != "alias"}
 
-    def model_options(self, model: str, model_path: Path) -> ModelOptions:
-        """Raises ModelFilesError for a model.yaml that cannot be used."""
+    def model_options(self, model: str, model_path: Path, server: "ModelFlags | None" = None) -> ModelOptions:
+        """The options of a model: these flags, then those of its server, its model.yaml, and the built-in defaults.
+
+        Raises ModelFilesError for a model.yaml that cannot be used.
+        """
         own = own_defaults(model_path)
         given = self.shareable
+        inherited = server.shareable if server else {}
         from_file = {"ctx_len": own.ctx_len or None, "gpu_layers": own.ngl} if own else {}
         chosen: dict[str, Any] = {name: value for name, value in from_file.items() if value is not None}
-        chosen |= {name: MODEL_ROWS[name].converted(value) for name, value in given.items()}
+        chosen |= {name: MODEL_ROWS[name].converted(value) for name, value in (inherited | given).items()}
         engine = EngineConfig(
             model_path=str(model_path), disk_folder=str(home() / "kv"), tuning_folder=str(home() / "tuned"), **chosen
         )
-        return ModelOptions(model, model_path, engine, tuple(self.alias or ()), own, given)
+        return ModelOptions(model, model_path, engine, tuple(self.alias or ()), own, given, inherited)
 
     def start_request(self, model: str, path: Path) -> dict[str, Any]:
         """The body with which a running server is asked to serve this model, too."""
@@ -224,8 +228,13 @@ class ServerFlags(ModelFlags):
     def options(self, model: str, model_path: Path, log_file: str | None = None) -> ServerOptions:
         """The options of a server for `model`, whose file is `model_path`. Raises ModelFilesError."""
         on_demand: dict[str, Any] = {"on_demand": self._on_disk} if self.on_demand else {}
-        first = self.model_options(model, model_path)
-        return ServerOptions(first, log_file=log_file, **on_demand, **self.settings)
+        return ServerOptions(
+            self.model_options(model, model_path),
+            model_flags=ModelFlags(**self.shareable),
+            log_file=log_file,
+            **on_demand,
+            **self.settings,
+        )
 
     def _on_disk(self, name: str) -> ModelOptions | None:
         """The options of a model that lies on disk by this name, which is never a path; None if none does.
@@ -238,7 +247,7 @@ class ServerFlags(ModelFlags):
             raise
         except ModelNotFoundError:
             return None
-        return ModelFlags(**self.shareable).model_options(name, path)
+        return ModelFlags().model_options(name, path, server=self)
 
 
 def _rows(flags: type[ModelFlags]) -> dict[str, Row]:

@@ -12,6 +12,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from api.errors import ApiError, server_error
+from api.flags import ModelFlags
 from api.http.operation import Operation
 from api.http.operations import OPERATIONS
 from api.http.view import Segment, Segments, json_response, rule, view
@@ -26,9 +27,13 @@ _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def create_app(
-    fleet: Fleet, *, cors_origins: tuple[str, ...] = (), operations: tuple[Operation, ...] = OPERATIONS
+    fleet: Fleet,
+    *,
+    cors_origins: tuple[str, ...] = (),
+    model_flags: ModelFlags | None = None,
+    operations: tuple[Operation, ...] = OPERATIONS,
 ) -> QuartTrio:
-    """The API of these models."""
+    """The API of these models. A model that is started by request gets `model_flags` where the request sets none."""
     app = QuartTrio("cortex")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.url_map.converters |= {"segment": Segment, "segments": Segments}
@@ -36,7 +41,7 @@ def create_app(
         app = cors(app, allow_origin=list(cors_origins), expose_headers=["x-request-id", "request-id"])
     _name_requests(app)
     _handle_errors(app)
-    server = Server(fleet, time.monotonic())
+    server = Server(fleet, time.monotonic(), model_flags)
     for each in operations:
         app.add_url_rule(rule(each, operations), each.name, view(each, server), methods=[each.method])
     return app

@@ -64,7 +64,7 @@ async def _run(options: ServerOptions, sockets: list[socket.socket], engine_comm
         on_demand=options.on_demand,
         engine_command=engine_command,
     )
-    app = create_app(fleet, cors_origins=options.cors_origins)
+    app = create_app(fleet, cors_origins=options.cors_origins, model_flags=options.model_flags)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_drain_on_signal, fleet, options.grace_seconds, drained)
         await nursery.start(fleet.run)

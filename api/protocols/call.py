@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from api.flags import ModelFlags
 from api.protocols.store import KeptResponses
 from api.serving.fleet import Fleet
 
@@ -17,6 +18,8 @@ class Server:
     fleet: Fleet
     started: float
     """By the monotonic clock, in seconds."""
+    model_flags: ModelFlags | None = None
+    """For models that are started by request, where the request sets none."""
     responses: KeptResponses = field(default_factory=KeptResponses)
 
 

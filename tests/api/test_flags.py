@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from api.flags import MODEL_ROWS, ROWS, SERVER_ROWS, ServerFlags, ServerSettings
+from api.flags.config_file import read_config
 from api.flags.docs import README, with_table
 from scheduler.config import EngineConfig
 
@@ -32,6 +33,12 @@ def test_the_readme_has_the_table_of_flags() -> None:
     assert with_table(text) == text, "'python -m api.flags.docs' writes it anew"
     for row in ROWS.values():
         assert f"| `{row.option}`" in text
+
+
+def test_the_example_of_the_readme_can_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text(README.read_text().split("```toml\n")[1].split("```")[0])
+    assert read_config(str(file))["ctx_len"] == 16384
 
 
 @pytest.mark.parametrize(

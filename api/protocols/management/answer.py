@@ -5,7 +5,7 @@ from typing import Any
 import trio
 
 from api.errors import ApiError
-from api.flags import ModelOptions
+from api.flags import ModelFlags, ModelOptions
 from api.models.files import ModelFilesError, resolve
 from api.protocols.call import Call
 from api.protocols.management.models import described
@@ -14,9 +14,12 @@ from api.serving.fleet import StartError
 
 
 async def start(call: Call[ModelStart]) -> dict[str, Any]:
-    """Returns once the model answers. Raises ApiError 404 for one that is not on disk, 409 for one that cannot load."""
+    """Returns once the model answers. Flags that the request does not set are the server's own.
+
+    Raises ApiError 404 for a model that is not on disk, 409 for one that cannot load.
+    """
     try:
-        options = await trio.to_thread.run_sync(_options, call.request)
+        options = await trio.to_thread.run_sync(_options, call.request, call.server.model_flags)
     except ModelFilesError as error:
         raise ApiError(404, str(error), param="model", code="model_not_found") from error
     try:
@@ -26,8 +29,8 @@ async def start(call: Call[ModelStart]) -> dict[str, Any]:
     return described(slot, slot.names[0])
 
 
-def _options(request: ModelStart) -> ModelOptions:
-    return request.flags().model_options(request.model, resolve(request.path or request.model))
+def _options(request: ModelStart, server: ModelFlags | None) -> ModelOptions:
+    return request.flags().model_options(request.model, resolve(request.path or request.model), server)
 
 
 async def stop(call: Call[StopRequest]) -> dict[str, Any]:
