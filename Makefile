@@ -16,7 +16,7 @@ PEERS_STAMP := $(PEERS)/.built-$(PEERS_LLAMA)-$(shell cksum < bench/peers.txt | 
 # Prints every tenth step of a compilation, from ninja's `[10/200]`.
 EVERY_TENTH := sed -unE 's/^ *\[([0-9]*0)\/([0-9]+)\].*/    compiled \1 of \2/p; /^Successfully installed/p'
 
-.PHONY: serve test check lint types layers unit fuzz install peers micro clients format clean
+.PHONY: serve test check lint types layers unit fuzz install peers micro clients docs format clean
 
 serve: install            ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
@@ -58,6 +58,9 @@ unit: install
 
 fuzz: install             ## made-up requests and sequences of events, many more and others every time
 	$(BIN)/python -m pytest --hypothesis-profile fuzz -m hypothesis
+
+docs: install             ## write the generated tables of the docs
+	$(BIN)/python -m api.command.docs
 
 format: install           ## bring the code into shape
 	$(BIN)/ruff format .

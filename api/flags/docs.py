@@ -1,27 +1,13 @@
-"""The table of flags in the README. `python -m api.flags.docs` writes it there."""
-
-from pathlib import Path
-from typing import Final
+"""The table of flags for the docs."""
 
 from api.flags.row import Row
 from api.flags.table import ROWS
-
-README: Final = Path(__file__).parents[2] / "README.md"
-_BEGIN: Final = "<!-- flags: `python -m api.flags.docs` writes this table -->\n"
-_END: Final = "<!-- end of flags -->\n"
 
 
 def markdown() -> str:
     """A row for each flag: option, values, default, variable of the environment, what it does."""
     head = "| option | value | default | environment | |\n|---|---|---|---|---|\n"
     return head + "".join(f"| {' | '.join(_cells(row))} |\n" for row in ROWS.values())
-
-
-def with_table(readme: str) -> str:
-    """The README with the table between its two comments. Raises ValueError without them."""
-    before, rest = readme.split(_BEGIN)
-    _, after = rest.split(_END)
-    return f"{before}{_BEGIN}{markdown()}{_END}{after}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -48,7 +34,3 @@ def _default(row: Row) -> str:
     if row.type is list:
         return "none"
     return f"{row.default:g}" if row.type is float else str(row.default)
-
-
-if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))

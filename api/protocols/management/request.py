@@ -9,9 +9,6 @@ from api.protocols.fields import Strict
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
 
-_FIRST: Final = ("alias", "ctx_len", "max_seqs", "kv_tokens", "kv_layout", "kv_type", "flash_attn")
-"""These come first in the published schema, in this order; the others follow as in the table."""
-
 
 class ModelStart(Strict):
     """Null is the default, as without the flag."""
@@ -42,8 +39,7 @@ def _bound(number: float | None) -> float | None:
 
 
 def _fields() -> dict[str, Any]:
-    names = dict.fromkeys((*_FIRST, *MODEL_ROWS))
-    return {name: (_type(MODEL_ROWS[name]) | None, None) for name in names}
+    return {name: (_type(row) | None, None) for name, row in MODEL_ROWS.items()}
 
 
 StartRequest: Final[type[ModelStart]] = create_model(
