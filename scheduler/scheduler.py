@@ -16,6 +16,7 @@ from scheduler.grammar import Grammar, GrammarError
 from scheduler.messages import Output, Submit, TokenLogprob
 from scheduler.pacing import Pacer
 from scheduler.plan import Chunk, Plan, Result
+from scheduler.queue import FirstComeFirstServed, Policy
 from scheduler.sequence import FINISH_REASONS, Sequence, Status
 
 MAX_SCORED_TOKENS = 64
@@ -58,13 +59,15 @@ class Scheduler:
         eog_tokens: frozenset[int] = frozenset(),
         max_top_k: int = 0,
         max_answers: int | None = None,
+        policy: Policy | None = None,
     ) -> None:
         """`token_budget` must leave room for a chunk beside `max_seqs` decodes; `eog_tokens` end a generation.
 
-        More than `max_answers` answers take turns, if given.
+        More than `max_answers` answers take turns, if given. Without a `policy`, first come is first served.
         `max_top_k` limits how many tokens are drawn from where nothing needs them all; 0 for no limit.
         """
         self.cache = cache
+        self._policy = policy or FirstComeFirstServed(token_budget)
         self._pacer = pacer
         self._max_seqs = max_seqs
         self._token_budget = token_budget
@@ -74,9 +77,8 @@ class Scheduler:
         self._max_answers = max_answers or max_seqs
         self._sequences: dict[int, Sequence] = {}
         """All that have not ended, by request id."""
-        self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
-        """Both in order of arrival."""
+        """In order of arrival. Those that wait are the policy's."""
         self._arrivals = 0
         self._steps = 0
         self._step_seconds = 0.0
@@ -119,7 +121,7 @@ class Scheduler:
             sequence.sampler.limit(self._max_top_k)
         self._arrivals += 1
         self._sequences[submit.request_id] = sequence
-        self._waiting.append(sequence)
+        self._policy.submitted(sequence)
         return None
 
     def cancel(self, request_id: int) -> None:
@@ -146,9 +148,11 @@ class Scheduler:
             self.cache.wait()
 
     def _admit_ready(self) -> bool:
-        """In order of arrival, while there are pages and sequence ids. True if some wait for the disk."""
-        admitted, is_arriving = [], False
-        for sequence in self._waiting:
+        """In the policy's order, while there are pages and sequence ids. True if some wait for the disk."""
+        is_arriving = False
+        if len(self._running) >= self._max_seqs:
+            return False
+        for sequence in self._policy.candidates(self._num_cached):
             if len(self._running) >= self._max_seqs:
                 break
             known = bytes(sequence.known)
@@ -165,10 +169,11 @@ class Scheduler:
             if sequence.cached_tokens is None:
                 sequence.cached_tokens = sequence.num_computed
             bisect.insort(self._running, sequence, key=_by_arrival)
-            admitted.append(sequence)
-        for sequence in admitted:
-            self._waiting.remove(sequence)
+            self._policy.admitted(sequence)
         return is_arriving
+
+    def _num_cached(self, sequence: Sequence) -> int:
+        return self.cache.lookup(bytes(sequence.known), sequence.max_hit).num_known
 
     def _is_being_computed(self, known: bytes, hit: Hit) -> bool:
         """Whether a running sequence has still to compute the very next token that these need: then wait and share it.
@@ -184,7 +189,9 @@ class Scheduler:
 
     def _plan_decodes(self, plan: Plan) -> None:
         for sequence in tuple(self._running):
-            if self._reserve(sequence) and sequence.num_remaining == 1:
+            self._reserve(sequence)
+        for sequence in self._running:  # only now it is certain who keeps its memory
+            if sequence.num_remaining == 1:
                 plan.chunks.append(Chunk(sequence, sequence.num_known - 1, 1, samples=True))
         self._leave_some_out(plan)
         plan.chunks.sort(key=_by_id)  # lanes are computed together only while their ids go up one by one
@@ -198,30 +205,23 @@ class Scheduler:
             plan.chunks.sort(key=lambda chunk: chunk.sequence.last_step)
             del plan.chunks[-(-count // num_steps) :]
 
-    def _reserve(self, sequence: Sequence) -> bool:
-        """Get the pages for the sequence's known tokens, from the latest arrival if need be. False: that was itself."""
-        while sequence.handle is not None:
-            if self.cache.reserve(sequence.handle, sequence.num_known):
-                return True
-            self._preempt(self._running[-1])
-        return False
+    def _reserve(self, sequence: Sequence) -> None:
+        """Get pages for the sequence's known tokens, by preempting others or the sequence itself if need be."""
+        while sequence.handle is not None and not self.cache.reserve(sequence.handle, sequence.num_known):
+            self._preempt(self._policy.victim(self._running))
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take the memory back; the sequence keeps its place in line and computes again what was evicted."""
+        """Take the memory back; the sequence waits again, and will compute again what was evicted."""
         assert sequence.handle is not None, "only running sequences are preempted"
         self.cache.release(sequence.handle)
         sequence.handle = None
         sequence.status = Status.PREEMPTED
         self._running.remove(sequence)
-        bisect.insort(self._waiting, sequence, key=_by_arrival)
         self._preemptions += 1
+        self._policy.preempted(sequence)
 
     def _plan_prefills(self, plan: Plan) -> None:
-        """Hand the rest of the budget to the prompts: those first that need the fewest steps, half of it to the oldest.
-
-        So a short question does not wait behind a long prompt, and the long prompt does not wait for ever. What fits
-        into a step is taken as it arrived: answers then begin side by side, as lanes are given out in that order, too.
-        """
+        """Hand the rest of the budget to the prompts, in the policy's order and shares."""
         prompts = [sequence for sequence in self._running if sequence.num_remaining > 1]
         if not prompts:
             return
@@ -229,14 +229,9 @@ class Scheduler:
         if plan.num_decode:
             context = max(sequence.num_computed for sequence in prompts)
             budget = min(budget, self._pacer.num_prefill_tokens(plan.num_decode, len(prompts), context))
-        oldest = prompts.pop(0)
-        prompts.sort(key=self._steps_needed)
-        others = sum(sequence.num_remaining for sequence in prompts)
-        share = max(budget - others, budget // 2) if self._steps_needed(oldest) > 1 else budget
-        shares = [share] + [budget] * len(prompts)
         chunks = []
         scored = MAX_SCORED_TOKENS
-        for sequence, share in zip([oldest, *prompts], shares, strict=True):
+        for sequence, share in self._policy.prefill_shares(prompts, budget):
             num_tokens = min(sequence.num_remaining, share, budget)
             scores = sequence.num_unscored > 0
             if scores:
@@ -251,10 +246,6 @@ class Scheduler:
         # That pays where all are equal; else each is its own micro-batch, which loses no speed from 64 tokens on.
         is_uneven = len({chunk.num_tokens for chunk in chunks}) > 1
         plan.chunks += sorted(chunks, key=_by_id, reverse=is_uneven)
-
-    def _steps_needed(self, sequence: Sequence) -> int:
-        """Of prompts alone, for what the sequence has still to compute."""
-        return -(-sequence.num_remaining // self._token_budget)
 
     def _take_turns(self, plan: Plan) -> None:
         """Leave either the answers or the prompts to the next step."""
@@ -276,6 +267,7 @@ class Scheduler:
         self._failed_in_a_row = 0
         self._answered_last = plan.num_decode > 0
         self._pacer.observe(plan.num_decode, plan.num_prefill, plan.num_pairs, result.seconds)
+        self._policy.computed(plan)
         outputs = []
         tokens, prompt_logprobs = iter(result.tokens), iter(result.prompt_logprobs)
         logprobs = iter(result.logprobs or [None] * len(result.tokens))
@@ -328,8 +320,7 @@ class Scheduler:
             self.cache.release(sequence.handle)
             sequence.handle = None
             self._running.remove(sequence)
-        else:
-            self._waiting.remove(sequence)
+        self._policy.ended(sequence)
         sequence.status = status
         del self._sequences[sequence.request_id]
         self._ended[status] += 1
@@ -338,7 +329,7 @@ class Scheduler:
     def rollback(self, plan: Plan) -> list[Output]:
         """Book a step that failed: every sequence goes back to what it had computed before.
 
-        The latest arrival of several is preempted, in case the step was too large. What fails again and again is given
+        The policy's victim of several is preempted, in case the step was too large. What fails again and again is given
         up with an error, so that the others go on.
         """
         self._failed_steps += 1
@@ -348,7 +339,7 @@ class Scheduler:
                 self._preempt(chunk.sequence)
         if self._failed_in_a_row < MAX_FAILED_STEPS:
             if len(self._running) > 1:
-                self._preempt(self._running[-1])
+                self._preempt(self._policy.victim(self._running))
             return []
         self._failed_in_a_row = 0
         return [
@@ -361,7 +352,7 @@ class Scheduler:
     def statistics(self) -> SchedulerStatistics:
         return SchedulerStatistics(
             running=len(self._running),
-            waiting=len(self._waiting),
+            waiting=len(self._sequences) - len(self._running),
             steps=self._steps,
             step_seconds=self._step_seconds,
             prefill_tokens=self._prefill_tokens,

@@ -19,6 +19,7 @@ from scheduler.grammar import Grammar, GrammarError
 from scheduler.messages import Output, SamplingParams, Submit, TokenLogprob
 from scheduler.pacing import Pacer
 from scheduler.plan import Chunk, Plan, Result, StepError
+from scheduler.queue import Policy
 from scheduler.scheduler import Scheduler
 from tests.kvcache.fakes import FakeLanes, FakeMemory
 
@@ -160,6 +161,7 @@ class System:
         max_answers: int | None = None,
         seconds: Callable[[Plan], float] = lambda plan: 0.001 * plan.num_tokens,
         lanes: bool = False,
+        policy: Policy | None = None,
     ) -> None:
         """With `lanes`, one for each of `max_seqs`, of the length of the context."""
         self.memory: FakeMemory
@@ -183,6 +185,7 @@ class System:
             ctx_len=ctx_len,
             eog_tokens=frozenset({EOG}),
             max_answers=max_answers,
+            policy=policy,
         )
         self.tokens: dict[int, list[int]] = {}
         self.outputs: dict[int, list[Output]] = {}

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcache.tree import PAGE_TOKENS, num_pages_for
+from kvcache.tree import PAGE_TOKENS
 from scheduler.messages import SamplingParams, Submit
 from scheduler.plan import Plan
 from scheduler.scheduler import MAX_SCORED_TOKENS
 from scheduler.sequence import Sequence
 from tests.scheduler.fakes import EOG, FakeGrammar, System, expected, prompt
+from tests.scheduler.traffic import TRAFFIC, Traffic, check_answers, serve, system_for
 
 
 def test_one_request_gets_the_models_tokens() -> None:
@@ -245,58 +246,12 @@ def test_the_next_turn_of_a_conversation_computes_only_what_is_new() -> None:
     assert system.tokens[2] == expected(history + prompt(900, 12), 3)
 
 
-Request = tuple[int, int, int, int]
-"""Index of the shared prefix, how much of it, length of the own part, tokens to generate."""
-
-
 @settings(max_examples=60, deadline=None)
-@given(
-    requests=st.lists(
-        st.tuples(st.integers(0, 2), st.integers(1, 90), st.integers(0, 40), st.integers(1, 60)), min_size=1, max_size=9
-    ),
-    events=st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["cancel", "fail"]), st.integers(0, 8)), max_size=6),
-    num_pages=st.integers(7, 24),
-    max_seqs=st.integers(1, 9),
-    budget=st.integers(80, 200),
-    lanes=st.booleans(),
-)
-def test_whatever_happens_everybody_gets_what_the_model_says(
-    requests: list[Request], events: list[tuple[int, str, int]], num_pages: int, max_seqs: int, budget: int, lanes: bool
-) -> None:
+@given(TRAFFIC)
+def test_whatever_happens_everybody_gets_what_the_model_says(traffic: Traffic) -> None:
     """Any mix of shared prefixes, scarce memory, cancels and failures: no token lost, doubled or of another's."""
-    system = System(
-        num_pages=num_pages,
-        num_ids=max_seqs + 2,
-        max_seqs=max_seqs,
-        token_budget=budget,
-        ctx_len=7 * 32,
-        lanes=lanes,
-    )
-    prompts = [prompt(5000 * prefix, cut) + prompt(900, own) for prefix, cut, own, _ in requests]
-    cancelled = set()
-    for request, (_, _, _, max_tokens) in enumerate(requests):
-        system.submit(request, prompts[request], max_tokens)
-    for step in range(3000):
-        for at, what, request in events:
-            if at * 2 == step and what == "fail":  # never three steps in a row
-                system.runner.failures = 1
-            elif at * 2 == step and what == "cancel":
-                system.scheduler.cancel(request)
-                cancelled.add(request)
-        if not system.scheduler.has_work:
-            break
-        system.step()
-        assert lanes or system.memory.num_used <= num_pages * 32
-    assert not system.scheduler.has_work
-    for request, (_, _, _, max_tokens) in enumerate(requests):
-        full = expected(prompts[request], max_tokens)
-        if request in cancelled:
-            assert system.tokens[request] == full[: len(system.tokens[request])]
-        else:
-            assert system.tokens[request] == full
-            assert num_pages_for(len(prompts[request]) + max_tokens) <= 7
-    assert system.cache.num_held == 0
-    assert system.cache.num_free + system.cache.num_cached == system.cache.num_pages
+    system = system_for(traffic)
+    check_answers(system, traffic, serve(system, traffic))
 
 
 # Grammars

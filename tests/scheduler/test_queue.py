@@ -1,0 +1,245 @@
+"""The scheduler asks its policy who is next, and any policy is safe."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvcache.tree import PAGE_TOKENS
+from scheduler.plan import Plan
+from scheduler.queue import FirstComeFirstServed
+from scheduler.sequence import Sequence, Status
+from tests.scheduler.fakes import System, expected, prompt
+from tests.scheduler.traffic import TRAFFIC, Traffic, check_answers, serve, system_for
+
+
+class Queue:
+    """What the policies here have in common: a queue in no order, and a check of each event."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.events: list[tuple[str, int]] = []
+
+    def submitted(self, sequence: Sequence) -> None:
+        self._note("submitted", sequence)
+        self.waiting.append(sequence)
+
+    def admitted(self, sequence: Sequence) -> None:
+        self._note("admitted", sequence)
+        assert sequence.status is Status.RUNNING
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+
+    def preempted(self, sequence: Sequence) -> None:
+        self._note("preempted", sequence)
+        assert sequence.num_computed == 0
+        self.running.remove(sequence)
+        self.waiting.append(sequence)
+
+    def computed(self, plan: Plan) -> None:
+        assert {chunk.sequence for chunk in plan.chunks} <= set(self.running)
+
+    def ended(self, sequence: Sequence) -> None:
+        self._note("ended", sequence)
+        (self.running if sequence.status is Status.RUNNING else self.waiting).remove(sequence)
+
+    def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:
+        return tuple(self.waiting)
+
+    def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
+        return [(sequence, budget) for sequence in prompts]
+
+    def victim(self, running: list[Sequence]) -> Sequence:
+        return running[-1]
+
+    def admissions(self) -> list[int]:
+        return [request_id for event, request_id in self.events if event == "admitted"]
+
+    def _note(self, event: str, sequence: Sequence) -> None:
+        self.events.append((event, sequence.request_id))
+
+
+class LastComeFirstServed(Queue):
+    def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:
+        return sorted(self.waiting, key=lambda sequence: -sequence.arrival)
+
+    def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
+        return [(sequence, budget) for sequence in reversed(prompts)]
+
+    def victim(self, running: list[Sequence]) -> Sequence:
+        return running[0]
+
+
+class LongestPrefixFirst(Queue):
+    def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:
+        left = list(self.waiting)
+        while left:
+            best = max(left, key=num_cached)
+            left.remove(best)
+            yield best
+
+
+class LeastServedFirst(Queue):
+    """Of two users, one with even and one with odd requests, the one with fewer computed tokens comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served = Counter[int]()
+
+    def computed(self, plan: Plan) -> None:
+        super().computed(plan)
+        for chunk in plan.chunks:
+            self.served[chunk.sequence.request_id % 2] += chunk.num_tokens
+
+    def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:
+        return sorted(self.waiting, key=self._rank)
+
+    def victim(self, running: list[Sequence]) -> Sequence:
+        return max(running, key=self._rank)
+
+    def _rank(self, sequence: Sequence) -> tuple[int, int]:
+        return self.served[sequence.request_id % 2], sequence.arrival
+
+
+class AnyOrder(Queue):
+    """Every decision by chance."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._random = Random(seed)
+
+    def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:
+        return self._random.sample(self.waiting, len(self.waiting))
+
+    def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
+        order = self._random.sample(prompts, len(prompts))
+        return [(sequence, self._random.randint(1, max(1, budget))) for sequence in order]
+
+    def victim(self, running: list[Sequence]) -> Sequence:
+        return self._random.choice(running)
+
+
+def submit_all(system: System, count: int, length: int = 20, max_tokens: int = 3) -> None:
+    for request in range(count):
+        system.submit(request, prompt(1000 * request, length), max_tokens)
+
+
+def test_admission_follows_the_policy() -> None:
+    policy = LastComeFirstServed()
+    system = System(max_seqs=2, policy=policy)
+    submit_all(system, 6)
+    system.run()
+    assert policy.admissions() == [5, 4, 3, 2, 1, 0]
+    for request in range(6):
+        assert system.tokens[request] == expected(prompt(1000 * request, 20), 3)
+
+
+def test_a_candidate_that_does_not_fit_is_not_overtaken() -> None:
+    policy = LastComeFirstServed()
+    system = System(num_pages=8, policy=policy)
+    system.submit(1, prompt(0, 10))
+    system.submit(2, prompt(1000, 7 * PAGE_TOKENS))
+    system.submit(3, prompt(2000, 2 * PAGE_TOKENS))
+    system.step()
+    assert policy.admissions() == [3]
+    system.run()
+    assert policy.admissions() == [3, 2, 1]
+
+
+def test_prefill_follows_the_policy() -> None:
+    system = System(token_budget=100, policy=LastComeFirstServed())
+    submit_all(system, 3, length=70)
+    assert [chunk.num_tokens for chunk in system.chunks(system.step()).values()] == [30, 70]
+    assert set(system.tokens) - {request for request, tokens in system.tokens.items() if not tokens} == {2}
+
+
+def test_a_share_bounds_the_chunk_and_leaves_the_rest_to_the_next() -> None:
+    class Thirds(Queue):
+        def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
+            return [(sequence, budget // 3) for sequence in prompts]
+
+    system = System(token_budget=90, policy=Thirds())
+    for request, length in enumerate((50, 10, 50)):
+        system.submit(request, prompt(1000 * request, length))
+    chunks = system.chunks(system.step())
+    assert {request: chunk.num_tokens for request, chunk in chunks.items()} == {0: 30, 1: 10, 2: 30}
+
+
+def test_preemption_follows_the_policy() -> None:
+    policy = LastComeFirstServed()
+    system = System(num_pages=8, policy=policy)
+    submit_all(system, 4, length=30, max_tokens=60)
+    system.run()
+    preempted = [request_id for event, request_id in policy.events if event == "preempted"]
+    assert preempted[0] == 0
+    assert 3 not in preempted
+    for request in range(4):
+        assert system.tokens[request] == expected(prompt(1000 * request, 30), 60)
+
+
+def test_a_failed_step_preempts_the_policys_victim() -> None:
+    policy = LastComeFirstServed()
+    system = System(policy=policy)
+    submit_all(system, 3)
+    system.runner.failures = 1
+    system.step()
+    assert policy.events[-1] == ("preempted", 0)
+    system.run()
+    assert system.tokens[0] == expected(prompt(0, 20), 3)
+
+
+def test_a_policy_may_rank_by_what_is_in_memory() -> None:
+    policy = LongestPrefixFirst()
+    system = System(max_seqs=1, policy=policy)
+    system.submit(0, prompt(0, 100), max_tokens=1)
+    system.run()  # leaves its tokens in memory
+    lengths = {1: 40, 2: 0, 3: 80, 4: 60}
+    for request, length in lengths.items():
+        system.submit(request, prompt(0, length) + prompt(1000 * request, 20), max_tokens=1)
+    system.run()
+    assert policy.admissions() == [0, 3, 4, 1, 2]
+
+
+def test_a_policy_may_keep_accounts_of_what_was_computed() -> None:
+    policy = LeastServedFirst()
+    system = System(max_seqs=1, policy=policy)
+    for number in range(6):  # one user sends six requests before the other sends three
+        system.submit(2 * number, prompt(1000 * number, 20), max_tokens=3)
+    for number in range(3):
+        system.submit(2 * number + 1, prompt(50_000 + 1000 * number, 20), max_tokens=3)
+    system.run()
+    assert policy.admissions() == [0, 1, 2, 3, 4, 5, 6, 8, 10]
+    assert policy.served == {0: 6 * 22, 1: 3 * 22}
+
+
+def test_first_come_first_served_forgets_all_that_have_ended() -> None:
+    policy = FirstComeFirstServed(64)
+    system = System(max_seqs=2, policy=policy)
+    submit_all(system, 5)
+    system.step()
+    for request in (1, 4):
+        system.scheduler.cancel(request)
+    assert [sequence.request_id for sequence in policy.candidates(lambda _: 0)] == [2, 3]
+    system.run()
+    assert list(policy.candidates(lambda _: 0)) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(TRAFFIC, st.integers(0, 1 << 30))
+def test_under_a_policy_of_chance_everybody_gets_what_the_model_says(traffic: Traffic, seed: int) -> None:
+    """The decisions change who is served when, and nothing else."""
+    policy = AnyOrder(seed)
+    system = system_for(traffic, policy)
+    cancelled = serve(system, traffic)
+    check_answers(system, traffic, cancelled)
+    assert policy.waiting == policy.running == []
+    events = Counter(policy.events)
+    for request in range(len(traffic.requests)):
+        assert events["submitted", request] == events["ended", request] == 1
+        never_ran = request in cancelled and not system.tokens[request]
+        waits = events["submitted", request] + events["preempted", request]
+        assert events["admitted", request] == waits or request in cancelled
+        assert events["admitted", request] or never_ran
