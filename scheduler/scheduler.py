@@ -1,12 +1,12 @@
-"""Who computes what in the next step, and what its result means.
+"""Sequences from their arrival to their end: admission to memory, what a step's result means, preemption.
 
 One rule: a sequence has known and computed tokens, and each step gives every running sequence some tokens to compute
-within a token budget, decodes first. Chunked prefill, prefix hits, preempted and resumed sequences need no rule of
-their own. (The rule is vLLM v1's; Kwon et al., 2023, for paged memory; Agrawal et al., Sarathi, 2023, for chunks.)
+within a token budget, decodes first (scheduler.planner). Chunked prefill, prefix hits, preempted and resumed sequences
+need no rule of their own. (The rule is vLLM v1's; Kwon et al., 2023, for paged memory; Agrawal et al., Sarathi, 2023,
+for chunks.)
 """
 
 import bisect
-import math
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -15,17 +15,15 @@ from kvcache.tree import TOKEN_BYTES, Hit
 from scheduler.grammar import Grammar, GrammarError
 from scheduler.messages import Output, Submit, TokenLogprob
 from scheduler.pacing import Pacer
-from scheduler.plan import Chunk, Plan, Result
+from scheduler.plan import Plan, Result
+from scheduler.planner import Planner
 from scheduler.queue import FirstComeFirstServed, Policy
 from scheduler.sequence import FINISH_REASONS, Sequence, Status
 
-MAX_SCORED_TOKENS = 64
-"""Tokens of prompts whose probabilities are told, for each step: every one takes a row of logits and its softmax."""
 MAX_FAILED_STEPS = 3
 """Steps that may fail in a row before the requests in them are given up."""
 
 _by_arrival = attrgetter("arrival")
-_by_id = attrgetter("sequence.sequence_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +66,11 @@ class Scheduler:
         """
         self.cache = cache
         self._policy = policy or FirstComeFirstServed(token_budget)
-        self._pacer = pacer
+        self._planner = Planner(pacer, self._policy, token_budget=token_budget, max_answers=max_answers or max_seqs)
         self._max_seqs = max_seqs
-        self._token_budget = token_budget
         self._ctx_len = ctx_len
         self._eog_tokens = eog_tokens
         self._max_top_k = max_top_k
-        self._max_answers = max_answers or max_seqs
         self._sequences: dict[int, Sequence] = {}
         """All that have not ended, by request id."""
         self._running: list[Sequence] = []
@@ -88,8 +84,6 @@ class Scheduler:
         self._preemptions = 0
         self._failed_steps = 0
         self._failed_in_a_row = 0
-        self._answered_last = False
-        """Whether the last step continued answers."""
 
     @property
     def has_work(self) -> bool:
@@ -97,16 +91,8 @@ class Scheduler:
 
     @property
     def spare_seconds(self) -> float | None:
-        """What other work may take before the next step; infinity while nobody waits for a next token.
-
-        None where those who wait had to leave the last step to prompts; while that goes on, half of what prompts take.
-        """
-        num_answers = sum(sequence.num_remaining == 1 for sequence in self._running)
-        if not num_answers:
-            return math.inf
-        if not self._answered_last:
-            return None
-        return self._pacer.spare_seconds / (1 if num_answers == len(self._running) else 2)
+        """What other work may take before the next step: see Planner.spare_seconds."""
+        return self._planner.spare_seconds(self._running)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -133,14 +119,11 @@ class Scheduler:
     # -- plan --------------------------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """Choose what the next step computes, with pages reserved for it."""
-        plan = Plan()
+        """Choose what the next step computes, with pages reserved for all that is known."""
         self._admit()
-        self._plan_decodes(plan)
-        self._plan_prefills(plan)
-        if plan.num_decode and plan.num_prefill and not self._pacer.mixes(plan.num_tokens):
-            self._take_turns(plan)
-        return plan
+        for sequence in tuple(self._running):
+            self._reserve(sequence)
+        return self._planner.plan(self._running)  # only now it is certain who keeps its memory
 
     def _admit(self) -> None:
         """Let waiting sequences run. The disk is waited for only while there is nothing else to do."""
@@ -187,24 +170,6 @@ class Scheduler:
             return False
         return any(leader.num_computed <= hit.num_known and leader.known.startswith(prefix) for leader in self._running)
 
-    def _plan_decodes(self, plan: Plan) -> None:
-        for sequence in tuple(self._running):
-            self._reserve(sequence)
-        for sequence in self._running:  # only now it is certain who keeps its memory
-            if sequence.num_remaining == 1:
-                plan.chunks.append(Chunk(sequence, sequence.num_known - 1, 1, samples=True))
-        self._leave_some_out(plan)
-        plan.chunks.sort(key=_by_id)  # lanes are computed together only while their ids go up one by one
-        plan.num_decode = len(plan.chunks)
-
-    def _leave_some_out(self, plan: Plan) -> None:
-        """Share the answers out to several equal steps where one would be too large; who waited longest comes first."""
-        count = len(plan.chunks)
-        if count > self._max_answers:
-            num_steps = -(-count // self._max_answers)
-            plan.chunks.sort(key=lambda chunk: chunk.sequence.last_step)
-            del plan.chunks[-(-count // num_steps) :]
-
     def _reserve(self, sequence: Sequence) -> None:
         """Get pages for the sequence's known tokens, by preempting others or the sequence itself if need be."""
         while sequence.handle is not None and not self.cache.reserve(sequence.handle, sequence.num_known):
@@ -220,42 +185,6 @@ class Scheduler:
         self._preemptions += 1
         self._policy.preempted(sequence)
 
-    def _plan_prefills(self, plan: Plan) -> None:
-        """Hand the rest of the budget to the prompts, in the policy's order and shares."""
-        prompts = [sequence for sequence in self._running if sequence.num_remaining > 1]
-        if not prompts:
-            return
-        budget = self._token_budget - plan.num_decode
-        if plan.num_decode:
-            context = max(sequence.num_computed for sequence in prompts)
-            budget = min(budget, self._pacer.num_prefill_tokens(plan.num_decode, len(prompts), context))
-        chunks = []
-        scored = MAX_SCORED_TOKENS
-        for sequence, share in self._policy.prefill_shares(prompts, budget):
-            num_tokens = min(sequence.num_remaining, share, budget)
-            scores = sequence.num_unscored > 0
-            if scores:
-                num_tokens = min(num_tokens, scored)
-                scored -= num_tokens
-            if num_tokens:
-                samples = num_tokens == sequence.num_remaining
-                chunks.append(Chunk(sequence, sequence.num_computed, num_tokens, samples, scores))
-                budget -= num_tokens
-                plan.num_prefill += num_tokens
-        # Lanes with ids that go up are computed together as far as the shortest chunk goes, then what is left.
-        # That pays where all are equal; else each is its own micro-batch, which loses no speed from 64 tokens on.
-        is_uneven = len({chunk.num_tokens for chunk in chunks}) > 1
-        plan.chunks += sorted(chunks, key=_by_id, reverse=is_uneven)
-
-    def _take_turns(self, plan: Plan) -> None:
-        """Leave either the answers or the prompts to the next step."""
-        if self._answered_last:
-            del plan.chunks[: plan.num_decode]
-            plan.num_decode = 0
-        else:
-            del plan.chunks[plan.num_decode :]
-            plan.num_prefill = 0
-
     # -- commit ------------------------------------------------------------------------------------------------------
 
     def commit(self, plan: Plan, result: Result) -> list[Output]:
@@ -265,8 +194,7 @@ class Scheduler:
         self._prefill_tokens += plan.num_prefill
         self._decode_tokens += plan.num_decode
         self._failed_in_a_row = 0
-        self._answered_last = plan.num_decode > 0
-        self._pacer.observe(plan.num_decode, plan.num_prefill, plan.num_pairs, result.seconds)
+        self._planner.observe(plan, result.seconds)
         self._policy.computed(plan)
         outputs = []
         tokens, prompt_logprobs = iter(result.tokens), iter(result.prompt_logprobs)

@@ -24,7 +24,8 @@ from scheduler.llama.runner import LlamaRunner
 from scheduler.llama.tuning import tuned
 from scheduler.machine import cores
 from scheduler.pacing import Pacer
-from scheduler.scheduler import MAX_SCORED_TOKENS, Scheduler
+from scheduler.planner import MAX_SCORED_TOKENS
+from scheduler.scheduler import Scheduler
 from scheduler.sizing import DEFAULT_CTX_LEN, GIB, Sizes, available_bytes, choose
 
 

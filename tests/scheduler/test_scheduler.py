@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvcache.tree import PAGE_TOKENS
 from scheduler.messages import SamplingParams, Submit
 from scheduler.plan import Plan
-from scheduler.scheduler import MAX_SCORED_TOKENS
+from scheduler.planner import MAX_SCORED_TOKENS
 from scheduler.sequence import Sequence
 from tests.scheduler.fakes import EOG, FakeGrammar, System, expected, prompt
 from tests.scheduler.traffic import TRAFFIC, Traffic, check_answers, serve, system_for

@@ -1,0 +1,110 @@
+"""What each running sequence computes in the next step: answers first, then prompts, within the token budget."""
+
+import math
+from operator import attrgetter
+from typing import Final
+
+from scheduler.pacing import Pacer
+from scheduler.plan import Chunk, Plan
+from scheduler.queue import Policy
+from scheduler.sequence import Sequence
+
+MAX_SCORED_TOKENS: Final = 64
+"""Tokens of prompts whose probabilities are told, for each step: every one takes a row of logits and its softmax."""
+
+_by_id = attrgetter("sequence.sequence_id")
+
+
+class Planner:
+    """Divides the token budget of a step. Keeps whether the last step continued answers, so that the two take turns."""
+
+    def __init__(self, pacer: Pacer, policy: Policy, *, token_budget: int, max_answers: int) -> None:
+        """More than `max_answers` answers take turns."""
+        self._pacer = pacer
+        self._policy = policy
+        self._token_budget = token_budget
+        self._max_answers = max_answers
+        self._answered_last = False
+        """Whether the last step continued answers."""
+
+    def plan(self, running: list[Sequence]) -> Plan:
+        """Choose what the step computes of these, in order of arrival, which have pages for all that they know."""
+        plan = Plan()
+        self._plan_decodes(plan, running)
+        self._plan_prefills(plan, running)
+        if plan.num_decode and plan.num_prefill and not self._pacer.mixes(plan.num_tokens):
+            self._take_turns(plan)
+        return plan
+
+    def observe(self, plan: Plan, seconds: float) -> None:
+        """The step was computed, and took so long."""
+        self._answered_last = plan.num_decode > 0
+        self._pacer.observe(plan.num_decode, plan.num_prefill, plan.num_pairs, seconds)
+
+    def spare_seconds(self, running: list[Sequence]) -> float | None:
+        """What other work may take before the next step; infinity while nobody waits for a next token.
+
+        None where those who wait had to leave the last step to prompts; while that goes on, half of what prompts take.
+        """
+        num_answers = sum(sequence.num_remaining == 1 for sequence in running)
+        if not num_answers:
+            return math.inf
+        if not self._answered_last:
+            return None
+        return self._pacer.spare_seconds / (1 if num_answers == len(running) else 2)
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def _plan_decodes(self, plan: Plan, running: list[Sequence]) -> None:
+        for sequence in running:
+            if sequence.num_remaining == 1:
+                plan.chunks.append(Chunk(sequence, sequence.num_known - 1, 1, samples=True))
+        self._leave_some_out(plan)
+        plan.chunks.sort(key=_by_id)  # lanes are computed together only while their ids go up one by one
+        plan.num_decode = len(plan.chunks)
+
+    def _leave_some_out(self, plan: Plan) -> None:
+        """Share the answers out to several equal steps where one would be too large; who waited longest comes first."""
+        count = len(plan.chunks)
+        if count > self._max_answers:
+            num_steps = -(-count // self._max_answers)
+            plan.chunks.sort(key=lambda chunk: chunk.sequence.last_step)
+            del plan.chunks[-(-count // num_steps) :]
+
+    # -- prompts -----------------------------------------------------------------------------------------------------
+
+    def _plan_prefills(self, plan: Plan, running: list[Sequence]) -> None:
+        """Hand the rest of the budget to the prompts, in the policy's order and shares."""
+        prompts = [sequence for sequence in running if sequence.num_remaining > 1]
+        if not prompts:
+            return
+        budget = self._token_budget - plan.num_decode
+        if plan.num_decode:
+            context = max(sequence.num_computed for sequence in prompts)
+            budget = min(budget, self._pacer.num_prefill_tokens(plan.num_decode, len(prompts), context))
+        chunks = []
+        scored = MAX_SCORED_TOKENS
+        for sequence, share in self._policy.prefill_shares(prompts, budget):
+            num_tokens = min(sequence.num_remaining, share, budget)
+            scores = sequence.num_unscored > 0
+            if scores:
+                num_tokens = min(num_tokens, scored)
+                scored -= num_tokens
+            if num_tokens:
+                samples = num_tokens == sequence.num_remaining
+                chunks.append(Chunk(sequence, sequence.num_computed, num_tokens, samples, scores))
+                budget -= num_tokens
+                plan.num_prefill += num_tokens
+        # Lanes with ids that go up are computed together as far as the shortest chunk goes, then what is left.
+        # That pays where all are equal; else each is its own micro-batch, which loses no speed from 64 tokens on.
+        is_uneven = len({chunk.num_tokens for chunk in chunks}) > 1
+        plan.chunks += sorted(chunks, key=_by_id, reverse=is_uneven)
+
+    def _take_turns(self, plan: Plan) -> None:
+        """Leave either the answers or the prompts to the next step."""
+        if self._answered_last:
+            del plan.chunks[: plan.num_decode]
+            plan.num_decode = 0
+        else:
+            del plan.chunks[plan.num_decode :]
+            plan.num_prefill = 0
