@@ -61,7 +61,7 @@ class PacedRunner:
         time.sleep(self._next - now)
         first = next(self._numbers)
         samples = sum(chunk.samples for chunk in plan.chunks)
-        return Result([TOKENS[(first + index) % len(TOKENS)] for index in range(samples)], self._seconds)
+        return Result([[TOKENS[(first + index) % len(TOKENS)]] for index in range(samples)], self._seconds)
 
 
 def _leave_core() -> None:

@@ -59,15 +59,18 @@ class Pacer:
         """What other work between two steps that continue answers may take."""
         return max(0.0, self.target_seconds - self._decode_seconds)
 
-    def num_prefill_tokens(self, num_decode: int, num_prompts: int = 1, context: int = 0) -> int:
-        """The tokens of so many prompts that fit beside so many decodes, or between two steps of theirs.
+    def num_prefill_tokens(
+        self, num_decode: int, num_prompts: int = 1, context: int = 0, num_answers: int | None = None
+    ) -> int:
+        """The tokens of so many prompts that fit beside so many tokens of answers, or between two steps of theirs.
 
-        `context`: tokens that come before them. Unless told how long a step may take, one may take longer while more
-        users wait for their first token than for their next, in that proportion.
+        `num_answers`: the answers that the decode tokens are of; None for one token each. `context`: tokens that come
+        before the prompts'. Unless told how long a step may take, one may take longer while more users wait for their
+        first token than for their next, in that proportion.
         """
         target = self.target_seconds
         if self._given_target is None:
-            target *= max(1.0, num_prompts / max(1, num_decode))
+            target *= max(1.0, num_prompts / max(1, num_decode if num_answers is None else num_answers))
         fitting = self._fitting(target, num_decode, context)
         stretched = self._fitting(STRETCH * target, num_decode, context) if self._given_target is None else 0
         return max(fitting, min(stretched, MIN_CHUNK), SMALLEST_CHUNK)

@@ -1,4 +1,4 @@
-"""What a step will do, and what came of it."""
+"""What a step computes, and what it returns."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,7 +15,7 @@ class Chunk:
     start: int
     num_tokens: int
     samples: bool
-    """Whether these are the last known ones, so that the next token can be chosen."""
+    """Whether these are the last known ones, so that the next token can be sampled."""
     scores: bool = False
     """Whether the probabilities of the prompt's tokens are wanted, so that every token of the chunk gives logits."""
 
@@ -30,8 +30,10 @@ class Plan:
     """One llama_decode: decodes first, then the prompts."""
 
     chunks: list[Chunk] = field(default_factory=list)
+    num_answers: int = 0
+    """Chunks that continue answers: the first ones."""
     num_decode: int = 0
-    """Tokens that continue answers."""
+    """Tokens of these chunks. A chunk has one, or as many as the last step sampled for its sequence."""
     num_prefill: int = 0
     """Tokens of prompts, of answers computed again, and those that a grammar dictates."""
 
@@ -57,12 +59,19 @@ class Plan:
 
 @dataclass(slots=True)
 class Result:
-    tokens: list[int]
-    """The next token of each chunk that samples, in the plan's order."""
+    """For each chunk that samples, the next token, or several if the runner can tell more than one.
+
+    All of them become known, and none of them is computed: the runner leaves no cells in memory behind the chunk's, and
+    the sequence's next chunk is a decode of as many tokens. They must be the tokens that the runner would have returned
+    one at a time. Those behind the end of the answer, or behind tokens that a grammar forces, are dropped.
+    """
+
+    tokens: list[list[int]]
+    """For each chunk that samples, in the plan's order: at least one token."""
     seconds: float
     """Wall time of the step."""
-    logprobs: list[TokenLogprob | None] = field(default_factory=list)
-    """Of each of the tokens, None where not asked for; empty if nobody asked."""
+    logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+    """In the form of `tokens`, an empty list for a chunk where not asked for; empty if nobody asked."""
     prompt_logprobs: list[list[TokenLogprob]] = field(default_factory=list)
     """For each chunk that scores, in the plan's order: of the prompt's tokens behind each of its tokens."""
 
@@ -75,4 +84,4 @@ class Runner(Protocol):
     """Whatever computes a plan: llama.cpp, or the tests' fake."""
 
     def run(self, plan: Plan) -> Result:
-        """Compute the chunks and choose the next tokens. Raises StepError."""
+        """Compute the chunks and sample the next tokens. Raises StepError."""

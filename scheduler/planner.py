@@ -1,6 +1,8 @@
 """What each running sequence computes in the next step: answers first, then prompts, within the token budget."""
 
 import math
+from bisect import bisect_right
+from itertools import accumulate
 from operator import attrgetter
 from typing import Final
 
@@ -18,20 +20,21 @@ _by_id = attrgetter("sequence.sequence_id")
 class Planner:
     """Divides the token budget of a step. Keeps whether the last step continued answers, so that the two take turns."""
 
-    def __init__(self, pacer: Pacer, policy: Policy, *, token_budget: int, max_answers: int) -> None:
-        """More than `max_answers` answers take turns."""
+    def __init__(self, pacer: Pacer, policy: Policy, *, token_budget: int, max_decode: int) -> None:
+        """`max_decode`: tokens of answers in a step; if there are more, the answers take turns."""
         self._pacer = pacer
         self._policy = policy
         self._token_budget = token_budget
-        self._max_answers = max_answers
+        self._max_decode = max_decode
         self._answered_last = False
         """Whether the last step continued answers."""
 
     def plan(self, running: list[Sequence]) -> Plan:
         """Choose what the step computes of these, in order of arrival, which have pages for all that they know."""
         plan = Plan()
-        self._plan_decodes(plan, running)
-        self._plan_prefills(plan, running)
+        prompts = self._plan_decodes(plan, running)
+        if prompts:
+            self._plan_prefills(plan, prompts)
         if plan.num_decode and plan.num_prefill and not self._pacer.mixes(plan.num_tokens):
             self._take_turns(plan)
         return plan
@@ -46,7 +49,7 @@ class Planner:
 
         None where those who wait had to leave the last step to prompts; while that goes on, half of what prompts take.
         """
-        num_answers = sum(sequence.num_remaining == 1 for sequence in running)
+        num_answers = sum(sequence.is_answering for sequence in running)
         if not num_answers:
             return math.inf
         if not self._answered_last:
@@ -55,33 +58,42 @@ class Planner:
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
-    def _plan_decodes(self, plan: Plan, running: list[Sequence]) -> None:
+    def _plan_decodes(self, plan: Plan, running: list[Sequence]) -> list[Sequence]:
+        """Returns those that have more to compute before their next token."""
+        others = []
         for sequence in running:
-            if sequence.num_remaining == 1:
-                plan.chunks.append(Chunk(sequence, sequence.num_known - 1, 1, samples=True))
-        self._leave_some_out(plan)
+            num_tokens = sequence.num_remaining
+            # is_answering, written out as it is asked of every sequence in every step
+            if num_tokens <= sequence.num_sampled and num_tokens <= self._max_decode:
+                plan.chunks.append(Chunk(sequence, sequence.num_known - num_tokens, num_tokens, samples=True))
+                plan.num_decode += num_tokens
+            else:
+                others.append(sequence)
+        if plan.num_decode > self._max_decode:
+            self._leave_some_out(plan)
         plan.chunks.sort(key=_by_id)  # lanes are computed together only while their ids go up one by one
-        plan.num_decode = len(plan.chunks)
+        plan.num_answers = len(plan.chunks)
+        return others
 
     def _leave_some_out(self, plan: Plan) -> None:
-        """Share the answers out to several equal steps where one would be too large; who waited longest comes first."""
-        count = len(plan.chunks)
-        if count > self._max_answers:
-            num_steps = -(-count // self._max_answers)
-            plan.chunks.sort(key=lambda chunk: chunk.sequence.last_step)
-            del plan.chunks[-(-count // num_steps) :]
+        """Share the answers out to several equal steps; who waited longest comes first."""
+        num_steps = -(-plan.num_decode // self._max_decode)
+        room = -(-plan.num_decode // num_steps)
+        plan.chunks.sort(key=lambda chunk: chunk.sequence.last_step)
+        ends = list(accumulate(chunk.num_tokens for chunk in plan.chunks))
+        count = max(1, bisect_right(ends, room))
+        del plan.chunks[count:]
+        plan.num_decode = ends[count - 1]
 
     # -- prompts -----------------------------------------------------------------------------------------------------
 
-    def _plan_prefills(self, plan: Plan, running: list[Sequence]) -> None:
+    def _plan_prefills(self, plan: Plan, prompts: list[Sequence]) -> None:
         """Hand the rest of the budget to the prompts, in the policy's order and shares."""
-        prompts = [sequence for sequence in running if sequence.num_remaining > 1]
-        if not prompts:
-            return
         budget = self._token_budget - plan.num_decode
         if plan.num_decode:
             context = max(sequence.num_computed for sequence in prompts)
-            budget = min(budget, self._pacer.num_prefill_tokens(plan.num_decode, len(prompts), context))
+            fitting = self._pacer.num_prefill_tokens(plan.num_decode, len(prompts), context, plan.num_answers)
+            budget = min(budget, fitting)
         chunks = []
         scored = MAX_SCORED_TOKENS
         for sequence, share in self._policy.prefill_shares(prompts, budget):
@@ -103,8 +115,8 @@ class Planner:
     def _take_turns(self, plan: Plan) -> None:
         """Leave either the answers or the prompts to the next step."""
         if self._answered_last:
-            del plan.chunks[: plan.num_decode]
-            plan.num_decode = 0
+            del plan.chunks[: plan.num_answers]
+            plan.num_answers = plan.num_decode = 0
         else:
-            del plan.chunks[plan.num_decode :]
+            del plan.chunks[plan.num_answers :]
             plan.num_prefill = 0

@@ -13,7 +13,7 @@ from operator import attrgetter
 from kvcache.cache import KVCache
 from kvcache.tree import TOKEN_BYTES, Hit
 from scheduler.grammar import Grammar, GrammarError
-from scheduler.messages import Output, Submit, TokenLogprob
+from scheduler.messages import Output, Submit
 from scheduler.pacing import Pacer
 from scheduler.plan import Plan, Result
 from scheduler.planner import Planner
@@ -61,12 +61,14 @@ class Scheduler:
     ) -> None:
         """`token_budget` must leave room for a chunk beside `max_seqs` decodes; `eog_tokens` end a generation.
 
-        More than `max_answers` answers take turns, if given. Without a `policy`, first come is first served.
+        A step has at most `max_answers` tokens of answers, if given; more take turns. Without a `policy`, first come is
+        first served.
         `max_top_k` limits how many tokens are drawn from where nothing needs them all; 0 for no limit.
         """
         self.cache = cache
         self._policy = policy or FirstComeFirstServed(token_budget)
-        self._planner = Planner(pacer, self._policy, token_budget=token_budget, max_answers=max_answers or max_seqs)
+        max_decode = max_answers or max(max_seqs, token_budget // 2)
+        self._planner = Planner(pacer, self._policy, token_budget=token_budget, max_decode=max_decode)
         self._max_seqs = max_seqs
         self._ctx_len = ctx_len
         self._eog_tokens = eog_tokens
@@ -197,8 +199,7 @@ class Scheduler:
         self._planner.observe(plan, result.seconds)
         self._policy.computed(plan)
         outputs = []
-        tokens, prompt_logprobs = iter(result.tokens), iter(result.prompt_logprobs)
-        logprobs = iter(result.logprobs or [None] * len(result.tokens))
+        tokens, logprobs, prompt_logprobs = iter(result.tokens), iter(result.logprobs), iter(result.prompt_logprobs)
         for chunk in plan.chunks:
             sequence = chunk.sequence
             assert sequence.handle is not None, "a planned sequence runs until the step is committed"
@@ -214,33 +215,28 @@ class Scheduler:
                 if sequence.num_known == sequence.num_prompt:
                     output.cached_tokens = sequence.cached_tokens or 0
                     self.cache.prompt_done(sequence.handle)
-                self._advance(sequence, next(tokens), next(logprobs), output)
+                self._advance(sequence, next(tokens), output)
+                if result.logprobs:
+                    output.logprobs = next(logprobs)[: len(output.tokens)]
             outputs.append(output)
         return outputs
 
-    def _advance(self, sequence: Sequence, token: int, logprob: TokenLogprob | None, output: Output) -> None:
-        """Append the token, and those that its grammar has follow it without a choice; end if it was the last."""
-        tokens = [token]
-        if logprob is not None:
-            output.logprobs = [logprob]
-        is_last = token in self._eog_tokens and not sequence.sampler.params.ignore_eos
-        if sequence.grammar is not None and not is_last:
+    def _advance(self, sequence: Sequence, sampled: list[int], output: Output) -> None:
+        """Append the tokens that the step sampled, up to the end of the answer, and end the sequence there."""
+        for count, token in enumerate(sampled, 1):
             try:
-                tokens += sequence.grammar.advance(token, forces=sequence.logprobs is None)
+                tokens, status = sequence.advance(token, self._eog_tokens)
             except GrammarError as error:
                 self._end(sequence, Status.FAILED)
                 output.finish_reason, output.error = "refused", str(error)
                 return
-            room = sequence.max_known - sequence.num_known
-            is_last = sequence.grammar.is_complete and len(tokens) <= room
-            del tokens[room:]
-        for known in tokens:
-            sequence.append(known)
-        output.tokens = tokens
-        if is_last:
-            output.finish_reason = self._end(sequence, Status.STOPPED)
-        elif sequence.num_known >= sequence.max_known:
-            output.finish_reason = self._end(sequence, Status.LENGTH)
+            output.tokens += tokens
+            sequence.num_sampled = count
+            if status is not None:
+                output.finish_reason = self._end(sequence, status)
+                return
+            if len(tokens) > 1:  # what was sampled behind the token did not know that these would follow
+                return
 
     def _end(self, sequence: Sequence, status: Status) -> str | None:
         """The one way out for every sequence. Returns the API's word for it, None if nobody asks any more."""

@@ -29,7 +29,7 @@ FINISH_REASONS = {Status.STOPPED: "stop", Status.LENGTH: "length", Status.FAILED
 class Sequence:
     """A sequence has known tokens and computed tokens; each step lets the computed ones catch up.
 
-    `num_computed <= num_known`; the two differ by one while it decodes.
+    `num_computed <= num_known`. While the sequence answers, the two differ by the tokens that its last step sampled.
     """
 
     __slots__ = (
@@ -43,6 +43,7 @@ class Sequence:
         "logprobs",
         "max_known",
         "num_prompt",
+        "num_sampled",
         "num_unscored",
         "request_id",
         "sampler",
@@ -65,6 +66,8 @@ class Sequence:
         """How many of the best tokens to tell with each token; None for no probabilities at all."""
         self.last_step = 0
         """The step that gave it its latest token."""
+        self.num_sampled = 1
+        """How many tokens the last step sampled for it."""
         self.num_unscored = max(0, self.num_prompt - 1 - submit.num_scored) if submit.score_prompt else 0
         """Tokens at the prompt's end whose probabilities are still to be told."""
         self.status = Status.WAITING
@@ -92,7 +95,15 @@ class Sequence:
     @property
     def num_remaining(self) -> int:
         """Known tokens still to compute."""
-        return self.num_known - self.num_computed
+        return len(self.known) // TOKEN_BYTES - (self.handle.num_tokens if self.handle is not None else 0)
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether it only waits for its next token: it has nothing to compute but what its last step sampled.
+
+        So forced tokens of a grammar count as a prompt. The last token of a prompt that was found in memory does not.
+        """
+        return self.num_remaining <= self.num_sampled
 
     @property
     def needs_whole_rows(self) -> bool:
@@ -106,6 +117,27 @@ class Sequence:
 
     def tokens(self, start: int, stop: int) -> bytes:
         return bytes(self.known[start * TOKEN_BYTES : stop * TOKEN_BYTES])
+
+    def advance(self, token: int, eog_tokens: frozenset[int]) -> tuple[list[int], Status | None]:
+        """Append a sampled token, and those that the grammar forces behind it.
+
+        Returns what was appended, and STOPPED or LENGTH if the sequence ends with it. Raises GrammarError, with nothing
+        appended, if the grammar cannot take the token.
+        """
+        tokens = [token]
+        is_last = token in eog_tokens and not self.sampler.params.ignore_eos
+        if self.grammar is not None and not is_last:
+            tokens += self.grammar.advance(token, forces=self.logprobs is None)
+            room = self.max_known - self.num_known
+            is_last = self.grammar.is_complete and len(tokens) <= room
+            del tokens[room:]
+        for known in tokens:
+            self.append(known)
+        if is_last:
+            return tokens, Status.STOPPED
+        if len(self.known) >= self.max_known * TOKEN_BYTES:
+            return tokens, Status.LENGTH
+        return tokens, None
 
     def append(self, token: int) -> None:
         self.known += token.to_bytes(TOKEN_BYTES, "little")

@@ -46,7 +46,7 @@ def decoding(num_seqs: int) -> Scheduler:
 
 
 def result(plan: Plan) -> Result:
-    return Result([7] * sum(chunk.samples for chunk in plan.chunks), 0.01)
+    return Result([[7]] * sum(chunk.samples for chunk in plan.chunks), 0.01)
 
 
 @SIZES
@@ -56,7 +56,7 @@ def test_plan_and_commit(benchmark: BenchmarkFixture, num_seqs: int) -> None:
 
     def step() -> list[Output]:
         plan = scheduler.plan()
-        return scheduler.commit(plan, Result([7] * num_seqs, 0.01))
+        return scheduler.commit(plan, Result([[7]] * num_seqs, 0.01))
 
     outputs = benchmark.pedantic(step, rounds=ROUNDS, warmup_rounds=5)
     assert len(outputs) == num_seqs

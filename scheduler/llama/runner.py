@@ -64,7 +64,8 @@ class LlamaRunner:
         filling = self._masks.start(grammars)
         self._context.decode(plan.num_tokens)
         if self._attached.issuperset(sequence.sequence_id for sequence in with_outputs):  # no logits were copied
-            return Result(self._sample_best(plan), time.perf_counter() - started)
+            tokens = self._sample_best(plan)
+            return Result([[token] for token in tokens], time.perf_counter() - started)
         logits = self.logits(plan.num_outputs)
         ends = np.cumsum([chunk.num_outputs for chunk in plan.chunks], dtype=np.intp)
         prompt_logprobs = _score_prompts(plan, logits, ends)
@@ -75,7 +76,7 @@ class LlamaRunner:
             sample(logits, [sequence.sampler for sequence in sampling], self._eog_tokens, masks) if sampling else []
         )
         logprobs = _logprobs(sampling, logits, tokens)
-        return Result(tokens, time.perf_counter() - started, logprobs, prompt_logprobs)
+        return Result([[token] for token in tokens], time.perf_counter() - started, logprobs, prompt_logprobs)
 
     def _attach(self, sequences: list[Sequence]) -> None:
         """Let the backend find the best tokens of those that need no others; an id keeps what it was given before."""
@@ -100,16 +101,16 @@ class LlamaRunner:
         return self._context.logits(num_rows)
 
     def _fill(self, plan: Plan) -> None:
-        """Decodes are written with one assignment per array, prompts with one per chunk."""
-        context, num_decode = self._context, plan.num_decode
-        decodes, prefills = plan.chunks[:num_decode], plan.chunks[num_decode:]
-        if decodes:
-            context.tokens[:num_decode] = [chunk.sequence.last_token for chunk in decodes]
-            context.positions[:num_decode] = [chunk.start for chunk in decodes]
-            context.ids[:num_decode] = [chunk.sequence.sequence_id for chunk in decodes]
-            context.outputs[:num_decode] = 1
-        end = num_decode
-        for chunk in prefills:
+        """Writes chunk by chunk; the answers with one assignment per array while each of them has one token."""
+        context, chunks, end = self._context, plan.chunks, 0
+        if plan.num_answers == plan.num_decode > 0:
+            end = plan.num_answers
+            answers, chunks = chunks[:end], chunks[end:]
+            context.tokens[:end] = [chunk.sequence.last_token for chunk in answers]
+            context.positions[:end] = [chunk.start for chunk in answers]
+            context.ids[:end] = [chunk.sequence.sequence_id for chunk in answers]
+            context.outputs[:end] = 1
+        for chunk in chunks:
             start, end = end, end + chunk.num_tokens
             tokens = chunk.sequence.tokens(chunk.start, chunk.start + chunk.num_tokens)
             context.tokens[start:end] = np.frombuffer(tokens, dtype="<i4")
@@ -135,10 +136,10 @@ def _score_prompts(plan: Plan, logits: NDArray[np.float32], ends: NDArray[np.int
     return scored
 
 
-def _logprobs(sequences: list[Sequence], logits: NDArray[np.float32], tokens: list[int]) -> list[TokenLogprob | None]:
+def _logprobs(sequences: list[Sequence], logits: NDArray[np.float32], tokens: list[int]) -> list[list[TokenLogprob]]:
     if all(sequence.logprobs is None for sequence in sequences):
         return []
     return [
-        None if sequence.logprobs is None else log_probabilities(row, token, sequence.logprobs)
+        [] if sequence.logprobs is None else [log_probabilities(row, token, sequence.logprobs)]
         for sequence, row, token in zip(sequences, logits, tokens, strict=True)
     ]

@@ -45,13 +45,15 @@ class FakeRunner:
         self.failures = 0
         """Steps to fail from now on."""
         self.choose: Callable[[list[int]], int] = next_token
+        self.num_tokens: Callable[[Chunk], int] = lambda _: 1
+        """How many tokens to return for a chunk that samples."""
         self._seconds = seconds
 
     def run(self, plan: Plan) -> Result:
         self.plans.append(plan)
         seconds = self._seconds(plan)
         self.now += seconds
-        sampled = []
+        sampled, logprobs = [], []
         scored = []
         for chunk in plan.chunks:
             tokens = np.frombuffer(
@@ -61,20 +63,35 @@ class FakeRunner:
             if chunk.scores:
                 scored.append(score(chunk))
             if chunk.samples:
-                sampled.append(self.choose(self.memory.tokens(chunk.sequence.sequence_id)))
+                sampled.append(self._sample(chunk))
+                logprobs.append(
+                    [logprob_of(token) for token in sampled[-1]] if chunk.sequence.logprobs is not None else []
+                )
         if self.failures:
             self.failures -= 1
             raise StepError("told to fail")
-        return Result(sampled, seconds, prompt_logprobs=scored)
+        return Result(sampled, seconds, logprobs if any(logprobs) else [], scored)
+
+    def _sample(self, chunk: Chunk) -> list[int]:
+        known = self.memory.tokens(chunk.sequence.sequence_id)
+        tokens: list[int] = []
+        for _ in range(self.num_tokens(chunk)):
+            tokens.append(self.choose(known + tokens))
+        return tokens
+
+
+def logprob_of(token: int) -> TokenLogprob:
+    """A fake probability that tells its token."""
+    return -float(token), []
 
 
 def score(chunk: Chunk) -> list[TokenLogprob]:
-    """A fake probability that tells its token, for each that is still to be told."""
+    """Of each token that is still to be told."""
     sequence = chunk.sequence
     first = max(chunk.start, sequence.num_prompt - 1 - sequence.num_unscored)
     stop = min(chunk.start + chunk.num_tokens, sequence.num_prompt - 1)
     told = np.frombuffer(sequence.tokens(first + 1, max(first, stop) + 1), dtype="<i4").tolist()
-    return [(-float(token), []) for token in told]
+    return [logprob_of(token) for token in told]
 
 
 class FakeReader:
@@ -201,6 +218,7 @@ class System:
         grammar: Grammar | None = None,
         answer: Iterable[int] = (),
         num_scored: int = 0,
+        logprobs: int | None = None,
     ) -> None:
         params = SamplingParams(temperature=0.0, ignore_eos=ignore_eos)
         submit = Submit(
@@ -211,6 +229,7 @@ class System:
             score_prompt=score_prompt,
             answer=list(answer),
             num_scored=num_scored,
+            logprobs=logprobs,
         )
         refusal = self.scheduler.submit(submit, grammar)
         self.tokens[request_id], self.outputs[request_id] = [], []

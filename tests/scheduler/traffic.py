@@ -54,7 +54,7 @@ TRAFFIC = st.builds(
 )
 
 
-def system_for(traffic: Traffic, policy: Policy | None = None) -> System:
+def system_for(traffic: Traffic, policy: Policy | None = None, max_answers: int | None = None) -> System:
     return System(
         num_pages=traffic.num_pages,
         num_ids=traffic.max_seqs + 2,
@@ -63,6 +63,7 @@ def system_for(traffic: Traffic, policy: Policy | None = None) -> System:
         ctx_len=MAX_PAGES * 32,
         lanes=traffic.lanes,
         policy=policy,
+        max_answers=max_answers,
     )
 
 

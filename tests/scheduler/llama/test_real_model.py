@@ -56,12 +56,15 @@ class RecordingRunner(LlamaRunner):
         self.recorded: dict[int, list[NDArray[np.float32]]] = defaultdict(list)
         self.never = sorted(model.eog_tokens)
         """No answer here has them."""
+        self.behind: list[int] = []
+        """What is returned behind each token that was sampled, as if the runner had known it."""
 
     def run(self, plan: Plan) -> Result:
         result = super().run(plan)
         sampling = [chunk.sequence.request_id for chunk in plan.chunks if chunk.samples]
         for request, row in zip(sampling, self.logits(len(sampling)) if sampling else [], strict=True):
             self.recorded[request].append(row.copy())
+        result.tokens = [[*tokens, *self.behind] for tokens in result.tokens]
         return result
 
 
@@ -238,6 +241,26 @@ def test_after_a_hit_on_a_sequence_that_is_still_prefilling(
         served.run()
         assert [served.cached[request] for request in range(4)] == [0, 150, 150, 150]
         check(served, reference, *range(4))
+
+
+@LAYOUTS
+def test_after_decodes_of_several_tokens(served: Served, reference: Reference, prompt: Prompt) -> None:
+    served.runner.behind = [500, 600]
+    served.submit(1, prompt(1, 40), 12)
+    served.submit(2, prompt(2, 60), 12)
+    served.step()
+    served.submit(3, prompt(3, 50), 12)
+    served.run()
+    for request in (1, 2, 3):
+        tokens, recorded = served.tokens[request], np.array(served.runner.recorded[request])
+        first = len(tokens) - 12
+        assert tokens[first + 1 :: 3] == [500] * 4
+        assert tokens[first + 2 :: 3] == [600] * 4
+        scale = reference.scale(tokens[:-1], first - 1, wrong=first - 2)
+        scale.assert_same(recorded, reference.logits(tokens[:-1], first - 1)[::3])
+        recorded[:, served.runner.never] = -np.inf
+        assert recorded.argmax(axis=1).tolist() == tokens[first::3], "greedy"
+    assert served.scheduler.statistics().decode_tokens == 3 * 9
 
 
 def test_after_preemption(served_small: Served, reference: Reference, prompt: Prompt) -> None:
