@@ -16,7 +16,7 @@ PEERS_STAMP := $(PEERS)/.built-$(PEERS_LLAMA)-$(shell cksum < bench/peers.txt | 
 # Prints every tenth step of a compilation, from ninja's `[10/200]`.
 EVERY_TENTH := sed -unE 's/^ *\[([0-9]*0)\/([0-9]+)\].*/    compiled \1 of \2/p; /^Successfully installed/p'
 
-.PHONY: serve test check lint types layers unit fuzz install peers micro clients docs format clean
+.PHONY: serve test check lint types layers unit without-llama fuzz install peers micro clients docs format clean
 
 serve: install            ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
@@ -55,6 +55,9 @@ layers: install
 # Two files at a time, in the order of their names: those that start servers and engines come first, the quick ones last.
 unit: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --junit-xml $(RESULTS)
+
+without-llama: install    ## the tests of the scheduler and the cache, where llama.cpp cannot be imported
+	$(BIN)/python -m pytest -p tests.without_llama tests/scheduler tests/kvcache --ignore tests/scheduler/llama
 
 fuzz: install             ## made-up requests and sequences of events, many more and others every time
 	$(BIN)/python -m pytest --hypothesis-profile fuzz -m hypothesis

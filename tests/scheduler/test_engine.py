@@ -11,11 +11,9 @@ from llguidance import LLTokenizer
 
 from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_TOKENS
-from scheduler.config import EngineConfig
 from scheduler.embedder import Batch, Embedder, Limits, Pooled
 from scheduler.engine import Engine
 from scheduler.grammar import Compiled, GrammarCompiler
-from scheduler.llama.load import load
 from scheduler.messages import Cancel, Embed, Embedded, Failed, Inspect, Message, Output, Report, Stop, Submit
 from scheduler.plan import Plan, Result
 from tests.scheduler.fakes import (
@@ -293,23 +291,6 @@ def test_an_error_that_nobody_foresaw_ends_the_engine() -> None:
     wire = FakeWire([[submit(1, prompt(0, 20))]])
     with pytest.raises(ZeroDivisionError):
         Engine(system.scheduler, Broken(), GrammarCompiler(no_tokenizer), wire).run()
-
-
-@pytest.mark.parametrize(
-    ("config", "layout", "reason"),
-    [
-        ({}, "lanes", "a context for each sequence"),
-        ({"flash_attn": "off"}, "lanes", "a context for each sequence"),
-        ({"max_seqs": 1}, "pool", "could not be kept"),
-        ({"kv_layout": "pool"}, "pool", "as asked"),
-    ],
-)
-def test_an_engine_says_why_its_memory_is_laid_out_so(
-    model_path: str, config: dict[str, Any], layout: str, reason: str
-) -> None:
-    info = load(EngineConfig(model_path, **{"ctx_len": 256, "max_seqs": 2, "threads": 1, **config})).info
-    assert info.kv_layout == layout
-    assert reason in info.kv_layout_reason
 
 
 # Vectors of texts
