@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 
 from scheduler.config import EngineConfig
-from scheduler.embedder import Batch, Limits, Piece, Pooled, Text
 from scheduler.llama.context import PROBE_TOKENS, Context, Model
 from scheduler.plan import StepError
 from scheduler.sizing import available_bytes
+from scheduler.texts import Batch, Limits, Piece, Pooled, Text
 
 _log = logging.getLogger("cortex.engine")
 

@@ -14,13 +14,13 @@ from kvcache.pages import PageTier
 from kvcache.pool import PoolLayout
 from kvcache.tier import NO_TIER, Tier
 from kvcache.tree import num_pages_for
-from scheduler.embedder import Batch, Pooled, Vector
 from scheduler.grammar import Grammar, GrammarError
 from scheduler.messages import Output, SamplingParams, Submit, TokenLogprob
 from scheduler.pacing import Pacer
 from scheduler.plan import Chunk, Plan, Result, StepError
 from scheduler.queue import Policy
 from scheduler.scheduler import Scheduler
+from scheduler.texts import Batch, Pooled, Vector
 from tests.kvcache.fakes import FakeLanes, FakeMemory
 
 EOG = 0

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.embedder import MAX_FAILED_BATCHES, SMALLEST_BATCH, Batch, Embedder, Limits
+from scheduler.embedder import MAX_FAILED_BATCHES, SMALLEST_BATCH, Embedder
 from scheduler.errors import ModelError
 from scheduler.messages import Embed, Embedded
+from scheduler.texts import Batch, Limits
 from tests.scheduler.fakes import FakeReader, expected_vector, unwire
 
 MAX_TEXT, BATCH, MAX_TEXTS = 100, 32, 6

@@ -11,11 +11,12 @@ from llguidance import LLTokenizer
 
 from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_TOKENS
-from scheduler.embedder import Batch, Embedder, Limits, Pooled
+from scheduler.embedder import Embedder
 from scheduler.engine import Engine
 from scheduler.grammar import Compiled, GrammarCompiler
 from scheduler.messages import Cancel, Embed, Embedded, Failed, Inspect, Message, Output, Report, Stop, Submit
 from scheduler.plan import Plan, Result
+from scheduler.texts import Batch, Limits, Pooled
 from tests.scheduler.fakes import (
     EOG,
     GREEDY,

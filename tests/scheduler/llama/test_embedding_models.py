@@ -11,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from scheduler.config import EngineConfig
-from scheduler.embedder import Batch, Embedder, Piece, Text
+from scheduler.embedder import Embedder
 from scheduler.errors import ModelError
 from scheduler.llama.load import Parts, load
 from scheduler.messages import Embed, Submit
+from scheduler.texts import Batch, Piece, Text
 from tests.closeness import Scale, scale_of
 from tests.models import BERT_CONTEXT, BERT_TOKENS, EMBEDDING, write_bert, write_mamba, write_t5_encoder
 from tests.scheduler.fakes import GREEDY, unwire

@@ -1,0 +1,128 @@
+"""Which texts the next batch holds: requests take turns, and a long text is computed in several batches."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from scheduler.texts import Batch, Limits, Piece, Text
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    waiting: deque[Text]
+    """Texts that no batch has begun."""
+    num_left: int
+    """Texts without a vector."""
+
+
+class TextQueue:
+    """Requests take turns, a text each; a text is computed once, and those of a request in order.
+
+    One text at a time may be so long that it is cut, so that a batch needs room for one text and itself. It gets half
+    of each batch, and what the others leave; texts of up to half a batch are never cut.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.requests: dict[int, Request] = {}
+        """All that have not ended, by id."""
+        self._line: deque[Request] = deque()
+        """Requests with texts to begin, in the order of their turns: all such but that of the text that is cut."""
+        self._cut: Text | None = None
+        self._free_ids = list(range(limits.max_texts - 1, -1, -1))
+
+    @property
+    def num_computed(self) -> int:
+        """Of the text that is cut; 0 if there is none."""
+        return self._cut.num_computed if self._cut is not None else 0
+
+    def add(self, request_id: int, texts: list[Text]) -> None:
+        """Queue a request of at least one text."""
+        request = self.requests[request_id] = Request(deque(texts), len(texts))
+        self._line.append(request)
+
+    def remove(self, request_id: int) -> Text | None:
+        """Forget a request. Returns its text that is cut, if any, whose id is then to be returned."""
+        request = self.requests.pop(request_id)
+        if request in self._line:
+            self._line.remove(request)
+        cut = self._cut
+        if cut is None or cut.request_id != request_id:
+            return None
+        self._cut = None
+        return cut
+
+    def return_id(self, text: Text) -> None:
+        """Nothing that was computed of the text is in memory any more."""
+        self._free_ids.append(text.sequence_id)
+        text.sequence_id = -1
+
+    def put_back(self, text: Text) -> None:
+        """Let a text begin anew, before the others of its request. Its id must have been returned."""
+        if text is self._cut:
+            self._cut = None
+        text.num_computed, text.vector = 0, None
+        request = self.requests[text.request_id]
+        if request not in self._line:
+            self._line.appendleft(request)
+        request.waiting.appendleft(text)
+
+    def plan(self, budget: int) -> Batch:
+        """Choose what the next batch computes, of `budget` tokens at most where texts can be cut."""
+        batch, left = Batch(), budget
+        while left > 0:
+            if self._cut is None and self._limits.cuts:
+                self._cut = self._next_to_cut(budget // 2)
+            cut = self._cut
+            reserved = 0 if cut is None else min(len(cut.tokens) - cut.num_computed, left - left // 2)
+            left -= self._pack(batch, left - reserved)
+            if cut is None:
+                break
+            piece = Piece(cut, cut.num_computed, min(len(cut.tokens) - cut.num_computed, left))
+            batch.pieces.append(piece)
+            left -= piece.num_tokens
+            if not piece.is_last:
+                break
+            self._cut = None
+            self._line_up(self.requests[cut.request_id])
+        return batch
+
+    def _next_to_cut(self, longest_whole: int) -> Text | None:
+        """The first in line that is longer than that, with an id of its own; its request leaves the line."""
+        long = (request for request in self._line if len(request.waiting[0].tokens) > longest_whole)
+        request = next(long, None) if self._free_ids else None
+        if request is None:
+            return None
+        self._line.remove(request)
+        return self._begin(request)
+
+    def _begin(self, request: Request) -> Text:
+        text = request.waiting.popleft()
+        text.sequence_id = self._free_ids.pop()
+        return text
+
+    def _pack(self, batch: Batch, room: int) -> int:
+        """Add whole texts of so many tokens at most. Returns how many these are.
+
+        Whose text does not fit stays in front. Where nothing can be cut, a text that would never fit comes alone.
+        """
+        left, too_long = room, []
+        while self._line and self._free_ids and left > 0:
+            request = self._line.popleft()
+            length = len(request.waiting[0].tokens)
+            if length > left and (self._limits.cuts or batch.pieces):
+                too_long.append(request)
+                continue
+            batch.pieces.append(Piece(self._begin(request), 0, length))
+            left -= length
+            self._line_up(request)
+        self._line.extendleft(reversed(too_long))
+        return room - left
+
+    def _line_up(self, request: Request) -> None:
+        if request.waiting:
+            self._line.append(request)
+
+    def check_integrity(self) -> None:
+        """Recount the ids. Raises AssertionError if the accounting is wrong."""
+        held = [self._cut.sequence_id] if self._cut is not None else []
+        assert sorted(self._free_ids + held) == list(range(self._limits.max_texts)), "ids"
