@@ -139,6 +139,35 @@ class Model:
         lib.llama_model_free(self.pointer)
 
 
+def _context_params(
+    config: EngineConfig,
+    kv_tokens: int,
+    num_ids: int,
+    num_outputs: int,
+    batch_tokens: int,
+    threads: int,
+    unified: bool,
+    pooling: str,
+) -> Any:
+    """llama.cpp's parameters of a context: see `Context`."""
+    params = lib.llama_context_default_params()
+    params.n_ctx = kv_tokens
+    params.n_batch = params.n_ubatch = batch_tokens
+    params.n_seq_max = num_ids
+    params.n_outputs_max = min(max(num_ids, num_outputs), batch_tokens)  # llama.cpp asserts one for each id
+    params.n_threads = params.n_threads_batch = threads
+    params.kv_unified = unified
+    params.swa_full = True  # a sliding window that forgets could not be shared or trimmed
+    params.flash_attn_type = FLASH_ATTN_IDS[config.flash_attn]
+    params.type_k = params.type_v = KV_TYPE_IDS[config.kv_type]
+    params.no_perf = True
+    if pooling != "none":
+        params.embeddings = True
+        params.pooling_type = POOLING_IDS[pooling]
+        params.n_outputs_max = batch_tokens  # every token is one
+    return params
+
+
 class Context:
     """KV memory and one batch. Implements kvcache's Memory. Not for two threads at once."""
 
@@ -161,21 +190,7 @@ class Context:
         each id's tokens of a step give one vector instead of logits.
         Raises ModelError if there is no memory for it, or if the model only reads but is not to pool.
         """
-        params = lib.llama_context_default_params()
-        params.n_ctx = kv_tokens
-        params.n_batch = params.n_ubatch = batch_tokens
-        params.n_seq_max = num_ids
-        params.n_outputs_max = min(max(num_ids, num_outputs), batch_tokens)  # llama.cpp asserts one for each id
-        params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = unified
-        params.swa_full = True  # a sliding window that forgets could not be shared or trimmed
-        params.flash_attn_type = FLASH_ATTN_IDS[config.flash_attn]
-        params.type_k = params.type_v = KV_TYPE_IDS[config.kv_type]
-        params.no_perf = True
-        if pooling != "none":
-            params.embeddings = True
-            params.pooling_type = POOLING_IDS[pooling]
-            params.n_outputs_max = batch_tokens  # every token is one
+        params = _context_params(config, kv_tokens, num_ids, num_outputs, batch_tokens, threads, unified, pooling)
         _last_errors.clear()
         self._pointer: Any = lib.llama_init_from_model(model.pointer, params)
         if not self._pointer:
@@ -195,6 +210,13 @@ class Context:
         self._embedding_size = model.embedding_size
         self.num_cells: int = lib.llama_n_ctx(self._pointer)
         self.batch_tokens: int = lib.llama_n_batch(self._pointer)
+        self._allocate_batch()
+        self.num_ids = num_ids
+        self._state = np.empty(0, np.uint8)
+        self._chains: dict[int, Any] = {}
+        """llama.cpp's samplers that run in the compute graph, by sequence id."""
+
+    def _allocate_batch(self) -> None:
         self.tokens = np.zeros(self.batch_tokens, np.int32)
         """The batch, to be filled up to the number of tokens that `decode` is given; llama.cpp reads these arrays."""
         self.positions = np.zeros(self.batch_tokens, np.int32)
@@ -204,10 +226,6 @@ class Context:
         """1 for each token whose logits are wanted."""
         self._num_ids = np.ones(self.batch_tokens, np.int32)
         self._id_pointers = self.ids.ctypes.data + np.arange(self.batch_tokens, dtype=np.uintp) * self.ids.itemsize
-        self.num_ids = num_ids
-        self._state = np.empty(0, np.uint8)
-        self._chains: dict[int, Any] = {}
-        """llama.cpp's samplers that run in the compute graph, by sequence id."""
         self._batch = lib.llama_batch(
             n_tokens=0,
             token=_pointer(self.tokens, lib.llama_token),

@@ -1,7 +1,6 @@
 """Loads a model and makes the parts of an engine: KV memory, scheduler, runner, embedder."""
 
 import dataclasses
-import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from scheduler.embedder import Embedder
 from scheduler.errors import NoMemoryError
 from scheduler.grammar import GrammarCompiler
 from scheduler.llama.context import MAX_SEQUENCE_IDS, Context, Model, num_gpu_layers
+from scheduler.llama.info import encoder_info, generator_info
 from scheduler.llama.kv_memory import LaneMemory, PoolMemory
 from scheduler.llama.open_tiers import Tiers, open_tiers
 from scheduler.llama.reader import Attention, LlamaReader, attention_of, text_limits
@@ -65,7 +65,7 @@ def load(config: EngineConfig) -> Parts:
     if device.sizes.layout == "lanes" and config.kv_layout == "auto" and device.tiers is None:
         device.context.close()
         device = _open(config, model, "what gives way in lanes could not be kept: see above")
-    sizes, context, tiers = device.sizes, device.context, device.tiers
+    sizes, context = device.sizes, device.context
     runner = LlamaRunner(
         context,
         model.eog_tokens,
@@ -89,25 +89,7 @@ def load(config: EngineConfig) -> Parts:
         limits = text_limits(config, model, attention, sizes.ctx_len)
         open_reader = partial(LlamaReader, model, config, limits, pooling, sizes.threads)
         embedder = Embedder(open_reader, limits, pooling, seconds_per_token)
-    info = EngineInfo(
-        pid=os.getpid(),
-        description=model.description,
-        ctx_len=sizes.ctx_len,
-        max_seqs=sizes.max_seqs,
-        kv_tokens=sizes.kv_tokens,
-        kv_bytes=sizes.kv_tokens * model.kv_bytes_per_token(config.kv_type),
-        kv_layout=sizes.layout,
-        kv_layout_reason=sizes.layout_reason,
-        batch_tokens=sizes.batch_tokens,
-        threads=sizes.threads,
-        host_cache=tiers.host_bytes if tiers else 0,
-        disk_cache=tiers.disk_bytes if tiers else 0,
-        gpu_layers=num_gpu_layers(config.gpu_layers, model.num_layers),
-        load_seconds=round(time.monotonic() - started, 3),
-        pooling=pooling,
-        embedding_size=model.embedding_size if embedder is not None else 0,
-        max_text_tokens=sizes.ctx_len if embedder is not None else 0,
-    )
+    info = generator_info(config, model, sizes, device.tiers, pooling, started)
     return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder)
 
 
@@ -122,28 +104,21 @@ def _load_encoder(config: EngineConfig, model: Model, attention: Attention, pool
     cache = KVCache(PoolMemory(context), PoolLayout(num_pages=0, num_ids=0))
     scheduler = Scheduler(cache, Pacer(seconds_per_token), max_seqs=1, token_budget=1, ctx_len=0)
     runner = LlamaRunner(context, model.eog_tokens, max_seqs=1, vocab_size=model.vocab_size)
-    info = EngineInfo(
-        pid=os.getpid(),
-        description=model.description,
-        ctx_len=limits.max_text_tokens,
-        max_seqs=limits.max_texts,
-        kv_tokens=0,
-        kv_bytes=0,
-        kv_layout="pool",
-        kv_layout_reason="a model that only reads keeps nothing in it",
-        batch_tokens=limits.batch_tokens,
-        threads=threads,
-        host_cache=0,
-        disk_cache=0,
-        gpu_layers=num_gpu_layers(config.gpu_layers, model.num_layers),
-        load_seconds=round(time.monotonic() - started, 3),
-        generates=False,
-        pooling=pooling,
-        embedding_size=model.embedding_size,
-        max_text_tokens=limits.max_text_tokens,
-    )
+    info = encoder_info(config, model, limits, threads, pooling, started)
     embedder = Embedder(lambda: reader, limits, pooling, seconds_per_token)
     return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder)
+
+
+def _refuse_without_memory(config: EngineConfig, model: Model, sizes: Sizes) -> None:
+    """Raises NoMemoryError if weights and KV do not fit into the memory of this machine."""
+    if num_gpu_layers(config.gpu_layers, model.num_layers):
+        return
+    kv_bytes = sizes.kv_tokens * model.kv_bytes_per_token(config.kv_type)
+    available = available_bytes(config)
+    if missing := max(0, model.num_bytes + kv_bytes - available):
+        needs = f"{model.num_bytes / GIB:.1f} GiB of memory and {kv_bytes / GIB:.1f} GiB for its KV"
+        reason = f"it would take {needs}, of which {available / GIB:.1f} GiB are available"
+        raise NoMemoryError(f"{config.model_path}: {reason}", missing)
 
 
 def _open(config: EngineConfig, model: Model, why_pool: str = "") -> _Device:
@@ -161,13 +136,7 @@ def _open(config: EngineConfig, model: Model, why_pool: str = "") -> _Device:
     )
     if why_pool:
         sizes = dataclasses.replace(sizes, layout_reason=why_pool)
-    if not num_gpu_layers(config.gpu_layers, model.num_layers):
-        kv_bytes = sizes.kv_tokens * model.kv_bytes_per_token(config.kv_type)
-        available = available_bytes(config)
-        if missing := max(0, model.num_bytes + kv_bytes - available):
-            needs = f"{model.num_bytes / GIB:.1f} GiB of memory and {kv_bytes / GIB:.1f} GiB for its KV"
-            reason = f"it would take {needs}, of which {available / GIB:.1f} GiB are available"
-            raise NoMemoryError(f"{config.model_path}: {reason}", missing)
+    _refuse_without_memory(config, model, sizes)
     in_lanes, sharing = sizes.layout == "lanes", model.shares_prefixes
     context = Context(
         model,
