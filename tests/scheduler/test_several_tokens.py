@@ -170,7 +170,7 @@ def test_what_came_before_a_token_that_a_grammar_refuses_is_told(system: System)
     assert system.tokens[2] == expected(prompt(500, 20), 4)
 
 
-def test_answers_never_take_the_whole_budget_from_prompts(system: System) -> None:
+def test_answers_never_take_the_whole_budget_from_prompts() -> None:
     """Twenty answers of three tokens each take turns, so that a prompt beside them advances in every step."""
     system = System(token_budget=80, max_seqs=30, num_pages=128)
     for request in range(20):
@@ -200,3 +200,15 @@ def test_pacing_counts_the_users_who_wait_and_not_their_tokens() -> None:
     pacer = Pacer(0.001)
     assert pacer.num_prefill_tokens(6, num_prompts=4, num_answers=2) == 2 * 128 - 6
     assert pacer.num_prefill_tokens(6, num_prompts=4) == 128 - 6
+
+
+def test_prompts_of_many_users_get_more_beside_few_answers_of_several_tokens() -> None:
+    system = System(num_pages=128)
+    system.runner.num_tokens = lambda _: 3
+    for request in range(2):
+        system.submit(request, prompt(1000 * request, 20), max_tokens=60)
+    system.step()
+    for request in range(2, 6):
+        system.submit(request, prompt(1000 * request, 200))
+    plan = system.step()
+    assert (plan.num_answers, plan.num_decode, plan.num_prefill) == (2, 6, 2 * 128 - 6)
