@@ -43,7 +43,7 @@ class EngineConfig:
     backend_top_k: int = 0
     """How many of the best tokens the backend itself finds in each step, so that no logits leave the GPU; 0 is off."""
     pooling: str = "auto"
-    """How the vector of a text is made from those of its tokens: auto is as the model's file says, none not at all."""
+    """How the embedding of a text is made from those of its tokens; auto: as the file says, none: not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class EngineInfo:
     generates: bool = True
     """Whether it writes text; encoders only read."""
     pooling: str = "none"
-    """How the vectors of texts are made: mean, cls or last; none if they are not."""
+    """How the embeddings of texts are made: mean, cls or last; none if they are not."""
     embedding_size: int = 0
-    """Components of a vector."""
+    """Components of an embedding."""
     max_text_tokens: int = 0
-    """Of a text that is made a vector of, special tokens included."""
+    """Of a text that is made an embedding of, special tokens included."""

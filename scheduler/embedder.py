@@ -1,4 +1,4 @@
-"""Vectors of texts, beside the answers: how long a batch may take, and what its result means.
+"""Embeddings of texts, beside the answers: how long a batch may take, and what its result means.
 
 Between two steps of the answers there is one batch of texts at most, no longer than streams can wait.
 """
@@ -17,7 +17,7 @@ from scheduler.errors import ModelError
 from scheduler.messages import Embed, Embedded
 from scheduler.plan import StepError
 from scheduler.text_queue import TextQueue
-from scheduler.texts import Batch, Limits, Pooled, Reader, Text, Vector
+from scheduler.texts import Batch, Embedding, Limits, Pooled, Reader, Text
 
 _log = logging.getLogger("cortex.engine")
 
@@ -42,12 +42,12 @@ class EmbedderStatistics:
 
 
 class Embedder:
-    """Makes batches of what is in its queue, and vectors of what they were pooled to."""
+    """Makes batches of what is in its queue, and embeddings of what they were pooled to."""
 
     def __init__(
         self, open_reader: Callable[[], Reader], limits: Limits, pooling: str, seconds_per_token: float
     ) -> None:
-        """`open_reader` is called before the first batch, and may raise ModelError: nobody may ever want a vector.
+        """`open_reader` is called before the first batch, and may raise ModelError: nobody may ever want an embedding.
 
         `seconds_per_token` is a first guess.
         """
@@ -106,7 +106,7 @@ class Embedder:
         try:
             reader = self._reader = self._reader or self._open_reader()
         except ModelError as error:
-            _log.error("no vectors can be made: %s", error)
+            _log.error("no embeddings can be made: %s", error)
             return self._fail(list(self._queue.requests), str(error))
         batch = self.plan(self._budget(seconds))
         try:
@@ -129,28 +129,28 @@ class Embedder:
         return self._queue.plan(budget)
 
     def commit(self, batch: Batch, pooled: Pooled) -> list[Embedded]:
-        """Book what the batch computed, and tell the vectors that are whole."""
+        """Book what the batch computed, and return the embeddings that are whole."""
         self._batches += 1
         self._batch_seconds += pooled.seconds
         self._tokens += batch.num_tokens
         self._failed_in_a_row = 0
         if batch.num_tokens >= SMALLEST_BATCH:
             self._cost.observe(batch.num_tokens, batch.num_pairs, pooled.seconds)
-        told: dict[int, list[str]] = {}
-        for piece, vector in zip(batch.pieces, pooled.vectors, strict=True):
+        finished: dict[int, list[str]] = {}
+        for piece, embedding in zip(batch.pieces, pooled.embeddings, strict=True):
             text = piece.text
-            text.pool(vector, piece.num_tokens, self._pooling)
+            text.pool(embedding, piece.num_tokens, self._pooling)
             if piece.is_last:
-                assert text.vector is not None, "something of it was pooled"
-                told.setdefault(text.request_id, []).append(to_wire(text.vector))
+                assert text.embedding is not None, "something of it was pooled"
+                finished.setdefault(text.request_id, []).append(to_wire(text.embedding))
                 self._release(text)
-        for request_id, whole in told.items():
+        for request_id, whole in finished.items():
             self._texts += len(whole)
             request = self._queue.requests[request_id]
             request.num_left -= len(whole)
             if not request.num_left:
                 self._end(request_id)
-        return [Embedded(request_id, whole) for request_id, whole in told.items()]
+        return [Embedded(request_id, whole) for request_id, whole in finished.items()]
 
     def rollback(self, batch: Batch) -> list[Embedded]:
         """Book a batch that failed: its texts begin anew. Tells the requests that are given up."""
@@ -189,7 +189,7 @@ class Embedder:
         self._queue.check_integrity()
 
 
-def to_wire(vector: Vector) -> str:
+def to_wire(embedding: Embedding) -> str:
     """At length 1; one of zeros stays what it is."""
-    length = float(np.linalg.norm(vector))
-    return base64.b64encode((vector / (length or 1.0)).astype("<f4").tobytes()).decode()
+    length = float(np.linalg.norm(embedding))
+    return base64.b64encode((embedding / (length or 1.0)).astype("<f4").tobytes()).decode()

@@ -26,7 +26,7 @@ class Wire(Protocol):
 
 
 class Engine:
-    """Steps while there is work, waits for messages while there is none. Answers and vectors take turns."""
+    """Steps while there is work, waits for messages while there is none. Answers and embeddings take turns."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Engine:
 
     def _embed(self, embed: Embed) -> None:
         if self._embedder is None:
-            refusal: Embedded | None = Embedded(embed.request_id, error="this model makes no vectors of texts")
+            refusal: Embedded | None = Embedded(embed.request_id, error="this model makes no embeddings of texts")
         else:
             refusal = self._embedder.submit(embed)
         if refusal is not None:

@@ -100,9 +100,9 @@ class GrammarCompiler:
         self._matchers: OrderedDict[str, LLMatcher] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "grammars")
 
-    def compile(self, submit: Submit, tell: Callable[[Compiled], None]) -> None:
-        """Call `tell` from another thread, now or later."""
-        self._thread.submit(lambda: tell(Compiled(submit, self._compile(submit.grammar, submit.answer))))
+    def compile(self, submit: Submit, report: Callable[[Compiled], None]) -> None:
+        """Call `report` from another thread, now or later."""
+        self._thread.submit(lambda: report(Compiled(submit, self._compile(submit.grammar, submit.answer))))
 
     def _compile(self, source: str, answer: list[int]) -> Grammar | GrammarError:
         """As far as the answer has come."""

@@ -78,7 +78,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """Asks for the vectors of some texts."""
+    """Asks for the embeddings of some texts."""
 
     request_id: int
     texts: list[list[int]]
@@ -151,10 +151,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Vectors of a request's texts, in the order of these, behind those told before."""
+    """Embeddings of a request's texts, in the order of these, behind those told before."""
 
     request_id: int
-    vectors: list[str] = field(default_factory=list)
+    embeddings: list[str] = field(default_factory=list)
     """Of length 1: little-endian float32, in base64."""
     error: str | None = None
     """Why there will be no more."""
@@ -167,7 +167,7 @@ class Report:
     scheduler: dict[str, Any]
     cache: dict[str, Any]
     embedder: dict[str, Any] = field(default_factory=dict)
-    """Empty where the model makes no vectors."""
+    """Empty where the model makes no embeddings."""
 
 
 Message = Submit | Embed | Cancel | Inspect | Stop | Ready | Failed | Step | Embedded | Report

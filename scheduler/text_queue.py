@@ -11,7 +11,7 @@ class Request:
     waiting: deque[Text]
     """Texts that no batch has begun."""
     num_left: int
-    """Texts without a vector."""
+    """Texts without an embedding."""
 
 
 class TextQueue:
@@ -60,7 +60,7 @@ class TextQueue:
         """Let a text begin anew, before the others of its request. Its id must have been returned."""
         if text is self._cut:
             self._cut = None
-        text.num_computed, text.vector = 0, None
+        text.num_computed, text.embedding = 0, None
         request = self.requests[text.request_id]
         if request not in self._line:
             self._line.appendleft(request)

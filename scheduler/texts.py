@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Vector = NDArray[np.float32]
+Embedding = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +24,22 @@ class Limits:
 
 @dataclass(eq=False, slots=True)
 class Text:
-    """One text of a request: `num_computed <= len(tokens)`, and less than that until it has its vector."""
+    """One text of a request: `num_computed <= len(tokens)`, and less than that until it has its embedding."""
 
     request_id: int
     tokens: NDArray[np.int32]
     sequence_id: int = -1
     """llama.cpp's number for it, from its first batch to its last."""
     num_computed: int = 0
-    vector: Vector | None = None
+    embedding: Embedding | None = None
     """What its computed tokens were pooled to, of no certain length."""
 
-    def pool(self, vector: Vector, num_tokens: int, pooling: str) -> None:
+    def pool(self, embedding: Embedding, num_tokens: int, pooling: str) -> None:
         """Take in what the next tokens were pooled to."""
-        if self.vector is None or pooling == "last":
-            self.vector = vector * num_tokens if pooling == "mean" else vector
+        if self.embedding is None or pooling == "last":
+            self.embedding = embedding * num_tokens if pooling == "mean" else embedding
         elif pooling == "mean":
-            self.vector = self.vector + vector * num_tokens
+            self.embedding = self.embedding + embedding * num_tokens
         self.num_computed += num_tokens
 
 
@@ -82,7 +82,7 @@ class Batch:
 
 @dataclass(slots=True)
 class Pooled:
-    vectors: list[Vector]
+    embeddings: list[Embedding]
     """What the tokens of each piece were pooled to, in the batch's order."""
     seconds: float
     """Wall time of the batch."""

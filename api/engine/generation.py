@@ -120,7 +120,7 @@ class Embedding:
 
     def deliver(self, embedded: Embedded) -> bool:
         """For the client: hand over some embeddings, or an error. Returns whether that was the end."""
-        self._embeddings += embedded.vectors
+        self._embeddings += embedded.embeddings
         self._error = embedded.error
         if self._error is not None or len(self._embeddings) == len(self._embed.texts):
             self._ended.set()

@@ -211,18 +211,18 @@ class _Download:
 
 
 def _check(staged: dict[RemoteFile, Path]) -> None:
-    """Raises HubError for what is not what the hub told, or no model."""
+    """Raises HubError for what is not what the hub says, or no model."""
     for file, path in staged.items():
         with path.open("rb") as content:
             if file.sha256 is not None:
-                told, found = file.sha256, hashlib.file_digest(content, "sha256").hexdigest()
+                expected, found = file.sha256, hashlib.file_digest(content, "sha256").hexdigest()
             elif file.git_id is not None:
-                told, found = file.git_id, _git_id(content.read())
+                expected, found = file.git_id, _git_id(content.read())
             else:
                 continue
-        if told != found:
+        if expected != found:
             raise HubError(
-                f"{file.path} came damaged: its checksum is {found}, and the hub tells {told}; pull it again"
+                f"{file.path} came damaged: its checksum is {found}, and the hub says {expected}; pull it again"
             )
     for file, path in staged.items():
         if file.path.endswith(".gguf"):

@@ -110,8 +110,8 @@ def remove_unfinished(name: str) -> bool:
         return False
     found = [
         (whole.file, key)
-        for key, told in unfinished(target.folder).items()
-        if (whole := hub_name(told)) and whole.plain == target.plain and whole.file
+        for key, name in unfinished(target.folder).items()
+        if (whole := hub_name(name)) and whole.plain == target.plain and whole.file
     ]
     files = sorted({file for file, _ in found})
     if target.file is not None:

@@ -77,7 +77,7 @@ class Repository:
         import huggingface_hub
         from huggingface_hub.utils.logging import set_verbosity
 
-        set_verbosity(logging.CRITICAL + 1)  # whatever goes wrong is told in one line
+        set_verbosity(logging.CRITICAL + 1)  # whatever goes wrong becomes one line
         self._library = huggingface_hub
         self._api = huggingface_hub.HfApi(endpoint, library_name=LIBRARY, library_version=package_version())
         self._endpoint: str = self._api.endpoint
@@ -160,14 +160,14 @@ class Repository:
 
     def _refusal(self, response: Any) -> RefusedError:
         status = response.status_code
-        told = f"{self.host} answered {status} {response.reason_phrase}".rstrip()
+        refusal = f"{self.host} answered {status} {response.reason_phrase}".rstrip()
         if status == HTTPStatus.NOT_FOUND:
             return RefusedError(f"{self.host} has no repository {self.name}, or no revision {self.revision} of it")
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            return RefusedError(f"{told} for {self.name}: set HF_TOKEN to a token that may read it")
+            return RefusedError(f"{refusal} for {self.name}: set HF_TOKEN to a token that may read it")
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TRANSIENT:
-            return UnreachableError(told)
-        return RefusedError(f"{told} for {self.name}")
+            return UnreachableError(refusal)
+        return RefusedError(f"{refusal} for {self.name}")
 
 
 def _check_address(endpoint: str) -> None:

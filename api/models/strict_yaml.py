@@ -17,8 +17,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in keys:
-                    told = f"found the key {key.value!r} twice"
-                    raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
+                    problem = f"found the key {key.value!r} twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 keys.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 

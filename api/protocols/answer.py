@@ -57,23 +57,23 @@ class Answer(ABC):
             with self._generation as generation:
                 news = [] if promised else await self._receive(generation)
                 promised = True
-                if told := self._beginning() + self._tell(news):
-                    yield told
+                if data := self._beginning() + self._written(news):
+                    yield data
                 while not self._finished:
                     with trio.move_on_after(PING_SECONDS) as silence:
                         news = await self._receive(generation)
                     if silence.cancelled_caught:
                         yield self._ping()
-                    elif told := self._tell(news):
-                        yield told
+                    elif data := self._written(news):
+                        yield data
         except ApiError as error:
             if not promised:
                 raise
             yield self._failure(error)
 
-    def _tell(self, news: list[tuple[int, Delta]]) -> bytes:
-        told = b"".join(self._news(index, delta) for index, delta in news)
-        return told + self._end() if self._finished else told
+    def _written(self, news: list[tuple[int, Delta]]) -> bytes:
+        data = b"".join(self._news(index, delta) for index, delta in news)
+        return data + self._end() if self._finished else data
 
     @property
     def _has_grammar(self) -> bool:

@@ -9,7 +9,8 @@ import trio
 from api.errors import ApiError
 from api.serving.spec import Conversation, Texts
 from api.text.dialects import detect
-from api.text.template import ChatTemplate, TemplateRefusal, strings
+from api.text.guard import TemplateRefusal
+from api.text.template import ChatTemplate, strings
 from api.text.tokenizer import Tokenizer
 
 TAIL: Final = 32

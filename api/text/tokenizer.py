@@ -99,21 +99,9 @@ class Tokenizer:
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(vocab)
         self._pieces: list[bytes | None] = [None] * self.vocab_size
 
-        controls: dict[int, str] = {}
         self.special_ids: dict[str, int] = {}
         """Tokens by their texts that grammars name rather than spell: control tokens, and `<...>` of the user's."""
-        unknowns: list[str] = []
-        for token in range(self.vocab_size):
-            attributes = llama_cpp.llama_vocab_get_attr(vocab, token)
-            if attributes & llama_cpp.LLAMA_TOKEN_ATTR_NORMAL and not attributes & (_CONTROL | _UNKNOWN):
-                continue  # nearly all
-            text = llama_cpp.llama_vocab_get_text(vocab, token).decode(errors="replace")
-            if attributes & _CONTROL or text in _PRINTED_CONTROL:
-                controls[token] = text
-            elif attributes & _UNKNOWN:
-                unknowns.append(text)
-            if attributes & _CONTROL or (attributes & _USER_DEFINED and text.startswith("<") and text.endswith(">")):
-                self.special_ids[text] = token
+        controls, unknowns = self._find_controls(vocab)
         self._controls = controls
         self.control_texts: tuple[str, ...] = tuple(t for t in dict.fromkeys([*controls.values(), *unknowns]) if t)
         """Every text that `encode` with `parse_special` makes a control or an unknown token of."""
@@ -143,6 +131,23 @@ class Tokenizer:
         first = self._tokenize("a", parse_special=False)[:1]
         if first and self.piece(first[0]).startswith(b" "):
             self._lead = self._tokenize("\n", parse_special=False)
+
+    def _find_controls(self, vocab: Any) -> tuple[dict[int, str], list[str]]:
+        """The texts of the control tokens and of the unknown ones. Fills `special_ids`."""
+        controls: dict[int, str] = {}
+        unknowns: list[str] = []
+        for token in range(self.vocab_size):
+            attributes = llama_cpp.llama_vocab_get_attr(vocab, token)
+            if attributes & llama_cpp.LLAMA_TOKEN_ATTR_NORMAL and not attributes & (_CONTROL | _UNKNOWN):
+                continue  # nearly all
+            text = llama_cpp.llama_vocab_get_text(vocab, token).decode(errors="replace")
+            if attributes & _CONTROL or text in _PRINTED_CONTROL:
+                controls[token] = text
+            elif attributes & _UNKNOWN:
+                unknowns.append(text)
+            if attributes & _CONTROL or (attributes & _USER_DEFINED and text.startswith("<") and text.endswith(">")):
+                self.special_ids[text] = token
+        return controls, unknowns
 
     def close(self) -> None:
         """Give the memory back, once calls in other threads have ended; later ones raise ValueError."""

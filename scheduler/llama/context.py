@@ -90,11 +90,11 @@ class Model:
 
     @property
     def embedding_size(self) -> int:
-        """Components of a text's vector."""
+        """Components of a text's embedding."""
         return int(lib.llama_model_n_embd_out(self.pointer))
 
     def pooling(self, wanted: str) -> str:
-        """How the vector of a text is made, as wanted or, for auto, as the file names it. Raises ModelError."""
+        """How the embedding of a text is made, as wanted or, for auto, as the file names it. Raises ModelError."""
         if wanted != "auto":
             return wanted
         architecture = self._metadata("general.architecture")
@@ -187,7 +187,7 @@ class Context:
         """A step is one micro-batch of at most `batch_tokens`, of which `num_outputs` may give logits.
 
         Layout *pool* if `unified`, else lanes, where a step may be cut into several micro-batches. With a `pooling`,
-        each id's tokens of a step give one vector instead of logits.
+        each id's tokens of a step give one embedding instead of logits.
         Raises ModelError if there is no memory for it, or if the model only reads but is not to pool.
         """
         params = _context_params(config, kv_tokens, num_ids, num_outputs, batch_tokens, threads, unified, pooling)
@@ -204,7 +204,7 @@ class Context:
         if pooling == "none" and not self.is_causal:
             lib.llama_free(self._pointer)
             raise ModelError(
-                f"{config.model_path}: this model writes no text; for vectors of texts give it a --pooling"
+                f"{config.model_path}: this model writes no text; for embeddings of texts give it a --pooling"
             )
         self._compute = lib.llama_encode if model.encodes else lib.llama_decode
         self._embedding_size = model.embedding_size
@@ -250,7 +250,7 @@ class Context:
         pointer = lib.llama_get_logits(self._pointer)
         return np.ctypeslib.as_array(pointer, shape=(num_rows, self._vocab_size))
 
-    def vector(self, sequence_id: int) -> NDArray[np.float32]:
+    def embedding(self, sequence_id: int) -> NDArray[np.float32]:
         """What the last batch's tokens of this id were pooled to; valid until the next decode."""
         pointer = lib.llama_get_embeddings_seq(self._pointer, sequence_id)
         return np.ctypeslib.as_array(pointer, shape=(self._embedding_size,))

@@ -13,7 +13,7 @@ from scheduler.texts import Limits
 def generator_info(
     config: EngineConfig, model: Model, sizes: Sizes, tiers: Tiers | None, pooling: str, started: float
 ) -> EngineInfo:
-    """Of a model that writes, and makes vectors of texts unless `pooling` is none; loading began at `started`."""
+    """Of a model that writes, and makes embeddings of texts unless `pooling` is none; loading began at `started`."""
     embeds = pooling != "none"
     return EngineInfo(
         pid=os.getpid(),

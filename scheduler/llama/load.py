@@ -38,7 +38,7 @@ class Parts:
     compiler: GrammarCompiler
     info: EngineInfo
     embedder: Embedder | None = None
-    """For models that make vectors of texts."""
+    """For models that make embeddings of texts."""
 
 
 @dataclass(frozen=True, slots=True)

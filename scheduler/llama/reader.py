@@ -1,4 +1,4 @@
-"""Reads texts on llama.cpp, in a context beside the one that generates, and makes vectors of them."""
+"""Reads texts on llama.cpp, in a context beside the one that generates, and makes embeddings of them."""
 
 import dataclasses
 import logging
@@ -84,7 +84,7 @@ class LlamaReader:
             unified=True,  # in lanes llama.cpp takes the mean of texts of several lengths wrongly
             pooling=pooling,
         )
-        _log.info("vectors of up to %d tokens each, pooled by %s", limits.max_text_tokens, pooling)
+        _log.info("embeddings of up to %d tokens each, pooled by %s", limits.max_text_tokens, pooling)
 
     def warm_up(self) -> float:
         """Seconds that a token costs; the first of two batches only touches the weights."""
@@ -95,7 +95,7 @@ class LlamaReader:
         return seconds / PROBE_TOKENS
 
     def read(self, batch: Batch) -> Pooled:
-        """Raises StepError, also for vectors that are no numbers."""
+        """Raises StepError, also for embeddings that are no numbers."""
         started = time.perf_counter()
         context, end = self.context, 0
         for piece in batch.pieces:
@@ -105,10 +105,10 @@ class LlamaReader:
             context.ids[start:end] = piece.text.sequence_id
         context.outputs[:end] = 1
         context.decode(end)
-        vectors = [context.vector(piece.text.sequence_id).copy() for piece in batch.pieces]
-        if not np.isfinite(vectors).all():
-            raise StepError("a vector is not finite")
-        return Pooled(vectors, time.perf_counter() - started)
+        embeddings = [context.embedding(piece.text.sequence_id).copy() for piece in batch.pieces]
+        if not np.isfinite(embeddings).all():
+            raise StepError("an embedding is not finite")
+        return Pooled(embeddings, time.perf_counter() - started)
 
     def forget(self, sequence_id: int) -> None:
         self.context.remove(sequence_id, 0, -1)

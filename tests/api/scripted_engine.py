@@ -108,7 +108,7 @@ class ScriptedEngine:
             self.send(Step([Output(number, [], "stop")]), Step([Output(number, [999], "length")]))
 
     def _embed(self, number: int, texts: list[list[int]]) -> None:
-        """A text's vector is its tokens; one that only holds DIE is the engine's end, and SILENCE gets none."""
+        """A text's embedding is its tokens; one that only holds DIE is the engine's end, and SILENCE gets none."""
         self.note(f"embed {number}")
         is_first = len((self._folder / "starts").read_text().split()) == 1
         for text in texts:

@@ -20,7 +20,7 @@ from scheduler.pacing import Pacer
 from scheduler.plan import Chunk, Plan, Result, StepError
 from scheduler.queue import Policy
 from scheduler.scheduler import Scheduler
-from scheduler.texts import Batch, Pooled, Vector
+from scheduler.texts import Batch, Embedding, Pooled
 from tests.kvcache.fakes import FakeLanes, FakeMemory
 
 EOG = 0
@@ -95,7 +95,7 @@ def score(chunk: Chunk) -> list[TokenLogprob]:
 
 
 class FakeReader:
-    """A model whose tokens' vectors are arithmetic of the tokens, so that what is pooled wrongly shows."""
+    """A model whose tokens' embeddings are arithmetic of the tokens, so that what is pooled wrongly shows."""
 
     def __init__(self, pooling: str, *, max_tokens: int = 1 << 30) -> None:
         """Remembers `max_tokens` at most."""
@@ -112,38 +112,38 @@ class FakeReader:
 
     def read(self, batch: Batch) -> Pooled:
         self.batches.append(batch)
-        vectors = []
+        embeddings = []
         for piece in batch.pieces:
             known = self.memory.setdefault(piece.text.sequence_id, [])
             assert len(known) == piece.start, "a text is read from its beginning to its end, and alone"
             tokens = piece.tokens.tolist()
             known += tokens
             self.read_tokens += tokens
-            vectors.append(self.scale * pool_tokens(tokens, self._pooling))
+            embeddings.append(self.scale * pool_tokens(tokens, self._pooling))
         assert sum(map(len, self.memory.values())) <= self._max_tokens
         if self.fails(len(self.batches) - 1):
             raise StepError("told to fail")
-        return Pooled(vectors, self.seconds_per_token * batch.num_tokens)
+        return Pooled(embeddings, self.seconds_per_token * batch.num_tokens)
 
     def forget(self, sequence_id: int) -> None:
         del self.memory[sequence_id]
 
 
-def pool_tokens(tokens: list[int], pooling: str) -> Vector:
+def pool_tokens(tokens: list[int], pooling: str) -> Embedding:
     each = np.array([[1.0, token, (31 * token) % 1009] for token in tokens], np.float32)
-    pooled: Vector = each.mean(axis=0) if pooling == "mean" else each[0] if pooling == "cls" else each[-1]
+    pooled: Embedding = each.mean(axis=0) if pooling == "mean" else each[0] if pooling == "cls" else each[-1]
     return pooled
 
 
-def expected_vector(tokens: list[int], pooling: str) -> Vector:
+def expected_embedding(tokens: list[int], pooling: str) -> Embedding:
     """What a text alone comes to."""
     pooled = pool_tokens(tokens, pooling)
-    unit: Vector = pooled / np.linalg.norm(pooled)
+    unit: Embedding = pooled / np.linalg.norm(pooled)
     return unit
 
 
-def unwire(vector: str) -> NDArray[np.float32]:
-    return np.frombuffer(base64.b64decode(vector), "<f4")
+def unwire(embedding: str) -> NDArray[np.float32]:
+    return np.frombuffer(base64.b64decode(embedding), "<f4")
 
 
 class FakeGrammar(Grammar):

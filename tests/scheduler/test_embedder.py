@@ -12,7 +12,7 @@ from scheduler.embedder import MAX_FAILED_BATCHES, SMALLEST_BATCH, Embedder
 from scheduler.errors import ModelError
 from scheduler.messages import Embed, Embedded
 from scheduler.texts import Batch, Limits
-from tests.scheduler.fakes import FakeReader, expected_vector, unwire
+from tests.scheduler.fakes import FakeReader, expected_embedding, unwire
 
 MAX_TEXT, BATCH, MAX_TEXTS = 100, 32, 6
 POOLINGS = ("mean", "cls", "last")
@@ -64,7 +64,7 @@ class Texts:
         assert len({each.request_id for each in embedded}) == len(embedded), "one for each request"
         for each in embedded:
             assert each.request_id not in self.errors, "nothing follows an error"
-            self.told[each.request_id] += each.vectors
+            self.told[each.request_id] += each.embeddings
             if each.error is not None:
                 self.errors[each.request_id] = each.error
 
@@ -76,10 +76,10 @@ class Texts:
         raise AssertionError("still not done: some text waits for ever")
 
     def assert_answered(self, number: int) -> None:
-        """With the vectors of its texts, in their order."""
+        """With the embeddings of its texts, in their order."""
         assert len(self.told[number]) == len(self.asked[number])
         for told, text in zip(self.told[number], self.asked[number], strict=True):
-            np.testing.assert_allclose(unwire(told), expected_vector(text, self.pooling), atol=1e-5)
+            np.testing.assert_allclose(unwire(told), expected_embedding(text, self.pooling), atol=1e-5)
 
 
 def lengths(batch: Batch) -> list[tuple[int, int, int]]:
@@ -263,7 +263,7 @@ def test_a_model_without_memory_for_it_says_so_and_may_have_it_later() -> None:
     assert embedder.step(math.inf) == [Embedded(1, error="no memory")]
     embedder.submit(Embed(2, [[1, 2]]))
     [embedded] = embedder.step(math.inf)
-    np.testing.assert_allclose(unwire(embedded.vectors[0]), expected_vector([1, 2], "mean"), atol=1e-6)
+    np.testing.assert_allclose(unwire(embedded.embeddings[0]), expected_embedding([1, 2], "mean"), atol=1e-6)
 
 
 def test_a_vector_of_zeros_stays_one() -> None:

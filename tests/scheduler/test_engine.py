@@ -24,7 +24,7 @@ from tests.scheduler.fakes import (
     FakeRunner,
     System,
     expected,
-    expected_vector,
+    expected_embedding,
     prompt,
     unwire,
 )
@@ -80,7 +80,7 @@ def serve(system: System, *turns: Turn) -> FakeWire:
 
 
 class Both:
-    """An engine that answers and makes vectors, and what it did in which order."""
+    """An engine that answers and makes embeddings, and what it did in which order."""
 
     def __init__(self, **options: Any) -> None:
         self.system = System(**options)
@@ -294,14 +294,14 @@ def test_an_error_that_nobody_foresaw_ends_the_engine() -> None:
         Engine(system.scheduler, Broken(), GrammarCompiler(no_tokenizer), wire).run()
 
 
-# Vectors of texts
+# Embeddings of texts
 
 
 def assert_told(wire: FakeWire, asked: Embed) -> None:
     told = [each for each in wire.sent if isinstance(each, Embedded) and each.request_id == asked.request_id]
-    vectors = [unwire(vector) for each in told for vector in each.vectors]
+    embeddings = [unwire(embedding) for each in told for embedding in each.embeddings]
     assert [each.error for each in told] == [None] * len(told)
-    np.testing.assert_allclose(vectors, [expected_vector(text, "mean") for text in asked.texts], atol=1e-5)
+    np.testing.assert_allclose(embeddings, [expected_embedding(text, "mean") for text in asked.texts], atol=1e-5)
 
 
 def test_vectors_are_made_while_nothing_else_is_to_do() -> None:
@@ -355,7 +355,7 @@ def test_a_report_tells_of_vectors_too() -> None:
 
 def test_a_model_that_makes_no_vectors_says_so() -> None:
     wire = serve(System(), [embed(1, 2)])
-    assert wire.sent == [Embedded(1, error="this model makes no vectors of texts")]
+    assert wire.sent == [Embedded(1, error="this model makes no embeddings of texts")]
 
 
 def test_texts_that_can_never_fit_get_an_error_and_others_go_on() -> None:

@@ -77,7 +77,7 @@ MESSAGES: dict[type[Message], st.SearchStrategy[Message]] = {
     Ready: st.builds(Ready, info=INFOS),
     Failed: st.builds(Failed, reason=TEXT),
     Step: st.builds(Step, outputs=st.lists(OUTPUTS, max_size=5)),
-    Embedded: st.builds(Embedded, request_id=INTS, vectors=st.lists(TEXT, max_size=5), error=st.none() | TEXT),
+    Embedded: st.builds(Embedded, request_id=INTS, embeddings=st.lists(TEXT, max_size=5), error=st.none() | TEXT),
     Report: st.builds(Report, scheduler=PLAIN, cache=PLAIN, embedder=PLAIN),
 }
 
@@ -132,7 +132,7 @@ def as_json(value: Any) -> bytes:
         as_json({"type": "Submit", "body": {"request_id": 1, "tokens": [1], "max_tokens": 1, "params": 5}}),
         as_json({"type": "Submit", "body": {"params": {}, "request_id": 1}}),
         as_json({"type": "Embed", "body": {"request_id": 1}}),
-        as_json({"type": "Embedded", "body": {"vectors": []}}),
+        as_json({"type": "Embedded", "body": {"embeddings": []}}),
         as_json({"type": "Cancel", "body": {}}),
         as_json({"type": "Cancel", "body": {"request_id": 1, "why": "a later version's field"}}),
         as_json({"type": "Ready", "body": {"info": 5}}),

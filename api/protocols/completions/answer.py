@@ -88,8 +88,8 @@ class TextCompletion(ChunkedAnswer[CompletionRequest]):
                 text = prompt.text + text
                 tokens = [*prompt.tokens, *tokens]
                 logprobs = [None, *self._choices[index].prompt_logprobs, *logprobs]
-        told = form.push(tokens, logprobs) if self._request.logprobs is not None else None
-        return [{"text": text, "logprobs": told, "finish_reason": finish_reason}]
+        described = form.push(tokens, logprobs) if self._request.logprobs is not None else None
+        return [{"text": text, "logprobs": described, "finish_reason": finish_reason}]
 
 
 def _as_spec(request: CompletionRequest) -> GenerationSpec:

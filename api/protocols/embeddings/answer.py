@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: texts become tokens, and the engine's vectors become numbers."""
+"""POST /v1/embeddings: texts become tokens, and the engine's embeddings become numbers."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -32,19 +32,19 @@ async def embed(call: Call[EmbeddingsRequest]) -> dict[str, Any]:
         texts = await trio.to_thread.run_sync(_tokenized, service.tokenizer, inputs, info.max_text_tokens)
     else:
         texts = _tokenized(service.tokenizer, inputs, info.max_text_tokens)
-    with service.engine.embed(texts) as embedding:
-        vectors = await embedding.receive()
+    with service.engine.embed(texts) as running:
+        embeddings = await running.receive()
     shortened = size if request.dimensions is not None else None
     if request.encoding_format == "base64" and shortened is None:
-        written: Sequence[Any] = vectors  # as they came
-    elif len(vectors) * size > INLINE_NUMBERS:
-        written = await trio.to_thread.run_sync(_written, vectors, shortened, request.encoding_format)
+        written: Sequence[Any] = embeddings  # as they came
+    elif len(embeddings) * size > INLINE_NUMBERS:
+        written = await trio.to_thread.run_sync(_written, embeddings, shortened, request.encoding_format)
     else:
-        written = _written(vectors, shortened, request.encoding_format)
+        written = _written(embeddings, shortened, request.encoding_format)
     num_tokens = sum(map(len, texts))
     return {
         "object": "list",
-        "data": [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(written)],
+        "data": [{"object": "embedding", "index": index, "embedding": each} for index, each in enumerate(written)],
         "model": request.model,
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
@@ -70,16 +70,16 @@ def _tokenized(tokenizer: Tokenizer, inputs: Mapping[str, str | list[int]], limi
     return texts
 
 
-def _written(vectors: list[str], size: int | None, encoding_format: str | None) -> list[Any]:
+def _written(embeddings: list[str], size: int | None, encoding_format: str | None) -> list[Any]:
     """As JSON's numbers or as base64, cut to `size` components if given."""
     written: list[Any] = []
-    for text in vectors:
-        vector = np.frombuffer(base64.b64decode(text), "<f4")
+    for text in embeddings:
+        embedding = np.frombuffer(base64.b64decode(text), "<f4")
         if size is not None:
-            vector = vector[:size] / (np.linalg.norm(vector[:size]) or 1.0)
-        vector = np.ascontiguousarray(vector, np.float32)
+            embedding = embedding[:size] / (np.linalg.norm(embedding[:size]) or 1.0)
+        embedding = np.ascontiguousarray(embedding, np.float32)
         if encoding_format == "base64":
-            written.append(base64.b64encode(vector.astype("<f4").tobytes()).decode())
+            written.append(base64.b64encode(embedding.astype("<f4").tobytes()).decode())
         else:
-            written.append(orjson.Fragment(orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)))
+            written.append(orjson.Fragment(orjson.dumps(embedding, option=orjson.OPT_SERIALIZE_NUMPY)))
     return written

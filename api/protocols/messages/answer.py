@@ -81,8 +81,8 @@ class MessageAnswer(Answer):
 
     def _whole(self, deltas: list[list[Delta]]) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
-        for told in merged(told for delta in deltas[0] for told in self._told(delta)):
-            match told:
+        for part in merged(part for delta in deltas[0] for part in self._parts(delta)):
+            match part:
                 case Content(text):
                     content.append(_text_block(text))
                 case Reasoning(text):
@@ -98,7 +98,7 @@ class MessageAnswer(Answer):
         return _event("message_start", message=self._message([]) | nothing | {"usage": self._usage()})
 
     def _news(self, index: int, delta: Delta) -> bytes:  # noqa: ARG002 - there is one choice
-        return b"".join(piece for told in self._told(delta) for piece in self._pieces(told))
+        return b"".join(piece for part in self._parts(delta) for piece in self._pieces(part))
 
     def _end(self) -> bytes:
         end = [_event("message_delta", delta=self._stop(), usage=self._usage()), _event("message_stop")]
@@ -110,11 +110,11 @@ class MessageAnswer(Answer):
     def _ping(self) -> bytes:
         return _event("ping")
 
-    def _told(self, delta: Delta) -> list[Event]:
+    def _parts(self, delta: Delta) -> list[Event]:
         return delta.events if self._request.max_tokens else []  # the engine generates one token at least
 
-    def _pieces(self, told: Event) -> Iterator[bytes]:
-        match told:
+    def _pieces(self, part: Event) -> Iterator[bytes]:
+        match part:
             case Content(text):
                 yield from self._within(_text_block(""))
                 yield self._delta("text_delta", text=text)

@@ -104,11 +104,11 @@ class ModelResponse(Answer):
         return self._output.push(delta, chat_logprobs(delta.tokens, delta.logprobs, piece)["content"] if wanted else ())
 
     def _events_of(self, events: Iterable[Event]) -> bytes:
-        told = b""
+        data = b""
         for each in events:
-            told += event(each | {"sequence_number": self._num_events}, each["type"])
+            data += event(each | {"sequence_number": self._num_events}, each["type"])
             self._num_events += 1
-        return told
+        return data
 
     def _keep(self, status: EndStatus) -> dict[str, Any]:
         """The response, which has ended."""
@@ -173,19 +173,19 @@ def _conversation(request: InputTokensRequest, kept: KeptResponses) -> tuple[Kep
             sent = KeptItem.of(item.listed(), is_ours=item.id is None)
             found = kept.find_item(sent.id)  # what comes back as it was told is the same item, and can be referred to
             items.append(found if found is not None and found.data == sent.data else sent)
-    return tuple(_told_apart(items))
+    return tuple(_with_distinct_ids(items))
 
 
-def _told_apart(items: Iterable[KeptItem]) -> Iterator[KeptItem]:
+def _with_distinct_ids(items: Iterable[KeptItem]) -> Iterator[KeptItem]:
     """With a new id for each whose own was there before, as pages are told where to go on by an id."""
     ids: set[str] = set()
     for item in items:
-        told = item
+        distinct = item
         if item.id in ids:
             again = item.load()
-            told = KeptItem.of(again | {"id": new_item_id(again["type"])}, is_ours=True)
-        ids.add(told.id)
-        yield told
+            distinct = KeptItem.of(again | {"id": new_item_id(again["type"])}, is_ours=True)
+        ids.add(distinct.id)
+        yield distinct
 
 
 async def count_input(call: Call[InputTokensRequest]) -> dict[str, Any]:

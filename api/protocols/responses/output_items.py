@@ -1,4 +1,4 @@
-"""The items of a response as they grow, and the events that tell of it."""
+"""The items of a response as they grow, and the events that report it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -138,7 +138,7 @@ class _OpenPart(_OpenItem):
 
     def _text_done(self) -> list[Event]:
         return [
-            self._part_event(f"{self._part()['type']}.done") | self._told(),
+            self._part_event(f"{self._part()['type']}.done") | self._content(),
             self._part_event("content_part.done") | {"part": self._part()},
         ]
 
@@ -151,7 +151,7 @@ class _OpenPart(_OpenItem):
     @abstractmethod
     def _part(self) -> Item: ...
 
-    def _told(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, Any]:
         return {"text": self._text}
 
 
@@ -177,16 +177,16 @@ class _Message(_OpenPart):
         return {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
 
     def _part(self) -> Item:
-        return self._empty_part() | self._told()
+        return self._empty_part() | self._content()
 
-    def _told(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, Any]:
         return {"text": self._text, "logprobs": self._logprobs}
 
 
 class _Thought(_OpenPart):
     prefix = "rs"
 
-    def grow(self, text: str, logprobs: Logprobs) -> Event:  # noqa: ARG002 - those of thoughts are not told
+    def grow(self, text: str, logprobs: Logprobs) -> Event:  # noqa: ARG002 - those of thoughts are not returned
         self._text += text
         return self._part_event("reasoning_text.delta") | {"delta": text}
 
@@ -200,7 +200,7 @@ class _Thought(_OpenPart):
         return {"type": "reasoning_text", "text": ""}
 
     def _part(self) -> Item:
-        return self._empty_part() | self._told()
+        return self._empty_part() | self._content()
 
 
 class _Call(_OpenItem):
@@ -220,7 +220,7 @@ class _Call(_OpenItem):
             return False
         return True
 
-    def grow(self, text: str, logprobs: Logprobs) -> Event:  # noqa: ARG002 - those of calls are not told
+    def grow(self, text: str, logprobs: Logprobs) -> Event:  # noqa: ARG002 - those of calls are not returned
         self._text += text
         return self._event("function_call_arguments.delta") | {"delta": text}
 

@@ -35,8 +35,8 @@ def hint_rule(schema: dict[str, Any]) -> str:
 @lru_cache(1024)
 def problem(rule: str) -> str:
     """Why llguidance cannot serve a rule that needs no others, without its place in it; empty if it can."""
-    told = LLMatcher.validate_grammar(f"start: {rule}")
-    return " ".join(_SHOWN.split(told, maxsplit=1)[0].split()[2:])
+    report = LLMatcher.validate_grammar(f"start: {rule}")
+    return " ".join(_SHOWN.split(report, maxsplit=1)[0].split()[2:])
 
 
 def _json(schema: dict[str, Any], options: dict[str, Any]) -> str:

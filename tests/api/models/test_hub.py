@@ -221,7 +221,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "file": ({"file_refusal": (404, "EntryNotFound")}, ("owner/repo has no file model.gguf",)),
     "trouble": ({"refusal": (500, "")}, ("answered 500 Internal Server Error",)),
     "no hub": ({"html": True}, ("does not answer as a model hub does",)),
-    "damaged": ({"corrupts": True}, ("model.gguf came damaged: its checksum is ", "and the hub tells ")),
+    "damaged": ({"corrupts": True}, ("model.gguf came damaged: its checksum is ", "and the hub says ")),
 }
 
 

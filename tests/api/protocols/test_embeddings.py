@@ -1,4 +1,4 @@
-"""POST /v1/embeddings, over an engine whose vectors the test writes, and from the official SDK to the real model."""
+"""POST /v1/embeddings, over an engine whose embeddings the test writes, and from the official SDK to the real model."""
 
 import asyncio
 import base64
@@ -43,7 +43,7 @@ def server(tokenizer: Tokenizer) -> Server:
 
 
 def wired(text: list[int]) -> str:
-    """A vector by which its text is known."""
+    """An embedding by which its text is known."""
     return base64.b64encode((VECTOR * len(text)).tobytes()).decode()
 
 
@@ -113,10 +113,10 @@ async def test_base64_is_the_same_numbers(server: Server) -> None:
 @pytest.mark.parametrize("encoding_format", ["float", "base64"])
 async def test_fewer_dimensions_are_the_first_ones_at_length_1(server: Server, encoding_format: str) -> None:
     [each] = (await told(server, dimensions=2, encoding_format=encoding_format))["data"]
-    vector = each["embedding"]
+    embedding = each["embedding"]
     if encoding_format == "base64":
-        vector = np.frombuffer(base64.b64decode(vector), "<f4").tolist()
-    assert vector == pytest.approx([math.sqrt(0.5), -math.sqrt(0.5)])
+        embedding = np.frombuffer(base64.b64decode(embedding), "<f4").tolist()
+    assert embedding == pytest.approx([math.sqrt(0.5), -math.sqrt(0.5)])
 
 
 async def test_many_numbers_are_written_like_few(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,8 +273,8 @@ def scales(cortex: CortexServer) -> list[Scale]:
     """Of each text: beside a copy of itself, and with another word in front."""
     with OpenAI(base_url=cortex.url, api_key="not-needed", max_retries=0, timeout=SECONDS) as client:
         return [
-            scale_of(vector, [beside_itself], wrong)
-            for vector, beside_itself, wrong in zip(
+            scale_of(embedding, [beside_itself], wrong)
+            for embedding, beside_itself, wrong in zip(
                 (embed(client, text)[0] for text in TEXTS),
                 (embed(client, text, text)[1] for text in TEXTS),
                 (embed(client, f"No {text}")[0] for text in TEXTS),
@@ -299,8 +299,8 @@ def test_the_sdk_gets_the_same_vectors_as_floats_and_as_base64(client: OpenAI, s
 
 
 def test_a_text_in_a_batch_is_what_it_is_alone(client: OpenAI, scales: list[Scale]) -> None:
-    for scale, text, vector in zip(scales, TEXTS, embed(client, *TEXTS), strict=True):
-        scale.assert_same(vector, embed(client, text)[0])
+    for scale, text, embedding in zip(scales, TEXTS, embed(client, *TEXTS), strict=True):
+        scale.assert_same(embedding, embed(client, text)[0])
 
 
 def test_texts_as_tokens_are_the_same_texts(cortex: CortexServer, client: OpenAI, scales: list[Scale]) -> None:
@@ -332,7 +332,7 @@ def test_errors_are_the_sdks_own(client: OpenAI) -> None:
 
 
 async def together(url: str) -> tuple[list[int], list[int]]:
-    """Tokens of four streams, and vectors of four requests beside them."""
+    """Tokens of four streams, and embeddings of four requests beside them."""
     async with AsyncOpenAI(base_url=url, api_key="not-needed", max_retries=0, timeout=SECONDS) as client:
 
         async def stream(number: int) -> int:
@@ -356,9 +356,9 @@ async def together(url: str) -> tuple[list[int], list[int]]:
 
 
 def test_vectors_and_streams_live_side_by_side(cortex: CortexServer) -> None:
-    streams, vectors = asyncio.run(together(cortex.url))
+    streams, embeddings = asyncio.run(together(cortex.url))
     assert streams == [30] * 4
-    assert vectors == [len(TEXTS)] * 4
+    assert embeddings == [len(TEXTS)] * 4
     cortex.assert_nothing_is_held()
     embedder = cortex.health()["statistics"]["embedder"]
     assert (embedder["requests"], embedder["failed"], embedder["failed_batches"]) == (0, 0, 0)

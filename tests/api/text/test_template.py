@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.text.template import ChatTemplate, TemplateRefusal
+from api.text.guard import TemplateRefusal
+from api.text.template import ChatTemplate
 from api.text.tokenizer import ModelError, Tokenizer
 
 Message = dict[str, str]

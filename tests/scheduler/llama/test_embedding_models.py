@@ -1,4 +1,4 @@
-"""Vectors on llama.cpp: the same alone and in any company, for models that only read and for those that write."""
+"""Embeddings on llama.cpp: the same alone and in any company, for models that only read and for those that write."""
 
 import math
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def open_engine(path: str, **options: Any) -> tuple[Parts, Embedder]:
     return parts, parts.embedder
 
 
-def vectors(embedder: Embedder, *requests: list[list[int]], seconds: float = math.inf) -> list[NDArray[np.float32]]:
+def embeddings(embedder: Embedder, *requests: list[list[int]], seconds: float = math.inf) -> list[NDArray[np.float32]]:
     """Of the texts of requests that come at once, one request behind the other."""
     told: dict[int, list[NDArray[np.float32]]] = {}
     for number, texts in enumerate(requests):
@@ -56,9 +56,9 @@ def vectors(embedder: Embedder, *requests: list[list[int]], seconds: float = mat
     while embedder.has_work:
         for embedded in embedder.step(seconds):
             assert embedded.error is None
-            told[embedded.request_id] += [unwire(vector) for vector in embedded.vectors]
+            told[embedded.request_id] += [unwire(embedding) for embedding in embedded.embeddings]
     embedder.check_integrity()
-    return [vector for number in told for vector in told[number]]
+    return [embedding for number in told for embedding in told[number]]
 
 
 def texts_of(num_tokens: int, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
@@ -72,7 +72,7 @@ def scales(embedder: Embedder, texts: list[list[int]], pooling: str) -> list[Sca
     for text in wrong:
         text[{"cls": 0, "mean": len(text) // 2, "last": -1}[pooling]] ^= 1
     return [
-        scale_of(vectors(embedder, [text])[0], [beside_itself(embedder, text)], vectors(embedder, [other])[0])
+        scale_of(embeddings(embedder, [text])[0], [beside_itself(embedder, text)], embeddings(embedder, [other])[0])
         for text, other in zip(texts, wrong, strict=True)
     ]
 
@@ -82,10 +82,10 @@ def beside_itself(embedder: Embedder, tokens: list[int]) -> NDArray[np.float32]:
     reader = embedder._reader
     assert reader is not None
     twice = [Text(0, np.array(tokens, np.int32), sequence_id=sequence_id) for sequence_id in (0, 1)]
-    vector = reader.read(Batch([Piece(text, 0, len(tokens)) for text in twice])).vectors[0]
+    embedding = reader.read(Batch([Piece(text, 0, len(tokens)) for text in twice])).embeddings[0]
     for text in twice:
         reader.forget(text.sequence_id)
-    return vector / np.float32(np.linalg.norm(vector))
+    return embedding / np.float32(np.linalg.norm(embedding))
 
 
 def assert_same(scales: list[Scale], some: list[NDArray[np.float32]], others: list[NDArray[np.float32]]) -> None:
@@ -94,14 +94,14 @@ def assert_same(scales: list[Scale], some: list[NDArray[np.float32]], others: li
 
 
 def assert_company_changes_nothing(embedder: Embedder, texts: list[list[int]], pooling: str) -> None:
-    alone = [vectors(embedder, [text])[0] for text in texts]
-    for vector in alone:
-        assert float(np.linalg.norm(vector)) == pytest.approx(1, abs=1e-5)
+    alone = [embeddings(embedder, [text])[0] for text in texts]
+    for embedding in alone:
+        assert float(np.linalg.norm(embedding)) == pytest.approx(1, abs=1e-5)
     measured = scales(embedder, texts, pooling)
-    assert_same(measured[:3], [vectors(embedder, [text])[0] for text in texts[:3]], alone[:3])
-    assert_same(measured, vectors(embedder, texts), alone)
-    assert_same(measured, vectors(embedder, texts[:6], texts[6:]), alone)
-    assert_same(measured, vectors(embedder, texts, seconds=0.0), alone)
+    assert_same(measured[:3], [embeddings(embedder, [text])[0] for text in texts[:3]], alone[:3])
+    assert_same(measured, embeddings(embedder, texts), alone)
+    assert_same(measured, embeddings(embedder, texts[:6], texts[6:]), alone)
+    assert_same(measured, embeddings(embedder, texts, seconds=0.0), alone)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -137,10 +137,10 @@ def test_a_shorter_context_bounds_the_texts_and_a_longer_one_does_not(bert: Bert
 def test_the_option_wins_over_the_file(bert: Bert) -> None:
     texts = texts_of(len(BERT_TOKENS))
     _, named = open_engine(bert(gguf.PoolingType.CLS))
-    as_named = vectors(named, texts)
+    as_named = embeddings(named, texts)
     measured = scales(named, texts, "cls")
     for other in (gguf.PoolingType.MEAN, None):
-        assert_same(measured, vectors(open_engine(bert(other), pooling="cls")[1], texts), as_named)
+        assert_same(measured, embeddings(open_engine(bert(other), pooling="cls")[1], texts), as_named)
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,11 @@ def test_a_model_that_writes_reads_each_text_as_if_alone(exact_model_path: str, 
     info = parts.info
     assert (info.generates, info.pooling, info.embedding_size, info.max_text_tokens) == (True, pooling, 576, 256)
     texts = texts_of(49_000, (5, 60, 1, 150))
-    alone = [vectors(embedder, [text])[0] for text in texts]
+    alone = [embeddings(embedder, [text])[0] for text in texts]
     measured = scales(embedder, texts, pooling)
-    assert_same(measured, vectors(embedder, texts), alone)
+    assert_same(measured, embeddings(embedder, texts), alone)
     before = embedder.statistics().batches
-    cut = vectors(embedder, texts, seconds=0.0)
+    cut = embeddings(embedder, texts, seconds=0.0)
     assert embedder.statistics().batches - before > 150 // 32
     assert_same(measured, cut, alone)
 
