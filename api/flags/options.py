@@ -9,7 +9,6 @@ from api.models.files import SETTINGS_NAME
 from scheduler.config import EngineConfig
 
 if TYPE_CHECKING:
-    from api.flags.table import ModelFlags
     from api.models.defaults import ModelDefaults
 
 DEFAULT_PORT = 39281
@@ -78,8 +77,8 @@ class ServerOptions(ServerSettings):
     """The model that it serves from the start."""
     on_demand: Callable[[str], ModelOptions | None] = field(default=_nothing, compare=False)
     """Finds the model on disk that a request asks for and that is not served yet, if it may be loaded."""
-    model_flags: "ModelFlags | None" = field(default=None, compare=False)
-    """The flags for models that are started later; a start request goes before them."""
+    model_flags: Mapping[str, object] = field(default_factory=dict, compare=False)
+    """The flags for models that are started later, by name; a start request goes before them."""
     log_file: str | None = None
     """Where the caller sent stderr; only recorded, never opened."""
 

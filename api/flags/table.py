@@ -8,6 +8,7 @@ here and a field of EngineConfig; one about a server is a row here and a field o
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 
 from api.flags.options import ModelOptions, ServerOptions, ServerSettings, own_defaults
@@ -146,17 +147,18 @@ class ModelFlags:
         """Those of them that may hold for several models: all that are about a model, but aliases."""
         return {name: value for name, value in self.given.items() if name in MODEL_ROWS and name != "alias"}
 
-    def model_options(self, model: str, model_path: Path, server: "ModelFlags | None" = None) -> ModelOptions:
+    def model_options(
+        self, model: str, model_path: Path, inherited: Mapping[str, object] = MappingProxyType({})
+    ) -> ModelOptions:
         """The options of a model: these flags, then those of its server, its model.yaml, and the built-in defaults.
 
         Raises ModelFilesError for a model.yaml that cannot be used.
         """
         own = own_defaults(model_path)
         given = self.shareable
-        inherited = server.shareable if server else {}
         from_file = {"ctx_len": own.ctx_len or None, "gpu_layers": own.ngl} if own else {}
         chosen: dict[str, Any] = {name: value for name, value in from_file.items() if value is not None}
-        chosen |= {name: MODEL_ROWS[name].converted(value) for name, value in (inherited | given).items()}
+        chosen |= {name: MODEL_ROWS[name].converted(value) for name, value in {**inherited, **given}.items()}
         engine = EngineConfig(
             model_path=str(model_path), disk_folder=str(home() / "kv"), tuning_folder=str(home() / "tuned"), **chosen
         )
@@ -230,7 +232,7 @@ class ServerFlags(ModelFlags):
         on_demand: dict[str, Any] = {"on_demand": self._on_disk} if self.on_demand else {}
         return ServerOptions(
             self.model_options(model, model_path),
-            model_flags=ModelFlags(**self.shareable),
+            model_flags=self.shareable,
             log_file=log_file,
             **on_demand,
             **self.settings,
@@ -247,7 +249,7 @@ class ServerFlags(ModelFlags):
             raise
         except ModelNotFoundError:
             return None
-        return ModelFlags().model_options(name, path, server=self)
+        return ModelFlags().model_options(name, path, self.shareable)
 
 
 def _rows(flags: type[ModelFlags]) -> dict[str, Row]:

@@ -4,6 +4,8 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from quart import Response, g, request
@@ -12,7 +14,6 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from api.errors import ApiError, server_error
-from api.flags import ModelFlags
 from api.http.operation import Operation
 from api.http.operations import OPERATIONS
 from api.http.view import Segment, Segments, json_response, rule, view
@@ -30,7 +31,7 @@ def create_app(
     fleet: Fleet,
     *,
     cors_origins: tuple[str, ...] = (),
-    model_flags: ModelFlags | None = None,
+    model_flags: Mapping[str, object] = MappingProxyType({}),
     operations: tuple[Operation, ...] = OPERATIONS,
 ) -> QuartTrio:
     """The API of these models. A model that is started by request gets `model_flags` where the request sets none."""

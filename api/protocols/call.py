@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from api.flags import ModelFlags
 from api.protocols.store import KeptResponses
 from api.serving.fleet import Fleet
 
@@ -18,7 +17,7 @@ class Server:
     fleet: Fleet
     started: float
     """By the monotonic clock, in seconds."""
-    model_flags: ModelFlags | None = None
+    model_flags: Mapping[str, object] = field(default_factory=dict)
     """For models that are started by request, where the request sets none."""
     responses: KeptResponses = field(default_factory=KeptResponses)
 

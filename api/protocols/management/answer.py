@@ -1,11 +1,12 @@
 """POST /v1/models/start and /v1/models/stop: models come and go while the server runs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import trio
 
 from api.errors import ApiError
-from api.flags import ModelFlags, ModelOptions
+from api.flags import ModelOptions
 from api.models.files import ModelFilesError, resolve
 from api.protocols.call import Call
 from api.protocols.management.models import described
@@ -29,8 +30,8 @@ async def start(call: Call[ModelStart]) -> dict[str, Any]:
     return described(slot, slot.names[0])
 
 
-def _options(request: ModelStart, server: ModelFlags | None) -> ModelOptions:
-    return request.flags().model_options(request.model, resolve(request.path or request.model), server)
+def _options(request: ModelStart, inherited: Mapping[str, object]) -> ModelOptions:
+    return request.flags().model_options(request.model, resolve(request.path or request.model), inherited)
 
 
 async def stop(call: Call[StopRequest]) -> dict[str, Any]:
