@@ -1,79 +1,288 @@
-"""One of the models of a server, and how it stands with it."""
+"""One model of a server: its state, its engine and its service, from loading to the end."""
 
+import logging
 import time
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import trio
 
+from api.engine.process import END_LIMIT
+from api.engine.supervisor import EngineFailedError
+from api.errors import ApiError, unavailable
 from api.flags import ModelOptions
+from api.models.files import ModelFilesError
+from api.serving.loader import ModelLoader
 from api.serving.service import ModelService
+from api.serving.state import TRANSITIONS, State, Status
+from api.text.tokenizer import ModelError
 
-LOADING: Final = "loading"
-READY: Final = "ready"
-UNLOADED: Final = "unloaded"
-STOPPING: Final = "stopping"
-FAILED: Final = "failed"
+_log = logging.getLogger("cortex.api")
 
 
 @dataclass(eq=False, slots=True)
-class Slot:
-    """A model that this server serves, whether or not it is in memory just now."""
+class _Life:
+    """One time that a model is in memory, from `begin` to the end of its engine."""
 
-    options: ModelOptions
-    service: ModelService | None = None
-    """None until its vocabulary is loaded, and while it is unloaded."""
-    state: str = LOADING
-    waits: bool = False
-    """Whether requests wait while it loads, instead of being told to come back."""
-    comes_back: bool = False
-    """Whether it is only unloaded, so that requests wait until they can have it loaded again."""
-    failure: str = ""
-    """Why it could not be loaded."""
-    was_ready: bool = False
-    num_bytes: int = 0
-    """Of its weights."""
-    created: int = field(default_factory=lambda: int(time.time()))
-    """Seconds since the epoch."""
-    last_used: float = 0.0
+    requests_wait: bool = False
+    """Whether requests wait while it loads."""
     settled: trio.Event = field(default_factory=trio.Event)
     """Set once it is loaded or has failed."""
-    gone: trio.Event = field(default_factory=trio.Event)
+    ended: trio.Event = field(default_factory=trio.Event)
     """Set once its engine has ended."""
-    life: trio.CancelScope = field(default_factory=trio.CancelScope)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Around everything that its engine needs."""
+
+
+class ModelRuntime:
+    """A model that a server serves, whether or not it is in memory at the moment. Owns its state (see State)."""
+
+    def __init__(self, options: ModelOptions, loader: ModelLoader) -> None:
+        self.options = options
+        self.created = int(time.time())
+        """Seconds since the epoch."""
+        self._loader = loader
+        self._state = State.UNLOADED
+        self._life = _Life()
+        self._service: ModelService | None = None
+        self._failure = ""
+        self._was_ready = False
+        self._weight_bytes = 0
+        self._last_used = 0.0
+
+    # -- what it is --------------------------------------------------------------------------------------------------
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Its own name and its aliases."""
         return self.options.names
 
     @property
-    def is_ready(self) -> bool:
-        return self.service is not None and self.service.engine.info is not None
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it cannot be loaded any more."""
+        return self._state.is_final
+
+    @property
+    def service(self) -> ModelService | None:
+        """What serves its requests; None while it is not loaded."""
+        return self._service
+
+    @property
+    def status(self) -> Status:
+        if self._state is State.READY and self._service is not None and self._service.engine.info is None:
+            return "failed" if self._service.engine.failure else "loading"  # its engine is restarted
+        return self._state.status
+
+    @property
+    def failure(self) -> str:
+        """Why it could not be loaded, or its engine not be restarted; empty if that is not so."""
+        return self._failure or (self._service.engine.failure if self._service is not None else "")
+
+    @property
+    def num_active(self) -> int:
+        """Sequences and requests for embeddings that have not ended."""
+        return self._service.engine.num_active if self._service is not None else 0
 
     @property
     def is_idle(self) -> bool:
-        """Whether it could answer and has nobody to answer to."""
-        return self.state == READY and self.service is not None and not self.service.engine.num_active
+        """Whether it is ready and has no requests."""
+        return self._state is State.READY and not self.num_active
+
+    @property
+    def weight_bytes(self) -> int:
+        """The size of its weights."""
+        return self._weight_bytes
 
     @property
     def resident_bytes(self) -> int:
         """What its engine has in memory."""
-        return self.service.engine.resident_bytes if self.service is not None else 0
+        return self._service.engine.resident_bytes if self._service is not None else 0
 
     @property
-    def status(self) -> str:
-        """loading, ready, stopping, unloaded or failed."""
-        if self.state == READY and self.service is not None and not self.is_ready:  # its engine is started again
-            return FAILED if self.service.engine.failure else LOADING
-        return self.state
+    def last_used(self) -> float:
+        """When it was last asked for something, on trio's clock."""
+        return self._last_used
 
     async def health(self) -> dict[str, Any]:
-        """What `cortex ps` shows of it."""
-        told = await self.service.health() if self.service else ModelService.no_health()
+        """The row that `cortex ps` shows of it."""
+        report = await self._service.health() if self._service is not None else ModelService.no_health()
         return {
             "model": self.names[0],
             "aliases": list(self.names[1:]),
             "path": str(self.options.path),
             "status": self.status,
-        } | told
+        } | report
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def touch(self) -> None:
+        """Count it as used now."""
+        self._last_used = trio.current_time()
+
+    async def wait_for_service(self) -> ModelService | None:
+        """What serves a request. Waits while the model is loaded on request, or while it is being unloaded.
+
+        Returns None if the model is unloaded: the caller has to load it first. Also if it is over.
+        Raises ApiError 503 if it could not be loaded, is being started for the first time, or was stopped meanwhile.
+        """
+        while True:  # the state may have changed again before this task has its turn
+            self.touch()
+            life = self._life
+            if self._state is State.UNLOADING:
+                await life.ended.wait()
+            elif self._state is State.LOADING and life.requests_wait:
+                await life.settled.wait()
+                if self._failure:
+                    raise not_loaded(self._failure)
+            elif self._service is not None:
+                return self._service
+            elif self._state is State.UNLOADED or self.is_over:
+                return None
+            else:
+                raise still_loading()
+
+    def drain(self) -> None:
+        """Refuse new requests that generate, as the server is shutting down."""
+        if self._service is not None:
+            self._service.draining = True
+
+    def fail_all(self, reason: str) -> None:
+        """End every request with an error."""
+        if self._service is not None:
+            self._service.engine.fail_all(reason)
+
+    async def wait_idle(self) -> None:
+        """Until no request is left."""
+        if self._service is not None:
+            await self._service.engine.wait_idle()
+
+    # -- its life ----------------------------------------------------------------------------------------------------
+
+    def begin(self, *, requests_wait: bool) -> None:
+        """Enter LOADING. One task must `run` it then. `requests_wait`: whether requests wait meanwhile."""
+        self._enter(State.LOADING)
+        self._life, self._failure = _Life(requests_wait), ""
+
+    async def run(self) -> None:
+        """Load the model and keep its engine running until it is unloaded or stopped. Errors become its `failure`."""
+        life = self._life
+        try:
+            with life.scope:
+                async with trio.open_nursery() as nursery:
+                    loaded = await self._loader.load(self.options, nursery, may_make_room=life.requests_wait)
+                    self._weight_bytes = loaded.weight_bytes
+                    self._become_ready(loaded.service)
+                    self.touch()
+        except* Exception as errors:  # any error is this model's only: the others keep running
+            self._record_failure(_first(errors), is_reported=not life.requests_wait)
+        finally:
+            self._end(life)
+
+    def adopt(self, service: ModelService) -> None:
+        """Enter READY with a service whose engine the caller runs."""
+        self.begin(requests_wait=False)
+        self._become_ready(service)
+
+    async def wait_loaded(self) -> str:
+        """Until it is loaded or has failed; also while its engine is restarted. Returns why it failed, if it did."""
+        await self._life.settled.wait()
+        if self._service is not None:
+            await self._service.engine.wait_settled()
+        return self.failure
+
+    async def wait_ended(self) -> None:
+        """Until its engine has ended."""
+        await self._life.ended.wait()
+
+    def stop_engine(self) -> None:
+        """Let its engine end now, if it is loaded."""
+        if self._service is not None:
+            self._service.engine.stop()
+
+    async def unload(self) -> None:
+        """End its engine, until a request needs it again. The model must be idle."""
+        self._enter(State.UNLOADING)
+        await self._shut_down(0.0)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """End it for good. Running answers may finish, for the grace period at most.
+
+        Runs to its end even if the caller is cancelled.
+        """
+        with trio.CancelScope(shield=True):
+            match self._state:
+                case State.UNLOADED:
+                    self._enter(State.STOPPED)
+                case State.LOADING:
+                    self._enter(State.ABORTING)
+                    self._failure = "the model was stopped while it was loaded"
+                    self._life.scope.cancel()
+                    await self.wait_ended()
+                case State.READY | State.UNLOADING:
+                    self._enter(State.DRAINING)
+                    await self._shut_down(grace_seconds)
+                case State.DRAINING:
+                    await self._shut_down(grace_seconds)
+                case State.ABORTING:
+                    await self.wait_ended()
+                case State.STOPPED | State.FAILED:
+                    pass
+
+    def _enter(self, state: State) -> None:
+        assert state in TRANSITIONS[self._state], f"{self._state.name} does not become {state.name}"
+        self._state = state
+
+    def _become_ready(self, service: ModelService) -> None:
+        self._enter(State.READY)
+        self._service, self._was_ready = service, True
+        self._life.settled.set()
+
+    async def _shut_down(self, grace_seconds: float) -> None:
+        """End its engine: first by itself, then by force."""
+        service, life = self._service, self._life  # a request may begin another life as soon as this one has ended
+        assert service is not None, "it is loaded"
+        service.draining = self._state is State.DRAINING
+        with trio.move_on_after(grace_seconds):
+            await service.engine.wait_idle()
+        service.engine.fail_all("the model is being stopped")
+        service.engine.stop()
+        with trio.move_on_after(END_LIMIT):
+            await life.ended.wait()
+        life.scope.cancel()
+        await life.ended.wait()
+
+    def _record_failure(self, error: BaseException, *, is_reported: bool) -> None:
+        """`is_reported`: whether somebody waits to be told, so that the log need not say it, too."""
+        self._failure = str(error).replace(str(self.options.path), self.options.path.name)
+        expected = isinstance(error, EngineFailedError | ModelError | ModelFilesError | OSError)
+        if not (expected and is_reported):
+            trace = None if expected else error
+            _log.error("%s cannot be loaded: %s", self.options.name, self._failure, exc_info=trace)
+
+    def _end(self, life: _Life) -> None:
+        self._service = None
+        if self._state in (State.DRAINING, State.ABORTING):
+            self._enter(State.STOPPED)
+        elif self._failure and not self._was_ready:
+            self._enter(State.FAILED)
+        else:
+            self._enter(State.UNLOADED)
+        life.settled.set()
+        life.ended.set()
+
+
+def still_loading() -> ApiError:
+    return unavailable("the model is being loaded; try again shortly", "model_loading")
+
+
+def not_loaded(reason: str) -> ApiError:
+    return ApiError(503, reason, kind="server_error", code="model_not_loaded")
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -24,10 +24,10 @@ async def start(call: Call[ModelStart]) -> dict[str, Any]:
     except ModelFilesError as error:
         raise ApiError(404, str(error), param="model", code="model_not_found") from error
     try:
-        slot = await call.server.fleet.start(options)
+        model = await call.server.fleet.start(options)
     except StartError as error:
         raise ApiError(409, str(error), param="model", code="model_not_loaded") from error
-    return described(slot, slot.names[0])
+    return described(model, model.names[0])
 
 
 def _options(request: ModelStart, inherited: Mapping[str, object]) -> ModelOptions:
@@ -37,6 +37,6 @@ def _options(request: ModelStart, inherited: Mapping[str, object]) -> ModelOptio
 async def stop(call: Call[StopRequest]) -> dict[str, Any]:
     """Returns once its memory is given back. Raises ApiError 404 for a model that is not served."""
     fleet, name = call.server.fleet, call.request.model
-    slot = fleet.slot(name)
+    model = fleet.model(name)
     await fleet.stop(name)
-    return described(slot, slot.names[0])
+    return described(model, model.names[0])

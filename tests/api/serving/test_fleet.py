@@ -22,7 +22,7 @@ from api.models.files import ModelFilesError, ModelNotFoundError
 from api.protocols.management.request import StartRequest
 from api.protocols.management.types import Health
 from api.serving.fleet import Fleet, StartError
-from api.serving.model import Slot
+from api.serving.model import ModelRuntime
 from scheduler.config import EngineConfig
 from scheduler.messages import SamplingParams, Submit
 from tests.api.scripted_engine import ECHO, HOLD
@@ -90,7 +90,7 @@ class Models:
 @pytest.fixture
 def models(tmp_path: Path, write_vocab: WriteVocab, monkeypatch: pytest.MonkeyPatch) -> Models:
     monkeypatch.setattr("api.engine.process.END_LIMIT", SECONDS)
-    monkeypatch.setattr("api.serving.fleet.END_LIMIT", SECONDS)
+    monkeypatch.setattr("api.serving.model.END_LIMIT", SECONDS)
     return Models(tmp_path, write_vocab([("a", 1)]))
 
 
@@ -105,12 +105,12 @@ IDLE_LIMIT = 10.0
 
 
 def statuses(fleet: Fleet) -> dict[str, str]:
-    return {slot.options.name: slot.status for slot in fleet.slots}
+    return {model.options.name: model.status for model in fleet.models}
 
 
-def pid(slot: Slot) -> int:
-    assert slot.service is not None
-    return slot.service.engine.ready_info().pid
+def pid(model: ModelRuntime) -> int:
+    assert model.service is not None
+    return model.service.engine.ready_info().pid
 
 
 async def said(fleet: Fleet, name: str, *tokens: int) -> list[int]:
@@ -139,10 +139,10 @@ async def test_each_model_has_an_engine_of_its_own_and_answers_by_all_its_names(
         one = await fleet.start(models.options("one", "first", "one"))
         two = await fleet.start(models.options("two"))
         assert pid(one) != pid(two)
-        assert [slot.names for slot in fleet.slots] == [("one", "first"), ("two",)]
+        assert [model.names for model in fleet.models] == [("one", "first"), ("two",)]
         assert statuses(fleet) == {"one": "ready", "two": "ready"}
-        for name, slot in (("one", one), ("first", one), ("two", two)):
-            assert await fleet.service(name) is slot.service
+        for name, model in (("one", one), ("first", one), ("two", two)):
+            assert await fleet.service(name) is model.service
             assert await said(fleet, name, 5, 6) == [5, 6]
         assert await fleet.service(None) is one.service
 
@@ -162,17 +162,17 @@ async def test_a_model_that_is_stopped_takes_its_engine_along_and_no_other(model
 
 async def test_running_answers_may_end_before_a_model_does(models: Models) -> None:
     async with models.running(grace_seconds=SECONDS) as fleet, trio.open_nursery() as nursery:
-        slot = await fleet.start(models.options("one"))
+        model = await fleet.start(models.options("one"))
         service = await fleet.accepting("one")
         with service.engine.generate([Submit(service.engine.next_id(), [HOLD, 5], 10, PARAMS)]) as generation:
             [(_, output)] = await generation.receive()
             nursery.start_soon(fleet.stop, "one")
             await wait_all_tasks_blocked()
-            assert slot.status == "stopping"
+            assert model.status == "stopping"
             assert await refusal(fleet, "one") == (503, "shutting_down")
             assert output.tokens == [5]
-        await slot.gone.wait()  # the stream has ended
-    assert fleet.slots == []
+        await model.wait_ended()  # the stream has ended
+    assert fleet.models == []
 
 
 async def test_answers_that_outlast_the_grace_period_end_with_an_error(models: Models) -> None:
@@ -198,14 +198,14 @@ async def test_engines_that_share_cores_do_not_spin_long(models: Models, monkeyp
 
 async def test_a_model_is_stopped_though_who_asked_for_it_leaves(models: Models) -> None:
     async with models.running(grace_seconds=0.2) as fleet:
-        slot = await fleet.start(models.options("one"))
-        engine = pid(slot)
+        model = await fleet.start(models.options("one"))
+        engine = pid(model)
         service = await fleet.accepting("one")
         with service.engine.generate([Submit(service.engine.next_id(), [HOLD, 5], 10, PARAMS)]):
             with trio.move_on_after(0.05) as asking:
                 await fleet.stop("one")
             assert asking.cancel_called
-        assert fleet.slots == []
+        assert fleet.models == []
         assert is_gone(engine)
         await fleet.start(models.options("one"))
 
@@ -222,8 +222,8 @@ async def test_what_waits_for_an_idle_model_is_not_ended_with_it(models: Models,
 
 async def test_a_model_that_runs_is_not_started_twice(models: Models) -> None:
     async with models.running() as fleet:
-        slot = await fleet.start(models.options("one"))
-        assert await fleet.start(models.options("one")) is slot
+        model = await fleet.start(models.options("one"))
+        assert await fleet.start(models.options("one")) is model
         assert models.num_starts == 1
 
 
@@ -254,7 +254,7 @@ async def test_a_file_without_a_vocabulary_says_why(models: Models, write_vocab:
     async with models.running() as fleet:
         with pytest.raises(StartError, match="vocabulary"):
             await fleet.start(models.options("one"))
-        assert (fleet.slots, models.num_starts) == ([], 1)
+        assert (fleet.models, models.num_starts) == ([], 1)
         assert is_gone(models.pids[0])
 
 
@@ -289,7 +289,7 @@ async def test_what_is_stopped_while_it_loads_ends_at_once(models: Models) -> No
         while not models.num_starts:  # noqa: ASYNC110 - other processes set no events
             await trio.sleep(0.005)
         await fleet.stop("one")
-        assert fleet.slots == []
+        assert fleet.models == []
         assert is_gone(models.pids[0])
         models.behave("serves")
         await fleet.start(models.options("one"))
@@ -309,13 +309,13 @@ async def test_what_is_there_by_a_name_is_not_taken_for_something_else(
     models: Models, wanted: dict[str, Any], difference: str
 ) -> None:
     async with models.running() as fleet:
-        slot = await fleet.start(models.options("one", "first", ctx_len=128))
+        model = await fleet.start(models.options("one", "first", ctx_len=128))
         with pytest.raises(StartError, match=difference):
             await fleet.start(models.options("one", **wanted))
         with pytest.raises(StartError, match="it is not called second"):
             await fleet.start(models.options("one", "second"))
         for same in (models.options("one"), models.options("one", "first", ctx_len=128)):
-            assert await fleet.start(same) is slot
+            assert await fleet.start(same) is model
         assert models.num_starts == 1
 
 
@@ -327,7 +327,7 @@ async def test_an_error_that_nobody_foresaw_is_one_models_own(
 
     async with models.running() as fleet:
         await fleet.start(models.options("one"))
-        monkeypatch.setattr("api.serving.fleet.Tokenizer", fail)
+        monkeypatch.setattr("api.serving.loader.Tokenizer", fail)
         with pytest.raises(StartError, match=r"two\.gguf is odd"):
             await fleet.start(models.options("two"))
         assert statuses(fleet) == {"one": "ready"}
@@ -337,8 +337,8 @@ async def test_an_error_that_nobody_foresaw_is_one_models_own(
 
 async def test_a_file_that_was_taken_from_a_model_in_memory_is_nothing_to_others(models: Models) -> None:
     async with models.running() as fleet:
-        slot = await fleet.start(models.options("one"))
-        slot.options.path.unlink()
+        model = await fleet.start(models.options("one"))
+        model.options.path.unlink()
         await fleet.start(models.options("two"))
         assert statuses(fleet) == {"one": "ready", "two": "ready"}
 
@@ -352,11 +352,11 @@ async def test_nothing_is_started_while_the_server_shuts_down(models: Models) ->
 
 async def test_who_starts_what_is_started_again_waits_for_it(models: Models) -> None:
     async with models.running() as fleet:
-        slot = await fleet.start(models.options("one"))
-        os.kill(pid(slot), signal.SIGKILL)
+        model = await fleet.start(models.options("one"))
+        os.kill(pid(model), signal.SIGKILL)
         await wait_for_status(fleet, "one", "loading")
-        assert await fleet.start(models.options("one")) is slot
-        assert slot.status == "ready"
+        assert await fleet.start(models.options("one")) is model
+        assert model.status == "ready"
 
 
 async def test_a_model_that_cannot_be_loaded_again_says_why(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,8 +368,8 @@ async def test_a_model_that_cannot_be_loaded_again_says_why(models: Models, monk
             await fleet.start(models.options("one"))
 
     async with models.running() as fleet, trio.open_nursery() as nursery:
-        slot = await fleet.start(models.options("one"))
-        os.kill(pid(slot), signal.SIGKILL)
+        model = await fleet.start(models.options("one"))
+        os.kill(pid(model), signal.SIGKILL)
         await wait_for_status(fleet, "one", "loading")
         nursery.start_soon(start_again, fleet)
         await wait_for_status(fleet, "one", "failed")
@@ -417,18 +417,18 @@ async def test_a_model_on_disk_that_cannot_be_loaded_is_tried_again_by_the_next_
     models.behave("fails", "serves")
     async with models.running() as fleet:
         assert await refusal(fleet, "one") == (503, "model_not_loaded")
-        assert fleet.slots == []
+        assert fleet.models == []
         assert await said(fleet, "one", 5) == [5]
 
 
 async def test_a_model_that_nobody_uses_is_unloaded_and_comes_back_when_asked(models: Models, clock: MockClock) -> None:
     async with models.running(idle_limit=IDLE_LIMIT) as fleet:
-        slot = await fleet.start(models.options("one"))
-        first = pid(slot)
+        model = await fleet.start(models.options("one"))
+        first = pid(model)
         clock.jump(IDLE_LIMIT)
         await wait_for_status(fleet, "one", "unloaded")
         assert is_gone(first)
-        assert (slot.service, fleet.status) == (None, "ok")
+        assert (model.service, fleet.status) == (None, "ok")
         assert await said(fleet, "one", 5) == [5]
         assert (models.num_starts, models.asked) == (2, [])
 
@@ -437,7 +437,7 @@ async def test_a_request_that_comes_while_a_model_is_unloaded_waits_and_has_it_b
     models: Models, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.engine.process.END_LIMIT", 0.5)
-    monkeypatch.setattr("api.serving.fleet.END_LIMIT", 0.5)
+    monkeypatch.setattr("api.serving.model.END_LIMIT", 0.5)
     models.behave("stays", "serves")  # the first takes its time to end
     async with models.running(idle_limit=IDLE_LIMIT) as fleet:
         await fleet.start(models.options("one"))
@@ -449,12 +449,12 @@ async def test_a_request_that_comes_while_a_model_is_unloaded_waits_and_has_it_b
 
 async def test_a_model_in_use_is_not_idle(models: Models, clock: MockClock) -> None:
     async with models.running(idle_limit=IDLE_LIMIT) as fleet:
-        slot = await fleet.start(models.options("one"))
+        model = await fleet.start(models.options("one"))
         service = await fleet.accepting("one")
         with service.engine.generate([Submit(service.engine.next_id(), [HOLD, 5], 10, PARAMS)]):
             clock.jump(2 * IDLE_LIMIT)
             await trio.sleep(1.1)  # which is as often as the fleet looks
-            assert slot.status == "ready"
+            assert model.status == "ready"
         clock.jump(IDLE_LIMIT)
         await wait_for_status(fleet, "one", "unloaded")
 
@@ -476,7 +476,7 @@ async def test_one_that_fails_to_come_back_stays_known(models: Models, clock: Mo
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model counts as unused as soon as it has answered."""
-    monkeypatch.setattr("api.serving.fleet.IN_USE_SECONDS", 0.0)
+    monkeypatch.setattr("api.serving.memory_policy.IN_USE_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -521,8 +521,8 @@ async def test_a_model_that_answers_does_not_give_way(models: Models) -> None:
 async def test_a_model_whose_request_may_be_on_its_way_gives_way_once_it_was_left_alone(
     models: Models, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.serving.fleet.IN_USE_SECONDS", SECONDS / 4)
-    monkeypatch.setattr("api.serving.fleet.ROOM_LIMIT", SECONDS)
+    monkeypatch.setattr("api.serving.memory_policy.IN_USE_SECONDS", SECONDS / 4)
+    monkeypatch.setattr("api.serving.memory_policy.ROOM_LIMIT", SECONDS)
     models.on_disk = {"two": models.options("two")}
     models.behave("serves", "starves", "serves")
     async with models.running() as fleet:
@@ -545,8 +545,8 @@ async def test_a_model_whose_request_may_be_on_its_way_gives_way_once_it_was_lef
 async def test_a_model_does_not_wait_for_others_to_be_left_alone_for_ever(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.serving.fleet.IN_USE_SECONDS", SECONDS)
-    monkeypatch.setattr("api.serving.fleet.ROOM_LIMIT", 0.1)
+    monkeypatch.setattr("api.serving.memory_policy.IN_USE_SECONDS", SECONDS)
+    monkeypatch.setattr("api.serving.memory_policy.ROOM_LIMIT", 0.1)
     models.on_disk = {"two": models.options("two")}
     models.behave("serves", "starves")
     async with models.running() as fleet:

@@ -1,0 +1,97 @@
+"""Loads models, one at a time: starts the engine, then reads the vocabulary."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+import trio
+
+from api.engine.client import EngineClient
+from api.engine.process import ENGINE_ENVIRONMENT, SHARED_CORES
+from api.engine.supervisor import EngineFailedError, Launcher
+from api.flags import ModelOptions
+from api.models.files import num_file_bytes
+from api.serving.service import ModelService
+from api.text.tokenizer import Tokenizer
+from scheduler.config import EngineConfig, EngineInfo
+
+_log = logging.getLogger("cortex.api")
+
+MakeLauncher = Callable[[EngineConfig, Mapping[str, str]], Launcher]
+"""Where engines come from, by their configuration and environment."""
+
+
+class Neighbours(Protocol):
+    """The other models on this machine, as far as a model that loads depends on them."""
+
+    @property
+    def any_ready(self) -> bool:
+        """Whether a model is loaded."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """The weights of all models that are loaded."""
+
+    async def make_room(self, missing_bytes: int) -> bool:
+        """Unload a model that nobody uses. Returns False if that cannot free so much memory."""
+
+
+class LoadedModel(NamedTuple):
+    service: ModelService
+    weight_bytes: int
+
+
+class ModelLoader:
+    """Loads models, one at a time: each must see how much memory the one before it has left."""
+
+    def __init__(self, neighbours: Neighbours, make_launcher: MakeLauncher, *, max_waiting: int) -> None:
+        """`max_waiting`: requests to one model beyond those that run."""
+        self._neighbours = neighbours
+        self._make_launcher = make_launcher
+        self._max_waiting = max_waiting
+        self._one_at_a_time = trio.Lock()
+
+    async def load(self, options: ModelOptions, nursery: trio.Nursery, *, may_make_room: bool) -> LoadedModel:
+        """A model whose engine runs in the nursery. `may_make_room`: whether it may take memory of unused models.
+
+        The vocabulary is read after the engine has started: the engine ends if llama.cpp aborts on it.
+        Raises EngineFailedError, ModelError, ModelFilesError, and OSError if no engine can be started.
+        """
+        async with self._one_at_a_time:
+            weight_bytes = num_file_bytes(options.path)
+            engine, info = await self._start_engine(options.engine, nursery, may_make_room=may_make_room)
+            tokenizer = await trio.to_thread.run_sync(Tokenizer, options.path)
+            await trio.lowlevel.checkpoint_if_cancelled()  # the model may have been stopped meanwhile
+        service = ModelService(
+            options.names, tokenizer, engine, max_waiting=self._max_waiting, defaults=options.defaults
+        )
+        _log.info("%s %s", options.name, _abilities(info))
+        return LoadedModel(service, weight_bytes)
+
+    async def _start_engine(
+        self, config: EngineConfig, nursery: trio.Nursery, *, may_make_room: bool
+    ) -> tuple[EngineClient, EngineInfo]:
+        while True:
+            environment = ENGINE_ENVIRONMENT | (SHARED_CORES if self._neighbours.any_ready else {})
+            config = replace(config, others_bytes=self._neighbours.weight_bytes)
+            engine = EngineClient(self._make_launcher(config, environment))
+            try:
+                info: EngineInfo = await nursery.start(engine.run)
+            except EngineFailedError as error:
+                missing = error.missing_bytes
+                if not (may_make_room and missing and await self._neighbours.make_room(missing)):
+                    raise
+            else:
+                return engine, info
+
+
+def _abilities(info: EngineInfo) -> str:
+    """What a model does, and with how much memory."""
+    if not info.generates:
+        return f"makes embeddings of texts of up to {info.max_text_tokens} tokens"
+    layout = "lanes" if info.kv_layout == "lanes" else "one pool"
+    return (
+        f"answers (context {info.ctx_len}, {info.max_seqs} sequences at once, {info.kv_tokens} tokens of KV memory in "
+        f"{layout}: {info.kv_layout_reason})"
+    )
