@@ -1,4 +1,4 @@
-"""The design page is about the code that is there."""
+"""docs/design.md describes the code as it is."""
 
 import importlib
 import re
@@ -12,18 +12,18 @@ HOPS = re.findall(r"^\| (\d+) \| `([\w.]+):([\w.]+)` \|", TEXT, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("module", "name"), [hop[1:] for hop in HOPS])
-def test_a_request_is_followed_through_what_exists(module: str, name: str) -> None:
+def test_every_step_of_a_request_exists(module: str, name: str) -> None:
     found = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
 
 
-def test_a_request_takes_few_steps_down_and_up() -> None:
+def test_a_request_takes_20_steps_down_and_16_up() -> None:
     numbers = [int(number) for number, _, _ in HOPS]
     assert numbers == [*range(1, 21), *range(1, 17)]
 
 
-def test_the_house_has_these_rooms() -> None:
+def test_the_house_lists_every_package() -> None:
     house = TEXT.split("## The house\n```\n")[1].split("```")[0]
     top = set(re.findall(r"^(\w+)/", house, re.MULTILINE))
     rooms = set(re.findall(r"^  (\w+)/ ", house, re.MULTILINE))
