@@ -1,1 +1,1 @@
-"""Load generator, ceilings and micro-benchmarks. Speed is measured here and never in a timed test."""
+"""Load generator, reference limits and micro-benchmarks. Tests do not assert on speed; it is measured here."""

@@ -1,9 +1,9 @@
-"""`python -m bench`: the command line of everything that measures."""
+"""`python -m bench`: measure the speed of Cortex and of other OpenAI-compatible servers."""
 
 import typer
 
 from bench.commands.ceiling import ceiling
-from bench.commands.compare import compare, page_again
+from bench.commands.compare import compare, page_command
 from bench.commands.fanout import fanout
 from bench.commands.load import load
 from bench.commands.restart import restart
@@ -11,7 +11,7 @@ from bench.commands.restart import restart
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 for command in (load, ceiling, compare, restart, fanout):
     app.command()(command)
-app.command("page")(page_again)
+app.command("page")(page_command)
 
 if __name__ == "__main__":
     app()

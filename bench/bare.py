@@ -1,7 +1,7 @@
-"""The bare loop: a workload's token ids as nothing but decode calls, by the best schedule that is known for them.
+"""The bare loop: computes the token ids of a workload with decode calls only, on the best known schedule.
 
-No HTTP, no sampling, no search for prefixes: what a request shares with an earlier one is worked out before the clock
-starts. What answers say is made up beforehand, so that the next turn of a conversation can go on from it.
+It has no HTTP, no sampling and no prefix lookup. The prefix that a request shares with an earlier one is found before
+the clock starts. Answers are made up beforehand, so that the next turn of a conversation can continue from them.
 """
 
 import time
@@ -27,17 +27,17 @@ from scheduler.sizing import IDLE_SHARE, choose
 
 CHUNKS: Final = (64, 128, 256, 512)
 FILL_TOKENS: Final = 256
-"""Length of the idle sequences that fill the pool before anything is measured."""
+"""Length of each idle sequence that fills the pool before a measurement."""
 IDLE_COST_PROMPT: Final = 128
 IDLE_COST_STEPS: Final = 60
 
 Rows = list[tuple[int, int, Sequence[int]]]
-"""Of a decode call: a sequence id, the first position, and the tokens."""
+"""The rows of a decode call: sequence id, first position, tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A turn: the whole prompt, and the tokens that the answer is made to be."""
+    """One turn: the whole prompt, and the tokens of the prepared answer."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
@@ -45,14 +45,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One user's requests, on one sequence id. The first begins with what another conversation's first computes."""
+    """One user's requests, on one sequence id. The first prompt may share a prefix with an earlier conversation's."""
 
     requests: tuple[Request, ...]
     at: float = 0.0
     source: int | None = None
-    """An earlier conversation's number."""
+    """The number of that earlier conversation."""
     shared: int = 0
-    """Tokens in common with it."""
+    """Length of the shared prefix in tokens."""
 
     @property
     def length(self) -> int:
@@ -62,7 +62,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How a step is made up: `chunk` tokens at most; prompts beside running answers, or before any, or by turns."""
+    """How a step is composed: at most `chunk` tokens; prompts beside, before or in turn with the running answers."""
 
     chunk: int = max(CHUNKS)
     prompts_first: bool = False
@@ -73,16 +73,16 @@ class Schedule:
 
 
 def conversations(sessions: Sequence[Session], template: ChatTemplate, rng: Random) -> list[Conversation]:
-    """Sessions as token ids, with what they share."""
-    told: list[Conversation] = []
+    """The sessions as token ids, each with the longest prefix that it shares with an earlier one."""
+    converted: list[Conversation] = []
     for session in sessions:
         requests = tuple(_requests(session, template, rng))
-        prompt = requests[0].prompt[:-1]  # one token is left to compute, for its logits
+        prompt = requests[0].prompt[:-1]  # the last token must be computed, for its logits
         shared, source = max(
-            ((common_prefix(prompt, other.requests[0].prompt), -i) for i, other in enumerate(told)), default=(0, 0)
+            ((common_prefix(prompt, other.requests[0].prompt), -i) for i, other in enumerate(converted)), default=(0, 0)
         )
-        told.append(Conversation(requests, session.at, -source if shared else None, shared))
-    return told
+        converted.append(Conversation(requests, session.at, -source if shared else None, shared))
+    return converted
 
 
 def _requests(session: Session, template: ChatTemplate, rng: Random) -> list[Request]:
@@ -108,19 +108,19 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 @dataclass(slots=True)
 class _Talk:
-    """A conversation that is being played."""
+    """A conversation in progress."""
 
     number: int
     conversation: Conversation
     sequence_id: int
     start: float
     num_own: int
-    """Tokens that nobody else's memory holds."""
+    """Tokens that are stored for this conversation only."""
     source: int | None = None
-    """The sequence id that its shared tokens are computed on."""
+    """The sequence id that holds the shared prefix."""
     turn: int = 0
     computed: int = 0
-    """Tokens of the turn's prompt and answer whose KV is there."""
+    """Tokens of the turn's prompt and answer that are in the KV cache."""
     cached: int = 0
     chunks: list[float] = field(default_factory=list)
 
@@ -129,13 +129,13 @@ class _Talk:
         return self.conversation.requests[self.turn]
 
     @property
-    def reads(self) -> bool:
+    def prefilling(self) -> bool:
         return self.computed < len(self.request.prompt)
 
     def next_turn(self, now: float) -> None:
-        said = (*self.request.prompt, *self.request.answer)[: self.computed]
+        history = (*self.request.prompt, *self.request.answer)[: self.computed]
         self.turn += 1
-        self.computed = self.cached = common_prefix(said, self.request.prompt[:-1])
+        self.computed = self.cached = common_prefix(history, self.request.prompt[:-1])
         self.start, self.chunks = now, []
 
     def record(self) -> Record:
@@ -156,7 +156,7 @@ class _Talk:
 
 
 class BareLoop:
-    """A context of the sizes that a server chooses by default, driven by hand."""
+    """A llama.cpp context with the default sizes of a server, to which a schedule is applied directly."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class BareLoop:
         lanes: int = 0,
         lane_tokens: int = 0,
     ) -> None:
-        """With `lanes`, so many sequences have memory of their own, `lane_tokens` each; what is shared is copied."""
+        """With `lanes`, that many sequences each have memory for `lane_tokens` tokens; shared prefixes are copied."""
         config = EngineConfig(str(model_path), kv_tokens=kv_tokens, threads=threads)
         self._model = Model(str(model_path), config.gpu_layers)
         kv_bytes = self._model.kv_bytes_per_token(config.kv_type)
@@ -194,19 +194,19 @@ class BareLoop:
         self._memory = LaneMemory(self._context) if lanes else PoolMemory(self._context)
         self._free_ids = list(range(num_ids))
         self._idle: deque[tuple[int, int]] = deque()
-        """Sequence ids and their tokens, oldest first."""
+        """Sequence ids and their numbers of tokens, oldest first."""
         self._held: dict[int, int] = {}
-        """The sequence ids of the conversations that have begun in this play, by number."""
+        """The sequence ids of the conversations that have begun in this run, by number."""
         self._sources: dict[int, int] = {}
-        """Whose cells a sequence id shares; these keep theirs as long, so that shared tokens are counted once."""
+        """By sequence id, the one whose cells it shares. It is kept as long, so shared tokens are counted once."""
         self._in_lanes = bool(lanes)
         self._wanted: set[int] = set()
-        """Conversations, by number, that others of this play begin with."""
-        self._answered_last = False
+        """Numbers of the conversations whose prefix others of this run share."""
+        self._decoded_last = False
         self._num_free = self.kv_tokens
 
     def fill(self, num_tokens: int) -> None:
-        """Add idle sequences until so many tokens of the pool are used, as a server's cache fills by and by."""
+        """Add idle sequences until `num_tokens` tokens of the pool are used, like the cache of a busy server."""
         while self.kv_tokens - self._num_free + FILL_TOKENS <= num_tokens:
             sequence_id = heappop(self._free_ids)
             tokens = np.random.default_rng(sequence_id).integers(100, self._model.vocab_size - 100, FILL_TOKENS)
@@ -215,13 +215,13 @@ class BareLoop:
             self._num_free -= FILL_TOKENS
 
     def empty(self) -> None:
-        """Forget what is idle."""
+        """Remove all idle sequences."""
         self._make_room(self.kv_tokens, 0)
 
     def idle_cost(self, num_seqs: int) -> dict[str, float]:
-        """How much longer a decode step takes beside idle tokens: ratios to an empty pool. Leaves the pool full.
+        """Step time with idle tokens in the pool, relative to an empty pool, by number of idle tokens.
 
-        The first row is where the default pool size would end if it need not hold two contexts.
+        The first number is the default pool size without the rule that it holds two contexts. Leaves the pool full.
         """
         empty = self._step_seconds(num_seqs)
         ratios = {}
@@ -232,7 +232,7 @@ class BareLoop:
         return ratios
 
     def _step_seconds(self, num_seqs: int) -> float:
-        """The median decode step of sequences with short prompts."""
+        """The median duration of a decode step of `num_seqs` sequences with short prompts."""
         ids = sorted(self._free_ids)[:num_seqs]
         for sequence_id in ids:
             self._decode([(sequence_id, 0, [1000 + sequence_id] * IDLE_COST_PROMPT)])
@@ -252,12 +252,13 @@ class BareLoop:
         schedule: Schedule,
         on_step: Callable[[], object] = lambda: None,
     ) -> list[Record]:
-        """Plays them for so many users. What was computed stays as idle sequences, and the oldest make room for it.
+        """Returns a record for each turn. At most `users` conversations run at the same time.
 
-        Raises BenchError if one is longer than the memory.
+        Finished conversations stay in memory as idle sequences; the oldest are removed when memory is needed.
+        Raises BenchError if a conversation is longer than the memory.
         """
         if too_long := [talk.length for talk in talks if talk.length > self.kv_tokens]:
-            raise BenchError(f"the bare loop holds {self.kv_tokens} tokens, and a conversation has {max(too_long)}")
+            raise BenchError(f"the bare loop holds {self.kv_tokens} tokens, but a conversation has {max(too_long)}")
         began = time.perf_counter()
         waiting = deque(enumerate(talks))
         self._wanted = {talk.source for talk in talks if talk.source is not None}
@@ -274,11 +275,11 @@ class BareLoop:
             now = time.perf_counter()
             for talk, tokens in parts:
                 talk.computed += len(tokens)
-                if not talk.reads:
+                if not talk.prefilling:
                     talk.chunks.append(now)
                 if len(talk.chunks) == len(talk.request.answer):
                     records.append(talk.record())
-                    self._go_on(talk, running, now)
+                    self._finish_turn(talk, running, now)
         self._held.clear()
         return records
 
@@ -302,27 +303,27 @@ class BareLoop:
             running.append(_Talk(number, conversation, sequence_id, start, num_own, source))
 
     def _compose(self, running: list[_Talk], schedule: Schedule) -> list[tuple[_Talk, Sequence[int]]]:
-        """Who computes which tokens in this step."""
+        """The tokens to compute in this step, by conversation."""
         leaders = {talk.number: talk for talk in running}
-        readers = [talk for talk in running if talk.reads and self._knows_prefix(talk, leaders)]
+        prefills = [talk for talk in running if talk.prefilling and self._share_prefix(talk, leaders)]
         parts: list[tuple[_Talk, Sequence[int]]] = []
-        skips = readers and (schedule.prompts_first or (schedule.by_turns and self._answered_last))
-        if not skips:
-            # By id: lanes are computed together only while their ids go up by one.
-            answering = sorted((talk for talk in running if not talk.reads), key=lambda talk: talk.sequence_id)
-            parts = [(t, [t.request.answer[t.computed - len(t.request.prompt)]]) for t in answering[: schedule.chunk]]
-        self._answered_last = bool(parts)
+        skip_decoding = prefills and (schedule.prompts_first or (schedule.by_turns and self._decoded_last))
+        if not skip_decoding:
+            # Sorted by id: llama.cpp computes lanes together only if their ids are consecutive.
+            decoding = sorted((talk for talk in running if not talk.prefilling), key=lambda talk: talk.sequence_id)
+            parts = [(t, [t.request.answer[t.computed - len(t.request.prompt)]]) for t in decoding[: schedule.chunk]]
+        self._decoded_last = bool(parts)
         if parts and schedule.by_turns:
             return parts
         room = schedule.chunk - len(parts)
-        for talk in readers:
+        for talk in prefills:
             if piece := talk.request.prompt[talk.computed : talk.computed + room]:
                 parts.append((talk, piece))
                 room -= len(piece)
         return parts
 
-    def _knows_prefix(self, talk: _Talk, leaders: Mapping[int, _Talk]) -> bool:
-        """Shares what another conversation has computed; False while that one is still about to compute it."""
+    def _share_prefix(self, talk: _Talk, leaders: Mapping[int, _Talk]) -> bool:
+        """Shares the prefix that another conversation has computed. Returns False while it is not computed yet."""
         shared = talk.conversation.shared
         if talk.computed or talk.source is None or talk.conversation.source is None:
             return True
@@ -333,18 +334,19 @@ class BareLoop:
         talk.computed = talk.cached = shared
         return True
 
-    def _go_on(self, talk: _Talk, running: list[_Talk], now: float) -> None:
+    def _finish_turn(self, talk: _Talk, running: list[_Talk], now: float) -> None:
         if talk.turn + 1 < len(talk.conversation.requests):
             talk.next_turn(now)
             self._memory.remove(talk.sequence_id, talk.computed, -1)
         else:
             running.remove(talk)
             self._idle.append((talk.sequence_id, talk.num_own))
-            if self._in_lanes and talk.number not in self._wanted:  # lanes must be dense, and idle cells cost nothing
+            # Lanes in use must be consecutive, and idle cells of lanes cost nothing.
+            if self._in_lanes and talk.number not in self._wanted:
                 self._drop(talk.sequence_id)
 
     def _make_room(self, num_tokens: int, num_ids: int, spared: int | None = None) -> None:
-        """Drop idle sequences, the oldest first, but those that others share."""
+        """Remove idle sequences, the oldest first. Keeps those whose cells others share."""
         while self._num_free < num_tokens or len(self._free_ids) < num_ids:
             kept = {spared, *self._sources.values()}
             oldest = next((idle for idle in self._idle if idle[0] not in kept), None)
@@ -353,7 +355,6 @@ class BareLoop:
             self._drop(oldest[0])
 
     def _drop(self, sequence_id: int) -> None:
-        """Forget an idle sequence."""
         idle = next(idle for idle in self._idle if idle[0] == sequence_id)
         self._idle.remove(idle)
         self._sources.pop(sequence_id, None)
@@ -363,7 +364,7 @@ class BareLoop:
         self._num_free += idle[1]
 
     def _decode(self, rows: Rows) -> None:
-        """One call; the last token of each row gives logits."""
+        """One decode call, with logits for the last token of each row."""
         context, end = self._context, 0
         for sequence_id, first, tokens in rows:
             start, end = end, end + len(tokens)

@@ -1,7 +1,7 @@
-"""What the model alone reaches on this machine: the texts of a workload as bare decode calls.
+"""The throughput of the model alone on this machine: the texts of a workload as decode calls only.
 
-With a server's address its own runs are interleaved with the bare ones, on the same token ids: a drift of the machine
-hits both. (Of a conversation's later turns only the lengths are the same, as a server says what it likes.)
+With a server's URL, its runs alternate with the bare runs, on the same token ids, so that a drift of the machine
+affects both. Later turns of a conversation only have the same lengths, because the server generates its own answers.
 """
 
 from collections.abc import Iterator
@@ -35,12 +35,12 @@ SCHEDULES: Final = (
 )
 LANE_SCHEDULES: Final = (Schedule(64, prompts_first=True), Schedule(512, prompts_first=True))
 LANE_STEP: Final = 256
-"""llama.cpp rounds a lane up to this many tokens."""
+"""llama.cpp rounds the size of a lane up to a multiple of this many tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to measure. `url` is a server's to be measured beside the bare loop; `fill` fills both pools first."""
+    """What to measure. A server at `url` is measured in turn with the bare loop. `fill` fills both pools first."""
 
     model_path: Path
     settings: Settings
@@ -59,12 +59,12 @@ class Rates:
     greedy: list[float]
     sampled: list[float]
     idle_cost: dict[str, float]
-    """Of a decode step, by idle tokens in the pool, relative to none."""
+    """Duration of a decode step relative to an empty pool, by number of idle tokens in the pool."""
 
     def summary(self) -> dict[str, Any]:
-        """Medians, and the ratios that matter, each taken within a repetition.
+        """Medians and ratios. Each ratio is taken within a repetition.
 
-        The ceiling is the schedule with the best median: the best of several runs would be the luckiest.
+        The ceiling is the schedule with the best median. The best single run would only be the luckiest.
         """
         best = max(self.bare, key=lambda schedule: median(self.bare[schedule]))
         summary: dict[str, Any] = {
@@ -89,7 +89,7 @@ def _ratios(ones: list[float], others: list[float]) -> dict[str, float]:
 
 
 async def measure(plan: Plan, screen: Console) -> Rates:
-    """Raises BenchError if the server fails a request."""
+    """Raises BenchError if the server fails a request or lists no model."""
     tokenizer = Tokenizer(plan.model_path)
     template = ChatTemplate(tokenizer.chat_template, tokenizer)
     bare = BareLoop(plan.model_path)
@@ -108,15 +108,15 @@ async def measure(plan: Plan, screen: Console) -> Rates:
                     await _served(Client(http, greedy), _filling(plan, bare.kv_tokens), 8)
         for number in range(plan.repeat):
             screen.print(f"repetition {number + 1} of {plan.repeat}")
-            said, users = _texts(plan, next(numbers))
-            talks = conversations(said, template, Random(plan.salt))
+            scripts, users = _texts(plan, next(numbers))
+            talks = conversations(scripts, template, Random(plan.salt))
             for schedule in SCHEDULES:
                 rates.bare.setdefault(str(schedule), []).append(_rate(bare.play(talks, users, schedule)))
             if lanes is not None:
                 for schedule in LANE_SCHEDULES:
                     rates.bare.setdefault(f"lanes, {schedule}", []).append(_rate(lanes.play(talks, users, schedule)))
             if plan.url:
-                rates.greedy.append(await _served(Client(http, greedy), said, users))
+                rates.greedy.append(await _served(Client(http, greedy), scripts, users))
                 rates.sampled.append(await _served(Client(http, sampled), _texts(plan, next(numbers))[0], users))
     return rates
 
@@ -126,7 +126,7 @@ def _texts(plan: Plan, number: int) -> tuple[list[Session], int]:
 
 
 def _lanes(plan: Plan) -> BareLoop | None:
-    """Of use where nothing is shared, and each user has one request."""
+    """A loop with one lane for each user; None if requests share a prefix or a user has several requests."""
     if plan.settings.workload != "uniform" or plan.settings.requests > plan.settings.users:
         return None
     tokens = (longest(plan.settings) // LANE_STEP + 1) * LANE_STEP
@@ -135,12 +135,12 @@ def _lanes(plan: Plan) -> BareLoop | None:
 
 def _rate(records: list[Record]) -> float:
     rate = summarize(records).tokens_per_s
-    assert rate is not None, "the bare loop has answered something"
+    assert rate is not None, "the bare loop generated tokens"
     return rate
 
 
 def _filling(plan: Plan, kv_tokens: int) -> list[Session]:
-    """Requests that together leave more behind than the pool holds."""
+    """Requests that together have more tokens than the pool holds."""
     requests = 2 + kv_tokens // (FILL_TOKENS - PAGE_TOKENS)
     settings = Settings(workload="uniform", requests=requests, prompt_tokens=FILL_TOKENS, output_tokens=1)
     return uniform(resolve(settings), Random(f"{plan.salt}:fill"))

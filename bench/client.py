@@ -1,4 +1,4 @@
-"""One streaming chat completion, measured. Whatever goes wrong becomes `Record.error`, never an exception."""
+"""Sends one streaming chat completion and measures it. A failure becomes `Record.error`, not an exception."""
 
 import ipaddress
 import time
@@ -15,14 +15,14 @@ from bench.records import Ask, BenchError, Record
 from bench.sse import SSEDecoder
 
 CONNECT_SECONDS = 30.0
-# How long a server may keep the body open after [DONE] or an error before the connection is given up.
+# A server may keep the body open this long after [DONE] or an error. Then the client closes the connection.
 DRAIN_SECONDS = 2.0
 MAX_ERROR_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The server and what every request asks of it. Seconds; `time_limit` is for the whole run."""
+    """The server and the fields of every request. `timeout` (a request) and `time_limit` (the run) are seconds."""
 
     url: str
     model: str
@@ -30,12 +30,13 @@ class Target:
     temperature: float = 0.0
     top_p: float | None = None
     ignore_eos: bool = True
-    fields: Mapping[str, Any] = field(default_factory=dict)  # what else every request says
+    fields: Mapping[str, Any] = field(default_factory=dict)  # further fields of every request
     timeout: float = 600.0
     time_limit: float = 3600.0
 
 
 def require_loopback(url: str) -> None:
+    """Raises BenchError if the host is not a loopback address."""
     try:
         host = httpx.URL(url).host
     except httpx.InvalidURL as error:
@@ -45,13 +46,13 @@ def require_loopback(url: str) -> None:
     except ValueError:
         loopback = host == "localhost"
     if not loopback:
-        raise BenchError(f"{url} is not on this machine: give --allow-remote to put load on it all the same")
+        raise BenchError(f"{url} is not a loopback address: use --allow-remote to put load on another machine")
 
 
 def open_http(api_key: str | None, timeout: float) -> httpx.AsyncClient:
-    """A client that throttles nothing and, so that a loopback address stays one, reads no proxy settings.
+    """An HTTP client without a limit on connections. It ignores proxy settings, so a loopback address stays local.
 
-    Each request has a connection of its own: some servers close a kept one just when the next request comes.
+    Each request opens a new connection, because some servers close a kept one just as the next request arrives.
     """
     return httpx.AsyncClient(
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
@@ -62,26 +63,27 @@ def open_http(api_key: str | None, timeout: float) -> httpx.AsyncClient:
 
 
 async def first_model(http: httpx.AsyncClient, url: str) -> str:
+    """The id of the first model that the server lists. Raises BenchError if there is none."""
     try:
         response = await http.get(f"{url}/models", timeout=CONNECT_SECONDS)
         response.raise_for_status()
         return str(orjson.loads(response.content)["data"][0]["id"])
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise BenchError(f"cannot ask {url}/models: {_name(error)}") from error
+        raise BenchError(f"cannot read {url}/models: {_name(error)}") from error
     except (ValueError, LookupError, TypeError) as error:
-        raise BenchError(f"{url}/models names no model: give --model") from error
+        raise BenchError(f"{url}/models lists no model: use --model") from error
 
 
 @dataclass(slots=True)
 class _Answer:
-    """What has been read so far of one stream."""
+    """The part of one stream that has been read so far."""
 
     chunks: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
     finish_reason: str | None = None
     error: str | None = None
-    end: float | None = None  # when the stream said that nothing more comes
+    end: float | None = None  # when [DONE] or an error arrived
 
     def take(self, data: bytes, now: float) -> None:
         if self.end is not None:
@@ -101,7 +103,7 @@ class _Answer:
                 delta = choice.get("delta") or {}
                 if content := delta.get("content"):
                     self.pieces.append(str(content))
-                # Reasoning is text that the user waits for and sees, but no part of the answer.
+                # Reasoning counts for the times, because the user sees it, but it is not part of the answer.
                 if content or delta.get("reasoning_content") or delta.get("reasoning"):
                     self.chunks.append(now)
         except (ValueError, AttributeError, TypeError) as error:
@@ -134,7 +136,7 @@ class _Answer:
 
 
 class Client:
-    """Measures requests against one target; it stops waiting for anything once the time limit is over."""
+    """Measures requests to one target. When the target's time limit ends, it cancels every request."""
 
     def __init__(self, http: httpx.AsyncClient, target: Target, on_record: Callable[[], object] = lambda: None) -> None:
         self._http = http
@@ -168,7 +170,7 @@ class Client:
             if response.status_code != httpx.codes.OK:
                 answer.fail(f"HTTP {response.status_code}: {_text(await response.aread())}", time.perf_counter())
                 return
-            # Read to the end instead of leaving the loop: httpx's nested generators are never dropped half way.
+            # Read to the end: leaving the loop early would drop httpx's nested generators before they finish.
             async for received in response.aiter_bytes():
                 now = time.perf_counter()
                 for data in decoder.feed(received):

@@ -1,7 +1,7 @@
-"""The comparison: every server in turn, on the same texts, again and again.
+"""The comparison: measures servers in turn, on the same texts, in several repetitions.
 
-All servers are started first and stay idle while another is asked. Repetition by repetition each workload goes round
-them, and the round begins with another one each time, so that a drift of the machine hits all alike.
+All servers start first, and each is idle while another is measured. A repetition runs each workload on every server.
+Each repetition begins with another server, so that a drift of the machine affects all alike.
 """
 
 import os
@@ -25,7 +25,7 @@ import psutil
 import trio
 
 from bench import report
-from bench.contestants import Asked, Bare, Contestant, Entry
+from bench.contestants import Bare, Contestant, Entry, ServerContestant
 from bench.load import Repetition, require_time
 from bench.peers import BARE, MAKERS, NAMES, TUNED, TUNING, Common, cortex, llama_server
 from bench.records import BenchError
@@ -35,48 +35,48 @@ from bench.table import Block
 from bench.workloads import Settings, Workload, longest, resolve
 from scheduler.machine import processor
 
-# Requests get up to two of these more than they need: an answer may become more tokens when it is read again.
+# A context is one to two of these larger than needed: an answer may have more tokens when it is sent back as history.
 CONTEXT_STEP = 256
 TUNING_REPEAT = 2
-# What somebody else may use of the machine during a block before we say so.
+# If other processes keep more cores than this busy during a block, its output line reports it.
 FOREIGN_CORES = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Seconds: for one server under one workload once, and for everything."""
+    """Seconds: `block` for one server, workload and repetition; `total` for the comparison."""
 
     block: float = 300.0
     total: float = 4 * 3600.0
 
 
 class OutOfTimeError(Exception):
-    """The time for the whole comparison is over; what was measured stands."""
+    """The time limit of the comparison has passed. Blocks that have ended remain valid."""
 
 
 def entries(names: str, base: Settings) -> list[Entry]:
-    """From `single,uniform:8,uniform:32`. Raises BenchError."""
+    """Entries from names such as `single,uniform:8,uniform:32`. Raises BenchError if the names are not valid."""
     found = []
     for name in filter(None, names.split(",")):
         workload, _, users = name.partition(":")
         if workload not in get_args(Workload):
-            raise BenchError(f"no workload is called {workload}: there are {', '.join(get_args(Workload))}")
+            raise BenchError(f"unknown workload {workload}: use one of {', '.join(get_args(Workload))}")
         if users and not users.isdigit():
-            raise BenchError(f"{name}: the users are not a number")
-        asked = replace(base, workload=workload, users=int(users or 0))  # type: ignore[arg-type]
-        found.append(Entry(name, resolve(asked)))
+            raise BenchError(f"{name}: users must be a number")
+        wanted = replace(base, workload=workload, users=int(users or 0))  # type: ignore[arg-type]
+        found.append(Entry(name, resolve(wanted)))
     if not found or len({entry.name for entry in found}) < len(found):
-        raise BenchError("--workloads names none, or one twice")
+        raise BenchError("--workloads is empty or repeats a name")
     return found
 
 
 def contestants(names: Sequence[str], others: Iterable[str]) -> tuple[str, ...]:
-    """Checks the names. Raises BenchError."""
+    """The names as a tuple. Raises BenchError if there is none, or if one is unknown or repeated."""
     for name in names:
         if name not in (*NAMES, *others):
-            raise BenchError(f"no server is called {name}: there are {', '.join((*NAMES, *others))}")
+            raise BenchError(f"unknown server {name}: use one of {', '.join((*NAMES, *others))}")
     if not names or len(set(names)) < len(names):
-        raise BenchError("--servers names none, or one twice")
+        raise BenchError("--servers is empty or repeats a name")
     return tuple(names)
 
 
@@ -86,7 +86,7 @@ def context_needed(found: Sequence[Entry]) -> int:
 
 
 def block_of(repetition: Repetition, usage: Usage) -> tuple[Measures, str]:
-    """The figures of a block, and why they do not count."""
+    """The figures of a block, and the reason if they do not count."""
     figures = report.figures(repetition)
     records = report.all_records([repetition])
     tokens = sum(record.completion_tokens for record in records)
@@ -112,7 +112,10 @@ async def measure(
     limits: Limits,
     on_block: Callable[[Block], object],
 ) -> None:
-    """Hands on each block as it ends. Who fails at a workload, or takes too long, is not asked for it again."""
+    """Calls `on_block` with each block as it ends. Raises OutOfTimeError at the total time limit.
+
+    A contestant that fails a whole workload, or exceeds the time limit of a block, does not run that workload again.
+    """
     deadline = trio.current_time() + limits.total
     given_up: set[tuple[str, str]] = set()
     for repetition, entry in product(range(repeat), found):
@@ -122,7 +125,7 @@ async def measure(
                 continue
             if trio.current_time() > deadline:
                 raise OutOfTimeError(f"stopped after {limits.total:.0f} s, in repetition {repetition + 1} of {repeat}")
-            # The workload's name keeps `uniform:8` from saying what `uniform:32` has said already.
+            # With the workload's name, `uniform:8` and `uniform:32` send different texts.
             rng = Random(f"{seed}/{salt}/{entry.name}/{repetition}")
             async with trio.open_nursery() as nursery:
                 for each in contestants:
@@ -145,16 +148,18 @@ async def measure(
 
 
 @asynccontextmanager
-async def running(specs: Sequence[Spec], logs: Path, say: Callable[[str], object]) -> AsyncIterator[list[Server]]:
-    """Starts the servers; whatever happens, they are stopped. One that cannot start is left to its first block."""
+async def running(
+    specs: Sequence[Spec], logs: Path, print_line: Callable[[str], object]
+) -> AsyncIterator[list[Server]]:
+    """Starts the servers and always stops them. A server that cannot start is started again for its first block."""
     servers = [Server(spec, logs / f"{spec.name}.log") for spec in specs]
     try:
         for server in servers:
-            say(f"starting {server.spec.name}")
+            print_line(f"starting {server.spec.name}")
             try:
                 await server.start()
             except BenchError as error:
-                say(str(error))
+                print_line(str(error))
         yield servers
     finally:
         async with trio.open_nursery() as nursery:
@@ -163,30 +168,32 @@ async def running(specs: Sequence[Spec], logs: Path, say: Callable[[str], object
                 nursery.start_soon(server.stop)
 
 
-async def tune(common: Common, logs: Path, seed: int, salt: int, say: Callable[[str], object]) -> dict[str, float]:
-    """Tokens per second of llama-server by flags, eight users with prompts of their own. The best comes first."""
+async def tune(
+    common: Common, logs: Path, seed: int, salt: int, print_line: Callable[[str], object]
+) -> dict[str, float]:
+    """Tokens per second of llama-server by flags, the best first. Eight users send prompts with nothing in common."""
     entry = Entry("uniform:8", resolve(Settings(workload="uniform", users=8)))
     rates: dict[str, float] = {}
     (port,) = free_ports(1)
     for flags in TUNING:
         spec = llama_server(common, port, TUNED, flags)
-        async with running([spec], logs, say) as (server,):
+        async with running([spec], logs, print_line) as (server,):
             measured = []
             for repetition in range(TUNING_REPEAT):
                 rng = Random(f"{seed}/{salt}/tuning/{repetition}")
                 try:
-                    played, _ = await Asked(server).play(entry, rng, 120.0)
+                    played, _ = await ServerContestant(server).play(entry, rng, 120.0)
                 except BenchError:
                     break
                 summary = summarize(played.records)
                 measured.append(0.0 if summary.errors else summary.tokens_per_s or 0.0)
             rates[" ".join(flags)] = sum(measured) / TUNING_REPEAT
-            say(f"{spec.name} {' '.join(flags)}: {rates[' '.join(flags)]:.1f} tokens/s")
+            print_line(f"{spec.name} {' '.join(flags)}: {rates[' '.join(flags)]:.1f} tokens/s")
     return dict(sorted(rates.items(), key=lambda item: -item[1]))
 
 
 def _busy_seconds() -> float:
-    """CPU seconds of the whole machine but this program, since it was started."""
+    """CPU seconds of the whole machine since it started, without this process."""
     times = psutil.cpu_times()
     return float(times.user + times.system + times.nice) - time.process_time()
 
@@ -205,15 +212,15 @@ def machine() -> dict[str, object]:
 class Plan:
     """What to compare. `servers` are names of `bench.peers.NAMES`, of `others` and of `variants`.
 
-    The first is the one that the others are held against.
+    The first server is compared with each of the others.
     """
 
     model_path: Path
     servers: tuple[str, ...]
-    others: Mapping[str, str]  # servers that run already: their addresses by name
+    others: Mapping[str, str]  # URLs of servers that already run, by name
     entries: tuple[Entry, ...]
     extra: Mapping[str, tuple[str, ...]]  # the user's flags by server
-    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # Cortex with other flags, by a name for it
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # Cortex with other flags, by name
     threads: int
     repeat: int
     seed: int
@@ -224,18 +231,18 @@ class Plan:
 
 @dataclass(slots=True)
 class Comparison:
-    """What was measured so far."""
+    """The results so far."""
 
     specs: list[Spec] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     tuning: dict[str, float] = field(default_factory=dict)
-    """Tokens per second by llama-server's flags, the best first."""
+    """Tokens per second by flags of llama-server, the best first."""
     cut_short: str = ""
     interrupted: bool = False
 
 
-async def compare(plan: Plan, say: Callable[[str], object]) -> Comparison:
-    """Returns also what was measured before a signal or the time limit ended it. Raises BenchError before it begins."""
+async def compare(plan: Plan, print_line: Callable[[str], object]) -> Comparison:
+    """After a signal or at the time limit, returns the results so far. Raises BenchError if it cannot begin."""
     done = Comparison()
     for entry in plan.entries:
         require_time(entry.settings, plan.limits.block)
@@ -250,18 +257,18 @@ async def compare(plan: Plan, say: Callable[[str], object]) -> Comparison:
             extra=plan.extra,
             end_tokens=lambda: end_tokens(plan.model_path),
         )
-        async with until_signal(say) as scope:
+        async with until_signal(print_line) as scope:
             done.specs = specs_of(plan, common)
             if TUNED in plan.servers and TUNED not in plan.extra:
-                done.tuning = await tune(common, logs, plan.seed, plan.salt, say)
+                done.tuning = await tune(common, logs, plan.seed, plan.salt, print_line)
                 done.specs = specs_of(plan, common, shlex.split(next(iter(done.tuning))))
-            await _measured(plan, done, logs, say)
+            await _measured(plan, done, logs, print_line)
         if scope.cancelled_caught:
             done.cut_short, done.interrupted = "stopped by a signal", True
     return done
 
 
-async def _measured(plan: Plan, done: Comparison, logs: Path, say: Callable[[str], object]) -> None:
+async def _measured(plan: Plan, done: Comparison, logs: Path, print_line: Callable[[str], object]) -> None:
     total = plan.repeat * len(plan.entries) * len(plan.servers)
 
     def on_block(block: Block) -> None:
@@ -270,15 +277,15 @@ async def _measured(plan: Plan, done: Comparison, logs: Path, say: Callable[[str
         figures = "" if rate is None or ttft is None else f"{rate:.1f} tokens/s, TTFT p99 {ttft:.2f} s"
         name = f"{block.workload} {block.repetition + 1}, {block.server}"
         foreign = block.figures.get("foreign_cores") or 0.0
-        disturbed = f" (disturbed: others kept {foreign:.1f} cores busy)" if foreign > FOREIGN_CORES else ""
-        say(f"{len(done.blocks)} of {total}: {name}: {block.trouble or figures}{disturbed}")
+        disturbed = f" (disturbed: other processes kept {foreign:.1f} cores busy)" if foreign > FOREIGN_CORES else ""
+        print_line(f"{len(done.blocks)} of {total}: {name}: {block.trouble or figures}{disturbed}")
 
-    async with running(done.specs, logs, say) as servers:
-        asked = {server.spec.name: Asked(server) for server in servers}
+    async with running(done.specs, logs, print_line) as servers:
+        by_name = {server.spec.name: ServerContestant(server) for server in servers}
         bare = partial(Bare, plan.model_path, plan.threads, context_needed(plan.entries))
         try:
             await measure(
-                [asked.get(name) or bare() for name in plan.servers],
+                [by_name.get(name) or bare() for name in plan.servers],
                 plan.entries,
                 repeat=plan.repeat,
                 seed=plan.seed,
@@ -288,20 +295,20 @@ async def _measured(plan: Plan, done: Comparison, logs: Path, say: Callable[[str
             )
         except OutOfTimeError as error:
             done.cut_short = str(error)
-            say(done.cut_short)
+            print_line(done.cut_short)
 
 
 def specs_of(plan: Plan, common: Common, tuned: Sequence[str] = ()) -> list[Spec]:
-    """Raises BenchError for a server that is not built."""
+    """Raises BenchError if a server is not built."""
     specs = []
     ports = iter(free_ports(len(plan.servers)))
     for name in plan.servers:
         if name in plan.others:
-            specs.append(Spec(name=name, url=plan.others[name], note="ran already"))
+            specs.append(Spec(name=name, url=plan.others[name], note="already running"))
         elif name in plan.variants:
             specs.append(cortex(common, next(ports), name, plan.variants[name]))
         elif name == BARE:
-            continue  # is no server
+            continue  # not a server
         elif name == TUNED:
             specs.append(llama_server(common, next(ports), TUNED, tuned))
         else:
@@ -310,7 +317,7 @@ def specs_of(plan: Plan, common: Common, tuned: Sequence[str] = ()) -> list[Spec
 
 
 def end_tokens(model_path: Path) -> list[int]:
-    # Only now: it loads llama.cpp.
+    # Imported here because it loads llama.cpp.
     from scheduler.llama.context import Model
 
     model = Model(str(model_path), 0)
@@ -321,7 +328,7 @@ def end_tokens(model_path: Path) -> list[int]:
 
 
 def document(plan: Plan, done: Comparison, command: str, started: str) -> dict[str, Any]:
-    """Everything, as the file keeps it. The report is made from this alone."""
+    """The content of comparison.json. The report needs nothing else."""
     return {
         "command": command,
         "started": started,
@@ -345,13 +352,13 @@ def document(plan: Plan, done: Comparison, command: str, started: str) -> dict[s
 
 
 def _relative(command: Sequence[str]) -> str:
-    """As one would type it in this folder: a file that is passed on says nothing of whose machine it was."""
+    """The command with paths relative to this folder, so that the file does not contain the user's paths."""
     return shlex.join(command).replace(f"{Path.cwd()}/", "")
 
 
 @asynccontextmanager
-async def until_signal(say: Callable[[str], object]) -> AsyncIterator[trio.CancelScope]:
-    """Ctrl-C and the like cancel what is inside instead of ending the program, so that servers are stopped."""
+async def until_signal(print_line: Callable[[str], object]) -> AsyncIterator[trio.CancelScope]:
+    """SIGINT, SIGTERM and SIGHUP cancel the body and do not end the program, so that servers are stopped."""
     error: Exception | None = None
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
@@ -359,7 +366,7 @@ async def until_signal(say: Callable[[str], object]) -> AsyncIterator[trio.Cance
 
             async def listen() -> None:
                 async for number in signals:
-                    say(f"{signal.Signals(number).name}: stopping the servers")
+                    print_line(f"{signal.Signals(number).name}: stopping the servers")
                     inside.cancel()
 
             nursery.start_soon(listen)
@@ -367,7 +374,7 @@ async def until_signal(say: Callable[[str], object]) -> AsyncIterator[trio.Cance
                 try:
                     yield inside
                 except (BenchError, OSError) as raised:
-                    error = raised  # not in a group, which is what a nursery would make of it
+                    error = raised  # raised below: the nursery would wrap it in a group
             nursery.cancel_scope.cancel()
     if error is not None:
         raise error

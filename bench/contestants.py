@@ -1,4 +1,4 @@
-"""Who is measured in a comparison: servers, and the bare loop."""
+"""The contestants of a comparison: servers and the bare loop."""
 
 import time
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from bench.records import BenchError
 from bench.servers import Server, Usage
 from bench.workloads import Settings, sessions
 
-# A server that still computes so long after its last request was closed is started afresh.
+# A server that still computes this long after its last request was closed is restarted.
 QUIET_SECONDS = 15.0
 
 
@@ -29,18 +29,18 @@ class Entry:
 
 
 class Contestant(Protocol):
-    """Who is measured: a server, or the bare loop. Raises BenchError for what it cannot be measured at."""
+    """A server or the bare loop. `play` raises BenchError if it cannot be measured."""
 
     @property
     def name(self) -> str: ...
     async def rest(self) -> None:
-        """Returns when it computes nothing, so that it does not disturb who is asked next."""
+        """Returns when it is idle, so that it does not disturb the next contestant."""
 
     async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]: ...
 
 
-class Asked:
-    """A server as a contestant; it is started again when it has died or did not come to rest."""
+class ServerContestant:
+    """A server as a contestant. It is restarted if its process has ended or did not become idle."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -62,17 +62,17 @@ class Asked:
             repetition = await once(entry.settings, rng, Client(http, server.target(time_limit)).chat)
         after = server.usage()
         if not server.alive:
-            raise BenchError(server.epitaph())
+            raise BenchError(server.exit_message())
         return repetition, Usage(after.cpu_s - before.cpu_s, after.memory_bytes)
 
 
 class Bare:
-    """The bare loop as a contestant. Its pool is empty whenever a workload begins."""
+    """The bare loop as a contestant. Its memory is empty when a workload begins."""
 
     name = BARE
 
     def __init__(self, model_path: Path, threads: int, context: int) -> None:
-        # Only now: they load llama.cpp.
+        # Imported here because they load llama.cpp.
         from api.text.template import ChatTemplate
         from api.text.tokenizer import Tokenizer
         from bench.bare import BareLoop, Schedule, conversations
@@ -80,18 +80,18 @@ class Bare:
         tokenizer = Tokenizer(model_path)
         template = ChatTemplate(tokenizer.chat_template, tokenizer)
         self._conversations = partial(conversations, template=template)
-        # Best in `bench ceiling` where all begin together, and where prompts keep coming.
+        # The best in `bench ceiling`: prompts first if all requests begin together, by turns if prompts keep arriving.
         self._schedules = {"single": Schedule(prompts_first=True), "uniform": Schedule(prompts_first=True)}
         self._schedule = Schedule(by_turns=True)
-        # Lanes were as fast as one pool in every shape tried, or up to a quarter faster.
+        # In every case tried, lanes were as fast as one pool or up to 25% faster.
         self._loop = BareLoop(model_path, threads=threads, lanes=SLOTS, lane_tokens=context)
 
     async def rest(self) -> None:
         await trio.lowlevel.checkpoint()
 
     async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]:
-        said, users = sessions(entry.settings, rng)
-        talks = self._conversations(said, rng=rng)
+        scripts, users = sessions(entry.settings, rng)
+        talks = self._conversations(scripts, rng=rng)
         schedule = self._schedules.get(entry.settings.workload, self._schedule)
         self._loop.empty()
         cpu = time.process_time()

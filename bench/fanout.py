@@ -1,6 +1,6 @@
-"""What the API process alone carries: streams of tokens from an engine whose model is a clock, on one core.
+"""The throughput of the API process alone, on one core: it streams tokens from an engine whose model is a clock.
 
-`python -m bench.fanout MODEL PORT SECONDS` is that server; `measure` reads its streams with as little as it takes.
+`python -m bench.fanout MODEL PORT SECONDS` runs that server, with steps of SECONDS. `measure` reads its streams.
 """
 
 import os
@@ -31,7 +31,7 @@ class Fanout:
     seconds: float
     num_reads: int
     gaps: list[float]
-    """Seconds between a stream's pieces as they arrived, sorted."""
+    """Seconds between consecutive reads of a stream, sorted."""
     api_cpu_s: float
 
     def measures(self) -> Measures:
@@ -56,7 +56,7 @@ def command(model_path: Path, port: int, step_seconds: float) -> tuple[str, ...]
 
 
 async def measure(server: Server, port: int, *, streams: int, output_tokens: int) -> Fanout:
-    """One repetition on a server that runs. Raises BenchError."""
+    """One repetition on a running server. Raises BenchError if a stream fails or does not end within TIME_LIMIT."""
     api = psutil.Process(server.pid)
     body = {
         "model": server.model,
@@ -87,7 +87,7 @@ async def measure(server: Server, port: int, *, streams: int, output_tokens: int
 
 
 async def repeat(server: Server, port: int, *, streams: int, output_tokens: int, times: int) -> list[Fanout]:
-    """Starts and stops the server. Raises BenchError."""
+    """Starts the server, runs `times` repetitions and stops it. Raises BenchError if the server or a stream fails."""
     try:
         await server.start()
         return [await measure(server, port, streams=streams, output_tokens=output_tokens) for _ in range(times)]
@@ -96,7 +96,7 @@ async def repeat(server: Server, port: int, *, streams: int, output_tokens: int,
 
 
 async def _read(record: _Stream, port: int, body: bytes) -> None:
-    """HTTP by hand: a client library would take more of the machine than the server."""
+    """Sends HTTP without a client library, which would use more CPU than the server."""
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
     tail = b""
     record.arrivals = []
@@ -107,7 +107,7 @@ async def _read(record: _Stream, port: int, body: bytes) -> None:
             tail = (tail + data)[-2000:]
     record.ended_at = trio.current_time()
     if b"data: [DONE]" not in tail:
-        raise BenchError(f"a stream broke off: {tail[-200:].decode(errors='replace')}")
+        raise BenchError(f"a stream ended early: {tail[-200:].decode(errors='replace')}")
     usage = tail[tail.rindex(b'"completion_tokens":') :].split(b":")[1]
     record.num_tokens = int(usage.split(b",")[0])
 

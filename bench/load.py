@@ -1,4 +1,4 @@
-"""Plays a workload against a server: closed loop, open loop, burst, and things beside others of their kind."""
+"""Plays a workload against a server: closed loop, open loop, burst, or one kind of request compared with another."""
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -12,13 +12,13 @@ from bench.records import Ask, BenchError, Chat, Message, Record
 from bench.stats import Measures, interference_measures, ratio, summarize, wall_seconds
 from bench.workloads import Session, Settings, Workload
 
-# A stream flows once this many of its chunks have come.
+# A stream flowed once it has received this many chunks.
 FLOWING_CHUNKS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """One run of a workload. The summary is about `records`; `aside` was measured apart from them."""
+    """One run of a workload. The summary covers `records`. `aside` are requests that were measured separately."""
 
     records: Sequence[Record]
     aside: Sequence[Record] = ()
@@ -26,7 +26,7 @@ class Repetition:
 
 
 async def play(session: Session, chat: Chat, records: list[Record]) -> None:
-    """A conversation whose history holds the server's real answers; it ends at the first error."""
+    """Plays one conversation. Its history holds the server's real answers. It ends at the first error."""
     history: list[Message] = []
     for turn in session.turns:
         history.extend(turn.messages)
@@ -38,7 +38,7 @@ async def play(session: Session, chat: Chat, records: list[Record]) -> None:
 
 
 async def closed_loop(sessions: Sequence[Session], users: int, chat: Chat) -> list[Record]:
-    """So many users, each of whom starts a session when his last one has ended."""
+    """`users` users at a time. Each starts the next session when its last one has ended."""
     records: list[Record] = []
     waiting = iter(sessions)
 
@@ -53,7 +53,7 @@ async def closed_loop(sessions: Sequence[Session], users: int, chat: Chat) -> li
 
 
 async def open_loop(sessions: Sequence[Session], chat: Chat) -> tuple[list[Record], float]:
-    """Sessions begin when they are due, however many still run; also says how late the latest began (s)."""
+    """Sessions begin when they are due, even if others still run. Also returns the greatest delay of a start (s)."""
     records: list[Record] = []
     began = trio.current_time()
     lateness = [0.0]
@@ -92,11 +92,11 @@ async def trace(settings: Settings, rng: Random, chat: Chat) -> Repetition:
 
 
 async def burst(settings: Settings, rng: Random, chat: Chat) -> Repetition:
-    """One request alone, then all at once, each time with a shared text that the server has never seen."""
+    """One request alone, then all at once. Both phases have a shared text that is new to the server."""
     alone, _ = await open_loop(workloads.shared(settings, rng, 1), chat)
     await trio.sleep(settings.settle_s)
     records, _ = await open_loop(workloads.shared(settings, rng, settings.users), chat)
-    # A burst of which a part failed did less work, so its time says nothing.
+    # A burst with failed requests did less work, so its time is not comparable.
     failed = any(record.error for record in (*alone, *records))
     wall, alone_wall = wall_seconds(records), wall_seconds(alone)
     return Repetition(
@@ -107,7 +107,7 @@ async def burst(settings: Settings, rng: Random, chat: Chat) -> Repetition:
 
 
 async def structured(settings: Settings, rng: Random, chat: Chat) -> Repetition:
-    """Streams that may say anything, then as many whose answers must match a schema of their own."""
+    """Streams without a constraint, then as many whose answers must each match their own JSON schema."""
     free = await closed_loop(workloads.uniform(settings, rng), settings.users, chat)
     await trio.sleep(settings.settle_s)
     records = await closed_loop(workloads.structured(settings, rng), settings.users, chat)
@@ -120,7 +120,7 @@ async def structured(settings: Settings, rng: Random, chat: Chat) -> Repetition:
 
 
 async def interference(settings: Settings, rng: Random, chat: Chat) -> Repetition:
-    """A long prompt alone, then another beside running streams, which are closed when it ends."""
+    """A long prompt alone, then another beside running streams. The streams are closed when it ends."""
     idle = await chat(workloads.long_prompt(settings, rng, "idle"))
     await trio.sleep(settings.settle_s)
     asks = workloads.streams(settings, rng)
@@ -128,13 +128,13 @@ async def interference(settings: Settings, rng: Random, chat: Chat) -> Repetitio
     closing = [trio.CancelScope() for _ in asks]
     records: list[Record] = []
 
-    async def stream(ask: Ask, flows: trio.Event, scope: trio.CancelScope) -> None:
+    async def stream(ask: Ask, flowed: trio.Event, scope: trio.CancelScope) -> None:
         def watch(n_chunks: int) -> None:
             if n_chunks >= FLOWING_CHUNKS:
-                flows.set()
+                flowed.set()
 
         records.append(await chat(ask, abort=scope, watch=watch))
-        flows.set()  # one that ended early is not waited for
+        flowed.set()  # do not wait for a stream that ended early
 
     async with trio.open_nursery() as nursery:
         for parts in zip(asks, flowing, closing, strict=True):
@@ -164,13 +164,13 @@ PLAYERS: Mapping[Workload, Callable[[Settings, Random, Chat], Awaitable[Repetiti
 async def once(settings: Settings, rng: Random, chat: Chat) -> Repetition:
     cpu, began = time.process_time(), time.perf_counter()
     repetition = await PLAYERS[settings.workload](settings, rng, chat)
-    # Near 1 it is this client, which has one thread, that was measured.
+    # Near 1, this client was the bottleneck: it has one thread.
     share = (time.process_time() - cpu) / (time.perf_counter() - began)
     return replace(repetition, measures={**repetition.measures, "client_cpu_share": share})
 
 
 def require_time(settings: Settings, time_limit: float) -> None:
-    """Raises BenchError for a trace that lasts longer than it may."""
+    """Raises BenchError if the trace lasts longer than `time_limit` seconds."""
     if settings.trace is not None:
         span = workloads.read_trace(settings.trace, settings.limit)[-1][0] / settings.speed
         if span > time_limit:
@@ -180,6 +180,6 @@ def require_time(settings: Settings, time_limit: float) -> None:
 async def repeat(
     settings: Settings, chat: Chat, *, times: int, seed: int, salt: int, time_limit: float
 ) -> list[Repetition]:
-    """Every repetition has texts of its own, and so has (by the salt) every run, so that none is warm."""
+    """Each repetition has new texts, and (with another salt) each run, so that none of them is cached."""
     require_time(settings, time_limit)
     return [await once(settings, Random(f"{seed}/{salt}/{index}"), chat) for index in range(times)]

@@ -1,4 +1,4 @@
-"""`python -m bench.paced_engine SECONDS FD CONFIG`: an engine whose model is a clock.
+"""`python -m bench.paced_engine SECONDS FD CONFIG`: an engine with a clock in place of a model.
 
 The wire, the loop, the scheduler and the pages are the real ones; a step takes SECONDS and computes nothing.
 """
@@ -28,12 +28,12 @@ from scheduler.scheduler import Scheduler
 
 MAX_SEQS = 256
 CTX_LEN = 4096
-# Ordinary ones of any vocabulary: behind its control tokens and bytes.
+# Ordinary tokens in any vocabulary, because control tokens and bytes have lower ids.
 TOKENS = range(1000, 2000)
 
 
-class NoMemory:
-    """Cells that nobody looks at."""
+class NullMemory:
+    """A KV memory that stores nothing."""
 
     def share(self, source: int, target: int, start: int, stop: int) -> None: ...
 
@@ -48,7 +48,7 @@ class NoMemory:
 
 
 class PacedRunner:
-    """Says one token after another, a step of all sequences each so many seconds."""
+    """Generates one token for each sampled chunk. A step takes `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -65,7 +65,7 @@ class PacedRunner:
 
 
 def _leave_core() -> None:
-    """Run where the process that started this one may not: that one is measured."""
+    """Moves to the cores that the parent process does not use, because the parent is measured."""
     if hasattr(os, "sched_setaffinity") and (others := set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0)):
         os.sched_setaffinity(0, others)
 
@@ -77,7 +77,7 @@ def main() -> int:
     seconds, link = float(sys.argv[1]), Link(socket.socket(fileno=int(sys.argv[2])))
     num_pages = MAX_SEQS * CTX_LEN // PAGE_TOKENS
     scheduler = Scheduler(
-        KVCache(NoMemory(), PoolLayout(num_pages, MAX_SEQS)),
+        KVCache(NullMemory(), PoolLayout(num_pages, MAX_SEQS)),
         Pacer(0.0),
         max_seqs=MAX_SEQS,
         token_budget=MAX_SEQS * CTX_LEN,

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML file that needs no other, and its plots as PNG files."""
+"""The report of a comparison: one self-contained HTML file, and its plots as PNG files."""
 
 import base64
 import html
@@ -56,7 +56,7 @@ small { color: #666 } img { max-width: 100% } code { font-size: 12px; word-break
 
 
 def write(document: Mapping[str, Any], out: Path) -> list[Path]:
-    """Writes report.html and, where matplotlib is installed, a PNG for each plot."""
+    """Writes report.html and, if matplotlib is installed, a PNG for each plot. Returns their paths."""
     table = rows_of(document)
     plots = {metric: out / f"{metric}.png" for metric in PLOTS}
     plots = {metric: path for metric, path in plots.items() if _draw(table, metric, path)}
@@ -71,7 +71,7 @@ def rows_of(document: Mapping[str, Any]) -> list[Row]:
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
-    """The table for people, a part for each workload."""
+    """Prints a table for each workload."""
     table = rows_of(document)
     for workload in dict.fromkeys(row.workload for row in table):
         mine = [row for row in table if row.workload == workload]
@@ -92,7 +92,7 @@ def _heads() -> list[str]:
 
 
 def _cells(row: Row) -> list[str]:
-    """Medians; then how far the first server is ahead in throughput, and what this one has of the bare loop's."""
+    """Medians, then two ratios of throughput: the first server to this one, and this one to the bare loop."""
     figures = [_number(metric, row.figures[metric].median) if metric in row.figures else "-" for metric in COLUMNS]
     return [*figures, _spread(row.lead.get("tokens_per_s")), _spread(row.of_limit)]
 
@@ -113,22 +113,22 @@ def _number(metric: str, value: float) -> str:
     return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
 
 
-def _standing(document: Mapping[str, Any], table: Sequence[Row]) -> Iterator[str]:
-    """How the first server stands to whoever of the others is best at it, as an HTML table."""
+def _against_best(document: Mapping[str, Any], table: Sequence[Row]) -> Iterator[str]:
+    """An HTML table: the first server against the best of the others, by workload and metric."""
     names = [server["name"] for server in document["servers"] if server["name"] != BARE]
     found = {(each["workload"], each["metric"]): each for each in verdicts(table, names[0], names)} if names else {}
     if not found:
         return
     yield f"<h2>{html.escape(names[0])} against the best of the others</h2>"
-    yield "<p>How many times better it is than whoever of the others has the best median: above 1 it is ahead.</p>"
+    yield "<p>Ratios to the server with the best median among the others. Above 1, the first server is better.</p>"
     metrics = [metric for metric in METRICS if any(other == metric for _, other in found)]
     yield "<table><tr><th></th>" + "".join(f"<th>{html.escape(TITLES[m])}</th>" for m in metrics) + "</tr>"
     for workload in dict.fromkeys(workload for workload, _ in found):
         yield f"<tr><td>{html.escape(workload)}</td>"
         for metric in metrics:
             each = found.get((workload, metric))
-            told = f"{_spread(each['lead'])}<br><small>{html.escape(each['best'])}</small>" if each else "-"
-            yield f"<td>{told}</td>"
+            cell = f"{_spread(each['lead'])}<br><small>{html.escape(each['best'])}</small>" if each else "-"
+            yield f"<td>{cell}</td>"
         yield "</tr>"
     yield "</table>"
 
@@ -146,10 +146,10 @@ def _page(document: Mapping[str, Any], table: Sequence[Row], plots: Mapping[str,
     if document["cut_short"]:
         yield f"<p><b>Not complete: {html.escape(document['cut_short'])}.</b></p>"
     yield (
-        "<p>Figures are medians of repetitions. <i>ahead</i>: how many times the throughput of this server the first "
-        "one reaches, <i>of limit</i>: the part that this server reaches of the bare loop's throughput; both taken "
-        "within each repetition, then median (min to max). Memory is what all processes of a server hold at the end."
-        "</p>"
+        "<p>Figures are medians of repetitions. <i>ahead</i>: the throughput of the first server divided by that of "
+        "this server. <i>of limit</i>: the throughput of this server divided by that of the bare loop. Both ratios are "
+        "taken within each repetition and shown as median (min to max). Memory: all processes of a server, at the "
+        "end.</p>"
     )
     for workload in dict.fromkeys(row.workload for row in table):
         yield f"<h2>{html.escape(workload)}</h2><table><tr><th></th>"
@@ -160,8 +160,12 @@ def _page(document: Mapping[str, Any], table: Sequence[Row], plots: Mapping[str,
             for trouble in row.troubles:
                 yield f'<tr><td></td><td class="bad" colspan="{len(_heads())}">{html.escape(trouble)}</td></tr>'
         yield "</table>"
-    yield from _standing(document, table)
-    yield "<h2>Plots</h2>" if plots else "<p>No plots: they need <code>pip install 'cortex-server[bench]'</code>.</p>"
+    yield from _against_best(document, table)
+    yield (
+        "<h2>Plots</h2>"
+        if plots
+        else "<p>No plots: install matplotlib with <code>pip install 'cortex-server[bench]'</code>.</p>"
+    )
     for metric, path in plots.items():
         data = base64.b64encode(path.read_bytes()).decode()
         yield f'<p><img alt="{html.escape(TITLES[metric])}" src="data:image/png;base64,{data}"></p>'
@@ -178,10 +182,10 @@ def _page(document: Mapping[str, Any], table: Sequence[Row], plots: Mapping[str,
 
 
 def _draw(table: Sequence[Row], metric: str, path: Path) -> bool:
-    """Bars of medians with whiskers from the least to the greatest; False where there is nothing to draw, or with."""
+    """Draws bars of medians with whiskers from min to max. Returns False without data or without matplotlib."""
     if find_spec("matplotlib") is None:
         return False
-    from matplotlib.figure import Figure  # an extra: only reports need it
+    from matplotlib.figure import Figure  # optional: only reports need it
 
     shown = [row for row in table if metric in row.figures]
     if not shown:
@@ -193,7 +197,7 @@ def _draw(table: Sequence[Row], metric: str, path: Path) -> bool:
     lines = -(-len(workloads) // columns)
     size = (2.4 + 2.6 * columns, 0.9 + (0.9 + 0.24 * len(servers)) * lines)
     figure = Figure(figsize=size, layout="constrained")
-    # Each workload has a scale of its own, from zero: a bar twice as long is twice as much.
+    # Each workload has its own scale. It starts at zero, so that the lengths of bars are comparable.
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
     for axes, workload in zip_longest(grid, workloads):
         axes.spines[["top", "right"]].set_visible(False)

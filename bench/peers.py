@@ -1,4 +1,4 @@
-"""Which servers are compared and what each is told. `make peers` builds those that are not ours."""
+"""The servers of a comparison and their flags. `make peers` builds the servers other than Cortex."""
 
 import json
 import shlex
@@ -12,11 +12,11 @@ from bench.records import BenchError
 from bench.servers import Spec
 
 PEERS = Path(".peers")
-# Answers that a server generates at once, for all of them; it is Cortex's default. What comes beyond waits its turn.
+# Answers that each server generates at the same time: Cortex's default. Further requests wait.
 SLOTS = 32
 
-# llama-server's candidates for "tuned": prompt chunks that spare running answers, or large ones; one pool or a lane for
-# each slot. The host cache is on.
+# Flags to try for the tuned llama-server: small prompt chunks, which delay running answers less, or large ones; one
+# pool, or a lane for each slot. The host cache is on.
 TUNING: tuple[tuple[str, ...], ...] = tuple(
     ("-b", batch, layout, "--cache-ram", "8192")
     for batch, layout in product(("64", "128", "2048"), ("--kv-unified", "--no-kv-unified"))
@@ -25,73 +25,73 @@ TUNING: tuple[tuple[str, ...], ...] = tuple(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Common:
-    """What is the same for all: the model, the threads, and the tokens that the longest request needs."""
+    """The same for all servers. `context` is the number of tokens that the longest request needs."""
 
     model_path: Path
     threads: int
     context: int
-    scratch: Path  # for what servers write
-    extra: Mapping[str, tuple[str, ...]]  # the user's own flags, by server
-    end_tokens: Callable[[], list[int]]  # that end an answer; for servers that do not know ignore_eos
+    scratch: Path  # for files of the servers
+    extra: Mapping[str, tuple[str, ...]]  # the user's flags by server
+    end_tokens: Callable[[], list[int]]  # end-of-generation tokens, for servers without ignore_eos
     peers: Path = PEERS
 
 
 def cortex(common: Common, port: int, name: str = "cortex", flags: Iterable[str] = ()) -> Spec:
-    """At its defaults, a context of 8,192 whatever the requests need, but for these flags."""
+    """Cortex with its defaults and `flags`. Its context is 8,192 tokens, whatever the requests need."""
     command = Path(sys.executable).with_name("cortex")
     flags = tuple(flags)
     return Spec(
         name=name,
         url=_url(port),
         command=(
-            _found(command, "make install"),
+            _existing(command, "make install"),
             *("serve", str(common.model_path), "--host", "127.0.0.1", "--port", str(port)),
             *("--threads", str(common.threads), *flags, *common.extra.get(name, ())),
         ),
-        environment={"CORTEX_HOME": str(common.scratch / name)},  # so that it runs beside the user's own
+        environment={"CORTEX_HOME": str(common.scratch / name)},  # so that it can run beside the user's own server
         note=shlex.join(flags) or "defaults",
     )
 
 
 def llama_server(common: Common, port: int, name: str = "llama-server", flags: Iterable[str] = ()) -> Spec:
-    """As many slots as Cortex has, each with the context that the longest request needs; else its defaults.
+    """llama-server with as many slots as Cortex, each with the context that the longest request needs.
 
-    It divides its context (-c) among the slots, so a larger one would only cost it memory, and without -np it would
-    have four slots.
+    It divides its context (-c) among the slots, so a larger context would only cost memory. Without -np it would have
+    four slots.
     """
     chosen = (*flags, *common.extra.get(name, ()))
     return Spec(
         name=name,
         url=_url(port),
         command=(
-            _found(common.peers / "build/bin/llama-server"),
+            _existing(common.peers / "build/bin/llama-server"),
             *("-m", str(common.model_path), "--host", "127.0.0.1", "--port", str(port)),
             *("-t", str(common.threads), "-np", str(SLOTS), "-c", str(SLOTS * common.context), *chosen),
         ),
-        note=f"{SLOTS} slots of {common.context} tokens, " + (shlex.join(chosen) if chosen else "else defaults"),
+        note=f"{SLOTS} slots of {common.context} tokens, " + (shlex.join(chosen) if chosen else "otherwise defaults"),
     )
 
 
 def llama_cpp_python(common: Common, port: int) -> Spec:
-    """Answers one request after another. By default it breaks an answer off when the next request comes."""
+    """Answers one request at a time. Its default is to end an answer when the next request arrives; this is off."""
     return Spec(
         name="llama-cpp-python",
         url=_url(port),
         command=(
-            _found(common.peers / "venv/bin/python"),
+            _existing(common.peers / "venv/bin/python"),
             *("-m", "llama_cpp.server", "--model", str(common.model_path), "--host", "127.0.0.1", "--port", str(port)),
             *("--n_threads", str(common.threads), "--n_threads_batch", str(common.threads)),
             *("--n_ctx", str(common.context), "--interrupt_requests", "False", "--logits_all", "False"),
             *common.extra.get("llama-cpp-python", ()),
         ),
         ignore_eos=False,
-        fields={"logit_bias": _never(common)},
+        fields={"logit_bias": _end_token_bias(common)},
         note="one request at a time",
     )
 
 
 def example_server(common: Common, port: int) -> Spec:
-    """The batching server among llama-cpp-python's examples, with the sizes of its own example configuration."""
+    """The batching server of llama-cpp-python's examples, with the sizes of its example configuration."""
     config = common.scratch / "example-server.json"
     model = {
         "path": str(common.model_path),
@@ -110,12 +110,12 @@ def example_server(common: Common, port: int) -> Spec:
         name="example-server",
         url=_url(port),
         command=(
-            _found(common.peers / "venv/bin/python"),
-            _found(common.peers / "source/examples/server/server.py"),
+            _existing(common.peers / "venv/bin/python"),
+            _existing(common.peers / "source/examples/server/server.py"),
             *("--config-file", str(config)),
         ),
         ignore_eos=False,
-        fields={"logit_bias": _never(common)},
+        fields={"logit_bias": _end_token_bias(common)},
         note=f"one pool of {SLOTS * common.context} tokens, chunks of 128",
     )
 
@@ -135,11 +135,11 @@ def _url(port: int) -> str:
     return f"http://127.0.0.1:{port}/v1"
 
 
-def _never(common: Common) -> dict[str, int]:
+def _end_token_bias(common: Common) -> dict[str, int]:
     return {str(token): -100 for token in common.end_tokens()}
 
 
-def _found(path: Path, remedy: str = "make peers") -> str:
+def _existing(path: Path, remedy: str = "make peers") -> str:
     if not path.exists():
-        raise BenchError(f"{path} is not there: run `{remedy}` first")
+        raise BenchError(f"{path} does not exist: run `{remedy}` first")
     return str(path.absolute())

@@ -1,4 +1,4 @@
-"""Results for people (a table), for scripts (one JSON line) and for later (a file with every record)."""
+"""Results as a table, as one line of JSON for scripts, and as a file with every record."""
 
 import os
 import platform
@@ -28,7 +28,7 @@ def all_records(repetitions: Sequence[Repetition]) -> list[Record]:
 
 
 def result(head: dict[str, Any], repetitions: Sequence[Repetition]) -> dict[str, Any]:
-    """What the last line says: totals over all requests, then medians, minima and maxima of repetitions."""
+    """The last output line: totals over all requests, then medians, minima and maxima over repetitions."""
     rows = [figures(repetition) for repetition in repetitions]
     records = all_records(repetitions)
     return {
@@ -47,7 +47,7 @@ def _rounded(measures: Measures) -> Measures:
 
 
 def document(outcome: dict[str, Any], how: dict[str, Any], repetitions: Sequence[Repetition]) -> bytes:
-    """The file: the result, how it was made, and every record, its times counted from its repetition's start."""
+    """The output file: the result, how it was made, and every record with times since its repetition's start."""
     machine = {"system": platform.platform(), "cpus": os.cpu_count(), "python": platform.python_version()}
     runs = []
     for repetition in repetitions:

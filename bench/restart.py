@@ -1,4 +1,4 @@
-"""What a restart costs a conversation: its next turn on a new server, beside its first one, which was cold."""
+"""The cost of a restart to a conversation: TTFT of its next turn on a new server, and of its cold first turn."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,9 +37,12 @@ class Restart:
 
 
 async def measure(
-    server: Server, prompt_tokens: int, *, repeat: int, rng: Random, say: Callable[[str], object]
+    server: Server, prompt_tokens: int, *, repeat: int, rng: Random, print_line: Callable[[str], object]
 ) -> list[Restart]:
-    """Every repetition has a conversation of its own. The server is stopped in the end. Raises BenchError."""
+    """A result for each repetition, with a new conversation. Each turn has a new server process.
+
+    Stops the server at the end. Raises BenchError if the server or a request fails.
+    """
     settings = resolve(Settings(workload="multiturn", users=1, turns=2, prompt_tokens=prompt_tokens))
     restarts = []
     try:
@@ -56,7 +59,7 @@ async def measure(
                 await server.stop()
             restarts.append(Restart(*turns))
             cold, warm = turns
-            say(f"{number + 1} of {repeat}: first turn {cold.ttft_s:.2f} s, next after a restart {warm.ttft_s:.2f} s")
+            print_line(f"{number + 1} of {repeat}: first turn {cold.ttft_s:.2f} s, after a restart {warm.ttft_s:.2f} s")
     finally:
         await server.stop()
     return restarts
@@ -73,5 +76,5 @@ async def _ask(server: Server, ask: Ask) -> Record:
 def _turn(record: Record) -> Turn:
     first = ttft(record)
     if first is None:
-        raise BenchError("an answer without any text cannot be timed")
+        raise BenchError("the answer has no text, so it has no TTFT")
     return Turn(first, record.prompt_tokens, record.cached_tokens)

@@ -1,4 +1,4 @@
-"""Servers as processes: started, asked whether they answer, watched for what they use, and always stopped."""
+"""Server processes: starts them, waits for an answer, measures CPU and memory, and always stops them."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ from bench.client import Client, Target, first_model, open_http
 from bench.records import Ask, BenchError
 
 START_SECONDS = 180.0
-# From SIGTERM to SIGKILL.
+# Time from SIGTERM to SIGKILL.
 STOP_SECONDS = 10.0
-# A server is quiet when over so long it has used less than a fifth of a core.
+# A server is quiet if it used at most QUIET_CORES cores during this window.
 QUIET_WINDOW_SECONDS = 0.25
 QUIET_CORES = 0.2
 MAX_LINE_CHARS = 300
-# A user's own settings would make a server another one than its flags say.
+# The user's settings would change a server, so variables with these prefixes are not passed on.
 FOREIGN_PREFIXES = ("CORTEX_", "LLAMA_ARG_")
 
 WARM_UP = Ask(({"role": "user", "content": "Say hello."},), 4)
@@ -31,29 +31,29 @@ WARM_UP = Ask(({"role": "user", "content": "Say hello."},), 4)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """One server: how it is started, and what its requests say. Without a command it is somebody else's."""
+    """One server: how to start it, and the fields of its requests. Without a command, it already runs."""
 
     name: str
     url: str
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     ignore_eos: bool = True
-    fields: Mapping[str, Any] = field(default_factory=dict)  # for a server that does not know ignore_eos
+    fields: Mapping[str, Any] = field(default_factory=dict)  # e.g. for a server without ignore_eos
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the processes of a server have used so far, and hold now."""
+    """CPU time of a server's processes so far, and the memory that they hold now."""
 
     cpu_s: float
     memory_bytes: int
     is_ours: bool = False
-    """This very program's, as the bare loop's is."""
+    """True for the bare loop, which runs in this process."""
 
 
 class Server:
-    """A server's process with its descendants. `start` may be called again after it died or was stopped."""
+    """A server's process with its descendants. `start` may be called again after it ended or was stopped."""
 
     def __init__(self, spec: Spec, log: Path) -> None:
         self.spec = spec
@@ -67,13 +67,13 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Of the process that was started. Raises BenchError if none runs."""
+        """The id of the process that was started. Raises BenchError if none runs."""
         if self._process is None:
             raise BenchError(f"{self.spec.name} does not run")
         return self._process.pid
 
     async def start(self, within: float = START_SECONDS) -> None:
-        """Returns when it has answered a request. Raises BenchError, with the last line it logged."""
+        """Returns when it has answered a request. Raises BenchError if it does not in `within` seconds, or ends."""
         self.model = ""
         if self.spec.command:
             await self.stop()
@@ -90,7 +90,7 @@ class Server:
                 if not self.alive:
                     break
                 await trio.sleep(0.1)
-        trouble = self.epitaph() or f"{self.spec.name} does not answer: {error}"
+        trouble = self.exit_message() or f"{self.spec.name} does not answer: {error}"
         await self.stop()
         raise BenchError(trouble)
 
@@ -104,13 +104,13 @@ class Server:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env={**environment, **self.spec.environment},
-                    start_new_session=True,  # Ctrl-C is for us alone, and the whole group can be ended
+                    start_new_session=True,  # no Ctrl-C reaches it, and the whole group can be stopped
                 )
             except OSError as error:
                 raise BenchError(f"cannot start {self.spec.name}: {error}") from error
 
     async def _warm_up(self, seconds: float) -> str:
-        """One short request; the name of the model."""
+        """Sends one short request. Returns the name of the model."""
         async with open_http(None, seconds) as http:
             model = await first_model(http, self.spec.url)
             record = await Client(http, self.target(seconds, model)).chat(WARM_UP)
@@ -128,14 +128,14 @@ class Server:
             time_limit=time_limit,
         )
 
-    def epitaph(self) -> str:
-        """How it ended, and what it logged last; empty while it runs."""
+    def exit_message(self) -> str:
+        """The exit code and the last line of the log; empty while it runs."""
         code = None if self._process is None else self._process.poll()
         if code is None:
             return ""
         lines = self._log.read_text(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
-        return f"{self.spec.name} ended with exit code {code}; it logged last: {last[:MAX_LINE_CHARS]}"
+        return f"{self.spec.name} ended with exit code {code}; last log line: {last[:MAX_LINE_CHARS]}"
 
     def usage(self) -> Usage:
         cpu, memory = 0.0, 0
@@ -147,7 +147,7 @@ class Server:
         return Usage(cpu, memory)
 
     async def quiet(self, within: float) -> bool:
-        """Waits until it computes nothing any more; False if after so long it still does."""
+        """Waits until it is idle. Returns False if it still computes after `within` seconds."""
         deadline = trio.current_time() + within
         before = self.usage().cpu_s
         while True:
@@ -160,7 +160,7 @@ class Server:
             before = now
 
     async def stop(self) -> None:
-        """Ends the whole group, by force if need be; also when it is cancelled meanwhile."""
+        """Stops the whole process group, with SIGKILL if necessary. Cancellation does not interrupt it."""
         process, members = self._process, self._members()
         if process is None:
             return
@@ -171,7 +171,7 @@ class Server:
                 while any(_runs(member) for member in members):  # noqa: ASYNC110 - not our children
                     await trio.sleep(0.05)
             _signal_group(process.pid, signal.SIGKILL)
-            for member in members:  # one that left the group
+            for member in members:  # it may have left the group
                 with suppress(psutil.Error):
                     member.kill()
             await process.wait()
@@ -188,7 +188,7 @@ class Server:
 
 
 def _own_memory(process: psutil.Process) -> int:
-    """Pages that several processes share, as those of a mapped model, count once where the system tells (Linux)."""
+    """Bytes. On Linux, pages that processes share, such as those of a mapped model, count once in total."""
     try:
         memory = process.memory_full_info()
     except psutil.AccessDenied:
@@ -208,7 +208,7 @@ def _signal_group(leader: int, number: signal.Signals) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on; all are held at once, so that no two are the same."""
+    """Unused loopback ports. All are bound at the same time, so that no two are the same."""
     with _bound_sockets(count) as sockets:
         return [int(each.getsockname()[1]) for each in sockets]
 

@@ -1,4 +1,4 @@
-"""Server-sent events: bytes in, the data of whole events out. Knows no network and no JSON."""
+"""A decoder of server-sent events: bytes in, the data of complete events out."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ MAX_EVENT_BYTES = 8 << 20
 
 
 class SSEDecoder:
-    """Splits on bytes, so that a read may end anywhere: inside a line, a UTF-8 character or a CRLF."""
+    """Splits bytes, so a read may end anywhere: inside a line, a UTF-8 character or a CRLF."""
 
     def __init__(self) -> None:
         self._partial = b""
@@ -14,7 +14,10 @@ class SSEDecoder:
         self._at_start = True
 
     def feed(self, received: bytes) -> Iterator[bytes]:
-        """The data of each event that these bytes complete; events without data yield nothing."""
+        """The data of each event that these bytes complete; events without data yield nothing.
+
+        Raises ValueError if an event is larger than MAX_EVENT_BYTES.
+        """
         lines = (self._partial + received).splitlines(keepends=True)
         # A line that ends in a bare CR may be the first half of a CRLF, so it waits as well.
         self._partial = b"" if not lines or lines[-1].endswith(b"\n") else lines.pop()

@@ -1,4 +1,4 @@
-"""From records to figures: pure arithmetic. Times are seconds; None stands for what cannot be said."""
+"""Figures from records: pure arithmetic. Times are seconds; None means that there is no value."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ Measures = dict[str, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Times and rates are about requests without an error; tokens and gaps of aborted ones count."""
+    """Times and rates cover requests without an error. Tokens and gaps of aborted requests count."""
 
     requests: int
     errors: int
     aborted: int
-    estimated: int  # answers whose server told no usage: their tokens are counted by chunks
+    estimated: int  # answers without usage: each chunk counts as a token
     wall_s: float
     prompt_tokens: int
     completion_tokens: int
@@ -102,9 +102,9 @@ def summarize(records: Sequence[Record]) -> Summary:
 
 
 def longest_gap(streams: Iterable[Record], since: float, until: float) -> float | None:
-    """The longest pause of any stream that overlaps the window, told in full.
+    """The full length of the longest pause of any stream, among the pauses that overlap the window.
 
-    A stream that was cut off stalls from its last chunk to its end; one that finished does not.
+    A stream that was cut off pauses from its last chunk to its end. A stream that finished does not.
     """
     pauses = [
         later - earlier
@@ -118,7 +118,7 @@ def longest_gap(streams: Iterable[Record], since: float, until: float) -> float 
 
 
 def interference_measures(streams: Sequence[Record], long: Record, idle: Record) -> Measures:
-    """What a long prompt does to running streams, and they to it, against the same prompt alone."""
+    """The longest gap of streams beside a long prompt and its TTFT; ratios are to the TTFT of the prompt alone."""
     idle_ttft = None if idle.error else ttft(idle)
     long_ttft = None if long.error else ttft(long)
     gap = None if long_ttft is None else longest_gap(streams, long.start, long.chunks[0])
@@ -129,13 +129,13 @@ def interference_measures(streams: Sequence[Record], long: Record, idle: Record)
         "idle_ttft_s": idle_ttft,
         "gap_ratio": ratio(gap, idle_ttft),
         "ttft_ratio": ratio(long_ttft, idle_ttft),
-        # These could not stall any more: raise the streams' length if this is not 0.
+        # Streams that had ended could not stall: raise STREAM_TOKENS if this is not 0.
         "streams_ended_early": float(ended_early),
     }
 
 
 def across(rows: Sequence[Mapping[str, float | None]], pick: Callable[[list[float]], float]) -> Measures:
-    """One figure per name over repetitions, by e.g. `statistics.median`, `min` or `max`."""
+    """One figure per name over repetitions. `pick` is e.g. `statistics.median`, `min` or `max`."""
     result: Measures = {}
     for name in rows[0]:
         values = [value for row in rows if (value := row[name]) is not None]

@@ -1,4 +1,4 @@
-"""From what was measured to what is told: medians, spreads, and how the first server stands to the others.
+"""Summaries of blocks: medians, spreads, and the first server compared with the others.
 
 Pure arithmetic over plain values, so that a report can be made again from the file.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.stats import Measures
 
-# What servers are compared by, and whether more of it is better.
+# The metrics of a comparison. True: more is better.
 METRICS: dict[str, bool] = {
     "tokens_per_s": True,
     "wall_s": False,
@@ -24,7 +24,7 @@ METRICS: dict[str, bool] = {
     "cpu_s_per_token": False,
     "memory_bytes": False,
 }
-TOLD = (*METRICS, "cached_share")
+SUMMARIZED = (*METRICS, "cached_share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class Block:
     repetition: int
     figures: Measures
     trouble: str = ""
-    """Why these figures do not count: a block of which a part failed did less work."""
+    """Why these figures do not count. A block with failed requests did less work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Over repetitions."""
+    """Of the values of all repetitions."""
 
     median: float
     min: float
@@ -51,16 +51,16 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A server under a workload."""
+    """The results of a server under a workload."""
 
     workload: str
     server: str
     figures: dict[str, Spread]
-    """By metric; what no repetition can say is missing."""
+    """By metric. A metric without a value in any repetition is missing."""
     lead: dict[str, Spread]
-    """How many times better the first server is, taken within each repetition: above 1 it is ahead."""
+    """By metric, how many times better the first server is, within each repetition. Above 1 it is ahead."""
     of_limit: Spread | None
-    """Throughput as a part of the bare loop's, within each repetition."""
+    """Throughput divided by the bare loop's, within each repetition."""
     troubles: tuple[str, ...]
 
 
@@ -69,7 +69,7 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def rows(blocks: Sequence[Block], limit: str = "") -> list[Row]:
-    """One for each workload and server, in the order of their first appearance; `limit` names the bare loop."""
+    """One row for each workload and server, in the order of first appearance. `limit` is the bare loop's name."""
     workloads = dict.fromkeys(block.workload for block in blocks)
     servers = list(dict.fromkeys(block.server for block in sorted(blocks, key=lambda block: block.repetition)))
     found = {(block.workload, block.server, block.repetition): block for block in blocks}
@@ -77,12 +77,12 @@ def rows(blocks: Sequence[Block], limit: str = "") -> list[Row]:
     first = next((server for server in servers if server != limit), "")
 
     def values(workload: str, server: str, metric: str) -> dict[int, float]:
-        said = {}
+        by_repetition = {}
         for repetition in repetitions:
             block = found.get((workload, server, repetition))
             if block is not None and not block.trouble and (value := block.figures.get(metric)) is not None:
-                said[repetition] = value
-        return said
+                by_repetition[repetition] = value
+        return by_repetition
 
     def compared(workload: str, ours: str, theirs: str, metric: str, more_is_better: bool) -> Spread | None:
         one, other = values(workload, ours, metric), values(workload, theirs, metric)
@@ -96,7 +96,7 @@ def rows(blocks: Sequence[Block], limit: str = "") -> list[Row]:
             mine = [block for block in blocks if (block.workload, block.server) == (workload, server)]
             if not mine:
                 continue
-            told = {m: s for m in TOLD if (s := spread([*values(workload, server, m).values()])) is not None}
+            figures = {m: s for m in SUMMARIZED if (s := spread([*values(workload, server, m).values()])) is not None}
             lead = {
                 m: s
                 for m, better in METRICS.items()
@@ -104,24 +104,24 @@ def rows(blocks: Sequence[Block], limit: str = "") -> list[Row]:
             }
             of_limit = compared(workload, server, limit, "tokens_per_s", True) if limit not in ("", server) else None
             troubles = tuple(dict.fromkeys(block.trouble for block in mine if block.trouble))
-            result.append(Row(workload, server, told, lead, of_limit, troubles))
+            result.append(Row(workload, server, figures, lead, of_limit, troubles))
     return result
 
 
 def best(rows_of_workload: Sequence[Row], metric: str, among: Sequence[str]) -> Row | None:
-    """The row with the best median, of those servers."""
-    able = [row for row in rows_of_workload if row.server in among and metric in row.figures]
+    """The row with the best median among those servers."""
+    candidates = [row for row in rows_of_workload if row.server in among and metric in row.figures]
     pick = max if METRICS[metric] else min
-    return pick(able, key=lambda row: row.figures[metric].median, default=None)
+    return pick(candidates, key=lambda row: row.figures[metric].median, default=None)
 
 
 def verdicts(table: Sequence[Row], first: str, among: Sequence[str]) -> list[dict[str, Any]]:
-    """For each workload and metric the best of the other servers, and how the first stands to it."""
-    told: list[dict[str, Any]] = []
+    """The best of the other servers for each workload and metric, and the first server's lead over it."""
+    found: list[dict[str, Any]] = []
     for workload in dict.fromkeys(row.workload for row in table):
         mine = [row for row in table if row.workload == workload]
         for metric in METRICS:
             rival = best(mine, metric, [name for name in among if name != first])
             if rival is not None and metric in rival.lead:
-                told.append({"workload": workload, "metric": metric, "best": rival.server, "lead": rival.lead[metric]})
-    return told
+                found.append({"workload": workload, "metric": metric, "best": rival.server, "lead": rival.lead[metric]})
+    return found

@@ -1,4 +1,4 @@
-"""The workloads as scripts: what every user will say, and when. Nothing is sent from here."""
+"""The workloads as scripts: the messages of every user, and when they are due. This module sends nothing."""
 
 import csv
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from bench.records import Ask, BenchError, Message
 
-# Each is one token of SmolLM2's vocabulary, with and without a space before it.
+# Each word is one token of SmolLM2's vocabulary, with and without a space before it.
 _VOCABULARY = """
     able above after air along always animal apple arm art away back bank bear before best between black
     blue boat book bottom boy bread bright brown building call camp care castle cause center chair
@@ -32,12 +32,12 @@ _VOCABULARY = """
 """
 WORDS = _VOCABULARY.split()
 
-# What SmolLM2's chat template adds, in tokens: to a lone user message (it brings its own system message), to
-# a system and a user message, and to each further pair of an answer and a question.
+# Tokens that SmolLM2's chat template adds: to a user message alone (the template adds a system message), to a system
+# and a user message, and to each further pair of answer and question.
 BARE_TEMPLATE, SYSTEM_TEMPLATE, TURN_TEMPLATE = 30, 14, 12
 QUESTION_TOKENS = 12  # beside a long shared text
 TURN_TOKENS = 60  # a question of a conversation
-AGENT_TOKENS = 20  # what a tool gave back, in an agent's next turn
+AGENT_TOKENS = 20  # the result of a tool, in an agent's next turn
 STREAM_TOKENS = 400  # enough for a stream to outlive the long prompt beside it
 
 Workload = Literal["single", "uniform", "shared", "burst", "interference", "multiturn", "agents", "structured", "trace"]
@@ -45,9 +45,9 @@ Workload = Literal["single", "uniform", "shared", "burst", "interference", "mult
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """A workload's numbers; 0 stands for the workload's own default until `resolve` fills it in.
+    """The numbers of a workload. 0 means the workload's default, which `resolve` fills in.
 
-    Tokens are about right; `prompt_tokens` is the first prompt of a conversation, template included.
+    Token counts are approximate. `prompt_tokens` is the first prompt of a conversation, template included.
     """
 
     workload: Workload
@@ -55,7 +55,7 @@ class Settings:
     requests: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
-    turns: int = 0  # of a conversation
+    turns: int = 0  # per conversation
     settle_s: float = 1.0  # quiet time between the phases of a repetition
     trace: Path | None = None
     speed: float = 1.0
@@ -66,16 +66,16 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a user adds to the conversation so far."""
+    """The messages that a user adds to the conversation."""
 
     messages: tuple[Message, ...]
     max_tokens: int
-    fields: Mapping[str, Any] = field(default_factory=dict)  # what else the request says
+    fields: Mapping[str, Any] = field(default_factory=dict)  # further fields of the request
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One user's conversation, beginning `at` seconds after the start of an open-loop run."""
+    """One user's conversation. In an open-loop run, it begins `at` seconds after the start."""
 
     turns: tuple[Turn, ...]
     at: float = 0.0
@@ -94,7 +94,7 @@ _DEFAULTS: dict[Workload, tuple[int, int, int, int]] = {
     "trace": (0, 0, 0, 0),
 }
 _TURNS: dict[Workload, int] = {"multiturn": 4, "agents": 6}
-# What a workload itself decides.
+# Settings that a workload fixes, so the user cannot set them.
 _FIXED: dict[Workload, frozenset[str]] = {
     "single": frozenset({"users"}),
     "burst": frozenset({"requests"}),
@@ -104,36 +104,36 @@ _FIXED: dict[Workload, frozenset[str]] = {
 }
 
 
-def resolve(asked: Settings) -> Settings:
-    """The same settings with the workload's defaults for what was left open."""
-    workload = asked.workload
+def resolve(given: Settings) -> Settings:
+    """The settings with the workload's defaults filled in. Raises BenchError if they do not fit the workload."""
+    workload = given.workload
     for name in sorted(_FIXED.get(workload, ())):
-        if getattr(asked, name):
+        if getattr(given, name):
             raise BenchError(f"--{name.replace('_', '-')} does not apply to the workload {workload}")
     users, requests, prompt_tokens, output_tokens = _DEFAULTS[workload]
-    users = asked.users or users
-    turns = asked.turns or _TURNS.get(workload, 1)
+    users = given.users or users
+    turns = given.turns or _TURNS.get(workload, 1)
     if workload in ("uniform", "structured"):
         requests = users
     elif workload in _TURNS:
         requests = users * turns
     elif workload == "trace":
-        if asked.trace is None:
+        if given.trace is None:
             raise BenchError("the workload trace needs --trace FILE")
-        if asked.max_context - asked.max_output <= BARE_TEMPLATE:
+        if given.max_context - given.max_output <= BARE_TEMPLATE:
             raise BenchError("--max-context leaves no room for a prompt beside --max-output")
     return replace(
-        asked,
+        given,
         users=users,
-        requests=asked.requests or requests,
-        prompt_tokens=asked.prompt_tokens or prompt_tokens,
-        output_tokens=asked.output_tokens or output_tokens,
+        requests=given.requests or requests,
+        prompt_tokens=given.prompt_tokens or prompt_tokens,
+        output_tokens=given.output_tokens or output_tokens,
         turns=turns,
     )
 
 
 def longest(settings: Settings) -> int:
-    """About the tokens of the longest request, its answer included."""
+    """The approximate number of tokens of the longest request, answer included."""
     if settings.workload == "trace":
         return settings.max_context
     further = (
@@ -144,30 +144,30 @@ def longest(settings: Settings) -> int:
 
 
 def sessions(settings: Settings, rng: Random) -> tuple[list[Session], int]:
-    """What `bench.load` plays of a workload that is nothing but sessions, and for how many users at a time."""
+    """The sessions that `bench.load` plays, and the users at a time. Raises BenchError if there is no bare loop."""
     workload = settings.workload
     if workload in ("single", "uniform"):
         return uniform(settings, rng), settings.users
     if workload == "shared":
         return shared(settings, rng, settings.requests), settings.users
     if workload == "burst":
-        shared(settings, rng, 1)  # the request alone comes first
+        shared(settings, rng, 1)  # advances `rng` past the request that is sent alone
         return shared(settings, rng, settings.users), settings.users
     if workload in ("multiturn", "agents"):
         return (multiturn if workload == "multiturn" else agents)(settings, rng), settings.users
     if workload == "trace":
         arrivals = trace(settings, rng)
         return arrivals, len(arrivals)
-    raise BenchError(f"there is no bare loop for the workload {workload}")
+    raise BenchError(f"the workload {workload} has no bare loop")
 
 
 def words(n_tokens: int, rng: Random) -> str:
-    """About this many tokens of text, random from the first word on, so that no cache knows it."""
+    """About `n_tokens` tokens of text. It is random from the first word, so no cache holds a prefix of it."""
     return " ".join(rng.choices(WORDS, k=max(n_tokens, 1)))
 
 
 def uniform(settings: Settings, rng: Random) -> list[Session]:
-    """Prompts that have nothing in common, not even (up to the length of WORDS) the first word."""
+    """Prompts without a common prefix: for up to len(WORDS) requests, even the first words differ."""
     openings = rng.sample(WORDS, k=len(WORDS))
     length = settings.prompt_tokens - BARE_TEMPLATE - 1
     return [
@@ -177,7 +177,7 @@ def uniform(settings: Settings, rng: Random) -> list[Session]:
 
 
 def structured(settings: Settings, rng: Random) -> list[Session]:
-    """As `uniform`, but each answer is a list of objects with names of their own, which does not end by itself."""
+    """As `uniform`, but each answer is a list of objects with its own property names, too long to end by itself."""
     sessions = []
     for session in uniform(settings, rng):
         names = rng.sample(WORDS, k=3)
@@ -195,13 +195,13 @@ def structured(settings: Settings, rng: Random) -> list[Session]:
 
 
 def shared(settings: Settings, rng: Random, count: int) -> list[Session]:
-    """Requests with one cold system prompt between them and a short question each."""
+    """Requests that share one new system prompt, each with its own short question."""
     system = words(settings.prompt_tokens - SYSTEM_TEMPLATE - QUESTION_TOKENS, rng)
     return [_single(words(QUESTION_TOKENS, rng), settings.output_tokens, system=system) for _ in range(count)]
 
 
 def multiturn(settings: Settings, rng: Random) -> list[Session]:
-    """Conversations, each with a system prompt of its own; the last may be cut short by `requests`."""
+    """Conversations, each with its own system prompt. `requests` may cut the last one short."""
     system_tokens = settings.prompt_tokens - SYSTEM_TEMPLATE - TURN_TOKENS
     return [
         _conversation(words(system_tokens, rng), [words(TURN_TOKENS, rng) for _ in range(n_turns)], settings)
@@ -210,7 +210,7 @@ def multiturn(settings: Settings, rng: Random) -> list[Session]:
 
 
 def agents(settings: Settings, rng: Random) -> list[Session]:
-    """Conversations of many short turns that have one long system prompt, the description of their tools, in common."""
+    """Conversations of many short turns. They share one long system prompt, the description of their tools."""
     system = words(settings.prompt_tokens - SYSTEM_TEMPLATE - AGENT_TOKENS, rng)
     return [
         _conversation(system, [words(AGENT_TOKENS, rng) for _ in range(n_turns)], settings)
@@ -219,7 +219,7 @@ def agents(settings: Settings, rng: Random) -> list[Session]:
 
 
 def _turns(settings: Settings) -> list[int]:
-    """The turns of each conversation."""
+    """The number of turns of each conversation."""
     firsts = range(0, settings.requests, settings.turns)
     return [min(settings.turns, settings.requests - first) for first in firsts]
 
@@ -235,7 +235,7 @@ def _conversation(system: str, questions: list[str], settings: Settings) -> Sess
 
 
 def trace(settings: Settings, rng: Random) -> list[Session]:
-    """The first `limit` rows of a trace: its arrivals compressed in time, its lengths capped."""
+    """The first `limit` rows of a trace, with arrivals compressed in time and lengths capped."""
     assert settings.trace is not None
     sessions = []
     for at, context_tokens, generated_tokens in read_trace(settings.trace, settings.limit):
@@ -254,7 +254,10 @@ def long_prompt(settings: Settings, rng: Random, role: str) -> Ask:
 
 
 def read_trace(path: Path, limit: int) -> list[tuple[float, int, int]]:
-    """(seconds after the first arrival, context tokens, generated tokens) of the first rows, by arrival."""
+    """The first `limit` rows, sorted by arrival: (seconds after the first, context tokens, generated tokens).
+
+    Raises BenchError if the file cannot be read or has no rows.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             rows = sorted(

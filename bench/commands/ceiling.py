@@ -1,4 +1,4 @@
-"""`python -m bench ceiling`: what the model alone reaches."""
+"""`python -m bench ceiling`: the throughput of the model alone."""
 
 import secrets
 import sys
@@ -14,21 +14,24 @@ from bench.commands.common import USAGE, command_line
 from bench.records import BenchError
 from bench.workloads import Settings, resolve
 
-Bare = Literal["single", "uniform", "shared", "burst", "multiturn", "agents"]  # what it can play
+# The workloads that the bare loop can play.
+Bare = Literal["single", "uniform", "shared", "burst", "multiturn", "agents"]
 
 
 def ceiling(
     *,
-    model: Annotated[str, typer.Option(help="As for `cortex run`.")] = "smollm2:135m",
-    url: Annotated[str, typer.Option(help="A server of the same model, measured in turn with the bare loop.")] = "",
+    model: Annotated[str, typer.Option(help="A model as for `cortex run`.")] = "smollm2:135m",
+    url: Annotated[
+        str, typer.Option(help="URL of a server of the same model, to measure in turn with the bare loop.")
+    ] = "",
     workload: Annotated[Bare, typer.Option()] = "uniform",
-    users: Annotated[int, typer.Option(min=0, max=256, help="0: the workload's own.")] = 0,
+    users: Annotated[int, typer.Option(min=0, max=256, help="0: the workload's default.")] = 0,
     times: Annotated[int, typer.Option("--repeat", min=1, max=1000)] = 5,
     fill: Annotated[bool, typer.Option(help="Fill the KV pools with idle sequences first.")] = True,
     out: Annotated[Path | None, typer.Option()] = None,
 ) -> None:
-    """What the model alone reaches on this machine; with --url, how close a server comes to it."""
-    # Only now: it loads llama.cpp, which a load generator does without.
+    """Measure the throughput of the model alone on this machine; with --url, also that of a server."""
+    # Imported here because it loads llama.cpp, which `load` does not need.
     from api.models.files import ModelFilesError
     from api.models.files import resolve as resolve_model
     from bench import ceiling as bare

@@ -1,4 +1,4 @@
-"""What the commands have in common."""
+"""Exit codes and helpers that the commands share."""
 
 import shlex
 import sys
@@ -10,11 +10,11 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
 def command_line() -> str:
-    """How this very run can be repeated."""
+    """The command that repeats this run."""
     return shlex.join(["python", "-m", "bench", *sys.argv[1:]])
 
 
 def wide() -> Console:
-    """A pipe has no width to fit into."""
+    """A console for wide tables. A pipe has no width, so it gets 200 columns."""
     console = Console()
     return console if console.is_terminal else Console(width=200)

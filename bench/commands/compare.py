@@ -1,4 +1,4 @@
-"""`python -m bench compare` and `page`: servers side by side, and the report of it."""
+"""`python -m bench compare` and `page`: compare servers, and write the report again."""
 
 import secrets
 import shlex
@@ -22,36 +22,40 @@ def compare(
     *,
     out: Annotated[Path, typer.Option(help="A folder for comparison.json, report.html, plots and logs.")],
     servers: Annotated[
-        str, typer.Option(help="The first is the one that the others are held against. Default: all that there are.")
+        str, typer.Option(help="Comma-separated. The first is compared with each of the others. Default: all.")
     ] = ",".join(NAMES),
-    workloads: Annotated[str, typer.Option(help="With users: uniform:32.")] = (
+    workloads: Annotated[str, typer.Option(help="Comma-separated; with users: uniform:32.")] = (
         "single,uniform:8,uniform:32,burst,shared,interference,multiturn,agents"
     ),
-    url: Annotated[list[str] | None, typer.Option(help="NAME=URL of one that runs already. May be repeated.")] = None,
+    url: Annotated[
+        list[str] | None, typer.Option(help="NAME=URL of a server that already runs. May be repeated.")
+    ] = None,
     flags: Annotated[
         list[str] | None,
-        typer.Option(help="SERVER=FLAGS to start it with, beside its own. For llama-server-tuned, in place of tuning."),
+        typer.Option(help="SERVER=FLAGS to add to its own. For llama-server-tuned, they replace the tuning."),
     ] = None,
     variant: Annotated[
-        list[str] | None, typer.Option(help="NAME=FLAGS of another Cortex, beside its defaults. May be repeated.")
+        list[str] | None, typer.Option(help="NAME=FLAGS of another Cortex to compare. May be repeated.")
     ] = None,
-    model: Annotated[str, typer.Option(help="As for `cortex run`.")] = "smollm2:135m",
+    model: Annotated[str, typer.Option(help="A model as for `cortex run`.")] = "smollm2:135m",
     threads: Annotated[int, typer.Option(min=0, max=1024, help="0: physical cores.")] = 0,
-    allow_remote: Annotated[bool, typer.Option(help="Permit an address that is not loopback.")] = False,
+    allow_remote: Annotated[bool, typer.Option(help="Allow a URL that is not loopback.")] = False,
     times: Annotated[int, typer.Option("--repeat", min=1, max=1000)] = 3,
     seed: Annotated[int, typer.Option()] = 0,
-    salt: Annotated[int | None, typer.Option(help="Makes the texts new. Default: random; recorded.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="CSV: TIMESTAMP,ContextTokens,GeneratedTokens.")] = None,
-    speed: Annotated[float, typer.Option(min=0.001, help="Trace seconds per second.")] = 1.0,
-    max_context: Annotated[int, typer.Option(min=64, help="Prompt and output together (trace).")] = 1024,
-    max_output: Annotated[int, typer.Option(min=1, help="Of a request (trace).")] = 64,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Rows of the trace.")] = 64,
+    salt: Annotated[
+        int | None, typer.Option(help="Makes the texts of a run new. Default: random, and recorded.")
+    ] = None,
+    trace: Annotated[Path | None, typer.Option(help="CSV file: TIMESTAMP,ContextTokens,GeneratedTokens.")] = None,
+    speed: Annotated[float, typer.Option(min=0.001, help="Seconds of the trace per second.")] = 1.0,
+    max_context: Annotated[int, typer.Option(min=64, help="Most tokens of prompt and output together (trace).")] = 1024,
+    max_output: Annotated[int, typer.Option(min=1, help="Most output tokens of a request (trace).")] = 64,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Rows to play (trace).")] = 64,
     block_limit: Annotated[
-        float, typer.Option(min=1.0, max=86_400.0, help="Seconds for one server under one workload once.")
+        float, typer.Option(min=1.0, max=86_400.0, help="Seconds for one server, workload and repetition.")
     ] = 300.0,
-    time_limit: Annotated[float, typer.Option(min=1.0, max=864_000.0, help="Seconds for all.")] = 4 * 3600.0,
+    time_limit: Annotated[float, typer.Option(min=1.0, max=864_000.0, help="Seconds for the comparison.")] = 4 * 3600.0,
 ) -> None:
-    """Start servers of the same model and put them under the same load in turn; `make peers` builds the others."""
+    """Measure servers of the same model in turn, under the same load. `make peers` builds the other servers."""
     from api.models.files import ModelFilesError
     from api.models.files import resolve as resolve_model
     from bench import compare as comparison
@@ -99,11 +103,11 @@ def compare(
         raise typer.Exit(INTERRUPTED)
 
 
-def page_again(
-    comparison: Annotated[Path, typer.Argument(help="The comparison.json of a comparison.")],
-    out: Annotated[Path | None, typer.Option(help="A folder. Default: where the comparison lies.")] = None,
+def page_command(
+    comparison: Annotated[Path, typer.Argument(help="A comparison.json that `compare` wrote.")],
+    out: Annotated[Path | None, typer.Option(help="A folder. Default: that of the comparison.")] = None,
 ) -> None:
-    """Make the report of a comparison again from its file."""
+    """Write the report of a comparison again from its comparison.json."""
     from bench import page
 
     try:
@@ -122,5 +126,5 @@ def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
     pairs = [each.partition("=") for each in given or ()]
     for name, equals, value in pairs:
         if not (name and equals and value):
-            raise BenchError(f"{option} {name}{equals}{value}: give NAME=VALUE")
+            raise BenchError(f"{option} {name}{equals}{value}: use NAME=VALUE")
     return {name: value for name, _, value in pairs}

@@ -1,4 +1,4 @@
-"""`python -m bench fanout`: what the API process alone carries."""
+"""`python -m bench fanout`: the throughput of the API process alone."""
 
 import sys
 from pathlib import Path
@@ -14,14 +14,14 @@ from bench.records import BenchError
 
 def fanout(
     *,
-    streams: Annotated[int, typer.Option(min=1, max=256, help="At a time.")] = 256,
-    output_tokens: Annotated[int, typer.Option(min=1, max=3000, help="Of each.")] = 256,
-    rate: Annotated[float, typer.Option(min=0.1, max=1000.0, help="Steps that the engine makes in a second.")] = 60.0,
-    model: Annotated[str, typer.Option(help="Whose tokenizer to use; as for `cortex run`.")] = "smollm2:135m",
+    streams: Annotated[int, typer.Option(min=1, max=256, help="Streams at the same time.")] = 256,
+    output_tokens: Annotated[int, typer.Option(min=1, max=3000, help="Output tokens of each stream.")] = 256,
+    rate: Annotated[float, typer.Option(min=0.1, max=1000.0, help="Engine steps per second.")] = 60.0,
+    model: Annotated[str, typer.Option(help="The model whose tokenizer to use, as for `cortex run`.")] = "smollm2:135m",
     times: Annotated[int, typer.Option("--repeat", min=1, max=1000)] = 3,
     out: Annotated[Path | None, typer.Option(help="A JSON file.")] = None,
 ) -> None:
-    """How many tokens the API process carries on one core, from an engine whose model is a clock."""
+    """Measure the tokens per second of the API process on one core, with an engine whose model is a clock."""
     from statistics import median
     from tempfile import TemporaryDirectory
 

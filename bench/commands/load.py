@@ -1,4 +1,4 @@
-"""`python -m bench load`: one server under one workload."""
+"""`python -m bench load`: measure one server under one workload."""
 
 import secrets
 import shlex
@@ -26,40 +26,40 @@ INTERFERENCE_REPEAT = 5
 
 def load(
     *,
-    url: Annotated[str, typer.Option(help="The server's OpenAI base address.")] = "http://127.0.0.1:39281/v1",
+    url: Annotated[str, typer.Option(help="The server's OpenAI base URL.")] = "http://127.0.0.1:39281/v1",
     workload: Annotated[Workload, typer.Option()] = "uniform",
-    model: Annotated[str, typer.Option(help="Default: the first that the server names.")] = "",
+    model: Annotated[str, typer.Option(help="Default: the first that the server lists.")] = "",
     api_key: Annotated[str, typer.Option(envvar="BENCH_API_KEY")] = "",
-    allow_remote: Annotated[bool, typer.Option(help="Permit an address that is not loopback.")] = False,
-    users: Annotated[int, typer.Option(min=0, max=10_000, help="At a time. 0: the workload's own.")] = 0,
-    requests: Annotated[int, typer.Option(min=0, max=100_000, help="In total. 0: the workload's own.")] = 0,
+    allow_remote: Annotated[bool, typer.Option(help="Allow a URL that is not loopback.")] = False,
+    users: Annotated[int, typer.Option(min=0, max=10_000, help="At the same time. 0: the workload's default.")] = 0,
+    requests: Annotated[int, typer.Option(min=0, max=100_000, help="In total. 0: the workload's default.")] = 0,
     prompt_tokens: Annotated[
-        int, typer.Option(min=0, max=1_000_000, help="About, template included. 0: the workload's own.")
+        int, typer.Option(min=0, max=1_000_000, help="Approximate, template included. 0: the workload's default.")
     ] = 0,
-    output_tokens: Annotated[int, typer.Option(min=0, max=100_000, help="0: the workload's own.")] = 0,
+    output_tokens: Annotated[int, typer.Option(min=0, max=100_000, help="0: the workload's default.")] = 0,
     turns: Annotated[
-        int, typer.Option(min=0, max=100, help="Of a conversation (multiturn, agents). 0: the workload's own.")
+        int, typer.Option(min=0, max=100, help="Per conversation (multiturn, agents). 0: the workload's default.")
     ] = 0,
-    trace: Annotated[Path | None, typer.Option(help="CSV: TIMESTAMP,ContextTokens,GeneratedTokens.")] = None,
-    speed: Annotated[float, typer.Option(min=0.001, help="Trace seconds per second.")] = 1.0,
-    max_context: Annotated[int, typer.Option(min=64, help="Prompt and output together (trace).")] = 1024,
-    max_output: Annotated[int, typer.Option(min=1, help="Of a request (trace).")] = 64,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Rows of the trace.")] = 64,
+    trace: Annotated[Path | None, typer.Option(help="CSV file: TIMESTAMP,ContextTokens,GeneratedTokens.")] = None,
+    speed: Annotated[float, typer.Option(min=0.001, help="Seconds of the trace per second.")] = 1.0,
+    max_context: Annotated[int, typer.Option(min=64, help="Most tokens of prompt and output together (trace).")] = 1024,
+    max_output: Annotated[int, typer.Option(min=1, help="Most output tokens of a request (trace).")] = 64,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Rows to play (trace).")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
-    ignore_eos: Annotated[bool, typer.Option(help="Send ignore_eos, so that lengths are equal.")] = True,
-    times: Annotated[int, typer.Option("--repeat", min=0, max=1000, help="0: 1, interference 5.")] = 0,
+    ignore_eos: Annotated[bool, typer.Option(help="Send ignore_eos, so that all answers have full length.")] = True,
+    times: Annotated[int, typer.Option("--repeat", min=0, max=1000, help="0: 5 for interference, else 1.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
     salt: Annotated[
-        int | None, typer.Option(help="Makes the texts new to a server's caches. Default: random; recorded.")
+        int | None, typer.Option(help="Makes the texts new to a server's caches. Default: random, and recorded.")
     ] = None,
-    settle: Annotated[float, typer.Option(min=0.0, max=600.0, help="Quiet seconds between phases.")] = 1.0,
+    settle: Annotated[float, typer.Option(min=0.0, max=600.0, help="Seconds without load between phases.")] = 1.0,
     timeout: Annotated[float, typer.Option(min=0.1, max=86_400.0, help="Seconds for one request.")] = 600.0,
-    time_limit: Annotated[float, typer.Option(min=0.1, max=86_400.0, help="Seconds for all.")] = 3600.0,
+    time_limit: Annotated[float, typer.Option(min=0.1, max=86_400.0, help="Seconds for the whole run.")] = 3600.0,
     out: Annotated[Path | None, typer.Option(help="A JSON file with every record.")] = None,
-    label: Annotated[str, typer.Option(help="Default: the workload's name.")] = "",
+    label: Annotated[str, typer.Option(help="Name of the result. Default: the workload's name.")] = "",
 ) -> None:
-    """Load an OpenAI-compatible server; prints a table and, as the last line, the summary as JSON."""
+    """Put load on an OpenAI-compatible server. Prints a table and, on the last line, the summary as JSON."""
     url = url.rstrip("/")
     salt = secrets.randbits(32) if salt is None else salt
     try:
@@ -81,7 +81,7 @@ def load(
                 limit=limit,
             )
         )
-        if out is not None:  # found out before the run, not after it
+        if out is not None:  # fail before the run, not after it
             out.parent.mkdir(parents=True, exist_ok=True)
             out.touch()
         target = Target(
@@ -105,7 +105,7 @@ def load(
     outcome = report.result({**head, "seed": seed, "salt": salt, "started": started.isoformat()}, repetitions)
     if out is not None:
         how = {
-            "command": shlex.join(["python", "-m", "bench", *_without(api_key, sys.argv[1:])]),
+            "command": shlex.join(["python", "-m", "bench", *_redacted(api_key, sys.argv[1:])]),
             "settings": asdict(settings),
             "target": asdict(replace(target, api_key=None)),
         }
@@ -138,5 +138,5 @@ async def _measure(
     return target, repetitions
 
 
-def _without(secret: str, arguments: list[str]) -> list[str]:
+def _redacted(secret: str, arguments: list[str]) -> list[str]:
     return [argument.replace(secret, "***") for argument in arguments] if secret else arguments

@@ -1,4 +1,4 @@
-"""`python -m bench restart`: what a restart costs a conversation."""
+"""`python -m bench restart`: the cost of a server restart to a conversation."""
 
 import secrets
 import shlex
@@ -18,13 +18,15 @@ from bench.records import BenchError
 
 def restart(
     *,
-    prompt_tokens: Annotated[int, typer.Option(min=256, max=100_000, help="Of the conversation, about.")] = 2000,
-    flags: Annotated[str, typer.Option(help="For `cortex serve`.")] = "",
-    model: Annotated[str, typer.Option(help="As for `cortex run`.")] = "smollm2:135m",
+    prompt_tokens: Annotated[
+        int, typer.Option(min=256, max=100_000, help="Approximate length of the first prompt.")
+    ] = 2000,
+    flags: Annotated[str, typer.Option(help="Flags for `cortex serve`.")] = "",
+    model: Annotated[str, typer.Option(help="A model as for `cortex run`.")] = "smollm2:135m",
     times: Annotated[int, typer.Option("--repeat", min=1, max=1000)] = 5,
     out: Annotated[Path | None, typer.Option(help="A JSON file.")] = None,
 ) -> None:
-    """The first token of a conversation's next turn after the server was started again, beside that of a cold one."""
+    """Measure the TTFT of a conversation's next turn after a server restart, and of its cold first turn."""
     from statistics import median
     from tempfile import TemporaryDirectory
 
@@ -55,7 +57,7 @@ def restart(
                     prompt_tokens,
                     repeat=times,
                     rng=Random(salt),
-                    say=lambda line: screen.print(line, markup=False),
+                    print_line=lambda line: screen.print(line, markup=False),
                 )
             )
     except (BenchError, ModelFilesError) as error:

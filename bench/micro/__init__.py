@@ -1,1 +1,1 @@
-"""Micro-benchmarks of the step's Python, with a runner that computes nothing: `make micro`."""
+"""Micro-benchmarks of the Python code of a step, with a runner that computes nothing: `make micro`."""

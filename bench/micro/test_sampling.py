@@ -1,8 +1,7 @@
-"""What choosing one token costs with each sampler, against the same of llama.cpp's own, and beside a real step.
+"""The cost of sampling one token with each sampler, compared with llama.cpp's samplers and with a real step.
 
-Rows are of two kinds: flat, where cuts leave thousands of candidates, and peaked, as a model that knows what to say
-makes them. The native chains read a row that is laid out for them already: `llama_sampler_sample` does that with each
-token, here it is a copy.
+Flat rows leave thousands of candidates after the cuts. Peaked rows are like those of a confident model. The native
+chains get a copy of a row that is already in their format. `llama_sampler_sample` would convert it for each token.
 """
 
 import ctypes
@@ -30,7 +29,7 @@ ROUNDS = 100
 NUM_SEQUENCES = 16
 
 PROMPT = list(range(100))
-SAID = range(200, 240)
+OUTPUT = range(200, 240)
 PARAMS: dict[str, SamplingParams] = {
     "greedy": SamplingParams(temperature=0.0),
     "temperature": SamplingParams(temperature=0.8),
@@ -50,7 +49,7 @@ PARAMS: dict[str, SamplingParams] = {
 
 
 def native_samplers(name: str, vocab_size: int, vocab: Any) -> list[Any]:
-    """The same for llama.cpp, in its order."""
+    """The same samplers of llama.cpp, in its order."""
     match name:
         case "greedy":
             return [lib.llama_sampler_init_greedy()]
@@ -108,7 +107,7 @@ KINDS = pytest.mark.parametrize("kind", ["flat", "peaked"])
 def test_sample_one_row(benchmark: BenchmarkFixture, name: str, vocab_size: int, kind: str) -> None:
     rows = row_of(kind, vocab_size)[np.newaxis]
     state = SamplerState(PARAMS[name], PROMPT)
-    for token in SAID:
+    for token in OUTPUT:
         state.accept(token)
     tokens = benchmark.pedantic(sample, args=(rows, [state], EOG), rounds=ROUNDS, warmup_rounds=5)
     assert len(tokens) == 1
@@ -134,25 +133,25 @@ def test_native_chain(benchmark: BenchmarkFixture, name: str, vocab_size: int, k
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
     for sampler in native_samplers(name, vocab_size, vocab):
         lib.llama_sampler_chain_add(chain, sampler)
-    for token in (*PROMPT, *SAID):
+    for token in (*PROMPT, *OUTPUT):
         lib.llama_sampler_accept(chain, token)
 
-    def choose() -> int:
+    def sample_natively() -> int:
         ctypes.memmove(work, laid_out, ctypes.sizeof(entries))
         array = lib.llama_token_data_array(work, vocab_size, -1, False)
         lib.llama_sampler_apply(chain, array)
         return int(array.data[array.selected].id)
 
-    token = benchmark.pedantic(choose, rounds=ROUNDS, warmup_rounds=5)
+    token = benchmark.pedantic(sample_natively, rounds=ROUNDS, warmup_rounds=5)
     lib.llama_sampler_free(chain)
     assert 0 <= token < vocab_size
 
 
-# Beside a real step
+# Compared with a real step
 
 
 class Engine:
-    """A loaded engine in which 16 answers go on, each behind a prompt of its own."""
+    """A loaded engine that generates 16 answers, each to its own prompt."""
 
     def __init__(self) -> None:
         parts = load(EngineConfig(str(resolve("smollm2:135m"))))
@@ -169,7 +168,7 @@ class Engine:
         return plan
 
     def logits(self) -> NDArray[np.float32]:
-        """Of the last step."""
+        """Rows of the last step."""
         return self._runner.logits(NUM_SEQUENCES).copy()
 
 
@@ -179,7 +178,7 @@ def engine() -> Engine:
 
 
 def test_step_of_16(benchmark: BenchmarkFixture, engine: Engine) -> None:
-    """Greedy: what choosing the best token costs is next to nothing."""
+    """Greedy, so that sampling costs almost nothing."""
     plan = benchmark.pedantic(engine.step, rounds=50, warmup_rounds=3)
     assert plan.num_decode == plan.num_tokens == NUM_SEQUENCES
 

@@ -1,4 +1,4 @@
-"""What plan, commit, pages, lookups and fan-out cost at 16, 64 and 256 sequences."""
+"""The cost of plan, commit, pages, lookups and fan-out at 16, 64 and 256 sequences."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from api.engine.mailbox import Mailbox
-from bench.paced_engine import NoMemory
+from bench.paced_engine import NullMemory
 from kvcache.cache import KVCache
 from kvcache.pool import PoolLayout
 from kvcache.tree import TOKEN_BYTES, KVHandle
@@ -26,13 +26,13 @@ def as_bytes(tokens: list[int]) -> bytes:
 
 
 def prompt(request: int, length: int = PROMPT_TOKENS) -> list[int]:
-    """The first 24 tokens are everybody's, as a chat template's are."""
+    """The first 24 tokens are the same for all requests, like those of a chat template."""
     return [*range(24), *range(1000 * (request + 1), 1000 * (request + 1) + length - 24)]
 
 
 def decoding(num_seqs: int) -> Scheduler:
-    """A scheduler whose sequences all have their prompts behind them."""
-    cache = KVCache(NoMemory(), PoolLayout(num_pages=num_seqs * 64, num_ids=num_seqs))
+    """A scheduler whose sequences have all finished their prefill."""
+    cache = KVCache(NullMemory(), PoolLayout(num_pages=num_seqs * 64, num_ids=num_seqs))
     scheduler = Scheduler(
         cache, Pacer(0.004), max_seqs=num_seqs, token_budget=4096, ctx_len=4096, eog_tokens=frozenset({2})
     )
@@ -64,8 +64,8 @@ def test_plan_and_commit(benchmark: BenchmarkFixture, num_seqs: int) -> None:
 
 @SIZES
 def test_plan_with_followers_waiting(benchmark: BenchmarkFixture, num_seqs: int) -> None:
-    """A burst: all but one wait for the prefix that the first computes, and are looked up in every plan."""
-    cache = KVCache(NoMemory(), PoolLayout(num_pages=num_seqs * 64, num_ids=256))
+    """A burst: all requests but the first wait for its prefix, and every plan looks each of them up."""
+    cache = KVCache(NullMemory(), PoolLayout(num_pages=num_seqs * 64, num_ids=256))
     scheduler = Scheduler(cache, Pacer(0.004), max_seqs=num_seqs, token_budget=64, ctx_len=4096)
     for request in range(num_seqs):
         scheduler.submit(Submit(request, [*range(1000), request], 8))
@@ -76,8 +76,8 @@ def test_plan_with_followers_waiting(benchmark: BenchmarkFixture, num_seqs: int)
 
 @SIZES
 def test_allocate_and_release(benchmark: BenchmarkFixture, num_seqs: int) -> None:
-    """Acquire, fill and release a sequence in a full cache of others, which evicts as much as it takes."""
-    cache = KVCache(NoMemory(), PoolLayout(num_pages=num_seqs * 4, num_ids=256))
+    """Acquire, fill and release a sequence in a full cache, which evicts as many pages as it allocates."""
+    cache = KVCache(NullMemory(), PoolLayout(num_pages=num_seqs * 4, num_ids=256))
     requests = iter(range(10**9))
 
     def sequence() -> KVHandle:
@@ -97,8 +97,8 @@ def test_allocate_and_release(benchmark: BenchmarkFixture, num_seqs: int) -> Non
 @SIZES
 @pytest.mark.parametrize("length", [96, 2048])
 def test_lookup(benchmark: BenchmarkFixture, num_seqs: int, length: int) -> None:
-    """The longest prefix among so many cached sequences of `length` tokens."""
-    cache = KVCache(NoMemory(), PoolLayout(num_pages=num_seqs * 65, num_ids=256))
+    """Find the longest prefix among `num_seqs` cached sequences of `length` tokens."""
+    cache = KVCache(NullMemory(), PoolLayout(num_pages=num_seqs * 65, num_ids=256))
     for request in range(num_seqs):
         handle = cache.acquire(tokens := as_bytes(prompt(request, length)))
         assert handle is not None
@@ -111,7 +111,7 @@ def test_lookup(benchmark: BenchmarkFixture, num_seqs: int, length: int) -> None
 
 @SIZES
 def test_fan_out(benchmark: BenchmarkFixture, num_seqs: int) -> None:
-    """A step's outputs over the wire into every stream's mailbox."""
+    """Encode and decode a step's outputs, and put each into its stream's mailbox."""
     mailboxes = {request: Mailbox() for request in range(num_seqs)}
 
     def fan_out() -> None:
@@ -123,7 +123,7 @@ def test_fan_out(benchmark: BenchmarkFixture, num_seqs: int) -> None:
 
 
 def _in_trio(function: Callable[[], None]) -> None:
-    """Mailboxes read trio's clock."""
+    """Runs the function in trio, whose clock the mailboxes read."""
     import trio
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""A server as a command: `python fake_server.py PORT [dies | stays | parent FILE]`."""
+"""A fake server as a command: `python fake_server.py PORT [dies | stays | parent FILE]`."""
 
 import json
 import os
@@ -14,8 +14,8 @@ class Handler(BaseHTTPRequestHandler):
         self._send("application/json", json.dumps({"data": [{"id": "fake"}]}).encode())
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        n_tokens = asked["max_tokens"]
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        n_tokens = request["max_tokens"]
         chunk = {"choices": [{"delta": {"content": "word "}, "finish_reason": None}]}
         last = {
             "choices": [{"delta": {}, "finish_reason": "length"}],

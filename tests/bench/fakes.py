@@ -1,4 +1,4 @@
-"""A server that says what a test wrote down, byte by byte, and a chat that answers in virtual time."""
+"""A server that sends the bytes of a test, and a chat that answers in virtual time."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ from bench.records import Ask, Record
 EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
 SECONDS = 120.0
-"""Nothing here takes so long, even on a machine that is busy."""
+"""A time limit that no test here reaches, even on a busy machine."""
 
 Script = Callable[[dict[str, Any], trio.SocketStream], Awaitable[None]]
 
@@ -24,7 +24,7 @@ _port_numbers = count(16 * os.getpid())
 
 
 def free_port() -> int:
-    """One of a block of this process's own, below those that systems hand out: nobody else takes it meanwhile."""
+    """A port below those that systems assign, from a range of this process: no other process takes it meanwhile."""
     while True:
         port = 10_000 + next(_port_numbers) % 6_000
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -60,7 +60,7 @@ def plain(status: str, body: bytes) -> bytes:
 
 
 class FakeServer:
-    """Answers GET /models itself and leaves each completion to the script."""
+    """Answers GET /models; the script answers each completion."""
 
     def __init__(self, port: int, script: Script) -> None:
         self.url = f"http://127.0.0.1:{port}/v1"
@@ -70,7 +70,7 @@ class FakeServer:
 
     async def handle(self, stream: trio.SocketStream) -> None:
         async with stream:
-            with suppress(trio.BrokenResourceError):  # the client may go away
+            with suppress(trio.BrokenResourceError):  # the client may disconnect
                 await self._answer(stream)
 
     async def _answer(self, stream: trio.SocketStream) -> None:
@@ -102,8 +102,8 @@ async def serving(script: Script) -> AsyncIterator[FakeServer]:
         nursery.cancel_scope.cancel()
 
 
-def saying(*parts: bytes) -> Script:
-    """Sends the parts as they are, one write each."""
+def sending(*parts: bytes) -> Script:
+    """A script that sends each part with one write."""
 
     async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
         for part in parts:
@@ -124,7 +124,7 @@ def record(
     from_usage: bool = True,
     role: str = "",
 ) -> Record:
-    """A hand-made record that ends, unless told, with its last chunk."""
+    """A record. By default it ends with its last chunk."""
     return Record(
         role=role,
         start=start,
@@ -142,7 +142,7 @@ def record(
 
 
 class FakeChat:
-    """A chat in trio's own (virtual) time: `first` seconds to the first chunk, then `gap` for each."""
+    """A chat in trio's (virtual) time: `first` seconds to the first chunk, then `gap` seconds for each."""
 
     def __init__(self, first: float = 1.0, gap: float = 0.5, fails: Callable[[Ask], bool] = lambda _: False):
         self.first = first

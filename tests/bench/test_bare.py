@@ -1,4 +1,4 @@
-"""The bare loop on the real small model: the same token ids, nothing computed twice."""
+"""The bare loop on the real small model: it computes the same token ids, and none twice."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -27,17 +27,17 @@ def loop(model_path: str) -> BareLoop:
 
 
 def talks_of(template: ChatTemplate, settings: Settings) -> tuple[list[Conversation], int]:
-    said, users = sessions(resolve(settings), Random(0))
-    return conversations(said, template, Random(0)), users
+    scripts, users = sessions(resolve(settings), Random(0))
+    return conversations(scripts, template, Random(0)), users
 
 
-def test_a_common_prefix() -> None:
+def test_the_length_of_a_common_prefix() -> None:
     assert common_prefix((1, 2, 3), (1, 2, 4)) == 2
     assert common_prefix((), (1,)) == 0
     assert common_prefix((1, 2), (1, 2)) == 2
 
 
-def test_what_requests_share_is_known_beforehand(template: ChatTemplate) -> None:
+def test_shared_prefixes_are_found_beforehand(template: ChatTemplate) -> None:
     talks, users = talks_of(template, Settings(workload="burst", users=3, prompt_tokens=80))
     assert (len(talks), users) == (3, 3)
     assert talks[0].source is None
@@ -45,7 +45,7 @@ def test_what_requests_share_is_known_beforehand(template: ChatTemplate) -> None
     assert all(50 < talk.shared < len(talk.requests[0].prompt) for talk in talks[1:])
 
 
-def test_a_turn_goes_on_from_the_answer_before(template: ChatTemplate) -> None:
+def test_a_turn_continues_from_the_answer_before(template: ChatTemplate) -> None:
     talks, _ = talks_of(template, Settings(workload="agents", users=2, turns=3, output_tokens=5, prompt_tokens=60))
     for talk in talks:
         for one, following in pairwise(talk.requests):
@@ -64,7 +64,7 @@ def test_conversations_are_played_to_their_end(template: ChatTemplate, loop: Bar
     assert all(tokens >= 1 for tokens in computed)
 
 
-def test_the_oldest_make_room(template: ChatTemplate, loop: BareLoop) -> None:
+def test_the_oldest_idle_sequences_are_removed_first(template: ChatTemplate, loop: BareLoop) -> None:
     talks, _ = talks_of(template, Settings(workload="uniform", users=2, output_tokens=2, prompt_tokens=200))
     loop.fill(loop.kv_tokens)
     records = loop.play([*talks, *talks], 1, Schedule())  # two fit
@@ -72,7 +72,7 @@ def test_the_oldest_make_room(template: ChatTemplate, loop: BareLoop) -> None:
     assert all(later.start >= earlier.end for earlier, later in pairwise(records))
 
 
-def test_lanes(template: ChatTemplate, model_path: str) -> None:
+def test_lanes_share_a_prefix_within_a_run_only(template: ChatTemplate, model_path: str) -> None:
     talks, users = talks_of(template, Settings(workload="uniform", users=2, output_tokens=2))
     lanes = BareLoop(Path(model_path), lanes=2, lane_tokens=256, threads=1)
     for _ in range(2):
@@ -80,14 +80,14 @@ def test_lanes(template: ChatTemplate, model_path: str) -> None:
         assert sorted(record.cached_tokens or 0 for record in records) == [0, 24]
 
 
-def test_a_conversation_that_cannot_fit(loop: BareLoop) -> None:
+def test_a_conversation_longer_than_the_memory_is_refused(loop: BareLoop) -> None:
     long = Conversation((Request(tuple(range(loop.kv_tokens)), (1,)),))
     with pytest.raises(BenchError, match="holds"):
         loop.play([long], 1, Schedule())
 
 
 @pytest.mark.parametrize("by_turns", [False, True])
-def test_what_is_shared_takes_room_once(template: ChatTemplate, loop: BareLoop, by_turns: bool) -> None:
+def test_a_shared_prefix_uses_memory_once(template: ChatTemplate, loop: BareLoop, by_turns: bool) -> None:
     loop.empty()
     talks, _ = talks_of(template, Settings(workload="burst", users=6, output_tokens=3, prompt_tokens=250))
     assert sum(talk.length for talk in talks) > 2 * loop.kv_tokens

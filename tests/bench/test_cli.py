@@ -1,4 +1,4 @@
-"""The command as a whole, against the fake server."""
+"""The command `load` as a whole, against the fake server."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ import trio
 from typer.testing import CliRunner, Result
 
 from bench.__main__ import app
-from tests.bench.fakes import DONE, EVENTS, SECONDS, Script, content, finish, plain, role, saying, serving, usage
+from tests.bench.fakes import DONE, EVENTS, SECONDS, Script, content, finish, plain, role, sending, serving, usage
 
-OK = saying(EVENTS, role(), content("one"), content(" two"), finish(), usage(130, 48, 13), DONE)
+OK = sending(EVENTS, role(), content("one"), content(" two"), finish(), usage(130, 48, 13), DONE)
 
 
 async def invoke(script: Script, *arguments: str) -> Result:
@@ -63,15 +63,15 @@ async def test_the_file_holds_every_record(tmp_path: Path) -> None:
         assert alone["end"] <= record["start"] <= record["chunks"][0] <= record["chunks"][1] <= record["end"]
 
 
-async def test_it_fails_when_every_request_failed() -> None:
-    result = await invoke(saying(plain("500 No", b'{"error": {"message": "out of luck [x]"}}')), "--users", "2")
+async def test_the_exit_code_is_1_if_every_request_failed() -> None:
+    result = await invoke(sending(plain("500 No", b'{"error": {"message": "out of luck [x]"}}')), "--users", "2")
     assert result.exit_code == 1
     assert last_line(result)["errors"] == 2
     assert "2 x HTTP 500: out of luck [x]" in result.stdout
 
 
-async def test_some_errors_are_told_but_are_no_failure() -> None:
-    answers = iter([saying(plain("500 No", b"no")), OK, OK])
+async def test_some_errors_are_reported_but_the_exit_code_is_0() -> None:
+    answers = iter([sending(plain("500 No", b"no")), OK, OK])
 
     async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
         await next(answers)(body, stream)
@@ -91,7 +91,7 @@ async def test_interference_against_a_server() -> None:
         await trio.sleep(0.03)
         await answer(body, stream)
 
-    answer = saying(content("a"), finish(), usage(2500, 16), DONE)
+    answer = sending(content("a"), finish(), usage(2500, 16), DONE)
     result = await invoke(script, "--workload", "interference", "--repeat", "2", "--time-limit", str(SECONDS))
     assert result.exit_code == 0, result.output
     outcome = last_line(result)
@@ -112,7 +112,7 @@ async def test_interference_against_a_server() -> None:
         (["--out", "/dev/null/x.json"], "/dev/null"),
     ],
 )
-def test_what_cannot_be_measured_is_one_clear_line(arguments: list[str], error: str) -> None:
+def test_invalid_settings_are_reported_in_one_line(arguments: list[str], error: str) -> None:
     result = CliRunner().invoke(app, ["load", *arguments])
     assert result.exit_code == 2
     assert error in result.stderr

@@ -1,4 +1,4 @@
-"""The measuring client against a server that says exactly what a test wrote down."""
+"""The measuring client against a server that sends exactly the bytes of a test."""
 
 import re
 import socket
@@ -22,7 +22,7 @@ from tests.bench.fakes import (
     finish,
     plain,
     role,
-    saying,
+    sending,
     serving,
     usage,
 )
@@ -37,9 +37,9 @@ async def measure(script: Script, watch: Callable[[int], None] | None = None, **
             return await Client(http, target).chat(ASK, watch=watch)
 
 
-async def test_an_answer_is_measured() -> None:
+async def test_a_record_holds_the_measurements_of_an_answer() -> None:
     record = await measure(
-        saying(EVENTS, role(), content("one"), content(" two"), finish("stop"), usage(12, 5, 8), DONE)
+        sending(EVENTS, role(), content("one"), content(" two"), finish("stop"), usage(12, 5, 8), DONE)
     )
     assert record.error is None
     assert record.role == "stream"
@@ -51,7 +51,7 @@ async def test_an_answer_is_measured() -> None:
     assert record.start < record.chunks[0] <= record.chunks[1] <= record.end
 
 
-async def test_the_first_chunk_with_content_counts_and_not_the_first_chunk() -> None:
+async def test_only_chunks_with_content_count() -> None:
     async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
         await stream.send_all(EVENTS + role() + b": ping\n\n")
         await trio.sleep(0.05)
@@ -63,8 +63,8 @@ async def test_the_first_chunk_with_content_counts_and_not_the_first_chunk() -> 
     assert record.end == record.chunks[0]  # one read
 
 
-async def test_without_usage_tokens_are_chunks_and_marked() -> None:
-    record = await measure(saying(EVENTS, content("a"), content("b"), content("c", "length"), DONE))
+async def test_without_usage_each_chunk_counts_as_a_token() -> None:
+    record = await measure(sending(EVENTS, content("a"), content("b"), content("c", "length"), DONE))
     assert record.completion_tokens == 3
     assert not record.tokens_from_usage
     assert record.prompt_tokens is None
@@ -72,12 +72,12 @@ async def test_without_usage_tokens_are_chunks_and_marked() -> None:
 
 
 async def test_a_read_may_split_a_character() -> None:
-    spoken = content("grüße 🦙")
+    chunk = content("grüße 🦙")
 
     async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
         await stream.send_all(EVENTS)
-        for cut in range(len(spoken)):
-            await stream.send_all(spoken[cut : cut + 1])
+        for cut in range(len(chunk)):
+            await stream.send_all(chunk[cut : cut + 1])
             await trio.lowlevel.checkpoint()
         await stream.send_all(finish() + DONE)
 
@@ -87,9 +87,9 @@ async def test_a_read_may_split_a_character() -> None:
     assert len(record.chunks) == 1
 
 
-async def test_reasoning_is_content_but_no_answer() -> None:
+async def test_reasoning_counts_for_times_but_is_not_answer_text() -> None:
     thought = event({"choices": [{"delta": {"reasoning_content": "hm"}}]})
-    record = await measure(saying(EVENTS, thought, content("yes", "stop"), DONE))
+    record = await measure(sending(EVENTS, thought, content("yes", "stop"), DONE))
     assert len(record.chunks) == 2
     assert record.text == "yes"
 
@@ -112,27 +112,27 @@ async def test_reasoning_is_content_but_no_answer() -> None:
         ([EVENTS.replace(b"connection: close", b"content-length: 999"), content("a", "stop")], "RemoteProtocol"),
     ],
 )
-async def test_whatever_goes_wrong_is_in_the_record(parts: list[bytes], error: str) -> None:
-    record = await measure(saying(*parts))
+async def test_every_failure_is_in_the_record(parts: list[bytes], error: str) -> None:
+    record = await measure(sending(*parts))
     assert record.error is not None
     assert record.error.startswith(error)
     assert record.end >= record.start
 
 
-async def test_nobody_listens() -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and nobody else can
-        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+async def test_a_refused_connection_is_in_the_record() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, so no other process can listen
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
         async with open_http(None, SECONDS) as http:
             record = await Client(http, Target(url=url, model="fake")).chat(ASK)
             assert record.error is not None
             assert record.error.startswith("ConnectError")
-            with pytest.raises(BenchError, match="cannot ask"):
+            with pytest.raises(BenchError, match="cannot read"):
                 await first_model(http, url)
 
 
 @pytest.mark.parametrize("limits", [{"timeout": 500.0}, {"time_limit": 500.0}])
-async def test_a_silent_server_is_given_up(limits: dict[str, float], mock_clock: MockClock) -> None:
+async def test_a_silent_server_times_out(limits: dict[str, float], mock_clock: MockClock) -> None:
     async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
         await stream.send_all(EVENTS + content("a"))
         await trio.sleep_forever()
@@ -147,7 +147,7 @@ async def test_a_silent_server_is_given_up(limits: dict[str, float], mock_clock:
     assert trio.current_time() == 500.0
 
 
-async def test_nothing_is_waited_for_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_client_does_not_wait_after_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "DRAIN_SECONDS", 0.02)
 
     async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
@@ -161,7 +161,7 @@ async def test_nothing_is_waited_for_after_the_end(monkeypatch: pytest.MonkeyPat
     assert record.end == record.chunks[0]
 
 
-async def test_an_aborted_request_is_closed_and_is_no_error() -> None:
+async def test_an_aborted_request_is_closed_and_is_not_an_error() -> None:
     gone = trio.Event()
 
     async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
@@ -185,7 +185,7 @@ async def test_an_aborted_request_is_closed_and_is_no_error() -> None:
     assert record.completion_tokens == seen[-1] == 1
 
 
-async def test_a_server_may_drop_a_connection_that_it_kept() -> None:
+async def test_a_server_may_close_a_kept_connection() -> None:
     answer = content("a", "stop") + DONE
     head = EVENTS.replace(b"connection: close", b"content-length: %d" % len(answer))
 
@@ -199,8 +199,8 @@ async def test_a_server_may_drop_a_connection_that_it_kept() -> None:
     assert [record.error for record in records] == [None, None]
 
 
-async def test_what_is_sent() -> None:
-    script = saying(EVENTS, content("a", "stop"), DONE)
+async def test_the_fields_of_a_request() -> None:
+    script = sending(EVENTS, content("a", "stop"), DONE)
     async with serving(script) as server, open_http("key", SECONDS) as http:
         assert await first_model(http, server.url) == "fake"
         target = Target(url=server.url, model="m", temperature=0.5, top_p=0.9)
@@ -222,16 +222,16 @@ async def test_what_is_sent() -> None:
 
 
 async def test_requests_do_not_queue_in_the_client() -> None:
-    at_once = 120  # more than httpx opens by itself
+    at_once = 120  # more than httpx opens by default
     arrived = 0
-    everybody = trio.Event()
+    all_arrived = trio.Event()
 
     async def script(body: dict[str, Any], stream: trio.SocketStream) -> None:
         nonlocal arrived
         arrived += 1
         if arrived == at_once:
-            everybody.set()
-        await everybody.wait()
+            all_arrived.set()
+        await all_arrived.wait()
         await stream.send_all(EVENTS + content("a", "stop") + DONE)
 
     records = []
@@ -247,16 +247,16 @@ async def test_requests_do_not_queue_in_the_client() -> None:
     assert [record.error for record in records] == [None] * at_once
 
 
-async def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    assert (await measure(saying(EVENTS, content("a", "stop"), DONE))).error is None
+    assert (await measure(sending(EVENTS, content("a", "stop"), DONE))).error is None
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "http://127.8.0.1", "http://[::1]:80", "http://localhost:1"])
-def test_loopback_addresses(url: str) -> None:
+def test_loopback_addresses_are_accepted(url: str) -> None:
     require_loopback(url)
 
 

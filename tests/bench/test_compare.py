@@ -1,4 +1,4 @@
-"""Who is measured when, what counts, and the command as a whole."""
+"""The order of measurements, the blocks that count, and the command `compare` as a whole."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ BASE = Settings(workload="trace", settle_s=0.0)
 
 
 class FakeContestant:
-    """Takes as long as it is told to, in virtual time, and says what it was asked."""
+    """Takes `seconds` of virtual time, and records a random number of each workload that it plays."""
 
     def __init__(self, name: str, seconds: float = 1.0, error: str | None = None) -> None:
         self.name = name
@@ -67,7 +67,7 @@ async def compared(*contestants: FakeContestant, repeat: int = 3, total: float =
     return blocks
 
 
-async def test_every_repetition_goes_round_and_begins_with_another(autojump_clock: MockClock) -> None:
+async def test_each_repetition_begins_with_another_server(autojump_clock: MockClock) -> None:
     ours, theirs = FakeContestant("ours"), FakeContestant("theirs")
     blocks = await compared(ours, theirs, repeat=2)
     assert [(block.repetition, block.workload, block.server) for block in blocks] == [
@@ -81,11 +81,11 @@ async def test_every_repetition_goes_round_and_begins_with_another(autojump_cloc
         (1, "uniform:32", "ours"),
     ]
     assert ours.numbers == theirs.numbers  # the same texts
-    assert len(set(ours.numbers)) == 4  # and never again
+    assert len(set(ours.numbers)) == 4  # new ones each time
     assert {block.trouble for block in blocks} == {""}
 
 
-async def test_who_is_too_slow_or_fails_altogether_is_not_asked_again(autojump_clock: MockClock) -> None:
+async def test_a_server_that_is_too_slow_or_fails_does_not_repeat_a_workload(autojump_clock: MockClock) -> None:
     slow, dead = FakeContestant("slow", seconds=60.0), FakeContestant("dead", error="dead")
     blocks = await compared(slow, dead)
     assert len(slow.numbers) == len(dead.numbers) == 2
@@ -93,7 +93,7 @@ async def test_who_is_too_slow_or_fails_altogether_is_not_asked_again(autojump_c
     assert troubles == {("slow", "not done in 10 s: 1 of 1 requests failed: timeout"), ("dead", "it died")}
 
 
-async def test_the_time_for_all_is_bounded(autojump_clock: MockClock) -> None:
+async def test_the_comparison_stops_at_its_time_limit(autojump_clock: MockClock) -> None:
     ours = FakeContestant("ours")
     with pytest.raises(OutOfTimeError, match="stopped after 3 s, in repetition 3 of 9"):
         await compared(ours, repeat=9, total=3.0)
@@ -110,7 +110,7 @@ def test_a_block_with_failures_does_not_count() -> None:
     assert figures["memory_bytes"] is None
 
 
-def test_workloads_by_name() -> None:
+def test_workloads_are_parsed_from_names() -> None:
     found = entries("single,uniform:8,uniform:32", BASE)
     assert [(entry.name, entry.settings.users) for entry in found] == [
         ("single", 1),
@@ -124,22 +124,22 @@ def test_workloads_by_name() -> None:
 @pytest.mark.parametrize(
     ("names", "error"),
     [
-        ("uniforms", "no workload is called uniforms"),
-        ("uniform:x", "not a number"),
-        ("uniform,uniform", "one twice"),
-        ("", "names none"),
+        ("uniforms", "unknown workload uniforms"),
+        ("uniform:x", "must be a number"),
+        ("uniform,uniform", "repeats a name"),
+        ("", "is empty"),
         ("single:3", "--users does not apply"),
         ("trace", "needs --trace"),
     ],
 )
-def test_workloads_that_cannot_be(names: str, error: str) -> None:
+def test_invalid_workloads_are_refused(names: str, error: str) -> None:
     with pytest.raises(BenchError, match=error):
         entries(names, BASE)
 
 
 @pytest.fixture
 def peers(tmp_path: Path) -> Path:
-    """What `make peers` leaves, as empty files."""
+    """The files that `make peers` builds, but empty."""
     for name in ("build/bin/llama-server", "venv/bin/python", "source/examples/server/server.py"):
         path = tmp_path / "peers" / name
         path.parent.mkdir(parents=True)
@@ -175,11 +175,11 @@ def common(peers: Path, extra: dict[str, tuple[str, ...]]) -> Common:
     )
 
 
-def test_servers_are_given_the_same(peers: Path) -> None:
-    asked = plan("llama-server", TUNED, "llama-cpp-python", "example-server", BARE, llama_server=("--mlock",))
-    given = common(peers, dict(asked.extra))
-    plain, tuned, python, example = specs_of(asked, given, TUNING[0])
-    assert [spec.name for spec in (plain, tuned, python, example)] == list(asked.servers[:-1])
+def test_servers_get_the_same_threads_and_context(peers: Path) -> None:
+    wanted = plan("llama-server", TUNED, "llama-cpp-python", "example-server", BARE, llama_server=("--mlock",))
+    given = common(peers, dict(wanted.extra))
+    plain, tuned, python, example = specs_of(wanted, given, TUNING[0])
+    assert [spec.name for spec in (plain, tuned, python, example)] == list(wanted.servers[:-1])
     text = " ".join(plain.command)
     assert text.endswith("-t 3 -np 32 -c 32768 --mlock")
     assert " ".join(tuned.command).endswith("-c 32768 -b 64 --kv-unified --cache-ram 8192")
@@ -193,14 +193,14 @@ def test_servers_are_given_the_same(peers: Path) -> None:
     assert len({spec.url for spec in (plain, tuned, python, example)}) == 4
 
 
-def test_given_flags_take_the_place_of_tuning(peers: Path) -> None:
-    asked = plan(TUNED, llama_server_tuned=("-b", "96"))
-    (tuned,) = specs_of(asked, common(peers, dict(asked.extra)))
+def test_given_flags_replace_the_tuning(peers: Path) -> None:
+    wanted = plan(TUNED, llama_server_tuned=("-b", "96"))
+    (tuned,) = specs_of(wanted, common(peers, dict(wanted.extra)))
     assert tuned.command[-2:] == ("-b", "96")
 
 
-def test_what_is_not_built_is_told(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="llama-server is not there: run `make peers` first"):
+def test_a_server_that_is_not_built_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="llama-server does not exist: run `make peers` first"):
         specs_of(plan("llama-server"), common(tmp_path, {}))
 
 
@@ -235,7 +235,7 @@ def test_the_command_writes_a_file_a_page_and_plots(fake_url: str, tmp_path: Pat
     assert (tmp_path / "again" / "report.html").read_bytes() == (out / "report.html").read_bytes()
 
 
-def test_a_page_tells_troubles_and_needs_no_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_shows_errors_and_works_without_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "find_spec", lambda _: None)
     good = Block("<ours>", "single", 0, {"tokens_per_s": 10.0, "memory_bytes": 2.0**20, "wall_s": 0.5})
     bad = replace(good, server="theirs", trouble="HTTP 500: <no>")
@@ -266,18 +266,18 @@ def vars_of(block: Block) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--servers", "nobody"], "no server is called nobody"),
-        (["--servers", ""], "names none"),
-        (["--servers", "cortex,cortex"], "one twice"),
-        (["--url", "http://127.0.0.1/v1"], "give NAME=VALUE"),
+        (["--servers", "nobody"], "unknown server nobody"),
+        (["--servers", ""], "is empty"),
+        (["--servers", "cortex,cortex"], "repeats a name"),
+        (["--url", "http://127.0.0.1/v1"], "use NAME=VALUE"),
         (["--url", "far=http://192.0.2.1/v1"], "--allow-remote"),
-        (["--workloads", "nothing"], "no workload is called nothing"),
+        (["--workloads", "nothing"], "unknown workload nothing"),
         (["--model", "/nowhere.gguf"], "/nowhere.gguf"),
         (["--workloads", "trace", "--trace", "/nowhere.csv"], "/nowhere.csv"),
         (["--out", "/dev/null/x"], "/dev/null"),
     ],
 )
-def test_what_cannot_be_compared_is_one_clear_line(arguments: list[str], error: str, tmp_path: Path) -> None:
+def test_invalid_settings_are_reported_in_one_line(arguments: list[str], error: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["compare", "--out", str(tmp_path / "out"), *arguments])
     assert result.exit_code == 2
     assert error in result.stderr
@@ -285,7 +285,7 @@ def test_what_cannot_be_compared_is_one_clear_line(arguments: list[str], error: 
     assert result.stdout == ""
 
 
-def test_a_file_that_is_no_comparison(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_comparison_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     result = CliRunner().invoke(app, ["page", str(tmp_path / "x.json")])
     assert result.exit_code == 2
@@ -293,12 +293,12 @@ def test_a_file_that_is_no_comparison(tmp_path: Path) -> None:
 
 
 def test_a_variant_is_cortex_with_other_flags(peers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a home of its own, as it runs beside the others."""
+    """It also has its own home, because it runs beside the others."""
     monkeypatch.setattr(sys, "executable", str(peers / "python"))
     (peers / "cortex").touch()
     flags = ("--kv-layout", "pool")
-    asked = replace(plan("cortex", "pooled"), variants={"pooled": flags})
-    plain, pooled = specs_of(asked, common(peers, {}))
+    wanted = replace(plan("cortex", "pooled"), variants={"pooled": flags})
+    plain, pooled = specs_of(wanted, common(peers, {}))
     assert [spec.name for spec in (plain, pooled)] == ["cortex", "pooled"]
     assert pooled.command[-2:] == flags
     assert flags[0] not in plain.command

@@ -1,4 +1,4 @@
-"""The API's own limit is measured with a real server, a real wire and a model that is a clock."""
+"""The benchmark of the API process, with a real server, a real wire and a clock in place of a model."""
 
 import time
 from pathlib import Path
@@ -30,10 +30,10 @@ def test_every_token_of_every_stream_is_counted(tmp_path: Path, monkeypatch: pyt
     for repetition in [*kept["repetitions"], kept["median"]]:
         assert 0 < repetition["tokens_per_s"] < 400
         assert repetition["api_cpu_us_per_token"] > 0
-        assert 0.5 < repetition["tokens_per_read"] <= 20  # the ends of streams are read without a token
+        assert 0.5 < repetition["tokens_per_read"] <= 20  # some reads at the end of a stream have no token
 
 
-def test_a_step_takes_its_time_and_says_ordinary_tokens() -> None:
+def test_a_step_takes_its_time_and_samples_ordinary_tokens() -> None:
     started = time.perf_counter()
     runner = PacedRunner(0.02)
     chunks = [Chunk(Sequence(Submit(n, [1, 2], 5, SamplingParams()), n), 0, 2, samples=n != 1) for n in range(3)]
@@ -44,7 +44,7 @@ def test_a_step_takes_its_time_and_says_ordinary_tokens() -> None:
         assert {token for tokens in result.tokens for token in tokens} <= set(TOKENS)
 
 
-def test_a_gap_is_between_two_pieces_of_one_stream() -> None:
+def test_figures_of_a_repetition() -> None:
     run = Fanout(num_tokens=40, seconds=2.0, num_reads=10, gaps=[0.1] * 98 + [0.2, 0.9], api_cpu_s=0.004)
     measures = run.measures()
     assert measures["tokens_per_s"] == 20
@@ -54,7 +54,7 @@ def test_a_gap_is_between_two_pieces_of_one_stream() -> None:
     assert measures["api_cpu_us_per_token"] == pytest.approx(100)
 
 
-async def test_only_a_server_that_was_started_can_be_measured(tmp_path: Path) -> None:
+async def test_a_server_that_does_not_run_cannot_be_measured(tmp_path: Path) -> None:
     server = Server(Spec(name="none", url="http://127.0.0.1:9/v1"), tmp_path / "log")
     with pytest.raises(BenchError, match="none does not run"):
         await measure(server, 9, streams=1, output_tokens=1)

@@ -1,4 +1,4 @@
-"""How workloads are played, in virtual time, against a chat that takes as long as it is told to."""
+"""How workloads are played, in virtual time, against a chat of given durations."""
 
 from pathlib import Path
 from random import Random
@@ -18,7 +18,7 @@ def single(at: float = 0.0) -> Session:
     return Session((Turn(({"role": "user", "content": "hello"},), 2),), at)
 
 
-async def test_a_closed_loop_keeps_its_users_busy_and_never_has_more(autojump_clock: MockClock) -> None:
+async def test_a_closed_loop_keeps_exactly_its_users_busy(autojump_clock: MockClock) -> None:
     chat = FakeChat(first=1.0, gap=0.5)  # 2 s for each
     records = await closed_loop([single() for _ in range(10)], 3, chat)
     assert len(records) == 10
@@ -26,7 +26,7 @@ async def test_a_closed_loop_keeps_its_users_busy_and_never_has_more(autojump_cl
     assert [start - chat.starts[0] for start in chat.starts] == [0.0] * 3 + [2.0] * 3 + [4.0] * 3 + [6.0]
 
 
-async def test_an_open_loop_waits_for_nobody(autojump_clock: MockClock) -> None:
+async def test_an_open_loop_starts_sessions_when_they_are_due(autojump_clock: MockClock) -> None:
     chat = FakeChat(first=100.0)
     records, late = await open_loop([single(at) for at in (0.0, 0.5, 0.5, 3.0)], chat)
     assert len(records) == 4
@@ -54,17 +54,17 @@ async def test_a_conversation_ends_with_its_first_error(autojump_clock: MockCloc
     assert [record.error for record in records] == [None, None, "refused", "refused"]
 
 
-async def test_a_burst_is_one_alone_and_then_all_at_once(autojump_clock: MockClock) -> None:
+async def test_a_burst_is_one_request_alone_and_then_all_at_once(autojump_clock: MockClock) -> None:
     chat = FakeChat(first=3.0, gap=0.5)
     settings = resolve(Settings(workload="burst", output_tokens=4))
     repetition = await load.burst(settings, Random(0), chat)
     assert chat.starts[0] == 0.0
-    assert chat.starts[1:] == [6.0] * 16  # 5 s alone, 1 s of quiet
+    assert chat.starts[1:] == [6.0] * 16  # 5 s alone, then a pause of 1 s
     assert chat.peak == 16
     assert repetition.measures == {"alone_wall_s": 5.0, "wall_ratio": 1.0}
     assert (len(repetition.records), [record.role for record in repetition.aside]) == (16, ["alone"])
     texts = [ask.messages[0]["content"] for ask in chat.asks]
-    assert len(set(texts)) == 2  # the 16 share theirs, and the one alone had not warmed it
+    assert len(set(texts)) == 2  # the 16 share theirs, and the request alone did not cache it
     assert texts[0] != texts[1]
 
 
@@ -75,7 +75,7 @@ async def test_a_burst_that_partly_failed_has_no_ratio(autojump_clock: MockClock
     assert (await load.burst(settings, Random(0), chat)).measures["wall_ratio"] is None
 
 
-async def test_structured_is_free_streams_and_then_bound_ones(autojump_clock: MockClock) -> None:
+async def test_structured_plays_free_streams_and_then_constrained_ones(autojump_clock: MockClock) -> None:
     chat = FakeChat(first=1.0, gap=0.5)
     settings = resolve(Settings(workload="structured", output_tokens=4))
     repetition = await load.structured(settings, Random(0), chat)
@@ -88,18 +88,18 @@ async def test_structured_is_free_streams_and_then_bound_ones(autojump_clock: Mo
     assert not any(ask.fields for ask in chat.asks[:16])
 
 
-async def test_interference(autojump_clock: MockClock) -> None:
+async def test_interference_plays_a_long_prompt_alone_and_then_beside_streams(autojump_clock: MockClock) -> None:
     chat = FakeChat(first=1.0, gap=0.25)
     settings = resolve(Settings(workload="interference", output_tokens=2))
     repetition = await load.interference(settings, Random(0), chat)
     roles = [ask.role for ask in chat.asks]
     assert roles == ["idle", *["stream"] * 6, "long"]
-    # Idle 0..1.5, quiet to 2.5, streams flow with their fourth chunk at 4.25.
+    # The prompt alone: 0 to 1.5. Pause: to 2.5. The fourth chunk of the streams: 4.25.
     assert chat.starts == pytest.approx([0.0, *[2.5] * 6, 4.25])
     *streams, long = repetition.records
     assert long.role == "long"
     assert all(stream.aborted for stream in streams)
-    assert {stream.end for stream in streams} == {long.end}  # closed as soon as the long one has ended
+    assert {stream.end for stream in streams} == {long.end}  # closed when the long request ends
     assert repetition.measures["gap_s"] == pytest.approx(0.25)
     assert repetition.measures["ttft_ratio"] == pytest.approx(1.0)
     assert repetition.measures["streams_ended_early"] == 0.0
@@ -122,8 +122,10 @@ async def test_interference_does_not_wait_for_streams_that_never_flow(
 @pytest.mark.parametrize(
     "workload", ["single", "uniform", "shared", "burst", "interference", "multiturn", "structured"]
 )
-async def test_no_two_repetitions_or_runs_say_the_same(autojump_clock: MockClock, workload: workloads.Workload) -> None:
-    async def said(*, times: int, seed: int = 0, salt: int = 0) -> set[str]:
+async def test_no_two_repetitions_or_runs_send_the_same_texts(
+    autojump_clock: MockClock, workload: workloads.Workload
+) -> None:
+    async def texts(*, times: int, seed: int = 0, salt: int = 0) -> set[str]:
         chat = FakeChat()
         repetitions = await repeat(
             resolve(Settings(workload=workload)), chat, times=times, seed=seed, salt=salt, time_limit=60
@@ -131,11 +133,11 @@ async def test_no_two_repetitions_or_runs_say_the_same(autojump_clock: MockClock
         assert len(repetitions) == times
         return {ask.messages[0]["content"] for ask in chat.asks}
 
-    once = await said(times=1)
-    assert await said(times=1) == once
-    assert once < await said(times=2)
-    assert not once & await said(times=1, salt=1)
-    assert not once & await said(times=1, seed=1)
+    once = await texts(times=1)
+    assert await texts(times=1) == once
+    assert once < await texts(times=2)
+    assert not once & await texts(times=1, salt=1)
+    assert not once & await texts(times=1, seed=1)
 
 
 async def test_a_trace_that_is_longer_than_the_time_limit_is_refused(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Servers as processes: a small command that answers, dies, or will not go."""
+"""Servers as processes: a small command that answers, exits, or ignores SIGTERM."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ def spec(*how: str, name: str = "fake") -> Spec:
     return Spec(name=name, url=f"http://127.0.0.1:{port}/v1", command=(sys.executable, str(FAKE), str(port), *how))
 
 
-async def test_a_server_is_started_watched_and_stopped_with_its_children(tmp_path: Path) -> None:
+async def test_a_server_is_measured_and_stopped_with_its_children(tmp_path: Path) -> None:
     server = Server(spec("parent", str(tmp_path / "pid")), tmp_path / "log")
     await server.start()
     child = int((tmp_path / "pid").read_text())
@@ -48,28 +48,28 @@ async def test_a_server_can_be_started_again(tmp_path: Path) -> None:
     await server.stop()
 
 
-async def test_a_server_that_ends_says_what_it_logged_last(tmp_path: Path) -> None:
+async def test_the_error_of_a_server_that_exits_has_its_last_log_line(tmp_path: Path) -> None:
     server = Server(spec("dies", name="poor"), tmp_path / "log")
-    with pytest.raises(BenchError, match="poor ended with exit code 3; it logged last: no memory left"):
+    with pytest.raises(BenchError, match="poor ended with exit code 3; last log line: no memory left"):
         await server.start()
     assert not server.alive
 
 
-async def test_a_command_that_is_not_there(tmp_path: Path) -> None:
+async def test_a_command_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     server = Server(Spec(name="none", url="http://127.0.0.1:9/v1", command=("/nowhere/server",)), tmp_path / "log")
     with pytest.raises(BenchError, match="cannot start none"):
         await server.start()
 
 
-async def test_who_does_not_answer_in_time(
+async def test_a_server_that_does_not_answer_in_time_is_an_error(
     tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mock_clock.rate = 1.0
-    num_asked = 0
+    num_calls = 0
 
     async def ask(http: AsyncClient, url: str) -> str:
-        nonlocal num_asked
-        num_asked += 1
+        nonlocal num_calls
+        num_calls += 1
         try:
             return await first_model(http, url)
         finally:
@@ -77,12 +77,12 @@ async def test_who_does_not_answer_in_time(
 
     monkeypatch.setattr(servers, "first_model", ask)
     server = Server(Spec(name="silent", url=f"http://127.0.0.1:{free_port()}/v1"), tmp_path / "log")
-    with pytest.raises(BenchError, match="silent does not answer: cannot ask"):
+    with pytest.raises(BenchError, match="silent does not answer: cannot read"):
         await server.start(2.5 * SECONDS)
-    assert num_asked == 3
+    assert num_calls == 3
 
 
-async def test_a_server_that_will_not_go_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "STOP_SECONDS", 0.1)
     server = Server(spec("stays"), tmp_path / "log")
     await server.start()
@@ -90,7 +90,7 @@ async def test_a_server_that_will_not_go_is_killed(tmp_path: Path, monkeypatch: 
     assert not server.alive
 
 
-async def test_the_users_own_settings_do_not_reach_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_does_not_get_the_users_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_ARG_BATCH", "1")
     monkeypatch.setenv("CORTEX_PORT", "1")
     server = Server(spec(), tmp_path / "log")
@@ -100,17 +100,17 @@ async def test_the_users_own_settings_do_not_reach_a_server(tmp_path: Path, monk
 
 
 async def test_a_signal_stops_the_servers_and_not_the_program(tmp_path: Path) -> None:
-    said: list[str] = []
-    async with until_signal(said.append) as scope, running([spec(), spec("dies")], tmp_path, said.append) as started:
+    lines: list[str] = []
+    async with until_signal(lines.append) as scope, running([spec(), spec("dies")], tmp_path, lines.append) as started:
         assert [server.alive for server in started] == [True, False]
         os.kill(os.getpid(), 15)
         await trio.sleep(SECONDS)
     assert scope.cancelled_caught
     assert not started[0].alive
-    assert said[-1] == "SIGTERM: stopping the servers"
+    assert lines[-1] == "SIGTERM: stopping the servers"
 
 
-async def test_an_error_is_handed_on_as_it_is(tmp_path: Path) -> None:
+async def test_an_error_is_raised_without_a_group(tmp_path: Path) -> None:
     async def fail() -> None:
         async with until_signal(print), running([spec()], tmp_path, lambda _: None) as started:
             servers_started.extend(started)

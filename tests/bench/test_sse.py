@@ -1,4 +1,4 @@
-"""The event stream's framing, read from bytes that were cut anywhere."""
+"""Events are decoded from bytes that are cut anywhere."""
 
 from collections.abc import Sequence
 
@@ -29,17 +29,17 @@ def test_a_read_may_end_anywhere() -> None:
     assert decode([bytes([byte]) for byte in whole]) == EVENTS
 
 
-def test_an_event_comes_out_with_the_read_that_completes_it() -> None:
+def test_an_event_is_returned_with_the_read_that_completes_it() -> None:
     decoder = SSEDecoder()
     assert list(decoder.feed(b"data: a\n\ndata: b\n")) == [b"a"]
     assert list(decoder.feed(b"\n")) == [b"b"]
 
 
-def test_an_event_that_was_cut_off_is_none() -> None:
+def test_an_incomplete_event_is_not_returned() -> None:
     assert decode([b"data: a\n\ndata: half\n"]) == [b"a"]
 
 
-def test_an_event_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 100)
     with pytest.raises(ValueError, match="larger than 100 bytes"):
         decode([b"data: ", b"x" * 60, b"y" * 60])

@@ -1,4 +1,4 @@
-"""The arithmetic of the figures, on records made by hand."""
+"""The arithmetic of the figures, on hand-made records."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_a_summary_of_two_requests() -> None:
     assert (summary.e2e_p50_s, summary.e2e_p99_s) == pytest.approx((3.0, 3.0))
 
 
-def test_failed_requests_are_counted_and_else_left_out() -> None:
+def test_failed_requests_count_as_errors_only() -> None:
     summary = summarize(
         [
             record(1.0, 2.0, start=0.0, end=2.0, prompt=10, tokens=2),
@@ -35,7 +35,7 @@ def test_failed_requests_are_counted_and_else_left_out() -> None:
     )
     assert (summary.requests, summary.errors) == (2, 1)
     assert summary.completion_tokens == 2
-    assert summary.wall_s == 10.0  # the time passed all the same
+    assert summary.wall_s == 10.0  # includes the failed request
     assert summary.tokens_per_s == 0.2
     assert summary.requests_per_s == 0.1
     assert summary.ttft_p99_s == 1.0
@@ -56,7 +56,7 @@ def test_an_aborted_stream_has_tokens_and_gaps_but_no_end() -> None:
     assert summary.requests_per_s == 0.125
 
 
-def test_what_cannot_be_said_is_none() -> None:
+def test_a_figure_without_values_is_none() -> None:
     summary = summarize([record(start=1.0, end=2.0, error="ConnectError")])
     assert summary.ttft_p50_s is None
     assert summary.itl_max_s is None
@@ -67,7 +67,7 @@ def test_what_cannot_be_said_is_none() -> None:
     assert percentiles([]) == (None, None, None)
 
 
-def test_the_longest_gap_is_one_that_overlaps_the_window() -> None:
+def test_the_longest_gap_overlaps_the_window() -> None:
     # Window 10..20. A gap of 6 ends before it, one of 5 begins after it, one of 4 reaches into it.
     stream = record(1.0, 7.0, 8.0, 12.0, 15.0, 17.0, 19.0, 20.5, 25.5)
     assert longest_gap([stream], 10.0, 20.0) == 4.0
@@ -76,7 +76,7 @@ def test_the_longest_gap_is_one_that_overlaps_the_window() -> None:
     assert longest_gap([record(1.0, 2.0)], 10.0, 20.0) is None
 
 
-def test_a_stream_that_was_cut_off_paused_until_then() -> None:
+def test_a_stream_that_was_cut_off_pauses_until_its_end() -> None:
     assert longest_gap([record(9.0, 11.0, end=18.0, aborted=True)], 10.0, 20.0) == 7.0
     assert longest_gap([record(9.0, 11.0, end=19.0, error="timeout")], 10.0, 20.0) == 8.0
     assert longest_gap([record(9.0, 11.0, end=18.0)], 10.0, 20.0) == 2.0
@@ -85,7 +85,7 @@ def test_a_stream_that_was_cut_off_paused_until_then() -> None:
 def test_interference_against_the_idle_server() -> None:
     streams = [
         record(9.0, 9.5, 12.5, 14.0, 16.0, end=16.5, aborted=True),
-        record(9.0, 9.5, 10.0, end=10.1),  # came to its end inside the window
+        record(9.0, 9.5, 10.0, end=10.1),  # ended inside the window
     ]
     long = record(15.0, 16.0, start=10.0, role="long")
     idle = record(4.0, 4.5, start=0.0, role="idle")
@@ -99,7 +99,7 @@ def test_interference_against_the_idle_server() -> None:
     }
 
 
-def test_a_long_prompt_that_was_refused_says_nothing_about_gaps() -> None:
+def test_a_long_prompt_that_was_refused_gives_no_gap() -> None:
     measures = interference_measures(
         [record(1.0, 9.0, end=9.0, aborted=True)], record(start=2.0, error="too long"), record(1.0)
     )
@@ -109,7 +109,7 @@ def test_a_long_prompt_that_was_refused_says_nothing_about_gaps() -> None:
     assert measures["idle_ttft_s"] == 1.0
 
 
-def test_figures_across_repetitions_pass_over_what_was_not_said() -> None:
+def test_figures_across_repetitions_skip_missing_values() -> None:
     rows: list[Measures] = [{"a": 3.0, "b": None}, {"a": None, "b": None}, {"a": 5.0, "b": None}]
     assert across(rows, min) == {"a": 3.0, "b": None}
     assert across(rows, max) == {"a": 5.0, "b": None}

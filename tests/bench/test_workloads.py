@@ -1,4 +1,4 @@
-"""What the workloads are going to say, and when."""
+"""The messages of the workloads, and when they are due."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_shared_requests_share_the_system_prompt_only() -> None:
     assert [message["role"] for message in sessions[0].turns[0].messages] == ["system", "user"]
 
 
-def test_conversations() -> None:
+def test_conversations_have_the_set_number_of_turns() -> None:
     settings = resolve(Settings(workload="multiturn", users=3, turns=4, requests=10))
     sessions = workloads.multiturn(settings, Random(0))
     assert [len(session.turns) for session in sessions] == [4, 4, 2]
@@ -69,7 +69,7 @@ def test_conversations() -> None:
     assert len({first_words(session) for session in sessions}) == 3
 
 
-def test_agents_have_the_system_prompt_in_common() -> None:
+def test_agents_share_the_system_prompt() -> None:
     agents = workloads.agents(resolve(Settings(workload="agents")), Random(0))
     assert [len(session.turns) for session in agents] == [6] * 8
     assert len({first_words(session) for session in agents}) == 1
@@ -80,18 +80,18 @@ def test_agents_have_the_system_prompt_in_common() -> None:
 
 
 @pytest.mark.parametrize("workload", ["single", "uniform", "shared", "burst", "multiturn", "agents"])
-async def test_sessions_are_what_is_played(autojump_clock: MockClock, workload: workloads.Workload) -> None:
+async def test_sessions_match_the_played_workload(autojump_clock: MockClock, workload: workloads.Workload) -> None:
     settings = resolve(Settings(workload=workload))
     chat = FakeChat()
     repetition = await once(settings, Random(0), chat)
-    said, users = workloads.sessions(settings, Random(0))
-    assert sum(len(session.turns) for session in said) == len(repetition.records)
+    scripts, users = workloads.sessions(settings, Random(0))
+    assert sum(len(session.turns) for session in scripts) == len(repetition.records)
     assert chat.peak == users
     firsts = {ask.messages[-1]["content"] for ask in chat.asks}
-    assert {session.turns[0].messages[-1]["content"] for session in said} <= firsts
+    assert {session.turns[0].messages[-1]["content"] for session in scripts} <= firsts
 
 
-def test_there_is_no_bare_loop_for_interference() -> None:
+def test_interference_has_no_bare_loop() -> None:
     with pytest.raises(BenchError, match="no bare loop"):
         workloads.sessions(resolve(Settings(workload="interference")), Random(0))
 
@@ -107,11 +107,11 @@ def test_there_is_no_bare_loop_for_interference() -> None:
         (Settings(workload="trace", trace=Path("x"), max_context=900), 900),
     ],
 )
-def test_the_longest_request(settings: Settings, tokens: int) -> None:
+def test_the_length_of_the_longest_request(settings: Settings, tokens: int) -> None:
     assert longest(resolve(settings)) == tokens
 
 
-def test_a_trace_is_read_in_order_of_arrival(tmp_path: Path) -> None:
+def test_rows_of_a_trace_are_sorted_by_arrival(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     path.write_text(ROWS)
     rows = [(0.0, 374, 44), (2.0, 10, 0), (4.3, 5000, 109), (60.0, 100, 10)]
@@ -126,14 +126,14 @@ def test_a_trace_is_scaled_in_time_and_capped_in_length(tmp_path: Path) -> None:
     sessions = workloads.trace(settings, Random(0))
     assert [session.at for session in sessions] == pytest.approx([0.0, 0.2, 0.43, 6.0])
     assert [session.turns[0].max_tokens for session in sessions] == [44, 1, 100, 10]
-    # 30 of the tokens are the template's, and a prompt has one word at least.
+    # The template has 30 of the tokens, and a prompt has at least one word.
     assert [len(first_words(session).split()) for session in sessions] == [344, 1, 370, 70]
 
 
 @pytest.mark.parametrize(
     "text", ["", "TIMESTAMP,ContextTokens,GeneratedTokens\n", "TIMESTAMP,ContextTokens\nnow,1\n", "a,b\n1,2\n"]
 )
-def test_a_trace_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+def test_a_trace_that_cannot_be_read_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "trace.csv"
     with pytest.raises(BenchError, match=r"trace\.csv"):
         read_trace(path, 10)
@@ -143,7 +143,7 @@ def test_a_trace_that_cannot_be_read(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "users", "requests"),
+    ("given", "users", "requests"),
     [
         (Settings(workload="single"), 1, 4),
         (Settings(workload="agents"), 8, 48),
@@ -155,14 +155,14 @@ def test_a_trace_that_cannot_be_read(tmp_path: Path, text: str) -> None:
         (Settings(workload="burst", users=5), 5, 16),
     ],
 )
-def test_defaults(asked: Settings, users: int, requests: int) -> None:
-    settings = resolve(asked)
+def test_default_users_and_requests(given: Settings, users: int, requests: int) -> None:
+    settings = resolve(given)
     assert (settings.users, settings.requests) == (users, requests)
-    assert resolve(replace(asked, prompt_tokens=50, output_tokens=5)).output_tokens == 5
+    assert resolve(replace(given, prompt_tokens=50, output_tokens=5)).output_tokens == 5
 
 
 @pytest.mark.parametrize(
-    ("asked", "error"),
+    ("given", "error"),
     [
         (Settings(workload="single", users=3), "--users does not apply"),
         (Settings(workload="burst", requests=3), "--requests does not apply"),
@@ -172,6 +172,6 @@ def test_defaults(asked: Settings, users: int, requests: int) -> None:
         (Settings(workload="trace", trace=Path("x"), max_context=100, max_output=90), "no room"),
     ],
 )
-def test_settings_that_contradict_the_workload(asked: Settings, error: str) -> None:
+def test_settings_that_do_not_fit_the_workload_are_refused(given: Settings, error: str) -> None:
     with pytest.raises(BenchError, match=error):
-        resolve(asked)
+        resolve(given)
