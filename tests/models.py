@@ -1,4 +1,4 @@
-"""Small models of random weights, for kinds of memory and of attention that the embedded model does not have."""
+"""Small models with random weights, for kinds of memory and attention that the embedded model lacks."""
 
 import string
 from pathlib import Path
@@ -18,11 +18,11 @@ BERT_TOKENS = (
     *(f"\u2581{letter}" for letter in string.ascii_lowercase if letter != "z"),
     *(letter for letter in string.ascii_lowercase if letter != "z"),
 )
-"""A WordPiece vocabulary: any word can be spelled that has no z in it."""
+"""A WordPiece vocabulary that can encode every word without a z."""
 
 
 def write_float16(path: Path, source: str) -> None:
-    """The model of another file with its weights as float16, so that what goes into a product is not quantized."""
+    """Writes the model of `source` with float16 weights, so that the inputs of products are not quantized."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(path, "llama")
     for name, field in reader.fields.items():
@@ -36,9 +36,9 @@ def write_float16(path: Path, source: str) -> None:
 
 
 def write_mamba(path: Path, vocabulary: str, vocabulary_kind: str = "gpt2") -> None:
-    """A recurrent model (Gu and Dao, Mamba, 2023) with the vocabulary of another model's file.
+    """Writes a recurrent model (Gu and Dao, Mamba, 2023) with the vocabulary of the model file `vocabulary`.
 
-    Its tokens are taken for those of another kind, if that is said.
+    `vocabulary_kind` is the tokenizer type that the file declares.
     """
     random = np.random.default_rng(1)
     writer = gguf.GGUFWriter(path, "mamba")
@@ -77,9 +77,10 @@ def write_mamba(path: Path, vocabulary: str, vocabulary_kind: str = "gpt2") -> N
 
 
 def write_bert(path: Path, pooling: gguf.PoolingType | None, *, special: bool = True) -> None:
-    """An encoder (Devlin et al., BERT, 2018) with a vocabulary of its own; `pooling` is what the file names, if any.
+    """Writes an encoder (Devlin et al., BERT, 2018) with its own vocabulary.
 
-    Without `special`, the file does not say which tokens begin and end a text.
+    Without `pooling`, the file names no pooling type. Without `special`, it does not declare the tokens that begin and
+    end a text.
     """
     random = np.random.default_rng(2)
     writer = gguf.GGUFWriter(path, "bert")
@@ -124,7 +125,10 @@ def write_bert(path: Path, pooling: gguf.PoolingType | None, *, special: bool = 
 
 
 def write_t5_encoder(path: Path, vocabulary: str) -> None:
-    """An encoder that llama.cpp reads its own way (Raffel et al., T5, 2020), with the vocabulary of another model."""
+    """Writes a T5 encoder (Raffel et al., 2020), which llama.cpp runs with `llama_encode`.
+
+    It has the vocabulary of the model file `vocabulary`.
+    """
     random = np.random.default_rng(3)
     writer = gguf.GGUFWriter(path, "t5encoder")
     num_tokens = _copy_vocabulary(gguf.GGUFReader(vocabulary), writer)

@@ -1,4 +1,4 @@
-"""A plugin of pytest's (`-p tests.without_llama`) with which llama.cpp cannot be imported, by subprocesses neither."""
+"""A pytest plugin (`-p tests.without_llama`): imports of llama.cpp fail, also in subprocesses."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ _FOLDER = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    assert "llama_cpp" not in sys.modules, "imported before it could be hidden"
+    assert "llama_cpp" not in sys.modules, "llama_cpp was imported before the plugin could hide it"
     sys.modules["llama_cpp"] = None  # type: ignore[assignment]  # import then raises ModuleNotFoundError
     folder = tempfile.TemporaryDirectory(prefix="without-llama-")
     config.stash[_FOLDER] = folder

@@ -1,1 +1,1 @@
-"""Well-known clients against a real server: `make clients`."""
+"""Well-known clients with a real server: `make clients`."""

@@ -1,6 +1,6 @@
 """Starts a server and lets each client complete a streamed chat: `python tests/clients/run.py PATH-OF-CORTEX`.
 
-It is run by the Python that the clients are installed for. Ends with 1 if any of them failed.
+Run it with the Python of the environment that has the clients. Exits with 1 if a client failed.
 """
 
 import os
@@ -24,7 +24,7 @@ QUESTION = "Count from one to ten in words."
 
 @contextmanager
 def server(cortex: str, home: Path) -> Iterator[str]:
-    """The base URL of a server of its own."""
+    """Starts a server and stops it at the end. Yields its base URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,14 +52,14 @@ def is_ready(port: int) -> bool:
 
 
 def commands(url: str) -> dict[str, list[str]]:
-    """What to run for each client. The scripts print a line for each piece; the commands just the text."""
+    """The command of each client. Python scripts print a line for each piece; other commands print only the text."""
     return {
         "openai (sync and async)": [sys.executable, str(HERE / "openai_chat.py")],
         "LiteLLM": [sys.executable, str(HERE / "litellm_chat.py")],
         "langchain-openai": [sys.executable, str(HERE / "langchain_chat.py")],
         "llm": [str(BIN / "llm"), "-m", "cortex", "-o", "max_tokens", "16", QUESTION],
         "openai command": [
-            *(str(BIN / "openai"), "--api-base", f"{url}/", "--api-key", "none"),  # it joins paths itself
+            *(str(BIN / "openai"), "--api-base", f"{url}/", "--api-key", "none"),  # it appends paths to the URL
             *("api", "chat.completions.create", "--stream", "-m", MODEL, "-M", "16", "-g", "user", QUESTION),
         ],
     }
@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def succeeds(name: str, command: list[str], environment: dict[str, str]) -> bool:
-    """Whether text came, from the scripts in several pieces; says so."""
+    """Whether the client printed text (a script: at least 5 pieces). Prints the result."""
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
