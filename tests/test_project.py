@@ -1,8 +1,9 @@
-"""The files around the code: metadata, licence, changelog, wheel, container image."""
+"""The files around the code: metadata, licence, changelog, wheel, container image, shell completion."""
 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from datetime import date
 from email.parser import Parser
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
 
+from api.command import completion
 from api.flags import DEFAULT_PORT
 
 ROOT: Final = Path(__file__).parents[1]
@@ -231,3 +234,146 @@ def test_the_wheel_has_the_licence_and_the_metadata(wheel: zipfile.ZipFile) -> N
     assert metadata["Version"] == PROJECT["version"]
     assert metadata["License-Expression"] == "Apache-2.0"
     assert wheel.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+
+
+# -- shell completion --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The environment of a shell with a `cortex` command and a folder of models."""
+    for name in ("llama3.2/1b", "llama3.2/3b", "owner/small"):
+        folder = tmp_path / "home" / "models" / name
+        folder.mkdir(parents=True)
+        (folder / "model.gguf").write_text("completion does not read it")
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "cortex"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m api "$@"\n')
+    command.chmod(0o755)
+    path = os.pathsep.join([str(command.parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "CORTEX_HOME": str(tmp_path / "home")}
+
+
+def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
+
+
+def completions(environment: dict[str, str], *words: str) -> list[str]:
+    """The completions of the last word, by the variables that bash sets."""
+    asked = {"_CORTEX_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    done = run(environment | asked, "cortex")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+def test_bash_completes_subcommands(environment: dict[str, str]) -> None:
+    assert completions(environment, "cortex", "s") == ["serve", "stop"]
+    assert completions(environment, "cortex", "models", "") == ["list", "get", "remove", "import"]
+
+
+def test_bash_completes_flags_and_their_values(environment: dict[str, str]) -> None:
+    assert completions(environment, "cortex", "run", "--kv-l") == ["--kv-layout"]
+    assert completions(environment, "cortex", "run", "--kv-layout", "") == ["auto", "pool", "lanes"]
+    assert completions(environment, "cortex", "serve", "--kv-layout", "p") == ["pool"]
+    assert completions(environment, "cortex", "serve", "--kv-layout", "=", "p") == ["pool"]
+
+
+def test_bash_completes_models_on_disk(environment: dict[str, str]) -> None:
+    assert completions(environment, "cortex", "run", "sm") == [MODEL]
+    assert completions(environment, "cortex", "run", "ll") == ["llama3.2:1b", "llama3.2:3b"]
+    assert completions(environment, "cortex", "run", "x") == []
+
+
+@pytest.mark.parametrize("command", ["serve", "tune", "models get", "models remove"])
+def test_bash_completes_models_on_disk_for_each_command(environment: dict[str, str], command: str) -> None:
+    assert completions(environment, "cortex", *command.split(), "o") == ["owner:small"]
+
+
+def test_bash_completes_the_rest_of_a_name_behind_its_colon(environment: dict[str, str]) -> None:
+    assert completions(environment, "cortex", "run", "llama3.2", ":") == ["1b", "3b"]
+    assert completions(environment, "cortex", "run", "--kv-layout", "=", "pool", "llama3.2", ":", "3") == ["3b"]
+
+
+def test_stop_completes_the_models_that_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    health = SimpleNamespace(models=[SimpleNamespace(model=name) for name in ("llama3.2:1b", MODEL)])
+    monkeypatch.setattr(completion, "read_record", lambda: "a record")
+    monkeypatch.setattr(completion, "ask_health", lambda record, timeout: health)
+    assert completion.served_models("s") == [MODEL]
+    monkeypatch.setattr(completion, "ask_health", lambda record, timeout: None)
+    assert completion.served_models("s") == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script_of_each_shell_is_printed(environment: dict[str, str], shell: str) -> None:
+    done = run(environment, "cortex", "--show-completion", shell)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"_CORTEX_COMPLETE=complete_{shell}" in done.stdout
+
+
+def test_a_shell_without_completion_is_refused(environment: dict[str, str]) -> None:
+    done = run(environment, "cortex", "--show-completion", "tcsh")
+    assert done.returncode == 2
+    assert "tcsh" in done.stderr
+
+
+def test_completion_is_installed_for_a_shell(environment: dict[str, str], tmp_path: Path) -> None:
+    done = run(environment | {"HOME": str(tmp_path)}, "cortex", "--install-completion", "bash")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / ".bash_completions" / "cortex.sh").is_file()
+
+
+def test_bash_runs_the_script(environment: dict[str, str]) -> None:
+    script = """
+        eval "$(cortex --show-completion bash)"
+        complete_words() {
+            COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+            _cortex_completion cortex
+            echo "${COMPREPLY[*]}"
+        }
+        complete_words cortex ser
+        complete_words cortex run smollm2 : 1
+        complete_words cortex run --kv-layout = l
+        complete_words cortex run nothing-like-it
+    """
+    done = run(environment, str(program("bash")), "--norc", "-c", script)
+    assert done.stdout.splitlines() == ["serve", "135m", "lanes", ""]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"_CORTEX_COMPLETE": "complete_bash"},
+        {"_CORTEX_COMPLETE": "complete_bash", "COMP_WORDS": "cortex run ", "COMP_CWORD": "many"},
+        {"_CORTEX_COMPLETE": "complete_bash", "COMP_WORDS": "cortex run '", "COMP_CWORD": "2"},
+        {"_CORTEX_COMPLETE": "complete_tcsh"},
+        {"_CORTEX_COMPLETE": "nonsense"},
+    ],
+)
+def test_completion_that_fails_prints_nothing(environment: dict[str, str], variables: dict[str, str]) -> None:
+    done = run(environment | variables, "cortex")
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_completion_with_models_that_cannot_be_listed_prints_nothing(environment: dict[str, str]) -> None:
+    home = Path(environment["CORTEX_HOME"])
+    (home / "models" / "llama3.2" / "1b" / "model.gguf").unlink()
+    (home / "models" / "llama3.2" / "1b" / ".name").mkdir()
+    (home / "server.json").write_text("this is not a record")
+    assert completions(environment, "cortex", "stop", "") == []
+    assert completions(environment, "cortex", "run", "llama3.2:1") == []
+
+
+def test_completion_loads_neither_the_server_nor_the_engine(environment: dict[str, str]) -> None:
+    code = """
+import sys
+from api.command.cli import main
+try:
+    main()
+finally:
+    heavy = {"numpy", "quart", "trio", "hypercorn", "httpx", "huggingface_hub", "llama_cpp", "jinja2", "api.protocols"}
+    print(sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+    asked = {"_CORTEX_COMPLETE": "complete_bash", "COMP_WORDS": "cortex run sm", "COMP_CWORD": "2"}
+    done = run(environment | asked, sys.executable, "-c", code)
+    assert (done.stdout.split(), done.stderr.strip()) == ([MODEL], "[]")

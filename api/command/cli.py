@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from api import package_version
+from api.command import completion
 from api.command.flags import with_server_flags
 from api.command.launch import CommandError, end, ensure_served, is_last, require_free_port, stop_model
 from api.command.models import app as models_app
@@ -27,14 +28,24 @@ LOG_LINES = 15
 STOP_MARGIN_SECONDS = 10.0
 """What a server may take to end after its grace period."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False)
 app.add_typer(models_app, name="models")
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Path of a .gguf file, or a name such as smollm2:135m.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Path of a .gguf file, or a name such as smollm2:135m.",
+        autocompletion=completion.models_on_disk,
+    ),
+]
 
 
 def main() -> None:
     """Run the command line. An expected failure is one line on stderr and an exit code, 2 for wrong usage."""
+    if completion.is_requested():
+        completion.complete(app)
+    completion.accept_shell_name()
     try:
         code = app(prog_name="cortex", standalone_mode=False)
     except typer.TyperException as error:
@@ -156,7 +167,12 @@ def ps(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.
 
 
 @app.command()
-def stop(model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Only this one.")] = None) -> None:
+def stop(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Only this one.", autocompletion=completion.served_models),
+    ] = None,
+) -> None:
     """Stop the server, or one of its models, after running answers have ended or the grace period is over."""
     record = read_record() or started_record()
     if record is None:

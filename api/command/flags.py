@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from api.command.completion import choices
 from api.flags import ROWS, Row, ServerFlags
 from api.flags.config_file import CONFIG_NAME, read_config
 
@@ -88,5 +89,6 @@ def _option(row: Row) -> Any:
         max=row.flag.max,
         metavar=row.metavar,
         callback=check,
+        autocompletion=choices(row.flag.choices) if row.flag.choices else None,
         help=row.help,
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from api.command.completion import models_on_disk
 from api.command.terminal import bytes_text, print_kept_models
 from api.flags import own_defaults
 from api.models import library
@@ -17,7 +18,10 @@ from api.record import ask_health, read_record
 
 app = typer.Typer()
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="As 'cortex models list' shows it.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="As 'cortex models list' shows it.", autocompletion=models_on_disk),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
