@@ -1,1 +1,1 @@
-"""Pages, the prefix tree and the accounting of KV memory. Knows no HTTP, no policy and no model."""
+"""Pages, the prefix tree and the accounting of KV memory. Independent of HTTP, of scheduling and of the model."""

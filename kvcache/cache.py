@@ -1,8 +1,8 @@
-"""KV memory in pages: who holds them, what is still cached of earlier sequences, and what is found of new ones.
+"""The KV cache: manages KV memory in pages, keeps the pages of earlier sequences, and finds prefix hits for new ones.
 
-The cache is made of three parts that it does not look into. A layout (`kvcache.layout`) counts pages and sequence ids
-and decides where a sequence goes and what gives way. A tier (`kvcache.tier`) keeps what is evicted. A tree
-(`kvcache.sharing`) finds what sequences have in common. The cache itself moves cells and changes handles.
+It is composed of three parts, which it uses only through their protocols. The layout (`kvcache.layout`) counts pages
+and sequence ids, places sequences and decides what to evict. The tier (`kvcache.tier`) keeps evicted pages. The tree
+(`kvcache.sharing`) finds common prefixes. The cache itself moves cells and changes handles.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, TOKEN_BYTES, Hit, KVHandle, Pa
 
 @dataclass(frozen=True, slots=True)
 class CacheStatistics:
-    """Pages and sequence ids by use, and counters since the start."""
+    """Current numbers of pages and sequence ids, and counters since the start."""
 
     page_tokens: int
     pages: int
@@ -30,12 +30,12 @@ class CacheStatistics:
     cached_ids: int
     running_ids: int
     hit_tokens: int
-    """Tokens that were found instead of computed."""
+    """Tokens found in the cache, which were therefore not computed."""
     loaded_tokens: int
-    """Those of them that came back from host memory or the disk."""
+    """The part of `hit_tokens` that was loaded from host memory or from the disk."""
     evicted_pages: int
     merged_pages: int
-    """Pages that two sequences had computed alike, kept once."""
+    """Pages that a sequence computed although an equal page existed. Only one copy was kept."""
     host_bytes: int
     host_pages: int
     disk_bytes: int
@@ -45,18 +45,18 @@ class CacheStatistics:
 class KVCache:
     """The pages of one context. Invariant: free + cached + held = all, for pages and for sequence ids.
 
-    A page is held while a running handle holds it or has it reserved, cached while only idle handles hold it. An idle
-    handle keeps its sequence id only while it alone holds some page.
+    A page is held if a running handle holds or reserves it. It is cached if only idle handles hold it. An idle handle
+    keeps its sequence id only while it is the sole holder of some page.
     """
 
     def __init__(self, memory: Memory, layout: Layout, tier: Tier = NO_TIER, *, sharing: bool = True) -> None:
-        """Without `sharing` (recurrent and hybrid models) nothing stays cached but in the tier."""
+        """`sharing` is False for recurrent and hybrid models: only the tier then keeps anything of ended sequences."""
         self._memory = memory
         self._layout = layout
         self._tier = tier
         self._tree: Tree = PrefixTree() if sharing else PrivatePaths()
         self._handles: set[KVHandle] = set()
-        """Running and idle ones."""
+        """All handles, running and idle."""
         self._clock = 0
         self._hit_tokens = 0
         self._loaded_tokens = 0
@@ -65,7 +65,7 @@ class KVCache:
 
     @property
     def sharing(self) -> bool:
-        """Whether a sequence can begin with what another one holds, even while that one runs."""
+        """Whether a sequence can reuse the pages of another one, even of one that runs."""
         return self._tree.sharing
 
     @property
@@ -86,16 +86,16 @@ class KVCache:
 
     @property
     def free_ids(self) -> Sequence[int]:
-        """Sequence ids that no handle has, running or idle."""
+        """Sequence ids that no handle has, neither a running one nor an idle one."""
         return self._layout.free_ids
 
     # -- a sequence, from lookup to release --------------------------------------------------------------------------
 
     def lookup(self, tokens: bytes, max_tokens: int | None = None) -> Hit:
-        """The longest known prefix of the tokens but the last, which is left to compute so that it gives logits.
+        """Returns the longest known prefix of the tokens, at most `max_tokens` long.
 
-        At most `max_tokens` long. Changes nothing here, but has a tier begin to read what it must. The hit is valid
-        until the cache changes.
+        The last token is never part of the hit: it must be computed to get logits. The hit is valid until the cache
+        changes. A lookup changes no handle, but a tier may start to read pages from the disk.
         """
         limit = len(tokens) // TOKEN_BYTES - 1
         if max_tokens is not None:
@@ -108,13 +108,14 @@ class KVCache:
         return replace(self._tree.find(tokens[: stored.start * TOKEN_BYTES]), stored=stored)
 
     def wait(self) -> None:
-        """For a moment, until what lookups found arriving is there."""
+        """Waits a short time for the pages that the tier is reading from the disk."""
         self._tier.wait()
 
     def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> KVHandle | None:
-        """A running handle with pages for all `tokens`, those of the hit (the longest) already in memory.
+        """Returns a running handle with pages for all `tokens`. It already holds the hit (by default the longest one).
 
-        None unless `spare_pages` more could be had besides, or if every sequence id runs. Evicts what is needed.
+        Evicts other pages if necessary. Returns None if the pages and `spare_pages` more are not available, or if every
+        sequence id runs.
         """
         hit = self.lookup(tokens) if hit is None else hit
         num_tokens = len(tokens) // TOKEN_BYTES
@@ -128,19 +129,19 @@ class KVCache:
             handle = hit.source
             self._resume(handle)
         elif placement.eviction is not None and placement.eviction.handle is hit.source:
-            # The source itself was evicted. Others may hold a shorter part of the hit.
+            # The source itself was evicted. Other handles may hold a shorter part of the hit.
             return self.acquire(tokens, self.lookup(tokens, hit.num_known), spare_pages)
         else:
             handle = self._fork(placement.id, hit)
         self._hit_tokens += hit.num_tokens
         reserved = self.reserve(handle, num_tokens)
-        assert reserved, "the layout counted the pages before"
+        assert reserved, "place() checked that there are enough pages"
         if hit.stored.num_tokens:
             self._load(handle, tokens, hit.stored)
         return handle
 
     def reserve(self, handle: KVHandle, num_tokens: int) -> bool:
-        """Make sure that the handle has pages for `num_tokens` in all. False, with nothing changed, if not."""
+        """Give the handle pages for `num_tokens` tokens in total. Returns False, and changes nothing, if it cannot."""
         missing = num_pages_for(num_tokens) - handle.num_pages
         if missing <= 0:
             return True
@@ -153,7 +154,7 @@ class KVCache:
         return True
 
     def commit(self, handle: KVHandle, tokens: bytes) -> None:
-        """These tokens were computed behind what the handle held. Others can share them from now on."""
+        """Append computed tokens to the handle. Other sequences can share them from now on."""
         tail = handle.tail + tokens
         while len(tail) >= PAGE_BYTES:
             self._seal(handle, tail[:PAGE_BYTES])
@@ -161,22 +162,22 @@ class KVCache:
         handle.tail = tail
 
     def prompt_done(self, handle: KVHandle) -> None:
-        """All of a prompt was computed. Other sequences may continue it, so a state that cannot be cut is saved."""
+        """Report that the whole prompt is computed. Saves the state for later sequences if states cannot be cut."""
         self._save_state(handle)
 
     def rollback(self, handle: KVHandle) -> bool:
-        """Remove cells that a failed step left behind what was committed.
+        """Remove the cells that a failed step wrote after the committed tokens.
 
-        False if the model's memory cannot do so: the handle then holds nothing any more.
+        Returns False if the model's memory cannot remove them: the handle is then empty.
         """
         if self._memory.remove(handle.id, handle.num_tokens, -1):
             return True
         self._memory.remove(handle.id, 0, -1)
-        handle.cut(0)  # its own pages: what can be shared can be cut, too
+        handle.cut(0)  # no other handle holds these pages: memory that can be shared can also be cut
         return False
 
     def release(self, handle: KVHandle) -> None:
-        """The handle stops running. Its pages stay cached until others need the room."""
+        """Make the handle idle. Its pages stay cached until another sequence needs them."""
         self._layout.release(handle)
         self._clock += 1
         handle.stop(self._clock)
@@ -187,20 +188,20 @@ class KVCache:
             self._evict(eviction)
 
     def close(self, seconds: float) -> None:
-        """Bring what is cached to where it outlives this process, as far as the time allows."""
+        """Save all idle sequences to the tier and close it. Writing to the disk takes at most about `seconds`."""
         idle = [handle for handle in self._handles if not handle.running]
         for handle in sorted(idle, key=attrgetter("leaf_last_used")):
             self._tier.save(handle, 0, self._memory)
         self._tier.close(seconds)
 
-    # -- how a handle begins and grows -------------------------------------------------------------------------------
+    # -- start and growth of a handle --------------------------------------------------------------------------------
 
     def _resume(self, handle: KVHandle) -> None:
         self._layout.start(handle, handle.pages)
         handle.resume()
 
     def _fork(self, sequence_id: int, hit: Hit) -> KVHandle:
-        """A running handle that begins with what another one holds."""
+        """Returns a new running handle that holds the resident part of the hit."""
         handle = KVHandle(sequence_id, hit.root)
         self._handles.add(handle)
         self._layout.start(handle, hit.pages)
@@ -209,12 +210,12 @@ class KVCache:
         if hit.source is not None:
             self._memory.share(hit.source.id, handle.id, 0, hit.num_tokens)
             handle.tail = hit.source.tokens_inside(len(hit.pages), hit.num_tokens)
-            if hit.adoptable:  # all of it has moved
+            if hit.adoptable:  # the new handle holds all that the source holds
                 self._drop(hit.source)
         return handle
 
     def _seal(self, handle: KVHandle, key: bytes) -> None:
-        """Make the handle's next page a node of the tree, or one of the holders of an equal one that is there."""
+        """Add the handle's next page to the tree, or make the handle a holder of an equal page in the tree."""
         page = self._tree.page(handle.last_page, key)
         if not page.holders:
             handle.extend((page,))
@@ -226,7 +227,7 @@ class KVCache:
             self._drop_if_superfluous(end)
 
     def _share_page(self, handle: KVHandle, page: Page) -> None:
-        """The handle goes over to the cells of the page's holders, and its own fall free."""
+        """Replace the handle's own cells by those of the page's holders."""
         start = len(handle.pages) * PAGE_TOKENS
         twin = next(iter(page.holders))
         self._memory.remove(handle.id, start, start + PAGE_TOKENS)
@@ -234,16 +235,16 @@ class KVCache:
         self._merged_pages += 1
 
     def _load(self, handle: KVHandle, tokens: bytes, stored: Stored) -> None:
-        """Put what a tier has behind what the handle holds. What cannot be taken is computed."""
+        """Append the tokens that a tier has. If the memory rejects them, they stay uncomputed."""
         if self._memory.load(handle.id, stored.start, stored.stop, stored.blobs):
             self._hit_tokens += stored.num_tokens
             self._loaded_tokens += stored.num_tokens
             self.commit(handle, tokens[stored.start * TOKEN_BYTES : stored.stop * TOKEN_BYTES])
 
-    # -- how it ends -------------------------------------------------------------------------------------------------
+    # -- end of a handle ---------------------------------------------------------------------------------------------
 
     def _save_state(self, handle: KVHandle) -> None:
-        """Save a state that cannot be shared, nor cut to this length later."""
+        """Save the state to the tier if states can be neither shared nor cut to this length later."""
         if not self._tree.sharing:
             self._tier.save(handle, 0, self._memory)
 
@@ -256,7 +257,7 @@ class KVCache:
             self._drop_if_superfluous(handle)
 
     def _cut(self, handle: KVHandle, num_tokens: int) -> None:
-        """Take the idle handle off all that it holds behind its first tokens."""
+        """Keep only the first `num_tokens` tokens of the idle handle."""
         if num_tokens == handle.num_tokens:
             return
         num_freed = int(bool(handle.tail))
@@ -269,7 +270,7 @@ class KVCache:
         self._memory.remove(handle.id, num_tokens, -1)
 
     def _drop_if_superfluous(self, handle: KVHandle) -> None:
-        """Give the id back unless the idle handle alone holds a page."""
+        """Drop the handle, and free its id, if it is idle and not the sole holder of a page."""
         if not handle.running and not handle.is_sole_holder:
             self._drop(handle)
 
@@ -279,7 +280,7 @@ class KVCache:
         self._handles.remove(handle)
         self._layout.drop(handle)
 
-    # -- what it looks like ------------------------------------------------------------------------------------------
+    # -- statistics and checks ---------------------------------------------------------------------------------------
 
     def statistics(self) -> CacheStatistics:
         tier = self._tier.statistics()
@@ -310,18 +311,18 @@ class KVCache:
         assert sorted(ids) == list(range(self._layout.num_ids)), "every sequence id is running, cached or free"
         pages = {page for handle in self._handles for page in handle.pages}
         for page in pages:
-            assert page.holders <= self._handles, "only what is known holds a page"
+            assert page.holders <= self._handles, "all holders of a page are registered"
             assert page.num_running == sum(handle.running for handle in page.holders), "running holders"
         for handle in self._handles:
-            assert all(handle in page.holders for page in handle.pages), "a path is held"
-            assert [page.parent for page in handle.pages] == [handle.root, *handle.pages][:-1], "a path is a path"
-            assert handle in handle.last_page.ends, "a handle can be found where it ends"
+            assert all(handle in page.holders for page in handle.pages), "a handle holds its pages"
+            assert [page.parent for page in handle.pages] == [handle.root, *handle.pages][:-1], "the pages form a path"
+            assert handle in handle.last_page.ends, "a handle is found at its last page"
             assert num_pages_for(handle.num_tokens) <= handle.num_pages, "computed tokens have pages"
             if not handle.running:
                 assert handle.num_pages == num_pages_for(handle.num_tokens), "an idle handle reserves nothing"
-                assert handle.is_sole_holder, "an idle handle alone holds some page"
+                assert handle.is_sole_holder, "an idle handle is the sole holder of some page"
                 leaf_last_used = handle.last_used if handle.tail else handle.last_page.last_used
-                assert handle.leaf_last_used == leaf_last_used, "when its end was used last"
+                assert handle.leaf_last_used == leaf_last_used, "last use of the leaf"
         assert self.num_free >= 0, "free pages"
         self._tree.check_integrity(pages)
         self._layout.check_integrity(self._handles, pages)

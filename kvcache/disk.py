@@ -1,4 +1,4 @@
-"""Pages on the disk, one file each: written and read by a thread of its own, found again after a restart."""
+"""The disk tier: one file per page, written and read by a background thread, reused after a restart."""
 
 import os
 import struct
@@ -17,35 +17,36 @@ from kvcache.memory import Blob
 
 _SUFFIX: Final = ".page"
 _HEADER: Final = struct.Struct("<8s16s16sQ")
-"""Magic with the format's version, the page's digest, the blob's checksum, its size."""
+"""Magic (with the format version), digest of the page, checksum of the blob, size of the blob."""
 _MAGIC: Final = b"CXPAGE\x00\x02"
 MAX_WAITING_BYTES: Final = 256 << 20
-"""Beyond this, pages are forgotten rather than written: a disk that cannot keep up must not fill the memory."""
+"""Limit of pages that wait to be written. Further pages are discarded, so that a slow disk cannot fill the memory."""
 MAX_WAIT_SECONDS: Final = 0.05
 
 
 class DiskTier:
-    """A folder of pages, bounded in bytes; least recently used ones go first.
+    """A folder of pages with a limit in bytes. The least recently used pages are deleted first.
 
-    Every version (of model, settings and llama.cpp) has a folder of its own, and old ones are part of the bound. A file
-    gets its name only when it is whole, and is checked when it is read. Whatever fails here costs a page, nothing more.
+    Each version (of model, settings and llama.cpp) has its own subfolder. The limit covers all versions. A file is
+    renamed to its final name when it is complete, and its checksum is verified when it is read. If a read or a write
+    fails, the page is lost and has to be computed again; no error is raised.
     """
 
     def __init__(self, folder: Path, version: str, max_bytes: int) -> None:
         self._folder = folder / version
         self._max_bytes = max_bytes
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever reads the pages can read the prompts
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # private: prompts can be recovered from pages
         self._files: OrderedDict[Path, int] = OrderedDict(_files_by_age(folder))
-        """Sizes of what is there, of all versions, least recently used first."""
+        """Size of each file of all versions, least recently used first."""
         self.num_bytes = sum(self._files.values())
         self._writes: OrderedDict[bytes, Blob] = OrderedDict()
         self._reads: deque[bytes] = deque()
         self._arrived: deque[tuple[bytes, Blob | None]] = deque()
         self._num_awaited = 0
-        """Pages asked for that have not arrived."""
+        """Number of reads that were requested and have not finished."""
         self._closing = False
         self._changed = threading.Condition()
-        """Guards all of the above."""
+        """Guards all attributes above."""
         self._thread = threading.Thread(target=self._run, name="disk tier", daemon=True)
         self._thread.start()
 
@@ -54,19 +55,19 @@ class DiskTier:
         return len(self._files)
 
     def digests(self) -> list[bytes]:
-        """Of the pages that are there, of this version."""
+        """Returns the digests of this version's pages."""
         with self._changed:
             return [bytes.fromhex(path.stem) for path in self._files if path.parent == self._folder]
 
     def size_of(self, digest: bytes) -> int:
-        """Bytes of the page; 0 if it is not there."""
+        """Returns the size of the page in bytes, or 0 if the tier does not have it."""
         with self._changed:
             if digest in self._writes:
                 return self._writes[digest].nbytes
             return self._files.get(self._path(digest), 0)
 
     def write(self, digest: bytes, blob: Blob) -> None:
-        """Soon. Does nothing for a page that is there."""
+        """Queue a page to be written. A page that is on the disk already is only marked as used."""
         with self._changed:
             path = self._path(digest)
             if path in self._files:
@@ -76,26 +77,26 @@ class DiskTier:
                 self._changed.notify_all()
 
     def read(self, digest: bytes) -> None:
-        """Soon; it will be among the arrivals."""
+        """Queue a page to be read. `arrivals` returns it later."""
         with self._changed:
             self._reads.append(digest)
             self._num_awaited += 1
             self._changed.notify_all()
 
     def arrivals(self) -> list[tuple[bytes, Blob | None]]:
-        """What was read since the last call; None for a page that is gone or broken."""
+        """Returns the pages that were read since the last call, with None for a missing or damaged page."""
         with self._changed:
             arrived = list(self._arrived)
             self._arrived.clear()
             return arrived
 
     def wait(self) -> None:
-        """Until all that was asked for has arrived, or for a moment: whoever waits may be served by a part of it."""
+        """Waits until all requested pages are read, or MAX_WAIT_SECONDS: a caller may be able to continue with some."""
         with self._changed:
             self._changed.wait_for(lambda: not self._num_awaited, MAX_WAIT_SECONDS)
 
     def close(self, seconds: float) -> None:
-        """Write what waits, in that order, as far as the time allows."""
+        """Write the queued pages in order, for at most about `seconds`, then stop the thread."""
         deadline = time.monotonic() + seconds
         with self._changed:
             self._closing = True
@@ -148,7 +149,7 @@ class DiskTier:
             fits = self._make_room(size)
         written = fits and _save(path, digest, blob)
         with self._changed:
-            self._writes.pop(digest, None)  # it may have been given up
+            self._writes.pop(digest, None)  # close() may have cleared the queue
             if written:
                 self._files[path] = size
                 self.num_bytes += size
@@ -166,7 +167,7 @@ class DiskTier:
 
 
 def _files_by_age(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Pages of all versions, the one read or written longest ago first; removes what a crash left unfinished."""
+    """Yields path and size of the pages of all versions, least recently used first. Deletes unfinished files."""
     found = []
     for path in folder.glob("*/*"):
         if path.suffix == _SUFFIX:
@@ -209,5 +210,5 @@ def _unlink(path: Path) -> None:
 
 
 def _checksum(body: memoryview) -> bytes:
-    """Against accidents only: a conversation that goes on has thousands of tokens' pages checked before its first."""
+    """Returns a fast checksum against accidental damage. Speed matters: it delays the first token of a long prompt."""
     return xxh3_128_digest(body)

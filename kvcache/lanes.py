@@ -1,9 +1,11 @@
-"""Layout *lanes*: each sequence id has cells of its own, so that attention costs a sequence only its own length.
+"""Layout *lanes*: each sequence id has its own cells, so the cost of attention depends on the sequence's length only.
 
-Nothing is shared in place: what a new sequence has in common with another one is copied into its lane, or comes back
-from the tier, either in a hundredth of the time that computing it takes. llama.cpp computes sequences together only
-while their ids are consecutive, so a hole among those that run costs every step another pass over the weights: where a
-sequence runs is chosen anew each time, and who must give way goes to the tier.
+Cells are not shared between lanes. A common prefix is copied into the new sequence's lane or loaded from the tier.
+Either takes a hundredth of the time of computing it.
+
+llama.cpp computes sequences together only while their ids are consecutive. A gap between running ids costs every step
+another pass over the weights. So each sequence is placed next to running ones, and an idle handle in that lane is
+evicted to the tier.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,16 +16,16 @@ from kvcache.tree import PAGE_TOKENS, Hit, KVHandle, Page, num_pages_for
 
 
 class LaneLayout:
-    """A handle uses pages of its own lane only, all of which are its own: equal ones are counted as often as held."""
+    """Counts pages by lane. A handle uses the pages of its own lane only, so a page held n times is counted n times."""
 
     def __init__(self, lane_pages: int, num_ids: int, *, keeps_evicted: bool = False) -> None:
-        """`keeps_evicted` if there is a tier. Without one, what gives way is lost, which is worse than a hole."""
+        """`keeps_evicted`: whether there is a tier. Without one, an eviction loses pages, which is worse than a gap."""
         self.num_pages = lane_pages * num_ids
         self.num_ids = num_ids
         self._lane_pages = lane_pages
         self._keeps_evicted = keeps_evicted
         self._lanes: dict[int, KVHandle | None] = dict.fromkeys(range(num_ids))
-        """Who is in which lane, running or idle."""
+        """The handle in each lane, running or idle."""
 
     @property
     def num_free(self) -> int:
@@ -41,11 +43,11 @@ class LaneLayout:
     # -- decisions ---------------------------------------------------------------------------------------------------
 
     def place(self, hit: Hit, num_tokens: int, spare_pages: int) -> Placement | None:  # noqa: ARG002
-        """Every lane has its own pages, so none need be spared for others."""
+        """See `Layout.place`. Ignores `spare_pages`: each lane has its own pages."""
         if num_pages_for(num_tokens) > self._lane_pages or all(map(_is_running, self._lanes.values())):
             return None
         hit = _with_shortest_source(hit)
-        lane = self._choose(hit)
+        lane = self._best_lane(hit)
         occupant = self._lanes[lane]
         if occupant is None:
             return Placement(lane, hit)
@@ -53,8 +55,11 @@ class LaneLayout:
             return Placement(lane, hit, adopts=True, eviction=Eviction(occupant, hit.num_tokens, keeps_id=True))
         return Placement(lane, hit, eviction=Eviction(occupant))
 
-    def _choose(self, hit: Hit) -> int:
-        """The lane that leaves the fewest holes. Of several: the source's own, a free one, the one idle for longest."""
+    def _best_lane(self, hit: Hit) -> int:
+        """Returns the lane with the most running neighbours.
+
+        Among equals it prefers the lane of an adoptable source, then a free lane, then the lane that was idle longest.
+        """
         running = {lane for lane, handle in self._lanes.items() if _is_running(handle)}
 
         def rank(lane: int) -> tuple[int, ...]:
@@ -70,10 +75,10 @@ class LaneLayout:
         return handle.num_pages + num_pages <= self._lane_pages
 
     def make_room(self, num_pages: int) -> Sequence[Eviction]:  # noqa: ARG002
-        """The pages of a lane are always there."""
+        """Returns nothing: a lane always has all of its pages."""
         return ()
 
-    # -- accounts: each handle knows its pages -----------------------------------------------------------------------
+    # -- accounting: `num_pages` of each handle is the only counter --------------------------------------------------
 
     def start(self, handle: KVHandle, pages: Sequence[Page]) -> None:  # noqa: ARG002
         self._lanes[handle.id] = handle
@@ -81,7 +86,7 @@ class LaneLayout:
     def reserve(self, num_pages: int) -> None: ...
 
     def merge(self, page: Page) -> bool:  # noqa: ARG002
-        """Both keep what they have."""
+        """Returns False: each handle keeps its own cells."""
         return False
 
     def release(self, handle: KVHandle) -> None: ...
@@ -93,8 +98,8 @@ class LaneLayout:
 
     def check_integrity(self, handles: Collection[KVHandle], pages: Collection[Page]) -> None:  # noqa: ARG002
         for handle in handles:
-            assert self._lanes[handle.id] is handle, "a handle has its lane to itself"
-            assert handle.num_pages <= self._lane_pages, "a lane is large enough"
+            assert self._lanes[handle.id] is handle, "one handle per lane"
+            assert handle.num_pages <= self._lane_pages, "a handle fits into its lane"
 
 
 def _is_running(handle: KVHandle | None) -> bool:
@@ -102,7 +107,10 @@ def _is_running(handle: KVHandle | None) -> bool:
 
 
 def _with_shortest_source(hit: Hit) -> Hit:
-    """Copying costs as much as the source holds. The same hit from who holds least, unless it is to go on in place."""
+    """Returns the hit with its shortest possible source, because all of the source is copied.
+
+    The hit stays as it is if the source can be adopted, or if the hit ends inside a page.
+    """
     if hit.adoptable or not hit.pages or hit.num_tokens > len(hit.pages) * PAGE_TOKENS:
         return hit
     return replace(hit, source=min(hit.pages[-1].holders, key=lambda handle: handle.num_tokens))

@@ -1,4 +1,4 @@
-"""What the cache asks of a layout: to count pages and sequence ids, to place sequences, to choose what is evicted."""
+"""The interface of a layout, which counts pages and sequence ids, places sequences and decides what to evict."""
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -7,32 +7,32 @@ from kvcache.tree import Hit, KVHandle, Page
 
 
 class Eviction(NamedTuple):
-    """An idle handle gives up what it holds behind its first `num_tokens`. What a tier can keep is saved before."""
+    """An idle handle keeps its first `num_tokens` tokens only. The tier, if there is one, saves the others first."""
 
     handle: KVHandle
     num_tokens: int = 0
     keeps_id: bool = False
-    """Whether it goes on with what is left, so that its sequence id must not become free."""
+    """Whether the handle is about to run again, so that its sequence id must not become free."""
 
 
 class Placement(NamedTuple):
-    """Where a sequence is to run."""
+    """The sequence id that a sequence gets, and how it takes over its hit."""
 
     id: int
     hit: Hit
-    """What it begins with, and the source to take that from."""
+    """The hit, perhaps with another source than the one that was found."""
     adopts: bool = False
-    """Whether the source itself goes on, with its id. Otherwise the sequence is a new handle that shares the source's
-    cells or gets a copy of them."""
+    """Whether the sequence continues the source's handle with its id. Otherwise it gets a new handle, which shares or
+    copies the source's cells."""
     eviction: Eviction | None = None
-    """What must be done first."""
+    """The eviction to carry out first."""
 
 
 class Layout(Protocol):
-    """Accounts of pages and of sequence ids, and the decisions that follow from them.
+    """Counts pages and sequence ids, and makes the decisions that depend on the counts.
 
-    A layout decides and counts, and changes nothing else: the cache moves cells, changes handles, and reports here what
-    it does. Invariant: free + cached + held = all, for pages and for sequence ids.
+    A layout changes nothing but its own counts. The cache moves cells, changes handles, and reports each change to the
+    layout. Invariant: free + cached + held = all, for pages and for sequence ids.
     """
 
     @property
@@ -51,44 +51,47 @@ class Layout(Protocol):
 
     @property
     def free_ids(self) -> Sequence[int]:
-        """Sequence ids that no handle has, running or idle."""
+        """Sequence ids that no handle has, neither a running one nor an idle one."""
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
     def place(self, hit: Hit, num_tokens: int, spare_pages: int) -> Placement | None:
-        """Where a sequence of so many tokens runs, of which the hit need not be computed.
+        """Returns where a sequence of `num_tokens` tokens runs. The tokens of the hit are not computed again.
 
-        None unless `spare_pages` more could be had besides, or if every sequence id runs.
+        Returns None if its pages and `spare_pages` more are not available, or if every sequence id runs.
         """
 
     def has_room(self, handle: KVHandle, num_pages: int) -> bool:
-        """Whether the running handle can have so many pages more, perhaps after evictions."""
+        """Whether the running handle can get `num_pages` more pages, perhaps after evictions."""
 
     def make_room(self, num_pages: int) -> Iterable[Eviction]:
-        """What to evict so that so many pages are free, and no more are cached than are worth it.
+        """Returns the evictions after which `num_pages` pages are free and the limit of cached pages is kept.
 
-        Each eviction must be carried out before the next one is asked for.
+        The caller must carry out each eviction before it takes the next one from the iterator.
         """
 
-    # -- accounts: what the cache does -------------------------------------------------------------------------------
+    # -- accounting: the cache reports what it does ------------------------------------------------------------------
 
     def start(self, handle: KVHandle, pages: Sequence[Page]) -> None:
-        """A new handle or an idle one is about to run and to hold these pages."""
+        """A new or idle handle is about to run and to hold these pages."""
 
     def reserve(self, num_pages: int) -> None:
-        """A running handle takes so many free pages."""
+        """A running handle takes `num_pages` free pages."""
 
     def merge(self, page: Page) -> bool:
-        """A running handle has computed this page of others', and will hold it. Whether it goes over to their cells."""
+        """A running handle has computed a page that others hold, and becomes a holder of it.
+
+        Returns whether the handle must use the others' cells instead of its own.
+        """
 
     def release(self, handle: KVHandle) -> None:
         """The running handle is about to become idle."""
 
     def free(self, num_pages: int) -> None:
-        """An idle handle was cut, and nobody holds so many pages any more."""
+        """An idle handle was cut, and no handle holds these `num_pages` pages any more."""
 
     def drop(self, handle: KVHandle) -> None:
-        """The idle handle, which holds nothing, is no more: its sequence id is free."""
+        """The idle handle, which is empty, is deleted: its sequence id is free."""
 
     def check_integrity(self, handles: Collection[KVHandle], pages: Collection[Page]) -> None:
-        """Recount from all handles and the full pages that they hold. Raises AssertionError if the accounts differ."""
+        """Recount all handles and the full pages that they hold. Raises AssertionError if the counts differ."""

@@ -1,4 +1,4 @@
-"""What the cache asks of the device's KV memory."""
+"""The interface of the device's KV memory."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,23 +7,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 Blob = NDArray[np.uint8]
-"""The KV of a page outside of the device: as many bytes for each token, in a form that only its memory knows."""
+"""KV of one page outside of the device. The format is private to the Memory; each token has the same size in bytes."""
 
 
 class Memory(Protocol):
     """The cells of one llama.cpp context. Positions are half-open ranges; a stop of -1 means to the end."""
 
     def share(self, source: int, target: int, start: int, stop: int) -> None:
-        """Let sequence id `target` use the cells of `source` at these positions too, without copying them."""
+        """Give sequence id `target` the KV of `source` at these positions.
+
+        A pool puts both ids on the same cells. Lanes copy the cells.
+        """
 
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:
-        """Take the id off its cells at these positions; a cell without ids is free. False if it cannot be done."""
+        """Remove the id from its cells at these positions. A cell without ids is free. Returns False if impossible."""
 
     def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
-        """Copy these positions, which begin where a page does: a blob for each page; the last may be a part of one."""
+        """Returns a copy of these positions, one blob per page. `start` is a page boundary. The last page may be short.
+
+        A memory that can only move whole sequences returns one blob, and `start` must then be 0.
+        """
 
     def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
-        """Put these positions behind what the id holds. The last blob may hold more tokens than are wanted.
+        """Append these positions to the sequence. The last blob may hold more tokens than are needed.
 
-        False, with nothing changed, if they cannot be taken.
+        Returns False, and changes nothing, if the memory rejects the blobs.
         """

@@ -1,4 +1,4 @@
-"""Pages that left the device: in host memory, and from there on the disk. A hit there is loaded instead of computed."""
+"""The tier of evicted pages: in host memory first, then on the disk. A hit is loaded instead of computed."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, TOKEN_BYTES, Hit, KVHandle, St
 class _Entry:
     parent: bytes
     key: bytes
-    """The page's tokens; less than PAGE_BYTES for the end of a sequence."""
+    """The page's tokens. Shorter than PAGE_BYTES for a tail."""
     digest: bytes
     blob: Blob
 
 
 class PageTier:
-    """Pages in host memory by the digest of their tokens, so that equal ones are kept once.
+    """Pages and tails in host memory, by the digest of their tokens, so that equal ones are kept once.
 
-    Least recently used ones go first, to the disk if there is one. Of a path the end is always used less recently than
-    what comes before it, which is of no use alone.
+    The least recently used page is evicted first, to the disk if there is one. A page is useless without the pages
+    before it, so a page always counts as used more recently than the pages after it.
     """
 
     def __init__(self, max_bytes: int, disk: DiskTier | None = None) -> None:
@@ -35,11 +35,11 @@ class PageTier:
         self._children: dict[bytes, dict[bytes, _Entry]] = {}
         """By the parent's digest, then by key."""
         self._awaited: dict[bytes, tuple[bytes, bytes]] = {}
-        """Parent and key of what is being read from the disk, by its name there; no key for the end of a sequence."""
+        """Parent and key of each page that is being read from the disk, by its name there. A tail's key is empty."""
         self._num_bytes = 0
 
     def find(self, tokens: bytes, hit: Hit) -> Stored:
-        """The pages that go on where the full pages of the hit end."""
+        """Returns the stored pages that follow the full pages of the hit."""
         self._take_arrivals()
         found: list[_Entry] = []
         parent, start = hit.last_page.digest, len(hit.pages) * PAGE_BYTES
@@ -69,7 +69,10 @@ class PageTier:
         return best, length
 
     def save(self, handle: KVHandle, num_kept: int, memory: Memory) -> None:
-        """From the first page on that only the handle holds and that is not here, and the tail."""
+        """Save the handle's pages after `num_kept` and its tail, beginning with the first page to be saved.
+
+        That is the first page that no other handle holds and that the tier does not have.
+        """
         pages, first = handle.pages, num_kept // PAGE_TOKENS
         while first < len(pages) and (len(pages[first].holders) > 1 or pages[first].digest in self._entries):
             first += 1
@@ -93,7 +96,7 @@ class PageTier:
             return
         siblings = self._children.setdefault(entry.parent, {})
         for key in [key for key in siblings if len(key) < PAGE_BYTES and entry.key.startswith(key)]:
-            self._remove(siblings[key])  # the end of a sequence that has grown since
+            self._remove(siblings[key])  # the new entry contains this shorter tail
         self._children.setdefault(entry.parent, {})[entry.key] = entry
         self._entries[entry.digest] = entry
         self._num_bytes += entry.blob.nbytes
@@ -115,7 +118,11 @@ class PageTier:
     # -- the disk ----------------------------------------------------------------------------------------------------
 
     def _store(self, entry: _Entry) -> None:
-        """The end of a sequence is found by what comes before it, as its length is not known; the first one is kept."""
+        """Write an entry to the disk, if there is one.
+
+        The length of a tail is unknown when it is looked up, so its name depends on its parent only. If a parent has
+        several tails, the disk keeps the first one.
+        """
         if self._disk is None:
             return
         if len(entry.key) == PAGE_BYTES:
@@ -124,9 +131,9 @@ class PageTier:
             self._disk.write(_end_of(entry.parent), _packed(entry.key, entry.blob))
 
     def _read(self, parent: bytes, tokens: bytes, num_bytes: int) -> bool:
-        """Begin to read the pages that the disk has behind this one, up to which there are `num_bytes`.
+        """Start to read the pages of `tokens` that the disk has after `parent`, and the tail after them.
 
-        False if it has not even the first.
+        `num_bytes` is the size of the stored pages up to `parent`. Returns False if the disk has none of these pages.
         """
         if self._disk is None:
             return False
@@ -135,7 +142,7 @@ class PageTier:
             digest = digest_of(parent, key)
             size = self._disk.size_of(digest)
             num_bytes += size
-            if not size or num_bytes > self._max_bytes // 2:  # what arrives must not push out what came before it
+            if not size or num_bytes > self._max_bytes // 2:  # arriving pages must not evict the pages before them
                 return self._read_end(parent, tokens[offset:], num_bytes) or offset > 0
             if digest not in self._awaited and digest not in self._entries:
                 self._awaited[digest] = (parent, key)
@@ -145,7 +152,7 @@ class PageTier:
         return self._read_end(parent, tokens[num_full * PAGE_BYTES :], num_bytes) or num_full > 0
 
     def _read_end(self, parent: bytes, tokens: bytes, num_bytes: int) -> bool:
-        """Begin to read the end of a sequence that the disk has behind this page, if host memory has none there."""
+        """Start to read the tail that the disk has after `parent`. Returns False if there is none to read."""
         if self._disk is None or not tokens or any(len(key) < PAGE_BYTES for key in self._children.get(parent, ())):
             return False
         name = _end_of(parent)
@@ -170,18 +177,18 @@ class PageTier:
         self._make_room()
 
     def wait(self) -> None:
-        """For a moment, until all that is being read has arrived."""
+        """Waits a short time for the pages that are being read from the disk."""
         if self._disk is not None and self._awaited:
             self._disk.wait()
 
     def close(self, seconds: float) -> None:
-        """Bring to the disk what is worth most, as far as the time allows."""
+        """Write all entries to the disk, most recently used first, for at most about `seconds`."""
         if self._disk is not None:
             for entry in reversed(self._entries.values()):
                 self._store(entry)
             self._disk.close(seconds)
 
-    # -- what it looks like ------------------------------------------------------------------------------------------
+    # -- statistics and checks ---------------------------------------------------------------------------------------
 
     def statistics(self) -> TierStatistics:
         disk = (self._disk.num_bytes, self._disk.num_pages) if self._disk is not None else (0, 0)
@@ -190,18 +197,18 @@ class PageTier:
     def check_integrity(self) -> None:
         """Recount. Raises AssertionError if the accounting is wrong."""
         assert self._num_bytes == sum(entry.blob.nbytes for entry in self._entries.values()), "bytes"
-        assert self._num_bytes <= self._max_bytes, "the bound is kept"
+        assert self._num_bytes <= self._max_bytes, "host memory is within its limit"
         children = {id(entry) for siblings in self._children.values() for entry in siblings.values()}
         assert children == {id(entry) for entry in self._entries.values()}, "every page can be found, and only once"
 
 
 def _end_of(parent: bytes) -> bytes:
-    """What the disk calls the end of a sequence behind this page."""
+    """Returns the name on the disk of the tail after this page."""
     return digest_of(parent, b"")
 
 
 def _packed(key: bytes, blob: Blob) -> Blob:
-    """The end of a sequence with its tokens, which its name does not tell."""
+    """Returns the blob of a tail with its tokens in front, because its name does not contain them."""
     head = len(key).to_bytes(2, "little") + key
     return np.concatenate((np.frombuffer(head, np.uint8), blob))
 

@@ -1,7 +1,8 @@
-"""Layout *pool*: all sequences share one set of cells, and sharing a prefix puts one more sequence id on its cells.
+"""Layout *pool*: all sequences share one set of cells. Sharing a prefix adds another sequence id to its cells.
 
-Pages are accounting, not addresses: llama.cpp may put a token into any free cell. Every cell belongs to a page of each
-handle that uses it, and a page covers at most PAGE_TOKENS cells; so while the pages suffice, so do the cells.
+A page is a unit of accounting, not an address: llama.cpp may put a token into any free cell. Each used cell belongs to
+a page of every handle that uses it, and a page covers at most PAGE_TOKENS cells. So there are enough cells as long as
+there are enough pages.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -12,20 +13,20 @@ from kvcache.layout import Eviction, Placement
 from kvcache.tree import PAGE_TOKENS, Hit, KVHandle, Page, num_pages_for
 
 EVICTION_SHARE: Final = 8
-"""Of the pool, one part of so many is evicted at a time.
+"""Each eviction frees 1/EVICTION_SHARE of the pool at once.
 
-Cells that fall free one page here and one there would scatter what is computed next over the whole pool, more with each
-turn, and attention skips the cells of others only in whole stretches. In a simulation of a full pool turned over five
-times, page by page left each sequence in 14 times as many stretches of 64 cells as its length needs, an eighth at a
-time in 6 times as many (5 is what decoding eight sequences side by side makes anyway).
+Freeing single pages scatters the cells of later sequences over the pool, and more so each time the pool turns over.
+Attention can skip the cells of other sequences only in blocks of 64. In a simulation, a full pool turned over five
+times. With page-by-page eviction each sequence then touched 14 times as many blocks as its length needs; with an eighth
+at a time, 6 times as many. Decoding eight sequences side by side alone causes a factor of 5.
 """
 
 
 class PoolLayout:
-    """A page is counted once however many hold it, and any sequence may use all of them."""
+    """Counts each page once, independent of the number of holders. Any sequence may use all pages."""
 
     def __init__(self, num_pages: int, num_ids: int, *, max_cached: int | None = None) -> None:
-        """With a tier, at most `max_cached` pages need stay idle on the device; all of them by default."""
+        """`max_cached` limits the cached pages if there is a tier for the others. The default is no limit."""
         self.num_pages = num_pages
         self.num_ids = num_ids
         self.num_free = num_pages
@@ -33,7 +34,7 @@ class PoolLayout:
         self._max_cached = num_pages if max_cached is None else max_cached
         self._idle: set[KVHandle] = set()
         self._free_ids = list(range(num_ids - 1, -1, -1))
-        """A stack, lowest id on top: the ids in use stay dense."""
+        """A stack. It starts with the lowest id on top, so the ids in use stay dense."""
 
     @property
     def free_ids(self) -> Sequence[int]:
@@ -60,7 +61,7 @@ class PoolLayout:
         return num_pages <= self.num_free + self.num_cached
 
     def make_room(self, num_pages: int) -> Iterable[Eviction]:
-        """An eighth at a time: of the pool, as far as idle handles have so much, or of what may stay cached."""
+        """See `Layout.make_room`. Frees an eighth at once: of the pool for new pages, of `max_cached` for its limit."""
         if self.num_free < num_pages:
             return self._evict_until_free(max(num_pages, self.num_pages // EVICTION_SHARE))
         if self.num_cached > self._max_cached:
@@ -73,7 +74,10 @@ class PoolLayout:
             yield self._cut_leaf(num_pages - self.num_free)
 
     def _cut_leaf(self, num_pages: int) -> Eviction:
-        """Free pages from the least recently used leaf up, at most `num_pages` and those last used together."""
+        """Returns an eviction of at most `num_pages` pages from the end of the least recently used leaf's path.
+
+        It includes only pages that no other handle holds and that were last used no later than the leaf.
+        """
         handle = self._least_recently_used()
         last_used = handle.leaf_last_used
         num_kept = len(handle.pages)
@@ -86,7 +90,7 @@ class PoolLayout:
     def _least_recently_used(self) -> KVHandle:
         return min(self._idle, key=attrgetter("leaf_last_used"))
 
-    # -- accounts ----------------------------------------------------------------------------------------------------
+    # -- accounting --------------------------------------------------------------------------------------------------
 
     def start(self, handle: KVHandle, pages: Sequence[Page]) -> None:
         if handle in self._idle:
@@ -94,7 +98,7 @@ class PoolLayout:
             self.num_cached -= bool(handle.tail)
         else:
             top = self._free_ids.pop()
-            assert top == handle.id, "the id that was placed"
+            assert top == handle.id, "the handle has the id that place() returned"
         self.num_cached -= sum(page.num_running == 0 for page in pages)
 
     def reserve(self, num_pages: int) -> None:

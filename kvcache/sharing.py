@@ -1,4 +1,4 @@
-"""What sequences share with those before them: prefixes, found in a tree, or nothing where a state cannot be shared."""
+"""Search for common prefixes: a prefix tree, or no sharing at all for models whose state cannot be shared."""
 
 from collections.abc import Collection, Iterator
 from typing import Protocol
@@ -7,30 +7,30 @@ from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, TOKEN_BYTES, Hit, KVHandle, Pa
 
 
 class Tree(Protocol):
-    """What sequences can have in common with those before them."""
+    """Finds the pages that a new sequence has in common with earlier ones."""
 
     sharing: bool
-    """Whether sequences can use the same cells. If not, a state cannot be cut either and is saved where it may be
-    continued: at the end of each prompt and of each answer."""
+    """Whether sequences can use the same cells. If not, a state cannot be cut either. It is then saved at the end of
+    each prompt and of each answer, because another request may continue there."""
 
     def find(self, tokens: bytes) -> Hit:
-        """The longest prefix of the tokens that some handle holds in memory."""
+        """Returns the longest prefix of the tokens that some handle holds in memory."""
 
     def page(self, parent: Page, key: bytes) -> Page:
-        """The page of these tokens behind `parent`: the one that others hold, or a new one without holders."""
+        """Returns the page with these tokens after `parent`: an existing one, or a new one without holders."""
 
     def remove(self, page: Page) -> None:
-        """Nobody holds the page any more."""
+        """No handle holds the page any more."""
 
     def num_kept(self, handle: KVHandle) -> int:
-        """How many tokens of a handle that has just stopped stay in memory; the others are of no use there."""
+        """Returns how many tokens of a handle that has just stopped stay in memory. The others are useless there."""
 
     def check_integrity(self, pages: Collection[Page]) -> None:
-        """Raises AssertionError if what can be found differs from `pages`, all that are held."""
+        """Raises AssertionError if the tree does not contain exactly `pages`, all pages that handles hold."""
 
 
 class PrefixTree:
-    """Any handle, running or idle, can be found by the tokens that it holds, and shared."""
+    """Finds any handle, running or idle, by the tokens that it holds."""
 
     sharing = True
 
@@ -59,7 +59,7 @@ class PrefixTree:
             del page.parent.children[page.key]
 
     def num_kept(self, handle: KVHandle) -> int:
-        """All but a tail that others hold, too, in a page or in a tail of theirs."""
+        """See `Tree.num_kept`. Excludes the tail if a page or a tail of another handle contains it."""
         parent = handle.last_page
         if handle.tail and (
             any(key.startswith(handle.tail) for key in parent.children)
@@ -69,11 +69,11 @@ class PrefixTree:
         return handle.num_tokens
 
     def check_integrity(self, pages: Collection[Page]) -> None:
-        assert set(_descendants(self._root)) == set(pages), "the tree has the pages that are held, and no others"
+        assert set(_descendants(self._root)) == set(pages), "the tree contains exactly the pages that handles hold"
 
 
 class PrivatePaths:
-    """Nothing is shared: a sequence can be found in no memory but a tier's, and leaves nothing behind when it ends."""
+    """Shares nothing. A sequence leaves no pages in memory when it ends; only a tier can find it later."""
 
     sharing = False
 
@@ -87,21 +87,21 @@ class PrivatePaths:
         return Page(key, parent)
 
     def remove(self, page: Page) -> None:
-        """Nobody can find it anyway."""
+        """Does nothing: the page is in no tree."""
 
     def num_kept(self, handle: KVHandle) -> int:  # noqa: ARG002
         return 0
 
     def check_integrity(self, pages: Collection[Page]) -> None:
-        assert not self._root.children, "nothing can be found"
+        assert not self._root.children, "the tree is empty"
         assert all(len(page.holders) == 1 and not page.children for page in pages), "nothing is shared"
 
 
 def _continuation(page: Page, rest: bytes) -> tuple[KVHandle | None, int]:
-    """The handle that goes on longest from `page` as `rest` does, and for how many bytes.
+    """Returns the handle that shares the longest prefix of `rest` after `page`, and the length of that prefix in bytes.
 
-    Most candidates fail the first comparison, so that even a root with hundreds of children takes microseconds.
-    An end at the page itself is preferred to nothing: it may be adopted.
+    If no handle shares anything, returns an idle handle that ends exactly at `page`, if any: it may be adopted. Most
+    candidates fail the first comparison, so even a root with hundreds of children takes only microseconds.
     """
     best, length = None, 0
     for end in page.ends:

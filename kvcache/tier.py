@@ -1,4 +1,4 @@
-"""What the cache asks of a tier: memory behind the device, from where KV is loaded instead of computed."""
+"""The interface of a tier: memory outside of the device, from which KV is loaded instead of computed."""
 
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -11,31 +11,32 @@ from kvcache.tree import NOTHING_STORED, Hit, KVHandle, Stored
 class TierStatistics:
     host_bytes: int = 0
     host_pages: int = 0
-    """Or whole sequences, here and on the disk, where a state cannot be cut."""
+    """Counts whole sequences instead, like `disk_pages`, if states cannot be cut."""
     disk_bytes: int = 0
     disk_pages: int = 0
 
 
 class Tier(Protocol):
-    """Keeps KV by the tokens that it belongs to: pages (`kvcache.pages`) or whole sequences (`kvcache.whole`)."""
+    """Keeps KV, found by its tokens: pages (`kvcache.pages`) or whole sequences (`kvcache.whole`)."""
 
     def find(self, tokens: bytes, hit: Hit) -> Stored:
-        """What is kept of a beginning of `tokens`, of which the hit is resident.
+        """Returns the stored KV of a prefix of `tokens`. The hit is the part that is already resident.
 
-        Nothing longer than the hit may be found. Begins to read what only the disk has.
+        The result may end before the hit does; it is then of no use. Starts to read pages that only the disk has.
         """
 
     def save(self, handle: KVHandle, num_kept: int, memory: Memory) -> None:
-        """Copy what nobody else holds of the handle behind its first `num_kept` tokens, unless that is here.
+        """Copy the part of the handle after its first `num_kept` tokens.
 
-        Or all of the handle, where only that can be moved.
+        Skips leading pages that other handles hold or that the tier has already. A tier of whole sequences copies all
+        of the handle.
         """
 
     def wait(self) -> None:
-        """For a moment, until all that is being read has arrived."""
+        """Waits a short time for the pages that are being read from the disk."""
 
     def close(self, seconds: float) -> None:
-        """Bring to the disk what is worth most, as far as the time allows."""
+        """Write to the disk, most recently used first, for at most about `seconds`."""
 
     def statistics(self) -> TierStatistics: ...
 
@@ -44,7 +45,7 @@ class Tier(Protocol):
 
 
 class NoTier:
-    """Keeps nothing: what is evicted from the device is lost."""
+    """Keeps nothing. Pages evicted from the device are lost."""
 
     def find(self, tokens: bytes, hit: Hit) -> Stored:  # noqa: ARG002
         return NOTHING_STORED

@@ -1,7 +1,7 @@
-"""The prefix tree: full pages as nodes, handles as the sequence ids that hold a path of them.
+"""The data structures of the prefix tree: pages are its nodes, and each KV handle holds a path of pages.
 
-How the tree is searched is in `kvcache.sharing`. The idea is RadixAttention's (Zheng et al., SGLang, 2023), with vLLM's
-fixed pages as edges instead of free lengths.
+`kvcache.sharing` searches the tree. It follows RadixAttention (Zheng et al., SGLang, 2023), but its edges are pages of
+fixed size, as in vLLM, instead of token strings of any length.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from kvcache.memory import Blob
 PAGE_TOKENS: Final = 32
 TOKEN_BYTES: Final = 4
 PAGE_BYTES: Final = PAGE_TOKENS * TOKEN_BYTES
-"""Tokens travel here as bytes of little-endian int32: a slice of them is hashed and compared at C speed."""
+"""Bytes of a page's tokens. This package handles tokens as little-endian int32 bytes: fast to hash and to compare."""
 
 
 class Page:
-    """A full page: the KV of PAGE_TOKENS tokens behind those of its parent. The root is a page of none."""
+    """A full page: the KV of the PAGE_TOKENS tokens that follow its parent's. The root is a page without tokens."""
 
     __slots__ = ("children", "digest", "ends", "holders", "key", "last_used", "num_running", "parent")
 
@@ -26,38 +26,38 @@ class Page:
         self.key = key
         self.parent = parent
         self.digest: bytes = digest_of(parent.digest, key) if parent is not None else b""
-        """Names the page and all before it, also where this tree is not known: in other tiers, after a restart."""
+        """Identifies the page and all pages before it, also in other tiers and after a restart."""
         self.children: dict[bytes, Page] = {}
         self.holders: set[KVHandle] = set()
-        """KV handles whose path goes through this page, all of them on the same cells."""
+        """Handles whose path contains this page. In a pool they share its cells; in lanes each has a copy."""
         self.ends: set[KVHandle] = set()
-        """KV handles whose last full page this is; their tails continue it."""
+        """Handles whose last full page is this one. Their tails follow it."""
         self.num_running = 0
-        """How many of the holders run; a page with none is cached."""
+        """Number of running holders. A page without any is cached."""
         self.last_used = 0
 
 
 class KVHandle:
-    """What one sequence id holds: a path of full pages and the tail behind them.
+    """The KV that one sequence id holds: a path of full pages, and a tail after them.
 
-    While it runs it also owns pages reserved for tokens still to be computed: `num_pages` counts all of them, and
+    A running handle also reserves pages for tokens that are not computed yet. `num_pages` counts all of its pages, so
     `len(pages) <= num_pages`.
     """
 
     __slots__ = ("id", "last_used", "leaf_last_used", "num_pages", "pages", "root", "running", "tail")
 
     def __init__(self, sequence_id: int, root: Page) -> None:
-        """A running handle that holds nothing, at the root of a tree."""
+        """Creates a running, empty handle at the root of a tree."""
         self.id = sequence_id
         self.root = root
         self.pages: list[Page] = []
         self.tail = b""
-        """Computed tokens that do not fill a page yet; always less than PAGE_BYTES."""
+        """Computed tokens after the last full page; always shorter than PAGE_BYTES."""
         self.num_pages = 0
         self.running = True
         self.last_used = 0
         self.leaf_last_used = 0
-        """Of an idle handle: when its end, the tail or the last page, was used last. Nobody else holds that."""
+        """Last use of an idle handle's leaf: its tail, or else its last page. No other handle holds the leaf."""
         root.ends.add(self)
 
     @property
@@ -72,21 +72,21 @@ class KVHandle:
 
     @property
     def last_page(self) -> Page:
-        """Where the tail begins: the last full page, or the root."""
+        """The last full page, or the root. The tail follows it."""
         return self.pages[-1] if self.pages else self.root
 
     @property
     def is_sole_holder(self) -> bool:
-        """Whether the handle alone holds its end. If not, others hold all of it, as they share paths from the front."""
+        """Whether no other handle holds this handle's leaf. Otherwise other handles hold all of its pages."""
         return bool(self.tail) or (bool(self.pages) and len(self.pages[-1].holders) == 1)
 
     def tokens_inside(self, num_pages: int, num_tokens: int) -> bytes:
-        """The tokens behind its first `num_pages` pages up to `num_tokens`, all within one page."""
+        """Returns the tokens after the first `num_pages` pages up to `num_tokens`. They must lie within one page."""
         inside = self.pages[num_pages].key if num_pages < len(self.pages) else self.tail
         return inside[: (num_tokens - num_pages * PAGE_TOKENS) * TOKEN_BYTES]
 
     def extend(self, pages: Sequence[Page]) -> None:
-        """The running handle holds these pages, too, behind its others."""
+        """Append pages to the running handle."""
         self.last_page.ends.discard(self)
         for page in pages:
             page.num_running += 1
@@ -95,7 +95,7 @@ class KVHandle:
         self.last_page.ends.add(self)
 
     def cut(self, num_tokens: int) -> list[Page]:
-        """Keep the first tokens only. Returns the full pages that the handle no longer holds."""
+        """Keep the first `num_tokens` tokens only. Returns the full pages that the handle no longer holds."""
         num_pages = num_tokens // PAGE_TOKENS
         tail = self.tokens_inside(num_pages, num_tokens)
         removed = self.pages[num_pages:]
@@ -110,13 +110,13 @@ class KVHandle:
         return removed
 
     def resume(self) -> None:
-        """The idle handle runs again."""
+        """Make the idle handle run again."""
         self.running = True
         for page in self.pages:
             page.num_running += 1
 
     def stop(self, now: int) -> None:
-        """The running handle becomes idle, and gives back what it had reserved."""
+        """Make the running handle idle, and return its reserved pages."""
         self.running = False
         self.last_used = self.leaf_last_used = now
         self.num_pages = num_pages_for(self.num_tokens)
@@ -127,15 +127,15 @@ class KVHandle:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a tier has: the KV of some tokens behind a resident prefix, or of a whole sequence from its start."""
+    """KV in a tier: of the tokens after a resident prefix, or of a whole sequence from its start."""
 
     start: int = 0
     stop: int = 0
-    """The first token and the one behind the last."""
+    """The tokens are [start, stop)."""
     blobs: Sequence[Blob] = ()
-    """A page each, or the whole; of the last page perhaps only the first tokens are meant."""
+    """One blob per page, or one for a whole sequence. Of the last page perhaps only the first tokens are used."""
     arriving: bool = False
-    """Whether what comes next is being read from the disk: worth waiting for."""
+    """Whether the tokens after `stop` are being read from the disk, so that it is worth waiting for them."""
 
     @property
     def num_tokens(self) -> int:
@@ -147,16 +147,16 @@ NOTHING_STORED: Final = Stored()
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """The longest known prefix of some tokens: resident, and behind that stored."""
+    """The longest known prefix of some tokens: a resident part, and after it a part stored in a tier."""
 
     root: Page
-    """Where the path begins."""
+    """The root of the pages' path."""
     num_tokens: int = 0
-    """Resident ones."""
+    """Number of resident tokens."""
     pages: Sequence[Page] = ()
-    """The full pages of it, first to last; the rest of the hit lies inside one more page of `source`."""
+    """The full pages of the resident part, in order. The rest of it lies inside the next page of `source`."""
     source: KVHandle | None = None
-    """A handle that holds all that is resident; None for no hit."""
+    """A handle that holds the whole resident part. None if nothing is resident."""
     stored: Stored = NOTHING_STORED
 
     @property
@@ -166,17 +166,17 @@ class Hit:
 
     @property
     def num_known(self) -> int:
-        """Tokens that need not be computed."""
+        """Number of tokens that need not be computed."""
         return self.num_tokens + self.stored.num_tokens
 
     @property
     def adoptable(self) -> bool:
-        """Whether the hit is all that an idle handle holds, so that its id can simply go on."""
+        """Whether `source` is idle and holds exactly the hit, so that the new sequence can continue it with its id."""
         return self.source is not None and not self.source.running and self.source.num_tokens == self.num_tokens
 
     @property
     def num_pages(self) -> int:
-        """Pages that come with the hit; one that it only ends in does not, unless the handle is adopted."""
+        """Number of pages that a new sequence gets from the hit. A tail counts only if the source is adopted."""
         return len(self.pages) + (self.adoptable and self.source is not None and self.source.tail != b"")
 
 
@@ -185,12 +185,12 @@ def num_pages_for(num_tokens: int) -> int:
 
 
 def digest_of(parent: bytes, key: bytes) -> bytes:
-    """Of a page, from its parent's: equal chains of tokens have equal names, whoever computed them."""
+    """Returns the digest of a page from its parent's digest. Equal sequences of tokens have equal digests."""
     return blake2b(parent + key, digest_size=16).digest()
 
 
 def common_bytes(one: bytes, other: bytes, known: int = 0) -> int:
-    """Bytes of the common prefix in whole tokens, of which `known` are known to agree."""
+    """Returns the length in bytes of the common prefix, in whole tokens. The first `known` bytes must be equal."""
     limit = min(len(one), len(other))
     while known < limit and one[known : known + TOKEN_BYTES] == other[known : known + TOKEN_BYTES]:
         known += TOKEN_BYTES

@@ -1,8 +1,8 @@
-"""Whole sequences in host memory and on the disk, for models whose state cannot be cut into pages.
+"""The tier of whole sequences, in host memory and on the disk, for models whose state cannot be cut into pages.
 
-Recurrent and hybrid models are such, and those with sliding windows or without flash attention. A conversation that
-goes on begins with all that was computed of it, so the state at its end is what is worth keeping; what another request
-shares with it only in part does not come back from here.
+These are recurrent and hybrid models, models with sliding windows, and models without flash attention. The next request
+of a conversation begins with all tokens of the previous one, so the state at the end is worth keeping. A request that
+shares only a part of a stored sequence gets no hit from this tier.
 """
 
 from collections import OrderedDict
@@ -20,7 +20,7 @@ _HASH_BYTES: Final = 12
 
 
 class WholeTier:
-    """Sequences by the digest of all their tokens; least recently used ones go first, to the disk if there is one."""
+    """Sequences by the digest of all their tokens. Evicts the least recently used first, to the disk if any."""
 
     def __init__(self, max_bytes: int, disk: DiskTier | None = None) -> None:
         self._max_bytes = max_bytes
@@ -28,13 +28,13 @@ class WholeTier:
         self._blobs: OrderedDict[bytes, Blob] = OrderedDict()
         """By digest, least recently used first."""
         self._lengths = {_length_of(digest) for digest in disk.digests()} if disk is not None else set()
-        """In tokens, of all sequences that are kept, and of some that were."""
+        """Lengths in tokens of all stored sequences, and of some that are no longer stored."""
         self._awaited: set[bytes] = set()
-        """What is being read from the disk."""
+        """Digests of the sequences that are being read from the disk."""
         self._num_bytes = 0
 
     def find(self, tokens: bytes, hit: Hit) -> Stored:
-        """The longest kept sequence that `tokens` begin with, if it is longer than the hit."""
+        """Returns the longest stored sequence that is a prefix of `tokens`, if it is longer than the hit."""
         self._take_arrivals()
         for digest in reversed(list(self._digests(tokens))):
             if _length_of(digest) <= hit.num_tokens:
@@ -48,7 +48,7 @@ class WholeTier:
         return NOTHING_STORED
 
     def _digests(self, tokens: bytes) -> Iterator[bytes]:
-        """Of the beginnings that are as long as some kept sequence, shortest first."""
+        """Yields the digest of each prefix whose length is in `_lengths`, shortest first."""
         hashed, so_far = blake2b(digest_size=_HASH_BYTES), 0
         for length in sorted(self._lengths):
             stop = length * TOKEN_BYTES
@@ -59,7 +59,7 @@ class WholeTier:
             yield length.to_bytes(_LENGTH_BYTES, "little") + hashed.digest()
 
     def save(self, handle: KVHandle, num_kept: int, memory: Memory) -> None:  # noqa: ARG002
-        """All of the handle, whatever it keeps."""
+        """Save all of the handle. Ignores `num_kept`."""
         digest = whole_digest(handle.tokens)
         if handle.num_tokens and digest not in self._blobs:
             (blob,) = memory.save(handle.id, 0, handle.num_tokens)
@@ -84,7 +84,7 @@ class WholeTier:
     # -- the disk ----------------------------------------------------------------------------------------------------
 
     def _read(self, digest: bytes) -> bool:
-        """Whether the sequence will arrive from the disk."""
+        """Start to read the sequence. Returns whether the disk has it and it fits into host memory."""
         if self._disk is None or not 0 < self._disk.size_of(digest) <= self._max_bytes:
             return False
         if digest not in self._awaited:
@@ -102,18 +102,18 @@ class WholeTier:
         self._make_room()
 
     def wait(self) -> None:
-        """For a moment, until all that is being read has arrived."""
+        """Waits a short time for the sequences that are being read from the disk."""
         if self._disk is not None and self._awaited:
             self._disk.wait()
 
     def close(self, seconds: float) -> None:
-        """Bring to the disk what is worth most, as far as the time allows."""
+        """Write all sequences to the disk, most recently used first, for at most about `seconds`."""
         if self._disk is not None:
             for digest, blob in reversed(self._blobs.items()):
                 self._disk.write(digest, blob)
             self._disk.close(seconds)
 
-    # -- what it looks like ------------------------------------------------------------------------------------------
+    # -- statistics and checks ---------------------------------------------------------------------------------------
 
     def statistics(self) -> TierStatistics:
         disk = (self._disk.num_bytes, self._disk.num_pages) if self._disk is not None else (0, 0)
@@ -122,12 +122,12 @@ class WholeTier:
     def check_integrity(self) -> None:
         """Recount. Raises AssertionError if the accounting is wrong."""
         assert self._num_bytes == sum(blob.nbytes for blob in self._blobs.values()), "bytes"
-        assert self._num_bytes <= self._max_bytes, "the bound is kept"
-        assert {_length_of(digest) for digest in self._blobs} <= self._lengths, "every sequence can be found"
+        assert self._num_bytes <= self._max_bytes, "host memory is within its limit"
+        assert {_length_of(digest) for digest in self._blobs} <= self._lengths, "every stored length is known"
 
 
 def whole_digest(tokens: bytes) -> bytes:
-    """Names a sequence, its length first: so what is on the disk tells which beginnings are worth hashing."""
+    """Returns the name of a sequence: its length, then a hash. Lengths from the disk show which prefixes to hash."""
     length = len(tokens) // TOKEN_BYTES
     return length.to_bytes(_LENGTH_BYTES, "little") + blake2b(tokens, digest_size=_HASH_BYTES).digest()
 

@@ -15,12 +15,12 @@ from scheduler.messages import Failed, Ready
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("llama.cpp").setLevel(logging.ERROR)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API decides when we end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the API stops the engine
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     config = EngineConfig(**orjson.loads(sys.argv[2]))
 
-    # Imported once the link watches the API: loading llama.cpp takes a moment, and the API may die in it.
+    # Imported after the link has started: it ends this process if the API dies while llama.cpp is loading.
     from scheduler.engine import Engine
     from scheduler.errors import ModelError, NoMemoryError
     from scheduler.llama.load import load

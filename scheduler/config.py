@@ -1,4 +1,4 @@
-"""What an engine is started with, and what it made of it."""
+"""The options that an engine is started with, and the settings that it reports when it is ready."""
 
 from dataclasses import dataclass
 
@@ -10,49 +10,49 @@ POOLINGS = ("auto", "none", "mean", "cls", "last")
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """The engine's options. None means: choose from the model and the machine."""
+    """The engine's options. For None, the engine uses a value that suits the model and the machine."""
 
     model_path: str
     ctx_len: int | None = None
-    """Tokens of one request, prompt and answer together."""
+    """Maximum tokens of one request: prompt plus answer."""
     max_seqs: int | None = None
-    """Sequences that run at once."""
+    """Maximum number of sequences that run at once."""
     kv_tokens: int | None = None
-    """Tokens of KV memory, for all sequences together."""
+    """Size of the KV memory in tokens, for all sequences together."""
     batch_tokens: int | None = None
     """Token budget of a step."""
     itl_target: float | None = None
-    """Seconds that running streams may have to wait for their next token while prompts are read."""
+    """ITL target in seconds: how long running streams may wait for their next token while prompts are computed."""
     threads: int | None = None
     gpu_layers: int = -1
-    """Layers on the GPU where llama.cpp has one; -1 is all."""
+    """Layers on the GPU, if llama.cpp has one; -1 is all."""
     kv_type: str = "f16"
     flash_attn: str = "auto"
     kv_layout: str = "auto"
-    """Cells for all sequences together (pool), or for each of its own (lanes)."""
+    """pool: all sequences share the cells; lanes: each sequence has its own cells."""
     host_cache: int | None = None
-    """Bytes of host memory for pages that were evicted from the KV memory."""
+    """Size of the host tier in bytes, for pages that are evicted from the KV memory."""
     disk_cache: int | None = None
-    """Bytes on the disk for pages that were evicted from host memory; kept for the next engine."""
+    """Size of the disk tier in bytes, for pages that are evicted from the host tier. They survive a restart."""
     disk_folder: str = ""
-    """Where; nothing is kept on the disk without it."""
+    """Folder of the disk tier. Without it there is no disk tier."""
     tuning_folder: str = ""
-    """Where what was found to be fastest is kept; see scheduler.llama.tuning."""
+    """Folder of the saved tuning results; see scheduler.llama.tuning."""
     others_bytes: int = 0
-    """Memory of other models' weights, which the system counts as available as it could read them from disk again."""
+    """Bytes of other models' weights. The system counts them as available, because it can read them again from disk."""
     backend_top_k: int = 0
-    """How many of the best tokens the backend itself finds in each step, so that no logits leave the GPU; 0 is off."""
+    """Number of best tokens that the backend finds in each step, so that no logits leave the GPU. 0 is off."""
     pooling: str = "auto"
-    """How the embedding of a text is made from those of its tokens; auto: as the file says, none: not at all."""
+    """How token embeddings are pooled to a text's embedding. auto: as in the model file. none: no embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a loaded engine serves: every choice made."""
+    """The settings of a loaded engine, with no option left open."""
 
     pid: int
     description: str
-    """llama.cpp's words for the model, such as `llama 135M Q4_1`."""
+    """llama.cpp's description of the model, such as `llama 135M Q4_1`."""
     ctx_len: int
     max_seqs: int
     kv_tokens: int
@@ -60,20 +60,21 @@ class EngineInfo:
     kv_layout: str
     """pool or lanes."""
     kv_layout_reason: str
-    """Why, in words."""
+    """The reason for the layout, for the log."""
     batch_tokens: int
     threads: int
     host_cache: int
-    """Bytes that evicted pages may take; 0 if they cannot be kept."""
+    """Size of the host tier in bytes; 0 if evicted pages cannot be kept."""
     disk_cache: int
+    """Size of the disk tier in bytes; 0 if there is none."""
     gpu_layers: int
-    """Layers that really lie on a GPU; 0 without one."""
+    """Layers that are on a GPU; 0 without one."""
     load_seconds: float
     generates: bool = True
-    """Whether it writes text; encoders only read."""
+    """Whether the model generates text. Encoders only make embeddings."""
     pooling: str = "none"
-    """How the embeddings of texts are made: mean, cls or last; none if they are not."""
+    """Pooling of embeddings: mean, cls or last; none if the model makes no embeddings."""
     embedding_size: int = 0
-    """Components of an embedding."""
+    """Number of components of an embedding."""
     max_text_tokens: int = 0
-    """Of a text that is made an embedding of, special tokens included."""
+    """Maximum tokens of a text to embed, special tokens included."""

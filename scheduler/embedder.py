@@ -1,6 +1,6 @@
-"""Embeddings of texts, beside the answers: how long a batch may take, and what its result means.
+"""Embeddings of texts: plans a batch of texts, commits its result, and keeps it within its time limit.
 
-Between two steps of the answers there is one batch of texts at most, no longer than streams can wait.
+At most one batch of texts runs between two steps of the scheduler. It takes no longer than running streams may wait.
 """
 
 import base64
@@ -22,14 +22,14 @@ from scheduler.texts import Batch, Embedding, Limits, Pooled, Reader, Text
 _log = logging.getLogger("cortex.engine")
 
 SMALLEST_BATCH: Final = 32
-"""Tokens that a batch may have however short the time is: below, most of it goes into reading the weights."""
+"""Tokens that a batch may have in any case. A smaller batch would mostly pay for reading the weights."""
 MAX_FAILED_BATCHES: Final = 3
-"""In a row, before the requests in them are given up."""
+"""Batches that may fail in a row before their requests fail."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedderStatistics:
-    """Counters since the start, but for `requests`, which have not ended."""
+    """Counters since the start. Only `requests` is a current number: of requests that have not ended."""
 
     requests: int
     texts: int
@@ -42,14 +42,14 @@ class EmbedderStatistics:
 
 
 class Embedder:
-    """Makes batches of what is in its queue, and embeddings of what they were pooled to."""
+    """Queues requests, plans batches of their texts, and returns the embeddings."""
 
     def __init__(
         self, open_reader: Callable[[], Reader], limits: Limits, pooling: str, seconds_per_token: float
     ) -> None:
-        """`open_reader` is called before the first batch, and may raise ModelError: nobody may ever want an embedding.
+        """`open_reader` may raise ModelError. It is called before the first batch, because it takes memory.
 
-        `seconds_per_token` is a first guess.
+        `seconds_per_token` is the initial estimate of the cost of a token.
         """
         self._open_reader = open_reader
         self._reader: Reader | None = None
@@ -73,7 +73,7 @@ class Embedder:
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def submit(self, embed: Embed) -> Embedded | None:
-        """Queue a request. Returns its only answer if it can never be served."""
+        """Queue a request. Returns an error answer, and queues nothing, if its texts are empty or too long."""
         lengths = [len(tokens) for tokens in embed.texts]
         if not lengths or min(lengths) < 1 or max(lengths) > self._limits.max_text_tokens:
             limit = self._limits.max_text_tokens
@@ -83,7 +83,7 @@ class Embedder:
         return None
 
     def cancel(self, request_id: int) -> None:
-        """End a request at once; one that is unknown or has ended is left alone."""
+        """End a request at once. Ignores a request that is unknown or has ended."""
         if request_id in self._queue.requests:
             self._end(request_id)
             self._cancelled += 1
@@ -94,7 +94,7 @@ class Embedder:
             self._release(cut)
 
     def _release(self, text: Text) -> None:
-        """What was computed of it, and its id."""
+        """Free the text's KV and its sequence id."""
         if self._reader is not None:
             self._reader.forget(text.sequence_id)
         self._queue.return_id(text)
@@ -102,22 +102,22 @@ class Embedder:
     # -- batches -----------------------------------------------------------------------------------------------------
 
     def step(self, seconds: float) -> list[Embedded]:
-        """Compute a batch that takes about so long; infinity for no limit."""
+        """Compute a batch of about `seconds`; infinity is no limit."""
         try:
             reader = self._reader = self._reader or self._open_reader()
         except ModelError as error:
-            _log.error("no embeddings can be made: %s", error)
+            _log.error("cannot compute embeddings: %s", error)
             return self._fail(list(self._queue.requests), str(error))
         batch = self.plan(self._budget(seconds))
         try:
             pooled = reader.read(batch)
         except StepError as error:
-            _log.error("a batch of texts failed: %s; it was %s", error, batch)
+            _log.error("a batch of texts failed: %s; batch: %s", error, batch)
             return self.rollback(batch)
         return self.commit(batch, pooled)
 
     def _budget(self, seconds: float) -> int:
-        """Tokens that can be computed in so long."""
+        """Returns how many tokens can be computed in `seconds`."""
         if math.isinf(seconds):
             return self._limits.batch_tokens
         each = self._cost.token_seconds(self._queue.num_computed)
@@ -125,11 +125,11 @@ class Embedder:
         return min(max(fitting, SMALLEST_BATCH), self._limits.batch_tokens)
 
     def plan(self, budget: int) -> Batch:
-        """Choose what the next batch computes, of `budget` tokens at most where texts can be cut."""
+        """Plan the next batch: at most `budget` tokens if texts can be cut."""
         return self._queue.plan(budget)
 
     def commit(self, batch: Batch, pooled: Pooled) -> list[Embedded]:
-        """Book what the batch computed, and return the embeddings that are whole."""
+        """Record a computed batch. Returns the embeddings that are complete."""
         self._batches += 1
         self._batch_seconds += pooled.seconds
         self._tokens += batch.num_tokens
@@ -141,7 +141,7 @@ class Embedder:
             text = piece.text
             text.pool(embedding, piece.num_tokens, self._pooling)
             if piece.is_last:
-                assert text.embedding is not None, "something of it was pooled"
+                assert text.embedding is not None, "pool() was called"
                 finished.setdefault(text.request_id, []).append(to_wire(text.embedding))
                 self._release(text)
         for request_id, whole in finished.items():
@@ -153,7 +153,7 @@ class Embedder:
         return [Embedded(request_id, whole) for request_id, whole in finished.items()]
 
     def rollback(self, batch: Batch) -> list[Embedded]:
-        """Book a batch that failed: its texts begin anew. Tells the requests that are given up."""
+        """Record a failed batch: its texts start again. Returns errors for the requests that fail for good."""
         self._failed_batches += 1
         self._failed_in_a_row += 1
         for piece in reversed(batch.pieces):
@@ -170,7 +170,7 @@ class Embedder:
         self._failed += len(request_ids)
         return [Embedded(request_id, error=reason) for request_id in request_ids]
 
-    # -- what it looks like ------------------------------------------------------------------------------------------
+    # -- statistics and checks ---------------------------------------------------------------------------------------
 
     def statistics(self) -> EmbedderStatistics:
         return EmbedderStatistics(
@@ -190,6 +190,6 @@ class Embedder:
 
 
 def to_wire(embedding: Embedding) -> str:
-    """At length 1; one of zeros stays what it is."""
+    """Normalises an embedding to length 1 (all zeros stay zeros). Returns it as float32 in base64."""
     length = float(np.linalg.norm(embedding))
     return base64.b64encode((embedding / (length or 1.0)).astype("<f4").tobytes()).decode()

@@ -1,4 +1,4 @@
-"""The engine: turns requests into tokens, one step after another."""
+"""The engine's main loop: handles messages and runs steps."""
 
 import dataclasses
 import logging
@@ -13,11 +13,11 @@ from scheduler.scheduler import Scheduler
 _log = logging.getLogger("cortex.engine")
 
 CLOSE_SECONDS: Final = 3.0
-"""What an engine that was told to stop may take to bring its pages to the disk."""
+"""Time limit for writing pages to the disk when the engine stops."""
 
 
 class Wire(Protocol):
-    """What the engine needs of scheduler.link."""
+    """The part of scheduler.link.Link that the engine uses."""
 
     def receive(self, *, wait: bool) -> list[Message | Compiled]: ...
     def post(self, compiled: Compiled) -> None: ...
@@ -26,7 +26,7 @@ class Wire(Protocol):
 
 
 class Engine:
-    """Steps while there is work, waits for messages while there is none. Answers and embeddings take turns."""
+    """Runs steps while there is work, and waits for messages otherwise. Generation and embeddings take turns."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class Engine:
         self._wire = wire
         self._embedder = embedder
         self._compiling: set[int] = set()
-        """Requests whose grammars are being compiled; the scheduler does not know them yet."""
+        """Requests whose grammars are being compiled. They are not in the scheduler yet."""
         self._stopping = False
 
     def run(self) -> None:
-        """Serve until told to stop."""
+        """Serve requests until a Stop message."""
         while not self._stopping:
             if not self._scheduler.has_work:
                 self._scheduler.cache.check_integrity()
@@ -67,12 +67,12 @@ class Engine:
         try:
             result = self._runner.run(plan)
         except StepError as error:
-            _log.error("step failed: %s; it was %s", error, plan)
+            _log.error("step failed: %s; plan: %s", error, plan)
             return self._scheduler.rollback(plan)
         return self._scheduler.commit(plan, result)
 
     def _read_texts(self) -> None:
-        assert self._embedder is not None, "somebody has texts"
+        assert self._embedder is not None, "_has_texts is true"
         seconds = self._scheduler.spare_seconds
         if seconds is not None:
             for embedded in self._embedder.step(seconds):
@@ -107,10 +107,10 @@ class Engine:
             case Stop():
                 self._stopping = True
             case _:
-                _log.error("not a message for an engine: %s", type(message).__name__)
+                _log.error("unexpected message: %s", type(message).__name__)
 
     def _begin(self, submit: Submit, grammar: Grammar | GrammarError) -> None:
-        """A request with a grammar hears at once whether it is served."""
+        """Report at once whether the grammar is accepted, and submit the request if so."""
         if isinstance(grammar, GrammarError):
             self._wire.send_outputs([Output(submit.request_id, finish_reason="refused", error=str(grammar))])
         else:

@@ -1,12 +1,12 @@
-"""Why a model is not served, for modules that know no llama.cpp."""
+"""Errors for a model that cannot be served. This module does not import llama.cpp."""
 
 
 class ModelError(Exception):
-    """The model cannot be served; the message is one line for the user."""
+    """The model cannot be served. The message is one line for the user."""
 
 
 class NoMemoryError(ModelError):
-    """It could be, with so many bytes more of memory."""
+    """The model does not fit into memory: `missing_bytes` more are needed."""
 
     def __init__(self, message: str, missing_bytes: int) -> None:
         super().__init__(message)

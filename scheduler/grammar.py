@@ -1,4 +1,4 @@
-"""Grammars that answers must match, by llguidance: compiled off the step's path, then followed token by token."""
+"""Grammars that constrain answers, with llguidance. They are compiled in a thread, outside of the step."""
 
 import logging
 import re
@@ -19,25 +19,28 @@ from scheduler.messages import Submit
 _log = logging.getLogger("cortex.engine")
 
 CACHE_SIZE: Final = 64
-"""Compiled grammars that are kept."""
+"""Number of compiled grammars that are kept."""
 LIMITS: Final = LLParserLimits(verbose_errors=False)
 
 Mask = NDArray[np.int32]
-"""Packed bits: bit i % 32 of word i // 32 says whether token i may come next."""
+"""Packed bits: bit i % 32 of word i // 32 is 1 if token i may come next."""
 
 
 class GrammarError(Exception):
-    """The grammar cannot be compiled, or not be followed any further; the message is for the client."""
+    """The grammar cannot be compiled, or an answer cannot match it any more. The message is for the client."""
 
 
 class Grammar:
-    """How far one answer has come in its grammar."""
+    """The state of one answer in its grammar."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self.matcher = matcher
 
     def advance(self, token: int, *, forces: bool = True) -> list[int]:
-        """Take a token in. Returns those that must follow, taken in as well. Raises GrammarError."""
+        """Consume a token. Returns the tokens that the grammar forces after it, which are consumed too.
+
+        Without `forces`, returns no tokens. Raises GrammarError if the grammar does not accept the token.
+        """
         matcher = self.matcher
         if not matcher.consume_token(token):
             raise GrammarError(f"the answer cannot follow its grammar any further: {_reason(matcher)}")
@@ -50,17 +53,17 @@ class Grammar:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing may follow."""
+        """Whether no further token may follow."""
         return self.matcher.is_stopped()
 
 
 def _reason(matcher: LLMatcher) -> str:
-    """Without the lines of the grammar that llguidance shows, which may be long, and not the client's."""
+    """Returns llguidance's error without its quote of the grammar, which may be long and not written by the client."""
     return " ".join(re.split(r"^ +\d+ \| ", matcher.get_error(), maxsplit=1, flags=re.MULTILINE)[0].split())
 
 
 class Masks:
-    """Computes what may come next, in a thread of its own while the model computes how likely it is."""
+    """Computes the masks of allowed next tokens in a thread, while the model computes the logits."""
 
     def __init__(self, num_rows: int, vocab_size: int) -> None:
         self._bits = allocate_token_bitmask(num_rows, vocab_size)
@@ -68,14 +71,14 @@ class Masks:
         self._thread = ThreadPoolExecutor(1, "masks")
 
     def start(self, grammars: Sequence[Grammar | None]) -> "Future[None] | None":
-        """Begin with the masks of these rows; None if no row has a grammar."""
+        """Start to compute the masks of these rows. Returns None if no row has a grammar."""
         matchers = [(grammar.matcher, row) for row, grammar in enumerate(grammars) if grammar is not None]
         if not matchers:
             return None
         return self._thread.submit(fill_next_token_bitmask_par, self._executor, matchers, self._bits)
 
     def finish(self, filled: "Future[None] | None", grammars: Sequence[Grammar | None]) -> Sequence[Mask | None]:
-        """The masks that were begun with, None for rows without a grammar."""
+        """Wait for the masks that `start` began. Returns one per row, None for rows without a grammar."""
         if filled is None:
             return ()
         filled.result()
@@ -84,28 +87,28 @@ class Masks:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A request whose grammar is ready, or why it will never be."""
+    """A request and its compiled grammar, or the error of the compilation."""
 
     submit: Submit
     grammar: Grammar | GrammarError
 
 
 class GrammarCompiler:
-    """Compiles in a thread of its own, and keeps what it compiled last."""
+    """Compiles grammars in a thread, and keeps the last CACHE_SIZE of them."""
 
     def __init__(self, make_tokenizer: Callable[[], LLTokenizer]) -> None:
-        """`make_tokenizer` takes about a second, and is called when the first grammar comes."""
+        """`make_tokenizer` takes about a second. It is called for the first grammar."""
         self._make_tokenizer = make_tokenizer
         self._tokenizer: LLTokenizer | None = None
         self._matchers: OrderedDict[str, LLMatcher] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "grammars")
 
     def compile(self, submit: Submit, report: Callable[[Compiled], None]) -> None:
-        """Call `report` from another thread, now or later."""
+        """Compile the request's grammar, and call `report` from another thread."""
         self._thread.submit(lambda: report(Compiled(submit, self._compile(submit.grammar, submit.answer))))
 
     def _compile(self, source: str, answer: list[int]) -> Grammar | GrammarError:
-        """As far as the answer has come."""
+        """Returns the grammar in the state after the tokens of `answer`."""
         matcher = self._matchers.get(source)
         if matcher is None:
             started = time.perf_counter()
@@ -113,7 +116,7 @@ class GrammarCompiler:
                 if self._tokenizer is None:
                     self._tokenizer = self._make_tokenizer()
                 matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=LIMITS)
-            except Exception as error:  # whatever it is, the request must hear of it
+            except Exception as error:  # reported to the request, so that it does not wait for ever
                 _log.exception("a grammar failed to compile")
                 return GrammarError(str(error))
             if matcher.is_error():

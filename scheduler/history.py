@@ -1,4 +1,4 @@
-"""What has been said, and what that costs a token that would say it again: penalties and DRY."""
+"""Repetition penalties, which depend on the earlier tokens of a sequence: frequency, presence, repeat and DRY."""
 
 import math
 from collections import Counter, deque
@@ -13,11 +13,11 @@ Logits = NDArray[np.float32]
 
 _MAX_EXPONENT: Final = math.log(np.finfo(np.float32).max)
 _MAX_MATCH: Final = 512
-"""Longest repetition that DRY tells apart; beyond it penalties of a base above 1.2 are endless anyway."""
+"""Longest repetition that DRY measures. Beyond it, a penalty with a base above 1.2 is practically infinite anyway."""
 
 
 class History:
-    """The tokens of one sequence, as far as its penalties look back."""
+    """The earlier tokens of one sequence that its penalties need."""
 
     @staticmethod
     def is_needed(params: SamplingParams) -> bool:
@@ -27,12 +27,12 @@ class History:
     def __init__(self, params: SamplingParams, prompt: list[int]) -> None:
         self._params = params
         self._counts: Counter[int] = Counter()
-        """Of the generated tokens, as OpenAI's penalties count."""
+        """Counts of the generated tokens only, as OpenAI's penalties require."""
         window = params.repeat_last_n if params.repeat_last_n >= 0 else None
         self._window: deque[int] = deque(prompt if params.repeat_penalty != 1.0 else (), window)
         self._window_counts = Counter(self._window)
         self._tokens: list[int] = list(prompt) if params.dry_multiplier else []
-        """For DRY."""
+        """Prompt and generated tokens. Empty without DRY."""
         self._breakers = frozenset(params.dry_breakers)
 
     def append(self, token: int) -> None:
@@ -50,7 +50,7 @@ class History:
             self._tokens.append(token)
 
     def penalize(self, logits: Logits) -> None:
-        """Change the row in place."""
+        """Apply the penalties to a row of logits in place."""
         params = self._params
         if self._window_counts:
             recent = np.fromiter(self._window_counts, np.intp, len(self._window_counts))
@@ -64,9 +64,9 @@ class History:
             self._penalize_repetition(logits)
 
     def _penalize_repetition(self, logits: Logits) -> None:
-        """DRY ("don't repeat yourself"): what continues a repetition costs more the longer that is.
+        """DRY ("don't repeat yourself"): penalises tokens that would continue a repetition, more if it is longer.
 
-        A repetition is an earlier place where the same tokens stand as at the end, back to a breaker at most.
+        A repetition is an earlier occurrence of the tokens at the end of the text. It contains no breaker.
         """
         params = self._params
         window = (
@@ -97,7 +97,7 @@ class History:
             logits[token] -= min(params.dry_multiplier * params.dry_base**exponent, float(np.finfo(np.float32).max) / 4)
 
     def _reach(self, window: list[int]) -> int:
-        """How many tokens at the end lie behind the last breaker."""
+        """Returns the number of tokens after the last breaker, at most _MAX_MATCH."""
         reach = 0
         for token in reversed(window[-_MAX_MATCH:]):
             if token in self._breakers:

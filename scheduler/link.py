@@ -1,4 +1,4 @@
-"""The engine's end of the wire. Two threads read and write, so that the step thread never waits for the socket."""
+"""The engine's side of the connection to the API. Two threads do the I/O, so steps never wait for the socket."""
 
 import contextlib
 import logging
@@ -13,14 +13,14 @@ from scheduler.messages import Message, Output, Step, decode, encode
 _log = logging.getLogger("cortex.engine")
 
 MAX_PENDING_TOKENS = 1 << 20
-"""Unsent tokens past which the API counts as dead."""
+"""Limit of unsent tokens. Beyond it the API is considered dead."""
 
 
 class Link:
     """Messages from and to the API.
 
-    Outputs are merged per request until the sender takes them: a slow API gets fewer and larger Step messages. When the
-    API closes its end or dies, this process ends, even while a model loads or a step computes.
+    Outputs are merged per request until the sender thread takes them, so a slow API gets fewer and larger Step
+    messages. If the API closes its end or dies, this process exits, even while a model loads or a step runs.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -35,36 +35,36 @@ class Link:
         threading.Thread(target=self._write, name="sender", daemon=True).start()
 
     def receive(self, *, wait: bool) -> list[Message | Compiled]:
-        """All messages that have come; with `wait`, at least one."""
+        """Returns all messages that have arrived. With `wait`, waits for at least one."""
         messages = [self._inbox.get()] if wait else []
         while not self._inbox.empty():
             messages.append(self._inbox.get_nowait())
         return messages
 
     def post(self, compiled: Compiled) -> None:
-        """Put among the messages that have come what a thread of this process has to say."""
+        """Add a compiled grammar to the received messages. May be called from any thread."""
         self._inbox.put(compiled)
 
     def send(self, message: Message) -> None:
-        """Send behind everything that is waiting to be sent."""
+        """Queue a message behind all messages and outputs that are not sent yet."""
         with self._wake:
             self._messages.append(message)
             self._wake.notify()
 
     def send_outputs(self, outputs: list[Output]) -> None:
-        """Send these with the next Step message."""
+        """Queue outputs for the next Step message. Exits the process if the API has not read MAX_PENDING_TOKENS."""
         if not outputs:
             return
         with self._wake:
             for output in outputs:
                 self._merge(output)
             if self._num_pending_tokens > MAX_PENDING_TOKENS:
-                _log.critical("the API takes no messages any more; the engine ends")
+                _log.critical("the API does not read its messages; the engine exits")
                 os._exit(1)
             self._wake.notify()
 
     def flush(self, seconds: float) -> None:
-        """Give the sender so long to send what is waiting, before the process ends."""
+        """Wait until everything is sent, for at most `seconds`. Called before the process exits."""
         with self._wake:
             self._wake.wait_for(lambda: not (self._outputs or self._messages or self._sending), seconds)
 
@@ -75,14 +75,14 @@ class Link:
             pending.merge(output)
 
     def _read(self) -> None:
-        """Ends the process when the API is gone; it may die with messages unread, or in the middle of one."""
+        """Read messages, and exit the process when the API closes the connection, even within a message."""
         try:
             with contextlib.suppress(ConnectionError), self._socket.makefile("rb") as lines:
                 for line in lines:
                     if line.endswith(b"\n"):
                         self._inbox.put(decode(line))
         except ValueError as error:
-            _log.critical("%s; the engine ends", error)
+            _log.critical("%s; the engine exits", error)
             os._exit(1)
         os._exit(0)
 
@@ -99,7 +99,7 @@ class Link:
             try:
                 self._socket.sendall(data)
             except OSError:
-                os._exit(0)  # nobody is left to serve
+                os._exit(0)  # the API is gone
             with self._wake:
                 self._sending = False
                 self._wake.notify_all()

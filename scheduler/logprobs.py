@@ -1,4 +1,4 @@
-"""How probable tokens were, by the model alone: before bias, penalties, grammars and temperature."""
+"""Log probabilities of tokens from the model's raw logits: before bias, penalties, grammars and temperature."""
 
 from typing import Final
 
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from scheduler.messages import TokenLogprob
 
 UNLIKELY: Final = -9999.0
-"""OpenAI's stand-in for what is too improbable to tell."""
+"""The lowest value that is reported, as in OpenAI's API."""
 
 
 def log_probabilities(logits: NDArray[np.float32], token: int, num_top: int) -> TokenLogprob:
-    """Of the token and of the `num_top` best ones, from a row of logits."""
+    """Returns the log probability of the token and those of the `num_top` best tokens, from a row of logits."""
     best = logits.max()
     normalizer = float(best) + float(np.log(np.exp(logits - best).sum(dtype=np.float64)))
     top: list[tuple[int, float]] = []

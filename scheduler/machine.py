@@ -1,4 +1,4 @@
-"""What this machine computes with."""
+"""The processor of this machine."""
 
 import os
 import platform
@@ -8,18 +8,18 @@ import psutil
 
 
 def cores() -> int:
-    """Physical cores that this process may use."""
+    """Returns the number of physical cores that this process may use."""
     usable = hardware_threads()
     return min(usable, psutil.cpu_count(logical=False) or usable)
 
 
 def hardware_threads() -> int:
-    """Those that this process may use."""
+    """Returns the number of hardware threads that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
 
 
 def processor() -> str:
-    """Its name."""
+    """Returns the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

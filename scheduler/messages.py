@@ -1,8 +1,8 @@
-"""The wire between the API process and its engine: one JSON object per line, named by its type.
+"""The messages between the API process and its engine: one JSON object per line, with its type and its body.
 
-The API sends Submit, Embed, Cancel, Inspect and Stop; the engine sends Ready or Failed once, then Step, Embedded and
-Report.
-A message about a request that is unknown or finished is ignored on both sides, so that a cancel may cross an end.
+The API sends Submit, Embed, Cancel, Inspect and Stop. The engine sends Ready or Failed once, then Step, Embedded and
+Report. Both sides ignore messages about unknown or finished requests, because a Cancel may cross the end of its
+request.
 """
 
 from dataclasses import dataclass, field
@@ -15,34 +15,34 @@ from scheduler.config import EngineInfo
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen.
+    """The sampling parameters of a request.
 
-    The order is llama.cpp's: logit bias, penalties, DRY, top_n_sigma, top_k, typical_p, top_p, min_p, XTC, temperature.
-    Mirostat stands in for all from top_k to XTC.
+    They are applied in llama.cpp's order: logit bias, penalties, DRY, top_n_sigma, top_k, typical_p, top_p, min_p, XTC,
+    temperature. Mirostat replaces all steps from top_k to XTC.
     """
 
     temperature: float = 1.0
-    """0 picks the best token."""
+    """0 takes the best token."""
     top_p: float = 1.0
     top_k: int = 0
     """0 keeps the whole vocabulary."""
     min_p: float = 0.0
     typical_p: float = 1.0
     top_n_sigma: float = 0.0
-    """Standard deviations of the logits below the best that a token may lie; 0 is off."""
+    """A token's logit may be this many standard deviations below the best one; 0 is off."""
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
-    """Tokens back that repeat_penalty looks; -1 for all."""
+    """Number of last tokens that repeat_penalty considers; -1 for all."""
     dry_multiplier: float = 0.0
     """0 is off."""
     dry_base: float = 1.75
     dry_allowed_length: int = 2
     dry_last_n: int = -1
-    """Tokens back that DRY looks; -1 for all."""
+    """Number of last tokens that DRY considers; -1 for all."""
     dry_breakers: list[int] = field(default_factory=list)
-    """Tokens that no repetition reaches across."""
+    """Tokens that interrupt a repetition."""
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
     mirostat: int = 0
@@ -50,11 +50,11 @@ class SamplingParams:
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
     logit_bias: list[tuple[int, float]] = field(default_factory=list)
-    """Token and what is added to its logit."""
+    """Pairs of a token and the value to add to its logit."""
     seed: int = 0
     ignore_eos: bool = False
     min_tokens: int = 0
-    """Tokens before which nothing that ends a generation is chosen."""
+    """Number of tokens before which no end-of-generation token is sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +62,27 @@ class Submit:
     request_id: int
     tokens: list[int]
     max_tokens: int
-    """Tokens to generate at most; the prompt and these fit into the context."""
+    """Maximum number of tokens to generate. Prompt and answer must fit into the context."""
     params: SamplingParams = field(default_factory=SamplingParams)
     logprobs: int | None = None
-    """How many of the best tokens to tell with each token, besides its own probability; None for neither."""
+    """How many of the best tokens to return with each token's log probability. None for no log probabilities."""
     score_prompt: bool = False
-    """Whether to tell the probabilities of the prompt's tokens, too. These are then computed, not taken from memory."""
+    """Whether to return the log probabilities of the prompt's tokens. Those tokens are then computed in any case."""
     grammar: str = ""
-    """What the answer must match, in llguidance's words; empty for anything."""
+    """The grammar that the answer must match, in llguidance's syntax. Empty for no constraint."""
     answer: list[int] = field(default_factory=list)
-    """What an engine that is gone has generated of it; these count among `max_tokens`."""
+    """Tokens of the answer that an earlier engine has generated. They count towards `max_tokens`."""
     num_scored: int = 0
-    """Probabilities of the prompt's tokens that were told by one that is gone."""
+    """Number of prompt log probabilities that an earlier engine has returned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """Asks for the embeddings of some texts."""
+    """Requests the embeddings of some texts."""
 
     request_id: int
     texts: list[list[int]]
-    """Their tokens, special ones included; each text has one at least."""
+    """The tokens of each text, special tokens included; at least one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +92,12 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Inspect:
-    """Asks for a Report."""
+    """Requests a Report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Asks the engine to end now; whoever wants running requests to finish waits before sending this."""
+    """Stops the engine at once. Running requests do not finish: the API waits for them before it sends this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,36 +107,36 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The engine cannot serve this model; it ends after this message."""
+    """The engine cannot serve this model. It exits after this message."""
 
     reason: str
     missing_bytes: int = 0
-    """Of memory, if it could be served with more."""
+    """Bytes of memory that are missing. 0 for another reason."""
 
 
 TokenLogprob = tuple[float, list[tuple[int, float]]]
-"""The natural logarithm of a token's probability, and the best tokens with theirs, best first."""
+"""The natural logarithm of a token's probability, and the best tokens with their logarithms, best first."""
 
 
 @dataclass(slots=True)
 class Output:
-    """What one request got since the last message about it."""
+    """The new output of one request since the previous Step."""
 
     request_id: int
     tokens: list[int] = field(default_factory=list)
-    """New tokens, the one that ended the generation included."""
+    """New tokens, including an end-of-generation token."""
     finish_reason: str | None = None
-    """`stop`, `length`, `error`, or `refused` for what cannot be asked of this model; nothing follows it."""
+    """`stop`, `length`, `error`, or `refused` if this model cannot serve the request. No output follows it."""
     cached_tokens: int = 0
-    """Prompt tokens that were not computed for this request; set with the first token."""
+    """Prompt tokens that were found in the cache. Set with the first token."""
     error: str | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    """Of `tokens`, if asked for."""
+    """Log probabilities of `tokens`, if requested."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    """Of the prompt's tokens behind those told before; its first token has none."""
+    """Log probabilities of the next prompt tokens, if requested. The prompt's first token has none."""
 
     def merge(self, later: "Output") -> None:
-        """Take in what came after this."""
+        """Append a later output of the same request."""
         self.tokens.extend(later.tokens)
         self.logprobs.extend(later.logprobs)
         self.prompt_logprobs.extend(later.prompt_logprobs)
@@ -151,37 +151,37 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Embeddings of a request's texts, in the order of these, behind those told before."""
+    """The next embeddings of a request, in the order of its texts."""
 
     request_id: int
     embeddings: list[str] = field(default_factory=list)
-    """Of length 1: little-endian float32, in base64."""
+    """Embeddings of length 1, as little-endian float32 in base64."""
     error: str | None = None
-    """Why there will be no more."""
+    """The reason if the request fails. No message follows it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Statistics of the scheduler, of the cache and of the embedder, as plain values."""
+    """Statistics of the scheduler, the cache and the embedder, as plain values."""
 
     scheduler: dict[str, Any]
     cache: dict[str, Any]
     embedder: dict[str, Any] = field(default_factory=dict)
-    """Empty where the model makes no embeddings."""
+    """Empty if the model makes no embeddings."""
 
 
 Message = Submit | Embed | Cancel | Inspect | Stop | Ready | Failed | Step | Embedded | Report
 
 
 def encode(message: Message) -> bytes:
-    """One line, newline included."""
+    """Returns the message as one line, newline included."""
     return orjson.dumps({"type": type(message).__name__, "body": message}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def decode(line: bytes) -> Message:
-    """The message of one line.
+    """Returns the message of one line.
 
-    Raises ValueError for a line that is none: the two sides are then not of one version.
+    Raises ValueError if the line is not a message: the two sides then have different versions.
     """
     try:
         envelope = orjson.loads(line)

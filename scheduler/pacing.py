@@ -1,72 +1,72 @@
-"""How many prompt tokens a step may take while answers are streaming, and whether beside them or in turn."""
+"""Pacing: how many prompt tokens a step may have while answers stream, and whether a step may mix both."""
 
 from typing import Final
 
 from scheduler.cost import SMOOTHING, StepCost
 
 FULL_SPEED_TOKENS: Final = 128
-"""Chunks beyond this gain no speed on a CPU; a step that streams wait for may take as long as one of them at first."""
+"""Larger chunks are no faster per token on a CPU. The default ITL target is the time of one such chunk."""
 MIN_CHUNK: Final = 64
-"""Chunks below this lose speed, down to three quarters of it at half the size; so they are avoided, but for STRETCH."""
+"""Smaller chunks are slower per token: at half the size, three quarters of the speed. Avoided within STRETCH."""
 SMALLEST_CHUNK: Final = 32
+"""A chunk may have this many tokens in any case."""
 STRETCH: Final = 1.5
-"""How much longer a step may take than it should to avoid smaller chunks, where nobody said how long it should."""
+"""A step may take this many times its target to fit a chunk of MIN_CHUNK, unless the user gave the target."""
 
 
 class Pacer:
-    """Sizes prefill chunks by the clock, so that the gap in running streams meets a target.
+    """Sizes prefill chunks by measured time, so that the ITL of running streams meets a target.
 
-    Without a given target it follows from the model's own speed on this machine: the time of a chunk that is just
-    large enough for full speed.
+    The default target is the time of a chunk that is just large enough for full speed with this model on this machine.
     """
 
     def __init__(
         self, seconds_per_token: float, max_mixed_tokens: int | None = None, target_seconds: float | None = None
     ) -> None:
-        """Starts from the cost of a prompt token at an empty context.
+        """`seconds_per_token`: the initial estimate for a prompt token at an empty context.
 
-        Steps of more than `max_mixed_tokens` had better hold prompts only; None if answers may be in them, too.
+        Steps of more than `max_mixed_tokens` should not mix prompts and answers. None for no limit.
         """
         self._cost = StepCost(seconds_per_token)
         self._best = seconds_per_token
         self._max_mixed_tokens = max_mixed_tokens
         self._given_target = target_seconds
         self._decode_seconds = 0.0
-        """Of a step that only continues answers."""
+        """Smoothed duration of a step without prompts."""
 
     def mixes(self, num_tokens: int) -> bool:
-        """Whether prompts and answers may share a step of so many tokens."""
+        """Whether prompts and answers may share a step of `num_tokens` tokens."""
         return self._max_mixed_tokens is None or num_tokens <= self._max_mixed_tokens
 
     def observe(self, num_decode: int, num_prefill: int, num_pairs: int, seconds: float) -> None:
-        """`num_pairs`: the cells that each token of the step attends to, together."""
+        """Record the duration of a step. `num_pairs`: the sum over its tokens of the cells that each attends to."""
         if not num_prefill:
             self._decode_seconds += SMOOTHING * (seconds - self._decode_seconds)
         if num_prefill < SMALLEST_CHUNK:  # mostly the cost of reading the weights
             return
         num_tokens = num_decode + num_prefill
         self._cost.observe(num_tokens, num_pairs, seconds)
-        if num_prefill >= MIN_CHUNK:  # the start may have been measured on a busy machine
+        if num_prefill >= MIN_CHUNK:  # the machine may have been busy during the first measurement
             self._best = min(self._best, seconds / num_tokens)
 
     @property
     def target_seconds(self) -> float:
-        """What a step that answers wait for may take."""
+        """Maximum duration of a step while answers stream."""
         return self._given_target or FULL_SPEED_TOKENS * self._best
 
     @property
     def spare_seconds(self) -> float:
-        """What other work between two steps that continue answers may take."""
+        """Maximum duration of other work between two steps that continue answers."""
         return max(0.0, self.target_seconds - self._decode_seconds)
 
     def num_prefill_tokens(
         self, num_decode: int, num_prompts: int = 1, context: int = 0, num_answers: int | None = None
     ) -> int:
-        """The tokens of so many prompts that fit beside so many tokens of answers, or between two steps of theirs.
+        """Returns how many prompt tokens fit into a step beside `num_decode` tokens, or between two such steps.
 
-        `num_answers`: the answers that the decode tokens are of; None for one token each. `context`: tokens that come
-        before the prompts'. Unless told how long a step may take, one may take longer while more users wait for their
-        first token than for their next, in that proportion.
+        `num_prompts`: the prompts that wait. `context`: tokens before the prompts' tokens. `num_answers`: the answers
+        that the decode tokens belong to; None for one token each. If more prompts than answers wait, the default target
+        is multiplied by their ratio. A target that the user gave stays as it is.
         """
         target = self.target_seconds
         if self._given_target is None:
@@ -76,7 +76,7 @@ class Pacer:
         return max(fitting, min(stretched, MIN_CHUNK), SMALLEST_CHUNK)
 
     def _fitting(self, seconds: float, num_decode: int, context: int) -> int:
-        """Tokens of prompts that can be computed in so long, answers included."""
+        """Returns how many prompt tokens can be computed in `seconds` together with the decode tokens."""
         each = self._cost.token_seconds(context)
         mixes = self.mixes(num_decode + SMALLEST_CHUNK)
         answers = num_decode * each if mixes else self._decode_seconds

@@ -1,4 +1,4 @@
-"""What a step computes, and what it returns."""
+"""The plan of a step and its result."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,33 +9,33 @@ from scheduler.sequence import Sequence
 
 @dataclass(slots=True)
 class Chunk:
-    """Known tokens [start, start + num_tokens) of one sequence, to be computed in this step."""
+    """Known tokens [start, start + num_tokens) of one sequence that this step computes."""
 
     sequence: Sequence
     start: int
     num_tokens: int
     samples: bool
-    """Whether these are the last known ones, so that the next token can be sampled."""
+    """Whether the chunk ends with the last known token, so that the next token can be sampled."""
     scores: bool = False
-    """Whether the probabilities of the prompt's tokens are wanted, so that every token of the chunk gives logits."""
+    """Whether log probabilities of prompt tokens are requested, so that every token of the chunk gives logits."""
 
     @property
     def num_outputs(self) -> int:
-        """Rows of logits."""
+        """Number of rows of logits."""
         return self.num_tokens if self.scores else int(self.samples)
 
 
 @dataclass(slots=True)
 class Plan:
-    """One llama_decode: decodes first, then the prompts."""
+    """One llama_decode: chunks of answers first, then chunks of prompts."""
 
     chunks: list[Chunk] = field(default_factory=list)
     num_answers: int = 0
-    """Chunks that continue answers: the first ones."""
+    """Number of chunks that continue answers. They come first."""
     num_decode: int = 0
-    """Tokens of these chunks. A chunk has one, or as many as the last step sampled for its sequence."""
+    """Tokens of these chunks: per chunk as many as the last step sampled for its sequence, usually one."""
     num_prefill: int = 0
-    """Tokens of prompts, of answers computed again, and those that a grammar dictates."""
+    """All other tokens: of prompts, of answers that are computed again, and tokens that a grammar forces."""
 
     @property
     def num_tokens(self) -> int:
@@ -43,45 +43,45 @@ class Plan:
 
     @property
     def num_pairs(self) -> int:
-        """Cells that each of its tokens attends to, together; a chunk's own tokens count as if all were seen."""
+        """Sum over all tokens of the cells that each attends to. Each token counts all tokens of its chunk."""
         return sum(chunk.num_tokens * (chunk.start + chunk.num_tokens) for chunk in self.chunks)
 
     @property
     def num_outputs(self) -> int:
-        """Rows of logits."""
+        """Number of rows of logits."""
         return sum(chunk.num_outputs for chunk in self.chunks)
 
     def __str__(self) -> str:
-        """For the log of a failed step: lengths, never text."""
+        """A summary for the log of a failed step: request ids, positions and lengths, but no tokens."""
         chunks = " ".join(f"{chunk.sequence.request_id}:{chunk.start}+{chunk.num_tokens}" for chunk in self.chunks)
         return f"{self.num_decode} decode and {self.num_prefill} prefill tokens ({chunks})"
 
 
 @dataclass(slots=True)
 class Result:
-    """For each chunk that samples, the next token, or several if the runner can tell more than one.
+    """The result of a step: for each chunk that samples, one or more next tokens.
 
-    All of them become known, and none of them is computed: the runner leaves no cells in memory behind the chunk's, and
-    the sequence's next chunk is a decode of as many tokens. They must be the tokens that the runner would have returned
-    one at a time. Those behind the end of the answer, or behind tokens that a grammar forces, are dropped.
+    The tokens are known afterwards, but not computed: the runner leaves no cells in memory for them, and the sequence's
+    next chunk is a decode of these tokens. They must equal the tokens that the runner would return one at a time. The
+    scheduler drops tokens after the end of the answer, and tokens after a position where a grammar forces others.
     """
 
     tokens: list[list[int]]
-    """For each chunk that samples, in the plan's order: at least one token."""
+    """At least one token for each chunk that samples, in the plan's order."""
     seconds: float
     """Wall time of the step."""
     logprobs: list[list[TokenLogprob]] = field(default_factory=list)
-    """In the form of `tokens`, an empty list for a chunk where not asked for; empty if nobody asked."""
+    """Like `tokens`, with an empty list for a chunk without a request for them. Empty if no chunk needs any."""
     prompt_logprobs: list[list[TokenLogprob]] = field(default_factory=list)
-    """For each chunk that scores, in the plan's order: of the prompt's tokens behind each of its tokens."""
+    """For each chunk that scores, in the plan's order: log probabilities of the prompt tokens after its tokens."""
 
 
 class StepError(Exception):
-    """llama_decode refused or broke off a step; what it computed of it is not to be relied on."""
+    """llama_decode rejected or aborted a step. Its results are not reliable."""
 
 
 class Runner(Protocol):
-    """Whatever computes a plan: llama.cpp, or the tests' fake."""
+    """Computes plans: with llama.cpp, or as a fake in the tests."""
 
     def run(self, plan: Plan) -> Result:
         """Compute the chunks and sample the next tokens. Raises StepError."""

@@ -1,4 +1,4 @@
-"""What each running sequence computes in the next step: answers first, then prompts, within the token budget."""
+"""Divides the token budget of a step among the running sequences: answers first, then prompts."""
 
 import math
 from bisect import bisect_right
@@ -12,25 +12,24 @@ from scheduler.queue import Policy
 from scheduler.sequence import Sequence
 
 MAX_SCORED_TOKENS: Final = 64
-"""Tokens of prompts whose probabilities are told, for each step: every one takes a row of logits and its softmax."""
+"""Prompt tokens per step that give log probabilities. Each costs a row of logits and a softmax."""
 
 _by_id = attrgetter("sequence.sequence_id")
 
 
 class Planner:
-    """Divides the token budget of a step. Keeps whether the last step continued answers, so that the two take turns."""
+    """Plans steps. Remembers whether the last step continued answers, so that answers and prompts can take turns."""
 
     def __init__(self, pacer: Pacer, policy: Policy, *, token_budget: int, max_decode: int) -> None:
-        """`max_decode`: tokens of answers in a step; if there are more, the answers take turns."""
+        """`max_decode`: maximum tokens of answers in a step. If there are more, the answers take turns."""
         self._pacer = pacer
         self._policy = policy
         self._token_budget = token_budget
         self._max_decode = max_decode
         self._answered_last = False
-        """Whether the last step continued answers."""
 
     def plan(self, running: list[Sequence]) -> Plan:
-        """Choose what the step computes of these, in order of arrival, which have pages for all that they know."""
+        """Returns the next step's plan. `running`, in order of arrival, must have pages for all known tokens."""
         plan = Plan()
         prompts = self._plan_decodes(plan, running)
         if prompts:
@@ -40,14 +39,15 @@ class Planner:
         return plan
 
     def observe(self, plan: Plan, seconds: float) -> None:
-        """The step was computed, and took so long."""
+        """Record a computed step and its duration."""
         self._answered_last = plan.num_decode > 0
         self._pacer.observe(plan.num_decode, plan.num_prefill, plan.num_pairs, seconds)
 
     def spare_seconds(self, running: list[Sequence]) -> float | None:
-        """What other work may take before the next step; infinity while nobody waits for a next token.
+        """Returns how long other work may take before the next step; infinity while no sequence is answering.
 
-        None where those who wait had to leave the last step to prompts; while that goes on, half of what prompts take.
+        None if answers wait and the last step held prompts only: the next step must continue the answers. While there
+        are both answers and prompts, half of the pacer's time.
         """
         num_answers = sum(sequence.is_answering for sequence in running)
         if not num_answers:
@@ -59,11 +59,11 @@ class Planner:
     # -- answers -----------------------------------------------------------------------------------------------------
 
     def _plan_decodes(self, plan: Plan, running: list[Sequence]) -> list[Sequence]:
-        """Returns those that have more to compute before their next token."""
+        """Plan all answers. Returns the sequences that have more tokens to compute before their next token."""
         others = []
         for sequence in running:
             num_tokens = sequence.num_remaining
-            # is_answering, written out as it is asked of every sequence in every step
+            # The same as is_answering, inlined for speed: this runs for every sequence in every step.
             if num_tokens <= sequence.num_sampled and num_tokens <= self._max_decode:
                 plan.chunks.append(Chunk(sequence, sequence.num_known - num_tokens, num_tokens, samples=True))
                 plan.num_decode += num_tokens
@@ -71,12 +71,12 @@ class Planner:
                 others.append(sequence)
         if plan.num_decode > self._max_decode:
             self._leave_some_out(plan)
-        plan.chunks.sort(key=_by_id)  # lanes are computed together only while their ids go up one by one
+        plan.chunks.sort(key=_by_id)  # llama.cpp computes lanes together only if their ids are consecutive
         plan.num_answers = len(plan.chunks)
         return others
 
     def _leave_some_out(self, plan: Plan) -> None:
-        """Share the answers out to several equal steps; who waited longest comes first."""
+        """Divide the answers among several equal steps. The answers that waited longest come first."""
         num_steps = -(-plan.num_decode // self._max_decode)
         room = -(-plan.num_decode // num_steps)
         plan.chunks.sort(key=lambda chunk: chunk.sequence.last_step)
@@ -88,7 +88,7 @@ class Planner:
     # -- prompts -----------------------------------------------------------------------------------------------------
 
     def _plan_prefills(self, plan: Plan, prompts: list[Sequence]) -> None:
-        """Hand the rest of the budget to the prompts, in the policy's order and shares."""
+        """Give the rest of the budget to the prompts, in the policy's order and shares."""
         budget = self._token_budget - plan.num_decode
         if plan.num_decode:
             context = max(sequence.num_computed for sequence in prompts)
@@ -107,13 +107,14 @@ class Planner:
                 chunks.append(Chunk(sequence, sequence.num_computed, num_tokens, samples, scores))
                 budget -= num_tokens
                 plan.num_prefill += num_tokens
-        # Lanes with ids that go up are computed together as far as the shortest chunk goes, then what is left.
-        # That pays where all are equal; else each is its own micro-batch, which loses no speed from 64 tokens on.
+        # llama.cpp computes lanes with ascending ids together up to the length of the shortest chunk, then the rest.
+        # This is fastest for chunks of equal length. For other chunks, descending ids give each chunk its own
+        # micro-batch, which has full speed from 64 tokens on.
         is_uneven = len({chunk.num_tokens for chunk in chunks}) > 1
         plan.chunks += sorted(chunks, key=_by_id, reverse=is_uneven)
 
     def _take_turns(self, plan: Plan) -> None:
-        """Leave either the answers or the prompts to the next step."""
+        """Defer either the answers or the prompts to the next step."""
         if self._answered_last:
             del plan.chunks[: plan.num_answers]
             plan.num_answers = plan.num_decode = 0

@@ -1,7 +1,7 @@
-"""Who is next: the order of admission, the order of prefill, and the victim of a preemption.
+"""The scheduling policy: the order of admission, the order of prefill, and the victim of a preemption.
 
-The scheduler decides how much fits into a step and into memory. Which sequence goes first is a policy's decision. The
-scheduler calls a policy's events for everything that happens to a sequence, so a policy can keep accounts.
+The scheduler decides how much fits into a step and into memory. The policy decides which sequence goes first. The
+scheduler reports every event of a sequence to the policy, so a policy can keep accounts.
 """
 
 import bisect
@@ -28,7 +28,7 @@ class Policy(Protocol):
         """The sequence is new and waits."""
 
     def admitted(self, sequence: Sequence) -> None:
-        """The sequence was a candidate and runs now. `num_computed` tokens of it were found in memory."""
+        """The sequence was a candidate and runs now. Its prefix hit has `num_computed` tokens."""
 
     def preempted(self, sequence: Sequence) -> None:
         """The sequence ran, lost its memory and waits again."""
@@ -37,7 +37,7 @@ class Policy(Protocol):
         """A step has computed these chunks. Called before any of their sequences ends."""
 
     def ended(self, sequence: Sequence) -> None:
-        """The sequence waited or ran, as its status still says. It is over now, for whatever reason."""
+        """The sequence has ended, for any reason. Its status still shows whether it waited or ran."""
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
@@ -45,26 +45,26 @@ class Policy(Protocol):
         """The waiting sequences, in the order in which they may be admitted.
 
         The scheduler calls `admitted` while it iterates. It skips a candidate whose prefix is being computed or read
-        from the disk, and stops at the first one that does not fit: smaller ones behind it never overtake it.
-        `num_cached` looks up how many tokens of a sequence are in memory now, which costs some microseconds.
+        from the disk. It stops at the first candidate that does not fit, so a smaller one never overtakes it.
+        `num_cached` returns how many tokens of a sequence are in the cache now. It takes some microseconds.
         """
 
     def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
-        """The order in which `prompts` (at least one, in order of arrival) are computed in this step.
+        """Returns the order in which this step computes `prompts` (at least one, in order of arrival).
 
-        The number is the most tokens that this step computes of the sequence. What one leaves of the `budget`, the next
-        may use; so the shares may add up to more than the budget.
+        The number is the maximum of tokens that this step computes for the sequence. A sequence may use the part of the
+        `budget` that the sequences before it left, so the sum of the shares may exceed the budget.
         """
 
     def victim(self, running: list[Sequence]) -> Sequence:
-        """The sequence of `running` (at least one, in order of arrival) that loses its memory to the others."""
+        """Returns the sequence of `running` (at least one, in order of arrival) to preempt."""
 
 
 class FirstComeFirstServed:
-    """Orders by arrival. A preempted sequence keeps its place, so the oldest one always advances."""
+    """Orders by arrival. A preempted sequence keeps its place, so the oldest one always makes progress."""
 
     def __init__(self, token_budget: int) -> None:
-        """`token_budget`: tokens of a step that holds prompts only."""
+        """`token_budget`: maximum tokens of a step that holds prompts only."""
         self._token_budget = token_budget
         self._waiting: list[Sequence] = []
         """In order of arrival."""
@@ -79,7 +79,7 @@ class FirstComeFirstServed:
         bisect.insort(self._waiting, sequence, key=_by_arrival)
 
     def computed(self, plan: Plan) -> None:
-        """The order of arrival does not depend on it."""
+        """Does nothing: the order of arrival does not depend on computed tokens."""
 
     def ended(self, sequence: Sequence) -> None:
         if sequence.status < Status.RUNNING:
@@ -89,11 +89,11 @@ class FirstComeFirstServed:
         return tuple(self._waiting)
 
     def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
-        """The oldest prompt may use half of the budget. The others follow, those first that need the fewest steps.
+        """See `Policy.prefill_shares`. Gives the oldest prompt at least half of the budget, then the shortest ones.
 
-        So a short question does not wait behind a long prompt, and the long prompt does not starve. Prompts that fit
-        into one step stay in order of arrival: their answers then begin side by side, as lanes are given out in that
-        order, too.
+        So a short prompt does not wait behind a long one, and a long one does not starve. A prompt's length counts in
+        steps. Prompts of one step stay in order of arrival, which is also the order of their lanes, so their answers
+        start in consecutive lanes.
         """
         oldest, *others = prompts
         share = budget
@@ -103,7 +103,7 @@ class FirstComeFirstServed:
         return [(oldest, share), *((sequence, budget) for sequence in others)]
 
     def _num_steps(self, sequence: Sequence) -> int:
-        """Steps of prompts alone that compute the rest of the sequence."""
+        """Returns how many steps without answers compute the rest of the sequence."""
         return -(-sequence.num_remaining // self._token_budget)
 
     def victim(self, running: list[Sequence]) -> Sequence:

@@ -1,9 +1,9 @@
-"""Choosing the next token from a row of logits, exactly, without sorting the vocabulary.
+"""Exact sampling of the next token from a row of logits, without sorting the vocabulary.
 
-The order of the steps is llama.cpp's: logit bias, penalties, DRY, top_n_sigma, top_k, typical_p, top_p, min_p, XTC,
-temperature. All cuts are made on the distribution at temperature 1, as llama-server makes them. On flat distributions
-of 49k tokens a native chain with top_p takes 5 ms a token; here one vectorised comparison leaves a few hundred
-candidates, and only those are sorted.
+The steps run in llama.cpp's order: logit bias, penalties, DRY, top_n_sigma, top_k, typical_p, top_p, min_p, XTC,
+temperature. All cuts use the distribution at temperature 1, like llama-server. On flat distributions over 49k tokens, a
+native chain with top_p takes 5 ms per token. Here one vectorised comparison leaves a few hundred candidates, and only
+these are sorted.
 """
 
 from collections.abc import Sequence
@@ -21,26 +21,26 @@ Logits = NDArray[np.float32]
 """One row: a logit for each token of the vocabulary."""
 Tokens = NDArray[np.intp]
 Mask = NDArray[np.int32]
-"""Packed bits of a grammar: bit i % 32 of word i // 32 says whether token i may come next."""
+"""Packed bits of a grammar: bit i % 32 of word i // 32 is 1 if token i may come next."""
 
 MIN_TEMPERATURE: Final = 1e-6
-"""Below this the best token is certain already, and single precision would overflow."""
+"""At this temperature the best token is certain. A lower one would overflow single precision."""
 MIROSTAT_SAMPLE: Final = 100
-"""Tokens from which Mirostat 1 estimates how the distribution falls off, as in llama.cpp."""
+"""Number of best tokens from which Mirostat 1 estimates the shape of the distribution, as in llama.cpp."""
 _TOP_BLOCK: Final = 64
 _DRAW_BLOCK: Final = 256
 _SORTABLE: Final = 4096
-"""Candidates up to this many are sorted at once; of more, only the bin in which the boundary lies."""
+"""Up to this number of candidates, all are sorted. Otherwise only the bin that contains the boundary is sorted."""
 _BINS_PER_NAT: Final = 64
 _ENDLESS: Final = 128.0
-"""Nats: exp(-128) is 0 in single precision."""
+"""In nats: exp(-128) is 0 in single precision."""
 _MAX_BIN: Final = int(_ENDLESS) * _BINS_PER_NAT
 
 _TOKEN_DRAW, _XTC_DRAW = 0, 1
 
 
 class SamplerState:
-    """What sampling needs to know of one sequence. The draws at index i depend on the seed and on i only."""
+    """The sampling state of one sequence. The random numbers at index i depend on the seed and on i only."""
 
     __slots__ = ("_bias", "_changes_logits", "_history", "_mu", "index", "params")
 
@@ -55,7 +55,7 @@ class SamplerState:
             self._bias = np.array(tokens, np.intp), np.array(values, np.float32)
         self._changes_logits = self._history is not None or self._bias is not None
         self._mu = 2 * params.mirostat_tau
-        """Mirostat's: the surprise in bits above which tokens are cut off."""
+        """Mirostat's limit in bits: tokens with more surprise are cut."""
 
     def accept(self, token: int) -> None:
         self.index += 1
@@ -64,18 +64,18 @@ class SamplerState:
 
     @property
     def is_plain_greedy(self) -> bool:
-        """Whether the best logit of the row as it is decides."""
+        """Whether the next token is simply the best one of the unchanged row."""
         params = self.params
         picks_best = params.temperature == 0.0 and params.typical_p >= 1.0 and not params.xtc_probability
         return picks_best and not self._changes_logits and not self._hides_eog
 
     def limit(self, top_k: int) -> None:
-        """Choose from so many of the best tokens at most, where nothing but top_k cares for the others."""
+        """Limit top_k, unless another parameter needs the logits of all tokens."""
         if self._reads_best_only:
             self.params = replace(self.params, top_k=min(self.params.top_k or top_k, top_k))
 
     def best_suffice(self, count: int) -> bool:
-        """Whether so many of the best tokens, besides those that end, tell all that there is to know of a row."""
+        """Whether the `count` best tokens, end-of-generation tokens not counted, are enough to sample from."""
         return self._reads_best_only and (self.is_plain_greedy or 0 < self.params.top_k <= count)
 
     @property
@@ -87,7 +87,10 @@ class SamplerState:
         return self.params.ignore_eos or self.index < self.params.min_tokens
 
     def adjusted(self, logits: Logits, eog_tokens: Tokens, mask: Mask | None = None) -> Logits:
-        """The row after bias, penalties and the grammar's mask, without tokens that may not end the generation yet."""
+        """Returns the row after bias, penalties and mask, without end-of-generation tokens if they are not allowed yet.
+
+        If the grammar allows no token, returns the row without the mask: the grammar will then reject any token.
+        """
         if not self._changes_logits and not self._hides_eog and mask is None:
             return logits
         logits = logits.copy()
@@ -97,9 +100,9 @@ class SamplerState:
             self._history.penalize(logits)
         if mask is not None:
             allowed = np.unpackbits(mask.view(np.uint8), count=len(logits), bitorder="little").view(np.bool_)
-            if not allowed.any():  # the vocabulary cannot write what must follow, as the grammar will say of any token
+            if not allowed.any():
                 return logits
-            if self._hides_eog and allowed.sum() > allowed[eog_tokens].sum():  # else there is nothing but an end
+            if self._hides_eog and allowed.sum() > allowed[eog_tokens].sum():  # unless only the end is allowed
                 allowed[eog_tokens] = False
             logits[~allowed] = -np.inf
         elif self._hides_eog:
@@ -107,13 +110,13 @@ class SamplerState:
         return logits
 
     def draw(self, stream: int = _TOKEN_DRAW) -> float:
-        """Uniform in [0, 1), the same for the same seed, index and stream whatever else happened."""
+        """Returns a uniform number in [0, 1) that depends on seed, index and stream only."""
         seed = (self.params.seed & (2**64 - 1)).to_bytes(8, "little") + self.index.to_bytes(8, "little")
         digest = blake2b(seed, digest_size=8, salt=stream.to_bytes(1, "little") if stream else b"").digest()
         return int.from_bytes(digest, "little") / 2.0**64
 
     def mirostat(self, logits: Logits) -> int:
-        """The next token by Mirostat (Basu et al., 2020), which keeps the surprise of the text near a target."""
+        """Returns the next token by Mirostat (Basu et al., 2020), which keeps the text's surprise near a target."""
         params = self.params
         weights = np.exp((logits - logits.max()) * np.float32(1.0 / max(params.temperature, MIN_TEMPERATURE)))
         probabilities = weights / weights.sum(dtype=np.float64)
@@ -136,9 +139,9 @@ def sample(
     eog_tokens: Tokens,
     masks: Sequence[Mask | None] = (),
 ) -> list[int]:
-    """The next token of each sequence, from its row of `logits` [sequences, vocabulary], which stay as they are.
+    """Returns the next token of each sequence from its row of `logits` [sequences, vocabulary], which are not changed.
 
-    `masks` are of the sequences that have a grammar, None for the others; empty if none has.
+    `masks` has an entry per sequence, None for sequences without a grammar. It is empty if no sequence has one.
     """
     if not masks and all(state.is_plain_greedy for state in states):
         best: list[int] = logits.argmax(axis=1).tolist()
@@ -148,7 +151,7 @@ def sample(
 
 
 def sample_best(tokens: Tokens, logits: Logits, state: SamplerState, eog_tokens: Tokens) -> int:
-    """The next token of a sequence from the best tokens of its row, in any order, and their logits."""
+    """Returns the next token of a sequence from the best `tokens` of its row, in any order, and their logits."""
     order = np.argsort(-logits, kind="stable")
     ends = np.flatnonzero(np.isin(tokens[order], eog_tokens))
     return int(tokens[order[_sample_row(logits[order], state, ends, None)]])
@@ -172,7 +175,7 @@ def _sample_row(logits: Logits, state: SamplerState, eog_tokens: Tokens, mask: M
 
 
 def _candidates(logits: Logits, state: SamplerState) -> Tokens | None:
-    """The tokens that the cuts leave, best first unless there are very many; None for all of them."""
+    """Returns the tokens after all cuts, best first if there are at most _SORTABLE; None for the whole vocabulary."""
     params = state.params
     tokens: Tokens | None = None
     if params.top_n_sigma > 0.0:
@@ -197,30 +200,30 @@ def _candidates(logits: Logits, state: SamplerState) -> Tokens | None:
 
 
 def _typical(logits: Logits, tokens: Tokens, typical_p: float) -> Tokens:
-    """Those whose surprise is nearest to what is to be expected, up to the mass (Meister et al., 2022)."""
+    """Returns the tokens whose surprise is nearest to its mean, up to the mass `typical_p` (Meister et al., 2022)."""
     kept = logits[tokens]
     below = np.minimum(kept.max() - kept, np.float32(_ENDLESS))
     weights = np.exp(-below)
     total = float(weights.sum(dtype=np.float64))
-    # A token's surprise is log(total) + below; so the difference to its mean needs no logarithms.
+    # A token's surprise is log(total) + below, so its difference to the mean needs no logarithms.
     expected = float(np.dot(weights, below)) / total
     return tokens[_nearest(np.abs(below - np.float32(expected)), weights, typical_p * total)]
 
 
 def _top_p(logits: Logits, tokens: Tokens | None, top_p: float, min_p: float) -> Tokens:
-    """The fewest and most probable tokens that reach the mass together (Holtzman et al., 2019)."""
+    """Returns the fewest most probable tokens that together reach the mass `top_p` (Holtzman et al., 2019)."""
     kept = logits if tokens is None else logits[tokens]
     best = kept.max()
     weights = np.exp(kept - best)
     total = float(weights.sum(dtype=np.float64))
-    # All tokens less probable than (1 - p) / V have less than 1 - p together: the first p lies among the others.
+    # Tokens less probable than (1 - p) / V have together less than 1 - p, so the other tokens reach the mass p.
     likely = np.flatnonzero(weights >= max(total * (1.0 - top_p) / len(kept), min_p))
-    chosen = _nearest(best - kept[likely], weights[likely], top_p * total)
-    return likely[chosen] if tokens is None else tokens[likely[chosen]]
+    nearest = _nearest(best - kept[likely], weights[likely], top_p * total)
+    return likely[nearest] if tokens is None else tokens[likely[nearest]]
 
 
 def _nearest(distances: Logits, weights: Logits, target: float) -> Tokens:
-    """Those of the least distances (in nats, from 0 on) whose weights together reach the target, at least one."""
+    """Returns the tokens of least distance (in nats, at least 0) whose weights reach the target; at least one token."""
     if len(weights) <= _SORTABLE:
         return _sorted_nearest(distances, weights, target)
     bins = np.minimum(distances * _BINS_PER_NAT, _MAX_BIN).astype(np.int64)
@@ -238,7 +241,7 @@ def _sorted_nearest(distances: Logits, weights: Logits, target: float) -> Tokens
 
 
 def _xtc(logits: Logits, tokens: Tokens | None, threshold: float) -> Tokens | None:
-    """Without all but the last of the tokens that reach the threshold ("exclude top choices")."""
+    """Removes all tokens that reach the threshold but the least probable of them ("exclude top choices")."""
     kept = logits if tokens is None else logits[tokens]
     weights = np.exp(kept - kept.max())
     top = np.flatnonzero(weights >= threshold * weights.sum(dtype=np.float64))
@@ -250,7 +253,7 @@ def _xtc(logits: Logits, tokens: Tokens | None, threshold: float) -> Tokens | No
 
 
 def _mirostat_top_k(probabilities: NDArray[np.float64], mu: float) -> int:
-    """How many tokens to keep for a surprise of `mu` bits, if probabilities fall off by Zipf's law."""
+    """Returns how many tokens to keep for a surprise of `mu` bits, if probabilities follow Zipf's law."""
     top = -np.sort(-np.partition(probabilities, -MIROSTAT_SAMPLE)[-MIROSTAT_SAMPLE:])
     top = top[top > 0]
     if len(top) < 2:
@@ -266,7 +269,10 @@ def _mirostat_top_k(probabilities: NDArray[np.float64], mu: float) -> int:
 
 
 def _best(logits: Logits, count: int) -> Tokens:
-    """The `count` best tokens, unordered: as many blocks have their maximum at the floor or above it."""
+    """Returns the `count` best tokens, unordered.
+
+    The `count` best blocks have maxima of at least `floor`, so at least `count` tokens reach it.
+    """
     tokens = np.arange(len(logits))
     if count >= len(logits):
         return tokens
@@ -279,13 +285,13 @@ def _best(logits: Logits, count: int) -> Tokens:
 
 
 def _draw(weights: NDArray[np.floating[Any]], uniform: float) -> int:
-    """The index at which the running sum of the weights passes the drawn share of it."""
+    """Returns the index at which the cumulative weight exceeds `uniform` times the total weight."""
     mass = np.cumsum(weights, dtype=np.float64)
     return min(int(np.searchsorted(mass, uniform * mass[-1], side="right")), len(weights) - 1)
 
 
 def _draw_blockwise(weights: Logits, uniform: float) -> int:
-    """`_draw` in two levels: sums of blocks are vectorised, a running sum over the vocabulary is not."""
+    """Does the same as `_draw` in two levels: numpy vectorises sums of blocks, but not a cumulative sum."""
     whole = len(weights) - len(weights) % _DRAW_BLOCK
     sums = np.append(weights[:whole].reshape(-1, _DRAW_BLOCK).sum(axis=1), weights[whole:].sum())
     mass = np.cumsum(sums, dtype=np.float64)

@@ -1,9 +1,10 @@
-"""Sequences from their arrival to their end: admission to memory, what a step's result means, preemption.
+"""The scheduler: admits sequences to memory, commits the results of steps, preempts and ends sequences.
 
-One rule: a sequence has known and computed tokens, and each step gives every running sequence some tokens to compute
-within a token budget, decodes first (scheduler.planner). Chunked prefill, prefix hits, preempted and resumed sequences
-need no rule of their own. (The rule is vLLM v1's; Kwon et al., 2023, for paged memory; Agrawal et al., Sarathi, 2023,
-for chunks.)
+One rule covers everything. A sequence has known tokens and computed tokens. Each step computes known tokens of the
+running sequences within a token budget, decodes first (scheduler.planner). Chunked prefill, prefix hits, preempted and
+resumed sequences need no rule of their own.
+
+The rule is vLLM v1's. Paged memory: Kwon et al., 2023. Chunked prefill: Agrawal et al., Sarathi, 2023.
 """
 
 import bisect
@@ -21,14 +22,14 @@ from scheduler.queue import FirstComeFirstServed, Policy
 from scheduler.sequence import FINISH_REASONS, Sequence, Status
 
 MAX_FAILED_STEPS = 3
-"""Steps that may fail in a row before the requests in them are given up."""
+"""Steps that may fail in a row before their requests fail."""
 
 _by_arrival = attrgetter("arrival")
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStatistics:
-    """Counters since the start, but for `running` and `waiting`."""
+    """Counters since the start. `running` and `waiting` are current numbers."""
 
     running: int
     waiting: int
@@ -59,11 +60,11 @@ class Scheduler:
         max_answers: int | None = None,
         policy: Policy | None = None,
     ) -> None:
-        """`token_budget` must leave room for a chunk beside `max_seqs` decodes; `eog_tokens` end a generation.
+        """`token_budget`: maximum tokens of a step. It must leave room for a chunk beside `max_seqs` decodes.
 
-        A step has at most `max_answers` tokens of answers, if given; more take turns. Without a `policy`, first come is
-        first served.
-        `max_top_k` limits how many tokens are drawn from where nothing needs them all; 0 for no limit.
+        `eog_tokens` end a generation. `max_top_k` limits top_k of requests that do not need all logits; 0 for no limit.
+        `max_answers`: maximum tokens of answers in a step; if there are more, the answers take turns. The default
+        `policy` is FirstComeFirstServed.
         """
         self.cache = cache
         self._policy = policy or FirstComeFirstServed(token_budget)
@@ -74,9 +75,9 @@ class Scheduler:
         self._eog_tokens = eog_tokens
         self._max_top_k = max_top_k
         self._sequences: dict[int, Sequence] = {}
-        """All that have not ended, by request id."""
+        """All sequences that have not ended, by request id."""
         self._running: list[Sequence] = []
-        """In order of arrival. Those that wait are the policy's."""
+        """In order of arrival. The policy has the waiting sequences."""
         self._arrivals = 0
         self._steps = 0
         self._step_seconds = 0.0
@@ -93,13 +94,13 @@ class Scheduler:
 
     @property
     def spare_seconds(self) -> float | None:
-        """What other work may take before the next step: see Planner.spare_seconds."""
+        """How long other work may take before the next step; see Planner.spare_seconds."""
         return self._planner.spare_seconds(self._running)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def submit(self, submit: Submit, grammar: Grammar | None = None) -> Output | None:
-        """Queue a request, with its grammar compiled. Returns its only output if it can never be served."""
+        """Queue a request with its compiled grammar. Returns an error, and queues nothing, if it can never fit."""
         num_tokens = len(submit.tokens) + submit.max_tokens
         if not submit.tokens or submit.max_tokens <= len(submit.answer) or num_tokens > self._ctx_len:
             reason = f"a prompt of {len(submit.tokens)} tokens and {submit.max_tokens} more do not fit the context"
@@ -113,7 +114,7 @@ class Scheduler:
         return None
 
     def cancel(self, request_id: int) -> None:
-        """End a request at once, whatever it is doing; one that is unknown or has ended is left alone."""
+        """End a request at once. Ignores a request that is unknown or has ended."""
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self._end(sequence, Status.CANCELLED)
@@ -121,19 +122,19 @@ class Scheduler:
     # -- plan --------------------------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """Choose what the next step computes, with pages reserved for all that is known."""
+        """Plan the next step. Reserves pages for all known tokens of the running sequences."""
         self._admit()
         for sequence in tuple(self._running):
             self._reserve(sequence)
-        return self._planner.plan(self._running)  # only now it is certain who keeps its memory
+        return self._planner.plan(self._running)  # after all preemptions
 
     def _admit(self) -> None:
-        """Let waiting sequences run. The disk is waited for only while there is nothing else to do."""
+        """Admit waiting sequences. Waits for the disk only if nothing runs."""
         while self._admit_ready() and not self._running:
             self.cache.wait()
 
     def _admit_ready(self) -> bool:
-        """In the policy's order, while there are pages and sequence ids. True if some wait for the disk."""
+        """Admit in the policy's order while there are pages and ids. Returns whether a sequence waits for the disk."""
         is_arriving = False
         if len(self._running) >= self._max_seqs:
             return False
@@ -161,24 +162,25 @@ class Scheduler:
         return self.cache.lookup(bytes(sequence.known), sequence.max_hit).num_known
 
     def _is_being_computed(self, known: bytes, hit: Hit) -> bool:
-        """Whether a running sequence has still to compute the very next token that these need: then wait and share it.
+        """Whether a running sequence will compute the first token after the hit. It is better to wait and share it.
 
-        Asked afresh in every plan, so a leader that is cancelled or preempted frees its followers at once.
+        This is checked again in every plan. So if the running sequence is cancelled or preempted, the waiting ones can
+        be admitted at once.
         """
         if not self.cache.sharing:
             return False
         prefix = known[: (hit.num_known + 1) * TOKEN_BYTES]
-        if len(prefix) == len(known):  # the last token is everybody's own
+        if len(prefix) == len(known):  # each sequence computes its last token itself
             return False
-        return any(leader.num_computed <= hit.num_known and leader.known.startswith(prefix) for leader in self._running)
+        return any(other.num_computed <= hit.num_known and other.known.startswith(prefix) for other in self._running)
 
     def _reserve(self, sequence: Sequence) -> None:
-        """Get pages for the sequence's known tokens, by preempting others or the sequence itself if need be."""
+        """Reserve pages for the sequence's known tokens. Preempts other sequences, or itself, if necessary."""
         while sequence.handle is not None and not self.cache.reserve(sequence.handle, sequence.num_known):
             self._preempt(self._policy.victim(self._running))
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take the memory back; the sequence waits again, and will compute again what was evicted."""
+        """Release the sequence's memory and let it wait again. Pages that are evicted meanwhile are computed again."""
         assert sequence.handle is not None, "only running sequences are preempted"
         self.cache.release(sequence.handle)
         sequence.handle = None
@@ -190,7 +192,7 @@ class Scheduler:
     # -- commit ------------------------------------------------------------------------------------------------------
 
     def commit(self, plan: Plan, result: Result) -> list[Output]:
-        """Book what the step computed, and tell who got which token."""
+        """Record the result of a step. Returns the outputs of its requests."""
         self._steps += 1
         self._step_seconds += result.seconds
         self._prefill_tokens += plan.num_prefill
@@ -235,11 +237,11 @@ class Scheduler:
             if status is not None:
                 output.finish_reason = self._end(sequence, status)
                 return
-            if len(tokens) > 1:  # what was sampled behind the token did not know that these would follow
+            if len(tokens) > 1:  # the grammar forced tokens, so the rest of `sampled` does not fit here
                 return
 
     def _end(self, sequence: Sequence, status: Status) -> str | None:
-        """The one way out for every sequence. Returns the API's word for it, None if nobody asks any more."""
+        """End a sequence and free its memory. Returns its finish reason, None if it was cancelled."""
         if sequence.handle is not None:
             self.cache.release(sequence.handle)
             sequence.handle = None
@@ -251,10 +253,10 @@ class Scheduler:
         return FINISH_REASONS.get(status)
 
     def rollback(self, plan: Plan) -> list[Output]:
-        """Book a step that failed: every sequence goes back to what it had computed before.
+        """Record a failed step. Every sequence returns to its state before the step.
 
-        The policy's victim of several is preempted, in case the step was too large. What fails again and again is given
-        up with an error, so that the others go on.
+        Preempts a victim if several sequences run, in case the step was too large. After MAX_FAILED_STEPS failures in a
+        row, the requests of the step end with an error, so that the other requests can continue.
         """
         self._failed_steps += 1
         self._failed_in_a_row += 1
@@ -271,7 +273,7 @@ class Scheduler:
             for chunk in plan.chunks
         ]
 
-    # -- what it looks like ------------------------------------------------------------------------------------------
+    # -- statistics --------------------------------------------------------------------------------------------------
 
     def statistics(self) -> SchedulerStatistics:
         return SchedulerStatistics(

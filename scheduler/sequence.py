@@ -1,4 +1,4 @@
-"""One stream of tokens of a request: what is known of it, what of that is computed, and how it ends."""
+"""The state of one sequence of tokens: known tokens, computed tokens, and status."""
 
 from enum import IntEnum
 
@@ -11,11 +11,11 @@ from scheduler.sampling import SamplerState
 
 
 class Status(IntEnum):
-    """In order: whatever is behind RUNNING has ended."""
+    """Values above RUNNING mean that the sequence has ended."""
 
     WAITING = 0
     PREEMPTED = 1
-    """Waits again, for the memory it gave back."""
+    """Waits again, without memory, after it has run."""
     RUNNING = 2
     STOPPED = 3
     LENGTH = 4
@@ -27,9 +27,9 @@ FINISH_REASONS = {Status.STOPPED: "stop", Status.LENGTH: "length", Status.FAILED
 
 
 class Sequence:
-    """A sequence has known tokens and computed tokens; each step lets the computed ones catch up.
+    """A sequence has known tokens, the first `num_computed` of which are computed. Each step computes more of them.
 
-    `num_computed <= num_known`. While the sequence answers, the two differ by the tokens that its last step sampled.
+    While the sequence is answering, only the tokens that its last step sampled are not computed.
     """
 
     __slots__ = (
@@ -53,28 +53,28 @@ class Sequence:
     def __init__(self, submit: Submit, arrival: int, grammar: Grammar | None = None) -> None:
         self.request_id = submit.request_id
         self.arrival = arrival
-        """Its place in line, kept when preempted."""
+        """Position in the order of arrival. A preemption does not change it."""
         self.known = bytearray(np.array(submit.tokens, dtype="<i4").tobytes())
-        """Prompt and generated tokens, as in kvcache.tree."""
+        """Prompt and generated tokens, in the format of kvcache.tree."""
         self.last_token = submit.tokens[-1]
         self.num_prompt = len(submit.tokens)
         self.max_known = self.num_prompt + submit.max_tokens
         self.sampler = SamplerState(submit.params, submit.tokens)
         self.grammar = grammar
-        """What its answer must match, and how far it has come. It has taken in what is known of the answer."""
+        """The grammar of the answer. It has consumed the known tokens of the answer."""
         self.logprobs = submit.logprobs
-        """How many of the best tokens to tell with each token; None for no probabilities at all."""
+        """How many of the best tokens to return with each token; None for no log probabilities."""
         self.last_step = 0
-        """The step that gave it its latest token."""
+        """Number of the step that sampled the latest token."""
         self.num_sampled = 1
-        """How many tokens the last step sampled for it."""
+        """Number of tokens that the last step sampled."""
         self.num_unscored = max(0, self.num_prompt - 1 - submit.num_scored) if submit.score_prompt else 0
-        """Tokens at the prompt's end whose probabilities are still to be told."""
+        """Tokens at the end of the prompt whose log probabilities are still to be returned."""
         self.status = Status.WAITING
         self.handle: KVHandle | None = None
-        """Its KV memory; only while it runs."""
+        """The KV memory. None unless the sequence runs."""
         self.cached_tokens: int | None = None
-        """Prompt tokens found in memory when it was first admitted."""
+        """Length of the prefix hit at the first admission."""
         for token in submit.answer:
             self.append(token)
 
@@ -88,41 +88,42 @@ class Sequence:
 
     @property
     def sequence_id(self) -> int:
-        """llama.cpp's number for it while it runs."""
+        """llama.cpp's sequence id. Only running sequences have one."""
         assert self.handle is not None, "only running sequences have an id"
         return self.handle.id
 
     @property
     def num_remaining(self) -> int:
-        """Known tokens still to compute."""
+        """Number of known tokens that are not computed."""
         return len(self.known) // TOKEN_BYTES - (self.handle.num_tokens if self.handle is not None else 0)
 
     @property
     def is_answering(self) -> bool:
-        """Whether it only waits for its next token: it has nothing to compute but what its last step sampled.
+        """Whether only the tokens that the last step sampled are not computed, so that the next step is a decode.
 
-        So forced tokens of a grammar count as a prompt. The last token of a prompt that was found in memory does not.
+        Tokens that a grammar forces count as a prompt. The last token of a prompt whose other tokens are cached counts
+        as an answer.
         """
         return self.num_remaining <= self.num_sampled
 
     @property
     def needs_whole_rows(self) -> bool:
-        """Whether more is asked of the logits than the next token, or a grammar has its say in it."""
+        """Whether the request needs all logits of a row: for log probabilities or for a grammar."""
         return self.grammar is not None or self.logprobs is not None or self.num_unscored > 0
 
     @property
     def max_hit(self) -> int | None:
-        """How many tokens may be taken from memory: not those that must give logits. None for no limit."""
+        """Maximum length of a prefix hit, because scored tokens must be computed. None for no limit."""
         return self.num_prompt - 1 - self.num_unscored if self.num_unscored else None
 
     def tokens(self, start: int, stop: int) -> bytes:
         return bytes(self.known[start * TOKEN_BYTES : stop * TOKEN_BYTES])
 
     def advance(self, token: int, eog_tokens: frozenset[int]) -> tuple[list[int], Status | None]:
-        """Append a sampled token, and those that the grammar forces behind it.
+        """Append a sampled token and the tokens that the grammar forces after it.
 
-        Returns what was appended, and STOPPED or LENGTH if the sequence ends with it. Raises GrammarError, with nothing
-        appended, if the grammar cannot take the token.
+        Returns the appended tokens, and STOPPED or LENGTH if the sequence ends with them. Raises GrammarError, and
+        appends nothing, if the grammar does not accept the token.
         """
         tokens = [token]
         is_last = token in eog_tokens and not self.sampler.params.ignore_eos

@@ -1,4 +1,4 @@
-"""The sizes that a user left open, chosen from the model and the machine."""
+"""Default sizes for options that the user did not set, from the model and the machine."""
 
 import shutil
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from scheduler.machine import cores
 DEFAULT_CTX_LEN: Final = 8192
 DEFAULT_BATCH_TOKENS: Final = 512
 IDLE_SHARE: Final = 0.7
-"""Bytes of KV per byte of weights at which a pool full of idle pages costs a decode step about 15%: on a CPU every step
-passes over the weights and over the mask of every used cell. With 77 MiB of KV beside 92 MiB of weights (0.8) six
-runs measured 10% to 27%, in the median 16%."""
+"""Size of a default pool, in bytes of KV per byte of weights. If such a pool is full of idle pages, a decode step takes
+about 15% longer, because on a CPU every step reads the weights and the mask of every used cell. With 77 MiB of KV and
+92 MiB of weights (0.8), six runs measured 10% to 27%, with a median of 16%."""
 TIERED_IDLE_SHARE: Final = 0.1
-"""The same where evicted pages go to a tier; scaled from the above, about 2% of a step. Coming back costs a page once,
-staying idle costs in every step, so on a CPU a page is worth keeping for a few steps only."""
+"""Limit of idle pages in the same unit if evicted pages go to a tier. It costs about 2% of a step, scaled from above.
+Loading a page costs once, an idle page costs in every step. So on a CPU a page is worth keeping for few steps only."""
 TILE_TOKENS: Final = 64
-"""From so many tokens on, llama.cpp's flash attention on a CPU computes blocks of that many rows at once, over all
-cells that any of the rows sees. Answers of many sequences in one block see nearly all that is in use: 24 of them beside
-64 tokens of a prompt took 520 ms, apart 137 and about 250."""
+"""From this number of tokens on, llama.cpp's flash attention on a CPU computes blocks of that many rows over all cells
+that any row of the block needs. Answers of many sequences in one block need nearly all used cells. 24 answers and 64
+tokens of a prompt took 520 ms in one step, but 137 ms and about 250 ms in separate steps."""
 MEMORY_SHARE: Final = 0.5
-"""Of the memory that is available, at most this much goes to KV memory whose size nobody asked for."""
+"""Share of the available memory that KV memory takes at most, if the user set no size."""
 HOST_SHARE: Final = 0.25
 DISK_SHARE: Final = 0.1
 MAX_TIER_BYTES: Final = 8 << 30
-"""Of the available memory and of the free disk, tiers take at most these shares, and this much each, if not told."""
+"""Default limits of the tiers: a share of the available memory, a share of the free disk, and this many bytes each."""
 
 
 GIB: Final = 1 << 30
@@ -43,21 +43,21 @@ class Sizes:
     max_seqs: int
     kv_tokens: int
     idle_tokens: int
-    """Tokens of KV memory that idle pages may fill before they go to a tier, if there is one. On a GPU, all of it."""
+    """Tokens of KV memory that idle pages may fill before they go to a tier, if there is one. On a GPU, no limit."""
     batch_tokens: int
     layout: Layout
     layout_reason: str
     max_mixed_tokens: int
-    """Tokens of a step in which prompts and answers may be computed together."""
+    """Maximum tokens of a step that computes prompts and answers together."""
     max_answers: int
-    """Answers that a step may go on with."""
+    """Maximum tokens of answers in a step."""
     threads: int
 
 
 def choose(
     config: EngineConfig, *, trained_context: int, model_bytes: int, kv_bytes_per_token: int, on_gpu: bool
 ) -> Sizes:
-    """Fill in what the configuration leaves open. KV memory that the user gives bounds the context."""
+    """Returns the configured sizes, with defaults for the options that are None. `kv_tokens` limits the context."""
     ctx_len = config.ctx_len or min(DEFAULT_CTX_LEN, trained_context or DEFAULT_CTX_LEN)
     max_seqs = config.max_seqs or (64 if on_gpu else 32)
     batch_tokens = max(config.batch_tokens or DEFAULT_BATCH_TOKENS, max_seqs + 64)
@@ -86,19 +86,19 @@ def choose(
 
 
 def available_bytes(config: EngineConfig) -> int:
-    """Memory that this engine may count on."""
+    """Returns the bytes of memory that this engine may use."""
     return max(0, psutil.virtual_memory().available - config.others_bytes)
 
 
 def host_bytes(config: EngineConfig) -> int:
-    """What evicted pages may take of the host's memory."""
+    """Returns the size of the host tier in bytes."""
     if config.host_cache is not None:
         return config.host_cache
     return min(MAX_TIER_BYTES, int(HOST_SHARE * available_bytes(config)))
 
 
 def disk_bytes(config: EngineConfig, folder: Path) -> int:
-    """What they may take of the disk that the folder will lie on."""
+    """Returns the size in bytes of a disk tier in `folder`, which need not exist yet."""
     if config.disk_cache is not None:
         return config.disk_cache
     there = next(each for each in (folder, *folder.parents) if each.exists())
@@ -106,15 +106,15 @@ def disk_bytes(config: EngineConfig, folder: Path) -> int:
 
 
 def _layout(config: EngineConfig, ctx_len: int, lane_tokens: int, lane_bytes: int, on_gpu: bool) -> tuple[Layout, str]:
-    """Which one, and why. Lanes are faster wherever there is memory for one of each sequence."""
+    """Returns the layout and the reason for it. Lanes are faster if there is memory for a lane per sequence."""
     if config.kv_layout == "lanes":
-        return "lanes", "as asked"
+        return "lanes", "as configured"
     if config.kv_layout == "pool":
-        return "pool", "as asked"
+        return "pool", "as configured"
     if on_gpu:
         return "pool", "on a GPU memory is scarce, and idle cells cost little"
     if config.host_cache == 0:
-        return "pool", "without host memory, only a pool keeps what is idle beside what runs"
+        return "pool", "without a host tier, only a pool can keep idle pages"
     if lane_tokens < ctx_len:
         return "pool", f"--kv-tokens is less than a context of {ctx_len} tokens for each sequence"
     available = available_bytes(config)
@@ -125,14 +125,15 @@ def _layout(config: EngineConfig, ctx_len: int, lane_tokens: int, lane_bytes: in
 
 
 def _lane(num_tokens: int) -> int:
-    """llama.cpp rounds lanes up to so many cells."""
+    """Rounds up to a multiple of 256 cells, as llama.cpp does with lanes."""
     return -(-num_tokens // 256) * 256
 
 
 def _pool(ctx_len: int, max_seqs: int, model_bytes: int, kv_bytes_per_token: int, available: int) -> int:
-    """Two full contexts at least, more while idle pages stay cheap, never more than all sequences can use.
+    """Returns the size of a pool in tokens: two contexts, or more if IDLE_SHARE allows it, within MEMORY_SHARE.
 
-    Of a model whose state does not grow tokens take no memory, so that is what it gets.
+    The size is at least one context and at most one context per sequence. A recurrent model gets the maximum, because
+    its tokens take no memory.
     """
     kv_bytes_per_token = max(1, kv_bytes_per_token)
     cheap = int(IDLE_SHARE * model_bytes / kv_bytes_per_token)
@@ -142,5 +143,5 @@ def _pool(ctx_len: int, max_seqs: int, model_bytes: int, kv_bytes_per_token: int
 
 
 def _whole_pages(num_tokens: int) -> int:
-    """llama.cpp rounds a context up to 256 cells; so do we, to use them all."""
+    """Rounds up to 256 cells like llama.cpp, so that all cells are used. Rounds less than 256 up to whole pages."""
     return -(-num_tokens // 256) * 256 if num_tokens >= 256 else -(-num_tokens // PAGE_TOKENS) * PAGE_TOKENS

@@ -1,4 +1,4 @@
-"""Which texts the next batch holds: requests take turns, and a long text is computed in several batches."""
+"""The queue of texts to embed. Requests take turns, and a long text is computed in several batches."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -9,30 +9,30 @@ from scheduler.texts import Batch, Limits, Piece, Text
 @dataclass(eq=False, slots=True)
 class Request:
     waiting: deque[Text]
-    """Texts that no batch has begun."""
+    """Texts that no batch has started."""
     num_left: int
-    """Texts without an embedding."""
+    """Number of texts without an embedding."""
 
 
 class TextQueue:
-    """Requests take turns, a text each; a text is computed once, and those of a request in order.
+    """Plans batches of texts. Requests take turns with one text each, and the texts of a request stay in order.
 
-    One text at a time may be so long that it is cut, so that a batch needs room for one text and itself. It gets half
-    of each batch, and what the others leave; texts of up to half a batch are never cut.
+    Only one text at a time is cut, so a context has to hold one long text and one batch. The cut text gets half of each
+    batch and the room that the others leave. Texts of up to half a batch are never cut.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.requests: dict[int, Request] = {}
-        """All that have not ended, by id."""
+        """All requests that have not ended, by id."""
         self._line: deque[Request] = deque()
-        """Requests with texts to begin, in the order of their turns: all such but that of the text that is cut."""
+        """Requests with waiting texts, in the order of their turns, without the request of the cut text."""
         self._cut: Text | None = None
         self._free_ids = list(range(limits.max_texts - 1, -1, -1))
 
     @property
     def num_computed(self) -> int:
-        """Of the text that is cut; 0 if there is none."""
+        """Number of computed tokens of the cut text; 0 if there is none."""
         return self._cut.num_computed if self._cut is not None else 0
 
     def add(self, request_id: int, texts: list[Text]) -> None:
@@ -41,7 +41,7 @@ class TextQueue:
         self._line.append(request)
 
     def remove(self, request_id: int) -> Text | None:
-        """Forget a request. Returns its text that is cut, if any, whose id is then to be returned."""
+        """Remove a request. Returns its cut text, if any; the caller must free the text and call `return_id`."""
         request = self.requests.pop(request_id)
         if request in self._line:
             self._line.remove(request)
@@ -52,12 +52,12 @@ class TextQueue:
         return cut
 
     def return_id(self, text: Text) -> None:
-        """Nothing that was computed of the text is in memory any more."""
+        """Free the text's sequence id. Its KV must be freed already."""
         self._free_ids.append(text.sequence_id)
         text.sequence_id = -1
 
     def put_back(self, text: Text) -> None:
-        """Let a text begin anew, before the others of its request. Its id must have been returned."""
+        """Start a text again, before the other texts of its request. Its id must be returned already."""
         if text is self._cut:
             self._cut = None
         text.num_computed, text.embedding = 0, None
@@ -67,7 +67,7 @@ class TextQueue:
         request.waiting.appendleft(text)
 
     def plan(self, budget: int) -> Batch:
-        """Choose what the next batch computes, of `budget` tokens at most where texts can be cut."""
+        """Plan the next batch: at most `budget` tokens if texts can be cut."""
         batch, left = Batch(), budget
         while left > 0:
             if self._cut is None and self._limits.cuts:
@@ -87,7 +87,7 @@ class TextQueue:
         return batch
 
     def _next_to_cut(self, longest_whole: int) -> Text | None:
-        """The first in line that is longer than that, with an id of its own; its request leaves the line."""
+        """Start the first text of more than `longest_whole` tokens, and take its request out of the line."""
         long = (request for request in self._line if len(request.waiting[0].tokens) > longest_whole)
         request = next(long, None) if self._free_ids else None
         if request is None:
@@ -101,9 +101,10 @@ class TextQueue:
         return text
 
     def _pack(self, batch: Batch, room: int) -> int:
-        """Add whole texts of so many tokens at most. Returns how many these are.
+        """Add whole texts of at most `room` tokens to the batch. Returns the number of tokens.
 
-        Whose text does not fit stays in front. Where nothing can be cut, a text that would never fit comes alone.
+        A request whose text does not fit stays in front. If texts cannot be cut, a text that is longer than a batch
+        gets a batch of its own.
         """
         left, too_long = room, []
         while self._line and self._free_ids and left > 0:

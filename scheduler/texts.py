@@ -1,4 +1,4 @@
-"""Texts in batches, as the embedder plans them and a reader computes them."""
+"""Data structures for embeddings: texts, the batches that the embedder plans, and the reader that computes them."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,31 +11,31 @@ Embedding = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What texts, and batches of them, may be."""
+    """Limits of texts and of batches."""
 
     max_text_tokens: int
     batch_tokens: int
-    """Of all texts of a batch, unless it is one long text that cannot be cut."""
+    """Maximum tokens of a batch, except for a single text that cannot be cut."""
     max_texts: int
-    """In a batch."""
+    """Maximum number of texts in a batch."""
     cuts: bool
-    """Whether a text may be computed in several batches: not where its tokens look ahead."""
+    """Whether a text may be computed in several batches. False if its tokens attend to later ones."""
 
 
 @dataclass(eq=False, slots=True)
 class Text:
-    """One text of a request: `num_computed <= len(tokens)`, and less than that until it has its embedding."""
+    """One text of a request."""
 
     request_id: int
     tokens: NDArray[np.int32]
     sequence_id: int = -1
-    """llama.cpp's number for it, from its first batch to its last."""
+    """llama.cpp's sequence id, from the text's first batch to its last."""
     num_computed: int = 0
     embedding: Embedding | None = None
-    """What its computed tokens were pooled to, of no certain length."""
+    """The pooled embedding of the computed tokens, not normalised."""
 
     def pool(self, embedding: Embedding, num_tokens: int, pooling: str) -> None:
-        """Take in what the next tokens were pooled to."""
+        """Combine the embedding with that of the next `num_tokens` tokens."""
         if self.embedding is None or pooling == "last":
             self.embedding = embedding * num_tokens if pooling == "mean" else embedding
         elif pooling == "mean":
@@ -62,7 +62,7 @@ class Piece:
 
 @dataclass(slots=True)
 class Batch:
-    """One llama_decode; those pieces that are of one request are in the order of its texts."""
+    """One llama_decode. Pieces of the same request are in the order of its texts."""
 
     pieces: list[Piece] = field(default_factory=list)
 
@@ -72,27 +72,27 @@ class Batch:
 
     @property
     def num_pairs(self) -> int:
-        """Cells that each of its tokens attends to, together."""
+        """Sum over all tokens of the cells that each attends to."""
         return sum(piece.num_tokens * (piece.start + piece.num_tokens) for piece in self.pieces)
 
     def __str__(self) -> str:
-        """For the log of a failed batch: lengths, never text."""
+        """A summary for the log of a failed batch: request ids, positions and lengths, but no tokens."""
         return " ".join(f"{piece.text.request_id}:{piece.start}+{piece.num_tokens}" for piece in self.pieces)
 
 
 @dataclass(slots=True)
 class Pooled:
     embeddings: list[Embedding]
-    """What the tokens of each piece were pooled to, in the batch's order."""
+    """The pooled embedding of each piece, in the batch's order."""
     seconds: float
     """Wall time of the batch."""
 
 
 class Reader(Protocol):
-    """Whatever computes a batch: llama.cpp, or the tests' fake."""
+    """Computes batches: with llama.cpp, or as a fake in the tests."""
 
     def read(self, batch: Batch) -> Pooled:
-        """Raises StepError."""
+        """Raises StepError if the batch fails."""
 
     def forget(self, sequence_id: int) -> None:
-        """Free what was computed of a text."""
+        """Free the KV of a text."""

@@ -1,6 +1,6 @@
-"""llama.cpp through llama-cpp-python's low-level API: a model, a context, its batch as numpy views, its KV memory.
+"""llama.cpp through llama-cpp-python's low-level API: a model, a context, its batch as numpy arrays, its KV memory.
 
-What is dealt with here and nowhere else: C pointers and their lifetimes, return codes, and llama.cpp's log.
+Only this module handles C pointers and their lifetimes, return codes, and llama.cpp's log.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from scheduler.plan import StepError
 _log = logging.getLogger("llama.cpp")
 
 LLAMA_CPP_VERSION: Final[str] = llama_cpp.__version__
-"""llama-cpp-python's, which brings a llama.cpp of its own."""
+"""The version of llama-cpp-python, which includes its own llama.cpp."""
 KV_TYPE_IDS: Final = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 """ggml's type numbers."""
 KV_TYPE_BITS: Final = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5, "q4_1": 5, "q4_0": 4.5}
@@ -33,9 +33,9 @@ MAX_SEQUENCE_IDS: Final = 256
 """llama_max_parallel_sequences."""
 POOLING_IDS: Final = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 TRIAL_SECONDS: Final = 10
-"""What making tokens of some kilobytes may take; it is milliseconds for sound vocabularies."""
+"""Time limit for tokenizing some kilobytes. A valid vocabulary takes milliseconds."""
 PROBE_TOKENS: Final = 32
-"""Of a context that only tells how a model attends, which takes some 10 ms."""
+"""Size of a context that is only opened to inspect the model. Opening it takes about 10 ms."""
 
 _LOG_LEVELS: Final = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
@@ -56,7 +56,7 @@ class Model:
     """The weights and the vocabulary of one GGUF file."""
 
     def __init__(self, path: str, gpu_layers: int) -> None:
-        """Loads the file; -1 puts all layers on the GPU if there is one. Raises ModelError."""
+        """Loads the file. -1 puts all layers on the GPU if there is one. Raises ModelError if it cannot be loaded."""
         lib.llama_log_set(_on_log, ctypes.c_void_p())  # the module keeps the callback alive
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
@@ -68,9 +68,9 @@ class Model:
         self._path = path
         has_decoder = lib.llama_model_has_decoder(self.pointer)
         self.encodes: bool = lib.llama_model_has_encoder(self.pointer)
-        """Whether texts are read with llama_encode."""
+        """Whether texts are computed with llama_encode."""
         if self.encodes and has_decoder:
-            raise ModelError(f"{path}: models with an encoder and a decoder are not served")
+            raise ModelError(f"{path}: encoder-decoder models are not supported")
         vocab = lib.llama_model_get_vocab(self.pointer)
         self.vocab_size: int = lib.llama_vocab_n_tokens(vocab)
         self.eog_tokens = frozenset(t for t in range(self.vocab_size) if lib.llama_vocab_is_eog(vocab, t))
@@ -80,7 +80,7 @@ class Model:
         self.shares_prefixes = not (
             lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer)
         )
-        """A recurrent state belongs to one position of one sequence."""
+        """Whether sequences can share cells. A recurrent state belongs to one position of one sequence."""
 
     @property
     def description(self) -> str:
@@ -90,37 +90,40 @@ class Model:
 
     @property
     def embedding_size(self) -> int:
-        """Components of a text's embedding."""
+        """Number of components of a text's embedding."""
         return int(lib.llama_model_n_embd_out(self.pointer))
 
     def pooling(self, wanted: str) -> str:
-        """How the embedding of a text is made, as wanted or, for auto, as the file names it. Raises ModelError."""
+        """Returns the pooling: `wanted`, or for auto the one that the model file names.
+
+        Raises ModelError if the file names rank.
+        """
         if wanted != "auto":
             return wanted
         architecture = self._metadata("general.architecture")
         named = self._metadata(f"{architecture}.pooling_type")
         pooling = next((name for name, number in POOLING_IDS.items() if named == str(number)), "none")
         if pooling == "rank":
-            raise ModelError(f"{self._path}: rerankers (pooling type rank) are not served; --pooling says otherwise")
+            raise ModelError(f"{self._path}: rerankers (pooling type rank) are not supported; set another --pooling")
         return pooling
 
     def _metadata(self, key: str) -> str:
-        """Of the file; empty where it has none."""
+        """Returns a metadata value of the file; empty if the key is missing."""
         buffer = ctypes.create_string_buffer(256)
         length = lib.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", errors="replace") if length >= 0 else ""
 
     def kv_bytes_per_token(self, kv_type: str) -> int:
-        """0 for a recurrent model, whose state does not grow."""
+        """Returns the KV bytes per token. 0 for a recurrent model, whose state has a fixed size."""
         heads = lib.llama_model_n_head_kv(self.pointer)
         head_size = lib.llama_model_n_embd(self.pointer) // max(1, lib.llama_model_n_head(self.pointer))
         return int(2 * self.num_layers * heads * head_size * KV_TYPE_BITS[kv_type] / 8)
 
     def try_vocabulary(self) -> None:
-        """Make tokens of a text with every byte that UTF-8 has.
+        """Tokenize a text that contains every byte of UTF-8.
 
-        On some broken vocabularies llama.cpp aborts the process, or never returns: then it is this process, and now,
-        which ends, and not the one that serves all models, when somebody first writes such a byte.
+        With some broken vocabularies llama.cpp aborts the process or never returns. In that case this process exits
+        while the model is loading. Otherwise the API process could die at the first request with such a byte.
         """
         vocab = lib.llama_model_get_vocab(self.pointer)
         text = "".join(map(chr, (*range(1, 0x800), *range(0x800, 0xD800, 0x40), *range(0xE000, 0x110000, 0x1000))))
@@ -131,7 +134,7 @@ class Model:
         faulthandler.cancel_dump_traceback_later()
 
     def grammar_tokenizer(self) -> LLTokenizer:
-        """The vocabulary for llguidance, which takes about a second. It must not outlive the model."""
+        """Returns the vocabulary for llguidance. This takes about a second. The result must not outlive the model."""
         vocab = lib.llama_model_get_vocab(self.pointer)
         return lltokenizer_from_vocab(vocab, eos_token=sorted(self.eog_tokens))
 
@@ -149,7 +152,7 @@ def _context_params(
     unified: bool,
     pooling: str,
 ) -> Any:
-    """llama.cpp's parameters of a context: see `Context`."""
+    """Returns llama.cpp's context parameters; see `Context`."""
     params = lib.llama_context_default_params()
     params.n_ctx = kv_tokens
     params.n_batch = params.n_ubatch = batch_tokens
@@ -157,19 +160,19 @@ def _context_params(
     params.n_outputs_max = min(max(num_ids, num_outputs), batch_tokens)  # llama.cpp asserts one for each id
     params.n_threads = params.n_threads_batch = threads
     params.kv_unified = unified
-    params.swa_full = True  # a sliding window that forgets could not be shared or trimmed
+    params.swa_full = True  # cells outside of a sliding window must stay, to be shared and cut
     params.flash_attn_type = FLASH_ATTN_IDS[config.flash_attn]
     params.type_k = params.type_v = KV_TYPE_IDS[config.kv_type]
     params.no_perf = True
     if pooling != "none":
         params.embeddings = True
         params.pooling_type = POOLING_IDS[pooling]
-        params.n_outputs_max = batch_tokens  # every token is one
+        params.n_outputs_max = batch_tokens  # every token is an output
     return params
 
 
 class Context:
-    """KV memory and one batch. Implements kvcache's Memory. Not for two threads at once."""
+    """A llama.cpp context: KV memory and one batch. Not thread-safe."""
 
     def __init__(
         self,
@@ -184,11 +187,11 @@ class Context:
         unified: bool = True,
         pooling: str = "none",
     ) -> None:
-        """A step is one micro-batch of at most `batch_tokens`, of which `num_outputs` may give logits.
+        """A step has at most `batch_tokens` tokens, of which `num_outputs` may give logits.
 
-        Layout *pool* if `unified`, else lanes, where a step may be cut into several micro-batches. With a `pooling`,
-        each id's tokens of a step give one embedding instead of logits.
-        Raises ModelError if there is no memory for it, or if the model only reads but is not to pool.
+        `unified` is the layout pool, where a step is one micro-batch. The other layout is lanes, where llama.cpp may
+        divide a step into several micro-batches. With a `pooling`, a step gives one embedding per sequence id instead
+        of logits. Raises ModelError if there is not enough memory, or if an encoder is opened without a pooling.
         """
         params = _context_params(config, kv_tokens, num_ids, num_outputs, batch_tokens, threads, unified, pooling)
         _last_errors.clear()
@@ -198,13 +201,13 @@ class Context:
         self._vocab_size = model.vocab_size
         self._memory: Any = lib.llama_get_memory(self._pointer)
         self.keeps_kv = bool(self._memory) and not model.encodes
-        """Whether what was computed is there for the next step."""
+        """Whether computed tokens stay in memory for the next step."""
         self.is_causal: bool = self.keeps_kv and lib.llama_get_causal_attn(self._pointer)
-        """Whether tokens only look back, so that a text may be computed in several steps."""
+        """Whether tokens attend to earlier tokens only, so that a text may be computed in several steps."""
         if pooling == "none" and not self.is_causal:
             lib.llama_free(self._pointer)
             raise ModelError(
-                f"{config.model_path}: this model writes no text; for embeddings of texts give it a --pooling"
+                f"{config.model_path}: this model does not generate text; set --pooling to use it for embeddings"
             )
         self._compute = lib.llama_encode if model.encodes else lib.llama_decode
         self._embedding_size = model.embedding_size
@@ -214,16 +217,16 @@ class Context:
         self.num_ids = num_ids
         self._state = np.empty(0, np.uint8)
         self._chains: dict[int, Any] = {}
-        """llama.cpp's samplers that run in the compute graph, by sequence id."""
+        """llama.cpp's samplers in the compute graph, by sequence id."""
 
     def _allocate_batch(self) -> None:
         self.tokens = np.zeros(self.batch_tokens, np.int32)
-        """The batch, to be filled up to the number of tokens that `decode` is given; llama.cpp reads these arrays."""
+        """The token ids of the batch. llama.cpp reads this and the following arrays in `decode`."""
         self.positions = np.zeros(self.batch_tokens, np.int32)
         self.ids = np.zeros(self.batch_tokens, np.int32)
         """The sequence id of each token."""
         self.outputs = np.zeros(self.batch_tokens, np.int8)
-        """1 for each token whose logits are wanted."""
+        """1 for each token that gives logits."""
         self._num_ids = np.ones(self.batch_tokens, np.int32)
         self._id_pointers = self.ids.ctypes.data + np.arange(self.batch_tokens, dtype=np.uintp) * self.ids.itemsize
         self._batch = lib.llama_batch(
@@ -236,7 +239,7 @@ class Context:
         )
 
     def decode(self, num_tokens: int) -> None:
-        """Compute the first `num_tokens` of the batch. Raises StepError; KV of it may then be left in memory."""
+        """Compute the first `num_tokens` tokens of the batch. Raises StepError; some of their KV may then remain."""
         self._batch.n_tokens = num_tokens
         code = self._compute(self._pointer, self._batch)
         if code:
@@ -246,20 +249,21 @@ class Context:
         lib.llama_set_n_threads(self._pointer, count, count)
 
     def logits(self, num_rows: int) -> NDArray[np.float32]:
-        """The rows of the last batch's outputs, in its order; valid until the next decode."""
+        """Returns the rows of logits of the last batch, in its order. Valid until the next decode."""
         pointer = lib.llama_get_logits(self._pointer)
         return np.ctypeslib.as_array(pointer, shape=(num_rows, self._vocab_size))
 
     def embedding(self, sequence_id: int) -> NDArray[np.float32]:
-        """What the last batch's tokens of this id were pooled to; valid until the next decode."""
+        """Returns the pooled embedding of the sequence id's tokens in the last batch. Valid until the next decode."""
         pointer = lib.llama_get_embeddings_seq(self._pointer, sequence_id)
         return np.ctypeslib.as_array(pointer, shape=(self._embedding_size,))
 
     def attach_top_k(self, sequence_id: int, top_k: int) -> bool:
-        """Let the compute graph find the best tokens behind this sequence id's outputs, of which a batch has one.
+        """Let the compute graph find the `top_k` best next tokens of this sequence id; 0 detaches it.
 
-        0 stops it. Either makes the next decode set up its graph again, which takes some milliseconds. Logits are
-        computed, but not copied, for a batch whose outputs are all of such ids. False if the backend cannot do it.
+        A batch may then have one output only of this id. A batch whose outputs all belong to such ids does not copy
+        logits to the host. Either change makes the next decode build its graph again, which takes some milliseconds.
+        Returns False if the backend does not support it.
         """
         if (old := self._chains.pop(sequence_id, None)) is not None:
             lib.llama_set_sampler(self._pointer, sequence_id, None)
@@ -275,25 +279,26 @@ class Context:
         return True
 
     def best(self, index: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-        """The tokens that the graph found behind the batch's token at this index, in no order, and their logits."""
+        """Returns the best next tokens after the batch's token at `index`, unordered, and their logits."""
         count = lib.llama_get_sampled_candidates_count_ith(self._pointer, index)
         tokens = np.ctypeslib.as_array(lib.llama_get_sampled_candidates_ith(self._pointer, index), shape=(count,))
         logits = np.ctypeslib.as_array(lib.llama_get_sampled_logits_ith(self._pointer, index), shape=(count,))
         return tokens.astype(np.intp), logits
 
-    # -- KV memory: the primitives that scheduler.llama.kv_memory is made of ------------------------------------------
+    # -- KV memory: the primitives for scheduler.llama.kv_memory ------------------------------------------------------
 
     def share(self, source: int, target: int, start: int, stop: int) -> None:
-        """Layout pool only: in lanes, llama.cpp copies whole lanes and nothing less."""
+        """See `Memory.share`. For the layout pool only: in lanes, llama.cpp can only copy whole lanes."""
         lib.llama_memory_seq_cp(self._memory, source, target, start, stop)
 
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:
         return bool(lib.llama_memory_seq_rm(self._memory, sequence_id, start, stop))
 
     def read_state(self, sequence_id: int, max_bytes: int = 0) -> Blob:
-        """A sequence's KV in llama.cpp's form: a view of one buffer, valid until the next state.
+        """Returns a sequence's KV in llama.cpp's format, as a view of the state buffer. Empty if there is no state.
 
-        To measure it first takes a while in a large pool, so say how large it may be if you know. Empty for no state.
+        The view is valid until the buffer is used again. Pass `max_bytes` if it is known: llama.cpp needs some time to
+        measure a state in a large pool.
         """
         max_bytes = max_bytes or lib.llama_state_seq_get_size(self._pointer, sequence_id)
         buffer = self.state_buffer(max_bytes)
@@ -301,12 +306,12 @@ class Context:
         return buffer[:size]
 
     def write_state(self, sequence_id: int, state: Blob) -> bool:
-        """Replaces all that the sequence has. False, with the sequence empty, if llama.cpp does not take it."""
+        """Replace all KV of the sequence. Returns False, with the sequence empty, if llama.cpp rejects the state."""
         pointer = _pointer(state, ctypes.c_uint8)
         return bool(lib.llama_state_seq_set_data(self._pointer, pointer, len(state), sequence_id))
 
     def state_buffer(self, num_bytes: int) -> Blob:
-        """What states are read into; may also be used to write one."""
+        """Returns the buffer for states, with at least `num_bytes` bytes. `read_state` overwrites it."""
         if num_bytes > len(self._state):
             self._state = np.empty(num_bytes, np.uint8)
         return self._state
@@ -318,7 +323,7 @@ class Context:
 
 
 def num_gpu_layers(requested: int, num_layers: int) -> int:
-    """Layers that llama.cpp puts on a GPU: none in a build without one."""
+    """Returns how many layers llama.cpp puts on a GPU; 0 in a build without GPU support."""
     if not lib.llama_supports_gpu_offload():
         return 0
     return num_layers if requested < 0 else min(requested, num_layers)

@@ -1,4 +1,4 @@
-"""Tells the API what an engine serves: the choices that were made when its model was loaded."""
+"""The EngineInfo of a loaded model, which the engine sends to the API."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from scheduler.texts import Limits
 def generator_info(
     config: EngineConfig, model: Model, sizes: Sizes, tiers: Tiers | None, pooling: str, started: float
 ) -> EngineInfo:
-    """Of a model that writes, and makes embeddings of texts unless `pooling` is none; loading began at `started`."""
+    """Returns the info of a model that generates text. `started`: time.monotonic() when loading began."""
     embeds = pooling != "none"
     return EngineInfo(
         pid=os.getpid(),
@@ -39,7 +39,7 @@ def generator_info(
 def encoder_info(
     config: EngineConfig, model: Model, limits: Limits, threads: int, pooling: str, started: float
 ) -> EngineInfo:
-    """Of a model that only reads; loading began at `started`."""
+    """Returns the info of a model that only makes embeddings. `started`: time.monotonic() when loading began."""
     return EngineInfo(
         pid=os.getpid(),
         description=model.description,
@@ -48,7 +48,7 @@ def encoder_info(
         kv_tokens=0,
         kv_bytes=0,
         kv_layout="pool",
-        kv_layout_reason="a model that only reads keeps nothing in it",
+        kv_layout_reason="an encoder keeps nothing in KV memory",
         batch_tokens=limits.batch_tokens,
         threads=threads,
         host_cache=0,

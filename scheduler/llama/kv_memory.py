@@ -1,7 +1,7 @@
-"""KV memory as the cache wants it, on a llama.cpp context of either layout.
+"""Implements kvcache's Memory on a llama.cpp context, for both layouts.
 
-Pages leave the device and come back as pieces of llama.cpp's saved states (`scheduler.llama.state`), which are of whole
-sequences.
+llama.cpp saves and loads states of whole sequences. Pages are cut from these states and joined to states again
+(`scheduler.llama.state`).
 """
 
 import logging
@@ -21,28 +21,29 @@ from scheduler.plan import StepError
 _log = logging.getLogger("cortex.engine")
 
 MOVED_TOKENS: Final = 16 * PAGE_TOKENS
-"""Saved or loaded in one piece, which bounds the buffer that they go through."""
+"""Tokens that are saved or loaded at once. This limits the size of the state buffer."""
 
 
 class ContextMemory(ABC):
-    """Implements kvcache's Memory; `save` and `load` only after `learn`."""
+    """Implements kvcache's Memory. `save` and `load` may be called only after `learn`."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._format: StateFormat | None = None
-        """Of the states that pages are cut from; None while sequences can only be moved whole."""
+        """Format of the states that pages are cut from. None if only whole sequences can be moved."""
         self.num_ids = context.num_ids
-        """Sequence ids for the cache to use, from 0."""
+        """The cache may use the sequence ids from 0 to num_ids - 1."""
 
     @property
     def moves_pages(self) -> bool:
-        """Whether KV can be moved by the page."""
+        """Whether single pages can be saved and loaded."""
         return self._format is not None
 
     def learn(self, *, pages: bool = True) -> None:
-        """Prove that KV can be saved and loaded: compute some, put it into another sequence, compare what follows.
+        """Prove that KV can be saved and loaded: compute some, copy it to another sequence, compare the next logits.
 
-        By the page if asked for and possible, else whole sequences. Leaves nothing in memory. Raises StateError.
+        Tries pages first if `pages` is true, then whole sequences. Leaves the memory empty. Raises StateError if
+        neither works.
         """
         reason = ""
         for prove in (self._prove_pages, self._prove_whole) if pages else (self._prove_whole,):
@@ -66,36 +67,37 @@ class ContextMemory(ABC):
         saved = self.save(0, PAGE_TOKENS, 2 * PAGE_TOKENS)
         self.share(0, 1, 0, PAGE_TOKENS)
         if not self.load(1, PAGE_TOKENS, 2 * PAGE_TOKENS, saved):
-            raise StateError("llama.cpp takes it not back")
+            raise StateError("llama.cpp does not load a saved page")
         if (self.save(1, PAGE_TOKENS, 2 * PAGE_TOKENS)[0] != saved[0]).any():
-            raise StateError("it comes back as something else")
-        self._compare_what_follows(2 * PAGE_TOKENS)
+            raise StateError("a loaded page differs from the saved one")
+        self._compare_next_logits(2 * PAGE_TOKENS)
 
     def _prove_whole(self) -> None:
         self._need_ids(2)
         length = 2 * PAGE_TOKENS
         self._compute(0, range(length), 0)
         if not self.load(1, 0, length, self.save(0, 0, length)):
-            raise StateError("llama.cpp takes it not back")
-        self._compare_what_follows(length)
+            raise StateError("llama.cpp does not load a saved sequence")
+        self._compare_next_logits(length)
 
     def _need_ids(self, count: int) -> None:
         if self.num_ids < count:
-            raise StateError(f"a proof takes {count} sequences")
+            raise StateError(f"the test needs {count} sequence ids")
 
-    def _compare_what_follows(self, num_tokens: int) -> None:
-        """The copy's logits must be nearer to the original's than two more tokens would move them.
+    def _compare_next_logits(self, num_tokens: int) -> None:
+        """Raise StateError unless the copy's logits are nearly the original's.
 
-        How far rounding moves logits depends on the processor and the model, so there is no fixed limit.
+        The limit is half of the distance that two more tokens move the logits. There is no fixed limit, because
+        rounding depends on the processor and on the model.
         """
         original, copy = (self._compute(i, [0], num_tokens) for i in (0, 1))
         self._compute(0, [1], num_tokens + 1)
         moved = self._compute(0, [0], num_tokens + 2)
         if np.linalg.norm(copy - original) > np.linalg.norm(moved - original) / 2:
-            raise StateError("what follows it differs")
+            raise StateError("the logits after a loaded state differ")
 
     def _compute(self, sequence_id: int, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
-        """The logits behind a sequence's next tokens."""
+        """Computes the next tokens of a sequence. Returns the logits after the last one."""
         context, length = self._context, len(tokens)
         context.tokens[:length] = tokens
         context.positions[:length] = np.arange(start, start + length)
@@ -119,13 +121,13 @@ class ContextMemory(ABC):
     def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
         if self._format is not None:
             return self._save_pages(self._format, sequence_id, start, stop)
-        assert start == 0, "all or nothing"
+        assert start == 0, "only whole sequences can be moved"
         return [self._context.read_state(sequence_id).copy()]
 
     def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
         if self._format is not None:
             return self._load_pages(self._format, sequence_id, start, stop, blobs)
-        assert start == 0, "all or nothing"
+        assert start == 0, "only whole sequences can be moved"
         (state,) = blobs
         return self._context.write_state(sequence_id, state)
 
@@ -139,7 +141,7 @@ class ContextMemory(ABC):
 
 
 class PoolMemory(ContextMemory):
-    """One set of cells. The last sequence id is kept for pages that are being moved, once `learn` has succeeded."""
+    """One set of cells for all sequences. If pages can be moved, the last sequence id is reserved for moving them."""
 
     _num_ids_for_pages = 3
 
@@ -176,22 +178,23 @@ class PoolMemory(ContextMemory):
 
 
 class LaneMemory(ContextMemory):
-    """Cells of its own for each sequence id. To share is to copy: as a state, which takes only what is there."""
+    """Each sequence id has its own cells. `share` copies a state, because a state contains the used cells only."""
 
     _num_ids_for_pages = 2
 
     def learn(self, *, pages: bool = True) -> None:
-        """Takes the memory for a whole lane's state, too: when a long conversation comes back it would be late for it.
+        """See `ContextMemory.learn`. Also allocates the buffer for a whole lane's state.
 
-        Touching 46 MiB for the first time took a virtual machine a tenth of a second.
+        Otherwise the first load of a long conversation would have to wait for the memory: touching 46 MiB for the first
+        time took 0.1 s on a virtual machine.
         """
         super().learn(pages=pages)
         if self._format is not None:
             self._context.state_buffer(self._format.num_bytes(self._context.num_cells // self.num_ids))[:] = 0
 
     def share(self, source: int, target: int, start: int, stop: int) -> None:
-        """From the beginning only, into a lane that is empty."""
-        assert start == 0, "a state begins where its sequence does"
+        """See `Memory.share`. `start` must be 0, and the target lane empty."""
+        assert start == 0, "a state starts at position 0"
         state = self._context.read_state(source)
         if not len(state) or not self._context.write_state(target, state):
             raise RuntimeError("llama.cpp does not copy a lane")
@@ -201,7 +204,7 @@ class LaneMemory(ContextMemory):
         return form.cut(self._context.read_state(sequence_id), start, stop)
 
     def _load_pages(self, form: StateFormat, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
-        """A state replaces all of a lane, so what is there is loaded once more."""
+        """Loads the pages before `start` again too, because a state replaces the whole lane."""
         there = self.save(sequence_id, 0, start) if start else []
         state = _joined(form, self._context, [*there, *blobs], 0, stop, sequence_id)
         if state is not None and self._context.write_state(sequence_id, state):
@@ -209,16 +212,16 @@ class LaneMemory(ContextMemory):
         if there:
             state = _joined(form, self._context, there, 0, start, sequence_id)
             if state is None or not self._context.write_state(sequence_id, state):
-                raise RuntimeError("llama.cpp does not take a lane back")
+                raise RuntimeError("llama.cpp does not restore a lane")
         return False
 
 
 def _joined(
     form: StateFormat, context: Context, pages: Sequence[Blob], start: int, stop: int, sequence_id: int
 ) -> Blob | None:
-    """The state of these positions; None, and a line in the log, if the pages are not what they should be."""
+    """Returns the state of these positions. Logs an error and returns None if the pages have a wrong size."""
     try:
         return form.join(pages, start, stop, sequence_id, context.state_buffer(form.num_bytes(stop - start)))
     except StateError as error:
-        _log.error("pages that do not fit were left out: %s", error)
+        _log.error("pages of a wrong size were ignored: %s", error)
         return None

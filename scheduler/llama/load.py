@@ -1,4 +1,4 @@
-"""Loads a model and makes the parts of an engine: KV memory, scheduler, runner, embedder."""
+"""Loads a model and creates the parts of an engine: KV memory, scheduler, runner, embedder."""
 
 import dataclasses
 import time
@@ -31,19 +31,19 @@ from scheduler.sizing import DEFAULT_CTX_LEN, GIB, Sizes, available_bytes, choos
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an engine is made of."""
+    """The parts of an engine."""
 
     scheduler: Scheduler
     runner: LlamaRunner
     compiler: GrammarCompiler
     info: EngineInfo
     embedder: Embedder | None = None
-    """For models that make embeddings of texts."""
+    """None if the model makes no embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Device:
-    """KV memory, as it was chosen, and where its pages go."""
+    """The KV memory with its sizes, its cache and its tiers."""
 
     sizes: Sizes
     context: Context
@@ -52,7 +52,10 @@ class _Device:
 
 
 def load(config: EngineConfig) -> Parts:
-    """The model of a configuration, warmed up and ready to step. Raises ModelError with a line for the user."""
+    """Loads the configured model, warmed up and ready to run steps.
+
+    Raises ModelError with one line for the user, or NoMemoryError if the model does not fit into memory.
+    """
     started = time.monotonic()
     model = Model(config.model_path, config.gpu_layers)
     model.try_vocabulary()
@@ -64,7 +67,7 @@ def load(config: EngineConfig) -> Parts:
     device = _open(config, model)
     if device.sizes.layout == "lanes" and config.kv_layout == "auto" and device.tiers is None:
         device.context.close()
-        device = _open(config, model, "what gives way in lanes could not be kept: see above")
+        device = _open(config, model, "pages evicted from lanes could not be kept; see the log above")
     sizes, context = device.sizes, device.context
     runner = LlamaRunner(
         context,
@@ -94,7 +97,7 @@ def load(config: EngineConfig) -> Parts:
 
 
 def _load_encoder(config: EngineConfig, model: Model, attention: Attention, pooling: str, started: float) -> Parts:
-    """A model that only reads: its scheduler has no memory, and refuses whatever is to be generated."""
+    """Loads a model that only makes embeddings. Its scheduler has no KV memory, and rejects all generation requests."""
     ctx_len = min(config.ctx_len or DEFAULT_CTX_LEN, model.trained_context or DEFAULT_CTX_LEN)
     limits = text_limits(config, model, attention, ctx_len)
     threads = config.threads or cores()
@@ -117,14 +120,14 @@ def _refuse_without_memory(config: EngineConfig, model: Model, sizes: Sizes) -> 
     available = available_bytes(config)
     if missing := max(0, model.num_bytes + kv_bytes - available):
         needs = f"{model.num_bytes / GIB:.1f} GiB of memory and {kv_bytes / GIB:.1f} GiB for its KV"
-        reason = f"it would take {needs}, of which {available / GIB:.1f} GiB are available"
+        reason = f"it would take {needs}, but only {available / GIB:.1f} GiB are available"
         raise NoMemoryError(f"{config.model_path}: {reason}", missing)
 
 
 def _open(config: EngineConfig, model: Model, why_pool: str = "") -> _Device:
-    """With a reason for it, in a pool whatever the configuration says. Raises ModelError."""
+    """Opens the KV memory. A reason in `why_pool` forces the layout pool. Raises ModelError."""
     if config.kv_layout == "auto" and not model.shares_prefixes:
-        why_pool = "the model keeps a state, not cells"
+        why_pool = "the model has a recurrent state, not only KV cells"
     if why_pool:
         config = dataclasses.replace(config, kv_layout="pool")
     sizes = choose(

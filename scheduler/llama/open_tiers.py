@@ -1,4 +1,4 @@
-"""Where pages go that leave the device: whether they can be moved, how much room there is, and its name."""
+"""Opens the host tier and the disk tier of a model, if its KV can be moved and there is room."""
 
 import logging
 from dataclasses import dataclass
@@ -26,16 +26,19 @@ class Tiers:
 
 
 def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory) -> Tiers | None:
-    """None where KV may or can not be kept; says why in the log. Whole sequences where there are no pages."""
+    """Returns the tiers, for pages or else for whole sequences.
+
+    Returns None if the host tier has size 0 or if the KV of this model cannot be moved. Logs the reason.
+    """
     in_memory = host_bytes(config)
     if not in_memory:
         if config.disk_cache:
-            _log.warning("no pages are kept on the disk: they go there through host memory, which is given none")
+            _log.warning("no disk tier: it needs a host tier, whose size is 0")
         return None
     try:
         memory.learn(pages=model.shares_prefixes)
     except StateError as error:
-        _log.warning("evicted pages are not kept: this model's state cannot be moved: %s", error)
+        _log.warning("evicted pages are not kept, because this model's state cannot be moved: %s", error)
         return None
     disk, on_disk = None, 0
     if config.disk_folder:
@@ -44,7 +47,7 @@ def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory) -> Tie
         try:
             disk = DiskTier(folder, version_of(config, model), on_disk) if on_disk else None
         except OSError as error:
-            _log.warning("no pages are kept on the disk: %s", error)
+            _log.warning("no disk tier: %s", error)
             on_disk = 0
     kind = PageTier if memory.moves_pages else WholeTier
     return Tiers(kind(in_memory, disk), in_memory, on_disk)

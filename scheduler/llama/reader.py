@@ -1,4 +1,4 @@
-"""Reads texts on llama.cpp, in a context beside the one that generates, and makes embeddings of them."""
+"""Computes embeddings with llama.cpp, in a context separate from the one that generates text."""
 
 import dataclasses
 import logging
@@ -18,25 +18,25 @@ _log = logging.getLogger("cortex.engine")
 
 MAX_TEXTS: Final = 64
 MAX_STATES: Final = 8
-"""Texts in a batch of a model that keeps a state for each."""
+"""Maximum texts in a batch of a recurrent or hybrid model, which keeps a state per text."""
 BATCH_TOKENS: Final = 512
 MIN_BATCH_TOKENS: Final = 64
 ROWS_SHARE: Final = 0.125
-"""Of the available memory, at most this much goes to llama.cpp's room for logits of every token of a batch, which it
-keeps though nobody wants them."""
+"""Share of the available memory for the outputs of a batch. llama.cpp reserves room for the logits of every token, even
+though embeddings do not need them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """How a model looks at a text."""
+    """Properties of a model's attention."""
 
     is_causal: bool
-    """Whether tokens only look back, so that the model can generate, and a text be computed in several steps."""
+    """Whether tokens attend to earlier tokens only, so that the model can generate, and texts can be cut."""
     keeps_kv: bool
 
 
 def attention_of(model: Model, config: EngineConfig, pooling: str) -> Attention:
-    """What a context says of it, as llama.cpp does not say it of a model. Raises ModelError."""
+    """Opens a small context to find out: llama.cpp reports these properties for contexts only. Raises ModelError."""
     context = Context(
         model,
         config,
@@ -53,7 +53,10 @@ def attention_of(model: Model, config: EngineConfig, pooling: str) -> Attention:
 
 
 def text_limits(config: EngineConfig, model: Model, attention: Attention, ctx_len: int) -> Limits:
-    """`ctx_len` bounds a text. Where texts cannot be cut, so does memory, unless the user said how long they may be."""
+    """Returns the limits of texts. A text has at most `ctx_len` tokens.
+
+    If texts cannot be cut, the available memory is a limit too, unless the user set a context length.
+    """
     row_bytes = 4 * (model.vocab_size + model.embedding_size)
     num_rows = int(ROWS_SHARE * available_bytes(config) / row_bytes)
     max_text_tokens = ctx_len
@@ -68,26 +71,26 @@ def text_limits(config: EngineConfig, model: Model, attention: Attention, ctx_le
 
 
 class LlamaReader:
-    """One context that pools. Implements the embedder's Reader."""
+    """A context with pooling. Implements scheduler.texts.Reader."""
 
     def __init__(self, model: Model, config: EngineConfig, limits: Limits, pooling: str, threads: int) -> None:
-        """Room for one long text and a batch. Raises ModelError."""
+        """Opens a context for one long text and a batch. Raises ModelError if there is not enough memory."""
         batch_tokens = limits.batch_tokens if limits.cuts else max(limits.batch_tokens, limits.max_text_tokens)
         self.context = Context(
             model,
-            dataclasses.replace(config, kv_type="f16"),  # a quantized one would save little here
+            dataclasses.replace(config, kv_type="f16"),  # a quantized type would save little here
             kv_tokens=limits.max_text_tokens + batch_tokens,
             num_ids=limits.max_texts,
             num_outputs=batch_tokens,
             batch_tokens=batch_tokens,
             threads=threads,
-            unified=True,  # in lanes llama.cpp takes the mean of texts of several lengths wrongly
+            unified=True,  # in lanes, llama.cpp computes wrong means for texts of different lengths
             pooling=pooling,
         )
         _log.info("embeddings of up to %d tokens each, pooled by %s", limits.max_text_tokens, pooling)
 
     def warm_up(self) -> float:
-        """Seconds that a token costs; the first of two batches only touches the weights."""
+        """Returns the seconds per token. Runs two batches, because the first one also loads the weights."""
         text = Text(0, np.zeros(PROBE_TOKENS, np.int32), sequence_id=0)
         for _ in range(2):
             seconds = self.read(Batch([Piece(text, 0, PROBE_TOKENS)])).seconds
@@ -95,7 +98,7 @@ class LlamaReader:
         return seconds / PROBE_TOKENS
 
     def read(self, batch: Batch) -> Pooled:
-        """Raises StepError, also for embeddings that are no numbers."""
+        """Computes a batch. Raises StepError if it fails or if an embedding is not finite."""
         started = time.perf_counter()
         context, end = self.context, 0
         for piece in batch.pieces:

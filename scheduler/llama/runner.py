@@ -1,4 +1,4 @@
-"""Runs plans on llama.cpp: fills the batch, decodes, and chooses the next tokens."""
+"""Runs plans with llama.cpp: fills the batch, decodes it, and samples the next tokens."""
 
 import time
 
@@ -18,7 +18,7 @@ WARM_UP_CHUNKS = 3
 
 
 class LlamaRunner:
-    """One context and the sampling behind it."""
+    """Runs plans on one context. Implements scheduler.plan.Runner."""
 
     def __init__(
         self,
@@ -34,10 +34,13 @@ class LlamaRunner:
         self._eog_tokens = np.array(sorted(eog_tokens), dtype=np.intp)
         self._backend_top_k = backend_top_k
         self._attached: set[int] = set()
-        """Sequence ids whose best tokens the backend finds."""
+        """Sequence ids whose best tokens the backend finds; see `Context.attach_top_k`."""
 
     def warm_up(self) -> float:
-        """Seconds that a prompt token costs at an empty context; the first of some chunks only touches the weights."""
+        """Returns the seconds per prompt token at an empty context.
+
+        Takes the fastest of WARM_UP_CHUNKS chunks, because the first one also loads the weights.
+        """
         context, times = self._context, []
         for _ in range(WARM_UP_CHUNKS):
             started = time.perf_counter()
@@ -53,7 +56,7 @@ class LlamaRunner:
         return min(times) / WARM_UP_TOKENS
 
     def run(self, plan: Plan) -> Result:
-        """Raises StepError."""
+        """See `Runner.run`. Raises StepError if llama.cpp fails."""
         started = time.perf_counter()
         self._fill(plan)
         sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
@@ -69,7 +72,7 @@ class LlamaRunner:
         logits = self.logits(plan.num_outputs)
         ends = np.cumsum([chunk.num_outputs for chunk in plan.chunks], dtype=np.intp)
         prompt_logprobs = _score_prompts(plan, logits, ends)
-        if prompt_logprobs:  # else every row is for sampling
+        if prompt_logprobs:  # otherwise every row is a sampling row
             logits = logits[ends[[chunk.samples for chunk in plan.chunks]] - 1]
         masks = self._masks.finish(filling, grammars)
         tokens = (
@@ -79,7 +82,10 @@ class LlamaRunner:
         return Result([[token] for token in tokens], time.perf_counter() - started, logprobs, prompt_logprobs)
 
     def _attach(self, sequences: list[Sequence]) -> None:
-        """Let the backend find the best tokens of those that need no others; an id keeps what it was given before."""
+        """Attach a top-k sampler to the sequences that need no other logits. Detach it from the others.
+
+        A sampler stays attached between steps, because each change makes llama.cpp build its graph again.
+        """
         for sequence in sequences:
             wanted = not sequence.needs_whole_rows and sequence.sampler.best_suffice(self._backend_top_k)
             if wanted == (sequence.sequence_id in self._attached):
@@ -101,7 +107,7 @@ class LlamaRunner:
         return self._context.logits(num_rows)
 
     def _fill(self, plan: Plan) -> None:
-        """Writes chunk by chunk; the answers with one assignment per array while each of them has one token."""
+        """Fill the batch chunk by chunk. If all answers have one token, writes them with one assignment per array."""
         context, chunks, end = self._context, plan.chunks, 0
         if plan.num_answers == plan.num_decode > 0:
             end = plan.num_answers
@@ -121,7 +127,10 @@ class LlamaRunner:
 
 
 def _score_prompts(plan: Plan, logits: NDArray[np.float32], ends: NDArray[np.intp]) -> list[list[TokenLogprob]]:
-    """Of the prompt's tokens behind each token of a chunk that scores, without those that were told before."""
+    """Returns, for each chunk that scores, the log probabilities of the prompt tokens after its tokens.
+
+    Prompt tokens whose log probabilities were returned before are left out.
+    """
     scored = []
     for chunk, end in zip(plan.chunks, ends.tolist(), strict=True):
         if not chunk.scores:
@@ -130,9 +139,9 @@ def _score_prompts(plan: Plan, logits: NDArray[np.float32], ends: NDArray[np.int
         first = max(chunk.start, sequence.num_prompt - 1 - sequence.num_unscored)
         stop = min(chunk.start + chunk.num_tokens, sequence.num_prompt - 1)
         rows = logits[end - chunk.num_tokens :][first - chunk.start : stop - chunk.start]
-        behind = np.frombuffer(sequence.tokens(first + 1, stop + 1), dtype="<i4").tolist() if first < stop else []
+        following = np.frombuffer(sequence.tokens(first + 1, stop + 1), dtype="<i4").tolist() if first < stop else []
         top = sequence.logprobs or 0
-        scored.append([log_probabilities(row, token, top) for row, token in zip(rows, behind, strict=True)])
+        scored.append([log_probabilities(row, token, top) for row, token in zip(rows, following, strict=True)])
     return scored
 
 

@@ -1,11 +1,11 @@
-"""llama.cpp's saved state of a sequence, cut into pages and put together again.
+"""Cuts llama.cpp's saved state of a sequence into pages, and joins pages to a state.
 
-The state of a plain attention cache is regular: a head, a record of three int32 for each cell (position, number of
-ids, id), then for each tensor of K and V its own head and a row of bytes for each cell, in the order of the cells. So a
-token's KV is a row of each tensor, and a page can be taken out of one sequence and put into another.
+The state of a plain attention cache is regular. It has a head and a record of three int32 per cell (position, number of
+ids, id). Then each tensor of K and V follows, with its own head and a row of bytes per cell, in the order of the cells.
+So a token's KV is one row of each tensor, and a page of one sequence can be inserted into another.
 
-It is an internal format that may change with llama.cpp. Nothing is assumed that was not seen in a state of this very
-context, and the caller proves a round trip before it relies on it. Models of other kinds of memory raise StateError.
+This is an internal format of llama.cpp, which may change. So StateFormat reads it from a state of the same context, and
+the caller must prove a round trip before it relies on it. Other kinds of memory raise StateError.
 """
 
 import struct
@@ -25,12 +25,12 @@ _SHAPE: Final = struct.Struct("<II")
 _TENSOR: Final = struct.Struct("<iQ")
 """Number format and bytes of a row."""
 _HEAD: Final = struct.Struct("<IiI")
-"""Magic, sequence id, number of streams; the number of cells follows for each stream."""
+"""Magic, sequence id, number of streams. Then each stream has its number of cells."""
 _COUNT: Final = struct.Struct("<I")
 
 
 class StateError(Exception):
-    """The state is of a form that cannot be cut into pages."""
+    """The state has a format that cannot be cut into pages, or pages do not fit together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +38,24 @@ class _Tensor:
     head: bytes
     row_bytes: int
     offset: int
-    """Of its rows in a page of one token; times the page's tokens otherwise."""
+    """Offset of its rows in a page with one token. In a page with n tokens, n times as much."""
 
 
 class StateFormat:
-    """What the states of one context look like."""
+    """The format of the states of one context."""
 
     def __init__(self, state: Blob) -> None:
-        """Learn it from the state of some sequence. Raises StateError."""
+        """Reads the format from a sequence's state. Raises StateError if it is not the expected one."""
         content = state.data
         try:
             self._magic, _, self._num_streams = _HEAD.unpack_from(content)
             records, stop = self._find_records(content)
             if stop > len(content) or (state[records:stop].view(_RECORD)["num_ids"] != 1).any():
-                raise StateError("the cells have more than a position")
+                raise StateError("a cell has more than one sequence id")
             num_cells = (stop - records) // _RECORD.itemsize
             is_transposed, self._num_layers = _SHAPE.unpack_from(content, stop)
             if is_transposed:
-                raise StateError("V is transposed, as without flash attention")
+                raise StateError("V is transposed, which is the format without flash attention")
             self._tensors: list[_Tensor] = []
             self.token_bytes = 0
             offset = stop + _SHAPE.size
@@ -66,27 +66,30 @@ class StateFormat:
                 self.token_bytes += row_bytes
                 offset += _TENSOR.size + num_cells * row_bytes
         except struct.error:
-            raise StateError("it ends too early") from None
+            raise StateError("the state is too short") from None
         if offset > len(content) or any(content[offset : offset + _COUNT.size]):
-            raise StateError("it does not end where it should")
+            raise StateError("the state has an unexpected length")
 
     def _find_records(self, content: memoryview) -> tuple[int, int]:
-        """Where the cells' records begin and end."""
+        """Returns the offsets where the cells' records begin and end."""
         for stream in range(self._num_streams):
             offset = _HEAD.size + stream * _COUNT.size
             (num_cells,) = _COUNT.unpack_from(content, offset)
             if num_cells:
                 start = offset + _COUNT.size
                 return start, start + num_cells * _RECORD.itemsize
-        raise StateError("it is empty")
+        raise StateError("the state is empty")
 
     def num_bytes(self, num_tokens: int) -> int:
-        """Size of a state."""
+        """Returns the size of a state in bytes."""
         heads = _HEAD.size + self._num_streams * _COUNT.size + _SHAPE.size + len(self._tensors) * _TENSOR.size
         return int(heads + num_tokens * (_RECORD.itemsize + self.token_bytes))
 
     def cut(self, state: Blob, start: int, stop: int) -> list[Blob]:
-        """The pages of positions [start, stop) of a state; the last may be shorter. Raises StateError."""
+        """Returns the pages of the positions [start, stop) of a state; the last one may be shorter.
+
+        Raises StateError if the state does not contain all positions.
+        """
         records, end = self._find_records(state.data)
         positions = state[records:end].view(_RECORD)["position"]
         order = np.argsort(positions)
@@ -94,14 +97,14 @@ class StateFormat:
         if len(order) != stop - start or positions[order[0]] != start or positions[order[-1]] != stop - 1:
             raise StateError("positions are missing")
         in_order = (np.diff(order) == 1).all()
-        chosen = slice(order[0], order[-1] + 1) if in_order else order  # a view, or else a copy
+        selected = slice(order[0], order[-1] + 1) if in_order else order  # a slice avoids a copy
         num_cells = len(positions)
         sizes = [min(PAGE_TOKENS, stop - first) for first in range(start, stop, PAGE_TOKENS)]
         pages = [np.empty(size * self.token_bytes, np.uint8) for size in sizes]
         offset = end + _SHAPE.size
         for tensor in self._tensors:
             offset += _TENSOR.size
-            rows = state[offset : offset + num_cells * tensor.row_bytes].reshape(num_cells, -1)[chosen].reshape(-1)
+            rows = state[offset : offset + num_cells * tensor.row_bytes].reshape(num_cells, -1)[selected].reshape(-1)
             offset += num_cells * tensor.row_bytes
             for index, (page, size) in enumerate(zip(pages, sizes, strict=True)):
                 first = index * PAGE_TOKENS * tensor.row_bytes
@@ -111,9 +114,9 @@ class StateFormat:
         return pages
 
     def join(self, pages: Sequence[Blob], start: int, stop: int, sequence_id: int, out: Blob) -> Blob:
-        """The state of a sequence that holds just these positions, written into `out` and returned as a view of it.
+        """Writes the state of a sequence with exactly these positions into `out`, and returns it as a view of `out`.
 
-        Raises StateError for pages of another size.
+        Raises StateError if the sizes of the pages do not match the positions.
         """
         num_tokens = stop - start
         if any(page.nbytes != PAGE_TOKENS * self.token_bytes for page in pages[:-1]):
@@ -126,7 +129,7 @@ class StateFormat:
         _HEAD.pack_into(content, 0, self._magic, sequence_id, self._num_streams)
         offset = _HEAD.size
         for index in range(self._num_streams):
-            # A sequence goes to its own stream, whichever the state names.
+            # llama.cpp loads a sequence into its own stream, independent of the stream in the state.
             _COUNT.pack_into(content, offset, 0 if index else num_tokens)
             offset += _COUNT.size
             if not index:

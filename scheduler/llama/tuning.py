@@ -1,7 +1,7 @@
-"""What `cortex tune` found fastest for a model on this machine: kept in a file, used where a user says nothing.
+"""Measures the fastest settings for a model on this machine (`cortex tune`), and applies saved results.
 
-`python -P -m scheduler.llama.tuning CONFIG SECONDS` measures it for about so long, and says how far it is and what it
-found: one JSON object per line.
+`python -P -m scheduler.llama.tuning CONFIG SECONDS` measures for about SECONDS. It prints its progress and its result,
+one JSON object per line. The result is saved to a file and replaces the defaults of options that a user does not set.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _log = logging.getLogger("cortex.engine")
 
 ROUNDS: Final = 3
 WORTHWHILE: Final = 0.97
-"""Of the default's time; another setting that takes no less may as well owe it to the moment."""
+"""A setting must take less than this share of the default's time. A smaller gain may be noise."""
 BATCH_TOKENS: Final = (128, 256, 512, 1024)
 PROMPT_TOKENS: Final = 256
 NUM_SEQS: Final = 8
@@ -47,32 +47,35 @@ class Tuning:
     """Token budget of a step."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError."""
+        """Raises ValueError if a value is out of range."""
         if self.threads not in range(1, 1025) or self.batch_tokens not in BATCH_TOKENS:
             raise ValueError(f"out of range: {self}")
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Seconds, in the median of some rounds."""
+    """Measured times: the median of ROUNDS rounds, in seconds."""
 
     threads: dict[int, float]
-    """For prompts and answers of some sequences, by threads."""
+    """Time for a prompt and NUM_STEPS steps of answers, by number of threads."""
     batch_tokens: dict[int, float]
-    """For one long prompt, by the budget of the steps that read it."""
+    """Time for one long prompt, by token budget of a step."""
     prompt_tokens: int
-    """How long that was."""
+    """Length of the long prompt in tokens."""
 
 
 def tuned(config: EngineConfig, model: Model) -> EngineConfig:
-    """The configuration, with what was found for this model and machine where the user left it open."""
+    """Returns the configuration, with saved results of this model and machine for options that the user did not set.
+
+    Logs a warning and ignores a file that cannot be read.
+    """
     path = _path(config, model)
     if path is None or not path.exists():
         return config
     try:
         tuning = Tuning(**orjson.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
-        _log.warning("what was tuned is left out: %s: %s", path, error)
+        _log.warning("ignored an invalid tuning file: %s: %s", path, error)
         return config
     return dataclasses.replace(
         config,
@@ -82,7 +85,7 @@ def tuned(config: EngineConfig, model: Model) -> EngineConfig:
 
 
 def keep(config: EngineConfig, model: Model, tuning: Tuning) -> None:
-    """For the next engines. Raises OSError."""
+    """Save a result for the next engines. Raises OSError if the file cannot be written."""
     path = _path(config, model)
     if path is None:
         return
@@ -97,26 +100,26 @@ def _path(config: EngineConfig, model: Model) -> Path | None:
 
 
 class Probe(Protocol):
-    """What the sweep measures with."""
+    """The measurements that the sweep needs."""
 
     def prompt(self, num_tokens: int, batch_tokens: int) -> float:
-        """Seconds to read a prompt in steps of so many tokens."""
+        """Returns the seconds for a prompt of `num_tokens` tokens, in steps of `batch_tokens`. Raises StepError."""
 
     def answers(self) -> float:
-        """Seconds of NUM_STEPS steps that continue NUM_SEQS answers."""
+        """Returns the seconds for NUM_STEPS steps that continue NUM_SEQS answers. Raises StepError."""
 
     def use_threads(self, count: int) -> None: ...
 
 
 def sweep(probe: Probe, seconds: float, say: Callable[[int, int], None]) -> tuple[Tuning, Measured]:
-    """Measure threads, then steps with the best of these. `say` is told what is done, and of how much.
+    """Measure numbers of threads, then token budgets with the best number. Calls `say(done, total)` after each run.
 
-    Rounds are interleaved, as the machine's own speed changes. A slow model's prompts are shorter, so that all of it
-    takes about so long; other steps than the default ones are not tried where there is no time for these.
-    Raises StepError.
+    Rounds are interleaved, because the machine's speed changes over time. To keep to about `seconds`, a slow model is
+    measured with shorter prompts. If there is not enough time even for these, the default token budget is returned.
+    Raises StepError if llama.cpp fails.
     """
     probe.use_threads(cores())
-    probe.prompt(64, 64)  # only touches the weights
+    probe.prompt(64, 64)  # loads the weights
     token_seconds = min(probe.prompt(64, 64) for _ in range(3)) / 64
     sizes = _affordable(seconds / token_seconds)
     counts = thread_counts()
@@ -141,19 +144,22 @@ def sweep(probe: Probe, seconds: float, say: Callable[[int, int], None]) -> tupl
 
 
 def fastest(seconds: dict[int, list[float]], default: int) -> int:
-    """The setting with the shortest median, or the default if that gains too little."""
+    """Returns the setting with the shortest median time, or the default if the gain is too small."""
     medians = _medians(seconds)
     best = min(medians, key=lambda setting: medians[setting])
     return best if medians[best] < WORTHWHILE * medians[default] else default
 
 
 def thread_counts() -> list[int]:
-    """All cores, all hardware threads, and half of the cores: the rest may be slower ones."""
+    """Returns the thread counts to try: half of the cores (others may be slower), all cores, all hardware threads."""
     return sorted({max(1, cores() // 2), cores(), hardware_threads()})
 
 
 def _affordable(num_tokens: float) -> list[int]:
-    """Steps to try, if so many tokens can be computed in all: every size reads a prompt as long as the largest."""
+    """Returns the token budgets to try if there is time for `num_tokens` tokens in total.
+
+    Every budget is measured with a prompt as long as the largest budget.
+    """
     for sizes in (BATCH_TOKENS, BATCH_TOKENS[:-1]):
         if ROUNDS * len(sizes) * sizes[-1] <= num_tokens:
             return list(sizes)
@@ -165,10 +171,10 @@ def _medians(seconds: dict[int, list[float]]) -> dict[int, float]:
 
 
 class ContextProbe:
-    """On llama.cpp, with a context of its own."""
+    """Measures with llama.cpp, in its own context."""
 
     def __init__(self, config: EngineConfig, model: Model) -> None:
-        """Raises ModelError."""
+        """Raises ModelError if there is not enough memory for the context."""
         self._context = Context(
             model,
             config,
@@ -216,7 +222,7 @@ class ContextProbe:
 
 def main() -> int:
     logging.basicConfig(level=logging.ERROR)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process without a traceback
     config, seconds = EngineConfig(**orjson.loads(sys.argv[1])), float(sys.argv[2])
     try:
         model = Model(config.model_path, config.gpu_layers)

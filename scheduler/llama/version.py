@@ -1,4 +1,4 @@
-"""Names for what something kept depends on, so that it is not used where it does not hold."""
+"""Version digests for saved pages and saved tuning results, so that they are used only where they are valid."""
 
 import os
 import platform
@@ -18,12 +18,12 @@ NUM_SAMPLES: Final = 16
 
 
 def version_of(config: EngineConfig, model: Model) -> str:
-    """Of a page: the model file, the settings that change KV, and llama.cpp."""
+    """Returns the version of saved pages: a digest of the model file, the settings that change KV, and llama.cpp."""
     path = Path(config.model_path)
     size = path.stat().st_size
     digest = blake2b(repr((size, model.vocab_size, PAGE_TOKENS, LLAMA_CPP_VERSION)).encode(), digest_size=16)
     digest.update(repr([config.kv_type, config.flash_attn]).encode())
-    with path.open("rb") as file:  # all of a large file would take too long
+    with path.open("rb") as file:  # samples, because reading a large file would take too long
         for index in range(NUM_SAMPLES):
             file.seek(index * max(0, size - SAMPLED_BYTES) // (NUM_SAMPLES - 1))
             digest.update(file.read(SAMPLED_BYTES))
@@ -31,12 +31,12 @@ def version_of(config: EngineConfig, model: Model) -> str:
 
 
 def place_of(config: EngineConfig, model: Model) -> str:
-    """Of a speed: all that a page depends on, the layers on a GPU, and the machine."""
+    """Returns the version of a tuning result: the version of pages, the layers on a GPU, and the machine."""
     digest = blake2b(version_of(config, model).encode(), digest_size=16)
     digest.update(repr((config.gpu_layers, machine())).encode())
     return digest.hexdigest()
 
 
 def machine() -> tuple[str, str, int | None, int | None]:
-    """Its kind, its processor, and how many cores and hardware threads that has."""
+    """Returns the machine's architecture, its processor, and its numbers of cores and hardware threads."""
     return platform.machine(), processor(), psutil.cpu_count(logical=False), os.cpu_count()

@@ -1,4 +1,4 @@
-"""Sizes that nobody gave are chosen from the model and the machine; sizes that somebody gave are kept."""
+"""Default sizes depend on the model and the machine. Given sizes are used as they are."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ Model = dict[str, int | bool]
 
 
 def choose(model: Model, available: int = 64 * GIB, **given: int | str) -> Sizes:
-    """In a pool if nothing else is said."""
+    """Returns the sizes for a model and a machine. The layout is a pool by default."""
     given.setdefault("kv_layout", "pool")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
@@ -33,17 +33,17 @@ def choose(model: Model, available: int = 64 * GIB, **given: int | str) -> Sizes
         return sizing.choose(config, **model)  # type: ignore[arg-type]
 
 
-def test_the_context_is_cortexs_default_or_what_the_model_was_trained_on() -> None:
+def test_the_context_is_the_default_or_the_trained_one_if_shorter() -> None:
     assert choose(SMALL | {"trained_context": 2048}).ctx_len == 2048
     assert choose(LARGE).ctx_len == DEFAULT_CTX_LEN
     assert choose(SMALL | {"trained_context": 0}).ctx_len == DEFAULT_CTX_LEN
 
 
-def test_the_pool_holds_two_contexts_at_least() -> None:
+def test_the_pool_holds_at_least_two_contexts() -> None:
     assert choose(SMALL).kv_tokens == 2 * 8192
 
 
-def test_the_pool_is_larger_while_idle_pages_stay_cheap() -> None:
+def test_the_pool_is_larger_if_idle_pages_are_cheap() -> None:
     sizes = choose(LARGE)
     assert sizes.kv_tokens * 131_072 == pytest.approx(0.7 * 5 * GIB, rel=0.01)
 
@@ -53,13 +53,13 @@ def test_the_pool_is_never_more_than_all_sequences_can_use() -> None:
     assert choose(LARGE, max_seqs=1, ctx_len=512).kv_tokens == 2 * 512
 
 
-def test_the_pool_takes_at_most_half_of_the_available_memory_but_one_context() -> None:
+def test_the_pool_takes_at_most_half_of_the_memory_but_at_least_one_context() -> None:
     assert choose(LARGE, available=2 * GIB).kv_tokens == 8192
     assert choose(LARGE, available=3 * GIB).kv_tokens == 3 * GIB // 2 // 131_072
     assert choose(LARGE, available=1 << 20).kv_tokens == 8192
 
 
-def test_a_given_pool_is_kept_and_bounds_the_context() -> None:
+def test_a_given_pool_size_is_used_and_limits_the_context() -> None:
     sizes = choose(SMALL, kv_tokens=1024)
     assert (sizes.kv_tokens, sizes.ctx_len) == (1024, 1024)
     sizes = choose(SMALL, kv_tokens=1024, ctx_len=512)
@@ -67,10 +67,10 @@ def test_a_given_pool_is_kept_and_bounds_the_context() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "got"), [(64, 64), (65, 96), (255, 256), (256, 256), (257, 512), (1000, 1024), (1024, 1024)]
+    ("tokens", "rounded"), [(64, 64), (65, 96), (255, 256), (256, 256), (257, 512), (1000, 1024), (1024, 1024)]
 )
-def test_a_pool_is_whole_pages_as_llama_cpp_makes_them(asked: int, got: int) -> None:
-    assert choose(SMALL, kv_tokens=asked).kv_tokens == got
+def test_a_pool_is_rounded_like_in_llama_cpp(tokens: int, rounded: int) -> None:
+    assert choose(SMALL, kv_tokens=tokens).kv_tokens == rounded
 
 
 def test_a_gpu_runs_more_sequences() -> None:
@@ -83,7 +83,7 @@ def test_a_step_has_room_for_a_chunk_beside_all_sequences(max_seqs: int) -> None
     assert choose(SMALL, max_seqs=max_seqs, batch_tokens=1000).batch_tokens == 1000
 
 
-def test_threads_are_those_asked_for_or_the_cores_we_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_the_given_number_or_the_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(SMALL, threads=3).threads == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 16 if logical else 8)
@@ -104,7 +104,7 @@ def test_threads_are_those_asked_for_or_the_cores_we_may_use(monkeypatch: pytest
     available=st.integers(1 << 20, 1 << 40),
     kv_layout=st.sampled_from(KV_LAYOUTS),
 )
-def test_whatever_is_asked_a_request_fits_the_memory(
+def test_with_any_options_a_request_fits_into_memory(
     ctx_len: int | None,
     max_seqs: int | None,
     kv_tokens: int | None,
@@ -133,23 +133,23 @@ def test_whatever_is_asked_a_request_fits_the_memory(
     assert sizes.batch_tokens > sizes.max_seqs
 
 
-def test_lanes_hold_at_least_what_was_asked_for() -> None:
+def test_lanes_hold_at_least_the_given_tokens() -> None:
     assert choose(SMALL, kv_layout="lanes", max_seqs=32, kv_tokens=65_537).kv_tokens >= 65_537
 
 
-def test_a_model_whose_tokens_take_no_memory_has_room_for_all() -> None:
+def test_a_model_whose_tokens_take_no_memory_gets_the_largest_pool() -> None:
     sizes = choose(SMALL | {"kv_bytes_per_token": 0}, max_seqs=4, ctx_len=512)
     assert sizes.kv_tokens == 4 * 512
 
 
-def test_idle_pages_leave_a_cpu_soon_and_a_gpu_only_when_they_must() -> None:
+def test_idle_pages_are_limited_on_a_cpu_but_not_on_a_gpu() -> None:
     sizes = choose(SMALL)
     assert 0 < sizes.idle_tokens * 23_040 <= 0.1 * (92 << 20)
     on_gpu = choose(SMALL | {"on_gpu": True})
     assert on_gpu.idle_tokens == on_gpu.kv_tokens
 
 
-def test_tiers_take_what_is_given_or_a_part_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiers_get_the_given_size_or_a_share_of_the_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=GIB))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB))
     open_config = EngineConfig("model.gguf")
@@ -159,14 +159,14 @@ def test_tiers_take_what_is_given_or_a_part_of_what_is_there(tmp_path: Path, mon
     assert (sizing.host_bytes(given), sizing.disk_bytes(given, tmp_path)) == (7, 0)
 
 
-def test_on_a_cpu_large_steps_are_not_mixed_where_attention_goes_by_blocks() -> None:
+def test_on_a_cpu_large_steps_are_not_mixed_if_attention_computes_blocks() -> None:
     assert choose(SMALL).max_mixed_tokens == 63
     assert choose(SMALL, kv_type="q8_0").max_mixed_tokens == 512
     assert choose(SMALL, flash_attn="off").max_mixed_tokens == 512
     assert choose(SMALL | {"on_gpu": True}).max_mixed_tokens == 512
 
 
-def test_lanes_are_chosen_where_a_context_for_each_sequence_fits_into_half_of_the_memory() -> None:
+def test_auto_is_lanes_if_a_context_per_sequence_fits_into_half_of_the_memory() -> None:
     sizes = choose(SMALL, 16 * GIB, kv_layout="auto")
     assert (sizes.layout, sizes.kv_tokens, sizes.ctx_len) == ("lanes", 32 * 8192, 8192)
     assert "5.6 GiB" in sizes.layout_reason
@@ -176,29 +176,27 @@ def test_lanes_are_chosen_where_a_context_for_each_sequence_fits_into_half_of_th
 
 
 @pytest.mark.parametrize(
-    ("given", "word"),
-    [({"kv_tokens": 16_384}, "--kv-tokens"), ({"host_cache": 0}, "host memory"), ({"kv_layout": "pool"}, "asked")],
+    ("given", "part"),
+    [({"kv_tokens": 16_384}, "--kv-tokens"), ({"host_cache": 0}, "host tier"), ({"kv_layout": "pool"}, "configured")],
 )
-def test_auto_is_a_pool_where_lanes_would_take_what_the_user_did_not_give(
-    given: dict[str, int | str], word: str
-) -> None:
+def test_auto_is_a_pool_if_the_users_options_rule_out_lanes(given: dict[str, int | str], part: str) -> None:
     given.setdefault("kv_layout", "auto")
     sizes = choose(SMALL, 64 * GIB, **given)
     assert sizes.layout == "pool"
-    assert word in sizes.layout_reason
+    assert part in sizes.layout_reason
 
 
 def test_auto_is_a_pool_on_a_gpu() -> None:
     assert choose(SMALL | {"on_gpu": True}, kv_layout="auto").layout == "pool"
 
 
-def test_lanes_divide_what_the_user_gives() -> None:
+def test_lanes_divide_the_given_tokens() -> None:
     sizes = choose(SMALL, kv_layout="lanes", kv_tokens=8192, max_seqs=8)
     assert (sizes.layout, sizes.ctx_len, sizes.kv_tokens) == ("lanes", 1024, 8192)
     assert choose(SMALL, kv_layout="auto", kv_tokens=32 * 1024, ctx_len=1024).layout == "lanes"
 
 
-def test_in_lanes_prompts_and_answers_take_turns_and_all_answers_go_on() -> None:
+def test_in_lanes_prompts_and_answers_take_turns_and_a_step_holds_all_answers() -> None:
     sizes = choose(SMALL, kv_layout="lanes", max_seqs=100)
     assert (sizes.max_mixed_tokens, sizes.max_answers) == (0, 512)
     assert choose(SMALL, max_seqs=100).max_answers == 63

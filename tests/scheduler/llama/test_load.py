@@ -1,4 +1,4 @@
-"""What is loaded says how its memory is laid out, and why."""
+"""A loaded engine reports the layout of its memory and the reason."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from scheduler.llama.load import load
         ({}, "lanes", "a context for each sequence"),
         ({"flash_attn": "off"}, "lanes", "a context for each sequence"),
         ({"max_seqs": 1}, "pool", "could not be kept"),
-        ({"kv_layout": "pool"}, "pool", "as asked"),
+        ({"kv_layout": "pool"}, "pool", "as configured"),
     ],
 )
-def test_an_engine_says_why_its_memory_is_laid_out_so(
+def test_the_engine_reports_its_layout_and_the_reason(
     model_path: str, config: dict[str, Any], layout: str, reason: str
 ) -> None:
     info = load(EngineConfig(model_path, **{"ctx_len": 256, "max_seqs": 2, "threads": 1, **config})).info

@@ -1,4 +1,4 @@
-"""Shared KV is right: on the real model, logits after any kind of hit are those of a fresh computation."""
+"""Shared KV on the real model: after any kind of hit, the logits equal those of a fresh computation."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -49,28 +49,28 @@ def model(config: EngineConfig) -> Iterator[Model]:
 
 
 class RecordingRunner(LlamaRunner):
-    """Keeps the logits that every token was chosen from."""
+    """Records the logits from which each token was sampled."""
 
     def __init__(self, context: Context, model: Model) -> None:
         super().__init__(context, model.eog_tokens, max_seqs=16, vocab_size=model.vocab_size)
         self.recorded: dict[int, list[NDArray[np.float32]]] = defaultdict(list)
         self.never = sorted(model.eog_tokens)
-        """No answer here has them."""
-        self.behind: list[int] = []
-        """What is returned behind each token that was sampled, as if the runner had known it."""
+        """Tokens that no answer here contains."""
+        self.appended: list[int] = []
+        """Tokens to return after each sampled token, like a runner that samples several tokens."""
 
     def run(self, plan: Plan) -> Result:
         result = super().run(plan)
         sampling = [chunk.sequence.request_id for chunk in plan.chunks if chunk.samples]
         for request, row in zip(sampling, self.logits(len(sampling)) if sampling else [], strict=True):
             self.recorded[request].append(row.copy())
-        result.tokens = [[*tokens, *self.behind] for tokens in result.tokens]
+        result.tokens = [[*tokens, *self.appended] for tokens in result.tokens]
         return result
 
 
 @dataclass
 class Served:
-    """A scheduler on the real model, stepped by hand."""
+    """A scheduler on the real model, stepped by the test."""
 
     scheduler: Scheduler
     runner: RecordingRunner
@@ -104,7 +104,7 @@ def serve(
     max_cached: int | None = None,
     lanes: int = 0,
 ) -> Iterator[Served]:
-    """With so many `lanes`, each of them holds LANE_TOKENS."""
+    """With `lanes`, the layout is lanes of LANE_TOKENS tokens each. Otherwise it is a pool."""
     context = Context(
         model,
         config,
@@ -163,9 +163,9 @@ def refer(model: Model, config: EngineConfig) -> Iterator[Reference]:
 
 
 def check(served: Served, reference: Reference, *requests: int) -> None:
-    """Every answer token was chosen from the logits that a fresh computation gives.
+    """Check that every token was sampled from the logits of a fresh computation.
 
-    What counts as the same is measured on the longest: its control has a wrong token amid what was shared.
+    The tolerance is measured on the longest request: its control has a wrong token within the hit.
     """
     longest = max(requests, key=lambda request: len(served.tokens[request]))
     tokens, num_rows = served.tokens[longest][:-1], len(served.runner.recorded[longest])
@@ -194,7 +194,7 @@ roses along the fence, and her dog sleeps under them when the sun is high.
 
 @pytest.fixture(scope="module")
 def prompt(tokenizer: Tokenizer) -> Callable[[int, int], list[int]]:
-    """Natural text, in which a wrong share moves the logits far; each seed begins with a token of its own."""
+    """Returns natural text, whose logits change much if wrong KV is shared. Each seed has its own first token."""
 
     def make(seed: int, length: int) -> list[int]:
         order = np.random.default_rng(seed).permutation(len(SENTENCES))
@@ -212,7 +212,7 @@ def test_after_a_hit_on_an_idle_sequence(served: Served, reference: Reference, p
     served.submit(1, prompt(1, 100), 8)
     served.run()
     served.submit(2, prompt(1, 75) + prompt(2, 20), 8)  # ends inside the third page
-    served.submit(3, served.tokens[1] + prompt(3, 20), 8)  # goes on where the first ended
+    served.submit(3, served.tokens[1] + prompt(3, 20), 8)  # continues where the first ended
     served.run()
     assert (served.cached[2], served.cached[3]) == (75, 107)
     check(served, reference, 1, 2, 3)
@@ -224,7 +224,7 @@ def test_after_a_hit_on_a_running_sequence(served: Served, reference: Reference,
     for _ in range(6):
         served.step()
     served.submit(2, prompt(1, 24) + prompt(2, 20), 10)  # a hit shorter than a page
-    served.submit(3, served.tokens[1] + prompt(3, 9), 10)  # all of its answer so far; the last token is awaited
+    served.submit(3, served.tokens[1] + prompt(3, 9), 10)  # its whole answer so far
     served.run()
     assert (served.cached[2], served.cached[3]) == (24, len(served.tokens[3]) - 9 - 10)
     check(served, reference, 1, 2, 3)
@@ -245,7 +245,7 @@ def test_after_a_hit_on_a_sequence_that_is_still_prefilling(
 
 @LAYOUTS
 def test_after_decodes_of_several_tokens(served: Served, reference: Reference, prompt: Prompt) -> None:
-    served.runner.behind = [500, 600]
+    served.runner.appended = [500, 600]
     served.submit(1, prompt(1, 40), 12)
     served.submit(2, prompt(2, 60), 12)
     served.step()
@@ -275,7 +275,7 @@ def test_after_preemption(served_small: Served, reference: Reference, prompt: Pr
 
 def test_after_equal_pages_were_merged(served: Served, reference: Reference, prompt: Prompt) -> None:
     served.submit(1, prompt(1, 40), 70)
-    served.submit(2, prompt(1, 40), 70)  # the same greedy answer, computed twice until its pages meet
+    served.submit(2, prompt(1, 40), 70)  # the same greedy answer, computed twice and then merged
     served.run()
     assert served.scheduler.cache.statistics().merged_pages > 0
     check(served, reference, 1, 2)
@@ -286,27 +286,29 @@ GIB = 1 << 30
 
 @pytest.fixture
 def served_with_host(model: Model, config: EngineConfig) -> Iterator[Served]:
-    """Nothing stays on the device for longer than it is computed with."""
+    """A system that keeps no idle pages on the device."""
     yield from serve(model, config, tier=PageTier(GIB), max_cached=0)
 
 
-def test_after_pages_came_back_from_host_memory(served_with_host: Served, reference: Reference, prompt: Prompt) -> None:
+def test_after_pages_were_loaded_from_host_memory(
+    served_with_host: Served, reference: Reference, prompt: Prompt
+) -> None:
     served = served_with_host
     served.submit(1, prompt(1, 100), 8)
     served.run()
     assert served.scheduler.cache.num_cached == 0
     served.submit(2, prompt(1, 75) + prompt(2, 20), 8)  # ends inside the third page
-    served.submit(3, served.tokens[1] + prompt(3, 20), 8)  # goes on where the first ended
+    served.submit(3, served.tokens[1] + prompt(3, 20), 8)  # continues where the first ended
     served.run()
     assert (served.cached[2], served.cached[3]) == (75, 107)
     assert served.scheduler.cache.statistics().loaded_tokens == 75 + 107 - 2 * PAGE_TOKENS  # two were on the device
     check(served, reference, 1, 2, 3)
 
 
-# Faults would be seen
+# Faults are detected
 
 
-def test_a_wrong_token_in_a_hit_would_be_seen(served: Served, reference: Reference, prompt: Prompt) -> None:
+def test_a_wrong_token_in_a_hit_is_detected(served: Served, reference: Reference, prompt: Prompt) -> None:
     served.submit(1, prompt(1, 100), 4)
     served.run()
     served.submit(2, served.tokens[1] + prompt(2, 20), 8)
@@ -318,7 +320,10 @@ def test_a_wrong_token_in_a_hit_would_be_seen(served: Served, reference: Referen
 
 
 def swap_two_pages(tier: PageTier) -> None:
-    """Of two conversations. Within one, attention would not change: each cell keeps the position it was computed at."""
+    """Swap the first pages of two conversations.
+
+    A swap within one conversation would not change attention, because each cell keeps the position in its KV.
+    """
     firsts = [entry.blob for entry in tier._entries.values() if not entry.parent]
     one, other = (blob for blob in firsts if blob.nbytes == max(each.nbytes for each in firsts))
     one[:], other[:] = other.copy(), one.copy()
@@ -331,7 +336,7 @@ def shift_positions(
 
 
 @pytest.mark.parametrize("fault", ["none", "swapped", "shifted"])
-def test_a_fault_in_a_tier_would_be_seen(
+def test_a_fault_in_a_tier_is_detected(
     model: Model,
     config: EngineConfig,
     reference: Reference,
@@ -355,10 +360,10 @@ def test_a_fault_in_a_tier_would_be_seen(
             check(served, reference, 3)
 
 
-# Whole again
+# Loading from tiers
 
 
-def test_preempted_sequences_come_back_from_host_memory(
+def test_preempted_sequences_are_loaded_from_host_memory(
     model: Model, config: EngineConfig, reference: Reference, prompt: Prompt
 ) -> None:
     for served in serve(model, config, kv_tokens=512, tier=PageTier(GIB)):
@@ -375,7 +380,7 @@ def test_preempted_sequences_come_back_from_host_memory(
 def test_sequences_that_move_between_lanes(
     model: Model, config: EngineConfig, reference: Reference, prompt: Prompt
 ) -> None:
-    """Who gives way comes back from host memory, behind what is there already or into an empty lane."""
+    """Evicted pages are loaded from host memory after resident ones or into an empty lane."""
     for served in serve(model, config, tier=PageTier(GIB), lanes=3):
         for request in range(5):
             served.submit(request, prompt(30 + request // 2, 60 + 20 * request), 12)
@@ -405,13 +410,13 @@ def test_after_a_restart(
         served.scheduler.cache.close(10)
 
 
-def test_pages_are_the_same_wherever_the_cells_lie(model: Model, config: EngineConfig, prompt: Prompt) -> None:
+def test_pages_do_not_depend_on_the_positions_of_the_cells(model: Model, config: EngineConfig, prompt: Prompt) -> None:
     context = Context(model, config, kv_tokens=1024, num_ids=8, num_outputs=8, batch_tokens=256, threads=1)
     memory = PoolMemory(context)
     memory.learn()
     Reference(context).logits(prompt(1, 100), 99)
     saved = memory.save(0, 0, 100)
-    for sequence_id in (1, 2):  # cells in turn, so that those of one lie in many pieces
+    for sequence_id in (1, 2):  # then free pages of both, so that the free cells are scattered
         assert memory.load(sequence_id, 0, 96, saved[:3])
     for first in range(0, 96, 32):
         memory.remove(1 if first == 32 else 2, first, first + 32)
@@ -424,7 +429,7 @@ def test_pages_are_the_same_wherever_the_cells_lie(model: Model, config: EngineC
 
 
 WITHOUT_FLASH = EngineConfig("", flash_attn="off")
-"""V is transposed then, so that no page is a slice of rows."""
+"""V is then transposed, so a page is not a slice of rows."""
 
 
 @pytest.fixture
@@ -433,7 +438,7 @@ def reference_without_flash(model: Model) -> Iterator[Reference]:
 
 
 @LAYOUTS
-def test_a_state_that_cannot_be_cut_comes_back_whole(
+def test_a_state_that_cannot_be_cut_is_loaded_whole(
     model: Model, reference_without_flash: Reference, prompt: Prompt, tmp_path: Path, lanes: int
 ) -> None:
     first, follow_up = prompt(1, 200), prompt(1, 200) + prompt(2, 20)
@@ -449,7 +454,7 @@ def test_a_state_that_cannot_be_cut_comes_back_whole(
         served.scheduler.cache.close(10)
 
 
-def test_whole_sequences_come_back_into_a_pool_that_was_full(
+def test_whole_sequences_are_loaded_into_a_full_pool(
     model: Model, reference_without_flash: Reference, prompt: Prompt
 ) -> None:
     for served in serve(model, WITHOUT_FLASH, kv_tokens=512, tier=WholeTier(GIB)):
@@ -466,17 +471,17 @@ def test_whole_sequences_come_back_into_a_pool_that_was_full(
         served.scheduler.cache.check_integrity()
 
 
-def test_a_state_that_cannot_be_cut_is_known_as_such(model: Model) -> None:
+def test_a_state_that_cannot_be_cut_is_detected(model: Model) -> None:
     for num_ids in (1, 8):
         context = Context(
             model, WITHOUT_FLASH, kv_tokens=512, num_ids=num_ids, num_outputs=8, batch_tokens=256, threads=1
         )
         memory = PoolMemory(context)
         if num_ids == 1:
-            with pytest.raises(StateError, match="takes 2 sequences"):
+            with pytest.raises(StateError, match="needs 2 sequence ids"):
                 memory.learn()
         else:
             memory.learn()
             assert not memory.moves_pages
-            assert memory.num_ids == 8, "none is kept for what is being moved"
+            assert memory.num_ids == 8, "no id is reserved for moving pages"
         context.close()

@@ -1,4 +1,4 @@
-"""A model that keeps a state in place of cells: served, and its conversations go on where they stopped."""
+"""A recurrent model: its conversations continue from saved states."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -50,54 +50,54 @@ def reference(mamba: str) -> Iterator[Reference]:
 
 
 @dataclass
-class Said:
+class Reply:
     prompt: list[int]
     tokens: list[int] = field(default_factory=list)
     rows: list[NDArray[np.float32]] = field(default_factory=list)
-    """The logits that each token was chosen from."""
+    """The logits from which each token was sampled."""
     num_cached: int = 0
 
 
-def ask(parts: Parts, *prompts: list[int], count: int = 8) -> list[Said]:
-    """All at once; greedy."""
-    answers = {number: Said(prompt) for number, prompt in enumerate(prompts)}
+def ask(parts: Parts, *prompts: list[int], count: int = 8) -> list[Reply]:
+    """Serve all prompts together, with greedy sampling."""
+    answers = {number: Reply(prompt) for number, prompt in enumerate(prompts)}
     for number, prompt in enumerate(prompts):
         parts.scheduler.submit(Submit(number, prompt, count, GREEDY))
     while parts.scheduler.has_work:
         plan = parts.scheduler.plan()
-        book(parts, answers, plan, parts.scheduler.commit(plan, parts.runner.run(plan)))
+        record(parts, answers, plan, parts.scheduler.commit(plan, parts.runner.run(plan)))
     parts.scheduler.cache.check_integrity()
     return list(answers.values())
 
 
-def book(parts: Parts, answers: dict[int, Said], plan: Plan, outputs: list[Output]) -> None:
+def record(parts: Parts, answers: dict[int, Reply], plan: Plan, outputs: list[Output]) -> None:
     sampling = [chunk.sequence.request_id for chunk in plan.chunks if chunk.samples]
     for request_id, row in zip(sampling, parts.runner.logits(len(sampling)) if sampling else [], strict=True):
         answers[request_id].rows.append(row.copy())
     for output in outputs:
-        said = answers[output.request_id]
-        said.tokens += output.tokens
-        said.num_cached = said.num_cached or output.cached_tokens
+        reply = answers[output.request_id]
+        reply.tokens += output.tokens
+        reply.num_cached = reply.num_cached or output.cached_tokens
 
 
-def check(reference: Reference, said: Said) -> None:
-    """Each token was chosen from the logits that a fresh computation gives.
+def check(reference: Reference, reply: Reply) -> None:
+    """Check that each token was sampled from the logits of a fresh computation.
 
-    The control has another last token where the state was taken up: what came long before it has faded.
+    The control has a wrong last token before the loaded state's end, because a recurrent state forgets older tokens.
     """
-    tokens, first = [*said.prompt, *said.tokens][:-1], len(said.prompt) - 1
-    scale = reference.scale(tokens, first, wrong=(said.num_cached or first) - 1)
-    scale.assert_same(np.array(said.rows), reference.logits(tokens, first))
+    tokens, first = [*reply.prompt, *reply.tokens][:-1], len(reply.prompt) - 1
+    scale = reference.scale(tokens, first, wrong=(reply.num_cached or first) - 1)
+    scale.assert_same(np.array(reply.rows), reference.logits(tokens, first))
 
 
-def test_it_is_of_the_kind(mamba: str, parts: Parts) -> None:
+def test_the_model_is_recurrent(mamba: str, parts: Parts) -> None:
     assert not Model(mamba, 0).shares_prefixes
     assert parts.info.kv_layout == "pool"
-    assert parts.info.kv_layout_reason == "the model keeps a state, not cells"
+    assert parts.info.kv_layout_reason == "the model has a recurrent state, not only KV cells"
     assert parts.info.host_cache > 0
 
 
-def test_a_conversation_goes_on_where_it_stopped(mamba: str, parts: Parts, reference: Reference) -> None:
+def test_a_conversation_continues_from_its_saved_state(mamba: str, parts: Parts, reference: Reference) -> None:
     (first,) = ask(parts, PROMPT)
     assert first.num_cached == 0
     follow_up = PROMPT + first.tokens + list(range(2000, 2030))
@@ -111,7 +111,7 @@ def test_a_conversation_goes_on_where_it_stopped(mamba: str, parts: Parts, refer
     assert third.num_cached == len(follow_up) + len(second.tokens) - 1
 
 
-def test_after_a_restart_too(mamba: str, tmp_path: Path, reference: Reference) -> None:
+def test_a_conversation_continues_after_a_restart(mamba: str, tmp_path: Path, reference: Reference) -> None:
     before = open_engine(mamba, tmp_path / "kv")
     (first,) = ask(before, PROMPT)
     before.scheduler.cache.close(5)
@@ -123,43 +123,43 @@ def test_after_a_restart_too(mamba: str, tmp_path: Path, reference: Reference) -
     after.scheduler.cache.close(5)
 
 
-def test_what_was_answered_may_come_back_in_other_tokens(parts: Parts) -> None:
+def test_a_prompt_is_a_hit_even_if_the_answer_is_tokenized_differently(parts: Parts) -> None:
     ask(parts, PROMPT)
     (second,) = ask(parts, [*PROMPT, *range(4000, 4020)])
     assert second.num_cached == len(PROMPT)
 
 
-def test_who_shares_only_a_part_computes_it_again(parts: Parts) -> None:
+def test_a_partly_shared_prompt_is_computed_again(parts: Parts) -> None:
     ask(parts, PROMPT)
     (other,) = ask(parts, PROMPT[:100] + list(range(3000, 3020)))
     assert other.num_cached == 0
 
 
-def test_many_at_once_are_each_their_own(parts: Parts, reference: Reference) -> None:
+def test_parallel_sequences_do_not_mix(parts: Parts, reference: Reference) -> None:
     prompts = [list(range(1000 * n, 1000 * n + 40 + 5 * n)) for n in range(2, 8)]
-    for said in ask(parts, *prompts):
-        check(reference, said)
+    for reply in ask(parts, *prompts):
+        check(reference, reply)
 
 
-def test_a_step_that_failed_leaves_no_state_behind(parts: Parts, reference: Reference) -> None:
-    """The state may be ahead of what is known to be computed; it cannot be taken back, so it is not used."""
+def test_a_failed_step_leaves_no_state(parts: Parts, reference: Reference) -> None:
+    """The state may contain tokens that are not committed. It cannot be cut, so it is dropped."""
     failures, scheduler = iter([False, True, False]), parts.scheduler
     scheduler.submit(Submit(1, PROMPT, 4, GREEDY))
-    said = Said(PROMPT)
+    reply = Reply(PROMPT)
     while scheduler.has_work:
         plan = scheduler.plan()
         result = parts.runner.run(plan)
         if next(failures, False):
             scheduler.rollback(plan)
         else:
-            book(parts, {1: said}, plan, scheduler.commit(plan, result))
+            record(parts, {1: reply}, plan, scheduler.commit(plan, result))
         scheduler.cache.check_integrity()
     assert scheduler.statistics().failed_steps == 1
-    assert len(said.tokens) == 4
-    check(reference, said)
+    assert len(reply.tokens) == 4
+    check(reference, reply)
 
 
-def test_a_wrong_state_would_be_seen(parts: Parts, reference: Reference) -> None:
+def test_a_wrong_state_is_detected(parts: Parts, reference: Reference) -> None:
     (first,) = ask(parts, PROMPT)
     (second,) = ask(parts, [*PROMPT, *first.tokens, *range(2000, 2008)])
     assert second.num_cached

@@ -1,4 +1,4 @@
-"""What is fastest is found by measuring, kept for this model on this machine, and gives way to what a user says."""
+"""Tuning measures the fastest settings and saves them for a model and a machine. Given options override them."""
 
 import dataclasses
 import logging
@@ -29,7 +29,7 @@ from scheduler.sizing import DEFAULT_BATCH_TOKENS
 
 
 class FakeProbe:
-    """A machine whose token takes `seconds` with the best threads, divided by how well a step's size suits it."""
+    """A machine whose tokens take `seconds` with the best threads, divided by the speed of the token budget."""
 
     def __init__(self, seconds: float, *, best_threads: int, speeds: dict[int, float] | None = None) -> None:
         self._seconds = seconds
@@ -59,15 +59,15 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("eight_cores")
 @pytest.mark.parametrize("best", [4, 8, 16])
 def test_the_fastest_threads_and_steps_are_found(best: int) -> None:
-    said: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     probe = FakeProbe(0.001, best_threads=best, speeds={256: 1.2, 1024: 1.1})
-    found, measured = sweep(probe, 60.0, lambda done, total: said.append((done, total)))
+    found, measured = sweep(probe, 60.0, lambda done, total: calls.append((done, total)))
     assert found == Tuning(best, 256)
     assert set(measured.threads) == {4, 8, 16}
     assert set(measured.batch_tokens) == set(BATCH_TOKENS)
     assert measured.batch_tokens[256] == pytest.approx(measured.prompt_tokens * 0.001 / 1.2)
-    assert said[-1] == (len(said), len(said))
-    assert len(said) == ROUNDS * (3 + 4)
+    assert calls[-1] == (len(calls), len(calls))
+    assert len(calls) == ROUNDS * (3 + 4)
 
 
 @pytest.mark.usefixtures("eight_cores")
@@ -80,11 +80,11 @@ def test_a_slow_model_keeps_its_default_steps_within_the_time() -> None:
 
 
 @pytest.mark.parametrize(("gain", "expected"), [(1.01, 512), (1.02, 512), (1.05, 128)])
-def test_a_small_gain_may_be_the_moments(gain: float, expected: int) -> None:
+def test_a_small_gain_is_ignored_as_noise(gain: float, expected: int) -> None:
     assert fastest({128: [9.0, 1.0 / gain, 0.1], 512: [1.0, 1.0, 5.0]}, 512) == expected
 
 
-def test_the_default_is_among_what_is_tried() -> None:
+def test_the_defaults_are_measured_too() -> None:
     assert cores() in thread_counts()
     assert DEFAULT_BATCH_TOKENS in BATCH_TOKENS
 
@@ -94,18 +94,20 @@ def config(model_path: Path, tmp_path: Path) -> EngineConfig:
     return EngineConfig(str(model_path), ctx_len=512, max_seqs=2, gpu_layers=0, tuning_folder=str(tmp_path / "tuned"))
 
 
-def test_what_is_kept_is_used_where_nothing_was_said(config: EngineConfig) -> None:
+def test_saved_results_replace_options_that_are_not_given(config: EngineConfig) -> None:
     model = Model(config.model_path, 0)
     assert tuned(config, model) == config
     keep(config, model, Tuning(1, 256))
     info = load(config).info
     assert (info.threads, info.batch_tokens) == (1, 256)
-    said = dataclasses.replace(config, threads=2, batch_tokens=300)
-    assert tuned(said, model) == said
+    given = dataclasses.replace(config, threads=2, batch_tokens=300)
+    assert tuned(given, model) == given
     assert tuned(dataclasses.replace(config, tuning_folder=""), model).threads is None
 
 
-def test_it_holds_for_this_model_on_this_machine_only(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_results_are_valid_for_the_same_model_and_machine_only(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = Model(config.model_path, 0)
     keep(config, model, Tuning(1, 256))
     for change in ({"kv_type": "q8_0"}, {"gpu_layers": 3}, {"flash_attn": "off"}):
@@ -126,7 +128,7 @@ def test_it_holds_for_this_model_on_this_machine_only(config: EngineConfig, monk
         b'{"threads":"x","batch_tokens":512}',
     ],
 )
-def test_a_broken_file_is_left_out_with_a_line(
+def test_an_invalid_file_is_ignored_with_a_warning(
     config: EngineConfig, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = Model(config.model_path, 0)
@@ -136,7 +138,7 @@ def test_a_broken_file_is_left_out_with_a_line(
     path.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         assert tuned(config, model) == config
-    assert "left out" in caplog.text
+    assert "ignored an invalid tuning file" in caplog.text
 
 
 def test_the_real_model_is_measured(config: EngineConfig) -> None:
