@@ -1,4 +1,4 @@
-"""KV memories of Python cells, with the rules of llama.cpp's two: a pool for all, and a lane for each sequence."""
+"""Fake KV memories of Python cells, with the rules of llama.cpp's two layouts: a pool, and a lane for each sequence."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def as_bytes(tokens: list[int]) -> bytes:
 
 
 class FakeMemory:
-    """Cells by sequence id and position; a cell is a number of its own and the token computed into it."""
+    """Cells by sequence id and position. A cell is a unique number and the token that was computed into it."""
 
     def __init__(self, num_pages: int) -> None:
         self.capacity = num_pages * PAGE_TOKENS
@@ -23,15 +23,15 @@ class FakeMemory:
 
     def compute(self, sequence_id: int, start: int, tokens: list[int]) -> None:
         held = self.cells.setdefault(sequence_id, {})
-        assert start == len(held), "llama.cpp takes a sequence's tokens at consecutive positions only"
+        assert start == len(held), "llama.cpp accepts a sequence's tokens only at consecutive positions"
         for position, token in enumerate(tokens, start):
             held[position] = (next(self._numbers), token)
-        assert self.num_used <= self.capacity, "out of cells although the pages sufficed"
+        assert self.num_used <= self.capacity, "there are enough cells if there are enough pages"
 
     def share(self, source: int, target: int, start: int, stop: int) -> None:
         for position in range(start, stop):
             cell = self.cells[source][position]
-            assert self.cells.setdefault(target, {}).setdefault(position, cell) == cell, "position held twice"
+            assert self.cells.setdefault(target, {}).setdefault(position, cell) == cell, "one cell per position"
 
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:
         held = self.cells.get(sequence_id, {})
@@ -42,13 +42,13 @@ class FakeMemory:
     def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
         assert start % PAGE_TOKENS == 0
         tokens = self.tokens(sequence_id)[start:stop]
-        assert len(tokens) == stop - start, "only what is there can be saved"
+        assert len(tokens) == stop - start, "only existing positions can be saved"
         pages = [tokens[first : first + PAGE_TOKENS] for first in range(0, len(tokens), PAGE_TOKENS)]
         return [np.frombuffer(as_bytes(page), np.uint8) for page in pages]
 
     def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
         tokens = np.concatenate(list(blobs)).view("<i4").tolist()
-        assert 0 <= len(tokens) - (stop - start) < PAGE_TOKENS, "as many pages as it takes"
+        assert 0 <= len(tokens) - (stop - start) < PAGE_TOKENS, "the pages match the positions"
         self.compute(sequence_id, start, tokens[: stop - start])
         return True
 
@@ -63,18 +63,18 @@ class FakeMemory:
 
 
 class FakeLanes(FakeMemory):
-    """Each sequence id has cells of its own; what is shared is copied into an empty lane."""
+    """Each sequence id has its own cells. `share` copies into an empty lane."""
 
     def __init__(self, lane_pages: int) -> None:
         super().__init__(0)
         self.lane_tokens = lane_pages * PAGE_TOKENS
 
     def compute(self, sequence_id: int, start: int, tokens: list[int]) -> None:
-        assert start + len(tokens) <= self.lane_tokens, "a lane has so many cells"
+        assert start + len(tokens) <= self.lane_tokens, "the tokens fit into the lane"
         self.capacity += len(tokens)
         super().compute(sequence_id, start, tokens)
 
     def share(self, source: int, target: int, start: int, stop: int) -> None:
-        assert start == 0, "only from the beginning"
-        assert not self.cells.get(target), "only into an empty lane"
+        assert start == 0, "share starts at position 0"
+        assert not self.cells.get(target), "the target lane is empty"
         self.compute(target, 0, self.tokens(source)[:stop])

@@ -1,4 +1,4 @@
-"""The cache against a fake memory: what is shared, what is evicted, and that nothing is lost or held twice."""
+"""The cache on a fake memory: sharing, eviction, and accounting."""
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ from tests.kvcache.fakes import FakeLanes, FakeMemory, as_bytes
 
 
 class Bench:
-    """A cache over a fake memory, and the tokens each handle should hold."""
+    """A cache on a fake memory."""
 
     def __init__(self, num_pages: int = 8, num_ids: int = 4) -> None:
         self.memory = FakeMemory(num_pages)
@@ -32,7 +32,7 @@ class Bench:
         self.cache.check_integrity()
 
     def run(self, tokens: list[int]) -> KVHandle:
-        """Acquire and compute what the hit leaves."""
+        """Acquire a handle and compute the tokens after the hit."""
         handle = self.start(tokens)
         self.compute(handle, tokens[handle.num_tokens :])
         return handle
@@ -82,7 +82,7 @@ def test_a_continued_sequence_keeps_its_id_and_its_cells() -> None:
     assert bench.memory.num_used == used
 
 
-def test_a_prefix_is_counted_once_however_many_hold_it() -> None:
+def test_a_shared_prefix_is_counted_once() -> None:
     bench = Bench()
     for start in (100, 200, 300):
         bench.run(text(0, 64) + text(start, 10))
@@ -100,7 +100,7 @@ def test_equal_pages_computed_twice_are_merged() -> None:
     assert bench.memory.tokens(two.id) == text(0, 40)
 
 
-def test_an_id_is_kept_only_by_who_alone_holds_some_page() -> None:
+def test_an_idle_handle_keeps_its_id_only_as_sole_holder_of_a_page() -> None:
     bench = Bench()
     bench.finish(text(0, 64))
     bench.run(text(0, 64) + text(100, 10))
@@ -108,7 +108,7 @@ def test_an_id_is_kept_only_by_who_alone_holds_some_page() -> None:
     assert bench.cache.statistics().cached_ids == 0
 
 
-def test_the_least_recently_used_leaf_goes_first() -> None:
+def test_the_least_recently_used_leaf_is_evicted_first() -> None:
     bench = Bench(num_pages=6)
     bench.finish(text(0, 32) + text(100, 32))  # old leaf, its first page used again below
     bench.finish(text(500, 64))
@@ -120,8 +120,8 @@ def test_the_least_recently_used_leaf_goes_first() -> None:
     assert bench.cache.statistics().evicted_pages == 1
 
 
-def test_room_is_made_an_eighth_of_the_pool_at_a_time() -> None:
-    """Pages that go together leave cells free together, which is where the next tokens are put."""
+def test_an_eighth_of_the_pool_is_evicted_at_once() -> None:
+    """Cells that are freed together are near each other, and the next tokens are written there."""
     cache = KVCache(FakeMemory(32), PoolLayout(num_pages=32, num_ids=32))
     for number in range(16):
         tokens = as_bytes(text(1000 * number, 2 * PAGE_TOKENS))
@@ -135,7 +135,7 @@ def test_room_is_made_an_eighth_of_the_pool_at_a_time() -> None:
     cache.check_integrity()
 
 
-def test_without_ids_the_oldest_idle_sequence_goes_even_if_pages_are_free() -> None:
+def test_without_free_ids_the_oldest_idle_sequence_is_evicted() -> None:
     bench = Bench(num_pages=20, num_ids=2)
     bench.finish(text(0, 40))
     bench.finish(text(100, 40))
@@ -145,7 +145,7 @@ def test_without_ids_the_oldest_idle_sequence_goes_even_if_pages_are_free() -> N
     assert bench.cache.statistics().evicted_pages == 2
 
 
-def test_no_room_changes_nothing() -> None:
+def test_a_failed_acquire_changes_nothing() -> None:
     bench = Bench(num_pages=4)
     bench.run(text(0, 64))
     before = bench.cache.statistics()
@@ -170,7 +170,7 @@ def test_a_failed_step_leaves_no_cells_behind() -> None:
     assert bench.memory.tokens(handle.id) == text(0, 40)
 
 
-def test_a_model_that_cannot_share_caches_nothing() -> None:
+def test_without_sharing_nothing_is_cached() -> None:
     memory = FakeMemory(8)
     cache = KVCache(memory, PoolLayout(8, 2), sharing=False)
     handle = cache.acquire(as_bytes(text(0, 40)))
@@ -188,7 +188,7 @@ PREFIXES = [text(0, 24), text(0, 24) + text(300, 60), text(0, 24) + text(300, 8)
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Any interleaving of sequences that start, grow, fail, finish: memory and accounting always agree."""
+    """Sequences start, grow, fail and finish in any order: memory and accounting always agree."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert memory.num_used <= (cache.num_held + cache.num_cached) * PAGE_TOKENS
 
     @invariant()
-    def what_is_found_is_there(self) -> None:
+    def hits_match_the_memory(self) -> None:
         for prefix in PREFIXES:
             hit = self.bench.cache.lookup(as_bytes(prefix))
             if hit.source is not None:
@@ -254,7 +254,7 @@ TestCacheMachine.settings = settings(max_examples=60, stateful_step_count=40, de
 
 
 class LaneBench(Bench):
-    """The same with a lane for each sequence."""
+    """A cache on a fake memory with a lane for each sequence."""
 
     def __init__(self, lane_pages: int = 8, num_ids: int = 4, tier: Tier = NO_TIER) -> None:
         self.memory = FakeLanes(lane_pages)
@@ -262,7 +262,7 @@ class LaneBench(Bench):
         self.cache = KVCache(self.memory, layout, tier)
 
 
-def test_a_prefix_is_copied_into_a_lane_of_its_own() -> None:
+def test_a_prefix_is_copied_into_another_lane() -> None:
     bench = LaneBench()
     one = bench.run(text(0, 80))
     two = bench.start(text(0, 40) + text(500, 20))
@@ -271,7 +271,7 @@ def test_a_prefix_is_copied_into_a_lane_of_its_own() -> None:
     assert bench.cache.statistics().held_pages == 3 + 2
 
 
-def test_a_prefix_is_copied_from_who_holds_least() -> None:
+def test_a_prefix_is_copied_from_its_shortest_holder() -> None:
     bench = LaneBench()
     bench.run(text(0, 64) + text(100, 150))
     bench.run(text(0, 64) + text(200, 10))
@@ -287,7 +287,7 @@ def test_a_prefix_is_copied_from_who_holds_least() -> None:
     assert copied == [1]
 
 
-def test_a_continued_sequence_stays_where_it_is_while_that_leaves_no_hole() -> None:
+def test_a_continued_sequence_stays_in_its_lane_without_a_gap() -> None:
     bench = LaneBench()
     bench.run(text(1000, 40))
     bench.finish(text(0, 50))
@@ -295,8 +295,8 @@ def test_a_continued_sequence_stays_where_it_is_while_that_leaves_no_hole() -> N
     assert (handle.id, handle.num_tokens) == (1, 50)
 
 
-def test_sequences_move_together() -> None:
-    """llama.cpp computes sequences together only while their ids are consecutive."""
+def test_running_sequences_are_placed_in_consecutive_lanes() -> None:
+    """llama.cpp computes sequences together only if their ids are consecutive."""
     bench = LaneBench(num_ids=8, tier=PageTier(1 << 20))
     handles = [bench.run(text(1000 * number, 40)) for number in range(6)]
     for handle in handles[1:]:
@@ -304,10 +304,10 @@ def test_sequences_move_together() -> None:
     again = bench.start(text(5000, 40) + text(500, 9))
     assert (again.id, again.num_tokens) == (1, 40)
     assert bench.cache.statistics().free_ids == 2 + 1
-    assert bench.start(text(1000, 40) + text(500, 9)).num_tokens == 40, "who gave way comes back from the tier"
+    assert bench.start(text(1000, 40) + text(500, 9)).num_tokens == 40, "the evicted sequence is in the tier"
 
 
-def test_without_a_tier_a_hole_is_better_than_a_loss() -> None:
+def test_without_a_tier_a_gap_is_better_than_an_eviction() -> None:
     bench = LaneBench(num_ids=8)
     handles = [bench.run(text(1000 * number, 40)) for number in range(6)]
     for handle in handles[1:]:
@@ -317,7 +317,7 @@ def test_without_a_tier_a_hole_is_better_than_a_loss() -> None:
     assert bench.cache.statistics().evicted_pages == 0
 
 
-def test_a_lane_that_is_taken_in_part_keeps_the_rest_in_the_tier() -> None:
+def test_the_cut_part_of_a_lane_is_kept_in_the_tier() -> None:
     bench = LaneBench(num_ids=1, tier=PageTier(1 << 20))
     bench.finish(text(0, 100))
     bench.finish(text(0, 50) + text(500, 20))
@@ -327,14 +327,14 @@ def test_a_lane_that_is_taken_in_part_keeps_the_rest_in_the_tier() -> None:
     assert bench.cache.statistics().evicted_pages == 2 + 2
 
 
-def test_a_lane_bounds_a_sequence() -> None:
+def test_a_sequence_is_limited_to_its_lane() -> None:
     bench = LaneBench(lane_pages=2)
     assert bench.cache.acquire(as_bytes(text(0, 65))) is None
     handle = bench.run(text(0, 64))
     assert not bench.cache.reserve(handle, 65)
 
 
-def test_when_all_lanes_run_nobody_is_admitted() -> None:
+def test_no_sequence_is_admitted_while_all_lanes_run() -> None:
     bench = LaneBench(num_ids=2)
     bench.run(text(0, 10))
     bench.run(text(100, 10))
@@ -342,7 +342,7 @@ def test_when_all_lanes_run_nobody_is_admitted() -> None:
 
 
 class LaneMachine(CacheMachine):
-    """Any interleaving where each sequence has cells of its own."""
+    """The same events in the layout lanes."""
 
     def open(self) -> Bench:
         return LaneBench(lane_pages=8, num_ids=4)

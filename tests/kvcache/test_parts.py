@@ -1,4 +1,4 @@
-"""The cache with a layout and a tier that it has never seen: it asks them for no more than their protocols say."""
+"""The cache with an unknown layout and an unknown tier: it uses only the methods of their protocols."""
 
 from collections.abc import Collection, Sequence
 
@@ -17,7 +17,7 @@ from tests.kvcache.test_tiers import Tiered, TierMachine, text
 
 
 class OneSequence:
-    """A layout with one sequence id. The idle sequence goes on if all of it is found, otherwise it is evicted."""
+    """A layout with one sequence id. The idle sequence is continued if the hit covers all of it, otherwise evicted."""
 
     num_ids = 1
 
@@ -56,7 +56,7 @@ class OneSequence:
     def reserve(self, num_pages: int) -> None: ...
 
     def merge(self, page: Page) -> bool:
-        raise AssertionError("nobody else can hold a page")
+        raise AssertionError("no other handle can hold a page")
 
     def release(self, handle: KVHandle) -> None: ...
 
@@ -70,7 +70,7 @@ class OneSequence:
 
 
 class Archive:
-    """A tier that keeps every sequence for ever, page by page, and finds it only as a whole."""
+    """A tier that keeps the pages of every sequence for ever, and finds only whole sequences."""
 
     def __init__(self) -> None:
         self.kept: dict[bytes, list[Blob]] = {}
@@ -100,12 +100,12 @@ class Assembled(Tiered):
         self.cache = KVCache(self.memory, layout, tier, sharing=sharing)
 
 
-def test_a_layout_decides_who_runs_and_what_gives_way() -> None:
+def test_a_layout_decides_placement_and_eviction() -> None:
     cache = Assembled(OneSequence(num_pages=6))
     assert cache.run(text(0, 50)) == 0
-    assert cache.run(text(0, 90)) == 50, "the only sequence goes on"
+    assert cache.run(text(0, 90)) == 50, "the only sequence is continued"
     assert cache.run(text(500, 40)) == 0
-    assert cache.run(text(0, 90)) == 0, "it had to give way"
+    assert cache.run(text(0, 90)) == 0, "it was evicted"
     statistics = cache.cache.statistics()
     assert (statistics.evicted_pages, statistics.cached_pages, statistics.free_pages) == (3 + 2, 3, 3)
     handle = cache.cache.acquire(as_bytes(text(0, 100)))
@@ -119,7 +119,7 @@ def test_a_layout_decides_who_runs_and_what_gives_way() -> None:
     [OneSequence(6), PoolLayout(6, 2), LaneLayout(6, 2, keeps_evicted=True)],
     ids=lambda layout: type(layout).__name__,
 )
-def test_what_is_evicted_comes_back_from_any_tier(layout: Layout) -> None:
+def test_evicted_tokens_are_loaded_from_any_tier(layout: Layout) -> None:
     archive = Archive()
     cache = Assembled(layout, archive)
     for start in (0, 1000, 2000):
@@ -130,7 +130,7 @@ def test_what_is_evicted_comes_back_from_any_tier(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("num_prompt_tokens", [0, 40])
-def test_a_state_that_cannot_be_shared_is_in_the_tier_only(num_prompt_tokens: int) -> None:
+def test_a_state_that_cannot_be_shared_is_kept_in_the_tier_only(num_prompt_tokens: int) -> None:
     archive = Archive()
     cache = Assembled(OneSequence(num_pages=6), archive, sharing=False)
     assert not cache.cache.sharing
@@ -148,7 +148,7 @@ def test_a_state_that_cannot_be_shared_is_in_the_tier_only(num_prompt_tokens: in
 
 
 class PartsMachine(TierMachine):
-    """Any interleaving with parts that the cache has never seen."""
+    """The same events with the unknown layout and tier."""
 
     def open(self) -> None:
         self.tiered = Assembled(OneSequence(num_pages=10), Archive())

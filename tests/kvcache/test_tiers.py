@@ -1,4 +1,4 @@
-"""Pages that left the device: found again in host memory and on the disk, after a restart too, and never wrong."""
+"""The page tier: evicted pages are loaded from host memory and from the disk, also after a restart."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.kvcache.fakes import FakeLanes, FakeMemory, as_bytes
 LARGE = 1 << 20
 VERSION = "model"
 SECONDS = 120
-"""No disk takes so long."""
+"""More than any disk needs."""
 
 
 def text(start: int, length: int) -> list[int]:
@@ -30,7 +30,7 @@ def text(start: int, length: int) -> list[int]:
 
 
 class Tiered:
-    """A cache over a fake memory with a host tier, and perhaps a disk."""
+    """A cache on a fake memory with a host tier and an optional disk tier."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Tiered:
         self.cache = KVCache(self.memory, PoolLayout(num_pages, 4, max_cached=max_cached), self.tier)
 
     def run(self, tokens: list[int]) -> int:
-        """Serve a sequence as a scheduler does; returns how many tokens needed no computing."""
+        """Serve a sequence like the scheduler. Returns how many tokens were found instead of computed."""
         while self.cache.lookup(as_bytes(tokens)).stored.arriving:
             self.cache.wait()
         handle = self.cache.acquire(as_bytes(tokens))
@@ -58,7 +58,7 @@ class Tiered:
         return found
 
 
-def test_what_was_evicted_comes_back() -> None:
+def test_evicted_pages_are_loaded() -> None:
     tiered = Tiered()
     tiered.run(text(0, 150))
     tiered.run(text(1000, 150))
@@ -67,20 +67,20 @@ def test_what_was_evicted_comes_back() -> None:
     assert tiered.cache.statistics().loaded_tokens > 0
 
 
-def test_the_end_of_a_sequence_comes_back_too() -> None:
+def test_the_tail_of_a_sequence_is_loaded() -> None:
     tiered = Tiered(max_cached=0)
     tiered.run(text(0, 45))
     assert tiered.cache.num_cached == 0
     assert tiered.run(text(0, 45) + text(500, 10)) == 45
 
 
-def test_a_stored_page_serves_those_who_share_only_its_beginning() -> None:
+def test_a_stored_page_serves_a_sequence_that_shares_its_beginning() -> None:
     tiered = Tiered(max_cached=0)
     tiered.run(text(0, 100))
     assert tiered.run(text(0, 40) + text(500, 30)) == 40
 
 
-def test_an_end_that_has_grown_is_kept_once() -> None:
+def test_a_tail_that_has_grown_is_kept_once() -> None:
     tiered = Tiered(max_cached=0)
     tiered.run(text(0, 40))
     tiered.run(text(0, 70))
@@ -94,14 +94,14 @@ def test_equal_pages_are_kept_once() -> None:
     assert tiered.tier.statistics().host_pages == 2 + 3
 
 
-def test_only_so_much_stays_idle_on_the_device() -> None:
+def test_cached_pages_on_the_device_are_limited() -> None:
     tiered = Tiered(num_pages=16, max_cached=4)
     for start in range(0, 5000, 1000):
         tiered.run(text(start, 64))
         assert tiered.cache.num_cached <= 4
 
 
-def test_host_memory_is_bounded_and_the_least_used_goes_first() -> None:
+def test_host_memory_is_limited_and_evicts_the_least_recently_used_page() -> None:
     tiered = Tiered(max_cached=0, host_bytes=4 * PAGE_BYTES)
     tiered.run(text(0, 64))
     tiered.run(text(1000, 64))
@@ -111,7 +111,7 @@ def test_host_memory_is_bounded_and_the_least_used_goes_first() -> None:
     assert tiered.tier.statistics().host_bytes <= 4 * PAGE_BYTES
 
 
-def test_a_page_that_cannot_be_taken_is_computed() -> None:
+def test_a_page_that_cannot_be_loaded_is_computed() -> None:
     tiered = Tiered(max_cached=0)
     tiered.run(text(0, 64))
     tiered.memory.load = lambda *_: False  # type: ignore[method-assign]
@@ -156,18 +156,18 @@ def test_pages_are_found_after_a_restart(folder: Path) -> None:
     second.close(SECONDS)
 
 
-def test_another_version_finds_nothing(folder: Path) -> None:
+def test_pages_of_another_version_are_not_found(folder: Path) -> None:
     first = DiskTier(folder, VERSION, LARGE)
     first.write(name(1), page_of(1))
     first.close(SECONDS)
     other = DiskTier(folder, "another model", LARGE)
     assert other.size_of(name(1)) == 0
-    assert other.num_bytes > 1000, "but it counts"
+    assert other.num_bytes > 1000, "the limit covers all versions"
     other.close(SECONDS)
 
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "flipped", "empty", "renamed"])
-def test_a_broken_page_is_no_page(folder: Path, damage: str) -> None:
+def test_a_damaged_page_is_not_found(folder: Path, damage: str) -> None:
     disk = DiskTier(folder, VERSION, LARGE)
     disk.write(name(1), page_of(1))
     disk.close(SECONDS)
@@ -187,7 +187,7 @@ def test_a_broken_page_is_no_page(folder: Path, damage: str) -> None:
     disk.close(SECONDS)
 
 
-def test_what_a_crash_left_unfinished_is_removed(folder: Path) -> None:
+def test_unfinished_files_of_a_crash_are_removed(folder: Path) -> None:
     DiskTier(folder, VERSION, LARGE).close(SECONDS)
     (folder / VERSION / f"{name(1).hex()}.unfinished").write_bytes(b"half a")
     disk = DiskTier(folder, VERSION, LARGE)
@@ -195,7 +195,7 @@ def test_what_a_crash_left_unfinished_is_removed(folder: Path) -> None:
     disk.close(SECONDS)
 
 
-def test_the_disk_is_bounded(folder: Path) -> None:
+def test_the_disk_tier_is_limited(folder: Path) -> None:
     disk = DiskTier(folder, VERSION, 5000)
     for number in range(12):
         disk.write(name(number), page_of(number))
@@ -206,7 +206,7 @@ def test_the_disk_is_bounded(folder: Path) -> None:
     assert not disk.size_of(name(0))
 
 
-def test_a_folder_that_cannot_be_written_costs_pages_only(folder: Path) -> None:
+def test_an_unwritable_folder_loses_pages_without_an_error(folder: Path) -> None:
     disk = DiskTier(folder, VERSION, LARGE)
     (folder / VERSION).rmdir()
     disk.write(name(1), page_of(1))
@@ -216,7 +216,7 @@ def test_a_folder_that_cannot_be_written_costs_pages_only(folder: Path) -> None:
 
 @pytest.fixture
 def restarted(folder: Path) -> Iterator[Tiered]:
-    """A cache that finds on the disk what another computed and kept when it was closed."""
+    """A cache on a disk tier to which an earlier cache saved 200 tokens."""
     first = Tiered(num_pages=8, disk=DiskTier(folder, VERSION, LARGE))
     first.run(text(0, 200))
     first.cache.close(SECONDS)
@@ -230,11 +230,11 @@ def test_sequences_survive_a_restart(restarted: Tiered) -> None:
     assert restarted.run(text(0, 100) + text(500, 20)) == 100
 
 
-def test_so_does_the_end_that_fills_no_page(restarted: Tiered) -> None:
+def test_the_tail_of_a_sequence_survives_a_restart(restarted: Tiered) -> None:
     assert restarted.run(text(0, 200) + text(500, 40)) == 200
 
 
-def test_a_broken_end_is_computed(folder: Path) -> None:
+def test_a_damaged_tail_is_computed(folder: Path) -> None:
     first = Tiered(disk=DiskTier(folder, VERSION, LARGE))
     first.run(text(0, 40))
     first.cache.close(SECONDS)
@@ -255,7 +255,7 @@ PREFIXES = [text(0, 24) + text(100, 90), text(0, 24) + text(100, 8) + text(300, 
 
 
 class TierMachine(RuleBasedStateMachine):
-    """Any interleaving of starts, growth, ends and restarts: what is found is always what was computed."""
+    """Starts, growth, ends and restarts in any order: hits always contain the tokens that were computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -303,7 +303,7 @@ class TierMachine(RuleBasedStateMachine):
         self.open()
 
     @invariant()
-    def what_is_in_memory_is_what_is_known(self) -> None:
+    def memory_matches_the_known_tokens(self) -> None:
         self.tiered.cache.check_integrity()
         for handle, tokens in self.running.items():
             assert self.tiered.memory.tokens(handle.id) == tokens[: handle.num_tokens]
@@ -318,7 +318,7 @@ TestTierMachine.settings = settings(max_examples=40, stateful_step_count=30, dea
 
 
 class TieredLanes(Tiered):
-    """The same with lanes."""
+    """A cache with lanes, a host tier and a disk tier."""
 
     def __init__(self, lane_pages: int, num_ids: int, host_bytes: int, disk: DiskTier) -> None:
         self.memory = FakeLanes(lane_pages)
@@ -327,7 +327,7 @@ class TieredLanes(Tiered):
 
 
 class LaneTierMachine(TierMachine):
-    """Any interleaving where each sequence has cells of its own."""
+    """The same events in the layout lanes."""
 
     def open(self) -> None:
         disk = DiskTier(Path(self.directory.name), VERSION, 30 * PAGE_BYTES)

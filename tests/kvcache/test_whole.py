@@ -1,4 +1,4 @@
-"""Whole sequences: found by all their tokens, in host memory, on the disk, and after a restart; never half of one."""
+"""The tier of whole sequences: found by all their tokens in host memory, on the disk, and after a restart."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.kvcache.test_tiers import LARGE, SECONDS, VERSION, Tiered, TierMachin
 
 
 class States:
-    """What each sequence has read so far; it can be replaced and removed, never taken back a step."""
+    """Recurrent states: the tokens that each sequence has read. A state can be replaced or removed, but not cut."""
 
     def __init__(self) -> None:
         self.read: dict[int, list[int]] = {}
@@ -32,7 +32,7 @@ class States:
         self.read.setdefault(sequence_id, []).extend(tokens)
 
     def share(self, source: int, target: int, start: int, stop: int) -> None:
-        raise AssertionError("a state is nobody else's")
+        raise AssertionError("a state cannot be shared")
 
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:
         if start == 0 and stop < 0:
@@ -40,7 +40,7 @@ class States:
         return start >= len(self.read.get(sequence_id, ()))
 
     def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
-        assert (start, stop) == (0, len(self.read[sequence_id])), "the state stands where it is said to"
+        assert (start, stop) == (0, len(self.read[sequence_id])), "the state has the expected length"
         return [np.frombuffer(as_bytes(self.read[sequence_id]), np.uint8)]
 
     def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
@@ -67,7 +67,7 @@ class Whole:
         self.cache.commit(handle, as_bytes(tokens))
 
     def run(self, tokens: list[int]) -> int:
-        """How many tokens needed no computing."""
+        """Serve a sequence. Returns how many tokens were found instead of computed."""
         handle = self.begin(tokens)
         assert handle is not None
         found = handle.num_tokens
@@ -79,36 +79,36 @@ class Whole:
 
 
 @pytest.mark.parametrize("in_lanes", [False, True])
-def test_a_sequence_that_goes_on_is_found(in_lanes: bool) -> None:
+def test_a_continued_sequence_is_found(in_lanes: bool) -> None:
     whole = Whole(in_lanes=in_lanes)
     assert whole.run(text(0, 50)) == 0
     assert whole.run(text(0, 51)) == 50
     assert whole.run(text(0, 90)) == 51
-    assert whole.run(text(0, 60)) == 51, "the longest that it begins with"
+    assert whole.run(text(0, 60)) == 51, "the longest stored prefix"
     assert whole.cache.num_free == whole.cache.num_pages
     assert whole.cache.statistics().hit_tokens == 50 + 51 + 51
 
 
-def test_a_prompt_is_kept_before_its_answer() -> None:
+def test_a_prompt_is_saved_before_its_answer_is_complete() -> None:
     whole = Whole()
     handle = whole.begin(text(0, 50))
     assert handle is not None
     whole.compute(handle, text(0, 50))
     whole.cache.prompt_done(handle)
-    assert whole.run(text(0, 50) + text(500, 20)) == 50, "while the answer is still being made"
+    assert whole.run(text(0, 50) + text(500, 20)) == 50, "while the first sequence is still answering"
     whole.compute(handle, text(700, 3))
     whole.cache.release(handle)
     assert whole.run(text(0, 50) + text(700, 5)) == 53
 
 
-def test_a_part_of_it_is_of_no_use() -> None:
+def test_a_part_of_a_stored_sequence_is_no_hit() -> None:
     whole = Whole()
     whole.run(text(0, 50))
-    assert whole.run(text(0, 50)) == 0, "one token must be computed, for its logits"
+    assert whole.run(text(0, 50)) == 0, "the last token must be computed for its logits"
     assert whole.run(text(0, 40) + text(500, 20)) == 0
 
 
-def test_host_memory_is_bounded_and_the_least_used_goes_first() -> None:
+def test_host_memory_is_limited_and_evicts_the_least_recently_used_sequence() -> None:
     whole = Whole(host_bytes=100 * TOKEN_BYTES)
     whole.run(text(0, 40))
     whole.run(text(1000, 40))
@@ -117,7 +117,7 @@ def test_host_memory_is_bounded_and_the_least_used_goes_first() -> None:
     assert whole.run(text(1000, 41)) == 0
 
 
-def test_what_is_larger_than_host_memory_is_not_kept() -> None:
+def test_a_sequence_larger_than_host_memory_is_not_kept() -> None:
     whole = Whole(host_bytes=10 * TOKEN_BYTES)
     whole.run(text(0, 40))
     assert whole.run(text(0, 41)) == 0
@@ -134,7 +134,7 @@ def test_sequences_survive_a_restart(tmp_path: Path) -> None:
     second.cache.close(SECONDS)
 
 
-def test_one_that_is_broken_on_the_disk_is_computed(tmp_path: Path) -> None:
+def test_a_damaged_file_is_computed(tmp_path: Path) -> None:
     first = Whole(disk=DiskTier(tmp_path, VERSION, LARGE))
     first.run(text(0, 50))
     first.cache.close(SECONDS)
@@ -145,7 +145,7 @@ def test_one_that_is_broken_on_the_disk_is_computed(tmp_path: Path) -> None:
     second.cache.close(SECONDS)
 
 
-def test_a_failed_step_leaves_nothing_to_be_kept() -> None:
+def test_after_a_failed_step_nothing_is_saved() -> None:
     whole = Whole()
     handle = whole.begin(text(0, 50))
     assert handle is not None
@@ -161,7 +161,7 @@ def test_a_failed_step_leaves_nothing_to_be_kept() -> None:
 
 
 class WholeMachine(RuleBasedStateMachine):
-    """Any interleaving of starts, growth, failed steps, ends and restarts."""
+    """Starts, growth, failed steps, ends and restarts in any order."""
 
     in_lanes = False
 
@@ -217,7 +217,7 @@ class WholeMachine(RuleBasedStateMachine):
         self.open()
 
     @invariant()
-    def a_state_is_what_was_read(self) -> None:
+    def states_match_the_known_tokens(self) -> None:
         cache = self.whole.cache
         cache.check_integrity()
         assert cache.num_cached == 0
@@ -241,18 +241,18 @@ TestWholeLanesMachine = WholeLanesMachine.TestCase
 TestWholeLanesMachine.settings = TestWholeMachine.settings
 
 
-# Models that share their cells, but whose states cannot be cut
+# Models that share cells, but whose states cannot be cut
 
 
 class WholeCells(FakeMemory):
-    """Cells that are saved all at once, and loaded into an empty sequence."""
+    """Cells of a sequence that can only be saved as a whole, and loaded into an empty sequence."""
 
     def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
         return whole(self, sequence_id, start, stop)
 
 
 class WholeLanes(FakeLanes):
-    """The same with lanes."""
+    """The same rules for lanes."""
 
     def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
         return whole(self, sequence_id, start, stop)
@@ -260,12 +260,12 @@ class WholeLanes(FakeLanes):
 
 def whole(memory: FakeMemory, sequence_id: int, start: int, stop: int) -> list[Blob]:
     tokens = memory.tokens(sequence_id)
-    assert (start, stop) == (0, len(tokens)), "the state stands where it is said to"
+    assert (start, stop) == (0, len(tokens)), "the state has the expected length"
     return [np.frombuffer(as_bytes(tokens), np.uint8)]
 
 
 class Shared(Tiered):
-    """A cache that shares on the device, in front of whole sequences."""
+    """A cache that shares pages on the device, with a tier of whole sequences."""
 
     def __init__(self, num_pages: int = 10, host_bytes: int = LARGE, disk: DiskTier | None = None) -> None:
         self.memory = WholeCells(num_pages)
@@ -280,7 +280,7 @@ class SharedLanes(Tiered):
         self.cache = KVCache(self.memory, layout, WholeTier(host_bytes, disk))
 
 
-def test_an_evicted_sequence_comes_back_whole_and_shares_what_is_there() -> None:
+def test_an_evicted_sequence_is_loaded_whole_and_merged_with_resident_pages() -> None:
     shared = Shared()
     shared.run(text(0, 150))
     shared.run(text(0, 64) + text(1000, 200))
@@ -290,7 +290,7 @@ def test_an_evicted_sequence_comes_back_whole_and_shares_what_is_there() -> None
     assert shared.cache.statistics().loaded_tokens == 150
 
 
-def test_what_is_resident_is_not_loaded() -> None:
+def test_resident_tokens_are_not_loaded() -> None:
     shared = Shared()
     shared.run(text(0, 150))
     assert shared.run(text(0, 150) + text(500, 10)) == 150

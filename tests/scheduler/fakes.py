@@ -1,4 +1,4 @@
-"""A model of arithmetic and a clock that only steps move: the scheduler's policies without llama.cpp."""
+"""Fakes for tests of the scheduler without llama.cpp: an arithmetic model, and a clock that only steps advance."""
 
 import base64
 from collections import deque
@@ -28,7 +28,7 @@ GREEDY = SamplingParams(temperature=0.0)
 
 
 def next_token(tokens: list[int]) -> int:
-    """What the fake model says after these tokens: it depends on every one of them and never ends by itself."""
+    """Returns the fake model's next token. It depends on all `tokens`, and it never is an end token."""
     value = 1
     for token in tokens:
         value = (value * 31 + token) % 10_007
@@ -36,17 +36,18 @@ def next_token(tokens: list[int]) -> int:
 
 
 class FakeRunner:
-    """Computes into a FakeMemory, and answers from what that memory holds: a wrong share shows in the tokens."""
+    """Computes into a FakeMemory, and samples from the tokens in that memory. So wrong sharing changes the answers."""
 
     def __init__(self, memory: FakeMemory, seconds: Callable[[Plan], float] = lambda _: 0.01) -> None:
         self.memory = memory
         self.plans: list[Plan] = []
         self.now = 0.0
         self.failures = 0
-        """Steps to fail from now on."""
-        self.choose: Callable[[list[int]], int] = next_token
+        """Number of next steps that fail."""
+        self.sample: Callable[[list[int]], int] = next_token
+        """Returns the next token after the tokens in memory."""
         self.num_tokens: Callable[[Chunk], int] = lambda _: 1
-        """How many tokens to return for a chunk that samples."""
+        """Returns how many tokens to sample for a chunk."""
         self._seconds = seconds
 
     def run(self, plan: Plan) -> Result:
@@ -69,42 +70,42 @@ class FakeRunner:
                 )
         if self.failures:
             self.failures -= 1
-            raise StepError("told to fail")
+            raise StepError("injected failure")
         return Result(sampled, seconds, logprobs if any(logprobs) else [], scored)
 
     def _sample(self, chunk: Chunk) -> list[int]:
         known = self.memory.tokens(chunk.sequence.sequence_id)
         tokens: list[int] = []
         for _ in range(self.num_tokens(chunk)):
-            tokens.append(self.choose(known + tokens))
+            tokens.append(self.sample(known + tokens))
         return tokens
 
 
 def logprob_of(token: int) -> TokenLogprob:
-    """A fake probability that tells its token."""
+    """A fake log probability that identifies its token."""
     return -float(token), []
 
 
 def score(chunk: Chunk) -> list[TokenLogprob]:
-    """Of each token that is still to be told."""
+    """Returns a log probability for each prompt token of the chunk that is not scored yet."""
     sequence = chunk.sequence
     first = max(chunk.start, sequence.num_prompt - 1 - sequence.num_unscored)
     stop = min(chunk.start + chunk.num_tokens, sequence.num_prompt - 1)
-    told = np.frombuffer(sequence.tokens(first + 1, max(first, stop) + 1), dtype="<i4").tolist()
-    return [logprob_of(token) for token in told]
+    tokens = np.frombuffer(sequence.tokens(first + 1, max(first, stop) + 1), dtype="<i4").tolist()
+    return [logprob_of(token) for token in tokens]
 
 
 class FakeReader:
-    """A model whose tokens' embeddings are arithmetic of the tokens, so that what is pooled wrongly shows."""
+    """A reader with arithmetic token embeddings. So wrong pooling changes the embeddings of texts."""
 
     def __init__(self, pooling: str, *, max_tokens: int = 1 << 30) -> None:
-        """Remembers `max_tokens` at most."""
+        """`max_tokens`: the size of its memory."""
         self.batches: list[Batch] = []
         self.memory: dict[int, list[int]] = {}
         """The tokens of each sequence id."""
         self.read_tokens: list[int] = []
         self.fails: Callable[[int], bool] = lambda _: False
-        """Whether a batch of this number fails."""
+        """Whether the batch with this number fails."""
         self.seconds_per_token = 0.001
         self.scale = 1.0
         self._pooling = pooling
@@ -115,14 +116,14 @@ class FakeReader:
         embeddings = []
         for piece in batch.pieces:
             known = self.memory.setdefault(piece.text.sequence_id, [])
-            assert len(known) == piece.start, "a text is read from its beginning to its end, and alone"
+            assert len(known) == piece.start, "a text is computed in order, with its own sequence id"
             tokens = piece.tokens.tolist()
             known += tokens
             self.read_tokens += tokens
             embeddings.append(self.scale * pool_tokens(tokens, self._pooling))
         assert sum(map(len, self.memory.values())) <= self._max_tokens
         if self.fails(len(self.batches) - 1):
-            raise StepError("told to fail")
+            raise StepError("injected failure")
         return Pooled(embeddings, self.seconds_per_token * batch.num_tokens)
 
     def forget(self, sequence_id: int) -> None:
@@ -136,7 +137,7 @@ def pool_tokens(tokens: list[int], pooling: str) -> Embedding:
 
 
 def expected_embedding(tokens: list[int], pooling: str) -> Embedding:
-    """What a text alone comes to."""
+    """Returns the embedding of a text, at length 1."""
     pooled = pool_tokens(tokens, pooling)
     unit: Embedding = pooled / np.linalg.norm(pooled)
     return unit
@@ -147,7 +148,7 @@ def unwire(embedding: str) -> NDArray[np.float32]:
 
 
 class FakeGrammar(Grammar):
-    """After each token that was chosen, the next of `forced` follow; then nothing may."""
+    """Forces the next list of `forced` after each sampled token. After the last list the answer is complete."""
 
     def __init__(self, *forced: list[int], error: str = "") -> None:
         self._forced = deque(forced)
@@ -180,7 +181,7 @@ class System:
         lanes: bool = False,
         policy: Policy | None = None,
     ) -> None:
-        """With `lanes`, one for each of `max_seqs`, of the length of the context."""
+        """With `lanes`, there are `max_seqs` lanes of `ctx_len` tokens each."""
         self.memory: FakeMemory
         self.layout: Layout
         tier: Tier = NO_TIER
@@ -249,12 +250,12 @@ class System:
         return plan
 
     def run(self, max_steps: int = 5000) -> None:
-        """Step until nothing is left to do."""
+        """Step until all requests have ended."""
         for _ in range(max_steps):
             if not self.scheduler.has_work:
                 return
             self.step()
-        raise AssertionError("still not done: something waits for ever")
+        raise AssertionError("some request never ends")
 
     def finish_reason(self, request_id: int) -> str | None:
         return self.outputs[request_id][-1].finish_reason
@@ -264,7 +265,7 @@ class System:
 
 
 def expected(prompt: list[int], count: int) -> list[int]:
-    """What the fake model generates alone."""
+    """Returns the fake model's answer to a prompt."""
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(next_token(tokens))

@@ -1,4 +1,4 @@
-"""Rows of logits for the tests of sampling."""
+"""Rows of logits for the sampling tests."""
 
 import numpy as np
 from hypothesis import strategies as st

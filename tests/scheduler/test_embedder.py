@@ -1,4 +1,4 @@
-"""Which texts a batch holds: each once, those of a request in order, nobody for ever behind others."""
+"""The embedder: batches, the order of texts, failures and cancels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ POOLINGS = ("mean", "cls", "last")
 
 
 class Texts:
-    """An embedder on a fake reader, with batches computed by hand."""
+    """An embedder on a fake reader, stepped by the test."""
 
     def __init__(
         self, *, cuts: bool = True, pooling: str = "mean", max_texts: int = MAX_TEXTS, batch_tokens: int = BATCH
@@ -29,23 +29,23 @@ class Texts:
         self.embedder = Embedder(lambda: self.reader, limits, pooling, 0.001)
         self.pooling = pooling
         self.embedder.submit(Embed(0, [[0]]))
-        self.embedder.step(math.inf)  # which opens the reader
+        self.embedder.step(math.inf)  # opens the reader
         self.reader.batches.clear()
         self.reader.read_tokens.clear()
-        self.asked: dict[int, list[list[int]]] = {}
-        self.told: dict[int, list[str]] = {}
+        self.submitted: dict[int, list[list[int]]] = {}
+        self.received: dict[int, list[str]] = {}
         self.errors: dict[int, str] = {}
         self._next_token = 1
 
     def submit(self, *lengths: int) -> int:
-        """A request whose tokens are like no other's."""
-        number = len(self.asked) + 1
+        """Submit a request with unique tokens. Returns its id."""
+        number = len(self.submitted) + 1
         texts = []
         for length in lengths:
             texts.append(list(range(self._next_token, self._next_token + length)))
             self._next_token += length
         assert self.embedder.submit(Embed(number, texts)) is None
-        self.asked[number], self.told[number] = texts, []
+        self.submitted[number], self.received[number] = texts, []
         return number
 
     def step(self, seconds: float = math.inf) -> Batch:
@@ -61,10 +61,10 @@ class Texts:
         return batch
 
     def _take(self, embedded: Sequence[Embedded]) -> None:
-        assert len({each.request_id for each in embedded}) == len(embedded), "one for each request"
+        assert len({each.request_id for each in embedded}) == len(embedded), "one message per request"
         for each in embedded:
             assert each.request_id not in self.errors, "nothing follows an error"
-            self.told[each.request_id] += each.embeddings
+            self.received[each.request_id] += each.embeddings
             if each.error is not None:
                 self.errors[each.request_id] = each.error
 
@@ -73,17 +73,17 @@ class Texts:
             if not self.embedder.has_work:
                 return
             self.step()
-        raise AssertionError("still not done: some text waits for ever")
+        raise AssertionError("some text is never computed")
 
     def assert_answered(self, number: int) -> None:
-        """With the embeddings of its texts, in their order."""
-        assert len(self.told[number]) == len(self.asked[number])
-        for told, text in zip(self.told[number], self.asked[number], strict=True):
-            np.testing.assert_allclose(unwire(told), expected_embedding(text, self.pooling), atol=1e-5)
+        """Check that the request got the embeddings of its texts, in order."""
+        assert len(self.received[number]) == len(self.submitted[number])
+        for embedding, text in zip(self.received[number], self.submitted[number], strict=True):
+            np.testing.assert_allclose(unwire(embedding), expected_embedding(text, self.pooling), atol=1e-5)
 
 
 def lengths(batch: Batch) -> list[tuple[int, int, int]]:
-    """Request, start and tokens of each piece."""
+    """Returns request id, start and number of tokens of each piece."""
     return [(piece.text.request_id, piece.start, piece.num_tokens) for piece in batch.pieces]
 
 
@@ -99,7 +99,7 @@ EVENTS = st.lists(
 
 
 @given(events=EVENTS, pooling=st.sampled_from(POOLINGS), cuts=st.booleans(), max_texts=st.integers(1, MAX_TEXTS))
-def test_every_text_is_computed_once_in_order_and_nothing_is_lost(
+def test_every_text_is_computed_once_and_answered_in_order(
     events: list[tuple[str, object]], pooling: str, cuts: bool, max_texts: int
 ) -> None:
     texts = Texts(cuts=cuts, pooling=pooling, max_texts=max_texts)
@@ -110,26 +110,28 @@ def test_every_text_is_computed_once_in_order_and_nothing_is_lost(
             texts.submit(*value)
         elif what == "cancel":
             assert isinstance(value, int)
-            if value in texts.asked and len(texts.told[value]) < len(texts.asked[value]):
+            if value in texts.submitted and len(texts.received[value]) < len(texts.submitted[value]):
                 cancelled.add(value)
             texts.embedder.cancel(value)
             texts.embedder.check_integrity()
         elif texts.embedder.has_work:
             assert isinstance(value, int)
             batch = texts.step_with(value)
-            assert batch.pieces, "each batch gets on"
+            assert batch.pieces, "each batch computes something"
             assert len(batch.pieces) <= max_texts
             assert batch.num_tokens <= value or (not cuts and len(batch.pieces) == 1)
     texts.run()
-    for number, asked in texts.asked.items():
+    for number, submitted in texts.submitted.items():
         if number in cancelled:
-            assert len(texts.told[number]) < len(asked)
+            assert len(texts.received[number]) < len(submitted)
         else:
             texts.assert_answered(number)
     read = texts.reader.read_tokens
     assert len(read) == len(set(read)), "a token is computed once"
-    assert set(read) >= {token for n in texts.asked if n not in cancelled for text in texts.asked[n] for token in text}
-    assert texts.reader.memory == {}, "what has ended leaves nothing behind"
+    assert set(read) >= {
+        token for n in texts.submitted if n not in cancelled for text in texts.submitted[n] for token in text
+    }
+    assert texts.reader.memory == {}, "ended requests free their memory"
     assert texts.embedder.statistics().cancelled == len(cancelled)
     assert texts.embedder.statistics().requests == 0
 
@@ -150,7 +152,7 @@ def test_batches_that_fail_are_computed_again(requests: list[list[int]], failure
     assert texts.reader.memory == {}
 
 
-def test_who_asks_for_one_text_does_not_wait_behind_thousands() -> None:
+def test_a_request_with_one_text_does_not_wait_for_a_request_with_thousands() -> None:
     texts = Texts()
     many = texts.submit(*[8] * 2048)
     texts.step()
@@ -160,7 +162,7 @@ def test_who_asks_for_one_text_does_not_wait_behind_thousands() -> None:
     texts.assert_answered(one)
 
 
-def test_a_long_text_gets_half_of_each_batch_and_what_the_others_leave() -> None:
+def test_a_long_text_gets_half_of_each_batch_and_the_room_others_leave() -> None:
     texts = Texts()
     long, others = texts.submit(90), texts.submit(*[8] * 5)
     assert lengths(texts.step()) == [(others, 0, 8), (others, 0, 8), (long, 0, 16)]
@@ -179,7 +181,7 @@ def test_texts_of_up_to_half_a_batch_are_never_cut() -> None:
         assert all(piece.start == 0 and piece.is_last for piece in texts.step().pieces)
 
 
-def test_of_long_texts_one_is_computed_after_the_other() -> None:
+def test_long_texts_are_computed_one_after_the_other() -> None:
     texts = Texts()
     first, second = texts.submit(50), texts.submit(50)
     batches = []
@@ -188,14 +190,14 @@ def test_of_long_texts_one_is_computed_after_the_other() -> None:
     assert batches == [[(first, 0, 32)], [(first, 32, 18), (second, 0, 14)], [(second, 14, 32)], [(second, 46, 4)]]
 
 
-def test_a_text_that_cannot_be_cut_comes_alone_if_it_does_not_fit() -> None:
+def test_a_text_that_cannot_be_cut_gets_its_own_batch_if_it_does_not_fit() -> None:
     texts = Texts(cuts=False)
     short, long = texts.submit(8, 8), texts.submit(90)
     assert lengths(texts.step()) == [(short, 0, 8), (short, 0, 8)]
     assert lengths(texts.step()) == [(long, 0, 90)]
 
 
-def test_a_text_that_does_not_fit_is_not_overtaken_for_ever() -> None:
+def test_a_text_that_does_not_fit_comes_first_in_the_next_batch() -> None:
     texts = Texts(cuts=False)
     texts.submit(*[30] * 100)
     large = texts.submit(31)
@@ -203,7 +205,7 @@ def test_a_text_that_does_not_fit_is_not_overtaken_for_ever() -> None:
     assert lengths(texts.step()) == [(large, 0, 31)]
 
 
-def test_a_batch_takes_about_as_long_as_it_may() -> None:
+def test_a_batch_uses_its_time_limit() -> None:
     texts = Texts(batch_tokens=512, max_texts=64)
     texts.submit(*[10] * 1000)
     assert texts.step(0.1).num_tokens == 100
@@ -215,7 +217,7 @@ def test_a_batch_takes_about_as_long_as_it_may() -> None:
     assert texts.step(math.inf).num_tokens == 510
 
 
-def test_cancelling_a_text_that_is_half_computed_frees_what_it_holds() -> None:
+def test_cancelling_a_partly_computed_text_frees_its_memory() -> None:
     texts = Texts()
     number = texts.submit(90, 5)
     texts.step()
@@ -230,14 +232,14 @@ def test_cancelling_a_text_that_is_half_computed_frees_what_it_holds() -> None:
 
 
 @pytest.mark.parametrize("texts", [[], [[]], [[1], []], [[1] * (MAX_TEXT + 1)]])
-def test_what_can_never_be_computed_is_refused(texts: list[list[int]]) -> None:
+def test_empty_and_too_long_texts_are_rejected(texts: list[list[int]]) -> None:
     embedder = Texts().embedder
     refusal = embedder.submit(Embed(7, texts))
     assert refusal == Embedded(7, error=f"texts must have 1 to {MAX_TEXT} tokens each")
     assert not embedder.has_work
 
 
-def test_a_batch_that_keeps_failing_ends_its_requests_only() -> None:
+def test_a_batch_that_keeps_failing_ends_only_its_requests() -> None:
     texts = Texts()
     texts.reader.fails = lambda number: number < MAX_FAILED_BATCHES
     failing = texts.submit(*[32] * 2)
@@ -251,7 +253,7 @@ def test_a_batch_that_keeps_failing_ends_its_requests_only() -> None:
     assert (statistics.failed, statistics.failed_batches, statistics.texts) == (1, 3, 3)
 
 
-def test_a_model_without_memory_for_it_says_so_and_may_have_it_later() -> None:
+def test_a_reader_that_cannot_open_fails_the_request_and_is_tried_again() -> None:
     readers: list[Callable[[], FakeReader]] = []
     embedder = Embedder(lambda: readers.pop()(), Limits(MAX_TEXT, BATCH, MAX_TEXTS, cuts=True), "mean", 0.001)
 
@@ -266,9 +268,9 @@ def test_a_model_without_memory_for_it_says_so_and_may_have_it_later() -> None:
     np.testing.assert_allclose(unwire(embedded.embeddings[0]), expected_embedding([1, 2], "mean"), atol=1e-6)
 
 
-def test_a_vector_of_zeros_stays_one() -> None:
+def test_an_embedding_of_zeros_stays_zero() -> None:
     texts = Texts()
     texts.reader.scale = 0.0
     number = texts.submit(3)
     texts.step()
-    assert unwire(texts.told[number][0]).tolist() == [0.0] * 3
+    assert unwire(texts.received[number][0]).tolist() == [0.0] * 3

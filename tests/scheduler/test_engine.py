@@ -1,4 +1,4 @@
-"""The engine's loop: messages between steps, steps while there is work, waiting while there is none."""
+"""The engine's main loop: messages are handled between steps, and the engine waits only without work."""
 
 import logging
 from collections import deque
@@ -30,11 +30,11 @@ from tests.scheduler.fakes import (
 )
 
 Turn = Sequence[Message | Compiled] | Callable[[], Sequence[Message | Compiled]]
-"""What has come when the engine looks the next time."""
+"""The messages of one call of `receive`."""
 
 
 class FakeWire:
-    """Hands out the turns that the test wrote, then Stop; keeps what the engine says."""
+    """Delivers the test's turns, then Stop. Records the engine's messages."""
 
     def __init__(self, turns: Sequence[Turn]) -> None:
         self._turns = deque(turns)
@@ -80,14 +80,14 @@ def serve(system: System, *turns: Turn) -> FakeWire:
 
 
 class Both:
-    """An engine that answers and makes embeddings, and what it did in which order."""
+    """An engine that generates and makes embeddings. Records the order of its work."""
 
     def __init__(self, **options: Any) -> None:
         self.system = System(**options)
         self.reader = FakeReader("mean")
         self.embedder = Embedder(lambda: self.reader, Limits(1000, 512, 64, cuts=True), "mean", 0.001)
         self.work: list[tuple[str, float]] = []
-        """Answers, prompts and texts, with the seconds that each took."""
+        """"answers", "prompts" or "texts", with the seconds that each took."""
 
     def run(self, plan: Plan) -> Result:
         result = FakeRunner.run(self.system.runner, plan)
@@ -108,7 +108,7 @@ class Both:
         return wire
 
     def longest_gap(self) -> float:
-        """Between two steps that continue answers, the second included."""
+        """Returns the longest time between the ends of two steps that continue answers."""
         times = np.cumsum([seconds for _, seconds in self.work])
         steps = [time for time, (what, _) in zip(times, self.work, strict=True) if what == "answers"]
         return float(np.diff(steps).max())
@@ -123,7 +123,7 @@ def submit(request_id: int, tokens: list[int], max_tokens: int = 4) -> Submit:
 
 
 QUIET: list[Turn] = [[]] * 50
-"""Time for everything to finish."""
+"""Enough turns to finish all work."""
 
 
 def test_requests_run_to_their_end() -> None:
@@ -134,18 +134,18 @@ def test_requests_run_to_their_end() -> None:
     assert system.cache.num_held == 0
 
 
-def test_each_token_is_sent_by_the_step_that_made_it() -> None:
+def test_each_token_is_sent_by_the_step_that_sampled_it() -> None:
     wire = serve(System(), [submit(1, prompt(0, 20), 3)], *QUIET)
     assert [len(outputs) for outputs in wire.steps] == [1, 1, 1]
 
 
-def test_it_waits_only_while_there_is_nothing_to_do() -> None:
+def test_the_engine_waits_only_without_work() -> None:
     wire = serve(System(), [submit(1, prompt(0, 20), 3)], [], [], [submit(2, prompt(0, 20), 1)])
     assert wire.waits == [True, False, False, True, True]
     assert set(wire.ends) == {1, 2}
 
 
-def test_a_request_that_comes_between_two_steps_joins_the_next() -> None:
+def test_a_request_between_two_steps_joins_the_next_step() -> None:
     system = System()
     serve(system, [submit(1, prompt(0, 20), 10)], [], [submit(2, prompt(900, 20), 5)], *QUIET)
     assert system.runner.plans[2].num_decode == 1
@@ -179,14 +179,14 @@ def test_a_request_cancelled_before_its_first_step_costs_nothing() -> None:
     assert wire.waits == [True, True, True]
 
 
-def test_a_cancel_that_crosses_an_end_is_ignored() -> None:
+def test_a_cancel_after_the_end_of_its_request_is_ignored() -> None:
     system = System()
     wire = serve(system, [submit(1, prompt(0, 20), 1)], [Cancel(1), submit(2, prompt(0, 20), 1)])
     assert set(wire.ends) == {1, 2}
     assert system.scheduler.statistics().cancelled == 0
 
 
-def test_a_request_that_can_never_fit_gets_its_error_and_others_go_on() -> None:
+def test_a_request_that_can_never_fit_fails_alone() -> None:
     system = System(ctx_len=64)
     wire = serve(system, [submit(1, prompt(0, 60), 5), submit(2, prompt(0, 60), 4)], *QUIET)
     assert wire.ends[1].finish_reason == "error"
@@ -195,27 +195,27 @@ def test_a_request_that_can_never_fit_gets_its_error_and_others_go_on() -> None:
     assert wire.tokens[2] == expected(prompt(0, 60), 4)
 
 
-def test_the_end_of_generation_is_told() -> None:
+def test_the_end_of_generation_is_reported() -> None:
     system = System()
-    system.runner.choose = lambda tokens: EOG if len(tokens) == 22 else 5
+    system.runner.sample = lambda tokens: EOG if len(tokens) == 22 else 5
     wire = serve(system, [submit(1, prompt(0, 20), 50)], *QUIET)
     assert wire.tokens[1] == [5, 5, EOG]
     assert wire.ends[1].finish_reason == "stop"
 
 
-def test_a_step_that_fails_is_logged_without_text_and_done_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_step_is_logged_without_tokens_and_repeated(caplog: pytest.LogCaptureFixture) -> None:
     system = System()
     system.runner.failures = 1
     wire = serve(system, [submit(1, prompt(1000, 20), 5), submit(2, prompt(7000, 20), 5)], *QUIET)
     assert wire.tokens == {1: expected(prompt(1000, 20), 5), 2: expected(prompt(7000, 20), 5)}
     [record] = caplog.records
     assert record.levelno == logging.ERROR
-    assert "told to fail" in record.message
+    assert "injected failure" in record.message
     assert "1:0+20 2:0+20" in record.message
     assert "1003" not in record.message
 
 
-def test_a_request_that_fails_for_good_ends_with_an_error_and_the_engine_goes_on() -> None:
+def test_after_three_failed_steps_the_request_fails_and_the_engine_continues() -> None:
     system = System()
     system.runner.failures = 3
     wire = serve(system, [submit(1, prompt(0, 20), 5)], [], [], [submit(2, prompt(900, 20), 2)], *QUIET)
@@ -226,7 +226,7 @@ def test_a_request_that_fails_for_good_ends_with_an_error_and_the_engine_goes_on
     assert system.scheduler.statistics().failed_steps == 3
 
 
-def test_a_report_is_of_the_moment() -> None:
+def test_a_report_shows_the_current_numbers() -> None:
     system = System(max_seqs=1, num_pages=8)
     wire = serve(
         system,
@@ -249,7 +249,7 @@ def test_a_report_is_of_the_moment() -> None:
     assert last.cache["free_pages"] + last.cache["cached_pages"] == 8
 
 
-def test_stop_ends_at_once_with_work_left() -> None:
+def test_stop_ends_the_engine_with_work_left() -> None:
     system = System()
     wire = serve(system, [submit(1, prompt(0, 20), 100)], [], [Stop()], *QUIET)
     assert len(wire.steps) == 2
@@ -257,19 +257,19 @@ def test_stop_ends_at_once_with_work_left() -> None:
     assert 1 not in wire.ends
 
 
-def test_stop_in_a_turn_with_a_request_steps_no_more() -> None:
+def test_no_step_runs_after_stop() -> None:
     system = System()
     serve(system, [submit(1, prompt(0, 20)), Stop()])
     assert system.runner.plans == []
 
 
-def test_a_message_for_somebody_else_is_logged_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_message_is_logged_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
     wire = serve(System(), [Failed("what?"), submit(1, prompt(0, 20), 2)], *QUIET)
     assert len(wire.tokens[1]) == 2
     assert ["Failed" in record.message for record in caplog.records] == [True]
 
 
-def test_accounting_that_went_astray_is_noticed_when_idle() -> None:
+def test_wrong_accounting_is_detected_when_idle() -> None:
     system = System()
 
     def lose_a_page() -> list[Message]:
@@ -281,8 +281,8 @@ def test_accounting_that_went_astray_is_noticed_when_idle() -> None:
         serve(system, [submit(1, prompt(0, 20), 2)], lose_a_page, *QUIET, [submit(2, prompt(0, 20))])
 
 
-def test_an_error_that_nobody_foresaw_ends_the_engine() -> None:
-    """Its supervisor starts another; going on with a memory in an unknown state would give wrong answers."""
+def test_an_unexpected_error_ends_the_engine() -> None:
+    """The API starts another engine. Continuing with a memory in an unknown state would give wrong answers."""
     system = System()
 
     class Broken:
@@ -297,74 +297,74 @@ def test_an_error_that_nobody_foresaw_ends_the_engine() -> None:
 # Embeddings of texts
 
 
-def assert_told(wire: FakeWire, asked: Embed) -> None:
-    told = [each for each in wire.sent if isinstance(each, Embedded) and each.request_id == asked.request_id]
-    embeddings = [unwire(embedding) for each in told for embedding in each.embeddings]
-    assert [each.error for each in told] == [None] * len(told)
+def assert_embedded(wire: FakeWire, asked: Embed) -> None:
+    sent = [each for each in wire.sent if isinstance(each, Embedded) and each.request_id == asked.request_id]
+    embeddings = [unwire(embedding) for each in sent for embedding in each.embeddings]
+    assert [each.error for each in sent] == [None] * len(sent)
     np.testing.assert_allclose(embeddings, [expected_embedding(text, "mean") for text in asked.texts], atol=1e-5)
 
 
-def test_vectors_are_made_while_nothing_else_is_to_do() -> None:
+def test_embeddings_are_computed_while_nothing_else_runs() -> None:
     both = Both()
     wire = both.serve([embed(1, 100)], *QUIET, [embed(2, 1)])
-    assert_told(wire, embed(1, 100))
-    assert_told(wire, embed(2, 1))
+    assert_embedded(wire, embed(1, 100))
+    assert_embedded(wire, embed(2, 1))
     assert wire.waits == [True, False, False, False, True, True]
     assert [batch.num_tokens for batch in both.reader.batches] == [500, 500, 500, 500, 20]
 
 
-def test_answers_and_vectors_take_turns() -> None:
+def test_answers_and_embeddings_take_turns() -> None:
     both = Both()
     asked = embed(9, 400)
     wire = both.serve([submit(1, prompt(0, 20), 40), submit(2, prompt(900, 20), 40), asked], *QUIET * 10)
     assert wire.tokens == {1: expected(prompt(0, 20), 40), 2: expected(prompt(900, 20), 40)}
-    assert_told(wire, asked)
+    assert_embedded(wire, asked)
     names = [name for name, _ in both.work]
     begun = names.index("answers")
     assert names[begun : begun + 40] == ["answers", "texts"] * 20
     assert both.longest_gap() <= 0.128 + 0.002  # the pacer's target, and a step of two answers
 
 
-def test_prompts_and_vectors_share_the_time_between_answers() -> None:
+def test_prompts_and_embeddings_share_the_time_between_answers() -> None:
     both = Both(lanes=True, max_seqs=4)
     wire = both.serve(
         [submit(1, prompt(0, 20), 100)], [], [submit(2, prompt(3000, 1900), 2), embed(9, 400)], *QUIET * 10
     )
-    assert_told(wire, embed(9, 400))
+    assert_embedded(wire, embed(9, 400))
     assert set(wire.ends) == {1, 2}
     names = [name for name, _ in both.work]
     begun = names.index("texts")
     assert names[begun : begun + 30] == ["texts", "prompts", "answers"] * 10
-    assert both.longest_gap() <= 0.128 + 0.064 + 0.002  # a prompt's share, half of it for texts, and the answers
+    assert both.longest_gap() <= 0.128 + 0.064 + 0.002  # a step of prompts, half of its time for texts, and the answers
 
 
-def test_a_cancel_ends_a_request_for_vectors() -> None:
+def test_a_cancel_ends_an_embedding_request() -> None:
     both = Both()
     wire = both.serve([embed(1, 200), embed(2, 3)], [Cancel(1)], *QUIET)
-    assert_told(wire, embed(2, 3))
+    assert_embedded(wire, embed(2, 3))
     assert len([each for each in wire.sent if isinstance(each, Embedded) and each.request_id == 1]) == 1
     assert both.reader.memory == {}
     assert both.embedder.statistics().cancelled == 1
 
 
-def test_a_report_tells_of_vectors_too() -> None:
+def test_a_report_includes_the_embedder() -> None:
     wire = Both().serve([embed(1, 30)], [Inspect()], *QUIET)
     [report] = [each for each in wire.sent if isinstance(each, Report)]
     assert (report.embedder["requests"], report.embedder["texts"], report.embedder["batches"]) == (1, 25, 1)
 
 
-def test_a_model_that_makes_no_vectors_says_so() -> None:
+def test_a_model_without_embeddings_returns_an_error() -> None:
     wire = serve(System(), [embed(1, 2)])
     assert wire.sent == [Embedded(1, error="this model makes no embeddings of texts")]
 
 
-def test_texts_that_can_never_fit_get_an_error_and_others_go_on() -> None:
+def test_texts_that_are_too_long_fail_alone() -> None:
     wire = Both().serve([embed(1, 1, 1001), embed(2, 1)], *QUIET)
     assert wire.sent[0] == Embedded(1, error="texts must have 1 to 1000 tokens each")
-    assert_told(wire, embed(2, 1))
+    assert_embedded(wire, embed(2, 1))
 
 
-def test_stop_ends_at_once_with_texts_left() -> None:
+def test_stop_ends_the_engine_with_texts_left() -> None:
     both = Both()
     both.serve([embed(1, 500)], [Stop()])
     assert len(both.reader.batches) == 1

@@ -1,4 +1,4 @@
-"""The scheduler, the cache and their tests need no llama.cpp; only scheduler.llama does."""
+"""Only scheduler.llama needs llama.cpp. The scheduler, the cache and their tests can be imported without it."""
 
 import subprocess
 import sys

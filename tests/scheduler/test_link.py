@@ -1,4 +1,4 @@
-"""The engine's end of the wire: it never waits for a slow API, and never outlives one that is gone."""
+"""The engine's side of the connection: it never waits for a slow API, and it exits if the API is gone."""
 
 import os
 import signal
@@ -32,13 +32,13 @@ from scheduler.messages import (
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
-"""Nothing here takes so long, even on a machine that is busy."""
+"""Timeout of all tests, long enough for a busy machine."""
 LARGE = 200_000
-"""Tokens of an output that no socket buffer takes at once."""
+"""Tokens of an output that is larger than any socket buffer."""
 
 
 class Api:
-    """The other end of the wire, read by hand."""
+    """The API's side of the connection."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -50,7 +50,7 @@ class Api:
     def receive(self) -> Message:
         while b"\n" not in self._pending:
             data = self.socket.recv(1 << 16)
-            assert data, "the engine closed the wire"
+            assert data, "the connection is open"
             self._pending += data
         line, _, self._pending = self._pending.partition(b"\n")
         return decode(line)
@@ -61,30 +61,30 @@ class Api:
         return message.outputs
 
     def wait_until_blocked(self) -> None:
-        """Returns when the sender has taken what was waiting, and is stuck with it as nobody reads the rest."""
+        """Wait until the sender has taken the pending outputs and blocks, because the rest is not read."""
         self._pending += self.socket.recv(1)
 
 
 class ExitedError(BaseException):
-    """Instead of the end of the whole test run; here a thread that raises it just ends."""
+    """Raised instead of an exit of the process. It ends the thread only."""
 
 
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Link, Api, list[int]]]:
-    """A link, its API, and the exit codes with which it would have ended the process."""
+    """A link, its API, and the exit codes of its calls of os._exit."""
     codes: list[int] = []
     report = threading.excepthook
 
-    def leave(code: int) -> None:
+    def fake_exit(code: int) -> None:
         codes.append(code)
         raise ExitedError
 
-    def report_others(args: threading.ExceptHookArgs) -> None:
+    def report_other_errors(args: threading.ExceptHookArgs) -> None:
         if args.exc_type is not ExitedError:
             report(args)
 
-    monkeypatch.setattr(os, "_exit", leave)
-    monkeypatch.setattr(threading, "excepthook", report_others)
+    monkeypatch.setattr(os, "_exit", fake_exit)
+    monkeypatch.setattr(threading, "excepthook", report_other_errors)
     before = set(threading.enumerate())
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -93,7 +93,7 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Link, Api, list[int]
         threads = set(threading.enumerate()) - before
         yield link, Api(theirs), codes
         theirs.close()
-        link.send(Stop())  # by which the sender notices
+        link.send(Stop())  # the sender fails and exits
         for thread in threads:
             thread.join(SECONDS)
         assert not any(thread.is_alive() for thread in threads)
@@ -120,7 +120,7 @@ def test_messages_arrive_in_order(wire: Wire) -> None:
     assert link.receive(wait=False) == []
 
 
-def test_a_message_that_comes_in_pieces_is_one_message(wire: Wire) -> None:
+def test_a_message_in_pieces_is_read_as_one(wire: Wire) -> None:
     link, api, _ = wire
     for byte in encode(Cancel(7)):
         api.socket.sendall(bytes([byte]))
@@ -137,7 +137,7 @@ def test_waiting_returns_with_the_first_message(wire: Wire) -> None:
     assert received == [Inspect()]
 
 
-def test_outputs_of_one_step_go_out_together(wire: Wire) -> None:
+def test_outputs_of_one_step_are_sent_together(wire: Wire) -> None:
     link, api, _ = wire
     outputs = [Output(1, [11]), Output(2, [22], "stop"), Output(3, [], "error", error="no")]
     link.send_outputs(outputs)
@@ -166,7 +166,7 @@ def test_outputs_merge_while_the_api_does_not_read(wire: Wire) -> None:
     ]
 
 
-def test_merging_keeps_what_the_first_output_says_of_the_prompt(wire: Wire) -> None:
+def test_merging_keeps_the_cached_tokens_of_the_first_output(wire: Wire) -> None:
     link, api, _ = wire
     link.send_outputs([Output(9, [1] * LARGE)])
     api.wait_until_blocked()
@@ -177,7 +177,7 @@ def test_merging_keeps_what_the_first_output_says_of_the_prompt(wire: Wire) -> N
     assert api.outputs() == [Output(1, [10, 11], "error", cached_tokens=24, error="the model failed")]
 
 
-def test_what_merged_is_sent_once(wire: Wire) -> None:
+def test_merged_outputs_are_sent_once(wire: Wire) -> None:
     link, api, _ = wire
     for number in range(3):
         link.send_outputs([Output(1, [number] * LARGE)])
@@ -185,7 +185,7 @@ def test_what_merged_is_sent_once(wire: Wire) -> None:
         assert api.outputs() == [Output(1, [number] * LARGE)]
 
 
-def test_a_message_goes_behind_the_outputs_that_wait(wire: Wire) -> None:
+def test_a_message_is_sent_after_pending_outputs(wire: Wire) -> None:
     link, api, _ = wire
     link.send_outputs([Output(1, [1] * LARGE)])
     api.wait_until_blocked()
@@ -196,7 +196,7 @@ def test_a_message_goes_behind_the_outputs_that_wait(wire: Wire) -> None:
     assert api.receive() == Report({"running": 1}, {})
 
 
-def test_vectors_are_sent_one_behind_the_other_and_never_merged(wire: Wire) -> None:
+def test_embeddings_are_sent_in_order_and_never_merged(wire: Wire) -> None:
     link, api, _ = wire
     api.send(Embed(1, [[5, 6], [7]]))
     assert link.receive(wait=True) == [Embed(1, [[5, 6], [7]])]
@@ -224,11 +224,11 @@ def test_the_step_thread_never_waits_for_the_socket(wire: Wire) -> None:
     assert done.wait(SECONDS)
 
 
-def test_an_api_that_takes_nothing_for_long_counts_as_dead(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_api_that_reads_nothing_for_long_is_considered_dead(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "MAX_PENDING_TOKENS", 2 * LARGE)
     link, api, codes = wire
     link.send_outputs([Output(1, [1] * LARGE)])
-    api.wait_until_blocked()  # what is being sent counts no more
+    api.wait_until_blocked()  # outputs that are being sent no longer count
     link.send_outputs([Output(1, [1] * LARGE), Output(2, [1] * LARGE)])
     assert codes == []
     with pytest.raises(ExitedError):
@@ -236,7 +236,7 @@ def test_an_api_that_takes_nothing_for_long_counts_as_dead(wire: Wire, monkeypat
     assert codes == [1]
 
 
-def test_the_bound_is_on_what_is_unsent(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_unsent_tokens_count_towards_the_limit(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "MAX_PENDING_TOKENS", 100)
     link, api, codes = wire
     for _ in range(20):
@@ -273,14 +273,14 @@ def test_flush_gives_up_on_an_api_that_does_not_read(wire: Wire) -> None:
     assert 0.05 <= time.monotonic() - started < SECONDS / 2
 
 
-def test_an_api_that_hangs_up_ends_the_process(wire: Wire) -> None:
+def test_a_closed_connection_ends_the_process(wire: Wire) -> None:
     _, api, codes = wire
     api.socket.close()
     wait_until(lambda: codes == [0])
 
 
 def test_an_api_that_dies_with_unread_messages_ends_the_process(wire: Wire) -> None:
-    """The kernel then reports a reset connection instead of an end."""
+    """In this case the kernel reports a connection reset instead of an end of file."""
     link, api, codes = wire
     link.send(Failed("nobody reads this"))
     link.flush(SECONDS)
@@ -297,15 +297,15 @@ def test_an_api_that_dies_while_the_engine_sends_ends_the_process(wire: Wire) ->
     assert codes == [0, 0]
 
 
-def test_an_api_that_dies_in_the_middle_of_a_message_ends_the_process(wire: Wire) -> None:
+def test_an_api_that_dies_within_a_message_ends_the_process(wire: Wire) -> None:
     _, api, codes = wire
     api.socket.sendall(encode(Cancel(1))[:-5])
     api.socket.close()
     wait_until(lambda: codes == [0])
 
 
-def test_an_api_that_talks_garbage_ends_the_process(wire: Wire) -> None:
-    """An engine that listens no more would run for ever, with its model in memory."""
+def test_an_invalid_message_ends_the_process(wire: Wire) -> None:
+    """An engine without a connection would run for ever, with its model in memory."""
     _, api, codes = wire
     api.socket.sendall(b'{"type":"Begin","body":{}}\n')
     wait_until(lambda: len(codes) == 1)

@@ -1,4 +1,4 @@
-"""Probabilities of tokens against a plain log-softmax in double precision."""
+"""Log probabilities, compared with a plain log-softmax in double precision."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from scheduler.logprobs import UNLIKELY, log_probabilities
 
 
 @given(seed=st.integers(0, 1000), size=st.integers(1, 300), top=st.integers(0, 25))
-def test_they_are_those_of_a_plain_softmax(seed: int, size: int, top: int) -> None:
+def test_log_probabilities_equal_a_plain_log_softmax(seed: int, size: int, top: int) -> None:
     random = np.random.default_rng(seed)
     row = random.normal(0, 4, size).astype(np.float32)
     token = int(random.integers(size))
@@ -21,12 +21,12 @@ def test_they_are_those_of_a_plain_softmax(seed: int, size: int, top: int) -> No
     assert [value for _, value in best] == pytest.approx(-np.sort(-plain)[:top], abs=1e-4)
 
 
-def test_of_equals_the_lower_token_comes_first() -> None:
+def test_ties_are_sorted_by_token() -> None:
     _, best = log_probabilities(np.zeros(10, np.float32), 0, 3)
     assert len(best) == 3
     assert [token for token, _ in best] == sorted(token for token, _ in best)
 
 
-def test_what_is_impossible_has_a_number_too() -> None:
+def test_an_impossible_token_has_the_lowest_log_probability() -> None:
     row = np.array([0.0, -np.inf], np.float32)
     assert log_probabilities(row, 1, 2) == (UNLIKELY, [(0, 0.0), (1, UNLIKELY)])

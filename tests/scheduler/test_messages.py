@@ -1,4 +1,4 @@
-"""Whatever one side encodes, the other decodes to the same; anything else is no message."""
+"""Messages are decoded to what was encoded. Any other line raises ValueError."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ from scheduler.messages import (
     encode,
 )
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # UTF-8 has no halves of surrogate pairs
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # UTF-8 cannot encode surrogates
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 INTS = st.integers(-(2**63), 2**63 - 1)
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=30)
@@ -82,23 +82,23 @@ MESSAGES: dict[type[Message], st.SearchStrategy[Message]] = {
 }
 
 
-def test_every_message_is_tried() -> None:
+def test_all_types_of_messages_are_tested() -> None:
     assert set(MESSAGES) == set(Message.__args__)
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
 @given(data=st.data())
-def test_a_message_survives_the_wire(kind: type[Message], data: st.DataObject) -> None:
+def test_a_message_is_decoded_to_the_same_message(kind: type[Message], data: st.DataObject) -> None:
     message = data.draw(MESSAGES[kind])
     line = encode(message)
     assert line.endswith(b"\n")
-    assert b"\n" not in line[:-1], "one line each, whatever the text in it"
+    assert b"\n" not in line[:-1], "a message is one line, with any text in it"
     received = decode(line)
     assert type(received) is type(message)
     assert received == message
 
 
-def test_messages_are_told_apart_in_a_stream_of_lines() -> None:
+def test_messages_are_separated_by_lines() -> None:
     sent: list[Message] = [Submit(1, [5, 6], 3), Cancel(1), Inspect(), Failed("line one\nline two"), Stop()]
     stream = b"".join(map(encode, sent))
     assert [decode(line) for line in stream.splitlines()] == sent
@@ -144,13 +144,13 @@ def as_json(value: Any) -> bytes:
         b"[" * 100_000,
     ],
 )
-def test_garbage_is_a_value_error(line: bytes) -> None:
+def test_an_invalid_line_raises_value_error(line: bytes) -> None:
     with pytest.raises(ValueError, match="not a message"):
         decode(line)
 
 
 @given(st.binary(max_size=60))
-def test_random_bytes_are_a_value_error(line: bytes) -> None:
+def test_random_bytes_raise_value_error(line: bytes) -> None:
     with pytest.raises(ValueError, match="not a message"):
         decode(line)
 
@@ -166,8 +166,8 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(kind=st.sampled_from([*(kind.__name__ for kind in MESSAGES), "Begin"]), body=JSON)
-def test_a_known_type_around_anything_decodes_or_is_a_value_error(kind: str, body: Any) -> None:
-    """Never another exception: the supervisor knows only this one."""
+def test_a_known_type_with_any_body_decodes_or_raises_value_error(kind: str, body: Any) -> None:
+    """The API process handles no other exception."""
     try:
         message = decode(orjson.dumps({"type": kind, "body": body}))
     except ValueError:

@@ -1,29 +1,29 @@
-"""Chunk sizes follow the clock."""
+"""The pacer sizes chunks by measured time."""
 
 import pytest
 
 from scheduler.pacing import FULL_SPEED_TOKENS, MIN_CHUNK, SMALLEST_CHUNK, STRETCH, Pacer
 
 
-def test_at_first_a_step_may_take_as_long_as_one_full_chunk() -> None:
+def test_the_first_chunk_has_full_speed() -> None:
     pacer = Pacer(0.002)
     assert pacer.target_seconds == pytest.approx(0.002 * FULL_SPEED_TOKENS)
     assert pacer.num_prefill_tokens(0) == FULL_SPEED_TOKENS
 
 
-def test_decodes_take_their_share_of_the_step() -> None:
+def test_decodes_reduce_the_chunk() -> None:
     assert Pacer(0.002).num_prefill_tokens(20) == FULL_SPEED_TOKENS - 20
 
 
 @pytest.mark.parametrize("speed", [1e-6, 1e-3, 10.0])
-def test_the_limit_follows_from_the_machines_own_speed(speed: float) -> None:
+def test_the_default_target_depends_on_the_machines_speed(speed: float) -> None:
     pacer = Pacer(speed)
     for _ in range(20):
         pacer.observe(0, 100, 0, 100 * speed * 1.25)
     assert pacer.num_prefill_tokens(0) == pytest.approx(FULL_SPEED_TOKENS / 1.25, abs=1)
 
 
-def test_the_more_a_token_costs_the_smaller_the_chunk_down_to_a_minimum() -> None:
+def test_expensive_tokens_shrink_the_chunk_down_to_a_minimum() -> None:
     pacer = Pacer(0.001)
     sizes = []
     for cost in (0.001, 0.0012, 0.0015, 0.0018, 0.004, 0.1):
@@ -35,7 +35,7 @@ def test_the_more_a_token_costs_the_smaller_the_chunk_down_to_a_minimum() -> Non
     assert sizes[-1] == SMALLEST_CHUNK
 
 
-def test_a_step_is_stretched_before_chunks_get_inefficient_but_not_for_ever() -> None:
+def test_a_step_is_stretched_within_a_limit_to_avoid_small_chunks() -> None:
     pacer = Pacer(0.001)
     sizes = {}
     for cost in (0.0021, 0.0029, 0.0035, 0.0045):
@@ -57,7 +57,7 @@ def test_chunks_grow_again_when_tokens_get_cheaper() -> None:
     assert pacer.num_prefill_tokens(0) == pytest.approx(FULL_SPEED_TOKENS, rel=0.1)
 
 
-def test_steps_that_mostly_read_the_weights_say_nothing() -> None:
+def test_steps_that_mostly_read_the_weights_are_ignored() -> None:
     pacer = Pacer(0.001)
     for _ in range(20):
         pacer.observe(8, 0, 0, 1.0)
@@ -71,23 +71,23 @@ def test_one_slow_step_does_not_decide_alone() -> None:
     assert FULL_SPEED_TOKENS / 1.2 < pacer.num_prefill_tokens(0) < FULL_SPEED_TOKENS
 
 
-def test_many_decodes_leave_the_minimum() -> None:
+def test_many_decodes_leave_the_smallest_chunk() -> None:
     assert Pacer(0.001).num_prefill_tokens(1000) == SMALLEST_CHUNK
 
 
-def test_a_start_on_a_busy_machine_is_forgotten() -> None:
+def test_an_estimate_from_a_busy_machine_is_corrected() -> None:
     pacer = Pacer(0.010)
     pacer.observe(0, 128, 0, 128 * 0.001)
     assert pacer.target_seconds == pytest.approx(0.001 * FULL_SPEED_TOKENS)
 
 
-def test_those_who_wait_for_a_first_token_weigh_as_much_as_those_who_stream() -> None:
+def test_the_default_target_grows_with_prompts_per_answer() -> None:
     pacer = Pacer(0.001)
     assert pacer.num_prefill_tokens(8, 8) == pacer.num_prefill_tokens(8, 1) == FULL_SPEED_TOKENS - 8
     assert pacer.num_prefill_tokens(8, 24) == 3 * FULL_SPEED_TOKENS - 8
 
 
-def test_between_two_steps_of_answers_fits_what_their_own_time_leaves() -> None:
+def test_a_chunk_between_decodes_fits_into_the_remaining_time() -> None:
     pacer = Pacer(0.001, max_mixed_tokens=63)
     assert pacer.mixes(63)
     assert not pacer.mixes(64)
@@ -96,8 +96,8 @@ def test_between_two_steps_of_answers_fits_what_their_own_time_leaves() -> None:
     assert pacer.num_prefill_tokens(40) == pytest.approx(FULL_SPEED_TOKENS - 30, abs=1)
 
 
-def test_a_given_target_is_met_whatever_the_context() -> None:
-    """Also without stretching a step, and however many wait for their first token."""
+def test_a_given_target_is_met_for_every_context() -> None:
+    """A given target is neither stretched nor multiplied by the number of waiting prompts."""
 
     def seconds(tokens: int, context: int) -> float:
         return 0.02 + tokens * (0.002 + 0.001 * context / 1024)
@@ -109,24 +109,24 @@ def test_a_given_target_is_met_whatever_the_context() -> None:
         chunk = pacer.num_prefill_tokens(6, num_prompts=20, context=context)
         took = seconds(chunk, context)
         late += step > 5 and took + 0.03 > 1.05 * 0.3
-        assert step < 5 or took + 0.03 > 0.8 * 0.3, "no time is wasted"
+        assert step < 5 or took + 0.03 > 0.8 * 0.3, "steps use the time of the target"
         pacer.observe(0, chunk, chunk * context, took)
         context = (context + chunk) % 4096
     assert not late
 
 
-def test_a_target_that_cannot_be_met_still_lets_prompts_go_on() -> None:
+def test_prompts_advance_even_if_the_target_cannot_be_met() -> None:
     assert Pacer(0.01, target_seconds=0.001).num_prefill_tokens(8) == SMALLEST_CHUNK
 
 
-def test_the_next_prompt_starts_with_the_chunk_of_an_empty_context() -> None:
+def test_a_new_prompt_starts_with_the_chunk_of_an_empty_context() -> None:
     pacer = Pacer(0.002)
     for context in range(0, 4096, 64):
         pacer.observe(0, 64, 64 * context, 64 * (0.002 + 0.001 * context / 1024))
     assert pacer.num_prefill_tokens(0, context=4096) < 0.6 * pacer.num_prefill_tokens(0, context=0)
 
 
-def test_other_work_may_take_what_a_step_of_answers_leaves_of_the_target() -> None:
+def test_other_work_gets_the_time_that_decodes_leave_of_the_target() -> None:
     pacer = Pacer(0.001)
     assert pacer.spare_seconds == pytest.approx(0.001 * FULL_SPEED_TOKENS)
     for _ in range(20):

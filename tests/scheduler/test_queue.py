@@ -1,4 +1,4 @@
-"""The scheduler asks its policy who is next, and any policy is safe."""
+"""The scheduler follows its policy, and every policy is safe."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ from tests.scheduler.traffic import TRAFFIC, Traffic, check_answers, serve, syst
 
 
 class Queue:
-    """What the policies here have in common: a queue in no order, and a check of each event."""
+    """The base of the policies here. Checks each event."""
 
     def __init__(self) -> None:
         self.waiting: list[Sequence] = []
@@ -83,7 +83,7 @@ class LongestPrefixFirst(Queue):
 
 
 class LeastServedFirst(Queue):
-    """Of two users, one with even and one with odd requests, the one with fewer computed tokens comes first."""
+    """Two users have the even and the odd requests. The user with fewer computed tokens comes first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class LeastServedFirst(Queue):
 
 
 class AnyOrder(Queue):
-    """Every decision by chance."""
+    """Makes every decision at random."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ def test_prefill_follows_the_policy() -> None:
     assert set(system.tokens) - {request for request, tokens in system.tokens.items() if not tokens} == {2}
 
 
-def test_a_share_bounds_the_chunk_and_leaves_the_rest_to_the_next() -> None:
+def test_a_share_limits_the_chunk_and_leaves_the_rest_to_the_next() -> None:
     class Thirds(Queue):
         def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
             return [(sequence, budget // 3) for sequence in prompts]
@@ -191,7 +191,7 @@ def test_a_failed_step_preempts_the_policys_victim() -> None:
     assert system.tokens[0] == expected(prompt(0, 20), 3)
 
 
-def test_a_policy_may_rank_by_what_is_in_memory() -> None:
+def test_a_policy_may_rank_by_prefix_hits() -> None:
     policy = LongestPrefixFirst()
     system = System(max_seqs=1, policy=policy)
     system.submit(0, prompt(0, 100), max_tokens=1)
@@ -203,7 +203,7 @@ def test_a_policy_may_rank_by_what_is_in_memory() -> None:
     assert policy.admissions() == [0, 3, 4, 1, 2]
 
 
-def test_a_policy_may_keep_accounts_of_what_was_computed() -> None:
+def test_a_policy_may_count_computed_tokens() -> None:
     policy = LeastServedFirst()
     system = System(max_seqs=1, policy=policy)
     for number in range(6):  # one user sends six requests before the other sends three
@@ -215,7 +215,7 @@ def test_a_policy_may_keep_accounts_of_what_was_computed() -> None:
     assert policy.served == {0: 6 * 22, 1: 3 * 22}
 
 
-def test_first_come_first_served_forgets_all_that_have_ended() -> None:
+def test_first_come_first_served_forgets_ended_sequences() -> None:
     policy = FirstComeFirstServed(64)
     system = System(max_seqs=2, policy=policy)
     submit_all(system, 5)
@@ -229,8 +229,8 @@ def test_first_come_first_served_forgets_all_that_have_ended() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(TRAFFIC, st.integers(0, 1 << 30))
-def test_under_a_policy_of_chance_everybody_gets_what_the_model_says(traffic: Traffic, seed: int) -> None:
-    """The decisions change who is served when, and nothing else."""
+def test_a_random_policy_does_not_change_any_answer(traffic: Traffic, seed: int) -> None:
+    """A policy decides only when a request is served."""
     policy = AnyOrder(seed)
     system = system_for(traffic, policy)
     cancelled = serve(system, traffic)

@@ -1,4 +1,4 @@
-"""Sampling against a plain reference: softmax and sort in double precision."""
+"""Sampling, compared with a plain reference: softmax and sort in double precision."""
 
 import dataclasses
 import math
@@ -17,8 +17,8 @@ from tests.scheduler.rows import NO_EOG, ROWS, Row, softmax
 ALMOST_ONE = float(np.nextafter(1.0, 0.0))
 
 
-class Rigged(SamplerState):
-    """Draws what it is told."""
+class FixedDraw(SamplerState):
+    """A state with a fixed random number."""
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int] = ()) -> None:
         super().__init__(params, list(prompt))
@@ -28,13 +28,13 @@ class Rigged(SamplerState):
         return self.uniform
 
 
-def choose(row: Row, state: SamplerState, eog: Sequence[int] = ()) -> int:
+def pick(row: Row, state: SamplerState, eog: Sequence[int] = ()) -> int:
     [token] = sample(row[np.newaxis], [state], np.array(eog, dtype=np.intp))
     return token
 
 
 class Reference:
-    """The candidates, best first, and the share of each; `is_close` where a rounding error may move a cut."""
+    """The candidates, best first, and their probabilities. `is_close` if a rounding error may move a cut."""
 
     def __init__(self, row: Row, params: SamplingParams) -> None:
         logits = row.astype(np.float64)
@@ -54,47 +54,47 @@ class Reference:
             order = order[: max(1, int((relative >= params.min_p).sum()))]
         self.is_close = min(margins) < 1e-6
         if not 0 < params.top_k < len(row) and params.top_p >= 1.0 and params.min_p <= 0.0:
-            order = np.arange(len(row))  # nothing is cut: then their order is the vocabulary's
+            order = np.arange(len(row))  # without a cut, the order is the vocabulary's
         self.tokens = order
         self.shares = softmax(logits[order] / params.temperature)
 
 
 def assert_exact(row: Row, params: SamplingParams) -> int:
-    """Aim at the middle of each candidate's share: exactly the reference's candidates are hit, each where it lies.
+    """Check that a number in the middle of each candidate's interval gives that candidate, as in the reference.
 
-    Returns how many were told apart; tokens with equal logits may stand for one another.
+    A token with an equal logit is accepted too. Returns the number of distinct tokens.
     """
     reference = Reference(row, params)
     if reference.is_close:
         return 0
-    state = Rigged(params)
+    state = FixedDraw(params)
     ends = np.cumsum(reference.shares)
     reachable = np.flatnonzero(reference.shares > 1e-5)
-    if len(reference.tokens) > 4096 and params.top_p < 1.0:  # then they are in no order
+    if len(reference.tokens) > 4096 and params.top_p < 1.0:  # then the candidates are unordered
         return assert_same_set(row, state, reference)
     picked = []
     for i in reachable if len(reachable) < 50 else reachable[:: len(reachable) // 50]:
         state.uniform = float(ends[i] - reference.shares[i] / 2)
-        token = choose(row, state)
+        token = pick(row, state)
         assert row[token] == row[reference.tokens[i]]
         picked.append(token)
     assert len(set(picked)) == len(picked)
     state.uniform = 0.0
-    first = choose(row, state)
+    first = pick(row, state)
     state.uniform = ALMOST_ONE
-    last = choose(row, state)
+    last = pick(row, state)
     assert first in reference.tokens or row[first] == row[reference.tokens[0]]
     assert row[last] >= row[reference.tokens].min()
     assert row[last] > -np.inf
     return len(picked)
 
 
-def assert_same_set(row: Row, state: Rigged, reference: Reference) -> int:
-    """What is drawn is a candidate, and every stretch of draws of the same length finds another."""
+def assert_same_set(row: Row, state: FixedDraw, reference: Reference) -> int:
+    """Check that only candidates are drawn. Returns the number of distinct ones."""
     found = set()
     for uniform in np.linspace(0, ALMOST_ONE, 200):
         state.uniform = float(uniform)
-        found.add(choose(row, state))
+        found.add(pick(row, state))
     assert found <= set(reference.tokens.tolist())
     return len(found)
 
@@ -126,17 +126,17 @@ def params_of(cut: dict[str, float], temperature: float = 1.0) -> SamplingParams
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_random_rows_are_sampled_as_the_reference_does(size: int, cut: dict[str, float]) -> None:
+def test_random_rows_are_sampled_like_the_reference(size: int, cut: dict[str, float]) -> None:
     random = np.random.default_rng(size)
-    told_apart = 0
+    num_distinct = 0
     for scale, temperature in ((0.3, 1.0), (2.0, 0.7), (6.0, 1.6), (3.0, 0.2)):
         row = (random.normal(size=size) * scale).astype(np.float32)
-        told_apart += assert_exact(row, params_of(cut, temperature))
-    assert told_apart >= 1
+        num_distinct += assert_exact(row, params_of(cut, temperature))
+    assert num_distinct >= 1
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_a_large_vocabulary_is_sampled_as_the_reference_does(cut: dict[str, float]) -> None:
+def test_a_large_vocabulary_is_sampled_like_the_reference(cut: dict[str, float]) -> None:
     random = np.random.default_rng(7)
     flat = (random.normal(size=49_152) * 0.5).astype(np.float32)
     peaked = (random.normal(size=49_152) * 4).astype(np.float32)
@@ -152,21 +152,21 @@ def test_a_large_vocabulary_is_sampled_as_the_reference_does(cut: dict[str, floa
     min_p=st.sampled_from([0.0, 0.001, 0.03, 0.11, 0.4, 0.99]),
     temperature=st.sampled_from([0.1, 0.5, 1.0, 2.0]),
 )
-def test_rows_with_ties_and_impossible_tokens_are_sampled_as_the_reference_does(
+def test_rows_with_ties_and_impossible_tokens_are_sampled_like_the_reference(
     values: list[float], top_k: int, top_p: float, min_p: float, temperature: float
 ) -> None:
-    values[0] = max(values[0], 0.0)  # something is possible
+    values[0] = max(values[0], 0.0)  # at least one token is possible
     row = np.array(values, dtype=np.float32)
     assert_exact(row, SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p))
 
 
 def kept(row: Row, params: SamplingParams) -> set[int]:
-    """Every token that can be drawn."""
-    state = Rigged(params)
+    """Returns all tokens that can be drawn."""
+    state = FixedDraw(params)
     tokens = set()
     for uniform in np.linspace(0.0, ALMOST_ONE, 4 * len(row)):
         state.uniform = float(uniform)
-        tokens.add(choose(row, state))
+        tokens.add(pick(row, state))
     return tokens
 
 
@@ -195,11 +195,11 @@ def test_min_p_is_relative_to_the_best() -> None:
     assert kept(row, SamplingParams(min_p=0.19)) == {0, 1, 3}
 
 
-def test_top_p_counts_what_top_k_left() -> None:
+def test_top_p_applies_to_the_tokens_of_top_k() -> None:
     row = np.log(np.array([0.4, 0.2, 0.2, 0.1, 0.1], dtype=np.float32))
     assert kept(row, SamplingParams(top_p=0.55)) >= {0}
     assert len(kept(row, SamplingParams(top_p=0.55))) == 2
-    assert kept(row, SamplingParams(top_k=2, top_p=0.55)) == {0}  # 0.4 of the 0.6 that are left
+    assert kept(row, SamplingParams(top_k=2, top_p=0.55)) == {0}  # 0.4 of the remaining 0.6
 
 
 def test_cuts_do_not_depend_on_the_temperature() -> None:
@@ -210,19 +210,19 @@ def test_cuts_do_not_depend_on_the_temperature() -> None:
 
 @pytest.mark.parametrize("where", [0, 1, 255, 256, 511, 698, 699])
 @pytest.mark.parametrize("cut", [{}, {"top_k": 650}, {"top_p": 0.999}, {"min_p": 1e-6}], ids=str)
-def test_an_impossible_token_is_never_drawn_not_even_at_the_edges(where: int, cut: dict[str, float]) -> None:
+def test_an_impossible_token_is_never_drawn(where: int, cut: dict[str, float]) -> None:
     row = np.random.default_rng(where).normal(size=700).astype(np.float32)
     neighbours = [where, max(where - 1, 0), min(where + 1, 699)]
     row[neighbours] = -np.inf
-    state = Rigged(params_of(cut))
+    state = FixedDraw(params_of(cut))
     ends = np.cumsum(softmax(row.astype(np.float64)))
     edges = [float(ends[i]) + nudge for i in neighbours for nudge in (-1e-9, 0.0, 1e-9)]
     for uniform in (0.0, ALMOST_ONE, *edges):
         state.uniform = min(max(uniform, 0.0), ALMOST_ONE)
-        assert choose(row, state) not in neighbours
+        assert pick(row, state) not in neighbours
 
 
-def test_greedy_takes_the_best_of_the_row_whatever_else_is_asked() -> None:
+def test_greedy_takes_the_best_token_with_any_other_parameters() -> None:
     random = np.random.default_rng(1)
     rows = random.normal(size=(6, 3000)).astype(np.float32)
     states = [
@@ -245,12 +245,12 @@ def test_greedy_with_penalties_takes_the_best_after_them() -> None:
     row = np.array([5.0, 4.0, 3.0], dtype=np.float32)
     tokens = []
     for _ in range(4):
-        tokens.append(choose(row, state))
+        tokens.append(pick(row, state))
         state.accept(tokens[-1])
     assert tokens == [0, 1, 0, 0]
 
 
-def test_rows_stay_as_they_are() -> None:
+def test_sampling_does_not_change_the_rows() -> None:
     rows = np.random.default_rng(3).normal(size=(3, 500)).astype(np.float32)
     before = rows.copy()
     states = [
@@ -265,7 +265,7 @@ def test_rows_stay_as_they_are() -> None:
     assert (rows == before).all()
 
 
-def test_a_row_is_sampled_alike_alone_and_in_a_batch() -> None:
+def test_a_row_gives_the_same_token_alone_and_in_a_batch() -> None:
     rows = np.random.default_rng(4).normal(size=(16, 2000)).astype(np.float32)
     mixes = [params_of(cut, 0.9) for cut in CUTS]
 
@@ -273,7 +273,7 @@ def test_a_row_is_sampled_alike_alone_and_in_a_batch() -> None:
         return [SamplerState(dataclasses.replace(mix, seed=i), [1, 2]) for i, mix in enumerate(mixes)]
 
     together = sample(rows, states(), NO_EOG)
-    assert together == [choose(row, state) for row, state in zip(rows, states(), strict=True)]
+    assert together == [pick(row, state) for row, state in zip(rows, states(), strict=True)]
 
 
 # Penalties
@@ -290,19 +290,19 @@ def adjusted(row: Sequence[float], params: SamplingParams, prompt: list[int], ge
 ROW = [3.0, -2.0, 1.0, 0.0, -1.0]
 
 
-def test_frequency_counts_each_time_and_presence_once_of_generated_tokens_only() -> None:
+def test_frequency_and_presence_penalties_count_generated_tokens_only() -> None:
     params = SamplingParams(frequency_penalty=0.5, presence_penalty=0.25)
     assert adjusted(ROW, params, [4, 4, 3], [0, 1, 1, 1]) == [3.0 - 0.75, -2.0 - 1.75, 1.0, 0.0, -1.0]
     assert adjusted(ROW, SamplingParams(presence_penalty=-1.0), [], [2, 2]) == [3.0, -2.0, 2.0, 0.0, -1.0]
     assert adjusted(ROW, SamplingParams(frequency_penalty=-1.0), [], [2, 2]) == [3.0, -2.0, 3.0, 0.0, -1.0]
 
 
-def test_repeat_penalty_pushes_prompt_and_generated_tokens_down_once() -> None:
+def test_repeat_penalty_lowers_prompt_and_generated_tokens_once() -> None:
     params = SamplingParams(repeat_penalty=2.0)
     assert adjusted(ROW, params, [1, 1], [0, 0, 3]) == [1.5, -4.0, 1.0, 0.0, -1.0]
 
 
-def test_repeat_penalty_below_one_pulls_up() -> None:
+def test_repeat_penalty_below_one_raises_tokens() -> None:
     assert adjusted(ROW, SamplingParams(repeat_penalty=0.5), [0, 1], []) == [6.0, -1.0, 1.0, 0.0, -1.0]
 
 
@@ -311,7 +311,7 @@ def test_repeat_penalty_comes_before_the_other_penalties() -> None:
     assert adjusted(ROW, params, [], [0]) == [3.0 / 2 - 0.75, -2.0, 1.0, 0.0, -1.0]
 
 
-def test_repeat_penalty_looks_back_as_far_as_its_window() -> None:
+def test_repeat_penalty_considers_its_window_only() -> None:
     params = SamplingParams(repeat_penalty=2.0)
     filler = [4] * (SamplingParams().repeat_last_n - 1)
     assert adjusted(ROW, params, [0, *filler], [])[0] == 1.5
@@ -320,11 +320,11 @@ def test_repeat_penalty_looks_back_as_far_as_its_window() -> None:
     assert adjusted(ROW, params, [0], [*filler, 4])[0] == 3.0
 
 
-def test_frequency_looks_back_to_the_first_generated_token() -> None:
+def test_frequency_penalty_considers_all_generated_tokens() -> None:
     assert adjusted(ROW, SamplingParams(frequency_penalty=0.5), [], [0, *[4] * 500])[0] == 2.5
 
 
-def test_without_penalties_a_row_is_not_even_copied() -> None:
+def test_without_penalties_a_row_is_not_copied() -> None:
     state = SamplerState(SamplingParams(), [1, 2])
     state.accept(0)
     row = np.array(ROW, dtype=np.float32)
@@ -336,28 +336,28 @@ def test_without_penalties_a_row_is_not_even_copied() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
-def test_ignoring_the_end_never_gives_a_token_that_ends(temperature: float, cut: dict[str, float]) -> None:
+def test_ignore_eos_never_gives_an_end_token(temperature: float, cut: dict[str, float]) -> None:
     eog = [0, 300, 511]
     row = np.zeros(512, dtype=np.float32)
     row[eog] = 25.0
-    state = Rigged(dataclasses.replace(params_of(cut, temperature), ignore_eos=True))
+    state = FixedDraw(dataclasses.replace(params_of(cut, temperature), ignore_eos=True))
     for uniform in [0.0, *np.linspace(0.001, 0.999, 50), ALMOST_ONE]:
         state.uniform = float(uniform)
-        assert choose(row, state, eog) not in eog
+        assert pick(row, state, eog) not in eog
 
 
-def test_an_end_that_is_not_ignored_comes() -> None:
+def test_an_end_token_is_sampled_without_ignore_eos() -> None:
     row = np.zeros(512, dtype=np.float32)
     row[300] = 25.0
     for temperature in (0.0, 1.0):
-        assert choose(row, SamplerState(SamplingParams(temperature=temperature), []), [300]) == 300
+        assert pick(row, SamplerState(SamplingParams(temperature=temperature), []), [300]) == 300
 
 
 # The draw
 
 
 @given(seed=st.integers(-(2**63), 2**63 - 1), tokens=st.lists(st.integers(0, 100), max_size=5))
-def test_the_draw_depends_on_seed_and_index_alone(seed: int, tokens: list[int]) -> None:
+def test_the_draw_depends_only_on_seed_and_index(seed: int, tokens: list[int]) -> None:
     one = SamplerState(SamplingParams(seed=seed), [])
     other = SamplerState(SamplingParams(seed=seed, top_p=0.5, frequency_penalty=1.0, repeat_penalty=1.1), [7, 8, 9])
     for token in tokens:
@@ -393,7 +393,7 @@ def test_draws_are_uniform_along_a_stream_and_across_seeds() -> None:
 
 @pytest.mark.parametrize("cut", [{}, {"top_k": 6}, {"top_p": 0.8}, {"min_p": 0.2}], ids=str)
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-def test_tokens_come_as_often_as_they_should(cut: dict[str, float], temperature: float) -> None:
+def test_tokens_are_sampled_with_their_probabilities(cut: dict[str, float], temperature: float) -> None:
     row = np.random.default_rng(11).normal(size=12).astype(np.float32) * 1.5
     params = params_of(cut, temperature)
     reference = Reference(row, params)
@@ -401,7 +401,7 @@ def test_tokens_come_as_often_as_they_should(cut: dict[str, float], temperature:
     counts = np.zeros(12)
     state = SamplerState(dataclasses.replace(params, seed=42), [])
     for _ in range(num_draws):
-        token = choose(row, state)
+        token = pick(row, state)
         counts[token] += 1
         state.accept(token)
     wanted = np.zeros(12)
@@ -412,7 +412,7 @@ def test_tokens_come_as_often_as_they_should(cut: dict[str, float], temperature:
     assert chi_square < 31.3  # one in a thousand at 11 degrees of freedom; the seed is fixed
 
 
-# Whatever the API lets through
+# All parameters that the API accepts
 
 EXTREMES = st.builds(
     SamplingParams,
@@ -432,25 +432,25 @@ EXTREMES = st.builds(
 def test_any_parameters_give_a_possible_token(params: SamplingParams, scale: float, uniform: float) -> None:
     row = (np.random.default_rng(5).normal(size=600) * scale).astype(np.float32)
     row[[7, 599]] = -np.inf
-    state = Rigged(params, [1, 2, 3, 7])
+    state = FixedDraw(params, [1, 2, 3, 7])
     state.uniform = uniform
     for token in (1, 5, 5):
         state.accept(token)
-    assert row[choose(row, state, [0, 598])] > -np.inf
+    assert row[pick(row, state, [0, 598])] > -np.inf
 
 
 @pytest.mark.parametrize("cut", [{}, {"top_p": 0.99}, {"top_k": 10}], ids=str)
 @pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-40, 1e-30, 1e-8])
-def test_a_temperature_of_nearly_nothing_is_greedy(temperature: float, cut: dict[str, float]) -> None:
+def test_a_tiny_temperature_is_greedy(temperature: float, cut: dict[str, float]) -> None:
     row = np.random.default_rng(6).normal(size=600).astype(np.float32)
-    state = Rigged(params_of(cut, temperature))
+    state = FixedDraw(params_of(cut, temperature))
     for uniform in (0.0, 0.3, ALMOST_ONE):
         state.uniform = uniform
-        assert choose(row, state) == row.argmax()
+        assert pick(row, state) == row.argmax()
 
 
 def dry_by_hand(tokens: list[int], breakers: set[int], allowed: int) -> dict[int, int]:
-    """The longest repetition that each token would continue."""
+    """Returns the length of the longest repetition that each token would continue."""
     longest: dict[int, int] = {}
     for place in range(len(tokens) - 1):
         length = 0
@@ -472,9 +472,7 @@ def dry_by_hand(tokens: list[int], breakers: set[int], allowed: int) -> dict[int
     allowed=st.integers(1, 4),
     split=st.integers(0, 60),
 )
-def test_dry_makes_longer_repetitions_cost_more(
-    tokens: list[int], breakers: set[int], allowed: int, split: int
-) -> None:
+def test_dry_penalises_longer_repetitions_more(tokens: list[int], breakers: set[int], allowed: int, split: int) -> None:
     params = SamplingParams(
         dry_multiplier=0.5, dry_base=1.5, dry_allowed_length=allowed, dry_breakers=sorted(breakers), top_k=0
     )
@@ -486,17 +484,17 @@ def test_dry_makes_longer_repetitions_cost_more(
     for token, length in dry_by_hand(tokens, breakers, allowed).items():
         expected[token] = -0.5 * 1.5 ** (length - allowed)
     assert state.adjusted(row, NO_EOG) == pytest.approx(expected, rel=1e-4)
-    assert not row.any(), "what llama.cpp computed stays as it is"
+    assert not row.any(), "the row of logits is not changed"
 
 
-def test_a_long_monotonous_text_costs_no_time_and_no_overflow() -> None:
+def test_dry_on_a_long_monotonous_text_is_fast_and_does_not_overflow() -> None:
     state = SamplerState(SamplingParams(dry_multiplier=5.0), [7] * 8192)
     row = state.adjusted(np.zeros(10, np.float32), NO_EOG)
     assert np.isfinite(row).all()
     assert row[7] < -1e30
 
 
-# Logit bias, grammars, ends that are not wanted yet
+# Logit bias, grammars, min_tokens
 
 
 def packed(allowed: Sequence[int], size: int) -> NDArray[np.int32]:
@@ -505,10 +503,10 @@ def packed(allowed: Sequence[int], size: int) -> NDArray[np.int32]:
     return np.packbits(bits, bitorder="little").view(np.int32)
 
 
-def test_a_bias_decides() -> None:
+def test_a_logit_bias_changes_the_best_token() -> None:
     row = np.array([0.0, 5.0, 1.0], np.float32)
-    assert choose(row, SamplerState(SamplingParams(temperature=0.0, logit_bias=[(1, -100.0)]), [])) == 2
-    assert choose(row, SamplerState(SamplingParams(temperature=0.0, logit_bias=[(0, 3.0), (0, 3.0)]), [])) == 0
+    assert pick(row, SamplerState(SamplingParams(temperature=0.0, logit_bias=[(1, -100.0)]), [])) == 2
+    assert pick(row, SamplerState(SamplingParams(temperature=0.0, logit_bias=[(0, 3.0), (0, 3.0)]), [])) == 0
 
 
 @given(
@@ -529,7 +527,7 @@ def test_a_bias_decides() -> None:
         seed=st.integers(0, 1000),
     ),
 )
-def test_what_a_grammar_forbids_is_never_chosen(row: Row, allowed: set[int], params: SamplingParams) -> None:
+def test_a_token_that_the_grammar_forbids_is_never_sampled(row: Row, allowed: set[int], params: SamplingParams) -> None:
     before = row.copy()
     eog = np.array([3, 150], np.intp)
     for mask in (packed(sorted(allowed), len(row)), packed([150], len(row))):
@@ -540,18 +538,18 @@ def test_what_a_grammar_forbids_is_never_chosen(row: Row, allowed: set[int], par
     assert (row == before).all()
 
 
-def test_rows_with_and_without_a_grammar_go_together() -> None:
+def test_rows_with_and_without_a_grammar_are_sampled_together() -> None:
     row = np.array([[0.0, 5.0, 1.0]] * 2, np.float32)
     states = [SamplerState(SamplingParams(temperature=0.0), []) for _ in range(2)]
     assert sample(row, states, NO_EOG, [packed([0, 2], 3), None]) == [2, 1]
 
 
-def test_an_end_is_not_chosen_before_so_many_tokens() -> None:
+def test_no_end_token_is_sampled_before_min_tokens() -> None:
     row = np.array([0.0, 5.0, 1.0], np.float32)
     state = SamplerState(SamplingParams(temperature=0.0, min_tokens=1), [])
-    assert choose(row, state, eog=[1]) == 2
+    assert pick(row, state, eog=[1]) == 2
     state.accept(2)
-    assert choose(row, state, eog=[1]) == 1
+    assert pick(row, state, eog=[1]) == 1
 
 
 # Mirostat
@@ -564,14 +562,14 @@ def test_mirostat_keeps_the_surprise_near_its_target(version: int) -> None:
     surprises = []
     for _ in range(400):
         row = random.normal(0, 2.5, 2000).astype(np.float32)
-        token = choose(row, state)
+        token = pick(row, state)
         state.accept(token)
         surprises.append(-math.log2(softmax(row.astype(np.float64))[token]))
-    assert 1.5 < np.mean(surprises[100:]) < 5.0  # alone it would be about 6.5
+    assert 1.5 < np.mean(surprises[100:]) < 5.0  # about 6.5 without Mirostat
 
 
-def test_many_candidates_are_cut_as_few_are() -> None:
-    """The way without sorting, which is taken for flat rows, finds the same boundary."""
+def test_many_candidates_are_cut_like_few() -> None:
+    """The code for flat rows, which does not sort all candidates, finds the same boundary."""
     row = np.random.default_rng(3).normal(0, 0.5, 50_000).astype(np.float32)
     shares = softmax(row.astype(np.float64))
     tokens = _candidates(row, SamplerState(SamplingParams(top_p=0.9), []))

@@ -1,4 +1,4 @@
-"""The scheduler's policies on a fake model whose answers depend on every token in its memory."""
+"""The scheduler on a fake model whose answers depend on every token in its memory."""
 
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ from tests.scheduler.fakes import EOG, FakeGrammar, System, expected, prompt
 from tests.scheduler.traffic import TRAFFIC, Traffic, check_answers, serve, system_for
 
 
-def test_one_request_gets_the_models_tokens() -> None:
+def test_a_request_gets_the_models_tokens() -> None:
     system = System()
     system.submit(1, prompt(10, 50), max_tokens=5)
     system.run()
@@ -24,31 +24,31 @@ def test_one_request_gets_the_models_tokens() -> None:
     assert system.finish_reason(1) == "length"
 
 
-def test_the_end_of_generation_stops_and_is_counted() -> None:
+def test_an_end_token_stops_the_request() -> None:
     system = System()
-    system.runner.choose = lambda tokens: EOG if len(tokens) >= 12 else 7
+    system.runner.sample = lambda tokens: EOG if len(tokens) >= 12 else 7
     system.submit(1, prompt(10, 10), max_tokens=50)
     system.run()
     assert system.tokens[1] == [7, 7, EOG]
     assert system.finish_reason(1) == "stop"
 
 
-def test_ignoring_the_end_goes_on_to_the_limit() -> None:
+def test_with_ignore_eos_generation_continues_to_the_limit() -> None:
     system = System()
-    system.runner.choose = lambda _: EOG
+    system.runner.sample = lambda _: EOG
     system.submit(1, prompt(10, 10), max_tokens=6, ignore_eos=True)
     system.run()
     assert system.tokens[1] == [EOG] * 6
     assert system.finish_reason(1) == "length"
 
 
-def test_a_long_prompt_is_read_in_chunks_within_the_budget() -> None:
+def test_a_long_prompt_is_computed_in_chunks_within_the_budget() -> None:
     system = System(token_budget=100)
     system.submit(1, prompt(10, 250))
     assert [system.step().num_prefill for _ in range(3)] == [100, 100, 50]
 
 
-def test_answers_go_on_in_every_step_while_a_prompt_is_read() -> None:
+def test_answers_continue_in_every_step_beside_a_prompt() -> None:
     system = System()
     for request in range(4):
         system.submit(request, prompt(1000 * request, 20), max_tokens=100)
@@ -60,7 +60,7 @@ def test_answers_go_on_in_every_step_while_a_prompt_is_read() -> None:
         assert {0, 1, 2, 3} <= system.chunks(plan).keys()
 
 
-def test_prompt_chunks_are_sized_by_the_clock_while_answers_stream() -> None:
+def test_prompt_chunks_are_sized_by_measured_time_while_answers_stream() -> None:
     def seconds(plan: Plan) -> float:
         context = max(chunk.start for chunk in plan.chunks)
         return 0.001 * plan.num_tokens * (1 + context / 1000)
@@ -102,7 +102,7 @@ def test_the_oldest_prompt_always_gets_half_of_the_budget() -> None:
         assert system.chunks(system.step())[1].num_tokens >= 64
 
 
-def test_followers_of_a_cold_prefix_wait_for_its_leader_and_share_it() -> None:
+def test_requests_wait_for_a_prefix_that_another_one_computes() -> None:
     system = System(token_budget=64)
     shared = prompt(0, 200)
     for request in range(5):
@@ -114,7 +114,7 @@ def test_followers_of_a_cold_prefix_wait_for_its_leader_and_share_it() -> None:
         assert system.outputs[request][0].cached_tokens == (200 if request else 0)
 
 
-def test_a_cancelled_leader_frees_its_followers() -> None:
+def test_cancelling_the_computing_request_admits_the_waiting_ones() -> None:
     system = System(token_budget=64)
     shared = prompt(0, 200)
     for request in range(3):
@@ -127,7 +127,7 @@ def test_a_cancelled_leader_frees_its_followers() -> None:
     assert system.scheduler.statistics().prefill_tokens <= 200 + 64
 
 
-def test_a_request_that_is_not_led_passes_those_that_wait_for_a_leader() -> None:
+def test_another_request_overtakes_those_that_wait_for_a_prefix() -> None:
     system = System(token_budget=64)
     system.submit(1, prompt(0, 200), max_tokens=1)
     system.submit(2, prompt(0, 200) + [7], max_tokens=1)
@@ -147,7 +147,7 @@ def test_no_more_than_max_seqs_run_and_all_finish() -> None:
     assert all(system.finish_reason(request) == "length" for request in range(10))
 
 
-def test_when_pages_run_out_the_latest_arrival_gives_way_and_loses_nothing() -> None:
+def test_without_free_pages_the_latest_arrival_is_preempted_and_loses_no_token() -> None:
     system = System(num_pages=16, max_seqs=16)
     for request in range(8):
         system.submit(request, prompt(1000 * request, 30), max_tokens=150)
@@ -155,7 +155,7 @@ def test_when_pages_run_out_the_latest_arrival_gives_way_and_loses_nothing() -> 
     while system.scheduler.has_work:
         plan = system.step()
         oldest_steps += 0 in system.chunks(plan)
-    assert oldest_steps == 150  # not one step of the oldest was lost
+    assert oldest_steps == 150  # the oldest advanced in every step
     assert system.scheduler.statistics().preemptions > 0
     for request in range(8):
         assert system.tokens[request] == expected(prompt(1000 * request, 30), 150)
@@ -163,7 +163,7 @@ def test_when_pages_run_out_the_latest_arrival_gives_way_and_loses_nothing() -> 
     assert system.cache.num_free + system.cache.num_cached == 16
 
 
-def test_a_preempted_request_keeps_its_place_in_line() -> None:
+def test_a_preempted_request_keeps_its_place_in_the_queue() -> None:
     system = System(num_pages=8, max_seqs=16)
     for request in range(4):
         system.submit(request, prompt(1000 * request, 30), max_tokens=60)
@@ -174,19 +174,19 @@ def test_a_preempted_request_keeps_its_place_in_line() -> None:
     assert order == [0, 1, 2, 3]
 
 
-def test_nobody_is_admitted_without_a_page_to_spare_for_everyone_who_runs() -> None:
+def test_admission_spares_a_page_for_each_running_sequence() -> None:
     system = System(num_pages=8)
     system.submit(1, prompt(0, 64), max_tokens=100)
     system.submit(2, prompt(1000, 64), max_tokens=100)
     system.step()
-    system.submit(3, prompt(2000, 96), max_tokens=1)  # three pages are free, and two more are to be spared
+    system.submit(3, prompt(2000, 96), max_tokens=1)  # three pages are free, but two of them are spared
     for _ in range(3):
         assert 3 not in system.chunks(system.step())
     system.scheduler.cancel(2)
     assert 3 in system.chunks(system.step())
 
 
-def test_a_request_that_can_never_fit_is_refused_at_once() -> None:
+def test_a_request_that_can_never_fit_is_rejected_at_once() -> None:
     system = System(ctx_len=100)
     system.submit(1, prompt(0, 90), max_tokens=20)
     assert system.finish_reason(1) == "error"
@@ -194,7 +194,7 @@ def test_a_request_that_can_never_fit_is_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 4])
-def test_cancelling_is_idempotent_and_gives_everything_back(steps: int) -> None:
+def test_cancelling_is_idempotent_and_frees_all_pages(steps: int) -> None:
     system = System(token_budget=64)
     system.submit(1, prompt(0, 100), max_tokens=50)
     system.submit(2, prompt(0, 100) + prompt(700, 10), max_tokens=5)
@@ -209,7 +209,7 @@ def test_cancelling_is_idempotent_and_gives_everything_back(steps: int) -> None:
     assert system.scheduler.statistics().cancelled == 1
 
 
-def test_a_failed_step_is_done_again() -> None:
+def test_a_failed_step_is_repeated() -> None:
     system = System()
     for request in range(3):
         system.submit(request, prompt(1000 * request, 40), max_tokens=10)
@@ -221,7 +221,7 @@ def test_a_failed_step_is_done_again() -> None:
     assert system.scheduler.statistics().failed_steps == 2
 
 
-def test_what_fails_again_and_again_is_given_up_with_an_error() -> None:
+def test_a_request_that_keeps_failing_ends_with_an_error() -> None:
     system = System()
     system.submit(1, prompt(0, 40), max_tokens=10)
     system.step()
@@ -235,7 +235,7 @@ def test_what_fails_again_and_again_is_given_up_with_an_error() -> None:
     assert system.tokens[2] == expected(prompt(0, 40), 2)
 
 
-def test_the_next_turn_of_a_conversation_computes_only_what_is_new() -> None:
+def test_the_next_turn_of_a_conversation_computes_only_new_tokens() -> None:
     system = System()
     system.submit(1, prompt(0, 50), max_tokens=10)
     system.run()
@@ -248,8 +248,8 @@ def test_the_next_turn_of_a_conversation_computes_only_what_is_new() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(TRAFFIC)
-def test_whatever_happens_everybody_gets_what_the_model_says(traffic: Traffic) -> None:
-    """Any mix of shared prefixes, scarce memory, cancels and failures: no token lost, doubled or of another's."""
+def test_every_request_gets_its_answer_in_any_traffic(traffic: Traffic) -> None:
+    """Shared prefixes, scarce memory, cancels and failures in any mix do not change the answers."""
     system = system_for(traffic)
     check_answers(system, traffic, serve(system, traffic))
 
@@ -257,7 +257,7 @@ def test_whatever_happens_everybody_gets_what_the_model_says(traffic: Traffic) -
 # Grammars
 
 
-def test_tokens_that_a_grammar_dictates_are_told_at_once_and_computed_together() -> None:
+def test_forced_tokens_are_returned_at_once_and_computed_together() -> None:
     system = System()
     system.submit(1, prompt(0, 40), max_tokens=50, grammar=FakeGrammar([7, 8, 9], []))
     system.step()
@@ -269,7 +269,7 @@ def test_tokens_that_a_grammar_dictates_are_told_at_once_and_computed_together()
     assert system.tokens[1][-1:] == expected(known[:-1], 1)
 
 
-def test_an_answer_never_gets_longer_than_asked_for_by_what_its_grammar_dictates() -> None:
+def test_forced_tokens_never_exceed_max_tokens() -> None:
     system = System()
     system.submit(1, prompt(0, 10), max_tokens=3, grammar=FakeGrammar([7, 8, 9]))
     system.run()
@@ -277,7 +277,7 @@ def test_an_answer_never_gets_longer_than_asked_for_by_what_its_grammar_dictates
     assert system.finish_reason(1) == "length"
 
 
-def test_dictated_tokens_get_pages_from_the_latest_arrival() -> None:
+def test_pages_for_forced_tokens_come_from_the_latest_arrival() -> None:
     system = System(num_pages=4)
     system.submit(1, prompt(0, PAGE_TOKENS - 2), max_tokens=99, grammar=FakeGrammar([*range(2 * PAGE_TOKENS)], []))
     system.submit(2, prompt(500, 2 * PAGE_TOKENS - 2), max_tokens=3)
@@ -287,7 +287,7 @@ def test_dictated_tokens_get_pages_from_the_latest_arrival() -> None:
     assert system.tokens[2] == expected(prompt(500, 2 * PAGE_TOKENS - 2), 3)
 
 
-def test_an_answer_that_cannot_follow_its_grammar_is_refused_alone() -> None:
+def test_an_answer_that_violates_its_grammar_fails_alone() -> None:
     system = System()
     system.submit(1, prompt(0, 10), grammar=FakeGrammar(error="too complex"))
     system.submit(2, prompt(100, 10))
@@ -300,11 +300,11 @@ def test_an_answer_that_cannot_follow_its_grammar_is_refused_alone() -> None:
 # Probabilities of the prompt
 
 
-def told(system: System, request_id: int) -> list[int]:
+def scored_tokens(system: System, request_id: int) -> list[int]:
     return [-int(logprob) for output in system.outputs[request_id] for logprob, _ in output.prompt_logprobs]
 
 
-def test_a_scored_prompt_is_computed_a_bounded_piece_at_a_time_whatever_is_in_memory() -> None:
+def test_a_scored_prompt_is_computed_in_limited_chunks_in_spite_of_a_hit() -> None:
     system = System()
     system.submit(1, prompt(0, 200))
     system.run()
@@ -312,30 +312,30 @@ def test_a_scored_prompt_is_computed_a_bounded_piece_at_a_time_whatever_is_in_me
     plans = [system.step() for _ in range(4)]
     assert [plan.num_tokens for plan in plans] == [MAX_SCORED_TOKENS, MAX_SCORED_TOKENS, MAX_SCORED_TOKENS, 8]
     system.run()
-    assert told(system, 2) == prompt(0, 200)[1:]
+    assert scored_tokens(system, 2) == prompt(0, 200)[1:]
     assert system.tokens[2] == system.tokens[1]
     assert max(output.cached_tokens for output in system.outputs[2]) == 0
 
 
-def test_a_scored_prompt_is_told_once_though_it_was_preempted_half_way() -> None:
+def test_prompt_log_probabilities_are_returned_once_after_a_preemption() -> None:
     system = System(num_pages=24)
     growing = FakeGrammar(*[[*range(PAGE_TOKENS)]] * 5, [])
     system.submit(1, prompt(0, 2 * PAGE_TOKENS - 2), max_tokens=500, grammar=growing)
     system.submit(2, prompt(1000, 20 * PAGE_TOKENS - 2), score_prompt=True)
     while not system.scheduler.statistics().preemptions:
         system.step()
-    assert 0 < len(told(system, 2)) < 20 * PAGE_TOKENS - 3
+    assert 0 < len(scored_tokens(system, 2)) < 20 * PAGE_TOKENS - 3
     system.run()
-    assert told(system, 2) == prompt(1000, 20 * PAGE_TOKENS - 2)[1:]
+    assert scored_tokens(system, 2) == prompt(1000, 20 * PAGE_TOKENS - 2)[1:]
     assert system.tokens[2] == expected(prompt(1000, 20 * PAGE_TOKENS - 2), 4)
 
 
-# What an engine that is gone has begun
+# Requests that an earlier engine has started
 
 
 @given(st.integers(0, 11), st.booleans())
 @settings(max_examples=20, deadline=None)
-def test_an_answer_goes_on_where_another_engine_left_it(count: int, lanes: bool) -> None:
+def test_an_answer_continues_where_another_engine_stopped(count: int, lanes: bool) -> None:
     answer = expected(prompt(10, 50), 12)
     system = System(lanes=lanes, ctx_len=128)
     system.submit(1, prompt(10, 50), max_tokens=12, answer=answer[:count])
@@ -345,14 +345,14 @@ def test_an_answer_goes_on_where_another_engine_left_it(count: int, lanes: bool)
     assert system.scheduler.statistics().prefill_tokens == 50 + count
 
 
-def test_one_that_has_all_of_its_tokens_is_refused() -> None:
+def test_a_request_whose_answer_is_complete_is_rejected() -> None:
     system = System()
     system.submit(1, prompt(10, 50), max_tokens=12, answer=expected(prompt(10, 50), 12))
     assert system.finish_reason(1) == "error"
     assert not system.scheduler.has_work
 
 
-def test_it_is_sampled_as_if_there_had_been_one_engine_only() -> None:
+def test_a_resumed_answer_is_sampled_like_an_uninterrupted_one() -> None:
     params = SamplingParams(seed=7, frequency_penalty=0.5, repeat_penalty=1.3, dry_multiplier=1.0, min_tokens=5)
     known, answer = [5, 6, 7, 5, 6], [7, 5, 6, 7]
     whole, resumed = Sequence(Submit(1, known, 9, params), 0), Sequence(Submit(1, known, 9, params, answer=answer), 0)
@@ -366,29 +366,29 @@ def test_it_is_sampled_as_if_there_had_been_one_engine_only() -> None:
     assert np.array_equal(whole.sampler.adjusted(logits, ends), resumed.sampler.adjusted(logits, ends))
 
 
-def test_a_scored_prompt_is_told_once_by_two_engines() -> None:
+def test_two_engines_return_prompt_log_probabilities_once() -> None:
     first, second = System(), System()
     first.submit(1, prompt(0, 200), score_prompt=True)
     first.step()
-    begun = told(first, 1)
+    begun = scored_tokens(first, 1)
     assert 0 < len(begun) < 199
     second.submit(1, prompt(0, 200), score_prompt=True, num_scored=len(begun))
     second.run()
-    assert begun + told(second, 1) == prompt(0, 200)[1:]
+    assert begun + scored_tokens(second, 1) == prompt(0, 200)[1:]
     assert second.tokens[1] == expected(prompt(0, 200), 4)
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_a_scored_prompt_that_was_told_whole_is_not_told_again(count: int) -> None:
+def test_complete_prompt_log_probabilities_are_not_returned_again(count: int) -> None:
     answer = expected(prompt(0, 200), 4)
     system = System()
     system.submit(1, prompt(0, 200), score_prompt=True, num_scored=199, answer=answer[:count])
     system.run()
-    assert told(system, 1) == []
+    assert scored_tokens(system, 1) == []
     assert system.tokens[1] == answer[count:]
 
 
-def test_others_go_on_beside_scored_prompts() -> None:
+def test_other_requests_advance_beside_scored_prompts() -> None:
     system = System()
     for request_id in range(4):
         system.submit(request_id, prompt(1000 * request_id, 100), score_prompt=True)
@@ -400,7 +400,7 @@ def test_others_go_on_beside_scored_prompts() -> None:
 
 @pytest.fixture
 def streaming() -> System:
-    """An answer that is on its way, where large steps do not mix."""
+    """A system with a streaming answer, where large steps must not mix prompts and answers."""
     system = System(max_mixed_tokens=63)
     system.submit(1, list(range(100, 110)), max_tokens=40, ignore_eos=True)
     while len(system.tokens[1]) < 3:
@@ -408,7 +408,7 @@ def streaming() -> System:
     return system
 
 
-def test_where_large_steps_do_not_mix_prompts_and_answers_take_turns(streaming: System) -> None:
+def test_prompts_and_answers_take_turns_if_large_steps_must_not_mix(streaming: System) -> None:
     system = streaming
     system.submit(2, list(range(1000, 1600)), max_tokens=2, ignore_eos=True)
     kinds = []
@@ -426,7 +426,7 @@ def test_small_steps_are_always_mixed(streaming: System) -> None:
     assert (plan.num_decode, plan.num_prefill) == (1, 60)
 
 
-def test_more_answers_than_a_step_should_hold_take_turns_and_none_falls_behind() -> None:
+def test_more_answers_than_fit_into_a_step_take_turns_fairly() -> None:
     system = System(num_pages=256, num_ids=100, max_seqs=100, max_mixed_tokens=30, max_answers=30)
     for number in range(100):
         system.submit(number, prompt(number * 100, 20), max_tokens=30, ignore_eos=True)
@@ -443,7 +443,7 @@ def test_more_answers_than_a_step_should_hold_take_turns_and_none_falls_behind()
 
 
 def test_in_lanes_answers_are_computed_in_the_order_of_their_lanes() -> None:
-    """llama.cpp takes sequences into one micro-batch only while their ids go up one by one."""
+    """llama.cpp computes sequences in one micro-batch only if their ids are consecutive."""
     seen: list[list[int]] = []
 
     def watch(plan: Plan) -> float:
@@ -462,14 +462,14 @@ def test_in_lanes_answers_are_computed_in_the_order_of_their_lanes() -> None:
     assert seen == [sorted(ids) for ids in seen]
 
 
-def test_in_lanes_unequal_prompts_are_computed_one_by_one() -> None:
+def test_in_lanes_prompts_of_unequal_length_are_computed_one_by_one() -> None:
     system = System(lanes=True, max_seqs=8)
     for number, length in enumerate((100, 70, 90)):
         system.submit(number, prompt(1000 * number, length))
     assert [chunk.sequence.sequence_id for chunk in system.step().chunks] == [2, 1, 0]
 
 
-def test_in_lanes_equal_prompts_are_computed_together() -> None:
+def test_in_lanes_prompts_of_equal_length_are_computed_together() -> None:
     system = System(lanes=True, max_seqs=8)
     for number in range(3):
         system.submit(number, prompt(1000 * number, 20))

@@ -1,4 +1,4 @@
-"""A runner may return several tokens for a chunk: every answer is what it would be with one at a time."""
+"""A runner may return several tokens for a chunk. The answers are the same as with one token at a time."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tests.scheduler.traffic import TRAFFIC, Request, Traffic, serve, system_for
 
 
 class Breaking(FakeGrammar):
-    """Never complete, and takes no token behind those that FakeGrammar would take."""
+    """Never complete. Rejects the first token after FakeGrammar's last one."""
 
     def advance(self, token: int, *, forces: bool = True) -> list[int]:
         if super().is_complete:
@@ -30,13 +30,13 @@ class Breaking(FakeGrammar):
 
 @dataclass(frozen=True)
 class Extra:
-    """What else a request asks for."""
+    """Further options of a request."""
 
     ignore_eos: bool
     logprobs: int | None
     score_prompt: bool
     forced: list[list[int]] | None
-    """By a grammar, behind each of the tokens that are sampled."""
+    """The tokens that the grammar forces after each sampled token."""
     breaks: bool
 
 
@@ -50,7 +50,7 @@ EXTRA = st.builds(
 )
 
 
-def ends_now_and_then(tokens: list[int]) -> int:
+def next_token_or_end(tokens: list[int]) -> int:
     token = next_token(tokens)
     return EOG if token % 23 == 0 else token
 
@@ -85,24 +85,24 @@ def answers(system: System, traffic: Traffic, extras: list[Extra]) -> tuple[list
             grammar=kind(*extra.forced) if extra.forced is not None and extra.logprobs is None else None,
         )
 
-    system.runner.choose = ends_now_and_then
+    system.runner.sample = next_token_or_end
     cancelled = serve(system, traffic, submit)
     return [Answer.of(system.outputs[number]) for number in range(len(traffic.requests))], cancelled
 
 
 @settings(max_examples=100, deadline=None)
 @given(TRAFFIC, st.lists(EXTRA, min_size=1, max_size=9), st.integers(0, 1 << 30), st.none() | st.integers(3, 8))
-def test_answers_do_not_depend_on_how_many_tokens_come_at_once(
+def test_answers_do_not_depend_on_the_number_of_tokens_per_step(
     traffic: Traffic, extras: list[Extra], seed: int, max_answers: int | None
 ) -> None:
-    """With ends, limits, grammars, log probabilities, cancels, preemptions and failed steps among them."""
+    """The traffic has ends, limits, grammars, log probabilities, cancels, preemptions and failed steps."""
     one_by_one, cancelled = answers(system_for(traffic), traffic, extras)
     system = system_for(traffic, max_answers=max_answers)
     random = Random(seed)
     system.runner.num_tokens = lambda _: random.randint(1, 4)
     several, cancelled_too = answers(system, traffic, extras)
     for number, (one, other) in enumerate(zip(one_by_one, several, strict=True)):
-        if number in cancelled | cancelled_too:  # at another token
+        if number in cancelled | cancelled_too:  # perhaps cancelled at different tokens
             length = min(len(one.tokens), len(other.tokens))
             assert one.tokens[:length] == other.tokens[:length]
         else:
@@ -113,13 +113,13 @@ def test_answers_do_not_depend_on_how_many_tokens_come_at_once(
 
 @pytest.fixture
 def system() -> System:
-    """Three tokens at a time."""
+    """A system that samples three tokens at a time."""
     system = System(token_budget=80)
     system.runner.num_tokens = lambda _: 3
     return system
 
 
-def test_tokens_that_came_at_once_are_computed_by_one_decode(system: System) -> None:
+def test_tokens_of_one_step_are_computed_by_one_decode(system: System) -> None:
     system.submit(1, prompt(0, 20), max_tokens=20)
     system.step()
     assert system.tokens[1] == expected(prompt(0, 20), 3)
@@ -133,8 +133,8 @@ def test_tokens_that_came_at_once_are_computed_by_one_decode(system: System) -> 
     assert (statistics.steps, statistics.prefill_tokens, statistics.decode_tokens) == (7, 20, 18)
 
 
-def test_tokens_behind_the_end_are_dropped(system: System) -> None:
-    system.runner.choose = lambda tokens: EOG if len(tokens) == 21 else 7
+def test_tokens_after_the_end_are_dropped(system: System) -> None:
+    system.runner.sample = lambda tokens: EOG if len(tokens) == 21 else 7
     system.submit(1, prompt(0, 20), logprobs=0)
     system.step()
     assert system.tokens[1] == [7, EOG]
@@ -142,15 +142,15 @@ def test_tokens_behind_the_end_are_dropped(system: System) -> None:
     assert system.finish_reason(1) == "stop"
 
 
-def test_tokens_behind_the_limit_are_dropped(system: System) -> None:
+def test_tokens_after_the_limit_are_dropped(system: System) -> None:
     system.submit(1, prompt(0, 20), max_tokens=2)
     system.step()
     assert system.tokens[1] == expected(prompt(0, 20), 2)
     assert system.finish_reason(1) == "length"
 
 
-def test_tokens_behind_forced_ones_are_dropped(system: System) -> None:
-    """They were sampled without knowing these. All that is left to compute is more than an answer's next tokens."""
+def test_tokens_after_forced_ones_are_dropped(system: System) -> None:
+    """Such tokens were sampled without the forced ones. The forced tokens are then computed as a prefill."""
     system.submit(1, prompt(0, 20), max_tokens=20, grammar=FakeGrammar([], [8, 9], [], []))
     system.step()
     assert system.tokens[1] == [*expected(prompt(0, 20), 2), 8, 9]
@@ -160,7 +160,7 @@ def test_tokens_behind_forced_ones_are_dropped(system: System) -> None:
     assert system.finish_reason(1) == "stop"
 
 
-def test_what_came_before_a_token_that_a_grammar_refuses_is_told(system: System) -> None:
+def test_tokens_before_one_that_the_grammar_rejects_are_returned(system: System) -> None:
     system.submit(1, prompt(0, 20), grammar=Breaking([], []))
     system.submit(2, prompt(500, 20))
     system.step()
@@ -171,7 +171,7 @@ def test_what_came_before_a_token_that_a_grammar_refuses_is_told(system: System)
 
 
 def test_answers_never_take_the_whole_budget_from_prompts() -> None:
-    """Twenty answers of three tokens each take turns, so that a prompt beside them advances in every step."""
+    """Twenty answers of three tokens each take turns, so that a prompt advances in every step."""
     system = System(token_budget=80, max_seqs=30, num_pages=128)
     for request in range(20):
         system.submit(request, prompt(1000 * request, 4), max_tokens=60)
@@ -180,13 +180,13 @@ def test_answers_never_take_the_whole_budget_from_prompts() -> None:
     system.runner.num_tokens = lambda _: 3
     system.step()
     system.submit(99, prompt(50_000, 300))
-    told = {request: len(tokens) for request, tokens in system.tokens.items()}
+    before = {request: len(tokens) for request, tokens in system.tokens.items()}
     plans = [system.step() for _ in range(4)]
     assert [(plan.num_answers, plan.num_decode, plan.num_prefill) for plan in plans] == [(10, 30, 50)] * 4
-    assert all(len(system.tokens[request]) == told[request] + 6 for request in range(20))
+    assert all(len(system.tokens[request]) == before[request] + 6 for request in range(20))
 
 
-def test_answers_of_several_tokens_and_prompts_take_turns_where_they_do_not_mix() -> None:
+def test_answers_of_several_tokens_and_prompts_take_turns_if_they_must_not_mix() -> None:
     system = System(max_mixed_tokens=30, token_budget=80)
     system.runner.num_tokens = lambda _: 3
     system.submit(1, prompt(0, 20), max_tokens=60)
@@ -196,13 +196,13 @@ def test_answers_of_several_tokens_and_prompts_take_turns_where_they_do_not_mix(
     assert [(plan.num_answers, plan.num_prefill > 0) for plan in steps] == [(1, False), (0, True)] * 2
 
 
-def test_pacing_counts_the_users_who_wait_and_not_their_tokens() -> None:
+def test_pacing_counts_answers_and_not_their_tokens() -> None:
     pacer = Pacer(0.001)
     assert pacer.num_prefill_tokens(6, num_prompts=4, num_answers=2) == 2 * 128 - 6
     assert pacer.num_prefill_tokens(6, num_prompts=4) == 128 - 6
 
 
-def test_prompts_of_many_users_get_more_beside_few_answers_of_several_tokens() -> None:
+def test_many_prompts_get_longer_steps_beside_few_answers_of_several_tokens() -> None:
     system = System(num_pages=128)
     system.runner.num_tokens = lambda _: 3
     for request in range(2):

@@ -1,4 +1,4 @@
-"""Requests that share prefixes, with cancels and failed steps among them, and what must hold whatever happens."""
+"""Random traffic: requests with shared prefixes, cancels and failed steps. Checks the rules that must always hold."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from scheduler.queue import Policy
 from tests.scheduler.fakes import System, expected, prompt
 
 MAX_PAGES = 7
-"""Of a request, which all systems here have."""
+"""Maximum pages of a request. Each system here has at least as many."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Request:
     prefix: int
     """Index of the shared prefix."""
     cut: int
-    """How much of it."""
+    """Number of tokens of the prefix that are used."""
     own: int
-    """Length of the part behind it."""
+    """Number of tokens after the prefix."""
     max_tokens: int
 
     @property
@@ -32,7 +32,7 @@ class Request:
 class Traffic:
     requests: list[Request]
     events: list[tuple[int, str, int]]
-    """Half the number of a step, cancel or fail, the request that is cancelled."""
+    """Half of the step's number, "cancel" or "fail", and the request to cancel."""
     num_pages: int
     max_seqs: int
     budget: int
@@ -70,7 +70,7 @@ def system_for(traffic: Traffic, policy: Policy | None = None, max_answers: int 
 def serve(
     system: System, traffic: Traffic, submit: Callable[[System, int, Request], None] | None = None
 ) -> frozenset[int]:
-    """Step until nothing is left to do. Returns the requests that were cancelled."""
+    """Step until all requests have ended. Returns the cancelled requests."""
     cancelled = set()
     for number, request in enumerate(traffic.requests):
         if submit is None:
@@ -95,7 +95,7 @@ def serve(
 
 
 def check_answers(system: System, traffic: Traffic, cancelled: frozenset[int]) -> None:
-    """No token is lost, doubled or of another's."""
+    """Check that each answer has exactly its own tokens. A cancelled one may be shorter."""
     for number, request in enumerate(traffic.requests):
         full = expected(request.prompt, request.max_tokens)
         if number in cancelled:

@@ -1,4 +1,4 @@
-"""The compute graph finds the best tokens: the same ones, for those only who need no others."""
+"""The compute graph finds the best tokens, for the requests that need no other logits."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from scheduler.sampling import SamplerState, sample, sample_best
 from tests.closeness import Reference
 
 SECONDS = 120.0
-"""Compiling takes a few seconds at most, even on a machine that is busy."""
+"""Timeout for the compilation of a grammar, long enough for a busy machine."""
 TOP_K = 32
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 
@@ -41,7 +41,7 @@ def context(model: Model, exact_model_path: str) -> Iterator[Context]:
 
 
 def fill(context: Context, *prompts: list[int], ids: list[int]) -> list[int]:
-    """Put prompts into the batch; returns where each ends."""
+    """Decode prompts in one batch. Returns the index of each prompt's last token."""
     ends, end = [], 0
     context.outputs[:] = 0
     for prompt, sequence_id in zip(prompts, ids, strict=True):
@@ -61,7 +61,7 @@ def best_of(row: NDArray[np.float32], count: int) -> set[int]:
 
 
 def test_the_graph_finds_the_best_tokens(context: Context) -> None:
-    """Beside an output that needs its logits, those of all are copied, which shows what the graph found."""
+    """A second output needs its logits, so all rows are copied and can be compared with the graph's result."""
     assert context.attach_top_k(3, TOP_K)
     prompts = [[1000, 2000, 3000], [4000, 5000, 6000, 7000]]
     first, _ = fill(context, *prompts, ids=[3, 5])
@@ -71,8 +71,8 @@ def test_the_graph_finds_the_best_tokens(context: Context) -> None:
     assert (row[tokens] == logits).all()
 
 
-def test_it_may_be_taken_back_and_given_again(context: Context) -> None:
-    """The graph with it and the graph without it may round in other ways."""
+def test_top_k_can_be_detached_and_attached_again(context: Context) -> None:
+    """The graphs with and without top-k may round differently."""
     prompt = [1000, 2000, 3000]
     scale = Reference(context).scale(prompt, 2, wrong=1)
     for _ in range(3):
@@ -86,7 +86,7 @@ def test_it_may_be_taken_back_and_given_again(context: Context) -> None:
         scale.assert_same(np.sort(row[tokens]), np.sort(row)[-TOP_K:])
 
 
-def test_every_sequence_id_can_have_it(context: Context) -> None:
+def test_top_k_can_be_attached_to_every_sequence_id(context: Context) -> None:
     for sequence_id in range(256):
         assert context.attach_top_k(sequence_id, TOP_K)
     ends = fill(context, *[[1000 + i, 2000] for i in range(100)], ids=list(range(100)))
@@ -113,7 +113,7 @@ rows = st.integers(0, 10_000).map(
     ),
     shuffle=st.integers(0, 100),
 )
-def test_from_the_best_tokens_the_same_is_chosen_as_from_the_row(
+def test_sampling_from_the_best_tokens_equals_sampling_from_the_row(
     row: NDArray[np.float32], params: SamplingParams, shuffle: int
 ) -> None:
     eog = np.array([3, 150], np.intp)
@@ -135,11 +135,11 @@ def test_from_the_best_tokens_the_same_is_chosen_as_from_the_row(
     ],
     ids=str,
 )
-def test_who_needs_more_is_not_served_from_the_best(params: SamplingParams) -> None:
+def test_the_best_tokens_do_not_suffice_for_other_parameters(params: SamplingParams) -> None:
     assert not SamplerState(params, []).best_suffice(TOP_K)
 
 
-def test_a_limit_binds_those_only_that_it_can_help() -> None:
+def test_a_limit_applies_only_to_requests_that_do_not_need_all_logits() -> None:
     plain = SamplerState(SamplingParams(top_p=0.9), [])
     plain.limit(TOP_K)
     assert plain.params == SamplingParams(top_p=0.9, top_k=TOP_K)
@@ -148,7 +148,7 @@ def test_a_limit_binds_those_only_that_it_can_help() -> None:
     assert penalized.params == SamplingParams(presence_penalty=1.0)
 
 
-# Served
+# On a whole engine
 
 
 @pytest.fixture
@@ -157,19 +157,19 @@ def parts(model_path: str) -> Parts:
 
 
 def serve(parts: Parts, submits: list[tuple[Submit, Grammar | None]]) -> dict[int, Output]:
-    told = {submit.request_id: Output(submit.request_id) for submit, _ in submits}
+    outputs = {submit.request_id: Output(submit.request_id) for submit, _ in submits}
     for submit, grammar in submits:
         assert parts.scheduler.submit(submit, grammar) is None
     while parts.scheduler.has_work:
         plan = parts.scheduler.plan()
         for output in parts.scheduler.commit(plan, parts.runner.run(plan)):
-            told[output.request_id].merge(output)
+            outputs[output.request_id].merge(output)
     parts.scheduler.cache.check_integrity()
-    return told
+    return outputs
 
 
 def test_all_kinds_of_requests_are_served_together(parts: Parts, tokenizer: Tokenizer) -> None:
-    """Four sequence ids or so for twenty requests, so that each serves those who need logits and those who do not."""
+    """Twenty requests use four sequence ids. So each id serves requests that need logits and requests that do not."""
     compiled: Queue[Compiled] = Queue()
     grammar = 'start: "yes" | "no"'
     parts.compiler.compile(Submit(0, [1], 1, grammar=grammar), compiled.put)
@@ -189,18 +189,18 @@ def test_all_kinds_of_requests_are_served_together(parts: Parts, tokenizer: Toke
     assert isinstance(done.grammar, Grammar)
     prompt = tokenizer.encode("Is water wet?", parse_special=False)
     submits.append((Submit(99, prompt, 12, SamplingParams(), grammar=grammar), done.grammar))
-    told = serve(parts, submits)
+    outputs = serve(parts, submits)
     for number in range(20):
-        assert len(told[number].tokens) == 12
-        assert len(told[number].logprobs) == (12 if number % 5 in (2, 4) else 0)
-        assert len(told[number].prompt_logprobs) == (len(submits[number][0].tokens) - 1 if number % 5 == 4 else 0)
-    assert tokenizer.text(told[99].tokens) in ("yes", "no")
+        assert len(outputs[number].tokens) == 12
+        assert len(outputs[number].logprobs) == (12 if number % 5 in (2, 4) else 0)
+        assert len(outputs[number].prompt_logprobs) == (len(submits[number][0].tokens) - 1 if number % 5 == 4 else 0)
+    assert tokenizer.text(outputs[99].tokens) in ("yes", "no")
 
 
-def test_greedy_answers_are_the_same_but_for_roundings(
+def test_greedy_answers_are_the_same_except_for_rounding(
     model: Model, exact_model_path: str, context: Context, tokenizer: Tokenizer
 ) -> None:
-    """Each token is the best of a fresh computation, or nearer to it than a fault would bring it."""
+    """Each token is the best one of a fresh computation, or nearly as good: nearer to it than with a wrong token."""
     prompt = tokenizer.encode("The capital of France is", parse_special=False)
     reference, config = Reference(context), EngineConfig(exact_model_path, ctx_len=512, kv_tokens=2048, max_seqs=4)
     for top_k in (0, TOP_K):
@@ -210,5 +210,5 @@ def test_greedy_answers_are_the_same_but_for_roundings(
         rows = reference.logits(tokens[:-1], len(prompt) - 1)
         rows[:, sorted(model.eog_tokens)] = -np.inf
         scale = reference.scale(tokens[:-1], len(prompt) - 1, wrong=len(prompt) - 2)
-        chosen = np.take_along_axis(rows, np.array(tokens[len(prompt) :])[:, np.newaxis], axis=1)
-        scale.assert_same(chosen, rows.max(axis=1, keepdims=True))
+        sampled = np.take_along_axis(rows, np.array(tokens[len(prompt) :])[:, np.newaxis], axis=1)
+        scale.assert_same(sampled, rows.max(axis=1, keepdims=True))

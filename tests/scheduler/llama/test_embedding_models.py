@@ -1,4 +1,4 @@
-"""Embeddings on llama.cpp: the same alone and in any company, for models that only read and for those that write."""
+"""Embeddings on llama.cpp: a text's embedding does not depend on other texts, for encoders and generating models."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ LENGTHS = (5, 100, 1, 33, 128, 7, 2, 50, 64, 90)
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Callable[[gguf.PoolingType | None], str]:
-    """The path of a model whose file names this pooling type."""
+    """Returns the path of a model file with a given pooling type."""
     folder = tmp_path_factory.mktemp("models")
 
     def write(pooling: gguf.PoolingType | None) -> str:
@@ -48,17 +48,17 @@ def open_engine(path: str, **options: Any) -> tuple[Parts, Embedder]:
 
 
 def embeddings(embedder: Embedder, *requests: list[list[int]], seconds: float = math.inf) -> list[NDArray[np.float32]]:
-    """Of the texts of requests that come at once, one request behind the other."""
-    told: dict[int, list[NDArray[np.float32]]] = {}
+    """Returns the embeddings of all texts of requests that are submitted together."""
+    results: dict[int, list[NDArray[np.float32]]] = {}
     for number, texts in enumerate(requests):
         assert embedder.submit(Embed(number, texts)) is None
-        told[number] = []
+        results[number] = []
     while embedder.has_work:
         for embedded in embedder.step(seconds):
             assert embedded.error is None
-            told[embedded.request_id] += [unwire(embedding) for embedding in embedded.embeddings]
+            results[embedded.request_id] += [unwire(embedding) for embedding in embedded.embeddings]
     embedder.check_integrity()
-    return [embedding for number in told for embedding in told[number]]
+    return [embedding for number in results for embedding in results[number]]
 
 
 def texts_of(num_tokens: int, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
@@ -67,18 +67,20 @@ def texts_of(num_tokens: int, lengths: tuple[int, ...] = LENGTHS) -> list[list[i
 
 
 def scales(embedder: Embedder, texts: list[list[int]], pooling: str) -> list[Scale]:
-    """Of each text: beside a copy of itself, and with a wrong token where the pooling looks."""
+    """Returns a scale for each text, from an embedding beside a copy of the text and one with a wrong token."""
     wrong = [list(text) for text in texts]
     for text in wrong:
         text[{"cls": 0, "mean": len(text) // 2, "last": -1}[pooling]] ^= 1
     return [
-        scale_of(embeddings(embedder, [text])[0], [beside_itself(embedder, text)], embeddings(embedder, [other])[0])
+        scale_of(
+            embeddings(embedder, [text])[0], [embedding_beside_a_copy(embedder, text)], embeddings(embedder, [other])[0]
+        )
         for text, other in zip(texts, wrong, strict=True)
     ]
 
 
-def beside_itself(embedder: Embedder, tokens: list[int]) -> NDArray[np.float32]:
-    """In a batch of another shape, which the embedder has no part in."""
+def embedding_beside_a_copy(embedder: Embedder, tokens: list[int]) -> NDArray[np.float32]:
+    """Returns the embedding of a text from a batch with two copies of it, without the embedder."""
     reader = embedder._reader
     assert reader is not None
     twice = [Text(0, np.array(tokens, np.int32), sequence_id=sequence_id) for sequence_id in (0, 1)]
@@ -93,7 +95,7 @@ def assert_same(scales: list[Scale], some: list[NDArray[np.float32]], others: li
         scale.assert_same(one, other)
 
 
-def assert_company_changes_nothing(embedder: Embedder, texts: list[list[int]], pooling: str) -> None:
+def assert_other_texts_change_nothing(embedder: Embedder, texts: list[list[int]], pooling: str) -> None:
     alone = [embeddings(embedder, [text])[0] for text in texts]
     for embedding in alone:
         assert float(np.linalg.norm(embedding)) == pytest.approx(1, abs=1e-5)
@@ -105,15 +107,15 @@ def assert_company_changes_nothing(embedder: Embedder, texts: list[list[int]], p
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_an_encoder_reads_each_text_as_if_alone(bert: Bert, pooling: str) -> None:
+def test_an_encoder_embeds_each_text_as_if_alone(bert: Bert, pooling: str) -> None:
     parts, embedder = open_engine(bert(POOLINGS[pooling]))
     info = parts.info
     assert (info.generates, info.pooling, info.embedding_size) == (False, pooling, EMBEDDING)
     assert (info.ctx_len, info.max_text_tokens, info.kv_tokens) == (BERT_CONTEXT, BERT_CONTEXT, 0)
-    assert_company_changes_nothing(embedder, texts_of(len(BERT_TOKENS)), pooling)
+    assert_other_texts_change_nothing(embedder, texts_of(len(BERT_TOKENS)), pooling)
 
 
-def test_an_encoder_generates_nothing_and_its_memory_is_in_order(bert: Bert) -> None:
+def test_an_encoder_rejects_generation_and_has_no_pages(bert: Bert) -> None:
     parts, _ = open_engine(bert(gguf.PoolingType.MEAN))
     refusal = parts.scheduler.submit(Submit(1, [5, 6], 4, GREEDY))
     assert refusal is not None
@@ -123,7 +125,7 @@ def test_an_encoder_generates_nothing_and_its_memory_is_in_order(bert: Bert) -> 
     assert parts.scheduler.cache.statistics().pages == 0
 
 
-def test_a_shorter_context_bounds_the_texts_and_a_longer_one_does_not(bert: Bert) -> None:
+def test_only_a_shorter_context_limits_the_texts(bert: Bert) -> None:
     path = bert(gguf.PoolingType.MEAN)
     parts, embedder = open_engine(path, ctx_len=64)
     assert parts.info.max_text_tokens == 64
@@ -134,7 +136,7 @@ def test_a_shorter_context_bounds_the_texts_and_a_longer_one_does_not(bert: Bert
     assert open_engine(path, ctx_len=4096)[0].info.max_text_tokens == BERT_CONTEXT
 
 
-def test_the_option_wins_over_the_file(bert: Bert) -> None:
+def test_the_pooling_option_overrides_the_file(bert: Bert) -> None:
     texts = texts_of(len(BERT_TOKENS))
     _, named = open_engine(bert(gguf.PoolingType.CLS))
     as_named = embeddings(named, texts)
@@ -151,7 +153,7 @@ def test_the_option_wins_over_the_file(bert: Bert) -> None:
         (gguf.PoolingType.RANK, "auto", "rerankers"),
     ],
 )
-def test_an_encoder_that_is_not_to_pool_is_refused(
+def test_an_encoder_without_a_valid_pooling_is_rejected(
     bert: Bert, named: gguf.PoolingType | None, pooling: str, reason: str
 ) -> None:
     with pytest.raises(ModelError, match=reason):
@@ -159,7 +161,7 @@ def test_an_encoder_that_is_not_to_pool_is_refused(
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_a_model_that_writes_reads_each_text_as_if_alone(exact_model_path: str, pooling: str) -> None:
+def test_a_generating_model_embeds_each_text_as_if_alone(exact_model_path: str, pooling: str) -> None:
     parts, embedder = open_engine(exact_model_path, ctx_len=256, pooling=pooling)
     info = parts.info
     assert (info.generates, info.pooling, info.embedding_size, info.max_text_tokens) == (True, pooling, 576, 256)
@@ -173,22 +175,22 @@ def test_a_model_that_writes_reads_each_text_as_if_alone(exact_model_path: str, 
     assert_same(measured, cut, alone)
 
 
-def test_a_model_that_writes_is_not_asked_to_pool_unless_told(model_path: str) -> None:
+def test_a_generating_model_makes_no_embeddings_by_default(model_path: str) -> None:
     parts = load(EngineConfig(model_path, gpu_layers=0, ctx_len=256, max_seqs=2, threads=1))
     assert (parts.embedder, parts.info.pooling, parts.info.embedding_size) == (None, "none", 0)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_a_state_in_place_of_cells_is_read_too(model_path: str, tmp_path: Path, pooling: str) -> None:
+def test_a_recurrent_model_embeds_each_text_as_if_alone(model_path: str, tmp_path: Path, pooling: str) -> None:
     write_mamba(tmp_path / "mamba.gguf", model_path)
     _, embedder = open_engine(str(tmp_path / "mamba.gguf"), ctx_len=256, pooling=pooling, host_cache=0)
-    assert_company_changes_nothing(embedder, texts_of(49_000), pooling)
+    assert_other_texts_change_nothing(embedder, texts_of(49_000), pooling)
 
 
-def test_an_encoder_with_a_way_of_its_own_is_read_too(model_path: str, tmp_path: Path) -> None:
+def test_a_t5_encoder_embeds_each_text_as_if_alone(model_path: str, tmp_path: Path) -> None:
     write_t5_encoder(tmp_path / "t5.gguf", model_path)
     parts, embedder = open_engine(str(tmp_path / "t5.gguf"), pooling="mean")
     assert not parts.info.generates
-    assert_company_changes_nothing(embedder, texts_of(49_000), "mean")
+    assert_other_texts_change_nothing(embedder, texts_of(49_000), "mean")
     with pytest.raises(ModelError, match="--pooling"):
         load(EngineConfig(str(tmp_path / "t5.gguf"), gpu_layers=0))

@@ -1,4 +1,4 @@
-"""Grammars as the engine follows them, on the real vocabulary."""
+"""Grammars on the real vocabulary."""
 
 from collections.abc import Iterator
 from queue import SimpleQueue
@@ -11,7 +11,7 @@ from scheduler.llama.context import Model
 from scheduler.messages import Submit
 
 SECONDS = 120.0
-"""Nothing here takes so long, even on a machine that is busy."""
+"""Timeout, long enough for a busy machine."""
 SOURCE = 'start: "The answer is " /[0-9]{2}/ "."'
 
 
@@ -28,21 +28,21 @@ def compiler(vocabulary: LLTokenizer) -> GrammarCompiler:
 
 
 def compiled(compiler: GrammarCompiler, answer: list[int]) -> Grammar | GrammarError:
-    told: SimpleQueue[Compiled] = SimpleQueue()
-    compiler.compile(Submit(1, [1], 50, grammar=SOURCE, answer=answer), told.put)
-    return told.get(timeout=SECONDS).grammar
+    results: SimpleQueue[Compiled] = SimpleQueue()
+    compiler.compile(Submit(1, [1], 50, grammar=SOURCE, answer=answer), results.put)
+    return results.get(timeout=SECONDS).grammar
 
 
-def test_a_grammar_goes_on_from_what_was_said(compiler: GrammarCompiler, vocabulary: LLTokenizer) -> None:
-    said = vocabulary.tokenize_str("The answer is 4")
-    grammar = compiled(compiler, said)
+def test_a_grammar_continues_after_the_given_answer(compiler: GrammarCompiler, vocabulary: LLTokenizer) -> None:
+    answer = vocabulary.tokenize_str("The answer is 4")
+    grammar = compiled(compiler, answer)
     assert isinstance(grammar, Grammar)
     [digit] = vocabulary.tokenize_str("2")
     grammar.advance(digit)
-    assert grammar.is_complete, "the full stop is all that may follow"
+    assert grammar.is_complete, "the full stop is forced"
 
 
-def test_what_was_said_of_one_answer_is_nothing_to_another(compiler: GrammarCompiler, vocabulary: LLTokenizer) -> None:
+def test_answers_with_the_same_grammar_are_independent(compiler: GrammarCompiler, vocabulary: LLTokenizer) -> None:
     compiled(compiler, vocabulary.tokenize_str("The answer is 4"))
     grammar = compiled(compiler, [])
     assert isinstance(grammar, Grammar)
@@ -51,7 +51,7 @@ def test_what_was_said_of_one_answer_is_nothing_to_another(compiler: GrammarComp
         grammar.advance(digit)
 
 
-def test_what_does_not_follow_the_grammar_is_refused(compiler: GrammarCompiler, vocabulary: LLTokenizer) -> None:
-    refused = compiled(compiler, vocabulary.tokenize_str("The answer may be 4"))
-    assert isinstance(refused, GrammarError)
-    assert "cannot follow its grammar" in str(refused)
+def test_an_answer_that_violates_the_grammar_is_an_error(compiler: GrammarCompiler, vocabulary: LLTokenizer) -> None:
+    error = compiled(compiler, vocabulary.tokenize_str("The answer may be 4"))
+    assert isinstance(error, GrammarError)
+    assert "cannot follow its grammar" in str(error)

@@ -15,7 +15,7 @@ from tests.scheduler.rows import NO_EOG, ROWS, Row, softmax
 
 
 def native(row: Row, *samplers: Any) -> dict[int, float]:
-    """What a chain of llama.cpp's samplers leaves of a row: tokens with their probabilities."""
+    """Returns the tokens that a chain of llama.cpp's samplers keeps of a row, with their probabilities."""
     entries = (lib.llama_token_data * len(row))(*[lib.llama_token_data(i, float(v), 0.0) for i, v in enumerate(row)])
     array = lib.llama_token_data_array(entries, len(row), -1, False)
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
@@ -43,7 +43,7 @@ def ours(
 
 
 def assert_same(one: dict[int, float], other: dict[int, float]) -> None:
-    """But for tokens at the very edge of a cut, where single precision decides."""
+    """Check that both are the same, except for tokens at a cut, where single precision decides."""
     for token in one.keys() ^ other.keys():
         assert max(one.get(token, 0.0), other.get(token, 0.0)) < 0.02 or len(one.keys() ^ other.keys()) <= 1
     shared = one.keys() & other.keys()
@@ -75,7 +75,9 @@ def test_min_p_is_llama_cpps(row: Row, share: float) -> None:
 @given(row=ROWS, sigmas=st.floats(0.5, 4))
 def test_top_n_sigma_is_llama_cpps(row: Row, sigmas: float) -> None:
     left = native(row, lib.llama_sampler_init_top_n_sigma(sigmas))
-    left = {token: share for token, share in left.items() if share > 0}  # there the others only lose their probability
+    left = {
+        token: share for token, share in left.items() if share > 0
+    }  # this sampler sets the other probabilities to 0
     assert_same(ours(row, SamplingParams(top_n_sigma=sigmas)), left)
 
 
