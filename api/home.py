@@ -1,4 +1,4 @@
-"""Where Cortex keeps things."""
+"""The folder of Cortex's data."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,6 @@ import platformdirs
 
 
 def home() -> Path:
-    """The folder of everything that Cortex keeps. It may not exist yet."""
+    """The folder of all data: $CORTEX_HOME, or the platform's default. It may not exist yet."""
     chosen = os.environ.get("CORTEX_HOME")
     return Path(chosen).expanduser().absolute() if chosen else platformdirs.user_data_path("cortex", appauthor=False)

@@ -1,4 +1,4 @@
-"""The one server that runs: its record on disk, which only a living server can hold, and what it says of itself."""
+"""The running server: its record on disk, which is locked while the server lives, and its health."""
 
 import contextlib
 import fcntl
@@ -20,7 +20,7 @@ _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared wi
 
 @dataclass(frozen=True, kw_only=True)
 class ServerRecord(ServerSettings):
-    """What a server writes down about itself and its settings, for the other commands."""
+    """The process, model and settings of a server, written to disk for other commands."""
 
     pid: int
     model: str
@@ -33,17 +33,17 @@ class ServerRecord(ServerSettings):
 
     @property
     def connect_host(self) -> str:
-        """Where this machine reaches the server."""
+        """The host for connections from this machine."""
         return _ANY_ADDRESS.get(self.host, self.host)
 
     @property
     def connect_url(self) -> str:
-        """The API as this machine reaches it."""
+        """The API's URL for connections from this machine."""
         return _api_url(self.connect_host, self.port)
 
     @property
     def base_url(self) -> str:
-        """The API as people write it down."""
+        """The API's URL to show to users."""
         local = self.host in _LOOPBACK or self.host in _ANY_ADDRESS
         return _api_url("localhost" if local else self.host, self.port)
 
@@ -62,21 +62,21 @@ class AlreadyRunningError(Exception):
             super().__init__("another server is starting or stopping right now; try again in a moment")
         else:
             super().__init__(
-                f"{record.model} is served already at {record.base_url} (pid {record.pid}); "
-                "'cortex stop' ends it, and 'cortex run -d' serves another model beside it"
+                f"{record.model} is already served at {record.base_url} (pid {record.pid}); "
+                "stop it with 'cortex stop', or add a model to its server with 'cortex run -d'"
             )
 
 
-# Two locks. server.lock admits one server. The record has a lock of its own, taken before the file gets its
-# name: whoever reads it can tell a living server's record from one left behind, whatever became of the pid, and
-# never touches the lock that servers compete for.
+# There are two locks. server.lock admits one server. The record's own lock is taken before the file gets its final
+# name. A reader recognizes a living server's record by this lock, even if another process has reused the pid. Readers
+# never touch server.lock, so they cannot block a server that starts.
 
 
 @contextlib.contextmanager
 def hold_record(options: ServerOptions, port: int) -> Iterator[ServerRecord]:
-    """Be the server that runs, listening on `port`, until the block ends.
+    """Record this process as the running server on `port` until the block ends. Yields the record.
 
-    Raises AlreadyRunningError while another server is, and OSError when $CORTEX_HOME cannot be written.
+    Raises AlreadyRunningError if another server runs, OSError if $CORTEX_HOME cannot be written.
     """
     settings = {item.name: getattr(options, item.name) for item in fields(ServerSettings)}
     record = ServerRecord(
@@ -111,7 +111,7 @@ def _become_the_server(lock: IO[str], patience: float = 2.0) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            # Without a record the other server is just starting or ending, which is soon over.
+            # Without a record the other server is starting or ending, which is soon finished.
             record = read_record()
             if record is not None or time.monotonic() > deadline:
                 raise AlreadyRunningError(record) from None
@@ -121,7 +121,7 @@ def _become_the_server(lock: IO[str], patience: float = 2.0) -> None:
 
 
 def read_record() -> ServerRecord | None:
-    """The record of the server that runs; None when there is none, whatever files an earlier one left."""
+    """The record of the running server; None if no server runs. Files of an earlier server are ignored."""
     try:
         with _record_path().open() as file:
             if not _is_locked(file):
@@ -131,7 +131,7 @@ def read_record() -> ServerRecord | None:
             return ServerRecord(**values | tuples)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError):  # written by something else
+    except (ValueError, TypeError, KeyError):  # not a record
         return None
 
 
@@ -149,7 +149,7 @@ def _record_path() -> Path:
 
 @contextlib.contextmanager
 def only_starter() -> Iterator[None]:
-    """Wait until no other command is between looking for a server and having started one."""
+    """Hold the lock for looking for a server and starting one. Waits for other commands that do so."""
     folder = home()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "start.lock").open("a") as lock:
@@ -158,7 +158,7 @@ def only_starter() -> Iterator[None]:
 
 
 def started_record() -> ServerRecord | None:
-    """The record of the server that another command is starting just now, once it has; None if none is."""
+    """The record of a server that another command is starting. Waits for the start; None if there is none."""
     if not (home() / "start.lock").exists():
         return None
     with only_starter():
@@ -167,7 +167,7 @@ def started_record() -> ServerRecord | None:
 
 @dataclass(frozen=True)
 class KvMemory:
-    """The engine's KV memory, as /healthz tells it; held + cached + free = all tokens."""
+    """The KV cache of an engine in /healthz. held + cached + free = all tokens."""
 
     tokens: int
     bytes: int
@@ -178,12 +178,12 @@ class KvMemory:
 
 @dataclass(frozen=True)
 class ModelHealth:
-    """One of the models of /healthz."""
+    """A model in /healthz."""
 
     model: str
     aliases: tuple[str, ...]
     path: str | None
-    """None if the server takes us for somebody from another machine."""
+    """None if the server takes this process for a remote client."""
     status: str
     """`ready`, `loading`, `stopping`, `unloaded` or `failed`."""
     engine_pid: int | None
@@ -216,13 +216,13 @@ class Health:
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Self:
-        """Raises TypeError and KeyError for what is no such answer; fields of later versions are left out."""
+        """Ignores unknown fields, as of later versions. Raises TypeError or KeyError if the answer is invalid."""
         known = {item.name: body[item.name] for item in fields(cls) if item.name in body}
         return cls(**known | {"models": tuple(map(ModelHealth.from_json, body["models"]))})
 
 
 def ask_health(record: ServerRecord, timeout: float = 5.0) -> Health | None:
-    """What the server says of itself; None when it does not answer."""
+    """The health of a server; None if it does not answer."""
     try:
         return Health.from_json(ask(record, "GET", "/healthz", timeout=timeout)[1])
     except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError):
@@ -232,8 +232,8 @@ def ask_health(record: ServerRecord, timeout: float = 5.0) -> Health | None:
 def ask(
     record: ServerRecord, method: str, path: str, body: dict[str, Any] | None = None, timeout: float | None = None
 ) -> tuple[int, Any]:
-    """The status and the JSON of an answer. Raises OSError, HTTPException and ValueError when there is none."""
-    # The standard library's client: `cortex ps` should not wait for a larger one to be imported.
+    """The status and JSON of a request's answer. Raises OSError, HTTPException or ValueError if the request fails."""
+    # The standard library's client, because a larger one would slow down the start of `cortex ps`.
     connection = http.client.HTTPConnection(record.connect_host, record.port, timeout=timeout)
     try:
         content = None if body is None else json.dumps(body)

@@ -1,1 +1,1 @@
-"""The cortex command: what each of its verbs does, and what a person sees of it."""
+"""The `cortex` command: its subcommands and their output in a terminal."""

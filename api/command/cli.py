@@ -26,7 +26,7 @@ from api.record import AlreadyRunningError, ModelHealth, ServerRecord, ask_healt
 
 LOG_LINES = 15
 STOP_MARGIN_SECONDS = 10.0
-"""What a server may take to end after its grace period."""
+"""Time that a server may take to end after its grace period, before it is killed."""
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.add_typer(models_app, name="models")
@@ -42,7 +42,7 @@ Model = Annotated[
 
 
 def main() -> None:
-    """Run the command line. An expected failure is one line on stderr and an exit code, 2 for wrong usage."""
+    """Run the command line. An expected failure prints one line on stderr and exits with 1, or 2 for wrong usage."""
     if completion.is_requested():
         completion.complete(app)
     completion.accept_shell_name()
@@ -74,7 +74,7 @@ def cortex(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
-    """Serve a language model to a whole team, over OpenAI's API."""
+    """Serve language models to a whole team over an OpenAI-compatible API."""
     if version:
         typer.echo(f"cortex {package_version()}")
         raise typer.Exit
@@ -88,17 +88,17 @@ def run(
     model: Model,
     flags: ServerFlags,
     detach: Annotated[
-        bool, typer.Option("-d", "--detach", help="Return when the model answers, instead of opening a chat.")
+        bool, typer.Option("-d", "--detach", help="Return when the model is ready, without a chat.")
     ] = False,
 ) -> None:
-    """Start a server for MODEL unless it runs already, and chat with it in the terminal."""
+    """Start MODEL if it does not run yet, and chat with it in the terminal."""
     served = ensure_served(model, flags)
     url = served.record.base_url
     if detach:
-        typer.echo(f"{model} {'answers' if served.is_new else 'runs already'} at {url}")
+        typer.echo(f"{model} {'is ready' if served.is_new else 'already runs'} at {url}")
         return
     complete = chat(served.record.connect_url, served.name)
-    typer.echo(f"{served.name} still runs at {url}; 'cortex stop' ends it.", err=True)
+    typer.echo(f"{served.name} still runs at {url}; stop it with 'cortex stop'.", err=True)
     if not complete and not sys.stdin.isatty():
         raise typer.Exit(1)
 
@@ -123,11 +123,13 @@ def serve(
 
 @app.command()
 def pull(
-    model: Annotated[str, typer.Argument(metavar="NAME", help="Such as llama3.1:8b-gguf-q4-km or owner/repo:Q4_K_M.")],
+    model: Annotated[
+        str, typer.Argument(metavar="NAME", help="A name such as llama3.1:8b-gguf-q4-km or owner/repo:Q4_K_M.")
+    ],
 ) -> None:
-    """Download a model from Hugging Face; goes on where it was broken off."""
+    """Download a model from Hugging Face. Resumes an interrupted download and verifies checksums."""
     path, is_new = obtain_name(model)
-    typer.echo(f"{model} is on disk {'now' if is_new else 'already'}: {bytes_text(num_file_bytes(path))} at {path}")
+    typer.echo(f"{model} is {'now' if is_new else 'already'} on disk: {bytes_text(num_file_bytes(path))} at {path}")
 
 
 @app.command()
@@ -136,13 +138,13 @@ def tune(
     model: Model,
     flags: ServerFlags,
     seconds: Annotated[
-        float, typer.Option(min=1.0, max=3600.0, help="How long it may take, about; less tries fewer settings.")
+        float, typer.Option(min=1.0, max=3600.0, help="Approximate duration. A shorter one tries fewer settings.")
     ] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Measure with how many threads and how large steps MODEL is fastest here; servers of it then start with these."""
+    """Measure the fastest number of threads and step size for MODEL on this machine. Later starts use them."""
     record = read_record()
-    if record is not None:  # the two would disturb each other
+    if record is not None:  # it would slow down, and distort the measurement
         raise AlreadyRunningError(record)
     outcome = measure(model, flags.model_options(model, resolve(model)).engine, seconds)
     if as_json:
@@ -153,7 +155,7 @@ def tune(
 
 @app.command()
 def ps(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
-    """Show what runs."""
+    """List the models that run."""
     record = read_record()
     models = [] if record is None else _describe(record)
     if as_json:
@@ -170,10 +172,10 @@ def ps(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.
 def stop(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="Only this one.", autocompletion=completion.served_models),
+        typer.Argument(metavar="[MODEL]", help="Stop only this model.", autocompletion=completion.served_models),
     ] = None,
 ) -> None:
-    """Stop the server, or one of its models, after running answers have ended or the grace period is over."""
+    """Stop the server or one of its models when its running requests end, or after the grace period."""
     record = read_record() or started_record()
     if record is None:
         typer.echo("Nothing is running.")
@@ -192,7 +194,7 @@ def stop(
 
 
 def _describe(record: ServerRecord) -> list[dict[str, Any]]:
-    """Each model of a server; what the record tells if the server says nothing."""
+    """A row for each model of a server. If the server does not respond, one row from its record."""
     server = {
         "pid": record.pid,
         "url": record.base_url,

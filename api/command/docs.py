@@ -13,11 +13,11 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "flags": flags.markdown,
     "endpoints": lambda: openapi.endpoints(OPERATIONS),
 }
-"""By the name in the comments around them."""
+"""Tables by the name in the comments around them."""
 
 
 def with_tables(text: str) -> str:
-    """The text with each table between its two comments. Raises ValueError without these."""
+    """Returns the text with each table between its two comments. Raises ValueError if a comment is missing."""
     for name, table in TABLES.items():
         begin, end = f"<!-- {name}: written by `make docs` -->\n", f"<!-- end of {name} -->\n"
         before, rest = text.split(begin)

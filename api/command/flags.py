@@ -1,4 +1,4 @@
-"""The table of flags as options of a typer command, which cortex.toml completes."""
+"""Gives typer commands the flags of the table, with values from cortex.toml."""
 
 import functools
 import inspect
@@ -27,12 +27,12 @@ _CONFIG: Final = inspect.Parameter(
 
 
 def with_server_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a typer command every flag of the table, or those of these names, and `--config`.
+    """Give a typer command `--config` and the flags of these names, or all flags of the table without names.
 
-    The command receives its parameter `flags`. A value on the command line goes before one in the environment, and that
-    before one in cortex.toml. The decorated command raises ConfigFileError for a file that cannot be used.
+    The command receives their values as its parameter `flags`. Precedence: command line, environment, cortex.toml. The
+    decorated command raises ConfigFileError if the file cannot be used.
 
-    Typer reads a command's parameters from its signature, so the decorated one has a parameter per flag.
+    Typer reads a command's parameters from its signature, so the decorated command has a parameter per flag.
     """
     return functools.partial(_with_flags, [row for row in ROWS.values() if not names or row.name in names])
 
@@ -56,7 +56,7 @@ def _with_flags(rows: list[Row], command: Callable[..., None]) -> Callable[..., 
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
-    """Whether the command line or the environment set a parameter, be it to its default."""
+    """Whether the command line or the environment set a parameter, even to its default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
 

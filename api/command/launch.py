@@ -1,4 +1,4 @@
-"""Starting a server in the background, waiting until it answers, and ending it."""
+"""Starts a server in the background, waits until it is ready, and ends it."""
 
 import contextlib
 import errno
@@ -27,15 +27,15 @@ from api.record import Health, ModelHealth, ServerRecord, ask, ask_health, only_
 
 POLL_SECONDS = 0.1
 SILENCE_SECONDS = 60.0
-"""A server that gave no sign of life for so long will not become ready."""
+"""A server that does not answer for this time counts as failed."""
 STOP_SECONDS = 30.0
-"""What a model may take to end after the grace period."""
+"""Time that a model may take to end after the grace period."""
 ABANDON_SECONDS = 5.0
-"""What a server that is given up while it starts may take to end."""
+"""Time that a server may take to end if its start is given up."""
 
 
 class CommandError(Exception):
-    """An expected failure, in one line for the user; the end of a log may follow it."""
+    """An expected failure. The message is one line for the user; the end of `log` may follow it."""
 
     def __init__(self, message: str, log: Path | None = None) -> None:
         super().__init__(message)
@@ -43,23 +43,23 @@ class CommandError(Exception):
 
 
 class NotReadyError(Exception):
-    """Why a server will not become ready."""
+    """A server that will not become ready. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """Where a model answers."""
+    """A served model and its server."""
 
     record: ServerRecord
     name: str
-    """By which it is served."""
+    """The name by which clients request the model."""
     is_new: bool
-    """Whether it was started just now."""
+    """Whether this command started the model."""
 
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """What is being started is not left behind, whichever way the command is ended."""
+    """Handle SIGTERM like SIGINT, so that neither leaves a half-started server behind."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -69,13 +69,13 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 @_terminated_as_interrupted()
 def ensure_served(model: str, flags: ServerFlags) -> Served:
-    """The server of `model` once it answers: one that runs already, which is then asked to serve it too, or a new one.
+    """Serve `model` on the running server, or else on a new one, and wait until it is ready.
 
-    Raises CommandError and ModelFilesError.
+    Raises CommandError if that fails, and ModelFilesError if the model's files cannot be used.
     """
     record = read_record()
     if record is None:
-        own_defaults(obtain(model))  # what cannot be loaded is said before anything is locked or written
+        own_defaults(obtain(model))  # fails before anything is locked or written
         with spinner(f"starting {model}"), only_starter():
             record = read_record()
             if record is None:
@@ -85,7 +85,7 @@ def ensure_served(model: str, flags: ServerFlags) -> Served:
     name = served.model if served else model
     path = Path(served.path) if served and served.path else obtain(model)
     is_new = served is None or served.status in ("unloaded", "failed")
-    with spinner(f"starting {model}" if is_new else f"asking for {model}"):
+    with spinner(f"starting {model}" if is_new else f"waiting for {model}"):
         _require_same_server(record, flags)
         try:
             _ask(record, "/v1/models/start", flags.start_request(name, path))
@@ -99,7 +99,7 @@ def ensure_served(model: str, flags: ServerFlags) -> Served:
 
 
 def _wait_for_answer(record: ServerRecord) -> Health:
-    """What a server that runs already says of itself, whether or not its models are there."""
+    """The health of a running server, ready or not. Raises CommandError if the server does not answer."""
     deadline = time.monotonic() + SILENCE_SECONDS
     while time.monotonic() < deadline:
         if not psutil.pid_exists(record.pid) or read_record() is None:
@@ -111,7 +111,7 @@ def _wait_for_answer(record: ServerRecord) -> Health:
 
 
 def _find(health: Health, model: str) -> ModelHealth | None:
-    """Among the models of a server, by any of its names or by its file."""
+    """The model of a server with this name, alias or file; None if there is none."""
     named = [each for each in health.models if model in (each.model, *each.aliases)]
     try:
         path = resolve(model).resolve()
@@ -121,7 +121,7 @@ def _find(health: Health, model: str) -> ModelHealth | None:
 
 
 def _require_same_server(record: ServerRecord, flags: ServerFlags) -> None:
-    """Raises CommandError for a flag that asks for another server than runs."""
+    """Raises CommandError if a flag differs from the running server's setting."""
     for row in SERVER_ROWS.values():
         wanted, current = getattr(flags, row.name), getattr(record, row.becomes)
         if wanted is None or row.converted(wanted) == current or (row.name, wanted) == ("port", 0):
@@ -129,11 +129,11 @@ def _require_same_server(record: ServerRecord, flags: ServerFlags) -> None:
         lacks = row.type in (bool, list) and not current
         shown = list(current) if row.type is list else current
         has = f"without {row.option}" if lacks else f"with {row.option} {shown}"
-        raise CommandError(f"the server runs already {has}; 'cortex stop' ends it")
+        raise CommandError(f"the server already runs {has}; stop it with 'cortex stop'")
 
 
 def stop_model(record: ServerRecord, model: str) -> None:
-    """End one of the models of a server. Raises CommandError."""
+    """Stop a model of a server. Raises CommandError if the server refuses or does not answer."""
     health = ask_health(record)
     if health is None:
         raise CommandError(f"the server (pid {record.pid}) does not answer", _log_of(record))
@@ -143,7 +143,7 @@ def stop_model(record: ServerRecord, model: str) -> None:
 
 
 def is_last(record: ServerRecord, model: str) -> bool:
-    """Whether a server serves nothing but this model."""
+    """Whether this is the only model of a server."""
     health = ask_health(record)
     return health is not None and len(health.models) == 1 and _find(health, model) is not None
 
@@ -187,8 +187,8 @@ def _start(model: str, flags: ServerFlags) -> ServerRecord:
 
 def server_command(model: str, flags: ServerFlags, log: Path) -> list[str]:
     """The command line of a server in the background."""
-    # It reads no cortex.toml of its own: the flags hold what this process has read.
-    # -P: a folder named `api` where the user happens to be is not ours.
+    # The server must not read cortex.toml: the flags contain what this process has read from it.
+    # -P: Python must not import a folder named `api` in the working directory.
     command = [sys.executable, "-P", "-m", "api", "serve", *flags.arguments(), f"--config={os.devnull}"]
     return [*command, f"--log-file={log}", "--", model]
 
@@ -202,7 +202,7 @@ def _new_log() -> Path:
 
 
 def require_free_port(flags: ServerFlags) -> None:
-    """Raises CommandError when no server could listen there."""
+    """Raises CommandError if a server cannot listen on the flags' host and port."""
     settings = ServerSettings(**flags.settings)
     host, port = settings.host, settings.port
     try:
@@ -212,7 +212,7 @@ def require_free_port(flags: ServerFlags) -> None:
     failures = [failure for *kind, _, address in addresses if (failure := _listening_error(kind, address))]
     if any(failure.errno == errno.EADDRINUSE for failure in failures):
         raise CommandError(f"port {port} on {host} is taken; choose another with --port")
-    # A name may stand for an address that this machine lacks, such as localhost for ::1; one is enough.
+    # A host name may have an address that this machine lacks, as localhost has ::1. One usable address is enough.
     if len(failures) == len(addresses):
         raise CommandError(f"cannot listen on {host}, port {port}: {failures[0].strerror}")
 
@@ -228,9 +228,9 @@ def _listening_error(kind: list[Any], address: Any) -> OSError | None:
 
 
 def _wait_until_ready(server: psutil.Process) -> tuple[ServerRecord, Health]:
-    """The record of `server`, and what it says, once its first model answers.
+    """Wait until the first model of `server` is ready. Returns the server's record and health.
 
-    Raises NotReadyError when it ended, says that it will not answer, or is silent for too long.
+    Raises NotReadyError if the server ends, drains or fails, or does not answer for SILENCE_SECONDS.
     """
     last_answer = time.monotonic()
     while not _has_ended(server):
@@ -240,27 +240,27 @@ def _wait_until_ready(server: psutil.Process) -> tuple[ServerRecord, Health]:
             if health.status == "ok":
                 return record, health
             if health.status != "loading":
-                raise NotReadyError(f"it is {health.status}" + (f": {health.reason}" if health.reason else ""))
+                raise NotReadyError(f"its status is {health.status}" + (f": {health.reason}" if health.reason else ""))
         if time.monotonic() - last_answer > SILENCE_SECONDS:
             raise NotReadyError(f"it has not answered for {SILENCE_SECONDS:g} seconds")
         time.sleep(POLL_SECONDS)
-    raise NotReadyError(f"the server ended{_cause_ofend(server)}")
+    raise NotReadyError(f"the server ended{_cause_of_end(server)}")
 
 
 def _has_ended(process: psutil.Process) -> bool:
-    # A zombie has ended, whether or not its parent (in a container perhaps nobody) collects it.
+    # A zombie has ended, even if no parent collects it, as may happen in a container.
     try:
         return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
 
-def _cause_ofend(process: psutil.Process) -> str:
+def _cause_of_end(process: psutil.Process) -> str:
     try:
         code = process.wait(timeout=0)
     except psutil.TimeoutExpired:
         code = None
-    if code is None:  # only a parent is told
+    if code is None:  # only the parent process gets the code
         return ""
     return f" by {signal.Signals(-code).name}" if code < 0 else f" with exit code {code}"
 
@@ -269,15 +269,15 @@ def _end_spawned(server: psutil.Popen) -> None:
     try:
         end(server.pid, ABANDON_SECONDS)
     finally:
-        # It leads a group of its own, so this reaches an engine that outlived it.
+        # The server leads its own process group, so this also kills an engine that outlived it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(server.pid, signal.SIGKILL)
 
 
 def end(pid: int, patience: float) -> bool:
-    """End a server; False if it had to be killed, with its engine.
+    """End a server. Returns False if it did not end within `patience` seconds and was killed with its engine.
 
-    Raises CommandError when it belongs to somebody else.
+    Raises CommandError if it belongs to another user.
     """
     try:
         server = psutil.Process(pid)
@@ -287,16 +287,16 @@ def end(pid: int, patience: float) -> bool:
         return True
     except psutil.AccessDenied:
         raise CommandError(f"the server (pid {pid}) belongs to another user") from None
-    if _wait_forend(server, patience):
+    if _wait_for_end(server, patience):
         return True
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    _wait_forend(server, patience=5.0)
+    _wait_for_end(server, patience=5.0)
     return False
 
 
-def _wait_forend(process: psutil.Process, patience: float) -> bool:
+def _wait_for_end(process: psutil.Process, patience: float) -> bool:
     deadline = time.monotonic() + patience
     while not _has_ended(process):
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""`cortex models`: what lies on disk, and taking some in or away."""
+"""`cortex models`: lists, shows, removes and imports models on disk."""
 
 import json
 from dataclasses import asdict
@@ -20,21 +20,21 @@ app = typer.Typer()
 
 Name = Annotated[
     str,
-    typer.Argument(metavar="NAME", help="As 'cortex models list' shows it.", autocompletion=models_on_disk),
+    typer.Argument(metavar="NAME", help="A name as shown by 'cortex models list'.", autocompletion=models_on_disk),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback(invoke_without_command=True)
 def models(context: typer.Context) -> None:
-    """Show, remove and import the models on disk."""
+    """List, show, remove or import models on disk."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
-    """Show the models on disk."""
+    """List the models on disk."""
     models = [_row(model) for model in library.kept_models()]
     if as_json:
         typer.echo(json.dumps(models, indent=2))
@@ -46,12 +46,12 @@ def list_models(as_json: AsJson = False) -> None:
 
 @app.command("get")
 def get_model(name: Name, as_json: AsJson = False) -> None:
-    """Show a model on disk, and what its model.yaml says."""
+    """Show a model on disk and its model.yaml."""
     model = library.find(name)
     defaults = own_defaults(model.path)
-    said = defaults.model_dump(exclude_none=True) if defaults else None
+    values = defaults.model_dump(exclude_none=True) if defaults else None
     if as_json:
-        typer.echo(json.dumps(_row(model) | {"model_yaml": said}, indent=2))
+        typer.echo(json.dumps(_row(model) | {"model_yaml": values}, indent=2))
         return
     typer.echo(f"{model.name}: {bytes_text(model.size_bytes)}")
     for file in model.files:
@@ -64,27 +64,27 @@ def get_model(name: Name, as_json: AsJson = False) -> None:
 
 @app.command("remove")
 def remove_model(name: Name) -> None:
-    """Delete a model's files, or what came of it before its pull was broken off."""
+    """Delete a model's files, or the files of its unfinished pull or import."""
     try:
         model = library.find_damaged(name)
     except (NotOnDiskError, TakenError):
         if not library.remove_unfinished(name):
             raise
-        typer.echo(f"What came of {name} so far is removed.")
+        typer.echo(f"The unfinished files of {name} are removed.")
         return
     _refuse_if_served(model)
     library.remove(model)
-    typer.echo(f"{model.name} is removed: {bytes_text(model.size_bytes)} are free again.")
+    typer.echo(f"{model.name} is removed: {bytes_text(model.size_bytes)} freed.")
 
 
 @app.command("import")
 def import_model(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as mistral:7b-mine.")],
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A .gguf file, the first one of a model in parts.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A new name such as mistral:7b-mine.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A .gguf file; the first part of a split model.")],
 ) -> None:
-    """Give a .gguf file elsewhere a name, without taking room twice where that can be."""
+    """Import a .gguf file under a new name. Makes a hard link, or a copy if a link is not possible."""
     model = library.import_file(name, Path(path).expanduser())
-    typer.echo(f"{model.name} is on disk now: {bytes_text(model.size_bytes)} at {model.path}")
+    typer.echo(f"{model.name} is now on disk: {bytes_text(model.size_bytes)} at {model.path}")
 
 
 def _row(model: KeptModel) -> dict[str, Any]:
@@ -95,13 +95,14 @@ def _row(model: KeptModel) -> dict[str, Any]:
 
 
 def _refuse_if_served(model: KeptModel) -> None:
-    """Raises ModelFilesError."""
+    """Raises ModelFilesError if the running server has the model or does not answer."""
     record = read_record()
     if record is None:
         return
     health = ask_health(record)
     if health is None:
-        raise ModelFilesError(f"the server (pid {record.pid}) does not say what it serves; 'cortex stop' ends it")
+        problem = f"the server (pid {record.pid}) does not answer and may serve the model"
+        raise ModelFilesError(f"{problem}; stop it with 'cortex stop'")
     for served in health.models:
         if served.path and Path(served.path).resolve() in [file.resolve() for file in model.files]:
-            raise ModelFilesError(f"{served.model} is being served; 'cortex stop {served.model}' ends that")
+            raise ModelFilesError(f"{served.model} is being served; stop it with 'cortex stop {served.model}'")

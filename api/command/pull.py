@@ -1,4 +1,4 @@
-"""Having a model's file on disk: what `cortex pull` does, and `cortex run` and `cortex serve` do first."""
+"""Finds or downloads a model's file, for `cortex pull`, `cortex run` and `cortex serve`."""
 
 import sys
 from functools import partial
@@ -11,22 +11,22 @@ from api.models.files import ModelFileError, NotOnDiskError, is_name, resolve, r
 
 
 def download(model: str) -> Path:
-    """The file of a model that a hub has, with a progress bar while it comes. Raises ModelFilesError."""
-    from api.models.hub import pull  # only now: few commands need it
+    """Download a model from a hub with a progress bar, and return its first file. Raises ModelFilesError."""
+    from api.models.hub import pull  # imported late: few commands need it
 
     def busy() -> None:
         if sys.stderr.isatty():
-            typer.echo(f"Another process pulls {model}; waiting for it.", err=True)
+            typer.echo(f"Another process is pulling {model}; waiting for it.", err=True)
 
     try:
         return pull(model, partial(download_bar, model), busy)
     except KeyboardInterrupt:
-        typer.echo(f"cortex: interrupted; 'cortex pull {model}' goes on from here", err=True)
+        typer.echo(f"cortex: interrupted; 'cortex pull {model}' resumes the download", err=True)
         raise
 
 
 def obtain(model: str) -> Path:
-    """The file of any model; what is on disk needs no network. Raises ModelFilesError."""
+    """The first file of a model, downloaded only if it is not on disk. Raises ModelFilesError."""
     try:
         return resolve(model)
     except NotOnDiskError:
@@ -34,7 +34,10 @@ def obtain(model: str) -> Path:
 
 
 def obtain_name(model: str) -> tuple[Path, bool]:
-    """The same for a name, and whether it was downloaded; a damaged file is downloaded anew."""
+    """The first file of a named model, and whether it was downloaded. A damaged model is downloaded again.
+
+    Raises ModelFilesError.
+    """
     if is_name(model):
         try:
             return resolve_name(model), False

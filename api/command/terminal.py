@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: a chat with the served model, a table of what runs, a spinner."""
+"""Terminal output: a chat with a served model, tables, a spinner and a download bar."""
 
 import contextlib
 import json
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 PROMPT = "> "
 _FAREWELL = "exit()"
-# An answer must not be able to steer the terminal: no control characters but tab and newline.
+# Removes control characters except tab and newline, so that an answer cannot control the terminal.
 _PRINTABLE = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
 
 
 class ChatError(Exception):
-    """An answer that could not be had or finished, in one line for the user."""
+    """An answer that failed or broke off. The message is one line for the user."""
 
 
 class Conversation:
@@ -31,9 +31,9 @@ class Conversation:
         self.messages: list[dict[str, str]] = []
 
     def answer(self, text: str) -> Generator[str]:
-        """The answer to `text`, piece by piece. An answer left early stays in the history as far as it came.
+        """Yield the answer to `text` piece by piece. The history keeps the pieces of an incomplete answer.
 
-        Raises ChatError when the server does not answer, refuses, or breaks off.
+        Raises ChatError if the server does not answer, returns an error, or breaks the stream off.
         """
         self.messages.append({"role": "user", "content": text})
         pieces: list[str] = []
@@ -45,7 +45,7 @@ class Conversation:
             if pieces:
                 self.messages.append({"role": "assistant", "content": "".join(pieces)})
             else:
-                # Templates want the roles to alternate: a question without an answer was never asked.
+                # Many templates require alternating roles, so a question without an answer is dropped.
                 self.messages.pop()
 
     def _stream(self) -> Iterator[str]:
@@ -63,10 +63,10 @@ class Conversation:
 
 
 def event_data(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The data of each server-sent event but the closing `[DONE]`.
+    """Yield the data of each server-sent event except the closing `[DONE]`.
 
-    Lines end at newlines only. (httpx's own line iterator also splits at the separators of Unicode, which JSON
-    may hold as they are.)
+    Lines end only at newlines. (httpx's line iterator also splits at Unicode separators, which JSON may contain
+    unescaped.)
     """
     rest = b""
     for chunk in chunks:
@@ -85,7 +85,7 @@ def _delta(data: bytes) -> str:
         choices = event["choices"]
         return (choices[0]["delta"].get("content") or "") if choices else ""
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ChatError(f"the server sent what is no chat event: {data[:80]!r}") from error
+        raise ChatError(f"the server sent data that is not a chat event: {data[:80]!r}") from error
 
 
 def _error_text(body: bytes, otherwise: str) -> str:
@@ -96,15 +96,15 @@ def _error_text(body: bytes, otherwise: str) -> str:
 
 
 def chat(api_url: str, model: str) -> bool:
-    """Chat on stdin and stdout until `exit()` or the input's end; False if any answer failed.
+    """Chat on stdin and stdout until `exit()` or the end of input. Returns False if an answer failed.
 
-    At a terminal, Ctrl-C stops the answer that runs, and ends the chat at an empty prompt.
+    At a terminal, Ctrl-C stops the current answer. At an empty prompt it ends the chat.
     """
     import httpx
 
-    timeout = httpx.Timeout(10.0, read=None)  # An answer may wait its turn for long; Ctrl-C ends the wait.
+    timeout = httpx.Timeout(10.0, read=None)  # A request may wait long in the queue; Ctrl-C ends the wait.
     complete = True
-    # Without the environment's proxies: the server is on this machine.
+    # The environment's proxies are ignored, because the server is on this machine.
     with httpx.Client(base_url=api_url, timeout=timeout, trust_env=False) as client:
         conversation = Conversation(client, model)
         interactive = sys.stdin.isatty()
@@ -161,7 +161,7 @@ def _print_answer(conversation: Conversation, text: str, *, interruptible: bool)
 
 @contextlib.contextmanager
 def _noted_interrupts() -> Iterator[list[int]]:
-    """Interrupts, noted as well as raised: Python drops what is raised while a finalizer happens to run."""
+    """Record interrupts and raise them: Python drops an exception that is raised inside a finalizer."""
     noted: list[int] = []
 
     def note(signal_number: int, _frame: object) -> None:
@@ -177,7 +177,7 @@ def _noted_interrupts() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def spinner(text: str) -> Iterator[None]:
-    """Show on stderr that something is being waited for, and for how long; nothing where nobody watches."""
+    """Show a spinner and the elapsed time on stderr, if it is a terminal."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -194,9 +194,9 @@ def spinner(text: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def download_bar(text: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """Show on stderr how far a download is, of `total` bytes of which `done` are there; nothing where nobody watches.
+    """Show a progress bar on stderr, if it is a terminal. `done` of `total` bytes are already on disk.
 
-    What it gives is called with each number of bytes that comes.
+    Yields a function to call with the size of each received piece in bytes.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -215,7 +215,7 @@ def download_bar(text: str, total: int, done: int) -> Iterator[Callable[[int], N
 
 
 def print_tuning(model: str, outcome: dict[str, Any]) -> None:
-    """What `cortex tune` measured, and what it chose, from what its `--json` prints."""
+    """Print the measurements and the selected settings of `cortex tune`. `outcome` is its JSON output."""
     from rich.console import Console
     from rich.table import Table
 
@@ -223,7 +223,7 @@ def print_tuning(model: str, outcome: dict[str, Any]) -> None:
     measured, tuning = outcome["measured"], outcome["tuning"]
     columns = (
         ("THREADS", "threads", "SECONDS"),
-        ("TOKENS A STEP", "batch_tokens", f"SECONDS FOR {measured['prompt_tokens']} TOKENS"),
+        ("TOKENS PER STEP", "batch_tokens", f"SECONDS FOR {measured['prompt_tokens']} TOKENS"),
     )
     for heading, name, unit in columns:
         if not measured[name]:
@@ -239,7 +239,7 @@ def print_tuning(model: str, outcome: dict[str, Any]) -> None:
 
 
 def print_models(models: list[dict[str, Any]]) -> None:
-    """The table of `cortex ps`, from what its `--json` prints."""
+    """Print the table of `cortex ps`. `models` is its JSON output."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -264,7 +264,7 @@ def print_models(models: list[dict[str, Any]]) -> None:
 
 
 def print_kept_models(models: list[dict[str, Any]]) -> None:
-    """The table of `cortex models list`, from what its `--json` prints."""
+    """Print the table of `cortex models list`. `models` is its JSON output."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -288,7 +288,7 @@ def _kv_text(kv: dict[str, int] | None) -> str:
 
 
 def bytes_text(num_bytes: int) -> str:
-    """In the units that people read."""
+    """The number in MiB or GiB."""
     mebibytes = num_bytes / 2**20
     return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"
 

@@ -1,4 +1,4 @@
-"""`cortex tune`: has the engine's side measure a model, and shows how far that is."""
+"""`cortex tune`: measures a model in a process of its own, with a spinner."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from scheduler.config import EngineConfig
 
 
 def measure(model: str, config: EngineConfig, seconds: float) -> dict[str, Any]:
-    """What was measured, and what of it is kept for the model's next engines. Raises CommandError."""
+    """The measurements, and the settings kept for the model's next engines. Raises CommandError if it fails."""
     command = [sys.executable, "-P", "-m", "scheduler.llama.tuning", json.dumps(asdict(config)), str(seconds)]
-    from api.engine.process import ENGINE_ENVIRONMENT  # only now: it loads much that the command does without
+    from api.engine.process import ENGINE_ENVIRONMENT  # imported late: it imports much that the command does not need
 
     last: dict[str, Any] = {}
     with (

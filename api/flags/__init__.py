@@ -1,4 +1,4 @@
-"""The flags of the command, from one table, and the options that they become."""
+"""The table of flags, and the options made from their values."""
 
 from api.flags.options import DEFAULT_PORT, ModelOptions, ServerOptions, ServerSettings, own_defaults
 from api.flags.row import MAX_NAME_LENGTH, Flag, Row, num_bytes

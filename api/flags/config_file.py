@@ -1,4 +1,4 @@
-"""cortex.toml: flags in a file, by their names with underscores."""
+"""Reads cortex.toml, which sets flags. Its keys are the flags' names with underscores."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -11,13 +11,13 @@ CONFIG_NAME: Final = "cortex.toml"
 
 
 class ConfigFileError(Exception):
-    """A cortex.toml that cannot be used, in one line for the user."""
+    """A cortex.toml that cannot be used. The message is one line for the user."""
 
 
 def read_config(path: str | None) -> dict[str, Any]:
-    """The flags that a file sets, by name; without a path the one in $CORTEX_HOME, if it exists.
+    """The flags that a file sets, by name. Without a path, it is cortex.toml in $CORTEX_HOME, if that exists.
 
-    Raises ConfigFileError for a file that cannot be read, is not TOML, or has an unknown key or a wrong value.
+    Raises ConfigFileError if the file cannot be read, is not TOML, or has an unknown key or an invalid value.
     """
     file = home() / CONFIG_NAME if path is None else _expanded(path)
     try:
@@ -30,7 +30,7 @@ def read_config(path: str | None) -> dict[str, Any]:
     for key, value in values.items():
         if key not in ROWS:
             name = key.replace("-", "_")
-            meant = f"; it is spelled {name!r} here" if name in ROWS else ""
+            meant = f"; did you mean {name!r}?" if name in ROWS else ""
             raise ConfigFileError(f"{file}: the key {key!r} is unknown{meant}")
         try:
             values[key] = ROWS[key].checked(value)
@@ -40,10 +40,10 @@ def read_config(path: str | None) -> dict[str, Any]:
 
 
 def _parsed(content: bytes, file: Path) -> dict[str, Any]:
-    import tomllib  # only now: most commands have no such file
+    import tomllib  # imported late: most commands have no such file
 
     try:
-        return tomllib.loads(content.decode() + "\n")  # else an error in the last line is said to be at the end
+        return tomllib.loads(content.decode() + "\n")  # else tomllib reports no line number for the last line
     except UnicodeDecodeError as error:
         raise ConfigFileError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from None
     except (ValueError, RecursionError) as error:

@@ -5,7 +5,7 @@ from api.flags.table import ROWS
 
 
 def markdown() -> str:
-    """A row for each flag: option, values, default, variable of the environment, what it does."""
+    """A Markdown table with each flag's option, values, default, environment variable and description."""
     head = "| option | value | default | environment | |\n|---|---|---|---|---|\n"
     return head + "".join(f"| {' | '.join(_cells(row))} |\n" for row in ROWS.values())
 

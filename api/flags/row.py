@@ -1,4 +1,4 @@
-"""A row of the table of flags: what is known of one flag, and how a value of it is checked."""
+"""A row of the table of flags: the properties of a flag and the checks of its values."""
 
 import math
 import re
@@ -13,35 +13,35 @@ _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 
 def num_bytes(size: str) -> int:
-    """The bytes of a size such as 512MiB, 4G or 0. Raises ValueError."""
+    """The number of bytes of a size such as 512MiB, 4G or 0. Raises ValueError if it is not a valid size."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", size.strip())
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"{size!r} is not a size such as 512MiB, 4GiB or 0.")
     number = float(match[1]) * _UNITS[match[2].upper()]
     if number >= 2**63:
-        raise ValueError(f"{size!r} is more than any machine has.")
+        raise ValueError(f"{size!r} is too large; it must be less than 8 EiB.")
     return int(number)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """What the table says of a flag besides its name and type."""
+    """The properties of a flag in the table, except its name and type."""
 
     help: str
     default: str = ""
-    """The default in words, where it is not a fixed value. Fixed ones are those of EngineConfig and ServerSettings."""
+    """Describes a default that is not a fixed value. Fixed defaults are in EngineConfig and ServerSettings."""
     min: float | None = None
     max: float | None = None
     choices: tuple[str, ...] = ()
     is_size: bool = False
-    """Whether the text is a size such as 4GiB, which becomes bytes."""
+    """Whether the text is a size such as 4GiB, which is converted to bytes."""
     max_length: int | None = None
-    """Characters of a text, which then also has at least one."""
+    """Maximum number of characters of a text. If it is set, the text must not be empty."""
     metavar: str | None = None
     becomes: str = ""
-    """The field of EngineConfig or ServerSettings, where it is not called like the flag."""
+    """The field of EngineConfig or ServerSettings, if its name differs from the flag's."""
     note: str = ""
-    """What the README adds to the help."""
+    """Text that the README adds to the help."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Row:
     flag: Flag
     scope: Literal["model", "server"]
     default: Any
-    """The built-in default; None if it is no fixed value."""
+    """The built-in default; None if it is not a fixed value."""
 
     @property
     def option(self) -> str:
@@ -63,7 +63,7 @@ class Row:
 
     @property
     def variable(self) -> str:
-        """The name in the environment."""
+        """The environment variable."""
         return f"CORTEX_{self.name.upper()}"
 
     @property
@@ -80,19 +80,19 @@ class Row:
         return self.flag.metavar or "|".join(self.flag.choices) or None
 
     def converted(self, value: Any) -> Any:
-        """A checked value as the options hold it."""
+        """Convert a checked value to the value of the options."""
         if self.flag.is_size:
             return num_bytes(value)
         return tuple(value) if self.type is list else value
 
     def arguments(self, value: Any) -> list[str]:
-        """A value as arguments of a command line."""
+        """The command-line arguments that set this value."""
         if self.type is bool:
             return [self.option if value else self.option.replace("--", "--no-", 1)]
         return [f"{self.option}={each}" for each in (value if self.type is list else [value])]
 
     def check_text(self, text: str) -> None:
-        """Check the value of a flag of text, or one of a list. Raises ValueError."""
+        """Raises ValueError if a text, or an item of a list, is not valid."""
         flag = self.flag
         if flag.choices and text not in flag.choices:
             raise ValueError(f"{text!r} is not one of {', '.join(flag.choices)}.")
@@ -102,7 +102,10 @@ class Row:
             num_bytes(text)
 
     def checked(self, value: object) -> Any:
-        """A value from a file, of exactly this flag's type; integers serve as floats, too. Raises ValueError."""
+        """Check a value from a file and return it. Integers are accepted as floats.
+
+        Raises ValueError if the value has another type or is not valid.
+        """
         if self.type is float and type(value) is int and abs(value) < 2**63:
             value = float(value)
         if type(value) is not self.type or (isinstance(value, list) and not all(isinstance(one, str) for one in value)):

@@ -1,8 +1,8 @@
-"""The table of flags: one row for each, a field of ModelFlags or ServerFlags.
+"""The table of flags. Each flag is a row, defined by a field of ModelFlags or ServerFlags.
 
-From it come the options of the command line, the variables of the environment, the keys of cortex.toml, the body of a
-start request, the arguments of a server in the background, and the table in the README. A flag about a model is a row
-here and a field of EngineConfig; one about a server is a row here and a field of ServerSettings.
+The table generates the command-line options, the environment variables, the keys of cortex.toml, the body of a start
+request, the arguments of a background server, and the table in the README. To add a flag of a model, add a row here and
+a field to EngineConfig. To add a flag of a server, add a row here and a field to ServerSettings.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ from scheduler.config import FLASH_ATTN, KV_LAYOUTS, KV_TYPES, POOLINGS, EngineC
 
 @dataclass(frozen=True)
 class ModelFlags:
-    """The flags that are about one model. None is for a flag that nobody set."""
+    """The flags of one model. None means that a flag is not set."""
 
     ctx_len: Annotated[
         int | None,
         Flag(
             min=64,
-            help="Tokens of one request, prompt and answer together.",
-            default="8192, or what the model allows",
+            help="Maximum tokens of one request, prompt and answer together.",
+            default="8192, or the trained length if shorter",
         ),
     ] = None
     max_seqs: Annotated[
@@ -35,23 +35,23 @@ class ModelFlags:
         Flag(
             min=1,
             max=255,
-            help="Answers generated at once.",
-            default="by the machine",
-            note="The default is 32, on a GPU 64. More requests wait their turn.",
+            help="Maximum number of sequences that run at once.",
+            default="depends on the machine",
+            note="The default is 32, or 64 on a GPU. Further requests wait.",
         ),
     ] = None
     kv_tokens: Annotated[
         int | None,
         Flag(
             min=64,
-            help="Tokens of KV memory for all requests together.",
-            default="by the model and the machine",
-            note="A pool takes two contexts or more.",
+            help="Size of the KV cache in tokens, for all sequences together.",
+            default="depends on the model and the machine",
+            note="If memory allows, a pool holds at least two full contexts.",
         ),
     ] = None
     batch_tokens: Annotated[
         int | None,
-        Flag(min=32, max=8192, help="Token budget of one step.", default="512, or as tuned"),
+        Flag(min=32, max=8192, help="Token budget of one step.", default="512, or the tuned value"),
     ] = None
     itl_target: Annotated[
         float | None,
@@ -59,10 +59,10 @@ class ModelFlags:
             min=0.001,
             max=3600.0,
             metavar="SECONDS",
-            help="How long streams may wait for their next token while prompts are read.",
-            default="by the machine",
-            note="The default is the time of a chunk that just reads at full speed. A shorter time makes long prompts "
-            "slower.",
+            help="Maximum time that streams wait for their next token while prompts are computed.",
+            default="depends on the machine",
+            note="The default is the time of the smallest prompt chunk that reaches full speed. A shorter time makes "
+            "long prompts slower.",
         ),
     ] = None
     threads: Annotated[
@@ -70,9 +70,9 @@ class ModelFlags:
         Flag(
             min=1,
             max=1024,
-            help="CPU threads to compute with.",
-            default="by the machine",
-            note="The default is the number of physical cores, or as tuned.",
+            help="Number of CPU threads for computation.",
+            default="depends on the machine",
+            note="The default is the number of physical cores, or the tuned value.",
         ),
     ] = None
     gpu_layers: Annotated[
@@ -81,27 +81,27 @@ class ModelFlags:
             min=-1,
             help="Layers to put on the GPU; -1 is all.",
             default="all",
-            note="It has an effect where llama.cpp is built with a GPU.",
+            note="It has no effect if llama.cpp is built without GPU support.",
         ),
     ] = None
-    kv_type: Annotated[str | None, Flag(choices=KV_TYPES, help="Number format of the KV memory.")] = None
+    kv_type: Annotated[str | None, Flag(choices=KV_TYPES, help="Number format of the KV cache.")] = None
     kv_layout: Annotated[
         str | None,
         Flag(
             choices=KV_LAYOUTS,
-            help="One pool of KV memory for all, or a lane for each sequence; auto is lanes where they fit.",
-            note="Lanes are the fastest on a CPU. They fit if they take no more than half of the memory.",
+            help="One KV pool for all sequences, or a lane for each; auto uses lanes if they fit.",
+            note="Lanes are fastest on a CPU. They fit if they take at most half of the available memory.",
         ),
     ] = None
-    flash_attn: Annotated[str | None, Flag(choices=FLASH_ATTN, help="Whether to compute with flash attention.")] = None
+    flash_attn: Annotated[str | None, Flag(choices=FLASH_ATTN, help="Whether to use flash attention.")] = None
     host_cache: Annotated[
         str | None,
         Flag(
             is_size=True,
             metavar="SIZE",
-            help="Memory for KV that was evicted, such as 4GiB; 0 is none.",
-            default="a quarter of what is available",
-            note="The default is 8 GiB at most.",
+            help="Host tier: memory for evicted KV pages, such as 4GiB; 0 turns it off.",
+            default="a quarter of the available memory",
+            note="The default is at most 8 GiB.",
         ),
     ] = None
     disk_cache: Annotated[
@@ -109,10 +109,10 @@ class ModelFlags:
         Flag(
             is_size=True,
             metavar="SIZE",
-            help="Disk for KV that was evicted from memory, kept over restarts.",
-            default="a tenth of what is free",
-            note="The default is 8 GiB at most. The files lie under `$CORTEX_HOME/kv`. Without a host cache there is "
-            "none.",
+            help="Disk tier: disk space for KV pages evicted from the host tier. They survive restarts.",
+            default="a tenth of the free space",
+            note="The default is at most 8 GiB. The files are in `$CORTEX_HOME/kv`. Without a host tier there is no "
+            "disk tier.",
         ),
     ] = None
     backend_top_k: Annotated[
@@ -120,15 +120,15 @@ class ModelFlags:
         Flag(
             min=0,
             max=1024,
-            help="Let the GPU find so many of the best tokens, and draw from these where possible. 0 is off.",
-            note="No logits are copied then; see below.",
+            help="Let the GPU find this number of most likely tokens, and sample from them where possible. 0 is off.",
+            note="Logits then stay on the GPU; see below.",
         ),
     ] = None
     pooling: Annotated[
         str | None,
         Flag(
             choices=POOLINGS,
-            help="How vectors of texts are made of their tokens'; auto is as the model's file says.",
+            help="How the embeddings of tokens become the embedding of a text; auto is the model file's setting.",
         ),
     ] = None
     alias: Annotated[
@@ -138,21 +138,21 @@ class ModelFlags:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The flags that somebody set, by name."""
+        """The flags that are set, by name."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
     @property
     def shareable(self) -> dict[str, Any]:
-        """Those of them that may hold for several models: all that are about a model, but aliases."""
+        """The set flags that can apply to several models: all flags of a model except aliases."""
         return {name: value for name, value in self.given.items() if name in MODEL_ROWS and name != "alias"}
 
     def model_options(
         self, model: str, model_path: Path, inherited: Mapping[str, object] = MappingProxyType({})
     ) -> ModelOptions:
-        """The options of a model: these flags, then those of its server, its model.yaml, and the built-in defaults.
+        """The options of a model. Precedence: these flags, the server's flags, model.yaml, built-in default.
 
-        Raises ModelFilesError for a model.yaml that cannot be used.
+        Raises ModelFilesError if model.yaml is invalid.
         """
         own = own_defaults(model_path)
         given = self.shareable
@@ -165,18 +165,16 @@ class ModelFlags:
         return ModelOptions(model, model_path, engine, tuple(self.alias or ()), own, given, inherited)
 
     def start_request(self, model: str, path: Path) -> dict[str, Any]:
-        """The body with which a running server is asked to serve this model, too."""
+        """The request body that makes a running server start this model."""
         flags = {name: getattr(self, name) for name in MODEL_ROWS}
         return {"model": model, "path": str(path)} | flags | {"alias": self.alias or []}
 
 
 @dataclass(frozen=True)
 class ServerFlags(ModelFlags):
-    """The flags that `cortex run` and `cortex serve` share."""
+    """The flags of a server and its first model, which `cortex run` and `cortex serve` take."""
 
-    host: Annotated[
-        str | None, Flag(help="Address to listen on.", note="The default listens on the address `::1`, too.")
-    ] = None
+    host: Annotated[str | None, Flag(help="Address to listen on.", note="The default also listens on `::1`.")] = None
     port: Annotated[int | None, Flag(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = None
     cors_origin: Annotated[
         list[str] | None,
@@ -188,7 +186,7 @@ class ServerFlags(ModelFlags):
     ] = None
     max_waiting: Annotated[
         int | None,
-        Flag(min=0, help="Requests that may wait before new ones are refused.", note="These get a 429."),
+        Flag(min=0, help="Maximum number of waiting requests. Further requests are refused.", note="They get a 429."),
     ] = None
     grace: Annotated[
         float | None,
@@ -197,7 +195,7 @@ class ServerFlags(ModelFlags):
             max=86400,
             metavar="SECONDS",
             becomes="grace_seconds",
-            help="How long running answers may go on after a stop.",
+            help="How long running requests may continue after a stop.",
         ),
     ] = None
     idle_limit: Annotated[
@@ -205,30 +203,33 @@ class ServerFlags(ModelFlags):
         Flag(
             min=0,
             metavar="SECONDS",
-            help="Unload a model that was idle for so long; the next request loads it again. 0 is never.",
+            help="Unload a model after this time without requests. The next request loads it again. 0 is never.",
         ),
     ] = None
     on_demand: Annotated[
         bool | None,
         Flag(
-            help="Load a model that lies on disk when a request asks for it.",
-            note="The request waits, and models that nobody uses make room.",
+            help="Load a model from disk when a request names it.",
+            note="The request waits. Idle models are unloaded to make room.",
         ),
     ] = None
 
     def arguments(self) -> list[str]:
-        """The flags that somebody set, for another command line."""
+        """The set flags as command-line arguments."""
         return [argument for name, value in self.given.items() for argument in ROWS[name].arguments(value)]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fields of ServerSettings that somebody set."""
+        """The fields of ServerSettings that are set."""
         names = {item.name for item in fields(ServerSettings)}
         rows = [row for row in SERVER_ROWS.values() if row.name in self.given and row.becomes in names]
         return {row.becomes: row.converted(getattr(self, row.name)) for row in rows}
 
     def options(self, model: str, model_path: Path, log_file: str | None = None) -> ServerOptions:
-        """The options of a server for `model`, whose file is `model_path`. Raises ModelFilesError."""
+        """The options of a server for `model`, whose first file is `model_path`.
+
+        Raises ModelFilesError if model.yaml is invalid.
+        """
         on_demand: dict[str, Any] = {"on_demand": self._on_disk} if self.on_demand else {}
         return ServerOptions(
             self.model_options(model, model_path),
@@ -239,9 +240,9 @@ class ServerFlags(ModelFlags):
         )
 
     def _on_disk(self, name: str) -> ModelOptions | None:
-        """The options of a model that lies on disk by this name, which is never a path; None if none does.
+        """The options of the model on disk with this name; None if there is none. The name is never read as a path.
 
-        Raises ModelFilesError for one that cannot be used, or of which there are several.
+        Raises ModelFilesError if the model cannot be used or the name is ambiguous.
         """
         try:
             path = resolve_name(name)
@@ -273,7 +274,7 @@ def _default(becomes: str, kind: type, flag: Flag) -> Any:
         return kind()
     defaults = {item.name: item.default for each in (EngineConfig, ServerSettings) for item in fields(each)}
     default = defaults[becomes]
-    assert default is not MISSING, "a flag may be left out"
+    assert default is not MISSING, "every flag has a default"
     return default
 
 

@@ -1,1 +1,1 @@
-"""Models on disk: from a name to files that can be loaded."""
+"""Model files: their names, their folders, and downloads from a hub."""

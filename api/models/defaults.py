@@ -1,4 +1,4 @@
-"""A model's own defaults, from the model.yaml beside it, with the keys of cortex.cpp."""
+"""A model's defaults, read from the model.yaml beside it. Its keys are those of cortex.cpp."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from api.models.files import SETTINGS_NAME, ModelFilesError
 from api.ranges import Penalty, RepeatPenalty, Share, Stops, Window
 
-SILENT: Final = frozenset(
+IGNORED: Final = frozenset(
     {
         *("name", "model", "version", "id", "object", "owned_by", "created", "engine", "files", "size", "author"),
         *("os", "gpu_arch", "quantization_method", "precision", "tp", "trtllm_version", "text_model", "metadata"),
@@ -17,7 +17,7 @@ SILENT: Final = frozenset(
         *("system_template", "user_template", "ai_template"),
     }
 )
-"""Keys that say nothing to this server: what the model is called, and what concerns other engines."""
+"""Keys that are ignored: metadata of the model, and settings of other engines."""
 NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "dynatemp_range": (0, 0.0),
     "tfs_z": (1, 1.0),
@@ -25,7 +25,7 @@ NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "min_keep": (0, 1),
     "grammar": ("",),
 }
-"""Keys that are not served, and the values besides null that ask for nothing."""
+"""Keys that are not supported, with the values, besides null, that are accepted because they have no effect."""
 
 _PROMPT: Final = "{prompt}"
 _SYSTEM: Final = "{system_message}"
@@ -41,7 +41,7 @@ MIN_CTX_LEN: Final = 64
 
 
 class DefaultsError(ModelFilesError):
-    """A model.yaml that cannot be used: its path, the key and what is wrong with it."""
+    """A model.yaml that cannot be used. The message has its path, the key and the reason."""
 
 
 def _template_of_cortex(template: str) -> str:
@@ -51,7 +51,7 @@ def _template_of_cortex(template: str) -> str:
 
 
 class ModelDefaults(BaseModel):
-    """What a model.yaml says; None is nothing."""
+    """The values of a model.yaml. None means that a value is not set."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -70,15 +70,15 @@ class ModelDefaults(BaseModel):
     mirostat_eta: Share | None = None
     ignore_eos: bool | None = None
     seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
-    """-1 is a random one."""
+    """-1 is a random seed."""
     max_tokens: Annotated[int, Field(ge=-1)] | None = None
-    """-1 and 0 are no bound."""
+    """-1 and 0 mean no limit."""
     ctx_len: Annotated[int, Field(ge=0)] | None = None
     """0 is the built-in default."""
     ngl: Annotated[int, Field(ge=-1)] | None = None
     """Layers on the GPU; -1 is all."""
     prompt_template: Annotated[str, AfterValidator(_template_of_cortex)] | None = None
-    """cortex.cpp's: a conversation's beginning with {system_message} and {prompt} in it."""
+    """cortex.cpp's format: the start of a conversation, with the placeholders {system_message} and {prompt}."""
     chat_template: str | None = None
     """Jinja, as in GGUF files."""
 
@@ -92,16 +92,16 @@ class ModelDefaults(BaseModel):
 
     @property
     def template(self) -> str | None:
-        """The chat template that stands in for the file's."""
+        """The Jinja chat template that replaces the one of the model's file; None if there is none."""
         return jinja(self.prompt_template) if self.prompt_template else self.chat_template or None
 
     @property
     def token_limit(self) -> int | None:
-        """How many tokens an answer may have at most where the request does not say."""
+        """Maximum tokens of an answer if the request sets no limit; None for no limit."""
         return self.max_tokens if self.max_tokens and self.max_tokens > 0 else None
 
     def sampling(self) -> dict[str, Any]:
-        """Fields of the engine's SamplingParams, those that it says something about."""
+        """The fields of the engine's SamplingParams that are set."""
         own: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -122,11 +122,11 @@ class ModelDefaults(BaseModel):
 
 
 NOTHING: Final = ModelDefaults()
-"""Of a model without a model.yaml."""
+"""The defaults of a model without a model.yaml."""
 
 
 def read_defaults(model_path: Path) -> ModelDefaults:
-    """Of the model that this file begins. Raises DefaultsError."""
+    """The defaults of the model in this file. Raises DefaultsError if its model.yaml is invalid."""
     path = model_path.with_name(SETTINGS_NAME)
     try:
         text = path.read_text()
@@ -138,25 +138,25 @@ def read_defaults(model_path: Path) -> ModelDefaults:
 
 
 def parse_defaults(text: str, path: Path) -> ModelDefaults:
-    """Raises DefaultsError, about a file of this path."""
-    import yaml  # only now: most models have no such file
+    """The defaults in the text of a model.yaml. Raises DefaultsError, which names `path`, if it is invalid."""
+    import yaml  # imported late: most models have no such file
 
     from api.models import strict_yaml
 
     try:
-        said = strict_yaml.load(text)
+        content = strict_yaml.load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DefaultsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if said is None:
+    if content is None:
         return NOTHING
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         raise DefaultsError(f"{path} must consist of keys and values")
     served = {}
-    for key, value in said.items():
+    for key, value in content.items():
         if key in NEUTRAL:
             if value is not None and not any(type(value) is type(ok) and value == ok for ok in NEUTRAL[key]):
-                raise DefaultsError(f"{path}: {key} is not served with this value")
-        elif key not in SILENT:
+                raise DefaultsError(f"{path}: {key} is not supported with this value")
+        elif key not in IGNORED:
             served[key] = value
     unknown = next((key for key in served if key not in ModelDefaults.model_fields), None)
     if unknown is not None:
@@ -171,10 +171,10 @@ def parse_defaults(text: str, path: Path) -> ModelDefaults:
 
 
 def jinja(template: str) -> str:
-    """The Jinja template that is equivalent to one of cortex.cpp's.
+    """Convert a template of cortex.cpp to an equivalent Jinja template.
 
-    A conversation begins with the template's text, an empty system message standing in for a missing one. What stands
-    before {prompt} then comes before each later question, and what stands behind it before each answer.
+    A conversation starts with the template's text; a missing system message is rendered as an empty one. The text
+    before {prompt} also precedes each later question. The text after {prompt} precedes each answer.
     """
     before, answer = template.split(_PROMPT, 1)
     has_system = _SYSTEM in before

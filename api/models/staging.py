@@ -1,4 +1,4 @@
-"""A place in a model's folder where it becomes whole, out of sight, before it takes its name at once."""
+"""Hidden staging folders, in which a model is completed before its files get their final names."""
 
 import contextlib
 import fcntl
@@ -11,17 +11,18 @@ from typing import IO, Final
 from api.home import home
 
 _PLACE: Final = ".pulls"
-"""Within the folder itself, which may be a link to another disk: no name could be given from there."""
+"""Inside the model's folder, because that may be on another disk, and files cannot be renamed across disks."""
 _LABEL: Final = "model"
-"""Of the file that tells what becomes of the others."""
+"""The name of the file with the name of the unfinished model."""
 
 
 @contextlib.contextmanager
 def hold(target: Path, key: str = "", *, wait: bool = True) -> Iterator[Path]:
-    """A folder for what becomes a model in `target`, which no other process uses until the block ends.
+    """Lock a staging folder in `target` against other processes until the block ends, and yield it.
 
-    Waits until none does, or raises BlockingIOError. Who holds the one without a key decides which files have names in
-    `target`. What a folder holds then stays for who comes next, unless it was discarded; folders that are empty go.
+    Waits until the folder is free. Without `wait`, raises BlockingIOError instead. The folder with an empty key is the
+    lock for adding and removing final names in `target`. Files that are not discarded stay for the next holder. Empty
+    folders are removed.
     """
     folder = target / _PLACE / key
     lock_path = folder / "lock"
@@ -33,18 +34,18 @@ def hold(target: Path, key: str = "", *, wait: bool = True) -> Iterator[Path]:
 
 
 def label(folder: Path, model: str) -> None:
-    """Tell whoever comes later what model becomes whole in a folder."""
+    """Record in a staging folder the name of its unfinished model."""
     (folder / _LABEL).write_text(model)
 
 
 def unfinished(target: Path) -> dict[str, str]:
-    """The models that were left half-done in `target`, by the keys of their folders."""
+    """The names of the unfinished models in `target`, by the keys of their staging folders."""
     labels = sorted((target / _PLACE).glob(f"*/{_LABEL}"))
     return {path.parent.name: path.read_text() for path in labels}
 
 
 def discard(folder: Path) -> None:
-    """Remove all that a folder holds but its lock."""
+    """Remove everything in a staging folder except its lock."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -53,14 +54,14 @@ def discard(folder: Path) -> None:
 
 
 def place(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Give each file its name, in this order. What a model begins with comes last: until then the rest is none."""
+    """Move files to their final names, in this order. A model's first file must be last, to complete the model."""
     for staged, final in moves:
         while True:
             final.parent.mkdir(parents=True, exist_ok=True)
             try:
                 staged.replace(final)
                 break
-            except FileNotFoundError:  # somebody just removed another model, and its empty folder
+            except FileNotFoundError:  # another process has just removed the empty folder
                 if not staged.exists():
                     raise
     for folder in {final.parent for _, final in moves}:
@@ -72,7 +73,7 @@ def place(moves: Sequence[tuple[Path, Path]]) -> None:
 
 
 def prune(folder: Path) -> None:
-    """Remove a folder and those it lies in, $CORTEX_HOME being the last, as far as they are empty."""
+    """Remove a folder and its parents up to $CORTEX_HOME, as far as they are empty."""
     for each in (folder, *folder.parents):
         if not each.is_relative_to(home()):
             return
@@ -94,12 +95,12 @@ def _locked(path: Path, *, wait: bool) -> Iterator[None]:
             continue
         with file:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still(path, file):  # else who held it before has removed it
+            if _is_same_file(path, file):  # else the previous holder has removed it
                 yield
                 return
 
 
-def _is_still(path: Path, file: IO[str]) -> bool:
+def _is_same_file(path: Path, file: IO[str]) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:

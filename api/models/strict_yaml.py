@@ -1,4 +1,4 @@
-"""YAML as people expect it: a key that comes twice is an error, and 5e-1 is a number, as it is since version 1.2."""
+"""Strict YAML: a repeated key is an error, and 5e-1 is a number as in YAML 1.2."""
 
 import re
 from typing import Any
@@ -7,8 +7,8 @@ import yaml
 
 
 def load(text: str) -> Any:
-    """Raises yaml.YAMLError, and what the constructors of its values do: ValueError, RecursionError."""
-    return yaml.load(text, _Loader)  # noqa: S506  # which is a safe one
+    """The value of a YAML text. Raises yaml.YAMLError, ValueError or RecursionError if it is invalid."""
+    return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
 
 
 class _Loader(yaml.SafeLoader):

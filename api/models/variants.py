@@ -1,4 +1,4 @@
-"""Which of several GGUF files is meant: the parts of a split one are one model, and quantizations have labels."""
+"""Selects among several GGUF files. The parts of a split file are one model; quantizations have labels."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ PREFERRED: Final = (
     *("Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "Q2_K"),
     *("BF16", "F16", "F32"),
 )
-"""Quantizations in the order in which one is taken where nobody says which: four bits, more, fewer, unquantized."""
+"""Quantizations in order of preference, if the user gives none: four bits, more, fewer, unquantized."""
 
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf")
 _LABEL = re.compile(
@@ -22,9 +22,9 @@ _LABEL = re.compile(
 
 
 def first_files(files: Iterable[str]) -> list[str]:
-    """Of the files of a folder or repository, the one that each model begins with, in order.
+    """The first file of each model among the files of a folder or repository, sorted.
 
-    Projectors of images (mmproj) and importance matrices (imatrix) are no models.
+    Image projectors (mmproj) and importance matrices (imatrix) are not models.
     """
     return sorted(file for file in files if file.endswith(".gguf") and not is_later_part(file) and _is_model(file))
 
@@ -38,7 +38,7 @@ def parts(file: str) -> list[str]:
 
 
 def first_part(file: str) -> str:
-    """What the model begins with that this file belongs to."""
+    """The first file of the model that this one belongs to."""
     return parts(file)[0]
 
 
@@ -48,7 +48,7 @@ def is_later_part(file: str) -> bool:
 
 
 def matching(files: Sequence[str], wanted: str) -> list[str]:
-    """Those among the models' first files that `wanted` may mean: a file's own name, or a label such as Q4_K_M."""
+    """The models' first files that match `wanted`: a file's path, a label such as Q4_K_M, or a part of the name."""
     if wanted in files:
         return [wanted]
     if wanted.endswith(".gguf"):
@@ -60,7 +60,7 @@ def matching(files: Sequence[str], wanted: str) -> list[str]:
 
 
 def preferred(files: Sequence[str]) -> str | None:
-    """The one to take where nobody says which; None where that would be a guess."""
+    """The preferred one of several models; None if several are equally good."""
     if len(files) == 1:
         return files[0]
     for label in PREFERRED:
@@ -70,20 +70,20 @@ def preferred(files: Sequence[str]) -> str | None:
 
 
 def short_names(files: Sequence[str]) -> dict[str, str]:
-    """What tells each of a folder's models from the others: its quantization's label, else its file's name."""
+    """A unique short name for each model of a folder: the label of its quantization, or else its file."""
     counts = Counter(map(_label, files))
     return {file: label if (label := _label(file)) and counts[label] == 1 else file for file in files}
 
 
 def listed(names: Iterable[str], limit: int = 12) -> str:
-    """For a message of one line."""
+    """The names in one line, for a message; at most `limit` of them."""
     every = list(names)
     more = f" and {len(every) - limit} more" if len(every) > limit else ""
     return ", ".join(every[:limit]) + more
 
 
 def _split(file: str) -> re.Match[str] | None:
-    """Of the name of a part, one of as many as it says."""
+    """The match of a part's name; None if it is not a part or its number is out of range."""
     match = _SPLIT.fullmatch(file)
     return match if match and 1 <= int(match["part"]) <= int(match["parts"]) else None
 
@@ -102,4 +102,4 @@ def _is_model(file: str) -> bool:
     name = _stem(PurePosixPath(file).name).lower()
     if "mmproj" in name:
         return False
-    return "imatrix" not in name or _LABEL.search(name) is not None  # which some models were quantized with
+    return "imatrix" not in name or _LABEL.search(name) is not None  # some quantized models have it in their name

@@ -1,1 +1,1 @@
-"""Between conversations, tokens and text: templates, dialects of tool calls, vocabularies."""
+"""Converts between conversations, text and tokens: chat templates, tool call dialects, tokenizers."""

@@ -1,4 +1,4 @@
-"""Tokens to text that may be sent: whole characters, and nothing that may yet turn out to be a stop string."""
+"""Converts tokens to text. Holds back incomplete characters and possible starts of stop strings."""
 
 import codecs
 from collections.abc import Callable, Iterator, Sequence
@@ -7,35 +7,35 @@ from collections.abc import Callable, Iterator, Sequence
 class Detokenizer:
     """The text of one stream of tokens, up to its first stop string.
 
-    The stop string that is complete first ends the text, as generation ends there; of several that one character
-    completes, the one that starts first. So the text does not depend on how it is cut into tokens or pushes.
+    The text ends at the stop string that is completed first. If one character completes several, the one that starts
+    first counts. So the result does not depend on how the text is split into tokens or calls.
     """
 
     def __init__(self, piece: Callable[[int], bytes], stops: Sequence[str]) -> None:
-        """`piece`: the bytes of a token, possibly a part of a character. Empty stop strings are ignored."""
+        """`piece` returns the bytes of a token, which may end inside a character. Empty stop strings are ignored."""
         self.stop: str | None = None
-        """The stop string that was found; there will be no more text."""
+        """The stop string that was found. No text follows it."""
         self.num_tokens = 0
-        """Tokens consumed, the one that completed the stop string included, those after it not."""
+        """Number of consumed tokens. The token that completes the stop string counts, later ones do not."""
         self._piece = piece
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._stops = [_Progress(stop) for stop in stops if stop]
         self._first = frozenset(stop[0] for stop in stops if stop)
-        self._held = ""  # as long as the most advanced of the stop strings
+        self._held = ""  # text that may be the start of a stop string
 
     @property
     def stopped(self) -> bool:
         return self.stop is not None
 
     def push(self, tokens: Sequence[int]) -> str:
-        """The text that may be sent now that these tokens have come; '' once stopped."""
+        """Consume tokens. Returns the text that can be sent now; '' after a stop string."""
         if self._stops:
             return "".join(self._until_stopped(tokens))
         self.num_tokens += len(tokens)
         return self._decode(b"".join(map(self._piece, tokens)))
 
     def finish(self) -> str:
-        """What was held back, as no more tokens come."""
+        """End the stream. Returns the text that was held back."""
         if self.stopped:
             return ""
         return self._release(self._decode(b"", True)) + self._held
@@ -66,14 +66,14 @@ class Detokenizer:
 
 
 class _Progress:
-    """How much of a stop string the text so far ends with (Knuth, Morris and Pratt's automaton)."""
+    """How many characters of a stop string the text ends with (Knuth-Morris-Pratt automaton)."""
 
     __slots__ = ("_shorter", "matched", "text")
 
     def __init__(self, stop: str) -> None:
         self.text = stop
         self.matched = 0
-        self._shorter = [0] * len(stop)  # by end: the longest proper prefix of the stop that ends there too
+        self._shorter = [0] * len(stop)  # by end: length of the longest proper prefix that also ends there
         for i in range(1, len(stop)):
             length = self._shorter[i - 1]
             while length and stop[i] != stop[length]:
@@ -81,7 +81,7 @@ class _Progress:
             self._shorter[i] = length + (stop[i] == stop[length])
 
     def advance(self, character: str) -> bool:
-        """Whether this character completes the stop string, which ends the use of this object."""
+        """Add a character. Returns whether it completes the stop string; no more characters may be added then."""
         matched = self.matched
         while matched and character != self.text[matched]:
             matched = self._shorter[matched - 1]

@@ -1,4 +1,4 @@
-"""Keeps what a client writes from contributing to control tokens, before a template is rendered."""
+"""Keeps clients' text from becoming part of control tokens when a template is rendered."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,24 +14,28 @@ _PRIVATE = re.compile("[\ue000-\uf8ff\U000f0000-\U000ffffd\U00100000-\U0010fffd]
 Span = tuple[int, int]
 
 
-class TemplateRefusal(ValueError):  # noqa: N818 - it says who is to blame
-    """The model's template cannot render this conversation, and what it says about it."""
+class TemplateRefusal(ValueError):  # noqa: N818 - a refusal of the template, not an error of the server
+    """The model's template cannot render this conversation. The message is the reason."""
 
 
 class Aside:
-    """Texts of a client that must not contribute to control tokens, each behind a private-use character."""
+    """Replaces client texts that must not be part of control tokens by private-use characters."""
 
     def __init__(self, guard: "Guard", texts: Callable[[], Sequence[str]]) -> None:
-        """`texts`: all that may be rendered, whose characters cannot be used."""
+        """`texts` returns all texts that may be rendered. The private-use characters in them are not used."""
         self.texts: dict[str, str] = {}
-        """By character."""
+        """The replaced texts, by private-use character."""
         self._guard = guard
         self._chars: dict[str, str] = {}
         self._used = texts
         self._unused: Iterator[str] | None = None
 
     def put(self, value: Any) -> Any:
-        """A copy of JSON-like data with such texts replaced. Keys stand between quotes, or are read by the template."""
+        """A copy of JSON-like data with such texts replaced.
+
+        In keys only whole control texts are replaced, because keys are rendered in quotes or read by the template.
+        Raises TypeError for other data, TemplateRefusal if no private-use character is left.
+        """
         if isinstance(value, str):
             return self._text(value, self._guard.find)
         if isinstance(value, Mapping):
@@ -40,7 +44,7 @@ class Aside:
             return [self.put(item) for item in value]
         if value is None or isinstance(value, bool | int | float):
             return value
-        raise TypeError(f"{type(value).__name__} is nothing that JSON has")  # nothing inside would be guarded
+        raise TypeError(f"{type(value).__name__} is not a JSON type")  # its content would not be guarded
 
     def _text(self, text: str, find: Callable[[str], list[Span]]) -> str:
         text = without_surrogates(text)
@@ -55,17 +59,17 @@ class Aside:
 
 
 class Guard:
-    """Finds what a client's text must not contribute to control tokens.
+    """Finds the parts of a client's text that must not be part of control tokens.
 
-    That is each whole control text; the text's end, where it is the beginning of one; and its beginning, where it
-    is the end of one, or all of it where it lies inside one. The last two matter only where what the template
-    itself writes may end in the beginning of a control text, as in `'<|' + message.name + '|>'`: if a client's
-    text begins it, then that text's end is put aside. A template that deletes from the middle of a client's text
-    can still join its pieces.
+    These are: every whole control text; an end of the text that is the start of a control text; a start of the text
+    that is the end of one; and the whole text if it is the middle of one. The last two matter only if the template's
+    own text can end with the start of a control text, as in `'<|' + message.name + '|>'`. If a client's text has that
+    start, it is found as an end of the client's text. One case is not covered: a template that deletes from the middle
+    of a client's text can join the remaining pieces.
     """
 
     def __init__(self, texts: Sequence[str], written: Sequence[str]) -> None:
-        """`written`: all that the template can write by itself."""
+        """`texts`: the control texts. `written`: all texts that the template itself can write."""
         self._whole = re.compile(literals(texts))
         self._longest = max(map(len, texts), default=0)
         self._first = frozenset(text[0] for text in texts)
@@ -77,7 +81,7 @@ class Guard:
             self._joined = "\0".join(texts)
 
     def find(self, text: str) -> list[Span]:
-        """What to put aside of a client's text: start and end, in order, apart from each other."""
+        """The parts of a client's text to replace, as (start, end), in order and without overlap."""
         spans = self.find_whole(text)
         if end := self._end(text, spans[-1][1] if spans else 0):
             spans.append(end)
@@ -86,11 +90,11 @@ class Guard:
         return spans
 
     def find_whole(self, text: str) -> list[Span]:
-        """Only whole control texts, for what the template's own text never touches."""
+        """The whole control texts only, for a text that never adjoins the template's own text."""
         return [match.span() for match in self._whole.finditer(text)]
 
     def _end(self, text: str, after: int) -> Span | None:
-        """The longest end of the stripped text, from `after` on, that begins a control text."""
+        """The longest suffix of the stripped text, from `after` on, that starts a control text."""
         end = len(text.rstrip())
         for start in range(max(after, end - self._longest + 1), end):
             if text[start] in self._first and text[start:end] in self._beginnings:
@@ -98,7 +102,7 @@ class Guard:
         return None
 
     def _start(self, text: str, before: int) -> Span | None:
-        """The longest start of the stripped text, up to `before`, that ends a control text or is inside one."""
+        """The longest prefix of the stripped text, up to `before`, that ends a control text or is inside one."""
         start = len(text) - len(text.lstrip())
         end = len(text.rstrip())
         if start < end <= before and end - start < self._longest and text[start:end] in self._joined:
@@ -110,7 +114,7 @@ class Guard:
 
 
 def without_surrogates(text: str) -> str:
-    # JSON can carry halves of surrogate pairs; UTF-8 cannot. Encoding is the fastest way to look for them.
+    # JSON can contain lone surrogates, UTF-8 cannot. Encoding is the fastest way to find them.
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -124,7 +128,7 @@ def _unused_characters(texts: Sequence[str]) -> Iterator[str]:
 
 
 def _replace(text: str, spans: Sequence[Span], chars: dict[str, str], unused: Iterator[str]) -> str:
-    """Put `spans` aside, each as the character that `chars` has, or from now on has, for its text."""
+    """Replace `spans` by the characters of their texts in `chars`. Adds missing characters from `unused`."""
     pieces: list[str] = []
     position = 0
     for start, end in spans:

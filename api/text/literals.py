@@ -6,10 +6,10 @@ from typing import Any
 
 
 def literals(texts: Iterable[str]) -> str:
-    """A regular expression for any of `texts`, the longest at each place; for none, one that never matches.
+    """A regular expression for any of `texts`, the longest at each position. Without texts it never matches.
 
-    Common beginnings are tried once, so that the cost at a place does not grow with the number of texts: a
-    vocabulary may have thousands of control tokens that begin alike.
+    Common prefixes are tried once, so the cost at a position does not grow with the number of texts. A vocabulary may
+    have thousands of control tokens with a common prefix.
     """
     trie: dict[str, Any] = {}
     for text in texts:
@@ -17,12 +17,12 @@ def literals(texts: Iterable[str]) -> str:
         for character in text:
             node = node.setdefault(character, {})
         node[""] = {}
-    return _branches(trie) or "(?!)"
+    return _alternatives(trie) or "(?!)"
 
 
-def _branches(trie: dict[str, Any]) -> str:
-    branches = [re.escape(character) + _branches(node) for character, node in trie.items() if character]
-    may_end = bool(branches) and "" in trie
-    if len(branches) == 1 and not may_end:
-        return branches[0]
-    return f"(?:{'|'.join(branches)}){'?' if may_end else ''}" if branches else ""
+def _alternatives(trie: dict[str, Any]) -> str:
+    alternatives = [re.escape(character) + _alternatives(node) for character, node in trie.items() if character]
+    may_end = bool(alternatives) and "" in trie
+    if len(alternatives) == 1 and not may_end:
+        return alternatives[0]
+    return f"(?:{'|'.join(alternatives)}){'?' if may_end else ''}" if alternatives else ""

@@ -1,4 +1,4 @@
-"""Conversations to tokens, by the model's own chat template; what a client writes never becomes a control token."""
+"""Renders conversations to tokens by the model's chat template. Clients' text never becomes a control token."""
 
 import json
 import re
@@ -21,13 +21,13 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""For a model that brings no template."""
+"""The template for models without one."""
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class TokenizerLike(Protocol):
-    """What a template needs of `api.text.tokenizer.Tokenizer`."""
+    """The part of `api.text.tokenizer.Tokenizer` that a template needs."""
 
     @property
     def bos_id(self) -> int | None: ...
@@ -43,12 +43,12 @@ class TokenizerLike(Protocol):
 
 
 class ChatTemplate:
-    """A model's chat template. It keeps nothing of a call, so threads may share it."""
+    """A model's chat template. Calls change no state, so threads may share it."""
 
     def __init__(self, source: str | None, tokenizer: TokenizerLike) -> None:
-        """`source`: Jinja, as in the file's `tokenizer.chat_template`; None stands for ChatML.
+        """`source`: Jinja, as in the file's `tokenizer.chat_template`; None means ChatML.
 
-        Raises ModelError for a source that does not compile.
+        Raises ModelError if the source does not compile.
         """
         self._source = CHATML if source is None else source
         self._tokenizer = tokenizer
@@ -56,7 +56,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(self._source)
             written = list(_constants(environment.parse(self._source)))
-        except Exception as error:  # Jinja's parser lets Python's own errors through, RecursionError for one
+        except Exception as error:  # Jinja's parser also raises Python's errors, such as RecursionError
             raise ModelError(f"the model's chat template does not compile: {error}") from error
         self._knows_developer = "developer" in self._source
         written += [*_ROLES, tokenizer.bos_token, tokenizer.eos_token]
@@ -70,11 +70,11 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         prefill: str = "",
     ) -> list[int]:
-        """The prompt for these messages, up to where the assistant's answer begins, or goes on behind the `prefill`.
+        """The tokens of the prompt for these messages, which ends where the answer starts, or after its `prefill`.
 
-        A message has a `role` that was validated; its other values, the tools and the `variables`, which the template
-        may read or not, are the client's: text, numbers, lists and objects, as in JSON. Tokenizing takes about 0.3 s
-        per million characters: large conversations belong into a thread. Raises TemplateRefusal.
+        The role of a message must be validated. Its other values, the tools and the `variables` are the client's
+        JSON-like data. Templates may ignore variables. Tokenizing takes about 0.3 s per million characters, so large
+        conversations need a thread. Raises TemplateRefusal if the template cannot render the conversation.
         """
         prompt, aside = self._render(messages, tools, variables or {}, prefill)
         encode = self._tokenizer.encode
@@ -99,23 +99,23 @@ class ChatTemplate:
         variables: Mapping[str, Any],
         prefill: str = "",
     ) -> tuple[str, dict[str, str]]:
-        """The rendering, with a private-use character for each text put aside, and what these stand for."""
+        """The rendered text with private-use characters for replaced texts, and the replaced texts by character."""
         aside = Aside(self._guard, lambda: [self._source, *strings([messages, tools, variables, prefill])])
         context = {"documents": None} | {str(name): aside.put(value) for name, value in variables.items()}
         context |= {
             "messages": [
                 self._message(message, aside)
-                for message in (messages if self._knows_system else _with_system_said_by_user(messages))
+                for message in (messages if self._knows_system else _with_system_as_user(messages))
             ],
             "tools": aside.put(tools) if tools else None,
             "add_generation_prompt": True,
             "bos_token": self._tokenizer.bos_token,
             "eos_token": self._tokenizer.eos_token,
         }
-        begun = aside.put(prefill)
+        guarded_prefill = aside.put(prefill)
         try:
-            prompt = self._template.render(context) + begun
-        except Exception as error:  # a template is somebody's program: it may raise anything
+            prompt = self._template.render(context) + guarded_prefill
+        except Exception as error:  # a template is a program: it may raise anything
             reason = str(error).translate({ord(char): text for char, text in aside.texts.items()})
             raise TemplateRefusal(
                 reason if isinstance(error, _RaisedError) else f"the model's chat template failed: {reason}"
@@ -123,13 +123,13 @@ class ChatTemplate:
         return prompt, aside.texts
 
     def _has_system_role(self) -> bool:
-        """Whether the template takes system messages and shows what they say: Gemma's, for one, do not."""
+        """Whether the template accepts system messages and renders their content. Gemma's templates do not."""
         self._knows_system = True
         question = {"role": "user", "content": "a question"}
         try:
             self._render([question], None, {})
         except TemplateRefusal:
-            return True  # it minds something else
+            return True  # it failed for another reason
         try:
             prompt, _ = self._render([{"role": "system", "content": "a rule"}, question], None, {})
         except TemplateRefusal:
@@ -143,32 +143,32 @@ class ChatTemplate:
         return {"role": role} | {key: aside.put(value) for key, value in message.items() if key != "role"}
 
 
-def _with_system_said_by_user(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The same conversation without system messages: their words begin the user message behind them, or are one."""
-    said: list[Mapping[str, Any]] = []
+def _with_system_as_user(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Move system messages into the next user message, or into a user message of their own."""
+    moved: list[Mapping[str, Any]] = []
     rules: list[str] = []
     for message in messages:
         if message["role"] in ("system", "developer"):
             rules.append(message["content"])
             continue
         if rules and message["role"] == "user":
-            said.append({**message, "content": "\n\n".join([*rules, message["content"]])})
+            moved.append({**message, "content": "\n\n".join([*rules, message["content"]])})
         else:
-            said += [*_said_by_user(rules), message]
+            moved += [*_as_user(rules), message]
         rules = []
-    return said + _said_by_user(rules)
+    return moved + _as_user(rules)
 
 
-def _said_by_user(rules: list[str]) -> list[Mapping[str, Any]]:
+def _as_user(rules: list[str]) -> list[Mapping[str, Any]]:
     return [{"role": "user", "content": "\n\n".join(rules)}] if rules else []
 
 
 class _RaisedError(TemplateError):
-    """A template's own raise_exception."""
+    """The error of a template's raise_exception."""
 
 
 class _GenerationTag(Extension):
-    """Hugging Face's `{% generation %}`, which marks what to train on, and writes just what it contains."""
+    """Hugging Face's `{% generation %}`, which marks text to train on. Only its content is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
@@ -178,7 +178,7 @@ class _GenerationTag(Extension):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What Hugging Face's transformers give to templates; Markdown, not HTML, so nothing is escaped."""
+    """The environment of Hugging Face's transformers. Nothing is escaped, because prompts are not HTML."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag]
     )

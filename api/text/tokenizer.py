@@ -1,4 +1,4 @@
-"""Text to tokens and back, by a model's vocabulary alone: no weights, no devices."""
+"""Converts text to tokens and back. Loads only a model's vocabulary: no weights, no devices."""
 
 import ctypes
 import os
@@ -19,15 +19,15 @@ _CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
 _UNKNOWN = llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 _USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
 
-# Control tokens of gpt-oss which llama.cpp declares user-defined, to have them printed. It then finds them
-# in any text, with parse_special off as well.
+# Control tokens of gpt-oss that llama.cpp declares user-defined, so that they are printed. It then finds them in
+# any text, even with parse_special off.
 _PRINTED_CONTROL = frozenset({"<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>"})
 
 _GGML_LOG_LEVEL_ERROR = 4
 _INT32_MIN = -(2**31)
 
-# llama.cpp walks its list of fragments once for each control token that it finds: 10,000 of them in one call
-# take 0.2 s, and ten times as many a hundred times as long.
+# llama.cpp walks its list of fragments once for each control token that it finds, so the time is quadratic: 10,000
+# control tokens in one call take 0.2 s, 100,000 take 20 s.
 _CONTROLS_PER_CALL = 256
 _SHORT = 4096
 
@@ -42,15 +42,15 @@ def _keep_error(level: int, text: bytes | None, _user_data: object) -> None:
         _errors.append(text.decode(errors="replace").strip())
 
 
-_log_callback = llama_cpp.llama_log_callback(_keep_error)  # llama.cpp keeps the bare pointer only
+_log_callback = llama_cpp.llama_log_callback(_keep_error)  # llama.cpp keeps only a pointer, so this must stay alive
 
 
 class ModelError(Exception):
-    """A model that cannot be served, and why, in one line."""
+    """A model that cannot be served. The message is the reason, in one line."""
 
 
 class _Model:
-    """A vocabulary in llama.cpp's memory, which is given back with the last reference to this."""
+    """A vocabulary in llama.cpp's memory, which is freed with the last reference to this object."""
 
     def __init__(self, path: str) -> None:
         self._pointer: Any = None
@@ -58,7 +58,7 @@ class _Model:
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = True
         params.n_gpu_layers = 0
-        # Without a list llama.cpp would open every GPU to ask for its memory.
+        # Without this list llama.cpp would open every GPU to read its memory size.
         no_devices = (ctypes.c_void_p * 1)(None)
         params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
         with _load_lock:
@@ -69,7 +69,7 @@ class _Model:
                 raise ModelError(f"llama.cpp cannot load {path}: {_why()}")
         self.vocab: Any = llama_cpp.llama_model_get_vocab(self._pointer)
         if llama_cpp.llama_vocab_type(self.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
-            raise ModelError(f"{path} has no vocabulary")  # asking for its tokens would abort the process
+            raise ModelError(f"{path} has no vocabulary")  # reading its tokens would abort the process
 
     def __del__(self) -> None:
         if self._pointer:
@@ -89,10 +89,10 @@ class _Model:
 
 
 class Tokenizer:
-    """A model's vocabulary. Every method may be called from any thread, at the same time."""
+    """A model's vocabulary. Threads may call all methods at the same time."""
 
     def __init__(self, model_path: str | os.PathLike[str]) -> None:
-        """Raises ModelError for a file that llama.cpp cannot load or that has no vocabulary."""
+        """Raises ModelError if llama.cpp cannot load the file or it has no vocabulary."""
         model = _Model(os.fspath(model_path))
         vocab = model.vocab
         self._model: _Model | None = model
@@ -100,11 +100,11 @@ class Tokenizer:
         self._pieces: list[bytes | None] = [None] * self.vocab_size
 
         self.special_ids: dict[str, int] = {}
-        """Tokens by their texts that grammars name rather than spell: control tokens, and `<...>` of the user's."""
+        """Ids, by text, of tokens that grammars refer to by id: control tokens and user-defined `<...>` tokens."""
         controls, unknowns = self._find_controls(vocab)
         self._controls = controls
         self.control_texts: tuple[str, ...] = tuple(t for t in dict.fromkeys([*controls.values(), *unknowns]) if t)
-        """Every text that `encode` with `parse_special` makes a control or an unknown token of."""
+        """Every text that `encode` with `parse_special` converts to a control token or an unknown token."""
         self._control_text = re.compile(f"({literals(self.control_texts)})")
 
         bos, eos = llama_cpp.llama_vocab_bos(vocab), llama_cpp.llama_vocab_eos(vocab)
@@ -113,20 +113,20 @@ class Tokenizer:
         self.eos_token: str = _text(vocab, eos)
         self.add_bos: bool = llama_cpp.llama_vocab_get_add_bos(vocab)
         self.metadata: dict[str, str] = model.short_metadata()
-        """The file's metadata, values above 1,024 characters and arrays left out."""
+        """The file's metadata without arrays and without values of more than 1,024 characters."""
         self.chat_template: str | None = model.metadata("tokenizer.chat_template")
         architecture = self.metadata.get("general.architecture", "")
         length = self.metadata.get(f"{architecture}.context_length", "")
         self.trained_context: int = int(length) if length.isdecimal() else 0
-        """Tokens; 0 where the file does not say."""
+        """The trained context in tokens; 0 if the file does not have it."""
 
         unknown = self.metadata.get("tokenizer.ggml.unknown_token_id", "")
         self._unwritten = controls.keys() - ({int(unknown)} if unknown.isdecimal() else set())
-        """Tokens that no text stands for, not even one that the vocabulary does not know."""
+        """Control tokens without the unknown token, which stands for unknown text."""
         self._around = self._find_around()
 
-        # A vocabulary that puts a space before the first word does so at the start of every call. What follows
-        # this lead is not the start, and the lead's own tokens can be cut off again.
+        # Some vocabularies put a space before the first word of every call. With this lead, the text is not at the
+        # start of the call. The lead's tokens are then removed.
         self._lead: list[int] = []
         first = self._tokenize("a", parse_special=False)[:1]
         if first and self.piece(first[0]).startswith(b" "):
@@ -139,7 +139,7 @@ class Tokenizer:
         for token in range(self.vocab_size):
             attributes = llama_cpp.llama_vocab_get_attr(vocab, token)
             if attributes & llama_cpp.LLAMA_TOKEN_ATTR_NORMAL and not attributes & (_CONTROL | _UNKNOWN):
-                continue  # nearly all
+                continue  # nearly all tokens
             text = llama_cpp.llama_vocab_get_text(vocab, token).decode(errors="replace")
             if attributes & _CONTROL or text in _PRINTED_CONTROL:
                 controls[token] = text
@@ -150,15 +150,15 @@ class Tokenizer:
         return controls, unknowns
 
     def close(self) -> None:
-        """Give the memory back, once calls in other threads have ended; later ones raise ValueError."""
+        """Free the memory when calls in other threads have ended. Later calls raise ValueError."""
         self._model = None
 
     def encode(self, text: str, *, parse_special: bool, continues: bool = False) -> list[int]:
-        """The tokens of `text`, without BOS or EOS; lone surrogates count as question marks.
+        """The tokens of `text`, without BOS or EOS. Lone surrogates become question marks.
 
-        With `parse_special`, the texts of control tokens become these tokens; without it, no control token is
-        ever returned. `continues`: the text follows other text, so it gets no leading space of its own.
-        llama.cpp drops bytes that the vocabulary has no token for.
+        With `parse_special`, the texts of control tokens become these tokens. Without it, no control token is returned.
+        `continues`: the text follows other text, so it gets no extra leading space. llama.cpp drops bytes for which the
+        vocabulary has no token.
         """
         if parse_special:
             parts = self._cut(text) if len(text) > _SHORT else [text]
@@ -170,10 +170,10 @@ class Tokenizer:
         return tokens if self._controls.keys().isdisjoint(tokens) else self._spell(text, continues=continues)
 
     def encode_whole(self, text: str) -> list[int]:
-        """The tokens of a text that stands by itself, between those that the vocabulary puts around one.
+        """The tokens of a complete text, with the tokens that the vocabulary puts around a text.
 
-        These are BOS or CLS, EOS or SEP, as the vocabulary says. Texts of control tokens stay text; what there is no
-        token for becomes the unknown one, where there is one.
+        These are BOS or CLS before it and EOS or SEP after it, if the vocabulary has them. Texts of control tokens stay
+        text. Text without a token becomes the unknown token, if there is one.
         """
         before, after = self._around
         tokens = self._tokenize(text, parse_special=False)
@@ -182,9 +182,9 @@ class Tokenizer:
         return [*before, *tokens, *after]
 
     def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for, nothing for a control token; may be a part of a character.
+        """The bytes of a token, which may be a part of a character; empty for a control token.
 
-        Raises ValueError for an id that is not in the vocabulary.
+        Raises ValueError if the id is not in the vocabulary.
         """
         if not 0 <= token < self.vocab_size:
             raise ValueError(f"token {token} is not in a vocabulary of {self.vocab_size}")
@@ -194,20 +194,20 @@ class Tokenizer:
         return piece
 
     def spelled(self, token: int) -> bytes:
-        """`piece`, but a control token's text instead of nothing."""
+        """Like `piece`, but a control token's text instead of empty bytes."""
         return self._controls[token].encode() if token in self._controls else self.piece(token)
 
     def text(self, tokens: Iterable[int]) -> str:
-        """What the tokens stand for, control tokens spelled."""
+        """The text of tokens, including the texts of control tokens."""
         return b"".join(map(self.spelled, tokens)).decode(errors="replace")
 
     def tokens_with(self, text: str) -> list[int]:
-        """All tokens whose text contains this."""
+        """All tokens whose text contains `text`."""
         data = text.encode(errors="replace")
         return [token for token in range(self.vocab_size) if data in self.piece(token)]
 
     def fill_in_the_middle(self, before: list[int], after: list[int]) -> list[int] | None:
-        """The prompt for what lies between these; None for a vocabulary without the tokens for it."""
+        """The prompt for the text between these tokens; None if the vocabulary has no tokens for such prompts."""
         vocab = self._open_model().vocab
         prefix, suffix, middle = (
             llama_cpp.llama_vocab_fim_pre(vocab),
@@ -219,11 +219,11 @@ class Tokenizer:
         return [prefix, *before, suffix, *after, middle]
 
     def _find_around(self) -> tuple[list[int], list[int]]:
-        """What llama.cpp puts before and behind a text."""
+        """The tokens that llama.cpp puts before and after a text."""
         vocab = self._open_model().vocab
         is_wordpiece = llama_cpp.llama_vocab_type(vocab) == llama_cpp.LLAMA_VOCAB_TYPE_WPM
         if is_wordpiece and min(llama_cpp.llama_vocab_bos(vocab), llama_cpp.llama_vocab_sep(vocab)) < 0:
-            return [], []  # it would abort the process
+            return [], []  # llama.cpp would abort the process
         whole = self._tokenize("a", parse_special=False, add_special=True)
         text = self._tokenize("a", parse_special=False)
         start = next(at for at in range(len(whole) + 1) if whole[at : at + len(text)] == text)
@@ -235,12 +235,12 @@ class Tokenizer:
         return self._model
 
     def _cut(self, text: str) -> list[str]:
-        # Before a control token the text falls apart anyway.
+        # A control token splits the text anyway.
         starts = [match.start() for match in self._control_text.finditer(text)]
         return [text[a:b] for a, b in pairwise([0, *starts[_CONTROLS_PER_CALL::_CONTROLS_PER_CALL], len(text)])]
 
     def _spell(self, text: str, *, continues: bool) -> list[int]:
-        """Control texts character by character: where characters would merge into one, or it is always found."""
+        """Tokenize control texts character by character, where llama.cpp would return control tokens for them."""
         tokens: list[int] = []
         for i, part in enumerate(self._control_text.split(text)):
             for characters in part if i % 2 else [part]:
@@ -291,7 +291,7 @@ def _text(vocab: Any, token: int) -> str:
 
 
 def _read(call: Callable[..., int]) -> str | None:
-    """The string that a function in the manner of snprintf writes; None where it has none."""
+    """The string that a function writes like snprintf; None if the function returns an error."""
     room = _SHORT_METADATA
     while True:
         buffer = ctypes.create_string_buffer(room)
@@ -313,8 +313,8 @@ class LlamaBuild:
     """How llama.cpp was built."""
 
     commit: str
-    """As it is compiled in: short, and with `-dirty` if files differed from the commit, as some do in a source
-    distribution; `unknown` where it was built without its repository."""
+    """The short commit that is compiled in. It ends with `-dirty` if files differed from the commit, as in a source
+    distribution. It is `unknown` if llama.cpp was built without its repository."""
     flags: dict[str, dict[str, str]]
     """By backend, then by name."""
 
@@ -328,7 +328,7 @@ def llama_build() -> LlamaBuild:
 
 
 def _flags(info: str) -> dict[str, dict[str, str]]:
-    """Of a text such as `CPU : AVX = 1 | OPENMP = 1 | CUDA : ARCHS = 750,800 | `."""
+    """The flags in a text such as `CPU : AVX = 1 | OPENMP = 1 | CUDA : ARCHS = 750,800 | `."""
     flags: dict[str, dict[str, str]] = {}
     backend = ""
     for part in info.split("|"):

@@ -24,19 +24,19 @@ from tests.api.servers import MODEL, SECONDS, CortexServer, is_gone, paused, wai
 
 ALIAS = "llama3.1:8b-gguf-q4-km"
 FOREVER = 8000
-"""Tokens of an answer that goes on for longer than anything else here, however fast the machine."""
+"""Tokens of an answer that outlasts everything else here, even on a fast machine."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
-    """As the seed's user would start it, but with a context so short that every answer ends soon."""
+    """A server as the seed's user would start it, but with a short context, so that every answer ends soon."""
     with CortexServer(tmp_path_factory.mktemp("server"), "--alias", ALIAS, "--ctx-len=256") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
-    """Eight answers at once, one of which may go on FOREVER."""
+    """Eight sequences at once. The pool has room for one answer of FOREVER tokens."""
     flags = ("--max-seqs=8", "--ctx-len=8192", "--kv-layout=pool", "--kv-tokens=8192")
     with CortexServer(tmp_path_factory.mktemp("narrow"), *flags) as server:
         yield server
@@ -55,7 +55,7 @@ def user(text: str) -> list[Any]:
 
 
 def long_stream(client: OpenAI, max_tokens: int) -> openai.Stream[ChatCompletionChunk]:
-    """A stream of just so many tokens."""
+    """A stream of exactly `max_tokens` tokens."""
     return client.chat.completions.create(
         model=MODEL,
         messages=user("Tell me everything."),
@@ -66,7 +66,7 @@ def long_stream(client: OpenAI, max_tokens: int) -> openai.Stream[ChatCompletion
 
 
 def read(stream: openai.Stream[ChatCompletionChunk], num_contents: int) -> None:
-    """So many chunks with content."""
+    """Read `num_contents` chunks with content."""
     for chunk in stream:
         num_contents -= bool(chunk.choices[0].delta.content)
         if num_contents <= 0:
@@ -75,7 +75,7 @@ def read(stream: openai.Stream[ChatCompletionChunk], num_contents: int) -> None:
 
 
 async def begin(client: AsyncOpenAI, text: str, max_tokens: int, **fields: Any) -> AsyncStream[ChatCompletionChunk]:
-    """A stream whose request has gone to the engine, whether or not that has looked at it."""
+    """A stream whose request was sent to the engine, which may not have read it yet."""
     stream: AsyncStream[ChatCompletionChunk] = await client.chat.completions.create(
         model=MODEL,
         messages=user(text),
@@ -91,7 +91,7 @@ async def begin(client: AsyncOpenAI, text: str, max_tokens: int, **fields: Any) 
 
 @dataclass
 class Answer:
-    """What a stream said."""
+    """The content of a stream."""
 
     content: str = ""
     ids: set[str] = field(default_factory=set)
@@ -100,7 +100,7 @@ class Answer:
 
     @property
     def num_tokens(self) -> tuple[int, int]:
-        """Of the prompt and of the answer."""
+        """Tokens of the prompt and of the answer."""
         assert self.usage is not None
         return self.usage.prompt_tokens, self.usage.completion_tokens
 
@@ -117,7 +117,7 @@ async def rest(stream: AsyncStream[ChatCompletionChunk]) -> Answer:
 
 
 def letters(tokenizer: Tokenizer, count: int) -> dict[str, dict[str, int]]:
-    """So many letters, each with the bias by which an answer consists of nothing else."""
+    """`count` letters, each with the logit bias that makes an answer consist only of this letter."""
     found = {}
     for letter in string.ascii_letters[:count]:
         [token] = tokenizer.encode(letter, parse_special=False)
@@ -125,7 +125,7 @@ def letters(tokenizer: Tokenizer, count: int) -> dict[str, dict[str, int]]:
     return found
 
 
-# The seed's snippets, as they are. Only the port is another.
+# The seed's snippets, unchanged. The test replaces only the port.
 
 SNIPPETS = [
     """\
@@ -192,18 +192,18 @@ print(response.choices[0].message.content)
 def test_the_seeds_snippets_run_as_they_are(
     server: CortexServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the model says to them, and whether it says anything, is its own affair."""
+    """The content of the answers is not checked. It may be empty."""
     names: dict[str, Any] = {}
     printed, responses = [], []
     chunks: list[ChatCompletionChunk] = []
-    read_on = openai.Stream.__iter__
+    iterate = openai.Stream.__iter__
 
-    def noted(stream: openai.Stream[ChatCompletionChunk]) -> Iterator[ChatCompletionChunk]:
-        for chunk in read_on(stream):
+    def recorded(stream: openai.Stream[ChatCompletionChunk]) -> Iterator[ChatCompletionChunk]:
+        for chunk in iterate(stream):
             chunks.append(chunk)
             yield chunk
 
-    monkeypatch.setattr(openai.Stream, "__iter__", noted)
+    monkeypatch.setattr(openai.Stream, "__iter__", recorded)
     try:
         for snippet in SNIPPETS:
             exec(snippet.replace(":39281/", f":{server.port}/"), names)
@@ -231,7 +231,7 @@ def test_the_seeds_snippets_run_as_they_are(
     assert with_parameters.model == ALIAS
 
 
-def test_localhost_answers_whichever_way_it_resolves(server: CortexServer) -> None:
+def test_localhost_answers_over_ipv4_and_ipv6(server: CortexServer) -> None:
     for host in ("127.0.0.1", "[::1]") if has_ipv6() else ("127.0.0.1",):
         response = httpx.get(f"http://{host}:{server.port}/v1/models", timeout=SECONDS)
         assert [model["id"] for model in response.json()["data"]] == [MODEL, ALIAS]
@@ -246,7 +246,7 @@ def has_ipv6() -> bool:
     return True
 
 
-def test_errors_are_the_sdks_own(server: CortexServer) -> None:
+def test_errors_raise_the_sdks_exceptions(server: CortexServer) -> None:
     with client_of(server) as client:
         with pytest.raises(openai.NotFoundError) as not_found:
             client.chat.completions.create(model="gpt-9", messages=user("Hi"))
@@ -297,7 +297,7 @@ def test_a_repeated_prefix_is_not_computed_again(server: CortexServer) -> None:
             num_prompt, num_cached = response.usage.prompt_tokens, response.usage.prompt_tokens_details.cached_tokens
             if question == "First?":
                 assert num_cached is not None
-                assert num_cached < 40  # what the template puts before every prompt
+                assert num_cached < 40  # the template's text before every prompt
     assert num_cached is not None
     assert num_prompt - 20 < num_cached < num_prompt
 
@@ -326,8 +326,8 @@ def test_32_clients_streaming_at_once_each_get_their_own_answer(server: CortexSe
     server.assert_nothing_is_held()
 
 
-def test_200_clients_take_their_turns_on_eight_sequences(narrow: CortexServer) -> None:
-    """Eight others are there before them, so that it is known when all the sequences are taken."""
+def test_200_clients_share_eight_sequences(narrow: CortexServer) -> None:
+    """Eight other requests start first, so that the test knows when all sequences are taken."""
     before, _ = narrow.statistics()
 
     async def ask(client: AsyncOpenAI, number: int) -> str | None:
@@ -370,7 +370,7 @@ def test_a_client_that_leaves_frees_its_memory_soon(narrow: CortexServer) -> Non
         after, _ = narrow.statistics()
     assert after["cancelled"] - before["cancelled"] == 1
     assert after["finished"] == before["finished"]
-    assert after["decode_tokens"] - before["decode_tokens"] < FOREVER / 2, "most of it was never made"
+    assert after["decode_tokens"] - before["decode_tokens"] < FOREVER / 2, "most of it was never generated"
     narrow.assert_nothing_is_held()
 
 
@@ -390,7 +390,7 @@ def test_a_client_that_never_reads_does_not_stop_others(narrow: CortexServer) ->
             for _ in range(3):
                 for _ in long_stream(client, 20):
                     pass
-        assert narrow.health()["running"] == 1  # its tokens still come, to be read or not
+        assert narrow.health()["running"] == 1  # its tokens are still generated, read or not
     after, _ = narrow.statistics()
     assert after["finished"] - before["finished"] == 3
     assert after["cancelled"] - before["cancelled"] == 1
@@ -402,7 +402,7 @@ def test_growing_requests_that_cannot_fit_together_all_finish(tmp_path: Path, to
 
     async def ask_all(server: CortexServer) -> list[Answer]:
         async with async_client_of(server) as client:
-            with paused(server.health()["engine_pid"]):  # they come all at once, or they might do one after the other
+            with paused(server.health()["engine_pid"]):  # all start at once; else they might run one after the other
                 streams = await asyncio.gather(
                     *(begin(client, f"Story number {letter}.", 80, logit_bias=bias) for letter, bias in own.items())
                 )
@@ -419,7 +419,7 @@ def test_growing_requests_that_cannot_fit_together_all_finish(tmp_path: Path, to
         cramped.assert_nothing_is_held()
 
 
-# Ends
+# Shutdown and crashes
 
 
 def test_a_killed_server_leaves_no_engine(tmp_path: Path) -> None:
@@ -436,7 +436,7 @@ def test_a_killed_server_leaves_no_engine(tmp_path: Path) -> None:
 
 
 def test_streams_outlive_a_killed_engine_and_miss_nothing(tmp_path: Path) -> None:
-    """One is free, of the others it is known what they must say: with probabilities they say it token by token."""
+    """Grammars fix the text of two streams; logprobs make them stream token by token. The third stream is free."""
     texts = [" ".join(str(number) for number in range(start, start + 25)) for start in (100, 500)]
 
     async def ask(client: AsyncOpenAI, killed: asyncio.Event, **fields: Any) -> tuple[str, str | None, int]:
@@ -453,7 +453,7 @@ def test_streams_outlive_a_killed_engine_and_miss_nothing(tmp_path: Path) -> Non
                 wait_until(lambda: server.health()["status"] == "loading", "the engine is gone")
                 with pytest.raises(openai.InternalServerError) as refused:
                     await client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=2)
-                assert refused.value.status_code == 503, "new requests are to come back"
+                assert refused.value.status_code == 503, "new requests should be retried"
             num_tokens = chunk.usage.completion_tokens if chunk.usage else 0
         return content, reason, num_tokens
 
@@ -480,7 +480,7 @@ def test_streams_outlive_a_killed_engine_and_miss_nothing(tmp_path: Path) -> Non
 def test_sigterm_lets_streams_finish_and_refuses_new_work(tmp_path: Path) -> None:
     with CortexServer(tmp_path, "--ctx-len=1024", f"--grace={10 * SECONDS}") as server, client_of(server) as client:
         engine = server.health()["engine_pid"]
-        with paused(engine):  # the stream cannot end before all this was seen
+        with paused(engine):  # the stream cannot end before these checks
             stream = long_stream(client, 50)
             assert next(stream).choices[0].delta.role == "assistant"
             server.process.terminate()
@@ -496,7 +496,7 @@ def test_sigterm_lets_streams_finish_and_refuses_new_work(tmp_path: Path) -> Non
         assert "Traceback" not in server.log
 
 
-def test_sigterm_ends_streams_that_go_on_beyond_the_grace_period(tmp_path: Path) -> None:
+def test_sigterm_ends_streams_that_outlast_the_grace_period(tmp_path: Path) -> None:
     with CortexServer(tmp_path, "--ctx-len=4096", "--grace=0.5") as server, client_of(server) as client:
         engine = server.health()["engine_pid"]
         stream = long_stream(client, 4000)
@@ -510,7 +510,7 @@ def test_sigterm_ends_streams_that_go_on_beyond_the_grace_period(tmp_path: Path)
         assert "Traceback" not in server.log
 
 
-def test_a_conversation_is_known_after_a_restart(tmp_path: Path) -> None:
+def test_a_conversation_is_cached_across_a_restart(tmp_path: Path) -> None:
     question = user("Tell me about these words: " + "tree house river stone " * 30)
     for known in (0, 128):
         with CortexServer(tmp_path, "--ctx-len=512", is_patient=True) as server, client_of(server) as client:
@@ -524,7 +524,7 @@ def test_a_conversation_is_known_after_a_restart(tmp_path: Path) -> None:
             assert server.stop() == 0
 
 
-def test_idle_connections_do_not_delay_the_end(tmp_path: Path) -> None:
+def test_idle_connections_do_not_delay_the_shutdown(tmp_path: Path) -> None:
     with (
         CortexServer(tmp_path, "--ctx-len=256", is_patient=True) as server,
         client_of(server) as client,
@@ -534,10 +534,10 @@ def test_idle_connections_do_not_delay_the_end(tmp_path: Path) -> None:
         for _ in long_stream(client, 4):
             pass
         assert other.get(f"{server.url}/nowhere").status_code == 404
-        assert server.stop() == 0, "each of them would be waited for far longer than stop() does"
+        assert server.stop() == 0, "waiting for one of them would exceed the time limit of stop()"
 
 
-def test_signals_that_are_repeated_change_nothing_about_the_end(tmp_path: Path) -> None:
+def test_repeated_signals_do_not_change_the_shutdown(tmp_path: Path) -> None:
     with CortexServer(tmp_path, "--ctx-len=256") as server:
         engine = server.health()["engine_pid"]
         while server.process.poll() is None:

@@ -1,4 +1,4 @@
-"""The table of flags, and what comes from it."""
+"""The table of flags, and the options made from it."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_every_flag_becomes_an_option() -> None:
     assert {row.becomes for row in SERVER_ROWS.values()} - settings == {"on_demand"}
 
 
-def test_what_nobody_set_is_the_options_own_default() -> None:
+def test_unset_flags_have_the_options_defaults() -> None:
     options = ServerFlags().options("m", Path("/m.gguf"))
     defaults = {item.name: item.default for item in fields(EngineConfig)}
     for name in MODEL_ROWS.keys() - {"alias"}:
@@ -34,7 +34,7 @@ def test_the_readme_has_the_table_of_flags() -> None:
         assert f"| `{row.option}`" in text
 
 
-def test_the_example_of_the_readme_can_be_used(tmp_path: Path) -> None:
+def test_the_readmes_example_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "cortex.toml"
     file.write_text(README.read_text().split("```toml\n")[1].split("```")[0])
     assert read_config(str(file))["ctx_len"] == 16384
@@ -45,11 +45,11 @@ def test_the_example_of_the_readme_can_be_used(tmp_path: Path) -> None:
     [
         ({}, ""),
         ({"kv_type": "f16", "ctx_len": 128, "gpu_layers": -1}, ""),
-        ({"kv_type": "q8_0"}, "it has another --kv-type"),
-        ({"ctx_len": 8192}, "it has another --ctx-len"),
+        ({"kv_type": "q8_0"}, "its --kv-type differs"),
+        ({"ctx_len": 8192}, "its --ctx-len differs"),
     ],
 )
-def test_a_model_that_runs_differs_by_what_is_set_only(wanted: dict[str, object], difference: str) -> None:
+def test_a_running_model_differs_only_in_set_flags(wanted: dict[str, object], difference: str) -> None:
     path = Path("/m.gguf")
     runs = ServerFlags(ctx_len=128, threads=2).model_options("m", path)
     flags: dict[str, object] = dict(wanted)

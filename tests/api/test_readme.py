@@ -17,15 +17,15 @@ EXTENSIONS = {"chat_template_kwargs"}
 
 
 def table() -> dict[str, dict[str, str]]:
-    """What the README says about each of OpenAI's fields, for each endpoint."""
-    said: dict[str, dict[str, str]] = {"chat": {}, "completions": {}}
+    """The README's status of each of OpenAI's fields, for each endpoint."""
+    statuses: dict[str, dict[str, str]] = {"chat": {}, "completions": {}}
     for row in re.findall(r"^\| (`.*?) \| (\w*) ?\| (\w*) ?\|.*\|$", README.read_text(), re.MULTILINE):
         for field in re.findall(r"`(\w+)`", row[0]):
-            for endpoint, word in zip(said, row[1:], strict=True):
-                if word:
-                    assert field not in said[endpoint]
-                    said[endpoint][field] = word
-    return said
+            for endpoint, status in zip(statuses, row[1:], strict=True):
+                if status:
+                    assert field not in statuses[endpoint]
+                    statuses[endpoint][field] = status
+    return statuses
 
 
 @pytest.mark.parametrize(("endpoint", "params"), [("chat", ChatParams), ("completions", TextParams)])
@@ -33,21 +33,21 @@ def test_every_field_of_openais_is_in_the_table(endpoint: str, params: type) -> 
     assert set(typing.get_type_hints(params)) == set(table()[endpoint])
 
 
-def test_what_is_served_or_accepted_is_read_and_the_rest_is_refused() -> None:
-    told = table()
-    assert {field for field, word in told["chat"].items() if word == "refused"} == set(UNSERVED)
+def test_the_request_types_have_the_documented_fields() -> None:
+    documented = table()
+    assert {field for field, status in documented["chat"].items() if status == "refused"} == set(UNSERVED)
     for endpoint, model in (("chat", ChatRequest), ("completions", CompletionRequest)):
-        fields = {field for field, word in told[endpoint].items() if word in ("served", "accepted")}
+        fields = {field for field, status in documented[endpoint].items() if status in ("served", "accepted")}
         assert fields <= set(model.model_fields)
 
 
-def test_extensions_are_told() -> None:
+def test_extensions_are_documented() -> None:
     text = README.read_text()
     for model in (ChatRequest, CompletionRequest):
         for field in model.model_fields:
             assert f"`{field}`" in text, field
 
 
-def test_the_generated_tables_are_as_generated() -> None:
+def test_the_generated_tables_are_up_to_date() -> None:
     text = README.read_text()
-    assert with_tables(text) == text, "'make docs' writes them anew"
+    assert with_tables(text) == text, "'make docs' writes them"

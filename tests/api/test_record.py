@@ -65,7 +65,7 @@ def record() -> ServerRecord:
         return record
 
 
-def test_a_held_record_can_be_read_until_it_is_let_go() -> None:
+def test_a_held_record_can_be_read_until_it_is_released() -> None:
     assert read_record() is None
     with hold_record(OPTIONS, port=4242) as record:
         assert read_record() == record
@@ -74,16 +74,16 @@ def test_a_held_record_can_be_read_until_it_is_let_go() -> None:
     assert not (home() / "server.json").exists()
 
 
-def test_a_second_server_is_told_of_the_first() -> None:
+def test_a_second_server_gets_the_record_of_the_first() -> None:
     with hold_record(OPTIONS, port=4242) as first:
-        message = r"tiny is served already at http://localhost:4242/v1 \(pid \d+\)"
+        message = r"tiny is already served at http://localhost:4242/v1 \(pid \d+\)"
         with pytest.raises(AlreadyRunningError, match=message) as raised, hold_record(OPTIONS, port=1):
             pass
         assert raised.value.record == first
         assert read_record() == first
 
 
-def test_what_a_killed_server_left_is_not_believed_though_its_pid_lives(cortex_home: Path) -> None:
+def test_the_record_of_a_killed_server_is_ignored_even_if_its_pid_lives(cortex_home: Path) -> None:
     script = (
         "import os, signal\n"
         "from tests.api.test_record import OPTIONS\n"
@@ -102,13 +102,13 @@ def test_what_a_killed_server_left_is_not_believed_though_its_pid_lives(cortex_h
 
 
 @pytest.mark.parametrize("content", ["", '{"pid": 1', "[]", "null", '"text"', '{"pid": 1}', "\xff\xfe"])
-def test_a_record_that_makes_no_sense_is_none(cortex_home: Path, content: str) -> None:
+def test_an_invalid_record_counts_as_none(cortex_home: Path, content: str) -> None:
     with hold_record(OPTIONS, port=1):
         (cortex_home / "server.json").write_bytes(content.encode("latin-1"))
         assert read_record() is None
 
 
-def test_reading_never_keeps_a_server_from_starting() -> None:
+def test_readers_never_block_a_starting_server() -> None:
     ended = threading.Event()
 
     def read() -> None:
@@ -142,30 +142,30 @@ def test_only_one_command_starts_a_server_at_a_time() -> None:
     assert order == ["first", "second"]
 
 
-def test_the_home_folder_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORTEX_HOME", "~/somewhere")
     assert home() == Path.home() / "somewhere"
     monkeypatch.setenv("CORTEX_HOME", "")
     assert home().name == "cortex"
 
 
-def test_who_looks_for_a_server_that_is_being_started_waits_for_it() -> None:
+def test_a_search_waits_for_a_server_that_is_being_started() -> None:
     assert started_record() is None
-    assert not home().exists(), "nothing was written where nothing was ever started"
-    told: list[ServerRecord | None] = []
+    assert not home().exists(), "nothing is written before a server was ever started"
+    found: list[ServerRecord | None] = []
     with contextlib.ExitStack() as running:
         with only_starter():
-            looking = threading.Thread(target=lambda: told.append(started_record()))
+            looking = threading.Thread(target=lambda: found.append(started_record()))
             looking.start()
             looking.join(0.1)
             assert looking.is_alive()
             record = running.enter_context(hold_record(OPTIONS, 80))
         looking.join()
-        assert told == [record]
+        assert found == [record]
 
 
 @pytest.mark.parametrize(
-    ("host", "for_people", "for_this_machine"),
+    ("host", "to_show", "to_connect"),
     [
         ("127.0.0.1", "http://localhost:80/v1", "http://127.0.0.1:80/v1"),
         ("localhost", "http://localhost:80/v1", "http://localhost:80/v1"),
@@ -175,9 +175,9 @@ def test_who_looks_for_a_server_that_is_being_started_waits_for_it() -> None:
         ("fd00::7", "http://[fd00::7]:80/v1", "http://[fd00::7]:80/v1"),
     ],
 )
-def test_addresses(record: ServerRecord, host: str, for_people: str, for_this_machine: str) -> None:
+def test_urls_to_show_and_to_connect_to(record: ServerRecord, host: str, to_show: str, to_connect: str) -> None:
     record = replace(record, host=host, port=80)
-    assert (record.base_url, record.connect_url) == (for_people, for_this_machine)
+    assert (record.base_url, record.connect_url) == (to_show, to_connect)
 
 
 @contextlib.contextmanager
@@ -198,19 +198,19 @@ def answering(body: bytes) -> Iterator[int]:
         thread.join()
 
 
-def test_health_is_what_the_server_says(record: ServerRecord) -> None:
+def test_health_is_read_from_the_server(record: ServerRecord) -> None:
     body = asdict(HEALTH) | {"statistics": {"of": "a later version"}}
     with answering(json.dumps(body).encode()) as port:
         assert ask_health(replace(record, port=port), SECONDS) == HEALTH
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"ok"', b"{}", b'{"status": "ok"}', b"\xff"])
-def test_what_is_no_health_is_no_answer(record: ServerRecord, body: bytes) -> None:
+def test_an_invalid_health_answer_counts_as_none(record: ServerRecord, body: bytes) -> None:
     with answering(body) as port:
         assert ask_health(replace(record, port=port)) is None
 
 
-def test_nobody_there_is_no_answer(record: ServerRecord) -> None:
+def test_a_server_that_does_not_answer_has_no_health(record: ServerRecord) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert ask_health(replace(record, port=port), timeout=0.05) is None

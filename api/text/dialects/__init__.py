@@ -1,4 +1,4 @@
-"""How model families write tool calls and thoughts: into prompts, as grammars, and out of answers."""
+"""The tool call and reasoning syntax of model families: in prompts, in grammars and in answers."""
 
 from api.text.dialects.detect import detect
 from api.text.dialects.dialect import Dialect

@@ -1,4 +1,4 @@
-"""Which family a model is of."""
+"""Detects the dialect of a model."""
 
 from api.text.dialects.dialect import Dialect
 from api.text.dialects.generic import Generic
@@ -8,12 +8,12 @@ from api.text.dialects.mistral import Mistral
 
 
 def detect(template: str | None) -> Dialect:
-    """The dialect of a model by what its chat template contains; Generic for one that knows no tools."""
+    """The dialect of a model, detected from its chat template. Generic if the template has no known tool syntax."""
     source = template or ""
     if "tools" in source:
         if "[TOOL_CALLS]" in source:
             return Mistral(source)
-        if "<tool_call>" in source and "<function=" not in source:  # which is Qwen 3 Coder's way, in XML
+        if "<tool_call>" in source and "<function=" not in source:  # not Qwen 3 Coder's XML
             return Hermes(source)
         if "ipython" in source:
             return Llama(source)

@@ -1,4 +1,4 @@
-"""What all families have in common, and where they differ."""
+"""The base class of the dialects."""
 
 import json
 from abc import ABC, abstractmethod
@@ -10,17 +10,17 @@ from api.text.dialects.parser import END_THINK, THINK, AnswerParser, CallSyntax,
 from api.text.dialects.tools import Tool, ToolUse
 
 MAX_CALLS: Final = 16
-"""Calls of one answer that is made to call."""
+"""Maximum number of calls in an answer that consists of calls."""
 
 Message = dict[str, Any]
 
 
 class Dialect(ABC):
-    """How a family writes tool calls and thoughts."""
+    """The tool call and reasoning syntax of a model family."""
 
     name: str
     markers: frozenset[str] = frozenset()
-    """Control tokens that are part of what an answer says."""
+    """Control tokens that are part of an answer's text."""
 
     def __init__(self, template: str = "") -> None:
         self.thinks = END_THINK in template
@@ -28,7 +28,7 @@ class Dialect(ABC):
     def prepare(
         self, messages: Sequence[Message], tools: Sequence[Tool]
     ) -> tuple[list[Message], list[dict[str, Any]] | None]:
-        """The conversation, and the `tools`, as the family's template wants them."""
+        """The messages and the `tools` in the form that the family's template expects."""
         return [_with_objects(message) for message in messages], [tool.as_json() for tool in tools] or None
 
     @abstractmethod
@@ -36,13 +36,13 @@ class Dialect(ABC):
 
     @abstractmethod
     def _call_rules(self, use: ToolUse, token_id: TokenId) -> str:
-        """The rules `calls` (one call or more) and `triggered`: the same behind any text."""
+        """The rules `calls` (one or more calls) and `triggered` (any text, then a call)."""
 
     def grammar(self, use: ToolUse | None, *, content: str | None, token_id: TokenId, prompt_tail: str = "") -> str:
-        """What an answer must match, as a llguidance grammar; empty if it may be anything.
+        """The llguidance grammar that an answer must match; empty if any answer is valid.
 
-        `content` is the right-hand side of a rule for answers in words, None for any words. Before either, a model that
-        thinks may do so.
+        `content` is the right-hand side of a rule for text answers; None allows any text. A reasoning model may reason
+        before its text or its calls.
         """
         if use is None and content is None:
             return ""
@@ -66,7 +66,7 @@ class Dialect(ABC):
         return "\n".join(rules)
 
     def parser(self, use: ToolUse | None, prompt_tail: str = "") -> AnswerParser | None:
-        """For one answer; None if all of it is content."""
+        """A parser for one answer; None if the whole answer is content."""
         if use is None and not self.thinks:
             return None
         return AnswerParser(
@@ -81,7 +81,7 @@ class Dialect(ABC):
         return call_id()
 
     def is_thinking(self, prompt_tail: str) -> bool:
-        """Whether the prompt has begun a thought already."""
+        """Whether the prompt ends inside the model's reasoning."""
         return self.thinks and prompt_tail.rfind(THINK) > prompt_tail.rfind(END_THINK)
 
     def _thoughts(self, prompt_tail: str) -> str:
@@ -112,7 +112,7 @@ def _argument_rule(tool: Tool) -> str:
 
 
 def _with_objects(message: Message) -> Message:
-    """Templates write the arguments of calls as JSON themselves."""
+    """Parse the arguments of calls, because templates convert them to JSON themselves."""
     if "tool_calls" not in message:
         return message
     calls = []
@@ -127,4 +127,4 @@ def _parsed(arguments: str) -> Any:
     try:
         return json.loads(arguments)
     except ValueError:
-        return arguments  # what a model made up is shown to it as it is
+        return arguments  # invalid JSON of a model stays as it is

@@ -1,4 +1,4 @@
-"""What an answer is made of, in the order in which it comes."""
+"""The events of an answer, in the order of its text."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class CallBegin:
 
 @dataclass(frozen=True, slots=True)
 class CallArguments:
-    """A piece of the call's arguments, which are the text of a JSON object."""
+    """A piece of the JSON text of a call's arguments."""
 
     index: int
     text: str
@@ -33,7 +33,7 @@ Event = Content | Reasoning | CallBegin | CallArguments
 
 
 def merged(events: Iterable[Event]) -> list[Event]:
-    """Pieces of the same text in one."""
+    """The events with consecutive pieces of the same text joined."""
     merged: list[Event] = []
     for event in events:
         match merged[-1:], event:

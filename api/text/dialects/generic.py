@@ -1,4 +1,4 @@
-"""Models that were not taught to call tools."""
+"""The dialect of models that are not trained for tool calls."""
 
 import json
 from collections.abc import Sequence
@@ -10,32 +10,32 @@ from api.text.dialects.tools import Tool
 
 
 class Generic(Hermes):
-    """They are told how, in words; their calls look like Hermes'."""
+    """The system message explains how to call a tool. Calls have Hermes' syntax."""
 
     name = "generic"
 
     def prepare(
         self, messages: Sequence[Message], tools: Sequence[Tool]
     ) -> tuple[list[Message], list[dict[str, Any]] | None]:
-        """Tools are listed in the system message; calls and their results become words of roles that every model knows.
+        """List the tools in the system message. Calls become assistant text and results become user text.
 
-        Messages of one role in a row are joined, as some templates want the roles to alternate.
+        Consecutive messages of one role are joined, because some templates require alternating roles.
         """
         if not tools and not any(message["role"] == "tool" or "tool_calls" in message for message in messages):
             return list(messages), None
-        said = [_in_words(message) for message in messages]
+        turns = [_as_text(message) for message in messages]
         if tools:
-            system = said.pop(0)["content"] if said and said[0]["role"] in ("system", "developer") else ""
-            said.insert(0, {"role": "system", "content": f"{system}\n\n{_manual(tools)}".lstrip()})
+            system = turns.pop(0)["content"] if turns and turns[0]["role"] in ("system", "developer") else ""
+            turns.insert(0, {"role": "system", "content": f"{system}\n\n{_instructions(tools)}".lstrip()})
         joined: list[Message] = []
-        for message in said:
+        for message in turns:
             if joined and joined[-1]["role"] == message["role"]:
                 message = message | {"content": f"{joined.pop()['content']}\n{message['content']}"}
             joined.append(message)
         return joined, None
 
 
-def _in_words(message: Message) -> Message:
+def _as_text(message: Message) -> Message:
     content = message["content"]
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
@@ -49,7 +49,7 @@ def _in_words(message: Message) -> Message:
     return {"role": message["role"], "content": "\n".join([content, *calls] if content else calls)}
 
 
-def _manual(tools: Sequence[Tool]) -> str:
+def _instructions(tools: Sequence[Tool]) -> str:
     listed = "\n".join(json.dumps(tool.as_json()["function"], ensure_ascii=False) for tool in tools)
     return (
         f"You can call these functions:\n{listed}\n\n"

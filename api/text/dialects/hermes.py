@@ -7,7 +7,7 @@ from api.text.dialects.tools import ToolUse
 
 
 class Hermes(Dialect):
-    """A JSON object between tags."""
+    """A call is a JSON object between tags."""
 
     name = "hermes"
 

@@ -12,29 +12,29 @@ TokenId = Callable[[str], int | None]
 """The id of a special token by its text; None if the vocabulary has none."""
 
 ANY_TEXT: Final = r"/(.|\n)*/"
-"""Any text. Special tokens are no text."""
+"""Any text without special tokens."""
 COMPACT: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""How JSON is laid out: as models have read it most. Free white space would let a small model go on for ever."""
+"""The JSON layout that models know best. With free white space a small model might generate it without end."""
 LENIENT: Final = COMPACT | {"lenient": True, "coerce_one_of": True}
-"""Without the wishes of a schema that llguidance does not know."""
+"""Ignores the keywords of a schema that llguidance does not support."""
 _SHOWN: Final = re.compile(r"^ +\d+ \| ", re.MULTILINE)
-"""Where llguidance begins to show the grammar that an error is about."""
+"""The start of the grammar's lines in an error message of llguidance."""
 
 
 def json_rule(schema: dict[str, Any]) -> str:
-    """What matches a JSON schema."""
+    """A rule that matches a JSON schema."""
     return _json(schema, COMPACT)
 
 
 def hint_rule(schema: dict[str, Any]) -> str:
-    """What matches it as far as it can be served: any object where all of it is beyond llguidance."""
+    """A rule that matches the supported part of a JSON schema; any object if llguidance rejects that too."""
     rule = _json(schema, LENIENT)
     return json_rule({"type": "object"}) if problem(rule) else rule
 
 
 @lru_cache(1024)
 def problem(rule: str) -> str:
-    """Why llguidance cannot serve a rule that needs no others, without its place in it; empty if it can."""
+    """Why llguidance rejects a self-contained rule, without the position; empty if it accepts the rule."""
     report = LLMatcher.validate_grammar(f"start: {rule}")
     return " ".join(_SHOWN.split(report, maxsplit=1)[0].split()[2:])
 
@@ -48,13 +48,13 @@ def literal(text: str) -> str:
 
 
 def marker(text: str, token_id: TokenId) -> str:
-    """A special token where the vocabulary has it, else its text."""
+    """A special token if the vocabulary has it, else its text."""
     token = token_id(text)
     return literal(text) if token is None else f"<[{token}]>"
 
 
 def text_until(rule: str, text: str, token_id: TokenId) -> str:
-    """The lines of a rule: any text up to and including this marker."""
+    """The lines of a rule for any text up to and including this marker."""
     token = token_id(text)
     if token is None:
         return f"{rule}[lazy]: {ANY_TEXT} {literal(text)}\n"

@@ -7,7 +7,7 @@ from api.text.dialects.tools import ToolUse
 
 
 class Llama(Dialect):
-    """A bare JSON object that begins the answer."""
+    """A call is a bare JSON object at the start of the answer."""
 
     name = "llama"
     markers = frozenset({"<|python_tag|>"})
@@ -22,7 +22,7 @@ class Llama(Dialect):
         )
 
     def grammar(self, use: ToolUse | None, *, content: str | None, token_id: TokenId, prompt_tail: str = "") -> str:
-        """Words that begin like a call are one."""
+        """Text that starts like a call must be a call."""
         if use is not None and use.choice == "auto" and content is None:
             content = r"/([^{ \n](.|\n)*)?/"
         return super().grammar(use, content=content, token_id=token_id, prompt_tail=prompt_tail)

@@ -11,7 +11,7 @@ from api.text.dialects.tools import Tool, ToolUse
 
 
 class Mistral(Dialect):
-    """A list of JSON objects behind a control token; later models write a name and its arguments."""
+    """Calls are a list of JSON objects after a control token. Later models write a name and its arguments."""
 
     name = "mistral"
     markers = frozenset({"[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"})
@@ -24,7 +24,7 @@ class Mistral(Dialect):
     def prepare(
         self, messages: Sequence[Message], tools: Sequence[Tool]
     ) -> tuple[list[Message], list[dict[str, Any]] | None]:
-        """Ids have nine characters: others are replaced, each by the same one everywhere."""
+        """Also replace call ids that do not have nine characters, each by the same id everywhere."""
         prepared, listed = super().prepare(messages, tools)
         return [_renumbered(message) for message in prepared], listed
 
@@ -72,7 +72,7 @@ def _renumbered(message: Message) -> Message:
 
 
 def _nine(text: str) -> str:
-    """Nine letters and digits that stand for the text, which may be so already."""
+    """An id of nine letters and digits for a text: a hash, or the text itself if it already has this form."""
     if len(text) == 9 and text.isalnum():
         return text
     return blake2b(text.encode(), digest_size=5).hexdigest()[:9]

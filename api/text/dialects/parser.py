@@ -1,4 +1,4 @@
-"""Answers to events, character by character, so that nothing depends on how an answer is cut into pieces."""
+"""Parses answers into events, one character at a time, so that the pieces of an answer do not matter."""
 
 import secrets
 import string
@@ -10,7 +10,7 @@ from typing import Final
 from api.text.dialects.events import CallArguments, CallBegin, Content, Event, Reasoning, merged
 
 NAME: Final = "\0name"
-"""Stands for the function's name in a header: a JSON string, or bare text up to the next element."""
+"""Placeholder for the function's name in a header: a JSON string, or bare text up to the next element."""
 THINK, END_THINK = "<think>", "</think>"
 _ALPHANUMERICS: Final = string.ascii_letters + string.digits
 
@@ -21,24 +21,24 @@ def call_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class CallSyntax:
-    """How calls are written. Between elements there may be white space; arguments are a JSON object behind a header."""
+    """The syntax of calls. White space may separate elements. The arguments are a JSON object after a header."""
 
     triggers: tuple[str, ...]
-    """Texts that begin a call wherever they stand."""
+    """Texts that start a call at any position."""
     header: tuple[str, ...]
-    """Up to the arguments."""
+    """Elements before the arguments."""
     footer: tuple[str, ...]
-    """What ends a call."""
+    """Elements after the arguments."""
     opening: tuple[str, ...] = ()
-    """Between the trigger and the first call."""
+    """Elements between the trigger and the first call."""
     separator: str = ""
-    """What stands between calls behind one trigger."""
+    """Text between the calls after one trigger."""
     closing: str = ""
-    """What ends the last of them."""
+    """Text after the last of these calls."""
     id_mark: str = ""
-    """What may stand behind a bare name, with an id that nobody needs."""
+    """Text that may follow a bare name. The id after it is ignored."""
     bare: bool = False
-    """Whether a call may also begin the answer without a trigger, with its header."""
+    """Whether a header at the start of the answer starts a call without a trigger."""
 
 
 class _State(Enum):
@@ -48,12 +48,12 @@ class _State(Enum):
     ELEMENTS = auto()
     ARGUMENTS = auto()
     MEMBERS = auto()
-    """What else a call's object has behind its arguments, an id for one: nobody asked for it."""
+    """Members after the arguments in a call's object, such as an id. They are ignored."""
     AFTER_CALL = auto()
 
 
 class AnswerParser:
-    """One answer's events. What looks like a call but is none is given back as content."""
+    """Parses one answer into events. Text that looks like a call but is not valid becomes content."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class AnswerParser:
         is_thinking: bool = False,
         make_id: Callable[[], str] = call_id,
     ) -> None:
-        """Calls of the functions `names` are found if there is a syntax for them.
+        """With a `syntax`, calls of the functions `names` are recognized.
 
-        `thinks`: the answer may begin with thoughts; `is_thinking`: it is in the middle of them.
+        `thinks`: the answer may start with reasoning. `is_thinking`: it starts inside the reasoning.
         """
         self._syntax = syntax
         self._names = frozenset(names)
@@ -74,16 +74,16 @@ class AnswerParser:
         self._state = _State.REASONING if is_thinking else _State.START if thinks or syntax else _State.TEXT
         self._thinks = thinks
         self._held = ""
-        """What has come and may yet turn out to be something else than text."""
+        """Text that is held back because it may be part of a marker or a call."""
         self._trims = is_thinking
-        """Whether white space that comes now is dropped: around thoughts it belongs to nobody."""
+        """Whether white space is dropped at this point, because it is next to reasoning."""
         self._num_calls = 0
-        # the elements of a call that are expected, and how far the first of them has come
+        # the expected elements of a call, and the matched part of the first one
         self._elements: list[str] = []
         self._then = _State.TEXT
         self._matched = ""
         self._name = ""
-        # the arguments
+        # the position in the JSON of the arguments
         self._depth = 0
         self._in_string = False
         self._escaped = False
@@ -94,19 +94,19 @@ class AnswerParser:
 
     @property
     def is_calling(self) -> bool:
-        """Whether it is in the middle of a call that was told."""
+        """Whether the text ends inside a call that was reported with CallBegin."""
         return self._state in (_State.ARGUMENTS, _State.MEMBERS)
 
     def push(self, text: str) -> list[Event]:
         return merged(event for character in text for event in self._feed(character))
 
     def finish(self) -> list[Event]:
-        """What was held back, as no more text comes."""
+        """End the answer. Returns the events of the text that was held back."""
         held, self._held = self._held, ""
         if self._state is _State.REASONING:
             return [Reasoning(held)] if held.strip() else []
         if self._state is _State.ELEMENTS and self._then is _State.AFTER_CALL:
-            return []  # the end of a call that was told
+            return []  # part of a footer
         if self._state is _State.START and self._trims:
             held = held.lstrip()
         return [Content(held)] if held and self._state is not _State.AFTER_CALL else []
@@ -128,31 +128,31 @@ class AnswerParser:
             case _State.AFTER_CALL:
                 yield from self._after_call(character)
 
-    # -- text and thoughts -------------------------------------------------------------------------------------------
+    # -- text and reasoning ------------------------------------------------------------------------------------------
 
     def _start(self, character: str) -> Iterator[Event]:
-        """White space, and perhaps the beginning of thoughts or of a call, before which it belongs to nobody."""
+        """Hold back leading white space and a possible start of reasoning or of a call, which drops the white space."""
         self._held += character
-        begun = self._held.lstrip()
-        if not begun:
+        stripped = self._held.lstrip()
+        if not stripped:
             return
-        if self._thinks and THINK.startswith(begun):
-            if begun == THINK:
+        if self._thinks and THINK.startswith(stripped):
+            if stripped == THINK:
                 self._held, self._trims, self._thinks = "", True, False
                 self._state = _State.REASONING
             return
         triggers = self._syntax.triggers if self._syntax else ()
-        if begun in triggers:
+        if stripped in triggers:
             self._expect_call()
             return
-        if any(trigger.startswith(begun) for trigger in triggers):
+        if any(trigger.startswith(stripped) for trigger in triggers):
             return
         self._state = _State.TEXT
-        if self._syntax is not None and self._syntax.bare and begun == self._syntax.header[0][:1]:
+        if self._syntax is not None and self._syntax.bare and stripped == self._syntax.header[0][:1]:
             self._expect(self._syntax.header, _State.ARGUMENTS)
             yield from self._element(character, held=True)
             return
-        held, self._held = begun if self._trims else self._held, ""
+        held, self._held = stripped if self._trims else self._held, ""
         for each in held:
             yield from self._text(each)
 
@@ -187,7 +187,7 @@ class AnswerParser:
     # -- calls -------------------------------------------------------------------------------------------------------
 
     def _expect_call(self) -> None:
-        assert self._syntax is not None, "calls are found by their syntax"
+        assert self._syntax is not None, "calls need a syntax"
         self._expect((*self._syntax.opening, *self._syntax.header), _State.ARGUMENTS)
 
     def _expect(self, elements: Sequence[str], then: _State) -> None:
@@ -197,7 +197,7 @@ class AnswerParser:
     def _element(self, character: str, *, held: bool = False) -> Iterator[Event]:
         if not held:
             self._held += character
-        if not self._elements:  # what follows a header
+        if not self._elements:  # after a header
             yield from self._begin_arguments(character)
         elif character.isspace() and not self._matched:
             return
@@ -221,23 +221,23 @@ class AnswerParser:
             self._held = ""
 
     def _name_character(self, character: str) -> Iterator[Event]:
-        """A name between quotes, or up to the element behind it."""
+        """Read a name in quotes, or a bare name up to the next element."""
         self._matched += character
         if self._matched.startswith('"'):
             if len(self._matched) > 1 and character == '"':
                 self._name = self._matched[1:-1]
                 self._next_element()
             return
-        behind = self._elements[1] if len(self._elements) > 1 else "{"
-        if self._matched.endswith(behind):
-            name = self._matched.removesuffix(behind)
+        following = self._elements[1] if len(self._elements) > 1 else "{"
+        if self._matched.endswith(following):
+            name = self._matched.removesuffix(following)
             if self._syntax is not None and self._syntax.id_mark:
                 name = name.partition(self._syntax.id_mark)[0]
             self._name = name.strip()
             self._next_element()
             if self._elements:
                 self._next_element()
-            elif behind == "{":
+            elif following == "{":
                 yield from self._begin_arguments("{")
 
     def _begin_arguments(self, character: str) -> Iterator[Event]:
@@ -254,7 +254,7 @@ class AnswerParser:
         yield from self._argument(character)
 
     def _give_back(self) -> Iterator[Event]:
-        """It was no call. Its last character may begin one."""
+        """Return the held text as content, because it is not a call. Its last character may start one."""
         held, self._held = self._held, ""
         self._state = _State.TEXT
         if self._then is not _State.AFTER_CALL:
@@ -263,10 +263,10 @@ class AnswerParser:
             yield from self._text(character)
 
     def _argument(self, character: str) -> Iterator[Event]:
-        """To the end of the JSON object."""
+        """Read up to the end of the JSON object."""
         yield CallArguments(self._num_calls - 1, character)
         if self._closes(character):
-            assert self._syntax is not None, "calls are found by their syntax"
+            assert self._syntax is not None, "calls need a syntax"
             self._expect(self._syntax.footer, _State.AFTER_CALL)
             if not self._syntax.footer:
                 self._state = _State.AFTER_CALL
@@ -277,7 +277,7 @@ class AnswerParser:
             yield from self._element(character)
 
     def _closes(self, character: str) -> bool:
-        """Follow the nesting of JSON: whether this ends its outermost object."""
+        """Track the nesting of JSON. Returns whether this character ends the outermost object."""
         if self._escaped:
             self._escaped = False
         elif self._in_string:
@@ -293,9 +293,9 @@ class AnswerParser:
         return False
 
     def _after_call(self, character: str) -> Iterator[Event]:
-        """Another call, or the end of them; white space between them belongs to nobody."""
+        """Start the next call, or end the calls. White space between calls is dropped."""
         syntax = self._syntax
-        assert syntax is not None, "calls are found by their syntax"
+        assert syntax is not None, "calls need a syntax"
         if character.isspace():
             return
         if character == syntax.separator:
@@ -307,5 +307,5 @@ class AnswerParser:
 
 
 def _overlap(text: str, marker: str) -> int:
-    """The length of the longest end of the text that begins the marker."""
+    """The length of the longest suffix of the text that is a prefix of the marker."""
     return next((n for n in range(min(len(marker), len(text)), 0, -1) if text.endswith(marker[:n])), 0)

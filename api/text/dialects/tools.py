@@ -1,4 +1,4 @@
-"""What a request says about tools."""
+"""The tools of a request."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Tool:
     parameters: Mapping[str, Any]
     """A JSON schema; empty for no parameters."""
     strict: bool = False
-    """Whether its arguments match the schema to the letter; else as far as that can be served."""
+    """Whether arguments must match the schema exactly. Otherwise they match its supported part."""
 
     def as_json(self) -> dict[str, Any]:
         function: dict[str, Any] = {"name": self.name, "description": self.description or ""}
@@ -26,7 +26,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """The tools that an answer may call, or must."""
+    """The tools that an answer may or must call."""
 
     tools: tuple[Tool, ...]
     choice: Literal["auto", "required"]

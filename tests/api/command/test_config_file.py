@@ -1,4 +1,4 @@
-"""cortex.toml, and which source of a flag goes before which."""
+"""cortex.toml, and the precedence of the sources of a flag."""
 
 import json
 import os
@@ -28,7 +28,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size
 
 @pytest.fixture(autouse=True, scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """$CORTEX_HOME of the tests in this process, with no other variable set."""
+    """$CORTEX_HOME of the tests in this process. No other variable is set."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("CORTEX_")]:
@@ -38,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def values(row: Row) -> st.SearchStrategy[Any]:
-    """What may be set for a flag."""
+    """Valid values of a flag."""
     flag = row.flag
     if flag.choices:
         return st.sampled_from(flag.choices)
@@ -63,7 +63,7 @@ def as_toml(flags: Mapping[str, Any]) -> str:
 
 
 def flags_of(*arguments: str) -> ServerFlags:
-    """What a command with every flag receives."""
+    """The flags that a command with all flags receives."""
     received: list[ServerFlags] = []
     app = typer.Typer()
 
@@ -77,7 +77,7 @@ def flags_of(*arguments: str) -> ServerFlags:
 
 
 @given(settings(ROWS))
-def test_arguments_are_read_as_the_flags_that_they_are_made_of(flags: dict[str, Any]) -> None:
+def test_the_arguments_for_flags_are_parsed_to_the_same_flags(flags: dict[str, Any]) -> None:
     assert flags_of(*ServerFlags(**flags).arguments()) == ServerFlags(**flags)
 
 
@@ -98,7 +98,7 @@ def test_a_start_request_sets_the_same_flags(flags: dict[str, Any]) -> None:
 
 
 @given(settings(ROWS))
-def test_what_other_sources_take_a_file_may_hold(flags: dict[str, Any]) -> None:
+def test_a_file_accepts_the_values_of_other_sources(flags: dict[str, Any]) -> None:
     for name, value in flags.items():
         assert ROWS[name].checked(value) == value
 
@@ -111,7 +111,7 @@ SOURCES = ("request", "flag", "environment", "cortex.toml", "model.yaml", "built
 def options_by_source(
     sources: tuple[str, ...], model_path: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ModelOptions]:
-    """The options of a model of which each of these sources sets ctx_len and gpu_layers to its place in SOURCES."""
+    """The options of a model. Each of these sources sets ctx_len and gpu_layers by its place in SOURCES."""
     monkeypatch.setenv("CORTEX_HOME", str(folder))
     monkeypatch.setattr(launch, "require_free_port", lambda _: None)
     model = folder / "m.gguf"
@@ -139,7 +139,7 @@ def options_by_source(
 
 
 @pytest.mark.parametrize("first", SOURCES)
-def test_each_source_goes_before_those_behind_it(
+def test_each_source_overrides_the_later_ones(
     first: str, model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = SOURCES.index(first)
@@ -149,7 +149,7 @@ def test_each_source_goes_before_those_behind_it(
 
 
 @pytest.mark.parametrize("source", SOURCES[:-1])
-def test_each_source_sets_a_flag_alone(
+def test_each_source_alone_sets_a_flag(
     source: str, model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = SOURCES.index(source)
@@ -157,7 +157,7 @@ def test_each_source_sets_a_flag_alone(
         assert (options.engine.ctx_len, options.engine.gpu_layers) == (100 + place, place)
 
 
-def test_a_flag_that_is_set_to_its_default_goes_before_the_file(home: Path) -> None:
+def test_a_flag_set_to_its_default_overrides_the_file(home: Path) -> None:
     file = home / "some.toml"
     file.write_text('kv_type = "q8_0"\non_demand = true\ngrace = 5\nalias = ["a"]\n')
     assert flags_of(f"--config={file}").grace == 5.0
@@ -165,7 +165,7 @@ def test_a_flag_that_is_set_to_its_default_goes_before_the_file(home: Path) -> N
     assert (flags.kv_type, flags.on_demand, flags.grace, flags.alias) == ("f16", False, 30.0, ["b"])
 
 
-def test_a_model_on_demand_and_a_started_one_get_the_servers_flags_but_aliases(home: Path) -> None:
+def test_models_loaded_later_inherit_the_servers_flags_except_aliases(home: Path) -> None:
     server = ServerFlags(threads=1, kv_type="q8_0", alias=["a"], on_demand=True)
     options = server.options("m", Path("/m.gguf"))
     assert options.first.aliases == ("a",)
@@ -174,15 +174,15 @@ def test_a_model_on_demand_and_a_started_one_get_the_servers_flags_but_aliases(h
     started = ModelFlags(kv_type="f16", alias=["b"]).model_options("n", Path("/n.gguf"), options.model_flags)
     assert (found.engine.threads, found.engine.kv_type, found.aliases) == (1, "q8_0", ())
     assert (started.engine.threads, started.engine.kv_type, started.aliases) == (1, "f16", ("b",))
-    # What only the server says is no wish: the same request is met by a model that runs with other flags.
+    # Inherited flags are not compared: a model that runs with other flags satisfies the same request.
     other = ModelFlags(threads=2, kv_type="f16", alias=["b"]).model_options("n", Path("/n.gguf"))
     assert other.difference(started) == ""
-    assert started.difference(other) == "it has another --threads"
-    # What a model inherited is what it runs with.
+    assert started.difference(other) == "its --threads differs"
+    # A running model's inherited flags are compared.
     assert started.difference(ModelFlags(threads=1).model_options("n", Path("/n.gguf"))) == ""
 
 
-def test_a_server_that_runs_gives_its_flags_to_models_that_are_started_later(tmp_path: Path, model_path: str) -> None:
+def test_models_started_later_get_the_running_servers_flags(tmp_path: Path, model_path: str) -> None:
     for name in ("two", "three"):
         (tmp_path / f"{name}.gguf").symlink_to(model_path)
     (tmp_path / "cortex.toml").write_text('ctx_len = 512\nmax_seqs = 2\nkv_layout = "pool"\nhost_cache = "0"\n')
@@ -195,10 +195,12 @@ def test_a_server_that_runs_gives_its_flags_to_models_that_are_started_later(tmp
     assert contexts == [256, 256, 128]
 
 
-# Where the file is
+# The path of the file
 
 
-def test_the_file_is_named_by_flag_then_variable_then_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_of_the_file_comes_from_flag_then_variable_then_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CORTEX_HOME", str(tmp_path))
     assert flags_of() == ServerFlags()
     for name, threads in (("cortex.toml", 1), ("variable.toml", 2), ("flag.toml", 3)):
@@ -213,7 +215,7 @@ def test_the_file_is_named_by_flag_then_variable_then_home(tmp_path: Path, monke
     assert flags_of("--config=~/flag.toml").threads == 3
 
 
-def test_a_command_with_some_flags_takes_these_from_the_file(home: Path, here: InProcess) -> None:
+def test_a_command_with_some_flags_takes_only_these_from_the_file(home: Path, here: InProcess) -> None:
     file = home / "some.toml"
     file.write_text('threads = 1\nkv_type = "q8_0"\n')
     received: list[ServerFlags] = []
@@ -230,15 +232,15 @@ def test_a_command_with_some_flags_takes_these_from_the_file(home: Path, here: I
     assert_fails(here("tune", f"--config={file}", MODEL), 2, f"{file}: threads: must be from 1 to 1024")
 
 
-def test_a_server_in_the_background_has_what_the_file_says_and_reads_none_itself(cortex: Cortex) -> None:
+def test_a_background_server_gets_the_files_values_and_reads_no_file(cortex: Cortex) -> None:
     cortex.home.mkdir()
     (cortex.home / "cortex.toml").write_text("grace = 0\nport = 0\nmax_waiting = 7\n")
     (cortex.folder / "other.toml").write_text("port = 0\nmax_waiting = 8\n")
     assert cortex("run", "-d", "--config=other.toml", MODEL).returncode == 0
     assert (running().max_waiting, running().grace_seconds) == (8, 30.0)
-    assert_fails(cortex("run", "-d", MODEL), 1, "the server runs already with --max-waiting 8")
-    assert_fails(cortex("run", "-d", "--max-waiting=8", MODEL), 1, "the server runs already with --grace 30.0")
-    assert "runs already" in cortex("run", "-d", "--max-waiting=8", "--grace=30", MODEL).stdout
+    assert_fails(cortex("run", "-d", MODEL), 1, "the server already runs with --max-waiting 8")
+    assert_fails(cortex("run", "-d", "--max-waiting=8", MODEL), 1, "the server already runs with --grace 30.0")
+    assert "already runs" in cortex("run", "-d", "--max-waiting=8", "--grace=30", MODEL).stdout
     (cortex.folder / "other.toml").write_text("ctx_len = 666\n")
     assert_fails(cortex("run", "-d", "--config=other.toml", MODEL), 1, "it takes too much memory")
     assert cortex("stop").returncode == 0
@@ -246,14 +248,14 @@ def test_a_server_in_the_background_has_what_the_file_says_and_reads_none_itself
     assert (running().max_waiting, running().grace_seconds) == (7, 0.0)
 
 
-# What is wrong with a file
+# Invalid files
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("ctx_lne = 128", "the key 'ctx_lne' is unknown"),
-        ("ctx-len = 128", "the key 'ctx-len' is unknown; it is spelled 'ctx_len' here"),
+        ("ctx-len = 128", "the key 'ctx-len' is unknown; did you mean 'ctx_len'?"),
         ("config = 'other.toml'", "the key 'config' is unknown"),
         ("[server]\nport = 1", "the key 'server' is unknown"),
         ("port = 0\nctx_len = '128'", "ctx_len: must be an integer"),
@@ -273,7 +275,7 @@ def test_a_server_in_the_background_has_what_the_file_says_and_reads_none_itself
         ("kv_type = 'f17'", "kv_type: 'f17' is not one of f16, bf16"),
         ("host_cache = '4 gigs'", "host_cache: '4 gigs' is not a size such as 512MiB, 4GiB or 0."),
         ("host_cache = 0", 'host_cache: must be a size in quotes, such as "4GiB" or "0"'),
-        ("disk_cache = '9999999999TiB'", "disk_cache: '9999999999TiB' is more than any machine has."),
+        ("disk_cache = '9999999999TiB'", "disk_cache: '9999999999TiB' is too large; it must be less than 8 EiB."),
         ("host = 1979-05-27", "host: must be a string"),
         ("alias = 'a'", "alias: must be a list of strings"),
         ("alias = ['a', 1]", "alias: must be a list of strings"),
@@ -286,13 +288,13 @@ def test_a_server_in_the_background_has_what_the_file_says_and_reads_none_itself
         (b"host = '\xff'", "is not UTF-8: invalid start byte at byte 8"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_one_line(text: str | bytes, reason: str, tmp_path: Path, here: InProcess) -> None:
+def test_an_invalid_file_fails_with_one_line(text: str | bytes, reason: str, tmp_path: Path, here: InProcess) -> None:
     file = tmp_path / "some.toml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert_fails(here("serve", f"--config={file}", MODEL), 2, f"cortex: {file}", reason)
 
 
-def test_a_file_that_cannot_be_read_is_one_line(
+def test_an_unreadable_file_fails_with_one_line(
     tmp_path: Path, here: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing, folder = tmp_path / "missing.toml", tmp_path / "folder"
@@ -307,7 +309,7 @@ def test_a_file_that_cannot_be_read_is_one_line(
     assert_fails(here("serve", MODEL), 2, "home/cortex.toml cannot be read: Is a directory")
 
 
-def test_a_wrong_flag_is_said_before_the_file_is_read(here: InProcess, tmp_path: Path) -> None:
+def test_an_invalid_flag_is_reported_before_the_file_is_read(here: InProcess, tmp_path: Path) -> None:
     assert_fails(here("serve", f"--config={tmp_path}", "--port=-1", MODEL), 2, "'--port'")
 
 

@@ -31,7 +31,7 @@ def conversation(answer: Callable[[dict[str, Any]], httpx.Response]) -> Conversa
     return Conversation(httpx.Client(transport=transport, base_url="http://server/v1"), "tiny")
 
 
-def test_events_end_at_newlines_only_wherever_chunks_end() -> None:
+def test_events_end_only_at_newlines_however_chunks_are_split() -> None:
     # U+2028 and U+0085 are line ends to Python, and plain characters to JSON.
     stream = ": ping\n\ndata: a\u2028b\x85c\x0cd\n\ndata:e\r\n\r\nevent: x\ndata: [DONE]\n\n".encode()
     whole = list(event_data([stream]))
@@ -69,18 +69,18 @@ def test_an_answer_left_early_stays_in_the_history() -> None:
         (httpx.Response(400, json={"error": {"message": "too\nlong"}}), "^too long$"),
         (httpx.Response(502, text="<html>"), "the server answered 502"),
         (httpx.Response(200, content=b'data: {"error": {"message": "engine died"}}\n\n'), "engine died"),
-        (httpx.Response(200, content=b"data: {oops\n\n"), "no chat event"),
-        (httpx.Response(200, content=b"data: []\n\n"), "no chat event"),
+        (httpx.Response(200, content=b"data: {oops\n\n"), "not a chat event"),
+        (httpx.Response(200, content=b"data: []\n\n"), "not a chat event"),
     ],
 )
-def test_a_failed_answer_is_one_line_and_its_question_is_forgotten(response: httpx.Response, message: str) -> None:
+def test_a_failed_answer_raises_one_line_and_drops_its_question(response: httpx.Response, message: str) -> None:
     chat = conversation(lambda _: response)
     with pytest.raises(ChatError, match=message):
         list(chat.answer("Hi"))
     assert chat.messages == []
 
 
-def test_a_server_that_is_gone_is_one_line() -> None:
+def test_a_refused_connection_raises_one_line() -> None:
     def refuse(_: dict[str, Any]) -> httpx.Response:
         raise httpx.ConnectError("connection refused")
 
@@ -116,7 +116,7 @@ def chat_url() -> Iterator[str]:
 
 
 class Terminal:
-    """The chat in a process of its own, with a terminal as stdin and stdout."""
+    """The chat in its own process, with a terminal as stdin and stdout."""
 
     def __init__(self, url: str) -> None:
         self._master, slave = pty.openpty()
@@ -131,7 +131,7 @@ class Terminal:
         self._seen = ""
 
     def expect(self, text: str) -> str:
-        """What came until `text`."""
+        """Wait for `text`. Returns the output before it."""
         while text not in self._seen:
             ready, _, _ = select.select([self._master], [], [], SECONDS)
             assert ready, f"no {text!r} after {self._seen!r}"
@@ -146,7 +146,7 @@ class Terminal:
         self.process.send_signal(signal.SIGINT)
 
     def interrupt_input(self) -> None:
-        """Once the process waits: Python's input() overlooks a signal that comes just before it begins to."""
+        """Interrupt once the process waits: Python's input() misses a signal that arrives just before it waits."""
         process = psutil.Process(self.process.pid)
         num_waiting = 0
         while num_waiting < 10:
@@ -172,7 +172,7 @@ def test_a_terminal_shows_answers_without_control_characters(terminal: Terminal)
     terminal.type("hello\n")
     terminal.expect("got 1")
     terminal.expect("> ")
-    terminal.type("\n")  # an empty line asks nothing
+    terminal.type("\n")  # an empty line sends nothing
     terminal.expect("> ")
     terminal.type("again\n")
     assert "\x1b" not in terminal.expect("got 3")
@@ -204,13 +204,13 @@ def test_the_end_of_input_ends_the_chat(terminal: Terminal) -> None:
     assert terminal.process.wait(SECONDS) == 0
 
 
-def test_the_spinner_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_spinner_prints_nothing_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with spinner("waiting"):
         pass
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_table_shows_names_as_they_are_and_sizes_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_unchanged_names_and_readable_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     server: dict[str, Any] = {
         "model": "[bold]" + "long/" * 40 + "model.gguf",
         "state": "running",

@@ -1,4 +1,4 @@
-"""Small files of the format GGUF."""
+"""Small GGUF files."""
 
 import struct
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def gguf(
     alignment: int | None = None,
     data: int = 72,
 ) -> bytes:
-    """A GGUF of tensors (dimensions, type, offset) with values of many kinds, and so many bytes of data."""
+    """A GGUF file with tensors (dimensions, type, offset), metadata of many types, and `data` bytes of data."""
     values = [
         text("general.architecture") + struct.pack("<I", 8) + text("llama"),
         text("llama.context_length") + struct.pack("<II", 4, 512),

@@ -1,4 +1,4 @@
-"""A stand-in for a model hub: Hugging Face's HTTP API as far as huggingface_hub asks for it, and its misbehaviours."""
+"""A stand-in for a model hub: the part of Hugging Face's HTTP API that huggingface_hub uses, and its failures."""
 
 import hashlib
 import json
@@ -19,21 +19,21 @@ class Asked:
     file: str
     range: str | None
     authorization: str | None
-    """To the place that the hub sends for large files, which is another host."""
+    """The header that the host of large files receives, which is not the hub."""
 
 
 @dataclass
 class Hub:
-    """Serves on the loopback for as long as the `with` block around it lasts."""
+    """Serves on the loopback address until its `with` block ends."""
 
     repositories: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
-    """The files of each, by name and revision; those that end in .gguf lie in large file storage."""
+    """The files of each repository, by name and revision. Files that end in .gguf are in large file storage."""
     refusal: tuple[int, str] | None = None
-    """What every request is refused with: the status, and the library's code of the error."""
+    """The status, and the library's error code, with which every request is refused."""
     file_refusal: tuple[int, str] | None = None
-    """The same for files only."""
+    """The same, but only for requests of files."""
     budget: int | None = None
-    """Bytes of files that are sent before connections are lost, and no new ones accepted."""
+    """Bytes of files that are sent before connections are lost and new ones are refused."""
     cut_once: bool = False
     """Whether only the first connection is lost."""
     waits: bool = False
@@ -43,13 +43,13 @@ class Hub:
     range_refusal: bool = False
     """Whether ranges that do not begin at 0 are refused, as when the file is shorter than that."""
     token: str | None = None
-    """Which requests must carry, if any."""
+    """The token that requests must have, if any."""
     html: bool = False
-    """Whether it is no hub at all."""
+    """Whether every answer is a web page, as from a server that is not a hub."""
     asked: list[Asked] = field(default_factory=list)
     listings: int = 0
     sent: int = 0
-    """Bytes of files."""
+    """Bytes of files that were sent."""
     paths: list[str] = field(default_factory=list)
 
     def add(self, name: str, files: dict[str, bytes], revision: str = "main") -> None:
@@ -131,16 +131,16 @@ class Hub:
         if not file.endswith(".gguf"):
             return self._send_file(handler, file, content)
         sha256 = hashlib.sha256(content).hexdigest()
-        told = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(content))}
+        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(content))}
         return _send(
-            handler, 302, b"", told | {"Location": f"http://localhost:{self._server.server_port}/cdn/{sha256}"}
+            handler, 302, b"", headers | {"Location": f"http://localhost:{self._server.server_port}/cdn/{sha256}"}
         )
 
     def _send_file(self, handler: BaseHTTPRequestHandler, file: str, content: bytes) -> None:
         wanted = handler.headers.get("Range")
         self.asked.append(Asked(file, wanted, handler.headers.get("Authorization")))
         if self.budget == 0 and not self.waits:
-            return  # as when nobody is there
+            return  # as if no server were there
         start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted and self.ranges else 0
         if start and self.range_refusal:
             _refuse(handler, 416, "")

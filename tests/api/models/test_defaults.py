@@ -1,4 +1,4 @@
-"""model.yaml: what it may say, and where that counts."""
+"""model.yaml: its valid content, and where its values apply."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -76,13 +76,13 @@ def server_of(tokenizer: Tokenizer, text: str) -> Server:
 
 
 async def sent(server: Server, **fields: Any) -> Submit:
-    """What the engine is asked for this chat."""
+    """The request that the engine gets for this chat."""
     response = await server.post(chat(**fields))
     assert response.status_code == 200, await response.get_data()
     return server.engine.submitted[-1]
 
 
-def test_a_file_of_cortex_cpps_is_read() -> None:
+def test_a_file_of_cortex_cpp_is_read() -> None:
     defaults = parsed(OF_CORTEX)
     assert defaults.model_dump(exclude_none=True) == {
         "stop": ["</s>"],
@@ -108,12 +108,12 @@ def test_a_file_of_cortex_cpps_is_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "null", "temperature:", "seed: null\nengine: vllm"])
-def test_what_says_nothing_is_nothing(text: str) -> None:
+def test_a_file_without_values_sets_nothing(text: str) -> None:
     assert parsed(text) == NOTHING
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("temprature: 0.7", "the key 'temprature' is unknown"),
         ("temperature: hot", "temperature: "),
@@ -127,8 +127,8 @@ def test_what_says_nothing_is_nothing(text: str) -> None:
         ("ngl: all", "ngl: "),
         ("max_tokens: '5'", "max_tokens: "),
         ("mirostat: 2", "mirostat: "),
-        ("tfs_z: 0.5", "tfs_z is not served with this value"),
-        ("penalize_nl: true", "penalize_nl is not served with this value"),
+        ("tfs_z: 0.5", "tfs_z is not supported with this value"),
+        ("penalize_nl: true", "penalize_nl is not supported with this value"),
         ("prompt_template: hello", "prompt_template: must contain {prompt}"),
         ("prompt_template: '{prompt}'\nchat_template: x", "prompt_template and chat_template exclude each other"),
         ("1: 2", "the key 1 is unknown"),
@@ -142,11 +142,11 @@ def test_what_says_nothing_is_nothing(text: str) -> None:
         ("metadata: {a: 1, a: 2}", "found the key 'a' twice"),
     ],
 )
-def test_what_cannot_be_used_is_one_line_that_names_the_file(text: str, told: str) -> None:
+def test_an_invalid_file_raises_one_line_with_its_path(text: str, reason: str) -> None:
     with pytest.raises(DefaultsError) as raised:
         parsed(text)
     assert str(raised.value).startswith(str(PATH))
-    assert told in str(raised.value)
+    assert reason in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -154,12 +154,12 @@ def test_what_cannot_be_used_is_one_line_that_names_the_file(text: str, told: st
     ("text", "number"),
     [("5e-1", 0.5), ("+.5e0", 0.5), ("5E-1", 0.5), ("1.e0", 1.0), ("1e0", 1.0), ("0.5", 0.5), ("1", 1)],
 )
-def test_numbers_are_those_of_newer_yaml_too(text: str, number: float) -> None:
+def test_numbers_of_yaml_1_2_are_read(text: str, number: float) -> None:
     assert parsed(f"temperature: {text}").temperature == number
 
 
 @pytest.mark.parametrize("text", ["5e", "e5", "1e5 a", "'1e5'", "1.2.3e1", ".e5"])
-def test_what_only_looks_like_a_number_is_text(text: str) -> None:
+def test_text_that_only_looks_like_a_number_stays_text(text: str) -> None:
     assert parsed(f"stop: [{text}]").stop == [yaml.safe_load(text)]
 
 
@@ -167,12 +167,12 @@ VALUE = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | s
 
 
 @given(st.sampled_from(["temperature", "stop", "seed", "prompt_template", "tfs_z", "name", "what"]), VALUE)
-def test_no_value_is_a_crash(key: str, value: Any) -> None:
+def test_no_value_causes_a_crash(key: str, value: Any) -> None:
     with suppress(DefaultsError):
         parsed(yaml.safe_dump({key: value}))
 
 
-def test_the_file_lies_beside_the_model(tmp_path: Path) -> None:
+def test_the_file_beside_the_model_is_read(tmp_path: Path) -> None:
     assert read_defaults(tmp_path / "m.gguf") is NOTHING
     (tmp_path / "model.yaml").write_text("top_k: 3")
     assert read_defaults(tmp_path / "m.gguf") == ModelDefaults(top_k=3)
@@ -191,7 +191,7 @@ def test_the_file_lies_beside_the_model(tmp_path: Path) -> None:
         (ModelFlags(gpu_layers=-1), "ngl: 7", None, -1),
     ],
 )
-def test_a_flag_comes_before_the_file_and_the_file_before_the_default(
+def test_a_flag_overrides_the_file_and_the_file_overrides_the_default(
     tmp_path: Path, flags: ModelFlags, text: str, ctx_len: int | None, gpu_layers: int
 ) -> None:
     (tmp_path / "model.yaml").write_text(text)
@@ -219,7 +219,7 @@ max_tokens: 9
 """
 
 
-async def test_defaults_reach_the_engine_where_a_request_says_nothing(tokenizer: Tokenizer) -> None:
+async def test_defaults_apply_to_fields_that_a_request_leaves_out(tokenizer: Tokenizer) -> None:
     submit = await sent(server_of(tokenizer, ALL))
     assert submit.max_tokens == 9
     assert submit.params == SamplingParams(
@@ -240,13 +240,13 @@ async def test_defaults_reach_the_engine_where_a_request_says_nothing(tokenizer:
     )
 
 
-async def test_null_says_nothing(tokenizer: Tokenizer) -> None:
+async def test_null_counts_as_left_out(tokenizer: Tokenizer) -> None:
     server = server_of(tokenizer, ALL)
     nulls = dict.fromkeys(("temperature", "top_k", "seed", "stop", "max_tokens", "repeat_penalty", "mirostat"))
     assert (await sent(server)).params == (await sent(server, **nulls)).params
 
 
-async def test_what_a_request_says_counts(tokenizer: Tokenizer) -> None:
+async def test_the_fields_of_a_request_override_the_defaults(tokenizer: Tokenizer) -> None:
     server = server_of(tokenizer, ALL)
     asked = {"temperature": 0, "top_k": 0, "seed": 3, "mirostat": 0, "ignore_eos": False, "frequency_penalty": 0}
     params = (await sent(server, **asked, repetition_penalty=1.25, max_tokens=4)).params
@@ -263,7 +263,7 @@ async def test_a_random_seed_stays_random(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("limit", ["-1", "0", "null"])
-async def test_no_limit_is_the_contexts_end(tokenizer: Tokenizer, limit: str) -> None:
+async def test_without_a_limit_an_answer_may_fill_the_context(tokenizer: Tokenizer, limit: str) -> None:
     submit = await sent(server_of(tokenizer, f"max_tokens: {limit}"))
     assert len(submit.tokens) + submit.max_tokens == INFO.ctx_len
 
@@ -278,7 +278,7 @@ async def test_a_limit_beyond_the_context_is_cut_to_it(tokenizer: Tokenizer) -> 
     assert len(submit.tokens) + submit.max_tokens == INFO.ctx_len
 
 
-async def test_stop_texts_of_the_file_end_an_answer_unless_the_request_gives_its_own(tokenizer: Tokenizer) -> None:
+async def test_the_files_stop_strings_apply_unless_the_request_has_its_own(tokenizer: Tokenizer) -> None:
     server = server_of(tokenizer, "stop: [END]")
     server.answers("One END two")
     for fields, expected in (
@@ -303,8 +303,8 @@ async def test_completions_get_the_same_defaults(tokenizer: Tokenizer) -> None:
     assert server.engine.submitted[-1].max_tokens == 3
 
 
-def rendered(template: str, tokenizer: Tokenizer, *said: tuple[str, str]) -> str:
-    messages = [{"role": role, "content": content} for role, content in said]
+def rendered(template: str, tokenizer: Tokenizer, *turns: tuple[str, str]) -> str:
+    messages = [{"role": role, "content": content} for role, content in turns]
     return tokenizer.text(ChatTemplate(template, tokenizer).render_tokens(messages))
 
 
@@ -312,7 +312,7 @@ CHATML = "<|im_start|>system\n{system_message}<|im_end|>\n<|im_start|>user\n{pro
 
 
 @pytest.mark.parametrize("system", ["system", "developer"])
-def test_a_prompt_template_is_the_conversations_beginning(tokenizer: Tokenizer, system: str) -> None:
+def test_a_prompt_template_starts_the_conversation(tokenizer: Tokenizer, system: str) -> None:
     asked = (system, "Be brief."), ("user", "Hi {prompt}")
     expected = CHATML.replace("{prompt}", "Hi {prompt}").replace("{system_message}", "Be brief.")
     assert rendered(jinja(CHATML), tokenizer, *asked) == expected
@@ -321,30 +321,30 @@ def test_a_prompt_template_is_the_conversations_beginning(tokenizer: Tokenizer, 
     )
 
 
-def test_without_a_system_message_it_is_empty(tokenizer: Tokenizer) -> None:
+def test_a_missing_system_message_is_rendered_empty(tokenizer: Tokenizer) -> None:
     expected = CHATML.replace("{prompt}", "Hi").replace("{system_message}", "")
     assert rendered(jinja(CHATML), tokenizer, ("user", "Hi")) == expected
 
 
-def test_a_prompt_template_without_a_system_message_puts_it_before_the_question(tokenizer: Tokenizer) -> None:
+def test_without_a_placeholder_the_system_message_precedes_the_question(tokenizer: Tokenizer) -> None:
     template = jinja("[INST] {prompt} [/INST]")
     assert rendered(template, tokenizer, ("user", "Hi")) == "[INST] Hi [/INST]"
-    told = rendered(template, tokenizer, ("system", "Be brief."), ("user", "Hi"))
-    assert told.startswith("[INST] Be brief.")
-    assert told.endswith("Hi [/INST]")
+    prompt = rendered(template, tokenizer, ("system", "Be brief."), ("user", "Hi"))
+    assert prompt.startswith("[INST] Be brief.")
+    assert prompt.endswith("Hi [/INST]")
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: "{" not in text)
 
 
 @given(TEXT, TEXT, TEXT, TEXT, TEXT)
-def test_every_prompt_template_is_rendered_as_it_reads(
+def test_every_prompt_template_is_rendered_literally(
     before: str, between: str, after: str, rule: str, question: str
 ) -> None:
     template = ChatTemplate(jinja(f"{before}{{system_message}}{between}{{prompt}}{after}"), Letters())
     messages = [{"role": "system", "content": rule}, {"role": "user", "content": question}]
-    told = "".join(map(chr, template.render_tokens(messages)))
-    assert told == f"{before}{rule}{between}{question}{after}"
+    prompt = "".join(map(chr, template.render_tokens(messages)))
+    assert prompt == f"{before}{rule}{between}{question}{after}"
 
 
 class Letters:
@@ -359,7 +359,7 @@ class Letters:
         return list(map(ord, text))
 
 
-async def test_a_template_of_the_file_replaces_the_models(tokenizer: Tokenizer) -> None:
+async def test_the_files_template_replaces_the_models(tokenizer: Tokenizer) -> None:
     server = server_of(tokenizer, 'chat_template: "{{ messages[0].content }}!"')
     assert tokenizer.text((await sent(server)).tokens) == "Hello!"
     server = server_of(tokenizer, 'prompt_template: "Q: {prompt} A:"')

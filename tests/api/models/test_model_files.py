@@ -64,7 +64,7 @@ def test_other_versions_are_refused(tmp_path: Path, version: int) -> None:
         ((((64, 2), Q4_0, 0), ((1 << 40,), UNKNOWN, 96)), None, 96),
     ],
 )
-def test_one_byte_less_than_the_tensors_need_is_cut_short(
+def test_a_file_that_lacks_one_byte_is_refused(
     tmp_path: Path, tensors: Sequence[tuple[Sequence[int], int, int]], alignment: int | None, data: int
 ) -> None:
     path = write(tmp_path / "tiny.gguf", gguf(tensors, alignment=alignment, data=data))
@@ -75,7 +75,7 @@ def test_one_byte_less_than_the_tensors_need_is_cut_short(
         resolve(str(path))
 
 
-def test_every_shorter_file_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_every_shorter_file_is_refused_with_one_line(tmp_path: Path) -> None:
     path, content = tmp_path / "tiny.gguf", gguf()
     for length in range(len(content)):
         path.write_bytes(content[:length])
@@ -84,7 +84,7 @@ def test_every_shorter_file_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_a_damaged_header_is_never_a_crash(tmp_path: Path) -> None:
+def test_a_damaged_header_never_causes_a_crash(tmp_path: Path) -> None:
     path, content = tmp_path / "tiny.gguf", gguf()
     outcomes = set()
     for position in range(4, len(content)):
@@ -135,30 +135,30 @@ def test_folders_other_files_and_unreadable_names_are_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["llama3.1:8b-gguf-q4-km", "owner/repo", "owner/repo:sub/file.gguf"])
-def test_a_name_that_is_not_on_disk_says_what_to_do(name: str) -> None:
+def test_the_error_for_a_name_that_is_not_on_disk_suggests_a_pull(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match=f"{name} is not on disk; 'cortex pull {name}' downloads it") as raised:
         resolve(name)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["", "nonsense", "..:..", "../x:y", "a/b/c", "a:b:c", "http://host/file"])
-def test_what_is_no_name_at_all_is_refused(name: str) -> None:
+def test_an_invalid_name_is_refused(name: str) -> None:
     with pytest.raises(ModelNotFoundError):
         resolve(name)
 
 
 def test_names_are_found_under_the_home_folder(cortex_home: Path) -> None:
-    branch = write(cortex_home / "models/llama3.1/8b-gguf/model.gguf")
+    of_branch = write(cortex_home / "models/llama3.1/8b-gguf/model.gguf")
     hub = write(cortex_home / "models/owner/repo/sub/model.gguf")
-    assert resolve("llama3.1:8b-gguf") == branch
+    assert resolve("llama3.1:8b-gguf") == of_branch
     assert resolve("owner/repo:sub/model.gguf") == hub
 
 
-def test_a_folder_with_several_models_asks_for_a_path(cortex_home: Path) -> None:
+def test_a_folder_with_several_models_needs_a_file_name(cortex_home: Path) -> None:
     write(cortex_home / "models/owner/repo/a.gguf")
     write(cortex_home / "models/owner/repo/b.gguf")
     with pytest.raises(
-        ModelNotFoundError, match=r"several models on disk: owner/repo:a\.gguf, owner/repo:b\.gguf; say which"
+        ModelNotFoundError, match=r"several models on disk: owner/repo:a\.gguf, owner/repo:b\.gguf; specify one"
     ):
         resolve("owner/repo")
     assert resolve("owner/repo:a.gguf").name == "a.gguf"
@@ -174,7 +174,7 @@ def test_a_label_names_a_quantization_in_any_case(cortex_home: Path) -> None:
             resolve(f"owner/repo:{label}")
 
 
-def test_projectors_and_hidden_files_are_no_models(cortex_home: Path) -> None:
+def test_projectors_and_hidden_files_are_not_models(cortex_home: Path) -> None:
     folder = cortex_home / "models/owner/repo"
     model = write(folder / "m-Q4_K_M.gguf")
     for name in ("mmproj-m-f16.gguf", "m.imatrix.gguf", ".part/m-Q8_0.gguf", ".m.gguf"):
@@ -182,7 +182,7 @@ def test_projectors_and_hidden_files_are_no_models(cortex_home: Path) -> None:
     assert resolve("owner/repo") == model
 
 
-def test_a_model_is_found_while_another_one_beside_it_becomes_whole(
+def test_a_model_is_found_while_another_one_beside_it_is_downloaded(
     cortex_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = write(cortex_home / "models/owner/repo/m.gguf")
@@ -191,14 +191,14 @@ def test_a_model_is_found_while_another_one_beside_it_becomes_whole(
 
     def scan(path: Any) -> Any:
         if ".pulls" in os.fspath(path):
-            raise FileNotFoundError  # it was there when its folder was read
+            raise FileNotFoundError  # removed since its parent folder was read
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", scan)
     assert resolve("owner/repo") == model
 
 
-def test_a_name_is_never_a_path_where_the_user_happens_to_be(
+def test_resolve_name_ignores_the_working_directory(
     cortex_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = write(tmp_path / "owner/repo")
@@ -214,7 +214,7 @@ def test_a_name_is_never_a_path_where_the_user_happens_to_be(
 @pytest.mark.parametrize(
     "name", ["/a/b", "./a/b", "../a/b", "~/a", "a/b.gguf", "a.gguf", "a", "a/b/c", "a:b:", "a:b/c", ".a:b"]
 )
-def test_what_may_be_a_path_is_no_name(name: str) -> None:
+def test_a_possible_path_is_not_a_name(name: str) -> None:
     assert not is_name(name)
     with pytest.raises(ModelNotFoundError):
         resolve_name(name)
@@ -236,11 +236,11 @@ def test_what_may_be_a_path_is_no_name(name: str) -> None:
         "\\m",
     ],
 )
-def test_a_file_of_a_name_lies_in_the_models_folder_and_can_be_shown(file: str) -> None:
+def test_a_name_with_an_unsafe_file_is_refused(file: str) -> None:
     assert not is_name(f"owner/repo:{file}")
 
 
-def test_a_model_in_parts_needs_them_all(cortex_home: Path) -> None:
+def test_a_model_in_parts_needs_all_parts(cortex_home: Path) -> None:
     folder = cortex_home / "models/big/main"
     parts = [write(folder / f"big-{i:05}-of-00003.gguf") for i in (1, 2, 3)]
     assert resolve("big:main") == parts[0]

@@ -299,9 +299,9 @@ async def test_what_is_stopped_while_it_loads_ends_at_once(models: Models) -> No
 @pytest.mark.parametrize(
     ("wanted", "difference"),
     [
-        ({"file": "other"}, "it is "),
-        ({"ctx_len": 256}, "another --ctx-len"),
-        ({"kv_type": "q8_0"}, "another --kv-type"),
+        ({"file": "other"}, "its file is "),
+        ({"ctx_len": 256}, "its --ctx-len differs"),
+        ({"kv_type": "q8_0"}, "its --kv-type differs"),
     ],
     ids=str,
 )
@@ -312,7 +312,7 @@ async def test_what_is_there_by_a_name_is_not_taken_for_something_else(
         model = await fleet.start(models.options("one", "first", ctx_len=128))
         with pytest.raises(StartError, match=difference):
             await fleet.start(models.options("one", **wanted))
-        with pytest.raises(StartError, match="it is not called second"):
+        with pytest.raises(StartError, match="it has no alias second"):
             await fleet.start(models.options("one", "second"))
         for same in (models.options("one"), models.options("one", "first", ctx_len=128)):
             assert await fleet.start(same) is model

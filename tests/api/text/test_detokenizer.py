@@ -18,7 +18,7 @@ def feed(pieces: Sequence[bytes], stops: Sequence[str]) -> tuple[Detokenizer, li
 
 
 def cut(text: str, stops: Sequence[str]) -> tuple[str, str] | None:
-    """The text before the first stop string that is complete, and that, found the slow way; None if there is none."""
+    """The text before the stop string that is completed first, and this string, by brute force; None without one."""
     for end in range(1, len(text) + 1):
         found = [stop for stop in stops if stop and text[:end].endswith(stop)]
         if found:
@@ -80,7 +80,7 @@ def test_no_more_is_held_back_than_could_become_a_stop(data: bytes, stops: list[
         assert not held or any(stop.startswith(held) and stop != held for stop in stops)
 
 
-def test_a_character_in_pieces_waits_for_its_end() -> None:
+def test_a_split_character_is_held_back_until_it_is_complete() -> None:
     _, outputs = feed([b"a\xf0", b"\x9f", b"\x98", b"\x80b"], [])
     assert outputs == ["a", "", "", "😀b", ""]
 
@@ -90,7 +90,7 @@ def test_an_unfinished_character_is_replaced_at_the_end() -> None:
     assert outputs == ["a", "\ufffd"]
 
 
-def test_a_false_start_is_sent_as_soon_as_it_is_one() -> None:
+def test_a_false_start_of_a_stop_is_sent_at_once() -> None:
     _, outputs = feed([b"Hi\n", b"Us", b"e it", b" now\nUs"], ["\nUser:"])
     assert outputs == ["Hi", "", "\nUse it", " now", "\nUs"]
 
@@ -122,7 +122,7 @@ def test_without_a_stop_every_token_counts() -> None:
         ("xaby", ["xabz", "ab"], "x"),
     ],
 )
-def test_which_stop_is_first(text: str, stops: list[str], expected: str) -> None:
+def test_the_stop_that_is_completed_first_ends_the_text(text: str, stops: list[str], expected: str) -> None:
     for pieces in ([text.encode()], [bytes([byte]) for byte in text.encode()]):
         detokenizer, outputs = feed(pieces, stops)
         assert "".join(outputs) == expected
@@ -137,4 +137,4 @@ def test_a_long_stop_string_costs_no_more_per_token() -> None:
             detokenizer.push([token])
         return time.process_time() - start
 
-    assert cost("a" * 20_000 + "b") < 50 * cost("ab")  # 500 times as much if the stop string is searched anew
+    assert cost("a" * 20_000 + "b") < 50 * cost("ab")  # 500 times if each token searches the whole stop string

@@ -16,7 +16,7 @@ Message = dict[str, str]
 CONTROLS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<file_sep>", "<repo_name>", "<reponame>")
 SMOLLM_SYSTEM = "system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face\n"
 
-# What Mistral's and Gemma's do: roles must alternate, the text is trimmed, BOS is written out.
+# Like Mistral's and Gemma's: roles must alternate, the text is trimmed, BOS is written out.
 ALTERNATING = """{{- bos_token }}
 {%- for message in messages %}
     {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
@@ -25,7 +25,7 @@ ALTERNATING = """{{- bos_token }}
     {{- '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + '<|im_end|>' }}
 {%- endfor %}"""
 
-# Its own words end in the beginning of control tokens and begin with the ends of some.
+# Its own text ends with the starts of control tokens and starts with the ends of some.
 TREACHEROUS = """{% for message in messages -%}
 <|{{ message.name }}|>{{ message.content | trim }}{{ message.tool_call_id }}|im_end|>
 {%- endfor %}"""
@@ -59,7 +59,7 @@ def show(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
     return b"".join(tokenizer.piece(token) or b"[%d]" % token for token in tokens).decode()
 
 
-# The model's vocabulary lacks the other characters' bytes, and llama.cpp drops what it has no token for.
+# The vocabulary lacks the bytes of other characters. llama.cpp drops bytes without a token.
 known_characters = st.characters(
     max_codepoint=0x3FFFF, exclude_characters="\x04\x06\x13\x14\x16\x1d", exclude_categories=[]
 )
@@ -96,12 +96,12 @@ def test_contents_never_make_control_tokens(
     innocuous = smollm.render_tokens([{"role": role, "content": "x"} for role, _ in conversation])
     assert control_ids(tokenizer, tokens) == control_ids(tokenizer, innocuous)
 
-    said = "".join(
+    expected = "".join(
         ("system" if role == "developer" else role) + "\n" + expected_text(content) + "\n"
         for role, content in conversation
     )
     system = "" if conversation[0][0] in ("system", "developer") else SMOLLM_SYSTEM
-    assert text_of(tokenizer, tokens) == system + said + "assistant\n"
+    assert text_of(tokenizer, tokens) == system + expected + "assistant\n"
 
 
 @given(messages=st.lists(st.tuples(contents, contents, contents), min_size=1, max_size=3))
@@ -109,7 +109,7 @@ def test_contents_never_make_control_tokens(
 @example(messages=[("", "<|im", "_end")])
 @example(messages=[("a", "<", "")])
 @example(messages=[("a", "b < ", "")])
-def test_a_treacherous_template_makes_none_either(
+def test_a_treacherous_template_makes_no_control_tokens_of_client_text(
     tokenizer: Tokenizer, treacherous: ChatTemplate, messages: list[tuple[str, str, str]]
 ) -> None:
     tokens = treacherous.render_tokens(
@@ -122,13 +122,13 @@ def test_a_treacherous_template_makes_none_either(
     )
 
 
-def test_plain_contents_are_tokenized_at_once(tokenizer: Tokenizer, smollm: ChatTemplate) -> None:
+def test_plain_contents_are_tokenized_in_one_call(tokenizer: Tokenizer, smollm: ChatTemplate) -> None:
     text = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n> x < y<|im_end|>\n<|im_start|>assistant\n"
     messages = [{"role": "system", "content": "Be kind."}, user("> x < y")]
     assert smollm.render_tokens(messages) == tokenizer.encode(text, parse_special=True)
 
 
-def test_only_the_control_text_is_put_aside(tokenizer: Tokenizer, smollm: ChatTemplate) -> None:
+def test_only_the_control_text_is_replaced(tokenizer: Tokenizer, smollm: ChatTemplate) -> None:
     tokens = smollm.render_tokens([{"role": "system", "content": "What does <|im_end|> mean?"}])
     apart = [
         tokenizer.encode("<|im_start|>system\nWhat does ", parse_special=True),
@@ -138,20 +138,20 @@ def test_only_the_control_text_is_put_aside(tokenizer: Tokenizer, smollm: ChatTe
     assert tokens == list(chain(*apart))
 
 
-def test_chatml_for_a_model_without_template(tokenizer: Tokenizer) -> None:
+def test_a_model_without_a_template_gets_chatml(tokenizer: Tokenizer) -> None:
     template = ChatTemplate(None, tokenizer)
     tokens = template.render_tokens([{"role": "developer", "content": "Be kind."}, user("Hi <|im_end|>")])
     assert show(tokenizer, tokens) == ("[1]system\nBe kind.[2]\n[1]user\nHi <|im_end|>[2]\n[1]assistant\n")
 
 
 @pytest.mark.parametrize("source", ["<|im_{{ c }}", "{{ '<|im_ '.strip() ~ c }}", "{{ '<|im_' ~ c.lstrip() }}"])
-def test_the_end_of_a_control_text_after_its_beginning(tokenizer: Tokenizer, source: str) -> None:
+def test_a_client_cannot_complete_the_templates_start_of_a_control_text(tokenizer: Tokenizer, source: str) -> None:
     template = ChatTemplate("{% set c = messages[0].content %}" + source, tokenizer)
     assert show(tokenizer, template.render_tokens([user("end|>")])) == "<|im_end|>"
     assert "<|im_" in show(tokenizer, template.render_tokens([user(" end|>")]))
 
 
-def test_private_use_characters_of_the_template_stay(tokenizer: Tokenizer) -> None:
+def test_private_use_characters_of_the_template_are_kept(tokenizer: Tokenizer) -> None:
     template = ChatTemplate("\ue000{{ messages[0].content }}\ue001", tokenizer)
     tokens = template.render_tokens([user("<|im_end|>\ue002")])
     assert show(tokenizer, tokens) == "\ue000<|im_end|>\ue002\ue001"
@@ -163,7 +163,7 @@ def test_trimming_sees_the_edges_of_the_text(tokenizer: Tokenizer) -> None:
     assert show(tokenizer, tokens) == "[1][1]user\n<|im_end|>[2][1]assistant\n<|im_[2]"
 
 
-def test_a_template_refuses_in_its_own_words(tokenizer: Tokenizer) -> None:
+def test_a_refusal_has_the_templates_message(tokenizer: Tokenizer) -> None:
     template = ChatTemplate(ALTERNATING, tokenizer)
     with pytest.raises(TemplateRefusal) as caught:
         template.render_tokens([user("a"), user("b <|im_end|>")])
@@ -183,7 +183,7 @@ def test_a_template_refuses_in_its_own_words(tokenizer: Tokenizer) -> None:
         "{% include 'x' %}",
     ],
 )
-def test_whatever_goes_wrong_in_a_template_is_a_refusal(tokenizer: Tokenizer, source: str) -> None:
+def test_every_error_in_a_template_is_a_refusal(tokenizer: Tokenizer, source: str) -> None:
     template = ChatTemplate(source, tokenizer)
     with pytest.raises(TemplateRefusal, match="the model's chat template failed: "):
         template.render_tokens([user("a")])
@@ -195,7 +195,7 @@ def test_a_template_that_does_not_compile_is_a_model_error(tokenizer: Tokenizer,
         ChatTemplate(source, tokenizer)
 
 
-def test_developer_stays_where_the_template_knows_it(tokenizer: Tokenizer) -> None:
+def test_the_developer_role_is_kept_if_the_template_supports_it(tokenizer: Tokenizer) -> None:
     source = (
         "{% for m in messages %}{% if m.role in ['system', 'developer'] %}{{ m.role }}{{ m.content }}.{% endif %}"
         "{% endfor %}"
@@ -208,7 +208,7 @@ def test_developer_stays_where_the_template_knows_it(tokenizer: Tokenizer) -> No
     assert messages[0]["role"] == "developer"
 
 
-def test_a_template_without_system_messages_hears_of_them_from_the_user(tokenizer: Tokenizer) -> None:
+def test_without_a_system_role_system_messages_become_user_messages(tokenizer: Tokenizer) -> None:
     template = ChatTemplate(ALTERNATING, tokenizer)
     rules = [{"role": "system", "content": "A."}, {"role": "developer", "content": "B."}]
     assert show(tokenizer, template.render_tokens([*rules, user("C.")])) == "[1][1]user\nA.\n\nB.\n\nC.[2]"
@@ -219,7 +219,7 @@ def test_a_template_without_system_messages_hears_of_them_from_the_user(tokenize
     assert show(tokenizer, tokens) == "[1][1]user\nA.\n\nB.[2][1]assistant\nD.[2]"
 
 
-def test_what_templates_are_given(tokenizer: Tokenizer) -> None:
+def test_templates_get_the_environment_of_transformers(tokenizer: Tokenizer) -> None:
     source = """
 {%- if tools is none and documents is none and add_generation_prompt %}
     {{- {'b': messages[0].content, 'a': 1} | tojson }}{{ [1] | tojson(indent=2) }}
@@ -254,14 +254,14 @@ def test_nested_values_never_make_control_tokens(tokenizer: Tokenizer, value: An
     assert control_ids(tokenizer, tokens) == []
 
 
-def test_a_variable_cannot_stand_in_for_the_conversation(smollm: ChatTemplate) -> None:
+def test_a_variable_cannot_replace_the_conversation(smollm: ChatTemplate) -> None:
     assert smollm.render_tokens([user("a")], None, {"messages": [], "bos_token": "x"}) == smollm.render_tokens(
         [user("a")]
     )
 
 
-def test_only_what_json_has_is_accepted(smollm: ChatTemplate) -> None:
-    with pytest.raises(TypeError, match="object is nothing that JSON has"):
+def test_only_json_types_are_accepted(smollm: ChatTemplate) -> None:
+    with pytest.raises(TypeError, match="object is not a JSON type"):
         smollm.render_tokens([{"role": "user", "content": object()}])
 
 
@@ -274,22 +274,24 @@ def test_bos_comes_first_and_only_once(write_vocab: Callable[[Sequence[tuple[str
     assert without.render_tokens([user("ab")])[0] == 0
     assert without.render_tokens([user("ab")]).count(0) == 1
 
-    claimed = without.render_tokens([user("<s>ab")])  # a client cannot stand in for it
+    claimed = without.render_tokens([user("<s>ab")])  # a client's text does not replace it
     assert claimed.count(0) == 1
     assert text_of(tokenizer, claimed) == "<s>ab"
     tokenizer.add_bos = False
     assert 0 not in without.render_tokens([user("ab")])
 
 
-def test_private_use_characters_run_out_at_last(tokenizer: Tokenizer, smollm: ChatTemplate) -> None:
+def test_a_conversation_without_free_private_use_characters_is_refused(
+    tokenizer: Tokenizer, smollm: ChatTemplate
+) -> None:
     every = "".join(map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFD)]))
-    tokens = smollm.render_tokens([user(every + "<|im_end|>")])  # one is left, and it serves
+    tokens = smollm.render_tokens([user(every + "<|im_end|>")])  # one is left, which is enough
     assert control_ids(tokenizer, tokens) == [1, 2, 1, 2, 1]
     with pytest.raises(TemplateRefusal, match="private-use"):
         smollm.render_tokens([user(every + "<|im_end|><|im_start|>")])
 
 
-def test_threads_may_share_it(tokenizer: Tokenizer, smollm: ChatTemplate) -> None:
+def test_threads_may_share_a_template(tokenizer: Tokenizer, smollm: ChatTemplate) -> None:
     conversations = [[user(f"{i} <|im_end|>" + "<file_sep" * (i % 3))] for i in range(60)]
     expected = [smollm.render_tokens(messages) for messages in conversations]
     with ThreadPoolExecutor(4) as pool:

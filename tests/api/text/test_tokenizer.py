@@ -24,7 +24,7 @@ def text_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
     return b"".join(map(tokenizer.piece, tokens)).decode()
 
 
-def test_facts_of_the_model(tokenizer: Tokenizer) -> None:
+def test_properties_of_the_model(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == 49152
     assert (tokenizer.bos_id, tokenizer.bos_token, tokenizer.eos_token) == (1, "<|im_start|>", "<|im_end|>")
     assert tokenizer.add_bos is False
@@ -37,7 +37,7 @@ def test_facts_of_the_model(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "Hello, world!", "  spaces \n\n", "a\0b", "日本語 😀", "x" * 100_000])
-def test_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+def test_text_survives_a_round_trip(tokenizer: Tokenizer, text: str) -> None:
     tokens = tokenizer.encode(text, parse_special=True)
     assert text_of(tokenizer, tokens) == text
     assert tokens == tokenizer.encode(text, parse_special=False)
@@ -48,7 +48,7 @@ def test_lone_surrogates_become_question_marks(tokenizer: Tokenizer) -> None:
     assert text_of(tokenizer, tokenizer.encode("a\ud83d b", parse_special=True)) == "a? b"
 
 
-def test_control_tokens_only_where_they_are_asked_for(tokenizer: Tokenizer) -> None:
+def test_control_tokens_are_parsed_only_with_parse_special(tokenizer: Tokenizer) -> None:
     text = "<|im_start|>hi<|im_end|>"
     parsed = tokenizer.encode(text, parse_special=True)
     assert (parsed[0], parsed[-1]) == (IM_START, IM_END)
@@ -56,7 +56,7 @@ def test_control_tokens_only_where_they_are_asked_for(tokenizer: Tokenizer) -> N
     assert text_of(tokenizer, tokenizer.encode(text, parse_special=False)) == text
 
 
-def test_a_whole_text_stands_between_the_tokens_that_the_vocabulary_puts_around_one(
+def test_encode_whole_adds_the_vocabularys_tokens_around_a_text(
     tokenizer: Tokenizer, write_vocab: WriteVocab, tmp_path: Path
 ) -> None:
     assert tokenizer.encode_whole("Hello") == tokenizer.encode("Hello", parse_special=False)
@@ -71,18 +71,18 @@ def test_a_whole_text_stands_between_the_tokens_that_the_vocabulary_puts_around_
 
 
 @pytest.mark.parametrize("text", ["<|im_start|>hi<|im_end|>", "<|endoftext|>", "a <file_sep>"])
-def test_a_whole_texts_control_tokens_are_text(tokenizer: Tokenizer, text: str) -> None:
+def test_encode_whole_keeps_control_texts_as_text(tokenizer: Tokenizer, text: str) -> None:
     assert text_of(tokenizer, tokenizer.encode_whole(text)) == text
 
 
-def test_a_wordpiece_vocabulary_without_its_special_tokens_puts_nothing_around(tmp_path: Path) -> None:
+def test_a_wordpiece_vocabulary_without_special_tokens_adds_nothing(tmp_path: Path) -> None:
     """llama.cpp would abort the process."""
     path = tmp_path / "bert.gguf"
     write_bert(path, None, special=False)
     assert Tokenizer(path).encode_whole("the cat") == [BERT_TOKENS.index("\u2581the"), BERT_TOKENS.index("\u2581cat")]
 
 
-def test_a_long_text_of_control_tokens_is_cut_without_a_trace(tokenizer: Tokenizer) -> None:
+def test_splitting_a_long_text_does_not_change_its_tokens(tokenizer: Tokenizer) -> None:
     unit = "<|im_start|>user\nHello there<|im_end|>\n"
     assert tokenizer.encode("begin " + unit * 600, parse_special=True) == (
         tokenizer.encode("begin ", parse_special=True) + tokenizer.encode(unit, parse_special=True) * 600
@@ -104,14 +104,14 @@ def test_a_buffer_that_is_too_small_grows(tokenizer: Tokenizer, monkeypatch: pyt
     assert len(asked) == 2
 
 
-def test_threads_may_share_it(tokenizer: Tokenizer) -> None:
+def test_threads_may_share_a_tokenizer(tokenizer: Tokenizer) -> None:
     texts = [f"{i} " + "some words <|im_end|> and more " * i for i in range(60)]
     expected = [tokenizer.encode(text, parse_special=True) for text in texts]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda text: tokenizer.encode(text, parse_special=True), texts)) == expected
 
 
-def test_pieces(tokenizer: Tokenizer) -> None:
+def test_a_piece_is_the_bytes_of_a_token(tokenizer: Tokenizer) -> None:
     assert tokenizer.piece(IM_END) == b""
     assert tokenizer.piece(tokenizer.encode(" world", parse_special=False)[0]) == b" world"
     for token in (-1, 49152):
@@ -125,7 +125,7 @@ def test_every_piece_is_readable(tokenizer: Tokenizer) -> None:
     assert lengths.count(0) == 17
 
 
-def test_closed(model_path: str) -> None:
+def test_a_closed_tokenizer_raises(model_path: str) -> None:
     tokenizer = Tokenizer(model_path)
     tokenizer.close()
     tokenizer.close()
@@ -143,7 +143,7 @@ def test_closed(model_path: str) -> None:
         (b"not a model at all", "invalid magic characters"),
     ],
 )
-def test_files_that_are_no_models(
+def test_files_that_are_not_models_are_refused(
     tmp_path: Path, content: bytes | None, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "model.gguf"
@@ -156,7 +156,7 @@ def test_files_that_are_no_models(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_truncated_model(tmp_path: Path, model_path: str) -> None:
+def test_a_truncated_model_is_refused(tmp_path: Path, model_path: str) -> None:
     path = tmp_path / "model.gguf"
     with Path(model_path).open("rb") as file:
         path.write_bytes(file.read(3_000_000))
@@ -164,7 +164,7 @@ def test_a_truncated_model(tmp_path: Path, model_path: str) -> None:
         Tokenizer(path)
 
 
-def test_a_model_without_vocabulary_is_refused_rather_than_aborted(write_vocab: WriteVocab) -> None:
+def test_a_model_without_a_vocabulary_is_refused(write_vocab: WriteVocab) -> None:
     with pytest.raises(ModelError, match="has no vocabulary"):
         Tokenizer(write_vocab([]))
 
@@ -184,13 +184,13 @@ def test_sentencepiece_puts_a_space_only_before_the_first_word(write_vocab: Writ
 
 def test_characters_that_merge_into_a_control_token_are_spelled(write_vocab: WriteVocab) -> None:
     tokenizer = Tokenizer(write_vocab([("<s", NORMAL), *LETTERS]))
-    assert 0 in tokenizer._tokenize("a<s>b", parse_special=False)  # llama.cpp itself lets it through
+    assert 0 in tokenizer._tokenize("a<s>b", parse_special=False)  # llama.cpp itself returns it
     tokens = tokenizer.encode("a<s>b", parse_special=False)
     assert 0 not in tokens
     assert text_of(tokenizer, tokens) == " a<s>b"
 
 
-def test_control_tokens_that_llama_cpp_calls_user_defined(write_vocab: WriteVocab) -> None:
+def test_control_tokens_that_llama_cpp_declares_user_defined(write_vocab: WriteVocab) -> None:
     tokenizer = Tokenizer(write_vocab([("<|start|>", CONTROL), ("<tool>", USER_DEFINED), *LETTERS]))
     assert "<|start|>" in tokenizer.control_texts
     assert "<tool>" not in tokenizer.control_texts
@@ -206,7 +206,7 @@ def test_literals_match_the_longest_at_each_place() -> None:
     assert pattern.findall("<a>><ab<a> x.*<a") == ["<a>>", "<ab", "<a>", ".*", "<a"]
 
 
-def test_how_llama_cpp_was_built_is_known() -> None:
+def test_the_build_of_llama_cpp_is_reported() -> None:
     build = llama_build()
     assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?|unknown", build.commit)
     assert "CPU" in build.flags

@@ -1,4 +1,4 @@
-"""Grammars of each family: what they accept, refuse and force, by llguidance on the real vocabulary."""
+"""The grammars of each family, checked by llguidance on the real vocabulary."""
 
 import json
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def matcher(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
 
 
 def accepts(vocabulary: LLTokenizer, grammar: str, text: str) -> bool:
-    """Whether the grammar lets this be a whole answer."""
+    """Whether the grammar accepts this as a complete answer."""
     follower = matcher(vocabulary, grammar)
     tokens = vocabulary.tokenize_str(text)
     return follower.try_consume_tokens(tokens) == len(tokens) and follower.is_accepting()
@@ -64,27 +64,25 @@ HINTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("dialect", [Generic(), Hermes(), Llama(), Mistral()], ids=lambda dialect: dialect.name)
 @pytest.mark.parametrize("name", HINTS)
-def test_what_is_beyond_llguidance_in_a_tools_schema_is_left_out(
-    vocabulary: LLTokenizer, dialect: Dialect, name: str
-) -> None:
+def test_unsupported_parts_of_a_tools_schema_are_left_out(vocabulary: LLTokenizer, dialect: Dialect, name: str) -> None:
     schema: dict[str, Any] = CITY | {"properties": {"it": HINTS[name]}, "required": ["it"]}
     for parameters in (schema, HINTS[name]):
         use = ToolUse((Tool("f", None, parameters), Tool("g", None, CITY)), "auto")
         matcher(vocabulary, dialect.grammar(use, content=None, token_id=lambda _: None))
 
 
-def test_what_llguidance_knows_of_it_stays(vocabulary: LLTokenizer) -> None:
+def test_supported_parts_of_a_schema_are_kept(vocabulary: LLTokenizer) -> None:
     grammar = f"start: {hint_rule(CITY | {'propertyNames': {'pattern': 'c'}})}"
     assert accepts(vocabulary, grammar, '{"city": "Rome"}')
     assert not accepts(vocabulary, grammar, '{"city": 5}')
     assert not accepts(vocabulary, grammar, "{}")
 
 
-def test_why_a_rule_cannot_be_served_is_told_whole() -> None:
+def test_the_reason_for_a_rejected_rule_is_complete() -> None:
     assert problem(json_rule(CITY)) == ""
-    told = problem(json_rule(HINTS["looks ahead"]))
-    assert "look-around" in told
-    assert "start" not in told
+    reason = problem(json_rule(HINTS["looks ahead"]))
+    assert "look-around" in reason
+    assert "start" not in reason
 
 
 CALLS: list[tuple[Dialect, str, str]] = [
@@ -116,7 +114,7 @@ FAMILIES = pytest.mark.parametrize(("dialect", "one", "two"), CALLS, ids=[call[0
 
 
 @FAMILIES
-def test_an_answer_that_must_call_calls(vocabulary: LLTokenizer, dialect: Dialect, one: str, two: str) -> None:
+def test_a_required_call_must_be_valid(vocabulary: LLTokenizer, dialect: Dialect, one: str, two: str) -> None:
     grammar = grammar_of(dialect, "required")
     assert accepts(vocabulary, grammar, one)
     assert accepts(vocabulary, grammar, two)
@@ -129,7 +127,7 @@ def test_an_answer_that_must_call_calls(vocabulary: LLTokenizer, dialect: Dialec
 
 
 @FAMILIES
-def test_an_answer_that_may_call_calls_rightly_once_it_begins(
+def test_an_optional_call_must_be_valid_once_it_starts(
     vocabulary: LLTokenizer, dialect: Dialect, one: str, two: str
 ) -> None:
     grammar = grammar_of(dialect, "auto")
@@ -144,7 +142,7 @@ def test_an_answer_that_may_call_calls_rightly_once_it_begins(
 
 
 @FAMILIES
-def test_words_may_be_bound_too(vocabulary: LLTokenizer, dialect: Dialect, one: str, two: str) -> None:
+def test_text_answers_can_be_constrained_too(vocabulary: LLTokenizer, dialect: Dialect, one: str, two: str) -> None:
     grammar = grammar_of(dialect, "auto", content=json_rule({"const": 5}))
     assert accepts(vocabulary, grammar, "5")
     assert accepts(vocabulary, grammar, one)
@@ -152,7 +150,9 @@ def test_words_may_be_bound_too(vocabulary: LLTokenizer, dialect: Dialect, one: 
 
 
 @FAMILIES
-def test_a_model_may_think_before(vocabulary: LLTokenizer, dialect: Dialect, one: str, two: str) -> None:
+def test_a_model_may_reason_before_a_constrained_answer(
+    vocabulary: LLTokenizer, dialect: Dialect, one: str, two: str
+) -> None:
     thinking = type(dialect)("</think>" + "".join(mark for mark in ("[CALL_ID]", "[ARGS]") if mark in one))
     grammar = grammar_of(thinking, "required")
     assert accepts(vocabulary, grammar, one)
@@ -165,8 +165,8 @@ def test_a_model_may_think_before(vocabulary: LLTokenizer, dialect: Dialect, one
     assert not accepts(vocabulary, begun, "5")
 
 
-def test_special_tokens_are_named(vocabulary: LLTokenizer, tokenizer: Tokenizer) -> None:
-    """As if this vocabulary had Qwen's tokens."""
+def test_special_tokens_are_used_by_id(vocabulary: LLTokenizer, tokenizer: Tokenizer) -> None:
+    """Other special tokens stand in for Qwen's, which this vocabulary lacks."""
     stand_ins = {"<tool_call>": "<repo_name>", "</tool_call>": "<file_sep>"}
     ids = {text: tokenizer.special_ids[stand_in] for text, stand_in in stand_ins.items()}
     for choice in ("required", "auto"):
@@ -180,11 +180,11 @@ def test_special_tokens_are_named(vocabulary: LLTokenizer, tokenizer: Tokenizer)
         assert follower.is_accepting()
 
 
-def test_nothing_is_bound_where_nothing_was_asked() -> None:
+def test_without_tools_and_content_there_is_no_constraint() -> None:
     assert Hermes("</think>").grammar(None, content=None, token_id=lambda _: None) == ""
 
 
-def test_json_is_laid_out_compactly(vocabulary: LLTokenizer) -> None:
+def test_json_has_a_compact_layout(vocabulary: LLTokenizer) -> None:
     grammar = f"start: {json_rule({'type': 'object', 'properties': {'a': {'type': 'array'}}, 'required': ['a']})}"
     assert accepts(vocabulary, grammar, json.dumps({"a": [1, 2]}))
     assert not accepts(vocabulary, grammar, '{  "a": []}')

@@ -1,4 +1,4 @@
-"""Recorded answers of each family to events, however they are cut."""
+"""Recorded answers of each family, parsed into events in any pieces."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -25,10 +25,10 @@ from api.text.dialects import (
 )
 
 USE = ToolUse((Tool("weather", None, {}), Tool("clock", None, {})), "auto")
-Said = str | tuple[str, str]
+Part = str | tuple[str, str]
 """Content, or a call: its name and its arguments."""
 
-HERMES: list[tuple[str, list[Said]]] = [
+HERMES: list[tuple[str, list[Part]]] = [
     ("Just words.", ["Just words."]),
     ('<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>', [("clock", "{}")]),
     ('<tool_call>{"name":"clock","arguments":{"a":1}}</tool_call>', [("clock", '{"a":1}')]),
@@ -69,7 +69,7 @@ HERMES: list[tuple[str, list[Said]]] = [
     ('<tool_call>\n{"name": "weather", "arguments": {"city": "Ro', [("weather", '{"city": "Ro')]),
     ('<tool_call>\n{"name": "wea', ['<tool_call>\n{"name": "wea']),
 ]
-LLAMA: list[tuple[str, list[Said]]] = [
+LLAMA: list[tuple[str, list[Part]]] = [
     ("Just words.", ["Just words."]),
     ('{"name": "weather", "parameters": {"city": "Rome"}}', [("weather", '{"city": "Rome"}')]),
     ('<|python_tag|>{"name": "clock", "parameters": {}}', [("clock", "{}")]),
@@ -82,7 +82,7 @@ LLAMA: list[tuple[str, list[Said]]] = [
     ('Here: {"name": "clock", "parameters": {}}', ['Here: {"name": "clock", "parameters": {}}']),
     ('{"name": "nobody", "parameters": {}}', ['{"name": "nobody", "parameters": {}}']),
 ]
-MISTRAL: list[tuple[str, list[Said]]] = [
+MISTRAL: list[tuple[str, list[Part]]] = [
     ("Just words.", ["Just words."]),
     ('[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]', [("weather", '{"city": "Rome"}')]),
     (
@@ -96,17 +96,17 @@ MISTRAL: list[tuple[str, list[Said]]] = [
     ("[TOOL_CALLS] nothing", ["[TOOL_CALLS] nothing"]),
     ("[1, 2, 3]", ["[1, 2, 3]"]),
 ]
-MISTRAL_NAMED: list[tuple[str, list[Said]]] = [
+MISTRAL_NAMED: list[tuple[str, list[Part]]] = [
     ('[TOOL_CALLS]weather[ARGS]{"city": "Rome"}', [("weather", '{"city": "Rome"}')]),
     ('[TOOL_CALLS]weather[CALL_ID]abcdef123[ARGS]{"city": "Rome"}', [("weather", '{"city": "Rome"}')]),
     ('[TOOL_CALLS]clock[ARGS]{}[TOOL_CALLS]weather[ARGS]{"a": []}', [("clock", "{}"), ("weather", '{"a": []}')]),
 ]
-RECORDED: list[tuple[Dialect, str, list[Said]]] = [
-    *((Hermes(), text, said) for text, said in HERMES),
-    *((Generic(), text, said) for text, said in HERMES),
-    *((Llama(), text, said) for text, said in LLAMA),
-    *((Mistral(), text, said) for text, said in MISTRAL),
-    *((Mistral("[ARGS]"), text, said) for text, said in MISTRAL_NAMED),
+RECORDED: list[tuple[Dialect, str, list[Part]]] = [
+    *((Hermes(), text, parts) for text, parts in HERMES),
+    *((Generic(), text, parts) for text, parts in HERMES),
+    *((Llama(), text, parts) for text, parts in LLAMA),
+    *((Mistral(), text, parts) for text, parts in MISTRAL),
+    *((Mistral("[ARGS]"), text, parts) for text, parts in MISTRAL_NAMED),
 ]
 
 
@@ -116,30 +116,30 @@ def parsed(parser: AnswerParser | None, pieces: Sequence[str]) -> list[Event]:
     return merged(events + parser.finish())
 
 
-def said_by(events: Sequence[Event]) -> list[Said]:
-    said: list[Said] = []
+def parts_of(events: Sequence[Event]) -> list[Part]:
+    parts: list[Part] = []
     for event in events:
         match event:
             case Content(text):
-                said.append(text)
+                parts.append(text)
             case CallBegin(_, _, name):
-                said.append((name, ""))
+                parts.append((name, ""))
             case CallArguments(index, text):
-                assert index == sum(isinstance(one, tuple) for one in said) - 1
-                last = said[-1]
+                assert index == sum(isinstance(one, tuple) for one in parts) - 1
+                last = parts[-1]
                 assert isinstance(last, tuple)
-                said[-1] = (last[0], last[1] + text)
-    return said
+                parts[-1] = (last[0], last[1] + text)
+    return parts
 
 
 def name_of(value: object) -> str:
     return type(value).__name__ if isinstance(value, Dialect) else str(value)[:50]
 
 
-@pytest.mark.parametrize(("dialect", "text", "said"), RECORDED, ids=name_of)
-def test_recorded_answers(dialect: Dialect, text: str, said: list[Said]) -> None:
+@pytest.mark.parametrize(("dialect", "text", "parts"), RECORDED, ids=name_of)
+def test_recorded_answers_are_parsed(dialect: Dialect, text: str, parts: list[Part]) -> None:
     events = parsed(dialect.parser(USE), [text])
-    assert said_by(events) == said
+    assert parts_of(events) == parts
     ids = [event.id for event in events if isinstance(event, CallBegin)]
     assert len(set(ids)) == len(ids)
     if isinstance(dialect, Mistral):
@@ -147,11 +147,11 @@ def test_recorded_answers(dialect: Dialect, text: str, said: list[Said]) -> None
 
 
 @given(recorded=st.sampled_from(RECORDED), cuts=st.lists(st.integers(0, 200), max_size=12))
-def test_how_an_answer_is_cut_changes_nothing(recorded: tuple[Dialect, str, list[Said]], cuts: list[int]) -> None:
-    dialect, text, said = recorded
+def test_the_pieces_of_an_answer_do_not_matter(recorded: tuple[Dialect, str, list[Part]], cuts: list[int]) -> None:
+    dialect, text, parts = recorded
     ends = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
     pieces = [text[a:b] for a, b in pairwise(ends)]
-    assert said_by(parsed(dialect.parser(USE), pieces)) == said
+    assert parts_of(parsed(dialect.parser(USE), pieces)) == parts
 
 
 PIECES = [
@@ -178,8 +178,8 @@ PIECES = [
     text=st.lists(st.sampled_from([*PIECES, " ", "\n"])).map("".join),
     dialect=st.sampled_from([Hermes(), Llama(), Mistral(), Mistral("[ARGS]"), Hermes("</think>")]),
 )
-def test_no_answer_is_lost_or_made_up(text: str, dialect: Dialect) -> None:
-    """Whatever comes that is no call and no thought is content, but for white space between them."""
+def test_no_text_is_lost_or_invented(text: str, dialect: Dialect) -> None:
+    """Text that is neither a call nor reasoning is content, except white space between them."""
     events = parsed(dialect.parser(USE), list(text))
     if not any(isinstance(event, CallBegin | Reasoning) for event in events) and not dialect.thinks:
         assert "".join(event.text for event in events if isinstance(event, Content)) == text
@@ -201,24 +201,24 @@ def test_no_answer_is_lost_or_made_up(text: str, dialect: Dialect) -> None:
         (" \n", "", [Content(" \n")]),
     ],
 )
-def test_thoughts_are_told_apart(text: str, tail: str, events: list[Event]) -> None:
+def test_reasoning_is_separated_from_content(text: str, tail: str, events: list[Event]) -> None:
     dialect = Hermes("{{ '</think>' }}")
     assert parsed(dialect.parser(None, tail), [text]) == events
     assert parsed(dialect.parser(None, tail), list(text)) == events
 
 
-def test_thoughts_may_lead_to_a_call() -> None:
+def test_a_call_may_follow_reasoning() -> None:
     text = '<think>\nThe clock.\n</think>\n\n<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
     begin, *rest = parsed(Hermes("</think>").parser(USE), list(text))
     assert begin == Reasoning("The clock.")
-    assert said_by(rest) == [("clock", "{}")]
+    assert parts_of(rest) == [("clock", "{}")]
 
 
 def test_without_tools_or_thoughts_there_is_nothing_to_parse() -> None:
     assert Hermes().parser(None) is None
 
 
-def test_text_is_not_held_back_longer_than_it_is_in_doubt() -> None:
+def test_text_is_held_back_only_while_it_may_start_a_call() -> None:
     parser = Hermes().parser(USE)
     assert parser is not None
     assert parser.push("a <b") == [Content("a <b")]
