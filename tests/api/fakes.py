@@ -1,4 +1,4 @@
-"""An engine whose outputs the test writes, and a client that reads a stream chunk by chunk."""
+"""A fake engine with scripted outputs, and a client that reads a stream chunk by chunk."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -46,7 +46,7 @@ INFO = EngineInfo(
 
 
 class FakeEngine(EngineClient):
-    """Keeps what is posted. Outputs come from the test, or from `answer` as soon as a request is submitted."""
+    """Records posted messages. Outputs come from `emit`, or from `answer` as soon as a request is submitted."""
 
     info: EngineInfo | None = INFO
 
@@ -55,7 +55,7 @@ class FakeEngine(EngineClient):
         self.posted: list[Message] = []
         self.answer: Callable[[Submit], list[Output]] | None = None
         self.embedded: Callable[[Embed], list[Embedded]] | None = None
-        """What is told of the texts of a request, as soon as it is posted."""
+        """Returns the embeddings of a request's texts, as soon as the request is posted."""
         self.report: Report | None = None
 
     def _post(self, message: Message) -> None:
@@ -86,23 +86,23 @@ class FakeEngine(EngineClient):
         cached_tokens: int = 0,
         error: str | None = None,
     ) -> None:
-        """One step's output for a request, the last one submitted unless told otherwise."""
+        """Sends one step's output for a request, by default the last one submitted."""
         request_id = self.submitted[-1].request_id if request_id is None else request_id
         self.on_message(Step([Output(request_id, list(tokens), finish_reason, cached_tokens, error)]))
 
     def die(self) -> None:
-        """As when the engine's process has ended for the second time."""
+        """Acts as if the engine process had ended for the second time."""
         self.info = None
         self.fail_all("the engine ended unexpectedly; please try again")
 
 
 class Stream:
-    """A response that is read while it comes."""
+    """A response that is read as it arrives."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._read: list[Any] = []
-        """Events of the last write that the test has not looked at yet."""
+        """Events of the last write that the test has not read yet."""
 
     @property
     def status(self) -> int | None:
@@ -113,7 +113,7 @@ class Stream:
         return self.connection.headers
 
     async def write(self) -> bytes | None:
-        """What the server wrote with one call; None at the end of the body."""
+        """The bytes of one write by the server, or None at the end of the body."""
         with trio.fail_after(2 * PING_SECONDS):
             while True:
                 try:
@@ -134,7 +134,7 @@ class Stream:
         return event
 
     async def text(self) -> str:
-        """The text of the next event, which is a chunk of content."""
+        """The text of the next event, which must be a content chunk."""
         [choice] = (await self.chunk())["choices"]
         assert set(choice["delta"]) == {"content"}
         return str(choice["delta"]["content"])
@@ -147,25 +147,28 @@ class Stream:
         return self._read + (events(data) if data else [])
 
     async def leave(self) -> None:
-        """As when the client hangs up. What was written until then is lost."""
+        """Disconnects as a client that hangs up. Data that was not read is lost."""
         await leave(self.connection)
 
 
 async def leave(connection: Connection) -> None:
     await connection.disconnect()
     await wait_all_tasks_blocked()
-    connection._client_receive.close()  # it would wait for an end that a cancelled app does not write
+    connection._client_receive.close()  # else it waits for an end of body that a cancelled app never writes
 
 
 def events(data: bytes) -> list[Any]:
-    """What the events of a stream say: objects (of the type that names the event, if any), `[DONE]`, pings as None."""
+    """Parses the events of a stream: JSON objects, `[DONE]` as a string, and pings as None.
+
+    Asserts that the name of an event, if it has one, is the type of its object.
+    """
     assert data.endswith(b"\n\n"), "only whole events are written"
     found: list[Any] = []
     for event in data[:-2].split(b"\n\n"):
         if event.startswith(b"event: "):
-            name, _, said = event.removeprefix(b"event: ").partition(b"\ndata: ")
-            assert b"\n" not in said
-            found.append(orjson.loads(said))
+            name, _, payload = event.removeprefix(b"event: ").partition(b"\ndata: ")
+            assert b"\n" not in payload
+            found.append(orjson.loads(payload))
             assert found[-1]["type"] == name.decode()
             continue
         assert b"\n" not in event
@@ -180,7 +183,7 @@ def events(data: bytes) -> list[Any]:
 
 
 class Server:
-    """The app of one model service over a fake engine."""
+    """The app with one model over a fake engine."""
 
     def __init__(
         self,
@@ -192,7 +195,7 @@ class Server:
         defaults: ModelDefaults | None = None,
     ) -> None:
         self.url = url
-        """Where requests go."""
+        """The path that requests are posted to."""
         self.engine = FakeEngine()
         names = MODEL, "an-alias"
         self.service = ModelService(names, tokenizer, self.engine, max_waiting=max_waiting, defaults=defaults)
@@ -207,7 +210,7 @@ class Server:
         return self.tokenizer.encode(text, parse_special=False)
 
     def answers(self, text: str = "Fine.", finish_reason: str = "stop") -> None:
-        """From now on every request is answered with this at once, and with probabilities if it asks for them."""
+        """From now on, every request gets this text at once, with log probabilities if it asks for them."""
         tokens = self.encode(text)
 
         def answer(submit: Submit) -> list[Output]:
@@ -230,14 +233,14 @@ class Server:
             )
 
     def connect(self, headers: dict[str, str] | None = None) -> Connection:
-        """The beginning of a POST, without its body."""
+        """A POST whose body is not sent yet."""
         connection = self.client.request(self.url, method="POST", headers=headers)
         assert isinstance(connection, Connection)
         return connection
 
     @asynccontextmanager
     async def stream(self, body: dict[str, Any], *, headers: dict[str, str] | None = None) -> AsyncIterator[Stream]:
-        """A streamed request. Whoever leaves the block early has to `leave` the stream before."""
+        """A streamed request. A test that exits the block early must call `leave` on the stream first."""
         connection = self.connect(headers)
         async with connection:
             await connection.send(orjson.dumps(body | {"stream": True}))

@@ -1,7 +1,7 @@
-"""`python scripted_engine.py FOLDER FD CONFIG`: speaks an engine's wire as FOLDER/behaviours says, a line per start.
+"""A process that speaks the engine protocol with a scripted behaviour: `python scripted_engine.py FOLDER FD CONFIG`.
 
-What it serves is as scripted: the first token of a prompt tells what to do with the others. One that lingers is not
-ready before there is FOLDER/go.
+FOLDER/behaviours has one behaviour per start; the last one also holds for all further starts. An engine that serves
+takes the first token of a prompt as a command, which decides what happens with the other tokens.
 """
 
 import os
@@ -32,9 +32,17 @@ from scheduler.messages import (
 )
 
 ECHO, HOLD, DIE, STRANGERS, GARBAGE, SILENCE, PAUSE, DIE_ONCE = (*range(1, 8), 99)
-"""Say the other tokens one by one and end; say them and go on; then die; talk of unknown requests too; write what is
-no message; say nothing; say the first and go on, but to one that knows it say the rest and end; die in the first life
-only."""
+"""Commands.
+
+ECHO: output the other tokens one by one, and finish.
+HOLD: output them, and keep running.
+DIE: output them, and kill the process.
+STRANGERS: as ECHO, but first send outputs of unknown requests.
+GARBAGE: output them, and send a line that is not a message.
+SILENCE: output nothing.
+PAUSE: output the first token and keep running; if the request already has an answer, output the rest and finish.
+DIE_ONCE: only in an embedding request: kill the process, if it is the first one.
+"""
 
 
 def info(config: EngineConfig) -> EngineInfo:
@@ -65,9 +73,9 @@ class ScriptedEngine:
     def send(self, *messages: Message) -> None:
         self._socket.sendall(b"".join(map(encode, messages)))
 
-    def note(self, what: str) -> None:
+    def note(self, text: str) -> None:
         with (self._folder / "notes").open("a") as notes:
-            notes.write(f"{what}\n")
+            notes.write(f"{text}\n")
 
     def serve(self) -> None:
         with self._socket.makefile("rb") as lines:
@@ -89,26 +97,26 @@ class ScriptedEngine:
                         return
 
     def _answer(self, submit: Submit) -> None:
-        what, *tokens = submit.tokens
+        command, *tokens = submit.tokens
         number = submit.request_id
         self.note(f"submit {number}" + f" after {submit.answer}" * bool(submit.answer))
-        if what == PAUSE:
-            what, tokens = (ECHO, tokens[len(submit.answer) :]) if submit.answer else (HOLD, tokens[:1])
-        if what == SILENCE:
+        if command == PAUSE:
+            command, tokens = (ECHO, tokens[len(submit.answer) :]) if submit.answer else (HOLD, tokens[:1])
+        if command == SILENCE:
             return
-        if what == STRANGERS:
+        if command == STRANGERS:
             self.send(Step([Output(number + 1000, [1], "stop"), Output(0, [2]), Output(-1, [], "error", error="?")]))
         for token in tokens:
             self.send(Step([Output(number, [token])]))
-        if what == DIE:
+        if command == DIE:
             os.kill(os.getpid(), signal.SIGKILL)
-        if what == GARBAGE:
+        if command == GARBAGE:
             self._socket.sendall(b"llama.cpp says hello\n")
-        if what in (ECHO, STRANGERS):
+        if command in (ECHO, STRANGERS):
             self.send(Step([Output(number, [], "stop")]), Step([Output(number, [999], "length")]))
 
     def _embed(self, number: int, texts: list[list[int]]) -> None:
-        """A text's embedding is its tokens; one that only holds DIE is the engine's end, and SILENCE gets none."""
+        """Sends each text's tokens as its embedding. The text [DIE] kills the process; [SILENCE] gets no embedding."""
         self.note(f"embed {number}")
         is_first = len((self._folder / "starts").read_text().split()) == 1
         for text in texts:
@@ -124,7 +132,7 @@ def main() -> int:
     with starts.open("a") as file:
         file.write(f"{os.getpid()}\n")
     with (folder / "spins").open("a") as file:
-        file.write(f"{os.environ.get('GOMP_SPINCOUNT', 'freely')}\n")
+        file.write(f"{os.environ.get('GOMP_SPINCOUNT', 'unset')}\n")
     behaviours = (folder / "behaviours").read_text().split()
     behaviour = behaviours[min(len(starts.read_text().split()), len(behaviours)) - 1]
     sock = socket.socket(fileno=int(sys.argv[2]))
@@ -133,25 +141,25 @@ def main() -> int:
         case "fails":
             engine.send(Failed("it is broken"))
             return 1
-        case "starves":
+        case "out_of_memory":
             engine.send(Failed("no memory for it", missing_bytes=1))
             return 1
-        case "despairs":
+        case "never_fits":
             engine.send(Failed("no memory for it anywhere", missing_bytes=1 << 60))
             return 1
-        case "vanishes":
+        case "exits":
             return 3
-        case "babbles":
+        case "sends_garbage":
             sock.sendall(b"not a message\n")
             signal.pause()
-        case "loads":
+        case "loads_forever":
             signal.pause() if sock.recv(1) else None
-        case "stays":
+        case "ignores_stop":
             engine.send(Ready(info(config)))
             sock.recv(1)
             signal.pause()
-        case "serves" | "lingers":
-            while behaviour == "lingers" and not (folder / "go").exists():
+        case "serves" | "loads_until_go":
+            while behaviour == "loads_until_go" and not (folder / "go").exists():
                 time.sleep(0.005)
             engine.send(Ready(info(config)))
             engine.serve()

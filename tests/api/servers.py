@@ -1,4 +1,4 @@
-"""Real servers: `cortex serve` in a process group and a home of its own, on a free port."""
+"""Real servers: each is a `cortex serve` process with its own process group, home folder and free port."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from api.engine.connection import INSPECT_LIMIT
 
 MODEL = "smollm2:135m"
 SECONDS = 120.0
-"""Nothing here takes so long, even on a machine that is busy."""
+"""Longer than any wait in these tests, even on a busy machine."""
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
@@ -38,7 +38,7 @@ def is_gone(pid: int) -> bool:
 
 @contextmanager
 def paused(pid: int) -> Iterator[None]:
-    """What the process would do meanwhile happens behind the block, however slow the machine."""
+    """Stops the process during the block. It continues after the block."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -55,14 +55,14 @@ from api.command.cli import main
 sys.argv[0] = "cortex"
 main()
 """
-"""The command, but what delays a server's end does so for longer than any test waits."""
+"""The `cortex` command with shutdown delays that are longer than any test waits."""
 
 
 class CortexServer:
-    """`cortex serve` for as long as the `with` block around it lasts."""
+    """A `cortex serve` process that runs during a `with` block."""
 
     def __init__(self, home: Path, *flags: str, model: str = MODEL, is_patient: bool = False) -> None:
-        """One thread: threads of llama.cpp wait for each other, and for long where tests run side by side."""
+        """One thread: llama.cpp's threads wait for each other, which is slow while tests run in parallel."""
         self.home = home
         self.model = model
         self._flags = flags
@@ -98,7 +98,7 @@ class CortexServer:
             error.add_note(f"the server's log:\n{self.log}")
 
     def _kill(self) -> None:
-        """All of its group, an engine that lost its server included."""
+        """Kills the whole process group, including an engine whose server is gone."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(SECONDS)
@@ -124,25 +124,25 @@ class CortexServer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def health(self, model: str | None = None) -> dict[str, Any]:
-        """Of the server, and what it says of one of its models, by default the first."""
+        """The health of one model, by default the one the server was started with; `status` is the server's."""
         body = httpx.get(f"http://127.0.0.1:{self.port}/healthz", timeout=SECONDS, verify=False).json()
-        told: dict[str, Any] = next(each for each in body["models"] if each["model"] == (model or self.model))
-        return told | {"status": body["status"]}
+        found: dict[str, Any] = next(each for each in body["models"] if each["model"] == (model or self.model))
+        return found | {"status": body["status"]}
 
     def statistics(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Of the scheduler and of the cache, with nothing running."""
+        """The statistics of the scheduler and of the cache. Waits until nothing runs."""
         wait_until(self._is_idle, "everything has ended")
         return self._statistics["scheduler"], self._statistics["cache"]
 
     def _is_idle(self) -> bool:
         asked = time.monotonic()
         health = self.health()
-        is_new = time.monotonic() - asked < INSPECT_LIMIT  # an engine that is slow to tell has the last ones told again
+        is_new = time.monotonic() - asked < INSPECT_LIMIT  # else these may be the previous statistics
         self._statistics: dict[str, Any] = health["statistics"]
         return is_new and bool(self._statistics) and health["running"] == health["waiting"] == 0
 
     def stop(self, *, seconds: float = SECONDS) -> int:
-        """SIGTERM, and the exit code."""
+        """Sends SIGTERM and returns the exit code."""
         self.process.terminate()
         return self.process.wait(seconds)
 

@@ -1,4 +1,4 @@
-"""Messages to and from an engine, over a stream in memory."""
+"""Messages to and from an engine, over an in-memory stream."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +12,7 @@ from scheduler.messages import Cancel, Inspect, Message, Output, Report, Step, S
 
 
 class Engine:
-    """The other end of the stream."""
+    """The engine's end of the stream."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
@@ -25,7 +25,7 @@ class Engine:
         await self._stream.send_all(data)
 
     async def receive(self, number: int) -> list[Message]:
-        """The next messages of the API."""
+        """The next messages from the API."""
         while self._received.count(b"\n") < number:
             self._received += await self._stream.receive_some()
         *lines, self._received = self._received.split(b"\n", number)
@@ -43,7 +43,7 @@ async def connected() -> AsyncIterator[tuple[Connection, Engine]]:
 
 
 async def received(connection: Connection) -> list[Message]:
-    """All messages until the connection is over."""
+    """All messages until the connection ends."""
     return [message async for message in connection.messages()]
 
 
@@ -74,7 +74,7 @@ async def test_messages_may_arrive_in_pieces(autojump_clock: MockClock) -> None:
         assert await received(connection) == [step] * 3
 
 
-async def test_the_connection_is_over_after_garbage(autojump_clock: MockClock) -> None:
+async def test_the_connection_ends_after_garbage(autojump_clock: MockClock) -> None:
     async with connected() as (connection, engine):
         await engine.send(Step([]))
         await engine.send_raw(b"hello\n")
@@ -82,14 +82,14 @@ async def test_the_connection_is_over_after_garbage(autojump_clock: MockClock) -
         assert await received(connection) == [Step([])]
 
 
-async def test_a_message_that_is_cut_by_the_end_is_dropped(autojump_clock: MockClock) -> None:
+async def test_an_incomplete_message_at_the_end_of_the_stream_is_dropped(autojump_clock: MockClock) -> None:
     async with connected() as (connection, engine):
         await engine.send_raw(encode(Step([])) + encode(Step([]))[:-1])
         await engine.close()
         assert await received(connection) == [Step([])]
 
 
-async def test_messages_to_an_engine_that_is_gone_are_dropped(autojump_clock: MockClock) -> None:
+async def test_messages_to_a_dead_engine_are_dropped(autojump_clock: MockClock) -> None:
     async with connected() as (connection, engine):
         await engine.close()
         for _ in range(2):
@@ -99,7 +99,7 @@ async def test_messages_to_an_engine_that_is_gone_are_dropped(autojump_clock: Mo
     connection.post(Stop())
 
 
-async def test_reports_answer_inspections_and_are_no_messages(autojump_clock: MockClock) -> None:
+async def test_reports_answer_inspections_and_are_not_yielded_as_messages(autojump_clock: MockClock) -> None:
     reports: list[Report | None] = []
 
     async def inspect() -> None:
@@ -112,12 +112,12 @@ async def test_reports_answer_inspections_and_are_no_messages(autojump_clock: Mo
             assert await engine.receive(1) == [Inspect()]
             await engine.send(report(number), Step([]))
         await wait_all_tasks_blocked()
-        await engine.send(report(3))  # nobody has asked for this one
+        await engine.send(report(3))  # an unrequested report
         await engine.close()
     assert reports == [report(1), report(2)]
 
 
-async def test_a_late_report_is_the_last_known(autojump_clock: MockClock) -> None:
+async def test_an_inspection_that_times_out_returns_the_last_report(autojump_clock: MockClock) -> None:
     async with connected() as (connection, engine), trio.open_nursery() as nursery:
         nursery.start_soon(received, connection)
         begun = trio.current_time()

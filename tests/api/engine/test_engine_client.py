@@ -1,4 +1,4 @@
-"""The supervisor of the engine process, with a scripted process at the other end of the wire."""
+"""The engine client and its supervisor, with a scripted process as the engine."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ PARAMS = SamplingParams(seed=1)
 
 
 class Engines:
-    """A client whose engines behave as told, one word per start; the last word is for all that follow."""
+    """A client with scripted engines: one behaviour per start. The last one also holds for all further starts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,12 +43,12 @@ class Engines:
         (self.folder / "behaviours").write_text("\n".join(behaviours))
 
     def go(self) -> None:
-        """Those that linger get ready."""
+        """Lets an engine that "loads_until_go" become ready."""
         (self.folder / "go").touch()
 
     @property
     def pids(self) -> list[int]:
-        """Of all engines that were started."""
+        """The process ids of all engines started so far."""
         starts = self.folder / "starts"
         return [int(pid) for pid in starts.read_text().split()] if starts.exists() else []
 
@@ -59,14 +59,14 @@ class Engines:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[EngineInfo]:
-        """While an engine runs; it is ready."""
+        """Runs the client during the block. Its engine is ready."""
         with trio.fail_after(SECONDS):
             async with trio.open_nursery() as nursery:
                 yield await nursery.start(self.client.run)
                 nursery.cancel_scope.cancel()
 
-    def ask(self, what: int, *tokens: int) -> Generation:
-        return self.client.generate([Submit(self.client.next_id(), [what, *tokens], 10, PARAMS)])
+    def ask(self, command: int, *tokens: int) -> Generation:
+        return self.client.generate([Submit(self.client.next_id(), [command, *tokens], 10, PARAMS)])
 
 
 @pytest.fixture
@@ -99,13 +99,13 @@ async def rest(generation: Generation) -> tuple[list[int], str]:
 
 
 async def next_tokens(generation: Generation) -> list[int]:
-    """The new tokens of a request of one sequence."""
+    """The new tokens of a request with one sequence."""
     [(_, output)] = await generation.receive()
     return output.tokens
 
 
 async def assert_fails(generation: Generation) -> None:
-    """A request that has begun ends with an error."""
+    """Asserts that a running request ends with a 500."""
     with pytest.raises(ApiError, match="engine ended") as raised:
         await rest(generation)
     assert raised.value.status == 500
@@ -114,7 +114,7 @@ async def assert_fails(generation: Generation) -> None:
 # Starting
 
 
-async def test_it_is_ready_when_the_engine_says_so(engines: Engines) -> None:
+async def test_the_client_is_ready_once_the_engine_is(engines: Engines) -> None:
     assert engines.client.info is None
     async with engines.running() as info:
         assert info == engines.client.ready_info()
@@ -123,23 +123,23 @@ async def test_it_is_ready_when_the_engine_says_so(engines: Engines) -> None:
     assert engines.client.info is None
 
 
-async def test_requests_are_refused_until_then(engines: Engines) -> None:
+async def test_requests_are_refused_before_the_engine_is_ready(engines: Engines) -> None:
     with pytest.raises(ApiError) as raised:
         await collect(engines.ask(ECHO, 5))
     assert (raised.value.status, raised.value.code) == (503, "model_loading")
     assert engines.client.num_active == 0
 
 
-async def test_an_engine_that_cannot_load_says_why(engines: Engines) -> None:
+async def test_an_engine_that_cannot_load_reports_the_reason(engines: Engines) -> None:
     engines.behave("fails", "serves")
     with trio.fail_after(SECONDS), pytest.raises(EngineFailedError, match="it is broken"):
         await engines.client.run()
-    assert len(engines.pids) == 1, "what failed at first is not tried again"
+    assert len(engines.pids) == 1, "a failed first start is not retried"
     assert is_gone(engines.pids[0])
 
 
-@pytest.mark.parametrize("behaviour", ["vanishes", "babbles"])
-async def test_an_engine_that_ends_while_it_loads_is_an_error(
+@pytest.mark.parametrize("behaviour", ["exits", "sends_garbage"])
+async def test_an_engine_that_ends_while_loading_is_an_error(
     engines: Engines, behaviour: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "END_LIMIT", 0.1)
@@ -149,8 +149,8 @@ async def test_an_engine_that_ends_while_it_loads_is_an_error(
     await wait_until(lambda: is_gone(engines.pids[0]))
 
 
-async def test_a_client_that_is_cancelled_while_the_engine_loads_leaves_no_engine(engines: Engines) -> None:
-    engines.behave("loads")
+async def test_cancelling_the_client_while_the_engine_loads_ends_the_engine(engines: Engines) -> None:
+    engines.behave("loads_forever")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engines.client.run)
         await wait_until(lambda: len(engines.pids) == 1)
@@ -161,14 +161,14 @@ async def test_a_client_that_is_cancelled_while_the_engine_loads_leaves_no_engin
 # Serving
 
 
-async def test_a_request_gets_its_tokens_and_its_end(engines: Engines) -> None:
+async def test_a_request_gets_its_tokens_and_its_finish_reason(engines: Engines) -> None:
     async with engines.running():
         assert await collect(engines.ask(ECHO, 5, 6, 7)) == ([5, 6, 7], "stop")
         assert engines.client.num_active == 0
     assert engines.notes == ["submit 1"]
 
 
-async def test_requests_at_once_get_their_own(engines: Engines) -> None:
+async def test_concurrent_requests_get_their_own_tokens(engines: Engines) -> None:
     answers: dict[int, list[int]] = {}
 
     async def ask(number: int) -> None:
@@ -183,14 +183,14 @@ async def test_requests_at_once_get_their_own(engines: Engines) -> None:
     assert answers == {number: list(range(number, number + 10)) for number in range(40)}
 
 
-async def test_messages_about_unknown_and_ended_requests_are_ignored(engines: Engines) -> None:
+async def test_outputs_of_unknown_and_ended_requests_are_ignored(engines: Engines) -> None:
     async with engines.running() as info:
         for _ in range(3):
             assert await collect(engines.ask(STRANGERS, 5, 6)) == ([5, 6], "stop")
         assert engines.client.info == info
 
 
-async def test_leaving_cancels_what_still_runs_and_only_that(engines: Engines) -> None:
+async def test_leaving_cancels_a_request_only_if_it_still_runs(engines: Engines) -> None:
     async with engines.running():
         assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
         with engines.ask(HOLD, 8) as generation:
@@ -203,7 +203,7 @@ async def test_leaving_cancels_what_still_runs_and_only_that(engines: Engines) -
     assert engines.notes == ["submit 1", "submit 2", "cancel 2", "submit 3"]
 
 
-async def test_leaving_works_in_a_task_that_is_cancelled(engines: Engines) -> None:
+async def test_leaving_works_in_a_cancelled_task(engines: Engines) -> None:
     async with engines.running():
         with trio.move_on_after(0.05):
             await collect(engines.ask(SILENCE))
@@ -211,7 +211,7 @@ async def test_leaving_works_in_a_task_that_is_cancelled(engines: Engines) -> No
         await wait_until(lambda: engines.notes == ["submit 1", "cancel 1"])
 
 
-async def test_a_large_prompt_and_a_large_answer_pass(engines: Engines) -> None:
+async def test_a_large_prompt_and_a_large_answer_arrive_complete(engines: Engines) -> None:
     tokens = list(range(30_000))
     async with engines.running():
         assert await collect(engines.ask(ECHO, *tokens)) == (tokens, "stop")
@@ -224,9 +224,7 @@ async def test_statistics_come_from_the_engine(engines: Engines) -> None:
     assert await engines.client.inspect() is None
 
 
-async def test_statistics_of_an_engine_that_is_busy_are_the_last_known(
-    engines: Engines, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_busy_engine_has_its_last_known_statistics(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     async with engines.running():
         first = await engines.client.inspect()
         assert first is not None
@@ -235,7 +233,7 @@ async def test_statistics_of_an_engine_that_is_busy_are_the_last_known(
         assert await engines.client.inspect() == first
 
 
-async def test_who_asks_for_statistics_gets_an_answer_although_others_gave_up(engines: Engines) -> None:
+async def test_an_inspection_gets_its_own_report_after_another_was_cancelled(engines: Engines) -> None:
     async with engines.running():
         with trio.move_on_after(0):
             await engines.client.inspect()
@@ -243,7 +241,7 @@ async def test_who_asks_for_statistics_gets_an_answer_although_others_gave_up(en
         assert [report.scheduler["running"] for report in reports if report] == [2, 3]
 
 
-async def test_what_a_dead_engine_never_answered_does_not_confuse_the_next(engines: Engines) -> None:
+async def test_an_unanswered_inspection_of_a_dead_engine_does_not_affect_the_next(engines: Engines) -> None:
     async with engines.running() as info:
         (engines.folder / "busy").touch()
         with trio.move_on_after(0.05):
@@ -257,7 +255,7 @@ async def test_what_a_dead_engine_never_answered_does_not_confuse_the_next(engin
     assert report.scheduler["running"] == 1
 
 
-# Dying
+# Engines that die
 
 
 async def next_engine(engines: Engines, info: EngineInfo) -> EngineInfo:
@@ -265,8 +263,8 @@ async def next_engine(engines: Engines, info: EngineInfo) -> EngineInfo:
     return engines.client.ready_info()
 
 
-async def test_requests_outlive_their_engine_and_miss_nothing(engines: Engines) -> None:
-    engines.behave("serves", "lingers")
+async def test_requests_continue_on_the_next_engine_without_losing_tokens(engines: Engines) -> None:
+    engines.behave("serves", "loads_until_go")
     async with engines.running() as info:
         with engines.ask(PAUSE, 5, 6, 7) as begun, engines.ask(ECHO, 8) as done:
             assert await next_tokens(begun) == [5]
@@ -275,7 +273,7 @@ async def test_requests_outlive_their_engine_and_miss_nothing(engines: Engines) 
             await wait_until(lambda: engines.client.info is None)
             with pytest.raises(ApiError) as refused, engines.ask(ECHO, 5):
                 pass
-            assert refused.value.status == 503, "new ones wait for the next"
+            assert refused.value.status == 503, "new requests are refused until the next engine is ready"
             engines.go()
             assert await rest(begun) == ([6, 7], "stop")
         assert engines.client.num_active == 0
@@ -284,21 +282,21 @@ async def test_requests_outlive_their_engine_and_miss_nothing(engines: Engines) 
     assert engines.notes == ["submit 1", "submit 2", "submit 1 after [5]"]
 
 
-async def test_all_sequences_of_a_request_go_on(engines: Engines) -> None:
+async def test_all_sequences_of_a_request_continue_on_the_next_engine(engines: Engines) -> None:
     async with engines.running() as info:
         submits = [Submit(engines.client.next_id(), [PAUSE, n, n + 1], 10, PARAMS) for n in (20, 30)]
         with engines.client.generate(submits) as generation:
-            heard: dict[int, list[int]] = {0: [], 1: []}
-            while not (heard[0] and heard[1]):
+            tokens: dict[int, list[int]] = {0: [], 1: []}
+            while not (tokens[0] and tokens[1]):
                 for index, output in await generation.receive():
-                    heard[index] += output.tokens
+                    tokens[index] += output.tokens
             os.kill(info.pid, signal.SIGKILL)
-            while engines.client.num_active or heard != {0: [20, 21], 1: [30, 31]}:
+            while engines.client.num_active or tokens != {0: [20, 21], 1: [30, 31]}:
                 for index, output in await generation.receive():
-                    heard[index] += output.tokens
+                    tokens[index] += output.tokens
 
 
-async def test_what_an_engine_dies_of_kills_two_at_most(engines: Engines) -> None:
+async def test_a_request_kills_at_most_two_engines(engines: Engines) -> None:
     async with engines.running():
         with engines.ask(HOLD, 8) as other, engines.ask(DIE, 5) as deadly:
             assert await next_tokens(other) == [8]
@@ -307,11 +305,11 @@ async def test_what_an_engine_dies_of_kills_two_at_most(engines: Engines) -> Non
         await wait_until(lambda: engines.client.info is not None)
         assert len(engines.pids) == 3
         assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
-    assert "cancel" not in " ".join(engines.notes), "what a dead engine ran is nothing to its successor"
+    assert "cancel" not in " ".join(engines.notes), "the requests of a dead engine are not cancelled on the next one"
 
 
-async def test_who_leaves_while_no_engine_runs_is_nothing_to_the_next(engines: Engines) -> None:
-    engines.behave("serves", "lingers")
+async def test_a_request_cancelled_while_no_engine_runs_does_not_reach_the_next(engines: Engines) -> None:
+    engines.behave("serves", "loads_until_go")
     async with engines.running() as info:
         with engines.ask(HOLD, 8) as generation:
             assert await next_tokens(generation) == [8]
@@ -351,14 +349,14 @@ async def test_an_engine_that_is_killed_while_idle_is_replaced(engines: Engines)
     assert len(engines.pids) == 4
 
 
-async def test_a_request_that_enters_while_the_engine_dies_goes_to_the_next(engines: Engines) -> None:
+async def test_a_request_submitted_while_the_engine_dies_runs_on_the_next(engines: Engines) -> None:
     async with engines.running() as info:
         os.kill(info.pid, signal.SIGKILL)
-        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")  # nobody has noticed yet
+        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")  # the client has not noticed the death yet
 
 
-async def test_an_answer_that_was_complete_is_not_taken_back(engines: Engines) -> None:
-    engines.behave("serves", "lingers")
+async def test_a_complete_answer_survives_the_engine(engines: Engines) -> None:
+    engines.behave("serves", "loads_until_go")
     async with engines.running() as info:
         with engines.ask(ECHO, 5, 6) as generation:
             await wait_until(lambda: engines.client.num_active == 0)
@@ -368,7 +366,7 @@ async def test_an_answer_that_was_complete_is_not_taken_back(engines: Engines) -
             assert (output.tokens, output.finish_reason, output.error) == ([5, 6], "stop", None)
 
 
-async def test_an_engine_that_babbles_is_replaced(engines: Engines) -> None:
+async def test_an_engine_that_sends_garbage_is_replaced(engines: Engines) -> None:
     async with engines.running() as info:
         with engines.ask(GARBAGE, 5) as generation:
             await assert_fails(generation)
@@ -376,8 +374,8 @@ async def test_an_engine_that_babbles_is_replaced(engines: Engines) -> None:
         assert is_gone(info.pid)
 
 
-@pytest.mark.parametrize("behaviour", ["fails", "vanishes"])
-async def test_a_restart_that_fails_is_tried_again_after_longer_pauses(
+@pytest.mark.parametrize("behaviour", ["fails", "exits"])
+async def test_failed_restarts_are_retried_after_growing_pauses(
     engines: Engines, behaviour: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     engines.behave("serves", *[behaviour] * 4, "serves", behaviour, "serves")
@@ -393,7 +391,7 @@ async def test_a_restart_that_fails_is_tried_again_after_longer_pauses(
     assert pauses == [0.01, 0.02, 0.04, 0.05, 0.05, 0.01, 0.02]
 
 
-async def test_why_a_restart_failed_is_logged(engines: Engines, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_reason_for_a_failed_restart_is_logged(engines: Engines, caplog: pytest.LogCaptureFixture) -> None:
     engines.behave("serves", "fails", "serves")
     async with engines.running() as info:
         os.kill(info.pid, signal.SIGKILL)
@@ -417,7 +415,7 @@ async def test_embeddings_come_back_in_the_order_of_their_texts(engines: Engines
     assert engines.notes == ["embed 1", "submit 2"]
 
 
-async def test_embeddings_that_nobody_waits_for_are_cancelled(engines: Engines) -> None:
+async def test_abandoned_embedding_requests_are_cancelled(engines: Engines) -> None:
     async with engines.running():
         with engines.client.embed([[1], [SILENCE]]), trio.move_on_after(0):
             await trio.sleep_forever()
@@ -426,7 +424,7 @@ async def test_embeddings_that_nobody_waits_for_are_cancelled(engines: Engines) 
     assert engines.notes == ["embed 1", "cancel 1"]
 
 
-async def test_the_next_engine_makes_the_embeddings_that_the_one_before_left(engines: Engines) -> None:
+async def test_the_next_engine_completes_an_embedding_request(engines: Engines) -> None:
     async with engines.running() as info:
         with engines.client.embed([[1], [DIE_ONCE], [2]]) as embedding:
             assert await embedding.receive() == ["[1]", f"[{DIE_ONCE}]", "[2]"]
@@ -435,7 +433,7 @@ async def test_the_next_engine_makes_the_embeddings_that_the_one_before_left(eng
     assert engines.notes == ["embed 1", "embed 1"]
 
 
-async def test_texts_that_two_engines_die_of_are_given_up(engines: Engines) -> None:
+async def test_an_embedding_request_fails_after_it_killed_two_engines(engines: Engines) -> None:
     async with engines.running() as info:
         with (
             engines.client.embed([[1], [DIE], [2]]) as embedding,
@@ -449,7 +447,7 @@ async def test_texts_that_two_engines_die_of_are_given_up(engines: Engines) -> N
             assert await embedding.receive() == ["[8]"]
 
 
-async def test_embeddings_take_an_engine_that_is_ready(engines: Engines) -> None:
+async def test_embeddings_are_refused_before_the_engine_is_ready(engines: Engines) -> None:
     with pytest.raises(ApiError) as raised, engines.client.embed([[1]]):
         pass
     assert raised.value.status == 503
@@ -468,7 +466,7 @@ async def test_stop_ends_the_engine_and_the_client(engines: Engines) -> None:
     assert engines.notes == ["stop"]
 
 
-async def test_stop_fails_what_still_runs(engines: Engines) -> None:
+async def test_stop_fails_running_requests(engines: Engines) -> None:
     with trio.fail_after(SECONDS):
         async with trio.open_nursery() as nursery:
             await nursery.start(engines.client.run)
@@ -479,9 +477,7 @@ async def test_stop_fails_what_still_runs(engines: Engines) -> None:
                     await generation.receive()
 
 
-async def test_stop_while_another_engine_is_about_to_start_starts_none(
-    engines: Engines, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_stop_before_a_restart_prevents_the_restart(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "RESTART_PAUSE", 10 * SECONDS)
     with trio.fail_after(SECONDS):
         async with trio.open_nursery() as nursery:
@@ -494,7 +490,7 @@ async def test_stop_while_another_engine_is_about_to_start_starts_none(
 
 async def test_an_engine_that_does_not_end_is_killed(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "END_LIMIT", 0.1)
-    engines.behave("stays")
+    engines.behave("ignores_stop")
     with trio.fail_after(SECONDS):
         async with engines.running() as info:
             assert not is_gone(info.pid)
@@ -502,7 +498,7 @@ async def test_an_engine_that_does_not_end_is_killed(engines: Engines, monkeypat
 
 
 async def test_an_engine_gets_time_to_end(engines: Engines) -> None:
-    """It is not killed while it flushes its last words."""
+    """It is not killed while it flushes its output."""
     async with engines.running() as info:
         engine = psutil.Process(info.pid)
     assert not engine.is_running()
@@ -512,7 +508,7 @@ async def test_an_engine_gets_time_to_end(engines: Engines) -> None:
 # Requests without a process
 
 
-async def test_waiting_for_idle_waits_for_those_that_come_in_meanwhile() -> None:
+async def test_wait_idle_includes_requests_that_arrive_meanwhile() -> None:
     engine = FakeEngine()
     done = trio.Event()
 
@@ -534,7 +530,7 @@ async def test_waiting_for_idle_waits_for_those_that_come_in_meanwhile() -> None
             await done.wait()
 
 
-async def test_idle_is_at_once_when_nothing_runs() -> None:
+async def test_wait_idle_returns_at_once_when_nothing_runs() -> None:
     engine = FakeEngine()
     with trio.fail_after(SECONDS):
         await engine.wait_idle()
@@ -543,7 +539,7 @@ async def test_idle_is_at_once_when_nothing_runs() -> None:
         await engine.wait_idle()
 
 
-async def test_outputs_that_wait_merge_and_keep_what_the_first_says_of_the_prompt() -> None:
+async def test_unread_outputs_are_merged_and_keep_the_cached_tokens_of_the_first() -> None:
     engine = FakeEngine()
     with engine.generate([Submit(engine.next_id(), [1], 9, PARAMS)]) as generation:
         engine.emit([4], cached_tokens=24)
@@ -552,7 +548,7 @@ async def test_outputs_that_wait_merge_and_keep_what_the_first_says_of_the_promp
         assert await generation.receive() == [(0, Output(1, [4, 5, 6, 7], "length", cached_tokens=24))]
 
 
-async def test_tokens_that_nobody_takes_drop_the_request(autojump_clock: MockClock) -> None:
+async def test_a_request_whose_tokens_stay_unread_is_dropped(autojump_clock: MockClock) -> None:
     engine = FakeEngine()
     with engine.generate([Submit(engine.next_id(), [1], 9, PARAMS)]) as generation:
         engine.emit([4])
@@ -566,7 +562,7 @@ async def test_tokens_that_nobody_takes_drop_the_request(autojump_clock: MockClo
             await generation.receive()
 
 
-async def test_a_request_that_makes_no_tokens_is_not_unread(autojump_clock: MockClock) -> None:
+async def test_a_request_without_new_tokens_is_not_dropped(autojump_clock: MockClock) -> None:
     engine = FakeEngine()
     with engine.generate([Submit(engine.next_id(), [1], 9, PARAMS)]) as generation:
         await trio.sleep(10 * UNREAD_LIMIT)

@@ -1,4 +1,4 @@
-"""The API keeps to its own description: what it answers, whatever it is asked."""
+"""The API conforms to its own OpenAPI document, for handwritten and for generated requests."""
 
 import re
 from collections import Counter
@@ -30,7 +30,7 @@ from api.protocols.tokens import types as token_answers
 from tests.api.servers import MODEL, SECONDS, CortexServer
 
 MAX_CHOICES = 2
-"""So that what is made up takes no minutes: the context of 192 tokens bounds each choice."""
+"""Keeps generated requests fast. The context of 192 tokens bounds each choice."""
 MAX_INPUTS = 8
 
 Body = dict[str, Any]
@@ -48,10 +48,10 @@ def client(server: CortexServer) -> Iterator[httpx.Client]:
         yield client
 
 
-# What is described is what there is
+# The document and the routes
 
 
-def test_every_route_is_described_and_nothing_else() -> None:
+def test_every_route_is_documented_and_nothing_else() -> None:
     from api.http.app import create_app
     from api.serving.fleet import Fleet
 
@@ -66,8 +66,8 @@ def test_every_route_is_described_and_nothing_else() -> None:
     assert described <= routes
 
 
-def test_a_name_that_is_an_operation_of_its_own_is_no_parameter() -> None:
-    """And the document says that other methods are a 405 there."""
+def test_the_name_of_an_operation_is_not_a_path_parameter() -> None:
+    """An operation with such a parameter documents the status 405, for a value that names another operation."""
     taken = {each.name: names for each in OPERATIONS if (names := names_taken(each, OPERATIONS))}
     assert taken == {
         "get_response": ["input_tokens"],
@@ -79,16 +79,16 @@ def test_a_name_that_is_an_operation_of_its_own_is_no_parameter() -> None:
             assert "405" in document(OPERATIONS)["paths"][each.path][each.method.lower()]["responses"]
 
 
-def test_operations_differ_in_name_and_in_what_is_called() -> None:
+def test_operations_have_unique_names_and_unique_routes() -> None:
     assert len({each.name for each in OPERATIONS}) == len(OPERATIONS)
     assert len({(each.method, each.path) for each in OPERATIONS}) == len(OPERATIONS)
 
 
-def test_names_of_types_say_nothing_of_the_modules_that_they_are_in() -> None:
+def test_type_names_do_not_contain_module_names() -> None:
     assert not [name for name in document(OPERATIONS)["components"]["schemas"] if name.startswith("api__")]
 
 
-def test_the_page_needs_nothing_from_elsewhere() -> None:
+def test_the_page_is_self_contained() -> None:
     text = page(OPERATIONS)
     assert "src=" not in text
     assert "//" not in text.replace("<!--", "")
@@ -105,7 +105,7 @@ def test_the_document_and_the_page_are_served(client: httpx.Client) -> None:
     assert response.text == page(OPERATIONS)
 
 
-# Answers are what their types say
+# Answers match their types
 
 TOOL = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
 CHATS: list[Body] = [
@@ -149,7 +149,7 @@ def completion(fields: Body) -> Body:
     return {"model": MODEL, "prompt": "Once", "max_tokens": 6, **fields}
 
 
-def asked(fields: Body) -> Body:
+def response_request(fields: Body) -> Body:
     return {"model": MODEL, "input": "Hi.", "max_output_tokens": 6, **fields}
 
 
@@ -158,7 +158,7 @@ def check_type(model: type[BaseModel], body: bytes | str) -> None:
 
 
 @pytest.mark.parametrize("fields", CHATS, ids=str)
-def test_chat_completions_are_as_described(client: httpx.Client, fields: Body) -> None:
+def test_chat_completions_match_their_types(client: httpx.Client, fields: Body) -> None:
     whole = client.post("/v1/chat/completions", json=chat(fields))
     check_type(answers.ChatCompletion, whole.content)
     for event in events_of(client, "/v1/chat/completions", chat(fields)):
@@ -166,7 +166,7 @@ def test_chat_completions_are_as_described(client: httpx.Client, fields: Body) -
 
 
 @pytest.mark.parametrize("fields", COMPLETIONS, ids=str)
-def test_completions_are_as_described(client: httpx.Client, fields: Body) -> None:
+def test_completions_match_their_types(client: httpx.Client, fields: Body) -> None:
     whole = client.post("/v1/completions", json=completion(fields))
     check_type(completion_answers.TextCompletion, whole.content)
     if "best_of" not in fields:
@@ -175,7 +175,7 @@ def test_completions_are_as_described(client: httpx.Client, fields: Body) -> Non
 
 
 @pytest.mark.parametrize("fields", MESSAGES, ids=str)
-def test_messages_are_as_described(client: httpx.Client, fields: Body) -> None:
+def test_messages_match_their_types(client: httpx.Client, fields: Body) -> None:
     whole = client.post("/v1/messages", json=chat(fields))
     check_type(message_answers.MessageAnswer, whole.content)
     stream = client.post("/v1/messages", json=chat(fields) | {"stream": True})
@@ -186,11 +186,11 @@ def test_messages_are_as_described(client: httpx.Client, fields: Body) -> None:
 
 
 @pytest.mark.parametrize("fields", RESPONSES, ids=str)
-def test_responses_are_as_described(client: httpx.Client, fields: Body) -> None:
-    whole = client.post("/v1/responses", json=asked(fields))
+def test_responses_match_their_types(client: httpx.Client, fields: Body) -> None:
+    whole = client.post("/v1/responses", json=response_request(fields))
     check_type(response_answers.Response, whole.content)
-    stream = client.post("/v1/responses", json=asked(fields) | {"stream": True})
-    events = list(said(stream.text))
+    stream = client.post("/v1/responses", json=response_request(fields) | {"stream": True})
+    events = list(event_data(stream.text))
     for event in events:
         check_type(response_answers.ResponseEvent, event)
     assert orjson.loads(events[-1])["type"] in ("response.completed", "response.incomplete")
@@ -201,8 +201,8 @@ def test_responses_are_as_described(client: httpx.Client, fields: Body) -> None:
     check_type(common.Error, client.get(place).content)
 
 
-def said(stream: str) -> Iterator[str]:
-    """The data of each event that holds an object."""
+def event_data(stream: str) -> Iterator[str]:
+    """The data of each event that contains a JSON object."""
     for event in stream.split("\n\n"):
         _, mark, data = ("\n" + event).partition("\ndata: {")
         if mark:
@@ -216,34 +216,34 @@ def events_of(client: httpx.Client, path: str, body: Body) -> list[str]:
     return [event.removeprefix("data: ") for event in events]
 
 
-def test_the_other_answers_are_as_described(client: httpx.Client) -> None:
-    said = {"messages": [{"role": "user", "content": "Hi."}]}
+def test_the_other_answers_match_their_types(client: httpx.Client) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi."}]}
     texts = {"model": MODEL, "input": ["a", "b c"], "dimensions": 3}
-    asked: list[tuple[type[BaseModel], httpx.Response]] = [
+    found: list[tuple[type[BaseModel], httpx.Response]] = [
         (management_answers.ModelList, client.get("/v1/models")),
         (management_answers.Model, client.get(f"/v1/models/{MODEL}")),
         (management_answers.Health, client.get("/healthz")),
         (Version, client.get("/version")),
         (token_answers.Tokens, client.post("/tokenize", json={"content": "a b"})),
-        (token_answers.Tokens, client.post("/tokenize", json=said | {"with_pieces": True, "return_token_strs": True})),
+        (token_answers.Tokens, client.post("/tokenize", json=body | {"with_pieces": True, "return_token_strs": True})),
         (token_answers.Text, client.post("/detokenize", json={"tokens": [1, 2]})),
-        (token_answers.RenderedPrompt, client.post("/apply-template", json=said)),
+        (token_answers.RenderedPrompt, client.post("/apply-template", json=body)),
         (embedding_answers.Embeddings, client.post("/v1/embeddings", json=texts)),
         (embedding_answers.Embeddings, client.post("/v1/embeddings", json=texts | {"encoding_format": "base64"})),
         (common.Error, client.get("/v1/models/nobody")),
-        (message_answers.TokenCount, client.post("/v1/messages/count_tokens", json={"model": MODEL} | said)),
+        (message_answers.TokenCount, client.post("/v1/messages/count_tokens", json={"model": MODEL} | body)),
         (response_answers.InputTokens, client.post("/v1/responses/input_tokens", json={"input": "Hi."})),
-        (message_answers.MessageError, client.post("/v1/messages", json=said)),
+        (message_answers.MessageError, client.post("/v1/messages", json=body)),
     ]
-    for model, response in asked:
+    for model, response in found:
         check_type(model, response.content)
 
 
-# Whatever is asked, the answer is one that is described
+# Generated requests
 
 load_all_checks()
 TOO_STRICT: list[Any] = [CHECKS.get_one("positive_data_acceptance")]
-"""Fields may exclude each other, or ask for more than the context holds, which no schema says."""
+"""Valid fields may exclude each other or exceed the context, which the schemas do not express."""
 MAX_FIELDS = 6
 PROMPTS = {
     "/v1/chat/completions": "messages",
@@ -265,7 +265,7 @@ sensible = load("positive").include(path_regex="completions|embeddings|messages|
 
 
 def tame(body: Any) -> Any:
-    """Most models that are made up do not exist, and many answers to one prompt take long, as many texts do."""
+    """Replaces most generated model names, which do not exist, and limits choices and inputs, which take long."""
     if isinstance(body, dict):
         if isinstance(body.get("input"), list):
             del body["input"][MAX_INPUTS:]
@@ -279,14 +279,14 @@ def tame(body: Any) -> Any:
 
 @anything.hook("map_body")
 def tame_anything(context: schemathesis.HookContext, body: Any) -> Any:
-    """But what starts and stops models must not do so with the one that the others need."""
-    comes_and_goes = context.operation is not None and context.operation.path in ("/v1/models/start", "/v1/models/stop")
-    return body if comes_and_goes else tame(body)
+    """As `tame`, but never inserts the served model into start and stop: the other tests need it."""
+    is_lifecycle = context.operation is not None and context.operation.path in ("/v1/models/start", "/v1/models/stop")
+    return body if is_lifecycle else tame(body)
 
 
 @sensible.hook("map_body")
 def tame_sensible(context: schemathesis.HookContext, body: Any) -> Any:
-    """With a prompt that fits, and of the many other fields a few, as else some two would exclude each other."""
+    """Inserts a prompt that fits and keeps only a few of the other fields, because many exclude each other."""
     random = Random(repr(sorted(body)))
     given = [name for name, value in body.items() if value is not None]
     kept = random.sample(given, min(MAX_FIELDS, len(given)))
@@ -302,7 +302,7 @@ def tame_sensible(context: schemathesis.HookContext, body: Any) -> Any:
 
 
 def check(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
-    """No 5xx, no status, content type or body beyond the description."""
+    """Asserts that there is no 5xx, and no status, content type or body that is not documented."""
     response = case.call(f"http://127.0.0.1:{server.port}", timeout=SECONDS)
     case.validate_response(response, excluded_checks=TOO_STRICT)
     SEEN[case.path, response.status_code] += 1
@@ -310,7 +310,7 @@ def check(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
         operation = next(each for each in OPERATIONS if each.path == case.path)
         assert operation.chunk is not None
         STREAMED[case.path] += 1
-        for event in said(response.text):
+        for event in event_data(response.text):
             kind = operation.error if "error" in orjson.loads(event) else operation.chunk
             kind.model_validate_json(event)
 
@@ -320,22 +320,22 @@ patient = settings(suppress_health_check=list(HealthCheck))
 
 @anything.parametrize()
 @patient
-def test_whatever_is_asked_the_answer_is_as_described(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
+def test_any_request_gets_a_documented_answer(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
     check(case, server)
 
 
 @sensible.parametrize()
 @patient
-def test_what_may_be_served_is_answered_as_described(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
+def test_a_valid_request_gets_a_documented_answer(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
     check(case, server)
 
 
-def test_the_server_is_whole_after_all_that(server: CortexServer) -> None:
+def test_the_server_holds_nothing_after_all_tests(server: CortexServer) -> None:
     server.assert_nothing_is_held()
     assert SEEN["/v1/responses/{response_id}", 404] > 30
     assert SEEN["/v1/responses/{response_id}/input_items", 404] > 10
     for path in PROMPTS:
-        assert SEEN[path, 200] > 30, "else next to nothing was tried"
-        assert STREAMED[path] > 10, "an event that is not as described would go unseen"
+        assert SEEN[path, 200] > 30, "else hardly anything was tested"
+        assert STREAMED[path] > 10, "else an undocumented event might not be noticed"
     for path in ("/v1/messages/count_tokens", "/v1/embeddings"):
         assert SEEN[path, 200] > 30

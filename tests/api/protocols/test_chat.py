@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions over a fake engine: what clients get, byte by byte, and what the engine is told."""
+"""POST /v1/chat/completions over a fake engine: the bytes that clients receive, and the requests for the engine."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -40,7 +40,7 @@ async def body_of(response: Response) -> dict[str, Any]:
 
 
 async def answer(server: Server, text: str = "Hello", /, **fields: Any) -> dict[str, Any]:
-    """A whole answer, which must be one."""
+    """A non-streamed answer. Asserts that the status is 200."""
     response = await server.post(chat(text, **fields))
     assert response.status_code == 200, await response.get_data(as_text=True)
     return await body_of(response)
@@ -49,7 +49,7 @@ async def answer(server: Server, text: str = "Hello", /, **fields: Any) -> dict[
 async def assert_error(
     response: Response, status: int, code: str | None, param: str | None = None, *parts: str
 ) -> dict[str, Any]:
-    """It is OpenAI's error object and nothing else."""
+    """Asserts that the body is exactly OpenAI's error object. Returns the error."""
     body = await body_of(response)
     assert response.status_code == status, body
     assert response.headers["Content-Type"] == "application/json"
@@ -69,10 +69,10 @@ async def prompt_of(server: Server, messages: list[dict[str, str]]) -> list[int]
 
 
 def all_fields(kind: type[BaseModel], value: BaseModel, path: str = "") -> None:
-    """Every field of OpenAI's type is there, and nothing else."""
+    """Asserts that every field of OpenAI's type is present, and no other."""
     assert value.model_extra == {}, path
     missing = set(kind.model_fields) - value.model_fields_set
-    allowed = {  # answers to what was not asked for
+    allowed = {  # absent unless a request asks for them
         "ChatCompletion": {"metadata", "moderation"},
         "ChatCompletionChunk": {"moderation", "obfuscation"},
         "ChatCompletionMessage": {"audio", "function_call", "tool_calls"},
@@ -88,10 +88,10 @@ def all_fields(kind: type[BaseModel], value: BaseModel, path: str = "") -> None:
                 all_fields(type(item), item, f"{path}.{name}")
 
 
-# A whole answer
+# Non-streamed answers
 
 
-async def test_an_answer_has_every_field_of_openais(server: Server) -> None:
+async def test_an_answer_has_every_field_of_openais_type(server: Server) -> None:
     server.answers("Fine.")
     body = await answer(server)
     completion = ChatCompletion.model_validate(body, strict=True)
@@ -107,7 +107,7 @@ async def test_an_answer_has_every_field_of_openais(server: Server) -> None:
     assert choice.message.tool_calls is None
 
 
-async def test_usage_counts_prompt_answer_and_what_was_cached(server: Server) -> None:
+async def test_usage_counts_prompt_completion_and_cached_tokens(server: Server) -> None:
     tokens = server.encode("Fine.")
     server.engine.answer = lambda submit: [Output(submit.request_id, tokens, "stop", cached_tokens=24)]
     usage = (await answer(server))["usage"]
@@ -119,7 +119,7 @@ async def test_usage_counts_prompt_answer_and_what_was_cached(server: Server) ->
     assert set(usage["completion_tokens_details"].values()) == {0}
 
 
-async def test_an_answer_that_came_in_many_steps_is_one(server: Server) -> None:
+async def test_outputs_of_many_steps_become_one_answer(server: Server) -> None:
     tokens = server.encode("One two three four.")
 
     def answer_in_steps(submit: Submit) -> list[Output]:
@@ -135,7 +135,7 @@ async def test_an_answer_that_came_in_many_steps_is_one(server: Server) -> None:
     assert body["usage"]["prompt_tokens_details"]["cached_tokens"] == 7
 
 
-async def test_the_token_that_ended_the_answer_counts_and_says_nothing(server: Server) -> None:
+async def test_the_end_token_counts_but_adds_no_text(server: Server) -> None:
     end = server.tokenizer.encode("<|im_end|>", parse_special=True)
     server.engine.answer = lambda submit: [Output(submit.request_id, [*server.encode("Fine."), *end], "stop")]
     body = await answer(server)
@@ -148,12 +148,12 @@ async def test_an_empty_answer_is_an_empty_string(server: Server) -> None:
     assert (await answer(server))["choices"][0]["message"]["content"] == ""
 
 
-async def test_the_model_is_called_as_the_client_called_it(server: Server) -> None:
+async def test_an_answer_names_the_model_as_its_request_did(server: Server) -> None:
     server.answers()
     assert (await answer(server, model="an-alias"))["model"] == "an-alias"
 
 
-async def test_answers_have_ids_of_their_own_and_one_fingerprint(server: Server) -> None:
+async def test_answers_have_unique_ids_and_the_same_fingerprint(server: Server) -> None:
     server.answers()
     first, second = await answer(server), await answer(server)
     assert first["id"] != second["id"]
@@ -169,7 +169,7 @@ async def test_the_fingerprint_survives_a_restart_of_the_engine(server: Server) 
     assert (await answer(server))["system_fingerprint"] != first["system_fingerprint"]
 
 
-# What the engine is told
+# What the engine receives
 
 
 async def test_the_engine_gets_the_prompt_of_the_models_template(server: Server) -> None:
@@ -181,7 +181,7 @@ async def test_the_engine_gets_the_prompt_of_the_models_template(server: Server)
     assert submit.tokens.count(server.tokenizer.encode("<|im_end|>", parse_special=True)[0]) == 2
 
 
-async def test_defaults_are_openais_and_the_limit_is_what_the_context_leaves(server: Server) -> None:
+async def test_defaults_are_openais_and_the_limit_is_the_rest_of_the_context(server: Server) -> None:
     server.answers()
     await answer(server)
     [submit] = server.engine.submitted
@@ -222,7 +222,7 @@ async def test_every_parameter_reaches_the_engine(server: Server) -> None:
     assert submit.max_tokens == 9
 
 
-async def test_zeros_are_not_taken_for_missing(server: Server) -> None:
+async def test_zeros_are_not_treated_as_missing(server: Server) -> None:
     server.answers()
     await answer(server, temperature=0, seed=0)
     [submit] = server.engine.submitted
@@ -230,19 +230,19 @@ async def test_zeros_are_not_taken_for_missing(server: Server) -> None:
 
 
 @pytest.mark.parametrize("top_k", [-1, 0])
-async def test_no_top_k_is_the_whole_vocabulary(server: Server, top_k: int) -> None:
+async def test_top_k_below_1_means_the_whole_vocabulary(server: Server, top_k: int) -> None:
     server.answers()
     await answer(server, top_k=top_k)
     assert server.engine.submitted[0].params.top_k == 0
 
 
-async def test_the_newer_name_of_max_tokens(server: Server) -> None:
+async def test_max_completion_tokens_is_the_same_as_max_tokens(server: Server) -> None:
     server.answers()
     await answer(server, max_completion_tokens=11)
     assert server.engine.submitted[0].max_tokens == 11
 
 
-async def test_exactly_what_the_context_holds_is_accepted(server: Server) -> None:
+async def test_max_tokens_may_fill_the_context_exactly(server: Server) -> None:
     server.answers()
     await answer(server)
     room = INFO.ctx_len - len(server.engine.submitted[0].tokens)
@@ -252,10 +252,10 @@ async def test_exactly_what_the_context_holds_is_accepted(server: Server) -> Non
     assert len(server.engine.submitted) == 2
 
 
-# A stream
+# Streams
 
 
-async def test_a_stream_is_role_content_end_and_done(server: Server) -> None:
+async def test_a_stream_has_role_content_finish_reason_and_done(server: Server) -> None:
     tokens = server.encode("Hello world")
     async with server.stream(chat()) as stream:
         role = await stream.chunk()
@@ -280,7 +280,7 @@ async def test_a_stream_is_role_content_end_and_done(server: Server) -> None:
     assert server.engine.num_active == 0
 
 
-async def test_every_chunk_is_openais(server: Server) -> None:
+async def test_every_chunk_matches_openais_type(server: Server) -> None:
     server.answers("Hello world")
     async with server.stream(chat(stream_options={"include_usage": True})) as stream:
         *chunks, done = await stream.rest()
@@ -292,7 +292,7 @@ async def test_every_chunk_is_openais(server: Server) -> None:
     assert len({(chunk.id, chunk.created, chunk.model, chunk.system_fingerprint) for chunk in parsed}) == 1
 
 
-async def test_usage_comes_last_with_no_choices_and_is_null_before(server: Server) -> None:
+async def test_usage_is_in_the_last_chunk_and_null_before(server: Server) -> None:
     server.answers("Hello world")
     async with server.stream(chat(stream_options={"include_usage": True})) as stream:
         *chunks, usage, done = await stream.rest()
@@ -307,14 +307,14 @@ async def test_usage_comes_last_with_no_choices_and_is_null_before(server: Serve
 @pytest.mark.parametrize(
     "options", [None, {}, {"include_usage": False}, {"include_usage": None}, {"include_obfuscation": False}]
 )
-async def test_usage_comes_only_on_request(server: Server, options: dict[str, Any] | None) -> None:
+async def test_usage_is_sent_only_on_request(server: Server, options: dict[str, Any] | None) -> None:
     server.answers("Hello world")
     async with server.stream(chat(stream_options=options)) as stream:
         *chunks, _ = await stream.rest()
     assert all("usage" not in chunk for chunk in chunks)
 
 
-async def test_what_was_cached_is_remembered_from_the_first_chunk(server: Server) -> None:
+async def test_the_cached_tokens_of_the_first_output_are_in_the_usage(server: Server) -> None:
     async with server.stream(chat(stream_options={"include_usage": True})) as stream:
         await stream.chunk()
         server.engine.emit(server.encode("Hello"), cached_tokens=24)
@@ -324,7 +324,7 @@ async def test_what_was_cached_is_remembered_from_the_first_chunk(server: Server
     assert usage["usage"]["prompt_tokens_details"]["cached_tokens"] == 24
 
 
-async def test_the_end_goes_out_with_done_in_one_write(server: Server) -> None:
+async def test_the_last_chunks_and_done_are_sent_in_one_write(server: Server) -> None:
     async with server.stream(chat(stream_options={"include_usage": True})) as stream:
         await stream.chunk()
         server.engine.emit([], "stop")
@@ -334,7 +334,7 @@ async def test_the_end_goes_out_with_done_in_one_write(server: Server) -> None:
         assert await stream.write() is None
 
 
-async def test_tokens_that_wait_together_go_out_in_one_chunk(server: Server) -> None:
+async def test_pending_tokens_are_sent_in_one_chunk(server: Server) -> None:
     tokens = server.encode("One two three four five")
     async with server.stream(chat()) as stream:
         await stream.chunk()
@@ -351,7 +351,7 @@ async def test_a_slow_reader_gets_larger_chunks_and_loses_nothing(server: Server
     tokens = server.encode(text)
     async with server.stream(chat(max_tokens=len(tokens))) as stream:
         await stream.chunk()
-        for token in tokens:  # far more than the connection's buffer takes
+        for token in tokens:  # far more than the connection's buffer holds
             server.engine.emit([token])
             await wait_all_tasks_blocked()
         server.engine.emit([], "stop")
@@ -363,7 +363,7 @@ async def test_a_slow_reader_gets_larger_chunks_and_loses_nothing(server: Server
 
 
 @pytest.mark.parametrize("text", ["🦜", "日本語の文", "na\u00efve \u2028 caf\u00e9", "👩\u200d👩\u200d👧 family"])
-async def test_a_character_of_several_tokens_comes_whole(server: Server, text: str) -> None:
+async def test_a_character_of_several_tokens_is_sent_whole(server: Server, text: str) -> None:
     pieces = []
     async with server.stream(chat()) as stream:
         await stream.chunk()
@@ -377,7 +377,7 @@ async def test_a_character_of_several_tokens_comes_whole(server: Server, text: s
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-async def test_half_a_character_waits_for_its_other_half(server: Server) -> None:
+async def test_an_incomplete_character_waits_for_its_rest(server: Server) -> None:
     first, *others = server.encode("🦜")
     async with server.stream(chat()) as stream:
         await stream.chunk()
@@ -388,11 +388,11 @@ async def test_half_a_character_waits_for_its_other_half(server: Server) -> None
         server.engine.emit(others[1:])
         assert await stream.text() == "🦜"
         server.engine.emit([first], "length")
-        assert await stream.text() == "\ufffd"  # the other half never came
+        assert await stream.text() == "\ufffd"  # the rest of the character never came
         await stream.rest()
 
 
-async def test_one_stream_gets_nothing_of_another(server: Server) -> None:
+async def test_concurrent_streams_get_only_their_own_tokens(server: Server) -> None:
     one, two = server.encode("Hello"), server.encode(" world")
     async with server.stream(chat("a")) as first, server.stream(chat("b")) as second:
         await first.chunk()
@@ -410,29 +410,29 @@ async def test_one_stream_gets_nothing_of_another(server: Server) -> None:
 # Stop strings
 
 
-def says(server: Server, *pieces: str) -> list[int]:
-    """Tokens that spell each piece apart from the others."""
+def tokens_of(server: Server, *pieces: str) -> list[int]:
+    """Encodes each piece separately."""
     return [token for piece in pieces for token in server.encode(piece)]
 
 
 async def test_a_stop_string_ends_the_answer_and_the_request(server: Server) -> None:
-    tokens = says(server, "Hello", " E", "N", "D", " tail", " more")
+    tokens = tokens_of(server, "Hello", " E", "N", "D", " tail", " more")
     server.engine.answer = lambda submit: [Output(submit.request_id, list(tokens))]
     body = await answer(server, stop="END")
     assert body["choices"][0]["message"]["content"] == "Hello "
     assert body["choices"][0]["finish_reason"] == "stop"
-    assert body["usage"]["completion_tokens"] == 4  # those behind the stop string do not count
+    assert body["usage"]["completion_tokens"] == 4  # tokens after the stop string do not count
     assert server.engine.cancelled == [server.engine.submitted[0].request_id]
     assert server.engine.num_active == 0
 
 
-async def test_a_stop_string_never_leaks_in_part(server: Server) -> None:
+async def test_no_part_of_a_stop_string_is_sent(server: Server) -> None:
     async with server.stream(chat(stop=["<END>", "unused"], stream_options={"include_usage": True})) as stream:
         await stream.chunk()
         for piece in ("Hello", "<", "E", "N"):
-            server.engine.emit(says(server, piece))
+            server.engine.emit(tokens_of(server, piece))
             await wait_all_tasks_blocked()
-        server.engine.emit(says(server, "D", ">", "tail"))
+        server.engine.emit(tokens_of(server, "D", ">", "tail"))
         assert await stream.text() == "Hello"
         [end, usage, done] = await stream.rest()
     assert end["choices"][0]["finish_reason"] == "stop"
@@ -441,31 +441,31 @@ async def test_a_stop_string_never_leaks_in_part(server: Server) -> None:
     assert server.engine.cancelled == [server.engine.submitted[0].request_id]
 
 
-async def test_what_only_looked_like_a_stop_string_comes_late_but_whole(server: Server) -> None:
+async def test_text_that_only_begins_like_a_stop_string_is_sent_late_but_whole(server: Server) -> None:
     async with server.stream(chat(stop=["<END>"])) as stream:
         await stream.chunk()
-        server.engine.emit(says(server, "a", "<", "E"))
+        server.engine.emit(tokens_of(server, "a", "<", "E"))
         assert await stream.text() == "a"
-        server.engine.emit(says(server, "X"))
+        server.engine.emit(tokens_of(server, "X"))
         assert await stream.text() == "<EX"
-        server.engine.emit(says(server, "<", "E"), "length")
+        server.engine.emit(tokens_of(server, "<", "E"), "length")
         assert await stream.text() == "<E"
         await stream.rest()
     assert server.engine.cancelled == []
 
 
-async def test_a_stop_string_in_the_last_tokens_is_a_stop(server: Server) -> None:
+async def test_a_stop_string_in_the_last_tokens_finishes_with_stop(server: Server) -> None:
     server.answers("Hello END", "length")
     body = await answer(server, stop=[" END"])
     assert body["choices"][0]["message"]["content"] == "Hello"
     assert body["choices"][0]["finish_reason"] == "stop"
-    assert server.engine.cancelled == []  # it had ended by itself
+    assert server.engine.cancelled == []  # the request had already ended
 
 
-# Clients that leave, and clients that stop reading
+# Clients that disconnect or stop reading
 
 
-async def test_a_client_that_leaves_in_midstream_cancels_its_request(server: Server) -> None:
+async def test_a_disconnect_during_a_stream_cancels_the_request(server: Server) -> None:
     async with server.stream(chat()) as stream:
         await stream.chunk()
         server.engine.emit(server.encode("Hello"))
@@ -476,7 +476,7 @@ async def test_a_client_that_leaves_in_midstream_cancels_its_request(server: Ser
     assert server.engine.num_active == 0
 
 
-async def test_a_client_that_leaves_while_its_chunks_pile_up_cancels_its_request(server: Server) -> None:
+async def test_a_disconnect_with_unread_chunks_cancels_the_request(server: Server) -> None:
     async with server.stream(chat()) as stream:
         await stream.chunk()
         for _ in range(50):
@@ -486,7 +486,7 @@ async def test_a_client_that_leaves_while_its_chunks_pile_up_cancels_its_request
     assert server.engine.cancelled == [server.engine.submitted[0].request_id]
 
 
-async def test_a_client_that_leaves_before_a_whole_answer_cancels_its_request(server: Server) -> None:
+async def test_a_disconnect_before_a_non_streamed_answer_cancels_the_request(server: Server) -> None:
     connection = server.connect()
     async with connection:
         await connection.send(orjson.dumps(chat()))
@@ -497,7 +497,7 @@ async def test_a_client_that_leaves_before_a_whole_answer_cancels_its_request(se
     assert server.engine.cancelled == [server.engine.submitted[0].request_id]
 
 
-async def test_a_client_that_leaves_before_the_first_chunk_leaves_nothing(server: Server) -> None:
+async def test_a_disconnect_before_the_first_chunk_leaves_no_request(server: Server) -> None:
     async with server.stream(chat()) as stream:
         await stream.leave()
     assert server.engine.num_active == 0
@@ -505,8 +505,8 @@ async def test_a_client_that_leaves_before_the_first_chunk_leaves_nothing(server
 
 
 @pytest.mark.parametrize("stuck_at", ["http.response.start", "http.response.body"])
-async def test_a_client_that_leaves_while_a_send_is_stuck_leaves_nothing(server: Server, stuck_at: str) -> None:
-    """Before the first byte of the body the generator has not even begun; behind it, it stands at a yield."""
+async def test_a_disconnect_while_a_send_is_stuck_leaves_no_request(server: Server, stuck_at: str) -> None:
+    """Before the first byte of the body, the generator has not started. After it, the generator waits at a yield."""
     connection = server.connect()
     to_app, from_client = trio.open_memory_channel[dict[str, Any]](10)
     to_app.send_nowait({"type": "http.request", "body": orjson.dumps(chat(stream=True)), "more_body": False})
@@ -525,7 +525,7 @@ async def test_a_client_that_leaves_while_a_send_is_stuck_leaves_nothing(server:
     assert server.engine.cancelled == [submit.request_id for submit in server.engine.submitted]
 
 
-async def test_what_comes_after_an_end_is_ignored(server: Server) -> None:
+async def test_outputs_after_the_end_of_a_request_are_ignored(server: Server) -> None:
     async with server.stream(chat()) as stream:
         await stream.chunk()
         await stream.leave()
@@ -535,7 +535,7 @@ async def test_what_comes_after_an_end_is_ignored(server: Server) -> None:
 
 
 async def feed_while_stalled(server: Server, stalled: Stream, reading: Stream) -> tuple[int, int]:
-    """Both streams get a token a second until the one that nobody reads is dropped. Returns their request ids."""
+    """Sends both streams a token per second until the unread one is dropped. Returns their request ids."""
     await stalled.chunk()
     await reading.chunk()
     stalled_id, reading_id = (submit.request_id for submit in server.engine.submitted)
@@ -549,7 +549,7 @@ async def feed_while_stalled(server: Server, stalled: Stream, reading: Stream) -
     return stalled_id, reading_id
 
 
-async def test_a_stream_that_is_not_read_is_dropped_and_others_go_on(server: Server, autojump_clock: MockClock) -> None:
+async def test_an_unread_stream_is_dropped_and_others_continue(server: Server, autojump_clock: MockClock) -> None:
     async with server.stream(chat("a")) as stalled, server.stream(chat("b")) as reading:
         stalled_id, reading_id = await feed_while_stalled(server, stalled, reading)
         assert UNREAD_LIMIT < trio.current_time() < UNREAD_LIMIT + 30  # the connection itself holds some chunks
@@ -560,10 +560,10 @@ async def test_a_stream_that_is_not_read_is_dropped_and_others_go_on(server: Ser
     assert server.engine.num_active == 0
 
 
-async def test_a_dropped_stream_ends_with_an_error_for_a_reader_that_comes_back(
+async def test_a_dropped_stream_ends_with_an_error_for_a_reader_that_resumes(
     server: Server, autojump_clock: MockClock
 ) -> None:
-    """Else it would be told that the answer goes on, by pings, for ever."""
+    """Without the error, the reader would get pings for ever."""
     async with server.stream(chat("a")) as stalled, server.stream(chat("b")) as reading:
         _, reading_id = await feed_while_stalled(server, stalled, reading)
         with trio.fail_after(10 * PING_SECONDS):
@@ -574,7 +574,7 @@ async def test_a_dropped_stream_ends_with_an_error_for_a_reader_that_comes_back(
         await reading.rest()
 
 
-async def test_a_reader_that_is_slow_but_reads_is_kept(server: Server, autojump_clock: MockClock) -> None:
+async def test_a_slow_reader_is_not_dropped(server: Server, autojump_clock: MockClock) -> None:
     token = server.encode("a")
     num_read = 0
     async with server.stream(chat()) as stream:
@@ -602,7 +602,7 @@ async def test_an_answer_may_take_longer_than_quarts_timeout(server: Server, aut
         assert (await stream.rest())[-1] == "[DONE]"
 
 
-async def test_a_long_silence_is_filled_with_pings(server: Server, autojump_clock: MockClock) -> None:
+async def test_a_silent_stream_sends_pings(server: Server, autojump_clock: MockClock) -> None:
     async with server.stream(chat()) as stream:
         await stream.chunk()
         started = trio.current_time()
@@ -617,7 +617,7 @@ async def test_a_long_silence_is_filled_with_pings(server: Server, autojump_cloc
 # Failures
 
 
-async def test_an_engine_that_dies_in_midstream_ends_the_stream_with_an_error(server: Server) -> None:
+async def test_an_engine_death_during_a_stream_ends_it_with_an_error(server: Server) -> None:
     async with server.stream(chat()) as stream:
         await stream.chunk()
         server.engine.emit(server.encode("Hello"))
@@ -630,7 +630,7 @@ async def test_an_engine_that_dies_in_midstream_ends_the_stream_with_an_error(se
     assert server.engine.num_active == 0
 
 
-async def test_an_engine_that_dies_during_a_whole_answer_is_a_500(server: Server) -> None:
+async def test_an_engine_death_during_a_non_streamed_answer_is_a_500(server: Server) -> None:
     async with trio.open_nursery() as nursery:
 
         async def ask() -> None:
@@ -643,7 +643,7 @@ async def test_an_engine_that_dies_during_a_whole_answer_is_a_500(server: Server
     assert server.engine.num_active == 0
 
 
-async def test_an_answer_that_was_complete_survives_the_engines_death(server: Server) -> None:
+async def test_a_complete_answer_survives_an_engine_death(server: Server) -> None:
     def answer_and_die(submit: Submit) -> list[Output]:
         server.engine.info = None
         return [Output(submit.request_id, server.encode("Fine."), "stop")]
@@ -652,7 +652,7 @@ async def test_an_answer_that_was_complete_survives_the_engines_death(server: Se
     assert (await answer(server))["choices"][0]["message"]["content"] == "Fine."
 
 
-async def test_a_stream_that_was_complete_survives_the_engines_death(server: Server) -> None:
+async def test_a_complete_stream_survives_an_engine_death(server: Server) -> None:
     async with server.stream(chat()) as stream:
         await stream.chunk()
         server.engine.emit(server.encode("Fine."), "stop")
@@ -668,7 +668,7 @@ async def test_a_request_that_fails_in_the_engine_is_a_500_with_its_reason(serve
         assert [event["error"]["message"] for event in (await stream.rest())[1:]] == ["the model failed"]
 
 
-async def test_an_engine_that_goes_before_the_first_chunk_is_told_in_the_stream(
+async def test_an_engine_death_before_the_first_chunk_is_an_error_in_the_stream(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone() -> None:
@@ -683,7 +683,7 @@ async def test_an_engine_that_goes_before_the_first_chunk_is_told_in_the_stream(
     assert server.engine.num_active == 0
 
 
-async def test_a_bug_is_a_500_that_tells_nothing_and_is_logged(
+async def test_a_bug_is_a_500_without_details_and_is_logged(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
@@ -732,24 +732,24 @@ async def test_a_request_id_is_echoed_on_every_response(server: Server) -> None:
         assert headers.getlist("x-request-id") == ["my-id/1"], status
 
 
-async def test_a_request_id_is_made_up_where_none_came(server: Server) -> None:
+async def test_a_request_without_an_id_gets_a_generated_one(server: Server) -> None:
     ids = [headers["x-request-id"] for _, headers in await responses_of_all_kinds(server, {})]
     assert all(name.startswith("req_") and len(name) == 36 for name in ids)
     assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.parametrize("given", ["", "two words", "x" * 129, "caf\u00e9"])
-async def test_a_request_id_that_is_no_plain_word_is_replaced(server: Server, given: str) -> None:
+async def test_an_invalid_request_id_is_replaced(server: Server, given: str) -> None:
     response = await server.client.get("/v1/models", headers={"x-request-id": given})
     assert response.headers["x-request-id"].startswith("req_")
 
 
-async def test_without_the_option_there_is_no_cors(server: Server) -> None:
+async def test_there_are_no_cors_headers_by_default(server: Server) -> None:
     for _, headers in await responses_of_all_kinds(server, {"Origin": "https://a.example"}):
         assert not [name for name, _ in headers if name.lower().startswith("access-control")]
 
 
-async def test_with_the_option_a_page_of_that_origin_may_read_everything(tokenizer: Tokenizer) -> None:
+async def test_pages_of_an_allowed_origin_may_read_every_response(tokenizer: Tokenizer) -> None:
     server = Server(tokenizer, cors_origins=("https://a.example", "https://b.example"))
     for status, headers in await responses_of_all_kinds(server, {"Origin": "https://b.example"}):
         assert headers["Access-Control-Allow-Origin"] == "https://b.example", status
@@ -758,13 +758,13 @@ async def test_with_the_option_a_page_of_that_origin_may_read_everything(tokeniz
         assert "Access-Control-Allow-Origin" not in headers
 
 
-async def test_any_origin(tokenizer: Tokenizer) -> None:
+async def test_any_origin_may_be_allowed(tokenizer: Tokenizer) -> None:
     server = Server(tokenizer, cors_origins=("*",))
     for _, headers in await responses_of_all_kinds(server, {"Origin": "https://b.example"}):
         assert headers["Access-Control-Allow-Origin"] == "*"
 
 
-async def test_a_preflight_allows_what_the_sdk_sends(tokenizer: Tokenizer) -> None:
+async def test_a_preflight_allows_the_headers_of_the_sdk(tokenizer: Tokenizer) -> None:
     server = Server(tokenizer, cors_origins=("https://a.example",))
     response = await server.client.options(
         URL,
@@ -781,14 +781,14 @@ async def test_a_preflight_allows_what_the_sdk_sends(tokenizer: Tokenizer) -> No
     assert allowed == "*" or {"authorization", "content-type", "x-stainless-lang"} <= set(allowed.split(", "))
 
 
-# What is refused
+# Refused requests
 
 USER = {"role": "user", "content": "Hello"}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 TOO_LONG = "Hello " * INFO.ctx_len
 
 REFUSED: list[tuple[dict[str, Any], str, str | None, tuple[str, ...]]] = [
-    # changes of a good body, param, code, parts of the message
+    # changes to a valid body, param, code, parts of the message
     ({"temprature": 1}, "temprature", "unknown_parameter", ("temprature",)),
     ({"": 1}, "", "unknown_parameter", ()),
     ({"model": None}, "model", "invalid_value", ()),
@@ -844,7 +844,7 @@ REFUSED: list[tuple[dict[str, Any], str, str | None, tuple[str, ...]]] = [
     ({"top_k": 1.5}, "top_k", "invalid_value", ()),
     ({"min_p": 1.1}, "min_p", "invalid_value", ()),
     ({"repeat_penalty": 0}, "repeat_penalty", "invalid_value", ()),
-    ({"repeat_penalty": 1e-300}, "repeat_penalty", "invalid_value", ()),  # its inverse has no float
+    ({"repeat_penalty": 1e-300}, "repeat_penalty", "invalid_value", ()),  # its inverse exceeds the range of floats
     ({"repeat_penalty": 10.5}, "repeat_penalty", "invalid_value", ()),
     ({"ignore_eos": "yes"}, "ignore_eos", "invalid_value", ()),
     ({"seed": 1.0}, "seed", "invalid_value", ()),
@@ -905,7 +905,7 @@ REFUSED: list[tuple[dict[str, Any], str, str | None, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("changes", "param", "code", "parts"), REFUSED, ids=lambda value: str(value)[:60])
-async def test_a_body_is_refused_by_name(
+async def test_an_invalid_field_is_refused_by_name(
     server: Server, changes: dict[str, Any], param: str, code: str | None, parts: tuple[str, ...]
 ) -> None:
     server.answers()
@@ -923,24 +923,24 @@ async def test_a_missing_field_is_named(server: Server, missing: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"model": }', b"\xff", b'{"model": "\\ud800"}', b'{"seed": NaN}'])
-async def test_a_body_that_is_no_json_is_refused(server: Server, body: bytes) -> None:
+async def test_a_body_that_is_not_json_is_refused(server: Server, body: bytes) -> None:
     await assert_error(await server.post(body), 400, None, None, "not valid JSON")
 
 
-async def test_what_is_nested_too_deeply_is_refused(server: Server) -> None:
+async def test_a_body_that_is_nested_too_deeply_is_refused(server: Server) -> None:
     schema = b'{"items":' * 1000 + b"{}" + b"}" * 1000
     tool = b'{"type": "function", "function": {"name": "f", "parameters": %b}}' % schema
-    said = orjson.dumps(chat())[:-1] + b', "tools": [%b]}' % tool
-    await assert_error(await server.post(said), 400, "invalid_value", None, "nested too deeply")
+    body = orjson.dumps(chat())[:-1] + b', "tools": [%b]}' % tool
+    await assert_error(await server.post(body), 400, "invalid_value", None, "nested too deeply")
 
 
 @pytest.mark.parametrize("body", [[], [1], "text", 3, True, None])
-async def test_a_body_that_is_no_object_is_refused(server: Server, body: Any) -> None:
+async def test_a_body_that_is_not_an_object_is_refused(server: Server, body: Any) -> None:
     await assert_error(await server.post(orjson.dumps(body)), 400, None, None, "JSON object")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_model_that_is_not_served_is_a_404(server: Server, stream: bool) -> None:
+async def test_a_request_to_an_unknown_model_is_a_404(server: Server, stream: bool) -> None:
     response = await server.post(chat(model="gpt-9", stream=stream))
     await assert_error(response, 404, "model_not_found", "model", "gpt-9", MODEL)
 
@@ -971,7 +971,7 @@ async def test_an_answer_that_does_not_fit_is_refused_with_all_numbers(server: S
     )
 
 
-async def test_a_template_that_refuses_is_a_400(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_of_the_template_is_a_400(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     from api.text.template import ChatTemplate
 
     template = ChatTemplate("{{ raise_exception('roles must alternate') }}", server.tokenizer)
@@ -980,7 +980,7 @@ async def test_a_template_that_refuses_is_a_400(server: Server, monkeypatch: pyt
     await assert_error(await server.post(chat("long " * 5000)), 400, "invalid_messages", "messages")
 
 
-async def test_a_url_that_is_none_is_a_404(server: Server) -> None:
+async def test_an_unknown_url_is_a_404(server: Server) -> None:
     response = await server.client.get("/v1/nothing")
     await assert_error(response, 404, "unknown_url", None, "GET /v1/nothing")
 
@@ -995,7 +995,7 @@ async def test_a_url_that_is_none_is_a_404(server: Server) -> None:
         ("POST", "/healthz", {"GET", "HEAD", "OPTIONS"}),
     ],
 )
-async def test_a_method_that_is_not_allowed_is_a_405_that_says_which_are(
+async def test_a_wrong_method_is_a_405_that_lists_the_allowed_ones(
     server: Server, method: str, path: str, allowed: set[str]
 ) -> None:
     response = await server.client.open(path, method=method, json=None)
@@ -1003,12 +1003,12 @@ async def test_a_method_that_is_not_allowed_is_a_405_that_says_which_are(
     assert set(response.headers["Allow"].replace(" ", "").split(",")) == allowed
 
 
-async def test_a_body_that_says_it_is_too_large_is_a_413(server: Server) -> None:
+async def test_a_content_length_above_the_limit_is_a_413(server: Server) -> None:
     response = await server.post_raw(b"{}", {"Content-Length": str(MAX_BODY_BYTES + 1)})
     await assert_error(response, 413, "request_too_large", None, str(MAX_BODY_BYTES))
 
 
-async def test_a_body_that_turns_out_too_large_is_a_413(server: Server) -> None:
+async def test_a_body_of_unknown_length_that_exceeds_the_limit_is_a_413(server: Server) -> None:
     server.app.config["MAX_CONTENT_LENGTH"] = 1000
     connection = server.connect()
     async with connection:
@@ -1018,7 +1018,7 @@ async def test_a_body_that_turns_out_too_large_is_a_413(server: Server) -> None:
     await assert_error(response, 413, "request_too_large")
 
 
-async def test_a_full_queue_is_a_429_until_somebody_leaves(tokenizer: Tokenizer) -> None:
+async def test_a_full_queue_is_a_429_until_a_request_ends(tokenizer: Tokenizer) -> None:
     server = Server(tokenizer, max_waiting=1)
     async with trio.open_nursery() as nursery:
         streams: list[Stream] = []
@@ -1047,7 +1047,7 @@ async def test_a_full_queue_is_a_429_until_somebody_leaves(tokenizer: Tokenizer)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_while_the_model_loads_requests_get_a_503(server: Server, stream: bool) -> None:
+async def test_requests_get_a_503_while_the_model_loads(server: Server, stream: bool) -> None:
     server.engine.info = None
     response = await server.post(chat(stream=stream))
     await assert_error(response, 503, "model_loading")
@@ -1055,14 +1055,14 @@ async def test_while_the_model_loads_requests_get_a_503(server: Server, stream: 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_while_the_server_drains_requests_get_a_503(server: Server, stream: bool) -> None:
+async def test_requests_get_a_503_while_the_server_drains(server: Server, stream: bool) -> None:
     server.fleet.drain()
     response = await server.post(chat(stream=stream))
     await assert_error(response, 503, "shutting_down")
     assert int(response.headers["Retry-After"]) >= 1
 
 
-# What is accepted
+# Accepted requests
 
 ACCEPTED: list[dict[str, Any]] = [
     {"n": 1},
@@ -1116,7 +1116,7 @@ ACCEPTED += [{name: None} for name in (*ChatRequest.model_fields, *UNSERVED) if 
 
 
 @pytest.mark.parametrize("changes", ACCEPTED, ids=lambda value: str(value)[:60])
-async def test_a_body_is_accepted(server: Server, changes: dict[str, Any]) -> None:
+async def test_a_valid_field_is_accepted(server: Server, changes: dict[str, Any]) -> None:
     server.answers("Fine.")
     body = await answer(server, **changes)
     assert body["choices"][0]["message"]["content"] == "Fine."
@@ -1128,23 +1128,23 @@ async def prompt_text(server: Server, messages: list[dict[str, Any]]) -> str:
     return b"".join(map(server.tokenizer.piece, server.engine.submitted[-1].tokens)).decode()
 
 
-async def test_text_parts_are_lines(server: Server) -> None:
+async def test_text_parts_are_joined_as_lines(server: Server) -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert "user\none\ntwo" in await prompt_text(server, [{"role": "user", "content": parts}])
 
 
-async def test_a_refusal_is_what_the_assistant_said(server: Server) -> None:
+async def test_a_refusal_becomes_the_text_of_the_assistant(server: Server) -> None:
     refusal = {"role": "assistant", "content": None, "refusal": "I would rather not."}
     assert "assistant\nI would rather not." in await prompt_text(server, [USER, refusal, USER])
 
 
-async def test_a_developer_is_the_system_where_the_template_knows_none(server: Server) -> None:
+async def test_a_developer_message_becomes_a_system_message_if_the_template_needs_it(server: Server) -> None:
     developer = await prompt_text(server, [{"role": "developer", "content": "Be brief."}, USER])
     assert developer == await prompt_text(server, [{"role": "system", "content": "Be brief."}, USER])
     assert "Be brief." in developer
 
 
-async def test_a_long_prompt_is_read_in_a_thread_and_means_the_same(
+async def test_a_long_prompt_is_tokenized_in_a_thread_with_the_same_result(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages = [{"role": "user", "content": "One two three. " * 30}]
@@ -1156,7 +1156,7 @@ async def test_a_long_prompt_is_read_in_a_thread_and_means_the_same(
 # Models and health
 
 
-async def test_the_models_are_the_one_that_is_served_and_its_aliases(server: Server) -> None:
+async def test_the_models_are_the_served_one_and_its_aliases(server: Server) -> None:
     response = await server.client.get("/v1/models")
     body = await body_of(response)
     assert response.status_code == 200
@@ -1176,7 +1176,7 @@ async def test_a_model_whose_name_has_slashes_is_found(tokenizer: Tokenizer) -> 
     assert (await body_of(response))["id"] == "owner/repo:file.gguf"
 
 
-async def test_a_model_that_is_none_is_a_404(server: Server) -> None:
+async def test_an_unknown_model_is_a_404(server: Server) -> None:
     response = await server.client.get("/v1/models/gpt-9")
     await assert_error(response, 404, "model_not_found", "model", "gpt-9")
 
@@ -1186,7 +1186,7 @@ async def test_models_are_listed_while_they_load(server: Server) -> None:
     assert (await server.client.get("/v1/models")).status_code == 200
 
 
-async def test_health_tells_what_the_engine_reports(server: Server) -> None:
+async def test_health_contains_the_report_of_the_engine(server: Server) -> None:
     cache = {"page_tokens": 32, "held_pages": 3, "cached_pages": 10, "free_pages": 51}
     server.engine.report = Report({"running": 2, "waiting": 5}, cache)
     response = await server.client.get("/healthz")
@@ -1194,7 +1194,11 @@ async def test_health_tells_what_the_engine_reports(server: Server) -> None:
     assert response.status_code == 200
     assert body["status"] == "ok"
     [model] = body["models"]
-    assert (model["model"], model["aliases"], model["path"]) == (MODEL, ["an-alias"], None)  # not from this machine
+    assert (model["model"], model["aliases"], model["path"]) == (
+        MODEL,
+        ["an-alias"],
+        None,
+    )  # remote clients get no path
     assert (model["engine_pid"], model["context_length"]) == (INFO.pid, INFO.ctx_len)
     assert (model["running"], model["waiting"]) == (2, 5)
     assert model["kv"] == {
@@ -1207,14 +1211,14 @@ async def test_health_tells_what_the_engine_reports(server: Server) -> None:
     assert model["statistics"] == {"scheduler": {"running": 2, "waiting": 5}, "cache": cache}
 
 
-async def test_health_of_an_engine_that_does_not_answer(server: Server) -> None:
+async def test_health_is_ok_without_kv_numbers_if_the_engine_does_not_answer(server: Server) -> None:
     response = await server.client.get("/healthz")
     body = await body_of(response)
     assert (response.status_code, body["status"], body["models"][0]["kv"]) == (200, "ok", None)
 
 
 @pytest.mark.parametrize("draining", [False, True])
-async def test_health_is_a_503_while_no_requests_are_taken(server: Server, draining: bool) -> None:
+async def test_health_is_a_503_while_no_requests_are_accepted(server: Server, draining: bool) -> None:
     if draining:
         server.fleet.drain()
     server.engine.info = None
@@ -1225,7 +1229,7 @@ async def test_health_is_a_503_while_no_requests_are_taken(server: Server, drain
     assert body["models"][0]["engine_pid"] is None
 
 
-# Anything at all
+# Generated requests
 
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none()
@@ -1258,7 +1262,7 @@ MESSAGES = st.lists(
 
 @pytest.fixture(scope="module")
 def answering(tokenizer: Tokenizer) -> Callable[[], Server]:
-    """Makes one server for all examples, in the first of them: a server belongs to a run of the loop."""
+    """Returns the same server for all examples. The first example makes it, because it belongs to an event loop."""
     servers: list[Server] = []
 
     def get() -> Server:

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings, over an engine whose embeddings the test writes, and from the official SDK to the real model."""
+"""POST /v1/embeddings: over a fake engine, and through the official SDK on the real small model."""
 
 import asyncio
 import base64
@@ -30,21 +30,21 @@ from tests.models import write_bert
 URL = "/v1/embeddings"
 LIMIT = 16
 POOLS = replace(INFO, pooling="mean", embedding_size=4, max_text_tokens=LIMIT)
-VECTOR = np.array([0.5, -0.5, 0.1, 0.7], "<f4")
-WIRED = base64.b64encode(VECTOR.tobytes()).decode()
+EMBEDDING = np.array([0.5, -0.5, 0.1, 0.7], "<f4")
+ENCODED = base64.b64encode(EMBEDDING.tobytes()).decode()
 
 
 @pytest.fixture
 def server(tokenizer: Tokenizer) -> Server:
     server = Server(tokenizer)
     server.engine.info = POOLS
-    server.engine.embedded = lambda embed: [Embedded(embed.request_id, [wired(text) for text in embed.texts])]
+    server.engine.embedded = lambda embed: [Embedded(embed.request_id, [encoded(text) for text in embed.texts])]
     return server
 
 
-def wired(text: list[int]) -> str:
-    """An embedding by which its text is known."""
-    return base64.b64encode((VECTOR * len(text)).tobytes()).decode()
+def encoded(text: list[int]) -> str:
+    """The embedding of a text in base64, multiplied by the number of its tokens."""
+    return base64.b64encode((EMBEDDING * len(text)).tobytes()).decode()
 
 
 async def post(server: Server, text: Any = "Hello", /, **fields: Any) -> Response:
@@ -52,7 +52,7 @@ async def post(server: Server, text: Any = "Hello", /, **fields: Any) -> Respons
     return await server.client.post(URL, data=orjson.dumps(body), headers={"Content-Type": "application/json"})
 
 
-async def told(server: Server, text: Any = "Hello", /, **fields: Any) -> dict[str, Any]:
+async def respond(server: Server, text: Any = "Hello", /, **fields: Any) -> dict[str, Any]:
     response = await post(server, text, **fields)
     body = await response.get_data(as_text=False)
     assert response.status_code == 200, body
@@ -62,7 +62,7 @@ async def told(server: Server, text: Any = "Hello", /, **fields: Any) -> dict[st
 
 
 async def refused(server: Server, text: Any = "Hello", /, **fields: Any) -> tuple[int, str | None, str | None, str]:
-    """Status, param, code and message."""
+    """Posts a request that must fail. Returns the status, param, code and message of the error."""
     response = await post(server, text, **fields)
     error = orjson.loads(await response.get_data(as_text=False))["error"]
     return response.status_code, error["param"], error["code"], error["message"]
@@ -72,8 +72,8 @@ def embeds(server: Server) -> list[Embed]:
     return [message for message in server.engine.posted if isinstance(message, Embed)]
 
 
-async def test_a_text_gets_its_vector(server: Server) -> None:
-    answer = await told(server, "Hello there")
+async def test_a_text_gets_its_embedding(server: Server) -> None:
+    answer = await respond(server, "Hello there")
     [embed] = embeds(server)
     assert embed.texts == [server.encode("Hello there")]
     assert answer == {
@@ -85,8 +85,8 @@ async def test_a_text_gets_its_vector(server: Server) -> None:
     assert server.engine.num_active == 0
 
 
-async def test_texts_get_theirs_in_their_order(server: Server) -> None:
-    answer = await told(server, ["a b c", "a", "a b"], model="an-alias", user="me", encoding_format=None)
+async def test_embeddings_are_in_the_order_of_their_texts(server: Server) -> None:
+    answer = await respond(server, ["a b c", "a", "a b"], model="an-alias", user="me", encoding_format=None)
     assert [each["index"] for each in answer["data"]] == [0, 1, 2]
     assert [each["embedding"][0] for each in answer["data"]] == [1.5, 0.5, 1.0]
     assert answer["usage"] == {"prompt_tokens": 6, "total_tokens": 6}
@@ -94,36 +94,36 @@ async def test_texts_get_theirs_in_their_order(server: Server) -> None:
 
 
 @pytest.mark.parametrize("tokens", [[5, 6, 7], [[5, 6, 7], [8]]])
-async def test_tokens_are_taken_as_they_are(server: Server, tokens: list[Any]) -> None:
-    await told(server, tokens)
+async def test_tokens_are_accepted_as_input(server: Server, tokens: list[Any]) -> None:
+    await respond(server, tokens)
     assert embeds(server)[0].texts == (tokens if isinstance(tokens[0], list) else [tokens])
 
 
-async def test_vectors_come_in_pieces_and_are_told_whole(server: Server) -> None:
-    server.engine.embedded = lambda embed: [Embedded(embed.request_id, [wired(text)]) for text in embed.texts]
-    answer = await told(server, ["a b c", "a"])
+async def test_embeddings_of_several_messages_become_one_answer(server: Server) -> None:
+    server.engine.embedded = lambda embed: [Embedded(embed.request_id, [encoded(text)]) for text in embed.texts]
+    answer = await respond(server, ["a b c", "a"])
     assert [each["embedding"][0] for each in answer["data"]] == [1.5, 0.5]
 
 
-async def test_base64_is_the_same_numbers(server: Server) -> None:
-    [each] = (await told(server, encoding_format="base64"))["data"]
-    assert each["embedding"] == WIRED
+async def test_base64_contains_the_same_numbers(server: Server) -> None:
+    [each] = (await respond(server, encoding_format="base64"))["data"]
+    assert each["embedding"] == ENCODED
 
 
 @pytest.mark.parametrize("encoding_format", ["float", "base64"])
-async def test_fewer_dimensions_are_the_first_ones_at_length_1(server: Server, encoding_format: str) -> None:
-    [each] = (await told(server, dimensions=2, encoding_format=encoding_format))["data"]
+async def test_embeddings_are_truncated_to_dimensions_and_renormalised(server: Server, encoding_format: str) -> None:
+    [each] = (await respond(server, dimensions=2, encoding_format=encoding_format))["data"]
     embedding = each["embedding"]
     if encoding_format == "base64":
         embedding = np.frombuffer(base64.b64decode(embedding), "<f4").tolist()
     assert embedding == pytest.approx([math.sqrt(0.5), -math.sqrt(0.5)])
 
 
-async def test_many_numbers_are_written_like_few(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = await told(server, ["a b", "a"])
+async def test_a_large_answer_is_written_like_a_small_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = await respond(server, ["a b", "a"])
     monkeypatch.setattr("api.protocols.embeddings.answer.INLINE_NUMBERS", 1)
     monkeypatch.setattr("api.protocols.embeddings.answer.INLINE_CHARACTERS", 1)
-    assert await told(server, ["a b", "a"]) == few
+    assert await respond(server, ["a b", "a"]) == few
 
 
 @pytest.mark.parametrize(
@@ -149,16 +149,16 @@ async def test_many_numbers_are_written_like_few(server: Server, monkeypatch: py
         ({"truncate": True}, "truncate", "unknown_parameter", "truncate"),
     ],
 )
-async def test_what_is_refused_is_named(
+async def test_an_invalid_field_is_refused_by_name(
     server: Server, fields: dict[str, Any], param: str, code: str, part: str
 ) -> None:
-    status, told_param, told_code, message = await refused(server, **{"input": "Hello"} | fields)
-    assert (status, told_param, told_code) == (400, param, code)
+    status, error_param, error_code, message = await refused(server, **{"input": "Hello"} | fields)
+    assert (status, error_param, error_code) == (400, param, code)
     assert part in message
     assert embeds(server) == []
 
 
-async def test_a_model_that_does_not_pool_says_so(server: Server) -> None:
+async def test_a_model_without_pooling_refuses_embeddings(server: Server) -> None:
     server.engine.info = INFO
     status, param, code, message = await refused(server)
     assert (status, param, code) == (400, "model", "unsupported_model")
@@ -172,16 +172,18 @@ async def test_a_model_that_does_not_pool_says_so(server: Server) -> None:
         ("/v1/completions", {"prompt": "Hi"}),
     ],
 )
-async def test_a_model_that_only_reads_says_so(server: Server, url: str, fields: dict[str, Any]) -> None:
+async def test_a_model_that_cannot_generate_refuses_completions(
+    server: Server, url: str, fields: dict[str, Any]
+) -> None:
     server.engine.info = replace(POOLS, generates=False)
     response = await server.client.post(url, data=orjson.dumps({"model": MODEL} | fields))
     error = orjson.loads(await response.get_data(as_text=False))["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, "model", "unsupported_model")
     assert URL in error["message"]
-    await told(server)
+    await respond(server)
 
 
-async def test_it_is_refused_as_any_work_is_while_loading_or_shutting_down(server: Server) -> None:
+async def test_embeddings_are_refused_while_loading_or_shutting_down(server: Server) -> None:
     assert (await refused(server, model="gpt-9"))[:3] == (404, "model", "model_not_found")
     server.engine.info = None
     assert (await refused(server))[::2] == (503, "model_loading")
@@ -202,9 +204,9 @@ async def test_a_full_queue_is_a_429(tokenizer: Tokenizer) -> None:
     assert server.engine.num_active == 0
 
 
-async def test_an_engine_that_cannot_or_dies_is_a_500(server: Server) -> None:
+async def test_an_engine_that_fails_or_dies_is_a_500(server: Server) -> None:
     server.engine.embedded = lambda embed: [
-        Embedded(embed.request_id, [WIRED]),
+        Embedded(embed.request_id, [ENCODED]),
         Embedded(embed.request_id, error="the model failed"),
     ]
     status, _, code, message = await refused(server, ["a", "b"])
@@ -219,7 +221,7 @@ async def test_an_engine_that_cannot_or_dies_is_a_500(server: Server) -> None:
     assert server.engine.num_active == 0
 
 
-async def test_a_client_that_leaves_cancels_its_request(server: Server) -> None:
+async def test_a_disconnect_cancels_the_request(server: Server) -> None:
     server.engine.embedded = None
     connection = server.client.request(URL, method="POST")
     async with connection:
@@ -232,13 +234,13 @@ async def test_a_client_that_leaves_cancels_its_request(server: Server) -> None:
     assert server.engine.num_active == 0
 
 
-async def test_what_comes_after_an_end_is_ignored(server: Server) -> None:
+async def test_embeddings_after_the_end_of_a_request_are_ignored(server: Server) -> None:
     server.engine.embedded = lambda embed: [
-        Embedded(embed.request_id, [WIRED]),
-        Embedded(embed.request_id, [WIRED]),
-        Embedded(999, [WIRED]),
+        Embedded(embed.request_id, [ENCODED]),
+        Embedded(embed.request_id, [ENCODED]),
+        Embedded(999, [ENCODED]),
     ]
-    assert len((await told(server))["data"]) == 1
+    assert len((await respond(server))["data"]) == 1
     assert [message for message in server.engine.posted if isinstance(message, Cancel)] == []
 
 
@@ -270,7 +272,7 @@ def client(cortex: CortexServer) -> Iterator[OpenAI]:
 
 @pytest.fixture(scope="module")
 def scales(cortex: CortexServer) -> list[Scale]:
-    """Of each text: beside a copy of itself, and with another word in front."""
+    """One for each text: its noise is from a batch with a copy of the text, its fault is an additional first word."""
     with OpenAI(base_url=cortex.url, api_key="not-needed", max_retries=0, timeout=SECONDS) as client:
         return [
             scale_of(embedding, [beside_itself], wrong)
@@ -287,8 +289,8 @@ def embed(client: OpenAI, *texts: str) -> list[NDArray[np.float32]]:
     return [np.array(each.embedding, np.float32) for each in client.embeddings.create(model=MODEL, input=texts).data]
 
 
-def test_the_sdk_gets_the_same_vectors_as_floats_and_as_base64(client: OpenAI, scales: list[Scale]) -> None:
-    as_base64 = client.embeddings.create(model=MODEL, input=TEXTS)  # which the SDK asks for, and decodes
+def test_the_sdk_gets_the_same_embeddings_as_floats_and_as_base64(client: OpenAI, scales: list[Scale]) -> None:
+    as_base64 = client.embeddings.create(model=MODEL, input=TEXTS)  # the SDK requests base64 and decodes it
     as_floats = client.embeddings.create(model=MODEL, input=TEXTS, encoding_format="float")
     assert [each.index for each in as_base64.data] == list(range(len(TEXTS)))
     assert as_base64.usage == as_floats.usage
@@ -298,12 +300,14 @@ def test_the_sdk_gets_the_same_vectors_as_floats_and_as_base64(client: OpenAI, s
         scale.assert_same(np.array(one.embedding), np.array(other.embedding))
 
 
-def test_a_text_in_a_batch_is_what_it_is_alone(client: OpenAI, scales: list[Scale]) -> None:
+def test_a_text_has_the_same_embedding_in_a_batch_and_alone(client: OpenAI, scales: list[Scale]) -> None:
     for scale, text, embedding in zip(scales, TEXTS, embed(client, *TEXTS), strict=True):
         scale.assert_same(embedding, embed(client, text)[0])
 
 
-def test_texts_as_tokens_are_the_same_texts(cortex: CortexServer, client: OpenAI, scales: list[Scale]) -> None:
+def test_texts_and_their_tokens_have_the_same_embeddings(
+    cortex: CortexServer, client: OpenAI, scales: list[Scale]
+) -> None:
     url = f"http://127.0.0.1:{cortex.port}/tokenize"
     tokens = [httpx.post(url, json={"content": text}, timeout=SECONDS).json()["tokens"] for text in TEXTS]
     as_tokens = client.embeddings.create(model=MODEL, input=tokens)
@@ -312,7 +316,7 @@ def test_texts_as_tokens_are_the_same_texts(cortex: CortexServer, client: OpenAI
         scale.assert_same(np.array(one.embedding), other)
 
 
-def test_fewer_dimensions_of_the_real_vector(client: OpenAI) -> None:
+def test_embeddings_of_the_real_model_are_truncated_and_renormalised(client: OpenAI) -> None:
     def first(text: str) -> NDArray[np.float32]:
         whole = embed(client, text)[0][:64]
         return whole / np.linalg.norm(whole)
@@ -322,7 +326,7 @@ def test_fewer_dimensions_of_the_real_vector(client: OpenAI) -> None:
     scale.assert_same(np.array(short.embedding), first(TEXTS[0]))
 
 
-def test_errors_are_the_sdks_own(client: OpenAI) -> None:
+def test_the_sdk_raises_its_own_errors(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as too_long:
         client.embeddings.create(model=MODEL, input=["short", "word " * 300])
     assert (too_long.value.param, too_long.value.code) == ("input[1]", "context_length_exceeded")
@@ -332,7 +336,7 @@ def test_errors_are_the_sdks_own(client: OpenAI) -> None:
 
 
 async def together(url: str) -> tuple[list[int], list[int]]:
-    """Tokens of four streams, and embeddings of four requests beside them."""
+    """Runs four streams and four embedding requests at once. Returns their numbers of tokens and of embeddings."""
     async with AsyncOpenAI(base_url=url, api_key="not-needed", max_retries=0, timeout=SECONDS) as client:
 
         async def stream(number: int) -> int:
@@ -355,7 +359,7 @@ async def together(url: str) -> tuple[list[int], list[int]]:
     return list(found[:4]), list(found[4:])
 
 
-def test_vectors_and_streams_live_side_by_side(cortex: CortexServer) -> None:
+def test_embeddings_and_streams_run_side_by_side(cortex: CortexServer) -> None:
     streams, embeddings = asyncio.run(together(cortex.url))
     assert streams == [30] * 4
     assert embeddings == [len(TEXTS)] * 4
@@ -364,7 +368,7 @@ def test_vectors_and_streams_live_side_by_side(cortex: CortexServer) -> None:
     assert (embedder["requests"], embedder["failed"], embedder["failed_batches"]) == (0, 0, 0)
 
 
-def test_an_encoder_is_served_beside_it(cortex: CortexServer, client: OpenAI, tmp_path: Path) -> None:
+def test_an_encoder_is_served_beside_a_generating_model(cortex: CortexServer, client: OpenAI, tmp_path: Path) -> None:
     path = tmp_path / "bert.gguf"
     write_bert(path, gguf.PoolingType.CLS)
     base = f"http://127.0.0.1:{cortex.port}"

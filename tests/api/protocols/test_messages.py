@@ -56,7 +56,7 @@ def server(tokenizer: Tokenizer) -> Server:
 
 @pytest.fixture
 def thinker(server: Server) -> Server:
-    """Its model may think before it answers."""
+    """A server whose model may think before it answers."""
     server.service.prompts.dialect = Hermes("<think></think>")
     return server
 
@@ -67,7 +67,7 @@ def asked(text: str = "Hello", /, **fields: Any) -> Body:
 
 
 def turns(*contents: Any) -> list[Body]:
-    """A conversation that the user begins."""
+    """Messages that alternate between user and assistant, the user first."""
     roles = ("user", "assistant")
     return [{"role": roles[number % 2], "content": content} for number, content in enumerate(contents)]
 
@@ -79,7 +79,7 @@ async def body_of(response: Response) -> Body:
 
 
 async def answer(server: Server, text: str = "Hello", /, **fields: Any) -> Body:
-    """A whole answer, which must be one."""
+    """A non-streamed answer. Asserts that the status is 200."""
     response = await server.post(asked(text, **fields))
     body = await body_of(response)
     assert response.status_code == 200, body
@@ -87,12 +87,12 @@ async def answer(server: Server, text: str = "Hello", /, **fields: Any) -> Body:
 
 
 async def assert_error(response: Response, status: int, kind: str, *parts: str) -> str:
-    """It is Anthropic's error object and nothing else. Returns the message."""
+    """Asserts that the body is exactly Anthropic's error object. Returns the message."""
     body = await body_of(response)
     assert response.status_code == status, body
     assert response.headers["Content-Type"] == "application/json"
     assert set(body) == {"type", "error", "request_id"}
-    if kind != "request_too_large":  # which the SDK knows by its status only
+    if kind != "request_too_large":  # the SDK recognises it by its status only
         ErrorResponse.model_validate(body)
     MessageError.model_validate(body)
     assert body["request_id"] == response.headers["request-id"] == response.headers["x-request-id"]
@@ -103,19 +103,19 @@ async def assert_error(response: Response, status: int, kind: str, *parts: str) 
 
 
 def named_events(data: bytes) -> list[Body]:
-    """The events of a stream, each of which has its type as its name."""
+    """Parses the events of a stream. Asserts that the name of each is its type."""
     assert data.endswith(b"\n\n"), "only whole events are written"
     found = []
     for event in data[:-2].split(b"\n\n"):
         name, line = event.split(b"\n")
-        told = orjson.loads(line.removeprefix(b"data: "))
-        assert name == f"event: {told['type']}".encode()
-        found.append(told)
+        content = orjson.loads(line.removeprefix(b"data: "))
+        assert name == f"event: {content['type']}".encode()
+        found.append(content)
     return found
 
 
 async def events_of(stream: Stream) -> list[Body]:
-    """All of them, up to the end of the body."""
+    """All events up to the end of the body."""
     data = b""
     while (more := await stream.write()) is not None:
         data += more
@@ -123,8 +123,8 @@ async def events_of(stream: Stream) -> list[Body]:
 
 
 @asynccontextmanager
-async def told_in_pieces(server: Server, text: str, end: str, **fields: Any) -> AsyncIterator[Stream]:
-    """A stream that gets the tokens of a text one by one."""
+async def streamed_by_token(server: Server, text: str, end: str, **fields: Any) -> AsyncIterator[Stream]:
+    """A stream that receives the tokens of a text one by one."""
     async with server.stream(asked(**fields)) as stream:
         await wait_all_tasks_blocked()
         for token in server.encode(text):
@@ -135,7 +135,7 @@ async def told_in_pieces(server: Server, text: str, end: str, **fields: Any) -> 
 
 
 def put_together(events: list[Body]) -> Body:
-    """The message that a stream tells, as a client adds it up; every event must be in its place."""
+    """Assembles the message of a stream as a client does. Asserts that the events are in order."""
     start, *middle, delta, stop = events
     assert (start["type"], delta["type"], stop) == ("message_start", "message_delta", {"type": "message_stop"})
     message: Body = start["message"]
@@ -165,16 +165,16 @@ def put_together(events: list[Body]) -> Body:
                 assert (event["type"], is_open, event["index"]) == ("content_block_stop", True, len(blocks) - 1)
                 is_open = False
                 if blocks[-1]["type"] == "tool_use":
-                    blocks[-1]["input"] = from_json(arguments, allow_partial=True)  # as the SDK does, too
+                    blocks[-1]["input"] = from_json(arguments, allow_partial=True)  # as the SDK does
     assert not is_open
     message |= delta["delta"] | {"usage": delta["usage"]}
     return message
 
 
-# A whole answer
+# Non-streamed answers
 
 
-async def test_a_message_is_anthropics(server: Server) -> None:
+async def test_an_answer_matches_anthropics_type(server: Server) -> None:
     tokens = server.encode("Fine.")
     server.engine.answer = lambda submit: [Output(submit.request_id, tokens, "stop", cached_tokens=24)]
     body = await answer(server)
@@ -198,20 +198,20 @@ async def test_a_message_is_anthropics(server: Server) -> None:
     }
 
 
-async def test_messages_have_ids_of_their_own_and_the_name_that_the_client_used(server: Server) -> None:
+async def test_messages_have_unique_ids_and_name_the_model_as_the_request_did(server: Server) -> None:
     server.answers()
     first, second = await answer(server, model="an-alias"), await answer(server)
     assert first["id"] != second["id"]
     assert (first["model"], second["model"]) == ("an-alias", MODEL)
 
 
-async def test_an_answer_without_words_has_no_blocks(server: Server) -> None:
+async def test_an_empty_answer_has_no_blocks(server: Server) -> None:
     server.answers("")
     body = await answer(server)
     assert (body["content"], body["stop_reason"]) == ([], "end_turn")
 
 
-async def test_thoughts_words_and_calls_are_blocks_in_their_order(thinker: Server) -> None:
+async def test_thinking_text_and_calls_become_blocks_in_order(thinker: Server) -> None:
     thinker.answers(f"<think>\nHm.\n</think>\n\nI look.{CALL}\n{SECOND_CALL}")
     body = await answer(thinker, tools=[WEATHER, CLOCK])
     sdk.Message.model_validate(body, strict=True)
@@ -227,7 +227,7 @@ async def test_thoughts_words_and_calls_are_blocks_in_their_order(thinker: Serve
     assert 0 < body["usage"]["output_tokens_details"]["thinking_tokens"] < body["usage"]["output_tokens"]
 
 
-async def test_thoughts_that_are_not_to_be_shown_leave_an_empty_block(thinker: Server) -> None:
+async def test_omitted_thinking_leaves_an_empty_block(thinker: Server) -> None:
     thinker.answers("<think>Hm.</think>Yes.")
     fields = {"thinking": {"type": "adaptive", "display": "omitted"}}
     body = await answer(thinker, **fields)
@@ -238,19 +238,19 @@ async def test_thoughts_that_are_not_to_be_shown_leave_an_empty_block(thinker: S
     assert deltas == ["signature_delta", "text_delta"]
 
 
-# Why it ended
+# Stop reasons
 
 
 async def reason(server: Server, **fields: Any) -> tuple[str, str | None]:
-    """In a whole answer, and the same in a stream."""
+    """The stop reason and stop sequence. Asserts that they are the same in a stream."""
     body = await answer(server, **fields)
     async with server.stream(asked(**fields)) as stream:
-        told = put_together(await events_of(stream))
-    assert (told["stop_reason"], told["stop_sequence"]) == (body["stop_reason"], body["stop_sequence"])
+        streamed = put_together(await events_of(stream))
+    assert (streamed["stop_reason"], streamed["stop_sequence"]) == (body["stop_reason"], body["stop_sequence"])
     return body["stop_reason"], body["stop_sequence"]
 
 
-async def test_each_end_has_its_reason(server: Server) -> None:
+async def test_each_end_has_its_stop_reason(server: Server) -> None:
     server.answers("One two.")
     assert await reason(server) == ("end_turn", None)
     assert await reason(server, stop_sequences=["no", " two", "."]) == ("stop_sequence", " two")
@@ -264,20 +264,20 @@ async def test_each_end_has_its_reason(server: Server) -> None:
     assert await reason(server, tools=[WEATHER]) == ("max_tokens", None)
 
 
-async def test_of_stop_sequences_that_end_together_the_one_that_begins_first_is_told(server: Server) -> None:
+async def test_of_stop_sequences_with_the_same_end_the_longest_is_reported(server: Server) -> None:
     server.answers("One two three.")
     body = await answer(server, stop_sequences=["o", "wo", " two"])
     assert (body["stop_sequence"], body["content"][0]["text"]) == (" two", "One")
 
 
-async def test_the_tokens_asked_for_go_before_the_models_own_default(tokenizer: Tokenizer) -> None:
+async def test_max_tokens_overrides_the_default_of_the_model(tokenizer: Tokenizer) -> None:
     server = Server(tokenizer, url=URL, defaults=ModelDefaults(max_tokens=5))
     server.answers("One", "length")
     assert await reason(server, max_tokens=100) == ("max_tokens", None)
     assert server.engine.submitted[-1].max_tokens == 100
 
 
-async def test_more_tokens_than_the_context_holds_may_be_asked_for(server: Server) -> None:
+async def test_max_tokens_may_exceed_the_context(server: Server) -> None:
     server.answers("One", "length")
     assert await reason(server, max_tokens=10**6) == ("model_context_window_exceeded", None)
     [submit, _] = server.engine.submitted
@@ -286,23 +286,23 @@ async def test_more_tokens_than_the_context_holds_may_be_asked_for(server: Serve
     assert await reason(server, max_tokens=room) == ("max_tokens", None)
 
 
-async def test_no_tokens_are_no_answer(server: Server) -> None:
-    """The prompt is read, and in memory then."""
+async def test_max_tokens_0_returns_no_content(server: Server) -> None:
+    """The prompt is computed, so it is cached for later requests."""
     server.answers("One", "stop")
     body = await answer(server, max_tokens=0)
     async with server.stream(asked(max_tokens=0)) as stream:
-        told = put_together(await events_of(stream))
-    for message in (body, told):
+        streamed = put_together(await events_of(stream))
+    for message in (body, streamed):
         assert (message["content"], message["stop_reason"]) == ([], "max_tokens")
         assert message["usage"]["output_tokens"] == 0
         assert message["usage"]["input_tokens"] == len(server.engine.submitted[0].tokens)
     assert server.engine.submitted[0].max_tokens == 1
 
 
-# Calls that were cut
+# Truncated calls
 
 
-async def test_of_a_call_that_was_cut_there_is_what_is_whole(server: Server) -> None:
+async def test_a_truncated_call_has_its_complete_arguments(server: Server) -> None:
     server.answers(
         '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome", "days": [1, 2], "note": "unfin', "length"
     )
@@ -324,7 +324,7 @@ inputs = st.dictionaries(
 
 
 @given(value=inputs, cut=st.integers(0, 200))
-def test_whatever_arguments_are_an_object_comes_of_them(value: Body, cut: int) -> None:
+def test_truncated_arguments_become_an_object(value: Body, cut: int) -> None:
 
     text = json.dumps(value, ensure_ascii=False)
     found = _input(text[:cut])
@@ -337,15 +337,15 @@ def test_whatever_arguments_are_an_object_comes_of_them(value: Body, cut: int) -
 
 
 @pytest.mark.parametrize("text", ['{"a": 1e999}', '{"a": NaN}', '{"a" 1}', '{"a": "\\ud800"}', "{", "5"])
-def test_arguments_that_are_no_json_are_nothing_that_could_not_be_sent(text: str) -> None:
+def test_invalid_arguments_become_an_object_that_can_be_sent(text: str) -> None:
     assert set(_input(text)) <= {"a"}
     orjson.dumps(_input(text))
 
 
-# A stream
+# Streams
 
 
-async def test_a_stream_tells_its_events_in_order(server: Server) -> None:
+async def test_a_stream_sends_its_events_in_order(server: Server) -> None:
     async with server.stream(asked()) as stream:
         data = await stream.write()
         assert data is not None
@@ -400,9 +400,9 @@ async def test_a_stream_tells_its_events_in_order(server: Server) -> None:
     assert server.engine.num_active == 0
 
 
-async def test_thoughts_words_and_calls_are_told_block_by_block(thinker: Server) -> None:
+async def test_thinking_text_and_calls_are_streamed_block_by_block(thinker: Server) -> None:
     text = f"<think>Hm.</think>I look.{CALL}\n{SECOND_CALL}"
-    async with told_in_pieces(thinker, text, "stop", tools=[WEATHER, CLOCK]) as stream:
+    async with streamed_by_token(thinker, text, "stop", tools=[WEATHER, CLOCK]) as stream:
         events = await events_of(stream)
     order: list[Any] = []
     for event in events:
@@ -440,22 +440,22 @@ async def test_thoughts_words_and_calls_are_told_block_by_block(thinker: Server)
         "<tool_call>no call</tool_call>",
     ],
 )
-async def test_a_stream_adds_up_to_the_whole_answer(thinker: Server, text: str) -> None:
+async def test_a_stream_adds_up_to_the_non_streamed_answer(thinker: Server, text: str) -> None:
     fields = {"tools": [WEATHER, CLOCK]}
-    async with told_in_pieces(thinker, text, "stop", **fields) as stream:
-        told = put_together(await events_of(stream))
+    async with streamed_by_token(thinker, text, "stop", **fields) as stream:
+        streamed = put_together(await events_of(stream))
     thinker.answers(text)
     whole = await answer(thinker, **fields)
-    for message in (told, whole):
+    for message in (streamed, whole):
         message_id = message.pop("id")
         for block in message["content"]:
             assert block.get("signature", message_id) == message_id
             block.pop("signature", None)
             block.pop("id", None)
-    assert told == whole
+    assert streamed == whole
 
 
-async def test_a_silent_stream_says_that_it_is_there(server: Server, autojump_clock: MockClock) -> None:
+async def test_a_silent_stream_sends_pings(server: Server, autojump_clock: MockClock) -> None:
     async with server.stream(asked()) as stream:
         await stream.write()
         data = await stream.write()
@@ -465,7 +465,7 @@ async def test_a_silent_stream_says_that_it_is_there(server: Server, autojump_cl
         assert [event["type"] for event in await events_of(stream)] == ["message_delta", "message_stop"]
 
 
-async def test_a_failure_in_midstream_is_an_event(server: Server) -> None:
+async def test_a_failure_during_a_stream_is_an_event(server: Server) -> None:
     async with server.stream(asked(), headers={"x-request-id": "find-me"}) as stream:
         await stream.write()
         server.engine.emit(server.encode("Hello"))
@@ -489,7 +489,7 @@ async def test_a_failure_before_the_answer_is_a_500(server: Server) -> None:
     await assert_error(await server.post(asked()), 500, "api_error", "the model failed")
 
 
-async def test_a_client_that_leaves_cancels_its_request(server: Server) -> None:
+async def test_a_disconnect_cancels_the_request(server: Server) -> None:
     async with server.stream(asked()) as stream:
         await stream.write()
         await stream.leave()
@@ -506,7 +506,7 @@ async def test_a_client_that_leaves_cancels_its_request(server: Server) -> None:
         ({"output_format": {"type": "json_schema", "schema": SCHEMA}}, "output_format"),
     ],
 )
-async def test_a_grammar_that_cannot_be_served_is_told_by_the_field_that_it_is_of(
+async def test_an_unsupported_grammar_is_refused_with_the_name_of_its_field(
     server: Server, stream: bool, fields: Body, param: str
 ) -> None:
     server.engine.answer = lambda submit: [Output(submit.request_id, [], "refused", error="too large")]
@@ -515,7 +515,7 @@ async def test_a_grammar_that_cannot_be_served_is_told_by_the_field_that_it_is_o
     assert message == f"{param}: The grammar cannot be served: too large"
 
 
-# What the engine is told: the same as for the chat that says the same
+# What the engine receives: the same as for the equivalent chat request
 
 
 def function(tool: Body) -> Body:
@@ -580,7 +580,7 @@ EQUIVALENTS: list[tuple[Body, Body]] = [
                 "Rome?",
                 [{"type": "thinking", "thinking": "Hm.", "signature": "x"}, {"type": "text", "text": "I look."}, USE],
                 [{"type": "text", "text": "And now?"}, RESULT | {"is_error": True}, RESULT | {"content": None}],
-                "Go on.",
+                "Continue.",
                 [RESULT | {"is_error": True, "content": []}],
             )
         },
@@ -591,7 +591,7 @@ EQUIVALENTS: list[tuple[Body, Body]] = [
                 said("tool", "Error: Sunny.", tool_call_id="toolu_1"),
                 said("tool", "", tool_call_id="toolu_1"),
                 said("user", "And now?"),
-                said("assistant", "Go on."),
+                said("assistant", "Continue."),
                 said("tool", "Error", tool_call_id="toolu_1"),
             ]
         },
@@ -629,7 +629,7 @@ EQUIVALENTS: list[tuple[Body, Body]] = [
 
 
 @pytest.mark.parametrize(("ours", "chat"), EQUIVALENTS, ids=[str(number) for number in range(len(EQUIVALENTS))])
-async def test_a_message_is_asked_for_as_the_chat_that_says_the_same(
+async def test_a_request_reaches_the_engine_like_the_equivalent_chat(
     server: Server, tokenizer: Tokenizer, ours: Body, chat: Body
 ) -> None:
     other = Server(tokenizer, url=CHAT_URL)
@@ -668,7 +668,7 @@ async def test_defaults_are_anthropics(server: Server) -> None:
         ({"output_config": {"effort": "max"}, "thinking": {"type": "disabled"}}, "Falsemax"),
     ],
 )
-async def test_the_template_hears_whether_to_think_and_how_much(server: Server, fields: Body, variables: str) -> None:
+async def test_the_template_receives_the_thinking_settings(server: Server, fields: Body, variables: str) -> None:
     template = "{{ enable_thinking }}{{ reasoning_effort }}"
     server.service.prompts._template = ChatTemplate(template, server.tokenizer)
     server.answers()
@@ -676,7 +676,7 @@ async def test_the_template_hears_whether_to_think_and_how_much(server: Server, 
     assert server.tokenizer.text(server.engine.submitted[0].tokens) == variables
 
 
-# The beginning of an answer
+# Prefill: a final assistant message
 
 
 async def prompt_of(server: Server, messages: list[Body], **fields: Any) -> list[int]:
@@ -685,7 +685,7 @@ async def prompt_of(server: Server, messages: list[Body], **fields: Any) -> list
     return server.engine.submitted[-1].tokens
 
 
-async def test_a_last_message_of_the_assistants_is_gone_on_from(server: Server) -> None:
+async def test_a_final_assistant_message_is_continued(server: Server) -> None:
     before = await prompt_of(server, turns("Name a colour."))
     for content in ("The colour is", [{"type": "text", "text": "The colour is"}]):
         prompt = await prompt_of(server, turns("Name a colour.", content))
@@ -696,7 +696,7 @@ async def test_a_last_message_of_the_assistants_is_gone_on_from(server: Server) 
     assert await body_of(counted) == {"input_tokens": len(prompt)}
 
 
-async def test_the_answer_does_not_repeat_how_it_was_begun(server: Server) -> None:
+async def test_the_answer_does_not_repeat_the_prefill(server: Server) -> None:
     server.answers(" red.")
     body = await answer(server, messages=turns("Name a colour.", "The colour is"))
     assert body["content"] == [{"type": "text", "text": " red.", "citations": None}]
@@ -705,7 +705,7 @@ async def test_the_answer_does_not_repeat_how_it_was_begun(server: Server) -> No
 @given(
     text=st.lists(st.sampled_from(["<|im_end|>", "<|im_", "end|>", "a", " ", "\n", "\ue000"]), max_size=6).map("".join)
 )
-def test_control_tokens_in_the_beginning_of_an_answer_stay_text(tokenizer: Tokenizer, text: str) -> None:
+def test_control_tokens_in_a_prefill_stay_text(tokenizer: Tokenizer, text: str) -> None:
     template = ChatTemplate(None, tokenizer)
     before = template.render_tokens([{"role": "user", "content": "Hi"}])
     tokens = template.render_tokens([{"role": "user", "content": "Hi"}], prefill=text)
@@ -714,7 +714,7 @@ def test_control_tokens_in_the_beginning_of_an_answer_stay_text(tokenizer: Token
     assert controls == [token for token in before if not tokenizer.piece(token)]
 
 
-async def test_no_answer_can_be_begun_for_a_model_that_begins_with_a_thought(thinker: Server) -> None:
+async def test_a_prefill_is_refused_if_the_template_begins_with_thinking(thinker: Server) -> None:
     thinker.service.prompts._template = ChatTemplate(THINKS_AT_ONCE, thinker.tokenizer)
     messages = turns("Name a colour.", "The colour is " + 100 * "very " + "red")
     for url in (URL, COUNT_URL):
@@ -746,17 +746,17 @@ async def test_no_answer_can_be_begun_for_a_model_that_begins_with_a_thought(thi
         ),
     ],
 )
-async def test_what_cannot_be_the_beginning_of_an_answer_is_refused(server: Server, fields: Body, part: str) -> None:
+async def test_an_invalid_prefill_is_refused(server: Server, fields: Body, part: str) -> None:
     await assert_error(await server.post(asked(**fields)), 400, "invalid_request_error", "essage", part)
 
 
 # Field by field
 
 HEADERS = {"user_profile_id", "workspace_id"}
-"""Which the SDK sends as headers."""
+"""Parameters that the SDK sends as headers."""
 
 
-def test_every_field_of_the_sdks_is_served_accepted_or_refused_by_name() -> None:
+def test_every_field_of_the_sdk_is_served_accepted_or_refused_by_name() -> None:
     known = {*schemas.MessagesRequest.model_fields, *schemas.UNSERVED}
     assert set(typing.get_type_hints(MessageCreateParamsStreaming)) - HEADERS <= known
     counted = {*schemas.CountTokensRequest.model_fields, *schemas.UNSERVED}
@@ -806,7 +806,7 @@ ACCEPTED: list[Body] = [
 
 
 @pytest.mark.parametrize("fields", ACCEPTED, ids=str)
-async def test_what_asks_for_nothing_is_accepted(server: Server, fields: Body) -> None:
+async def test_fields_without_effect_are_accepted(server: Server, fields: Body) -> None:
     server.answers()
     body = await answer(server, **fields)
     assert body["content"][0]["text"] == "Fine."
@@ -886,12 +886,12 @@ REFUSED: list[tuple[Body, str, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "param", "part"), REFUSED, ids=str)
-async def test_what_is_not_served_is_refused_by_name(server: Server, fields: Body, param: str, part: str) -> None:
+async def test_invalid_fields_are_refused_by_name(server: Server, fields: Body, param: str, part: str) -> None:
     await assert_error(await server.post(asked(**fields)), 400, "invalid_request_error", param, part)
     assert server.engine.submitted == []
 
 
-async def test_counting_takes_what_makes_a_prompt_and_nothing_else(server: Server) -> None:
+async def test_counting_accepts_only_the_fields_of_a_prompt(server: Server) -> None:
     server.url = COUNT_URL
     await assert_error(await server.post(asked()), 400, "invalid_request_error", "max_tokens")
     for name in ("model", "messages"):
@@ -918,8 +918,8 @@ async def test_errors_have_anthropics_form_and_status(server: Server) -> None:
     await assert_error(await server.post({"model": "other", "messages": turns("x")}), 404, "not_found_error", "'other'")
 
 
-async def test_that_there_are_no_threads_is_told_as_the_sdk_wants_to_hear_it(server: Server) -> None:
-    """Its tool runner then sends whole conversations."""
+async def test_threads_are_refused_with_the_error_code_that_the_sdk_expects(server: Server) -> None:
+    """The tool runner of the SDK then sends whole conversations."""
     for fields, details in (
         ({"thread": {"type": "create"}}, {"error_code": "thread_unsupported_request"}),
         ({"container": "x"}, None),
@@ -928,14 +928,14 @@ async def test_that_there_are_no_threads_is_told_as_the_sdk_wants_to_hear_it(ser
         assert body["error"]["details"] == details
 
 
-async def test_errors_elsewhere_stay_openais(server: Server) -> None:
+async def test_errors_of_other_paths_have_openais_form(server: Server) -> None:
     for path in ("/v1/messagesque", "/v1/models/other", "/v1/nowhere"):
         response = await server.client.get(path)
         assert set((await body_of(response))["error"]) == {"message", "type", "param", "code"}
         assert "request-id" not in response.headers
 
 
-async def test_a_server_that_is_busy_or_not_ready_says_when_to_come_again(tokenizer: Tokenizer) -> None:
+async def test_a_busy_or_loading_server_sends_retry_after(tokenizer: Tokenizer) -> None:
     server = Server(tokenizer, url=URL, max_waiting=-INFO.max_seqs)
     response = await server.post(asked())
     await assert_error(response, 429, "rate_limit_error")
@@ -946,10 +946,10 @@ async def test_a_server_that_is_busy_or_not_ready_says_when_to_come_again(tokeni
     assert int(response.headers["Retry-After"]) >= 1
     server.url = COUNT_URL
     counted = await server.post({"model": MODEL, "messages": turns("x")})
-    assert counted.status_code == 200, "that takes no engine"
+    assert counted.status_code == 200, "counting needs no engine"
 
 
-async def test_a_bug_is_an_api_error_that_tells_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_is_an_api_error_without_details(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a secret")
 
@@ -957,7 +957,7 @@ async def test_a_bug_is_an_api_error_that_tells_nothing(server: Server, monkeypa
     assert "secret" not in await assert_error(await server.post(asked()), 500, "api_error")
 
 
-async def test_the_headers_of_the_sdk_are_taken_and_the_request_has_an_id(server: Server) -> None:
+async def test_the_headers_of_the_sdk_are_accepted_and_the_request_has_an_id(server: Server) -> None:
     server.answers()
     headers = {
         "x-api-key": "none",
@@ -974,7 +974,7 @@ async def test_the_headers_of_the_sdk_are_taken_and_the_request_has_an_id(server
         assert stream.headers["request-id"].startswith("req_")
 
 
-# Anything at all
+# Generated requests
 
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none()
@@ -1008,7 +1008,7 @@ MESSAGES = st.lists(
 
 @pytest.fixture(scope="module")
 def answering(tokenizer: Tokenizer) -> Callable[[], Server]:
-    """Makes one server for all examples, in the first of them: a server belongs to a run of the loop."""
+    """Returns the same server for all examples. The first example makes it, because it belongs to an event loop."""
     servers: list[Server] = []
 
     def get() -> Server:

@@ -1,4 +1,4 @@
-"""Anthropic's messages through their official SDK, in its four ways, on the real small model."""
+"""The Messages API through Anthropic's SDK, sync and async, streamed and not, on the real small model."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ CLOCK: dict[str, Any] = {
     "input_schema": {"type": "object", "properties": {}, "additionalProperties": False},
 }
 CALL_TOKENS = 200
-"""More than the text of one of their calls can have characters."""
+"""More tokens than a call of one of these tools can have characters."""
 
 
 def matching(schema: dict[str, Any]) -> dict[str, Any]:
@@ -34,12 +34,12 @@ def matching(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def saying(text: str) -> dict[str, Any]:
-    """Has the answer be this text in quotes, whatever the model would say."""
+    """Forces the answer to be this text in quotes."""
     return matching({"const": text})
 
 
 def counting(count: int) -> dict[str, Any]:
-    """Has the answer be a list of so many numbers, each of which is the model's choice."""
+    """Forces the answer to be a list of `count` numbers. The model samples each number."""
     return matching({"type": "array", "items": {"enum": [1, 2]}, "minItems": count, "maxItems": count})
 
 
@@ -58,7 +58,7 @@ def async_client_of(server: CortexServer) -> AsyncAnthropic:
 
 
 class Way:
-    """One of the SDK's four ways to ask."""
+    """One of four ways to call the SDK: sync or async, streamed or not."""
 
     def __init__(self, server: CortexServer, *, is_async: bool, stream: bool) -> None:
         self._server = server
@@ -68,7 +68,7 @@ class Way:
     def ask(self, text: str | list[Any], **fields: Any) -> Message:
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         fields = {"model": MODEL, "messages": messages, "max_tokens": 24, **fields}
-        if "temperature" in fields:  # which the SDK has no argument for any more
+        if "temperature" in fields:  # the SDK has no argument for it any more
             fields["extra_body"] = {"temperature": fields.pop("temperature")}
         return asyncio.run(self._ask(fields)) if self._is_async else self._ask_at_once(fields)
 
@@ -95,7 +95,7 @@ def way(request: pytest.FixtureRequest, server: CortexServer) -> Way:
 
 
 def text_of(message: Message) -> str:
-    """Of one that has nothing but words."""
+    """The text of a message that has only one text block."""
     [block] = message.content
     assert block.type == "text"
     return block.text
@@ -110,8 +110,8 @@ def post(server: CortexServer, path: str, **fields: Any) -> Any:
     return httpx.post(f"{base}/{path}", json={"model": MODEL, **fields}, timeout=SECONDS).json()
 
 
-def check_reads_the_same(answer: dict[str, Any], message: Message) -> None:
-    """An answer, to what nobody asked before the message did: only the last token is read anew."""
+def check_same_prompt(answer: dict[str, Any], message: Message) -> None:
+    """Asserts that the answer has the message's prompt: all of its tokens but the last are cached."""
     usage = answer["usage"]
     assert usage["prompt_tokens"] == tokens_read(message)
     assert usage["prompt_tokens_details"]["cached_tokens"] == tokens_read(message) - 1
@@ -133,7 +133,7 @@ def test_a_message_is_answered(way: Way) -> None:
     assert 1 <= message.usage.output_tokens <= 24
 
 
-def test_what_was_read_before_is_counted_apart(way: Way, server: CortexServer) -> None:
+def test_cached_tokens_are_counted_separately(way: Way, server: CortexServer) -> None:
     question = "All work and no play makes Jack a dull boy. " * 10
     first, second = way.ask(question, max_tokens=1), way.ask(question, max_tokens=1)
     assert second.usage.cache_read_input_tokens
@@ -142,38 +142,38 @@ def test_what_was_read_before_is_counted_apart(way: Way, server: CortexServer) -
     assert [tokens_read(message) for message in (first, second)] == [counted.input_tokens] * 2
 
 
-def test_the_same_is_read_and_said_in_every_way_and_by_the_chat(
+def test_a_message_has_the_prompt_and_the_answer_of_the_equivalent_chat(
     way: Way, server: CortexServer, request: pytest.FixtureRequest
 ) -> None:
     system = f"Be brief, {request.node.name}."
-    told = way.ask("Name a colour.", system=system, **saying("blue"))
+    message = way.ask("Name a colour.", system=system, **saying("blue"))
     messages = [{"role": "system", "content": system}, {"role": "user", "content": "Name a colour."}]
     wanted = {"type": "json_schema", "json_schema": {"name": "colour", "schema": {"const": "blue"}}}
     chat = post(server, "v1/chat/completions", messages=messages, max_tokens=24, response_format=wanted)
-    assert text_of(told) == chat["choices"][0]["message"]["content"] == '"blue"'
-    check_reads_the_same(chat, told)
+    assert text_of(message) == chat["choices"][0]["message"]["content"] == '"blue"'
+    check_same_prompt(chat, message)
 
 
-def test_a_stop_sequence_ends_the_answer_and_is_named(way: Way) -> None:
+def test_a_stop_sequence_ends_the_answer_and_is_reported(way: Way) -> None:
     message = way.ask("Count.", stop_sequences=["nowhere", "e"], **saying("one two three"))
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "e")
     assert text_of(message) == '"on'
 
 
-def test_tokens_that_are_used_up_are_the_reason(way: Way) -> None:
+def test_reaching_max_tokens_is_the_stop_reason(way: Way) -> None:
     message = way.ask("Tell me a long story.", max_tokens=3, **saying("Once there was a king who had no crown."))
     assert (message.stop_reason, message.usage.output_tokens) == ("max_tokens", 3)
     assert way.ask("Tell me a long story.", max_tokens=0).content == []
 
 
-def test_an_answer_goes_on_from_its_beginning(way: Way, server: CortexServer, request: pytest.FixtureRequest) -> None:
-    """It reads what the template makes of the question, and the beginning right behind that."""
-    asked = {"role": "user", "content": f"What is the capital of France? ({request.node.name})"}
-    begun = "The capital of France is"
-    message = way.ask([asked, {"role": "assistant", "content": begun}], max_tokens=1)
-    assert begun not in "".join(block.text for block in message.content if block.type == "text")
-    prompt = post(server, "apply-template", messages=[asked])["prompt"]
-    check_reads_the_same(post(server, "v1/completions", prompt=prompt + begun, max_tokens=1), message)
+def test_a_prefill_is_continued(way: Way, server: CortexServer, request: pytest.FixtureRequest) -> None:
+    """The prompt is the rendered question, directly followed by the prefill."""
+    question = {"role": "user", "content": f"What is the capital of France? ({request.node.name})"}
+    prefill = "The capital of France is"
+    message = way.ask([question, {"role": "assistant", "content": prefill}], max_tokens=1)
+    assert prefill not in "".join(block.text for block in message.content if block.type == "text")
+    prompt = post(server, "apply-template", messages=[question])["prompt"]
+    check_same_prompt(post(server, "v1/completions", prompt=prompt + prefill, max_tokens=1), message)
 
 
 def test_an_answer_matches_its_schema(way: Way) -> None:
@@ -182,12 +182,12 @@ def test_an_answer_matches_its_schema(way: Way) -> None:
     jsonschema.validate(json.loads(text_of(message)), CITY)
 
 
-def test_every_piece_of_a_stream_is_heard(server: CortexServer) -> None:
+def test_a_stream_delivers_every_piece(server: CortexServer) -> None:
     with client_of(server) as client:
         fields: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Count."}]}
         with client.messages.stream(**fields, max_tokens=1500, **counting(400)) as stream:
             first = next(iter(stream.text_stream))
-        assert len(first) < 400, "a busy machine may tell several tokens at once, but not so many"
+        assert len(first) < 400, "a busy server may send several tokens at once, but not all"
         fields |= {"max_tokens": 100, **counting(20)}
         with client.messages.stream(**fields) as stream:
             pieces = list(stream.text_stream)
@@ -204,7 +204,7 @@ def test_every_piece_of_a_stream_is_heard(server: CortexServer) -> None:
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}], ids=str)
-def test_a_call_that_must_be_made_is_made(way: Way, choice: dict[str, Any]) -> None:
+def test_a_required_call_is_made(way: Way, choice: dict[str, Any]) -> None:
     choice = choice | {"disable_parallel_tool_use": True}
     message = way.ask("The weather in Rome?", tools=[CLOCK, WEATHER], tool_choice=choice, max_tokens=CALL_TOKENS)
     assert message.stop_reason == "tool_use"
@@ -215,7 +215,7 @@ def test_a_call_that_must_be_made_is_made(way: Way, choice: dict[str, Any]) -> N
     jsonschema.validate(call.input, CITY if call.name == "weather" else CLOCK["input_schema"])
 
 
-def test_a_call_and_its_result_go_back_in(way: Way) -> None:
+def test_a_call_and_its_result_can_be_sent_back(way: Way) -> None:
     messages: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
     fields: dict[str, Any] = {"tools": [WEATHER], "max_tokens": CALL_TOKENS}
     choice = {"type": "tool", "name": "weather", "disable_parallel_tool_use": True}
@@ -225,11 +225,11 @@ def test_a_call_and_its_result_go_back_in(way: Way) -> None:
     messages += [{"role": "assistant", "content": called.content}, {"role": "user", "content": [result]}]
     message = way.ask(messages, **fields, **saying("Sunny."))
     assert message.content
-    assert message.usage.cache_read_input_tokens, "the conversation so far is in memory"
+    assert message.usage.cache_read_input_tokens, "the conversation so far is cached"
     assert message.usage.cache_read_input_tokens >= tokens_read(called) - 1
 
 
-def test_whether_to_call_is_the_models_choice(way: Way) -> None:
+def test_the_model_decides_whether_to_call(way: Way) -> None:
     fields: dict[str, Any] = {"tools": [WEATHER], "max_tokens": CALL_TOKENS}
     choice = {"type": "auto", "disable_parallel_tool_use": True}
     message = way.ask("Say hello.", tool_choice=choice, **fields, **saying("Hello."))
@@ -239,8 +239,8 @@ def test_whether_to_call_is_the_models_choice(way: Way) -> None:
     assert text_of(message) == '"Hello."'
 
 
-def test_a_call_that_is_cut_is_an_object_all_the_same(way: Way) -> None:
-    """Its beginning has fewer characters than the answer may have tokens, and its first argument has more tokens."""
+def test_a_truncated_call_still_has_an_object(way: Way) -> None:
+    """The answer has enough tokens for the start of the call, but not for its first argument."""
     far = {"city": {"const": " ".join(["far"] * 80)}, "days": {"enum": [1, 2, 3]}}
     weather = WEATHER | {"input_schema": CITY | {"properties": far}}
     message = way.ask("Rome?", tools=[weather], tool_choice={"type": "any"}, max_tokens=60)
@@ -251,14 +251,14 @@ def test_a_call_that_is_cut_is_an_object_all_the_same(way: Way) -> None:
     assert "days" not in call.input
 
 
-def test_the_sdk_runs_tools_by_itself(server: CortexServer) -> None:
-    """In turns, of which each goes on from the one before."""
-    asked: list[str] = []
+def test_the_tool_runner_of_the_sdk_works(server: CortexServer) -> None:
+    """In several turns. Each continues the one before."""
+    cities: list[str] = []
 
     @anthropic.beta_tool
     def weather(city: Literal["Rome", "Paris"]) -> str:
         """The weather of a city."""
-        asked.append(city)
+        cities.append(city)
         return "Sunny."
 
     with client_of(server) as client:
@@ -272,14 +272,14 @@ def test_the_sdk_runs_tools_by_itself(server: CortexServer) -> None:
         )
         messages = list(runner)
     assert [message.stop_reason for message in messages] == ["tool_use", "tool_use"]
-    assert asked
-    assert set(asked) <= {"Rome", "Paris"}
+    assert cities
+    assert set(cities) <= {"Rome", "Paris"}
 
 
 # Counting
 
 
-def test_what_is_counted_is_what_is_read(server: CortexServer) -> None:
+def test_counted_tokens_are_the_tokens_of_the_prompt(server: CortexServer) -> None:
     messages: list[Any] = [
         {"role": "user", "content": "Rome?"},
         {"role": "assistant", "content": [{"type": "tool_use", "id": "x", "name": "weather", "input": {}}]},
@@ -300,7 +300,7 @@ def test_what_is_counted_is_what_is_read(server: CortexServer) -> None:
 # Errors
 
 
-def test_errors_are_the_sdks(server: CortexServer) -> None:
+def test_the_sdk_raises_its_own_errors(server: CortexServer) -> None:
     hello: list[Any] = [{"role": "user", "content": "Hello"}]
     with client_of(server) as client:
         with pytest.raises(anthropic.NotFoundError, match="'nobody' does not exist") as unknown:
@@ -322,7 +322,7 @@ def test_errors_are_the_sdks(server: CortexServer) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_schema_that_cannot_be_served_is_refused(server: CortexServer, stream: bool) -> None:
+def test_an_unsupported_schema_is_refused(server: CortexServer, stream: bool) -> None:
     broken: Any = {"name": "f", "input_schema": {"type": "strin"}, "strict": True}
     with client_of(server) as client, pytest.raises(anthropic.BadRequestError, match=r"'f' .*Invalid type: strin"):
         client.messages.create(
@@ -335,5 +335,5 @@ def test_a_schema_that_cannot_be_served_is_refused(server: CortexServer, stream:
         )
 
 
-def test_nothing_is_held_after_all_that(server: CortexServer) -> None:
+def test_nothing_is_held_after_all_tests(server: CortexServer) -> None:
     server.assert_nothing_is_held()

@@ -1,4 +1,4 @@
-"""Each generation parameter through the official SDK, in its four ways, on the real small model."""
+"""Each generation parameter through OpenAI's SDK, sync and async, streamed and not, on the real small model."""
 
 import asyncio
 import json
@@ -19,18 +19,18 @@ from api.text.tokenizer import Tokenizer
 from tests.api.servers import MODEL, SECONDS, CortexServer
 
 EMOJI = "\U0001f375\u265f\U0001f31f"
-"""Characters that no token is a whole of."""
+"""Characters that need several tokens each."""
 DIGITS = [str(token) for token in range(32, 42)]
-"""SmolLM2's tokens for them. None is for several."""
+"""SmolLM2's tokens for the digits 0 to 9. It has none for several digits."""
 
 
 def always(digit: int) -> dict[str, int]:
-    """A bias that has an answer say nothing but this digit, whatever the model would say."""
+    """A logit bias that forces an answer of this digit only."""
     return {DIGITS[digit]: 100}
 
 
 def best(entry: Any) -> str:
-    """The most probable token of those that say something, as an end does not."""
+    """The most probable token that has text. End tokens have none."""
     return str(next(top.token for top in entry.top_logprobs if top.bytes))
 
 
@@ -41,8 +41,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
 
 
 @dataclass
-class Told:
-    """One choice, whole or put together from a stream's chunks."""
+class Choice:
+    """One choice, complete or assembled from the chunks of a stream."""
 
     text: str = ""
     calls: dict[int, dict[str, str]] = field(default_factory=dict)
@@ -58,28 +58,28 @@ class Told:
 
 @dataclass
 class Response:
-    choices: dict[int, Told] = field(default_factory=dict)
+    choices: dict[int, Choice] = field(default_factory=dict)
     usage: Any = None
 
     def add(self, chunk: Any) -> None:
         self.usage = chunk.usage or self.usage
         for choice in chunk.choices:
-            told = self.choices.setdefault(choice.index, Told())
-            said = choice.message if hasattr(choice, "message") else choice.delta
-            told.text += said.content or ""
-            for position, call in enumerate(said.tool_calls or ()):
-                told.add_call(getattr(call, "index", position), call)
-            told.logprobs += choice.logprobs.content if choice.logprobs else []
-            told.finish_reason = choice.finish_reason or told.finish_reason
+            result = self.choices.setdefault(choice.index, Choice())
+            message = choice.message if hasattr(choice, "message") else choice.delta
+            result.text += message.content or ""
+            for position, call in enumerate(message.tool_calls or ()):
+                result.add_call(getattr(call, "index", position), call)
+            result.logprobs += choice.logprobs.content if choice.logprobs else []
+            result.finish_reason = choice.finish_reason or result.finish_reason
 
     @property
-    def only(self) -> Told:
-        [told] = self.choices.values()
-        return told
+    def only(self) -> Choice:
+        [result] = self.choices.values()
+        return result
 
 
 class Way:
-    """One of the SDK's four ways to ask."""
+    """One of four ways to call the SDK: sync or async, streamed or not."""
 
     def __init__(self, url: str, *, is_async: bool, stream: bool) -> None:
         self._url = url
@@ -216,51 +216,51 @@ EXTENSIONS: dict[str, Any] = {
 }
 
 
-def test_every_field_of_chat_completions_is_taken(way: Way) -> None:
-    asked = {"model", "stream", "stream_options"}
+def test_every_field_of_chat_completions_is_accepted(way: Way) -> None:
+    tested = {"model", "stream", "stream_options"}
     for name, value in SAMPLES["chat"].items():
         fields = {"max_tokens": 3, **NEEDS.get(name, {}), name: value}
         response = way.chat(fields.pop("messages", "Hi."), **fields)
         assert response.usage.completion_tokens >= 1, name
-        asked.add(name)
+        tested.add(name)
     for name, value in (EXTENSIONS | {"chat_template_kwargs": {"x": 1}}).items():
         assert way.chat("Hi.", max_tokens=3, extra_body={name: value}).usage.completion_tokens >= 1, name
-        asked.add(name)
-    assert asked == set(ChatRequest.model_fields)
+        tested.add(name)
+    assert tested == set(ChatRequest.model_fields)
 
 
-def test_every_field_of_completions_is_taken(way: Way) -> None:
-    asked = {"model", "stream", "stream_options", "suffix"}
+def test_every_field_of_completions_is_accepted(way: Way) -> None:
+    tested = {"model", "stream", "stream_options", "suffix"}
     with pytest.raises(openai.BadRequestError, match="no tokens for filling in the middle"):
         way.complete(prompt="Once", suffix="the end")
     for name, value in SAMPLES["completions"].items():
-        asked.add(name)
+        tested.add(name)
         if name == "best_of" and way.stream:
-            continue  # only whole answers can be compared
+            continue  # best_of cannot be streamed
         assert way.complete(**{"prompt": "Once", "max_tokens": 3, "logit_bias": always(9), name: value}), name
     for name, value in EXTENSIONS.items():
-        asked.add(name)
+        tested.add(name)
         assert way.complete(prompt="Once", max_tokens=3, logit_bias=always(9), extra_body={name: value}), name
-    assert asked == set(CompletionRequest.model_fields)
+    assert tested == set(CompletionRequest.model_fields)
 
 
-# Choices and probabilities
+# Choices and logprobs
 
 
 def test_n_choices_share_one_computed_prompt(way: Way, server: CortexServer, request: pytest.FixtureRequest) -> None:
     before, _ = server.statistics()
-    text = f"Tell me about the apples of {request.node.name}. " * 10  # which nobody else asks about
+    text = f"Tell me about the apples of {request.node.name}. " * 10  # no other test has this prompt
     response = way.chat(text, n=4, seed=7, temperature=2, extra_body={"ignore_eos": True})
     assert sorted(response.choices) == [0, 1, 2, 3]
-    assert len({told.text for told in response.choices.values()}) > 1
-    assert {told.finish_reason for told in response.choices.values()} == {"length"}
+    assert len({result.text for result in response.choices.values()}) > 1
+    assert {result.finish_reason for result in response.choices.values()} == {"length"}
     assert response.usage.completion_tokens == 4 * 24
     after, _ = server.statistics()
     assert after["prefill_tokens"] - before["prefill_tokens"] <= response.usage.prompt_tokens
 
 
-def test_choices_of_a_stream_come_together_not_one_after_another(server: CortexServer) -> None:
-    """So much is still to come that a busy machine does not get through it before the first pieces are read."""
+def test_choices_of_a_stream_are_generated_at_the_same_time(server: CortexServer) -> None:
+    """The choices are so long that none ends before the first pieces are read, even on a busy machine."""
     begun: set[int] = set()
     with (
         client_of(server) as client,
@@ -275,7 +275,7 @@ def test_choices_of_a_stream_come_together_not_one_after_another(server: CortexS
     ):
         for chunk in stream:
             [choice] = chunk.choices
-            assert choice.finish_reason is None, f"others than {begun} have not begun"
+            assert choice.finish_reason is None, f"only {begun} have begun"
             if choice.delta.content:
                 begun.add(choice.index)
             if len(begun) == 4:
@@ -283,28 +283,28 @@ def test_choices_of_a_stream_come_together_not_one_after_another(server: CortexS
     assert begun == {0, 1, 2, 3}
 
 
-def test_probabilities_come_with_their_bytes(way: Way) -> None:
+def test_logprobs_contain_the_bytes_of_their_tokens(way: Way) -> None:
     fields: dict[str, Any] = {"logprobs": True, "top_logprobs": 3, "temperature": 0}
     greedy = way.chat("Write three emoji.", **fields, extra_body={"ignore_eos": True}).only
     assert [entry.token for entry in greedy.logprobs] == [best(entry) for entry in greedy.logprobs]
     assert len(greedy.logprobs) == 24
     known = way.chat("Write three emoji.", **fields, extra_body={"guided_choice": [EMOJI]}).only
     assert known.text == EMOJI
-    for told in (greedy, known):
-        assert b"".join(bytes(entry.bytes) for entry in told.logprobs).decode(errors="replace") == told.text
-        for entry in told.logprobs:
+    for result in (greedy, known):
+        assert b"".join(bytes(entry.bytes) for entry in result.logprobs).decode(errors="replace") == result.text
+        for entry in result.logprobs:
             assert entry.logprob <= 0
             assert len(entry.top_logprobs) == 3
             values = [top.logprob for top in entry.top_logprobs]
             assert values == sorted(values, reverse=True)
 
 
-def test_a_bias_forbids_and_forces(way: Way, tokenizer: Tokenizer) -> None:
+def test_a_logit_bias_forbids_and_forces_tokens(way: Way, tokenizer: Tokenizer) -> None:
     [yes] = tokenizer.encode("yes", parse_special=False)
     assert way.chat("Hello", max_tokens=3, logit_bias={str(yes): 100}).only.text == "yesyesyes"
-    for forbidden, said in ((DIGITS[0], "1"), (DIGITS[1], "0")):  # one of which the model would say
+    for forbidden, expected in ((DIGITS[0], "1"), (DIGITS[1], "0")):  # the model would generate one of them
         fields: dict[str, Any] = {"logit_bias": {forbidden: -100}, "extra_body": {"guided_choice": ["0", "1"]}}
-        assert way.chat("Hello", temperature=0, **fields).only.text == said
+        assert way.chat("Hello", temperature=0, **fields).only.text == expected
 
 
 @pytest.mark.parametrize(
@@ -319,12 +319,12 @@ def test_a_bias_forbids_and_forces(way: Way, tokenizer: Tokenizer) -> None:
     ],
     ids=str,
 )
-def test_cuts_that_leave_one_token_are_greedy(server: CortexServer, extra: dict[str, Any]) -> None:
+def test_samplers_that_leave_one_token_are_greedy(server: CortexServer, extra: dict[str, Any]) -> None:
     way = Way(server.url, is_async=False, stream=False)
     fields: dict[str, Any] = {"max_tokens": 8, "logprobs": True, "top_logprobs": 3}
-    told = way.chat("Name a colour.", **fields, extra_body=extra | {"ignore_eos": True}).only
-    assert [entry.token for entry in told.logprobs] == [best(entry) for entry in told.logprobs]
-    assert len(told.logprobs) == 8
+    result = way.chat("Name a colour.", **fields, extra_body=extra | {"ignore_eos": True}).only
+    assert [entry.token for entry in result.logprobs] == [best(entry) for entry in result.logprobs]
+    assert len(result.logprobs) == 8
 
 
 @pytest.mark.parametrize(
@@ -336,15 +336,15 @@ def test_cuts_that_leave_one_token_are_greedy(server: CortexServer, extra: dict[
     ],
     ids=str,
 )
-def test_repetition_costs(server: CortexServer, extra: dict[str, Any], expected: str) -> None:
-    """What a token costs that was said before is more than all that speaks for it, and that is much."""
+def test_repetition_penalties_work(server: CortexServer, extra: dict[str, Any], expected: str) -> None:
+    """The penalties of a repeated token outweigh its logit bias, which is large."""
     way = Way(server.url, is_async=False, stream=False)
     fields: dict[str, Any] = {"temperature": 0, "logit_bias": {DIGITS[0]: 100, DIGITS[1]: 50}}
-    told = way.chat("Heads or tails?", **fields, extra_body={"guided_regex": "[01]{3}"} | extra).only
-    assert told.text == expected
+    result = way.chat("Heads or tails?", **fields, extra_body={"guided_regex": "[01]{3}"} | extra).only
+    assert result.text == expected
 
 
-def test_an_end_may_not_come_before_min_tokens(way: Way, tokenizer: Tokenizer) -> None:
+def test_an_answer_does_not_end_before_min_tokens(way: Way, tokenizer: Tokenizer) -> None:
     end = {str(tokenizer.special_ids["<|im_end|>"]): 100}
     for min_tokens in (0, 50):
         response = way.chat("Say only: yes", max_tokens=60, logit_bias=end, extra_body={"min_tokens": min_tokens})
@@ -367,7 +367,7 @@ PERSON = {
 
 
 PERSON_TOKENS = 150
-"""More than its text can have characters, spelled with as many escapes as it may."""
+"""More tokens than the JSON of a person can have characters, with as many escapes as possible."""
 
 
 def json_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -375,23 +375,23 @@ def json_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_an_answer_matches_its_schema(way: Way) -> None:
-    told = way.chat("Describe a person.", max_tokens=PERSON_TOKENS, response_format=json_schema(PERSON)).only
-    assert told.finish_reason == "stop"
-    jsonschema.validate(json.loads(told.text), PERSON)
+    result = way.chat("Describe a person.", max_tokens=PERSON_TOKENS, response_format=json_schema(PERSON)).only
+    assert result.finish_reason == "stop"
+    jsonschema.validate(json.loads(result.text), PERSON)
 
 
-def test_an_answer_that_is_cut_says_so(way: Way) -> None:
-    told = way.chat("Describe a person.", max_tokens=4, response_format=json_schema(PERSON)).only
-    assert told.finish_reason == "length"
+def test_a_truncated_answer_finishes_with_length(way: Way) -> None:
+    result = way.chat("Describe a person.", max_tokens=4, response_format=json_schema(PERSON)).only
+    assert result.finish_reason == "length"
 
 
-def test_a_json_object_is_one(way: Way, tokenizer: Tokenizer) -> None:
+def test_json_object_mode_returns_an_object(way: Way, tokenizer: Tokenizer) -> None:
     fields: dict[str, Any] = {"response_format": {"type": "json_object"}, "temperature": 0}
-    told = way.chat("Any JSON.", max_tokens=300, **fields).only
-    if told.finish_reason == "stop":
-        assert isinstance(json.loads(told.text), dict)
+    result = way.chat("Any JSON.", max_tokens=300, **fields).only
+    if result.finish_reason == "stop":
+        assert isinstance(json.loads(result.text), dict)
     else:
-        assert told.text.startswith("{")
+        assert result.text.startswith("{")
     brackets = {str(token): 100 for bracket in "{}" for token in tokenizer.encode(bracket, parse_special=False)}
     ended = way.chat("Any JSON.", **fields, logit_bias=brackets).only
     assert (ended.text, ended.finish_reason) == ("{}", "stop")
@@ -412,10 +412,12 @@ def test_a_json_object_is_one(way: Way, tokenizer: Tokenizer) -> None:
     ],
     ids=str,
 )
-def test_every_way_to_say_what_an_answer_must_match(server: CortexServer, extra: dict[str, Any], expected: str) -> None:
-    told = Way(server.url, is_async=False, stream=True).chat("Hello", extra_body=extra).only
-    assert re.fullmatch(expected, told.text), told.text
-    assert told.finish_reason == "stop"
+def test_every_parameter_for_structured_output_works(
+    server: CortexServer, extra: dict[str, Any], expected: str
+) -> None:
+    result = Way(server.url, is_async=False, stream=True).chat("Hello", extra_body=extra).only
+    assert re.fullmatch(expected, result.text), result.text
+    assert result.finish_reason == "stop"
 
 
 ANY_OF_EIGHT = {"anyOf": [{"properties": {f"a{i}": {"type": "integer"}}} for i in range(8)]}
@@ -438,7 +440,7 @@ for _ in range(400):
     ],
     ids=str,
 )
-def test_a_grammar_that_cannot_be_served_is_refused(
+def test_an_unsupported_grammar_is_refused(
     server: CortexServer, stream: bool, extra: dict[str, Any], param: str, part: str
 ) -> None:
     with client_of(server) as client, pytest.raises(openai.BadRequestError) as raised:
@@ -463,10 +465,10 @@ def test_a_hundred_bounded_answers_all_end_and_validate(server: CortexServer) ->
         {"enum": ["red", "green", {"blue": 1}]},
     ]
 
-    async def run() -> list[tuple[dict[str, Any], Told]]:
+    async def run() -> list[tuple[dict[str, Any], Choice]]:
         limit = asyncio.Semaphore(16)
 
-        async def one(client: AsyncOpenAI, number: int) -> tuple[dict[str, Any], Told]:
+        async def one(client: AsyncOpenAI, number: int) -> tuple[dict[str, Any], Choice]:
             schema: dict[str, Any] = schemas[number % len(schemas)]  # type: ignore[assignment]
             fields = {
                 "model": MODEL,
@@ -504,7 +506,7 @@ WEATHER = {
 }
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 CALL_TOKENS = 200
-"""More than the text of one of their calls can have characters."""
+"""More tokens than a call of one of these tools can have characters."""
 
 
 def check_call(call: dict[str, str]) -> None:
@@ -517,25 +519,25 @@ def check_call(call: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}], ids=str)
-def test_a_call_that_must_be_made_is_made(way: Way, choice: Any) -> None:
-    told = way.chat(
+def test_a_required_call_is_made(way: Way, choice: Any) -> None:
+    result = way.chat(
         "What is the weather in Rome?",
         tools=[CLOCK, WEATHER],
         tool_choice=choice,
         parallel_tool_calls=False,
         max_tokens=CALL_TOKENS,
     ).only
-    assert told.finish_reason == "tool_calls"
-    assert told.text == ""
-    assert len(told.calls) == 1
-    check_call(told.calls[0])
+    assert result.finish_reason == "tool_calls"
+    assert result.text == ""
+    assert len(result.calls) == 1
+    check_call(result.calls[0])
     if choice != "required":
-        assert told.calls[0]["name"] == "weather"
+        assert result.calls[0]["name"] == "weather"
 
 
-def test_several_calls_come_in_order(way: Way, tokenizer: Tokenizer) -> None:
-    """The answer ends behind the first call that may end it, which is not the first of all."""
-    told = way.chat(
+def test_several_calls_are_returned_in_order(way: Way, tokenizer: Tokenizer) -> None:
+    """The answer ends after a call, but not before min_tokens, so it has several calls."""
+    result = way.chat(
         "Rome and Paris?",
         tools=[CLOCK, WEATHER],
         tool_choice="required",
@@ -543,37 +545,37 @@ def test_several_calls_come_in_order(way: Way, tokenizer: Tokenizer) -> None:
         logit_bias={str(tokenizer.special_ids["<|im_end|>"]): 100},
         extra_body={"min_tokens": CALL_TOKENS},
     ).only
-    assert told.finish_reason == "tool_calls"
-    assert len(told.calls) > 1
-    assert sorted(told.calls) == list(range(len(told.calls)))
-    for call in told.calls.values():
+    assert result.finish_reason == "tool_calls"
+    assert len(result.calls) > 1
+    assert sorted(result.calls) == list(range(len(result.calls)))
+    for call in result.calls.values():
         check_call(call)
 
 
-def test_whether_to_call_is_the_models_choice(way: Way, tokenizer: Tokenizer) -> None:
+def test_the_model_decides_whether_to_call(way: Way, tokenizer: Tokenizer) -> None:
     assert way.chat("Say hello.", tools=[WEATHER], logit_bias=always(9)).only.text == "9" * 24
     [begin] = tokenizer.encode("<", parse_special=False)
-    called, said = (
+    called, answered = (
         way.chat(
             "Say hello.",
             tools=[WEATHER],
             parallel_tool_calls=False,
             max_tokens=CALL_TOKENS,
-            logit_bias=wish,
+            logit_bias=bias,
             extra_body={"guided_choice": ["9"]},
         ).only
-        for wish in ({str(begin): 100}, always(9))
+        for bias in ({str(begin): 100}, always(9))
     )
     assert (called.text, called.finish_reason, len(called.calls)) == ("", "tool_calls", 1)
     check_call(called.calls[0])
-    assert (said.text, said.finish_reason, said.calls) == ("9", "stop", {})
+    assert (answered.text, answered.finish_reason, answered.calls) == ("9", "stop", {})
     call = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
     fields: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "none", "extra_body": {"guided_choice": [call]}}
-    told = way.chat("Say hello.", max_tokens=CALL_TOKENS, **fields).only
-    assert (told.text, told.calls) == (call, {})
+    result = way.chat("Say hello.", max_tokens=CALL_TOKENS, **fields).only
+    assert (result.text, result.calls) == (call, {})
 
 
-def test_a_call_and_its_result_go_back_in(way: Way) -> None:
+def test_a_call_and_its_result_can_be_sent_back(way: Way) -> None:
     messages = [
         {"role": "user", "content": "What is the weather in Rome?"},
         {
@@ -591,7 +593,7 @@ def test_a_call_and_its_result_go_back_in(way: Way) -> None:
     assert response.usage.prompt_tokens > way.chat(messages[:1], **fields).usage.prompt_tokens
 
 
-def test_a_strict_tools_schema_that_cannot_be_served_is_refused(server: CortexServer) -> None:
+def test_an_unsupported_schema_of_a_strict_tool_is_refused(server: CortexServer) -> None:
     broken: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "strin"}, "strict": True}}
     with client_of(server) as client, pytest.raises(openai.BadRequestError, match=r"'f' .*Invalid type") as raised:
         client.chat.completions.create(
@@ -603,23 +605,23 @@ def test_a_strict_tools_schema_that_cannot_be_served_is_refused(server: CortexSe
     assert raised.value.param == "tools"
 
 
-def test_another_tools_schema_is_kept_to_as_far_as_can_be(server: CortexServer) -> None:
+def test_a_schema_of_a_tool_that_is_not_strict_is_enforced_where_possible(server: CortexServer) -> None:
     city = {"enum": ["Rome", "Oslo"]}
     known = {"type": "object", "properties": {"city": city}, "required": ["city"], "additionalProperties": False}
     for schema in (known | {"propertyNames": {"pattern": "c"}}, {"type": "strin"}):
         tool: Any = {"type": "function", "function": {"name": "f", "parameters": schema}}
-        told = Way(server.url, is_async=False, stream=False).chat(
+        result = Way(server.url, is_async=False, stream=False).chat(
             "Rome?", tools=[tool], tool_choice="required", parallel_tool_calls=False, max_tokens=200, temperature=0
         )
-        assert told.only.calls[0]["name"] == "f"
+        assert result.only.calls[0]["name"] == "f"
         if "properties" in schema:
-            assert json.loads(told.only.calls[0]["arguments"])["city"] in city["enum"]
+            assert json.loads(result.only.calls[0]["arguments"])["city"] in city["enum"]
 
 
-# All of it at once
+# All kinds at once
 
 
-def test_24_requests_of_all_kinds_at_once_are_all_answered_rightly(server: CortexServer) -> None:
+def test_24_concurrent_requests_of_all_kinds_get_correct_answers(server: CortexServer) -> None:
     kinds: list[dict[str, Any]] = [
         {"max_tokens": 20},
         {"max_tokens": PERSON_TOKENS, "response_format": json_schema(PERSON)},
@@ -638,7 +640,7 @@ def test_24_requests_of_all_kinds_at_once_are_all_answered_rightly(server: Corte
                         {
                             "model": MODEL,
                             "messages": [{"role": "user", "content": f"Hello {i}!"}],
-                            "logit_bias": always(i % 10),  # so that each says something else than those beside it
+                            "logit_bias": always(i % 10),  # neighbouring requests get different answers
                         }
                         | kinds[i % 6],
                     )
@@ -649,18 +651,18 @@ def test_24_requests_of_all_kinds_at_once_are_all_answered_rightly(server: Corte
     for number, response in enumerate(asyncio.run(run())):
         kind = kinds[number % 6]
         assert len(response.choices) == kind.get("n", 1)
-        told = response.choices[0]
+        result = response.choices[0]
         if "response_format" in kind:
-            assert told.finish_reason == "stop"
-            jsonschema.validate(json.loads(told.text), PERSON)
+            assert result.finish_reason == "stop"
+            jsonschema.validate(json.loads(result.text), PERSON)
         elif "tools" in kind:
-            assert told.finish_reason == "tool_calls"
-            check_call(told.calls[0])
+            assert result.finish_reason == "tool_calls"
+            check_call(result.calls[0])
         else:
-            said = {(each.text, each.finish_reason) for each in response.choices.values()}
-            assert said == {(str(number % 10) * 20, "length")}
+            answers = {(each.text, each.finish_reason) for each in response.choices.values()}
+            assert answers == {(str(number % 10) * 20, "length")}
         if "logprobs" in kind:
-            assert b"".join(bytes(entry.bytes) for entry in told.logprobs).decode() == told.text
+            assert b"".join(bytes(entry.bytes) for entry in result.logprobs).decode() == result.text
     _, cache = server.statistics()
     assert cache["held_pages"] == 0
 
@@ -668,7 +670,7 @@ def test_24_requests_of_all_kinds_at_once_are_all_answered_rightly(server: Corte
 # Text completions
 
 
-def test_prompts_of_every_form(server: CortexServer, tokenizer: Tokenizer) -> None:
+def test_prompts_of_every_form_are_accepted(server: CortexServer, tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("One two three", parse_special=False)
     with client_of(server) as client:
 
@@ -695,7 +697,7 @@ def test_prompts_of_every_form(server: CortexServer, tokenizer: Tokenizer) -> No
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_echo_tells_the_probabilities_of_the_prompt_too(server: CortexServer, stream: bool) -> None:
+def test_an_echo_contains_the_logprobs_of_the_prompt(server: CortexServer, stream: bool) -> None:
     prompt = "The capital of France is"
     with client_of(server) as client:
         answer: Any = client.completions.create(
@@ -721,13 +723,13 @@ def test_an_echo_tells_the_probabilities_of_the_prompt_too(server: CortexServer,
     assert [text[offset:].startswith(token) for token, offset in zip(tokens, offsets, strict=True)] == [True] * len(
         tokens
     )
-    assert values[4] > values[1], "France is foreseeable after 'The capital of'"
+    assert values[4] > values[1], "France is likely after 'The capital of'"
 
 
-def test_a_prompt_is_only_scored_where_no_tokens_are_wanted(server: CortexServer) -> None:
+def test_max_tokens_0_with_echo_only_scores_the_prompt(server: CortexServer) -> None:
     long = "All work and no play makes Jack a dull boy. " * 20
     with client_of(server) as client:
-        for _ in range(2):  # the second time it is in memory, and has to be computed all the same
+        for _ in range(2):  # the second time it is cached, but must be computed again
             answer = client.completions.create(model=MODEL, prompt=long, max_tokens=0, echo=True, logprobs=0)
             [choice] = answer.choices
             assert choice.text == long
@@ -740,7 +742,7 @@ def test_a_prompt_is_only_scored_where_no_tokens_are_wanted(server: CortexServer
             client.completions.create(model=MODEL, prompt=long, max_tokens=0)
 
 
-def test_the_best_of_several_are_returned(server: CortexServer) -> None:
+def test_best_of_returns_the_best_choices(server: CortexServer) -> None:
     with client_of(server) as client:
         answer = client.completions.create(
             model=MODEL,
@@ -760,7 +762,7 @@ def test_the_best_of_several_are_returned(server: CortexServer) -> None:
             assert choice.logprobs is not None
             values = choice.logprobs.token_logprobs or []
             means.append(sum(values) / len(values))
-        assert means == pytest.approx(sorted(means, reverse=True))  # sums of pieces may be rounded otherwise
+        assert means == pytest.approx(sorted(means, reverse=True))  # sums of pieces may be rounded differently
         with pytest.raises(openai.BadRequestError, match="best_of"):
             client.completions.create(model=MODEL, prompt="x", n=3, best_of=2)
 
@@ -779,18 +781,18 @@ def test_a_completion_stops_and_streams(server: CortexServer) -> None:
             extra_body={"guided_choice": ["5 6 7 8 9"]},
         )
         chunks = list(stream)
-    told: list[Any] = [choice for chunk in chunks for choice in chunk.choices]
-    assert sorted(choice.index for choice in told if choice.finish_reason == "stop") == [0, 1, 2, 3]
+    choices: list[Any] = [choice for chunk in chunks for choice in chunk.choices]
+    assert sorted(choice.index for choice in choices if choice.finish_reason == "stop") == [0, 1, 2, 3]
     for index in range(4):
-        assert "".join(choice.text for choice in told if choice.index == index) == "5 6 7 "
+        assert "".join(choice.text for choice in choices if choice.index == index) == "5 6 7 "
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens <= 48
 
 
-# What the model reads
+# Tokens and templates
 
 
-def test_texts_and_conversations_become_tokens_and_back(server: CortexServer, tokenizer: Tokenizer) -> None:
+def test_texts_and_conversations_are_converted_to_tokens_and_back(server: CortexServer, tokenizer: Tokenizer) -> None:
     base = server.url.removesuffix("/v1")
 
     def post(path: str, body: dict[str, Any]) -> Any:
@@ -820,7 +822,7 @@ def test_texts_and_conversations_become_tokens_and_back(server: CortexServer, to
         assert httpx.post(f"{base}/{path}", json=body, timeout=SECONDS).status_code in (400, 404)
 
 
-def test_what_the_vocabulary_cannot_write_is_refused_when_it_comes_to_that(server: CortexServer) -> None:
+def test_text_without_tokens_is_refused_when_it_would_be_generated(server: CortexServer) -> None:
     """SmolLM2 has no tokens for some bytes."""
     with client_of(server) as client:
         fields: dict[str, Any] = {

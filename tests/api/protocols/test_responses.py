@@ -1,4 +1,4 @@
-"""POST /v1/responses over a fake engine: what clients get, event by event, and what the engine is told."""
+"""POST /v1/responses over a fake engine: the events that clients receive, and the requests for the engine."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ from api.protocols.responses.request import UNSERVED, UNSERVED_IN_COUNTS, InputT
 from api.protocols.store import MAX_RESPONSES, KeptItem, KeptResponse, KeptResponses
 from api.serving.prompts import PromptBuilder
 from api.text.tokenizer import Tokenizer
-from scheduler.messages import Output, SamplingParams, Submit
+from scheduler.messages import Output, SamplingParams
 from tests.api.fakes import INFO, MODEL, Server
 
 URL = "/v1/responses"
@@ -53,7 +53,7 @@ def server(tokenizer: Tokenizer) -> Server:
 
 @pytest.fixture
 def thinking(tokenizer: Tokenizer) -> Server:
-    """Of a model that thinks and has a template for calls."""
+    """A server whose model thinks and has a template for tool calls."""
     return thinker(tokenizer)
 
 
@@ -74,7 +74,7 @@ async def body_of(response: Response) -> Any:
 
 
 async def respond(server: Server, given: Any = "Hello", /, **fields: Any) -> dict[str, Any]:
-    """A whole response, which must be one, and of the described and of OpenAI's type."""
+    """A non-streamed response. Asserts that the status is 200, and validates it against our type and OpenAI's type."""
     response = await server.post(ask(given, **fields))
     body = await body_of(response)
     assert response.status_code == 200, body
@@ -85,7 +85,7 @@ async def respond(server: Server, given: Any = "Hello", /, **fields: Any) -> dic
 
 
 async def assert_error(response: Response, status: int, code: str | None, param: str | None, *parts: str) -> None:
-    """It is OpenAI's error object and nothing else."""
+    """Asserts that the body is exactly OpenAI's error object."""
     body = await body_of(response)
     assert (response.status_code, set(body)) == (status, {"error"}), body
     error = body["error"]
@@ -95,22 +95,22 @@ async def assert_error(response: Response, status: int, code: str | None, param:
 
 
 async def streamed(server: Server, given: Any = "Hello", /, **fields: Any) -> list[dict[str, Any]]:
-    """All events of a stream, which are numbered, and of the described and of OpenAI's types."""
+    """All events of a stream. Checks their numbers, and validates them against our types and OpenAI's types."""
     async with server.stream(ask(given, **fields)) as stream:
-        told = await stream.rest()
-    check_events(told)
-    return told
+        events = await stream.rest()
+    check_events(events)
+    return events
 
 
-def check_events(told: list[dict[str, Any]]) -> None:
-    assert [event["sequence_number"] for event in told] == list(range(len(told)))
-    for event in told:
+def check_events(events: list[dict[str, Any]]) -> None:
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    for event in events:
         wire.ResponseEvent.model_validate(event)
         all_fields(STREAM_EVENT.validate_python(event, strict=True), event["type"])
 
 
 def all_fields(value: BaseModel, path: str) -> None:
-    """Nothing is there that OpenAI's type does not know, but what its API tells all the same."""
+    """Asserts that there are no fields outside OpenAI's type, except those that OpenAI's API also returns."""
     known = {"Response": {"store"}, "Logprob": {"bytes"}, "LogprobTopLogprob": {"bytes"}}
     extra = set(value.model_extra or ()) - known.get(type(value).__name__, set())
     assert not extra, (path, extra)
@@ -121,28 +121,18 @@ def all_fields(value: BaseModel, path: str) -> None:
                 all_fields(item, f"{path}.{name}")
 
 
-def types_of(told: list[dict[str, Any]]) -> list[str]:
-    return [event["type"].removeprefix("response.") for event in told]
+def types_of(events: list[dict[str, Any]]) -> list[str]:
+    return [event["type"].removeprefix("response.") for event in events]
 
 
 def without_ids(value: Any) -> Any:
-    """What two answers to one question have in common."""
+    """Removes the ids, which differ between two answers to one question."""
     if isinstance(value, dict):
         return {key: without_ids(each) for key, each in value.items() if key not in ("id", "call_id", "item_id")}
     return [without_ids(each) for each in value] if isinstance(value, list) else value
 
 
-def says_in_pieces(server: Server, text: str, finish_reason: str = "stop") -> None:
-    """From now on every answer comes token by token."""
-    tokens = server.encode(text)
-
-    def answer(submit: Submit) -> list[Output]:
-        return [*(Output(submit.request_id, [token]) for token in tokens), Output(submit.request_id, [], finish_reason)]
-
-    server.engine.answer = answer
-
-
-# A whole response
+# Non-streamed responses
 
 
 async def test_a_response_is_a_message_with_its_text(server: Server) -> None:
@@ -162,7 +152,7 @@ async def test_a_response_is_a_message_with_its_text(server: Server) -> None:
     }
 
 
-async def test_usage_counts_prompt_answer_thoughts_and_what_was_cached(thinking: Server) -> None:
+async def test_usage_counts_prompt_output_reasoning_and_cached_tokens(thinking: Server) -> None:
     tokens = thinking.encode("<think>\nHm.\n</think>\n\nFine.")
     thinking.engine.answer = lambda submit: [Output(submit.request_id, tokens, "stop", cached_tokens=7)]
     usage = (await respond(thinking))["usage"]
@@ -177,7 +167,7 @@ async def test_usage_counts_prompt_answer_thoughts_and_what_was_cached(thinking:
     }
 
 
-async def test_an_answer_that_was_cut_is_incomplete(server: Server) -> None:
+async def test_a_truncated_answer_is_incomplete(server: Server) -> None:
     server.answers("Fine", "length")
     body = await respond(server, max_output_tokens=5)
     assert server.engine.submitted[0].max_tokens == 5
@@ -186,13 +176,13 @@ async def test_an_answer_that_was_cut_is_incomplete(server: Server) -> None:
     assert [item["status"] for item in body["output"]] == ["incomplete"]
 
 
-async def test_an_answer_of_nothing_is_an_empty_message(server: Server) -> None:
+async def test_an_empty_answer_is_an_empty_message(server: Server) -> None:
     server.answers("")
     [message] = (await respond(server))["output"]
     assert (message["type"], message["content"][0]["text"]) == ("message", "")
 
 
-async def test_thoughts_words_and_calls_are_items_in_their_order(thinking: Server) -> None:
+async def test_reasoning_text_and_calls_become_items_in_order(thinking: Server) -> None:
     thinking.answers(f"<think>\nRome, then.\n</think>\n\nLet me see. {CALL}\n{CALL.replace('Rome', 'Oslo')}")
     body = await respond(thinking, tools=[CLOCK, WEATHER])
     thought, message, first, second = body["output"]
@@ -213,14 +203,14 @@ async def test_thoughts_words_and_calls_are_items_in_their_order(thinking: Serve
     ]
 
 
-async def test_words_behind_a_call_are_a_message_of_their_own(server: Server) -> None:
+async def test_text_after_a_call_is_a_separate_message(server: Server) -> None:
     server.answers(f"One. {CALL} Two.")
     output = (await respond(server, tools=[WEATHER]))["output"]
     assert [item["type"] for item in output] == ["message", "function_call", "message"]
     assert [item["content"][0]["text"] for item in output[::2]] == ["One. ", "Two."]
 
 
-async def test_what_was_cut_in_a_call_or_a_thought_says_so(thinking: Server) -> None:
+async def test_a_truncated_call_or_reasoning_is_incomplete(thinking: Server) -> None:
     thinking.answers(CALL[: CALL.index("Rome") + 2], "length")
     [call] = (await respond(thinking, tools=[WEATHER]))["output"]
     assert (call["status"], call["arguments"]) == ("incomplete", '{"city": "Ro')
@@ -233,7 +223,7 @@ async def test_what_was_cut_in_a_call_or_a_thought_says_so(thinking: Server) -> 
     ("stop", "status", "arguments"),
     [("ome", "incomplete", '{"city": "R'), ("</t", "completed", '{"city": "Rome"}')],
 )
-async def test_a_call_that_a_stop_string_cut_is_not_told_as_made(
+async def test_a_call_cut_by_a_stop_string_is_incomplete(
     server: Server, stop: str, status: str, arguments: str
 ) -> None:
     server.answers(CALL)
@@ -242,14 +232,14 @@ async def test_a_call_that_a_stop_string_cut_is_not_told_as_made(
     [call] = body["output"]
     assert (body["status"], call["status"], call["arguments"]) == (status, status, arguments)
     assert body["incomplete_details"] == (None if status == "completed" else {"reason": None})
-    told = await streamed(server, **fields)
-    assert told[-1]["type"] == f"response.{status}"
-    assert without_ids(told[-1]["response"]["output"]) == without_ids(body["output"])
+    events = await streamed(server, **fields)
+    assert events[-1]["type"] == f"response.{status}"
+    assert without_ids(events[-1]["response"]["output"]) == without_ids(body["output"])
     server.answers("Nice to meet you.")
     assert (await respond(server, **fields))["status"] == "completed", "no call was cut"
 
 
-async def test_what_was_asked_for_is_repeated(server: Server) -> None:
+async def test_a_response_repeats_the_settings_of_its_request(server: Server) -> None:
     server.answers('{"a": 1}')
     asked = {
         "instructions": "Be brief.",
@@ -294,21 +284,21 @@ async def test_what_was_asked_for_is_repeated(server: Server) -> None:
     }
 
 
-async def test_the_models_own_defaults_are_repeated_where_the_request_says_nothing(tokenizer: Tokenizer) -> None:
+async def test_a_response_contains_the_defaults_of_the_model_for_missing_settings(tokenizer: Tokenizer) -> None:
     defaults = ModelDefaults(temperature=0.25, top_p=0.5, max_tokens=20)
     server = Server(tokenizer, url=URL, defaults=defaults)
     server.answers("Fine.")
-    told = ("temperature", "top_p", "max_output_tokens")
+    names = ("temperature", "top_p", "max_output_tokens")
     body = await respond(server)
-    assert [body[name] for name in told] == [0.25, 0.5, 20]
+    assert [body[name] for name in names] == [0.25, 0.5, 20]
     asked = {"temperature": 1.0, "top_p": 0.75, "max_output_tokens": 30}
     body = await respond(server, **asked)
-    assert {name: body[name] for name in told} == asked
+    assert {name: body[name] for name in names} == asked
     assert [submit.params.temperature for submit in server.engine.submitted] == [0.25, 1.0]
     assert [submit.max_tokens for submit in server.engine.submitted] == [20, 30]
 
 
-# A stream
+# Streams
 
 MESSAGE = ["output_item.added", "content_part.added", "output_text.delta", "output_text.done", "content_part.done"]
 THOUGHT = ["output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.done"]
@@ -316,7 +306,7 @@ CALLED = ["output_item.added", "function_call_arguments.delta", "function_call_a
 BEGUN = ["created", "in_progress"]
 
 
-async def test_a_stream_of_words_has_openais_events_in_order(server: Server) -> None:
+async def test_a_stream_of_text_has_openais_events_in_order(server: Server) -> None:
     tokens = server.encode("Hello world")
     async with server.stream(ask()) as stream:
         created, begun = await stream.chunk(), await stream.chunk()
@@ -330,9 +320,9 @@ async def test_a_stream_of_words_has_openais_events_in_order(server: Server) -> 
         second = await stream.chunk()
         server.engine.emit([], "stop")
         rest = await stream.rest()
-    told = [created, begun, *first, second, *rest]
-    check_events(told)
-    assert types_of(told) == [
+    events = [created, begun, *first, second, *rest]
+    check_events(events)
+    assert types_of(events) == [
         *BEGUN,
         "output_item.added",
         "content_part.added",
@@ -347,16 +337,16 @@ async def test_a_stream_of_words_has_openais_events_in_order(server: Server) -> 
     assert (added["item"]["status"], added["item"]["content"]) == ("in_progress", [])
     assert part["part"] == {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
     assert (one["delta"], second["delta"], rest[0]["text"]) == ("Hello", " world", "Hello world")
-    assert {event["item_id"] for event in told if "item_id" in event} == {added["item"]["id"]}
+    assert {event["item_id"] for event in events if "item_id" in event} == {added["item"]["id"]}
     assert rest[-1]["response"]["output"] == [rest[-2]["item"]]
     assert rest[-1]["response"]["id"] == created["response"]["id"]
     assert rest[-1]["response"]["usage"]["output_tokens"] == 2
 
 
-async def test_a_stream_of_thoughts_words_and_calls_tells_one_item_after_another(thinking: Server) -> None:
+async def test_a_stream_of_reasoning_text_and_calls_sends_one_item_after_another(thinking: Server) -> None:
     thinking.answers(f"<think>\nHm.\n</think>\n\nSo. {CALL}\n{CALL}")
-    told = await streamed(thinking, tools=[WEATHER])
-    assert types_of(told) == [
+    events = await streamed(thinking, tools=[WEATHER])
+    assert types_of(events) == [
         *BEGUN,
         *THOUGHT,
         "content_part.done",
@@ -367,31 +357,31 @@ async def test_a_stream_of_thoughts_words_and_calls_tells_one_item_after_another
         *CALLED,
         "completed",
     ]
-    added = [event for event in told if event["type"].endswith("item.added")]
-    done = [event for event in told if event["type"].endswith("item.done")]
+    added = [event for event in events if event["type"].endswith("item.added")]
+    done = [event for event in events if event["type"].endswith("item.done")]
     assert [event["output_index"] for event in added] == [event["output_index"] for event in done] == [0, 1, 2, 3]
     assert [event["item"]["id"] for event in added] == [event["item"]["id"] for event in done]
-    assert told[-1]["response"]["output"] == [event["item"] for event in done]
-    [arguments, _] = [event["arguments"] for event in told if event["type"].endswith("arguments.done")]
+    assert events[-1]["response"]["output"] == [event["item"] for event in done]
+    [arguments, _] = [event["arguments"] for event in events if event["type"].endswith("arguments.done")]
     assert arguments == '{"city": "Rome"}'
 
 
-async def test_a_stream_that_was_cut_ends_as_incomplete(server: Server) -> None:
+async def test_a_truncated_stream_ends_as_incomplete(server: Server) -> None:
     server.answers("Fine", "length")
-    told = await streamed(server)
-    assert types_of(told) == [*BEGUN, *MESSAGE, "output_item.done", "incomplete"]
-    assert told[-2]["item"]["status"] == "incomplete"
-    response = told[-1]["response"]
+    events = await streamed(server)
+    assert types_of(events) == [*BEGUN, *MESSAGE, "output_item.done", "incomplete"]
+    assert events[-2]["item"]["status"] == "incomplete"
+    response = events[-1]["response"]
     assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
 
 
-async def test_a_stream_of_nothing_has_an_empty_message(server: Server) -> None:
+async def test_an_empty_stream_has_an_empty_message(server: Server) -> None:
     server.answers("")
     without_delta = [name for name in MESSAGE if name != "output_text.delta"]
     assert types_of(await streamed(server)) == [*BEGUN, *without_delta, "output_item.done", "completed"]
 
 
-async def test_the_end_goes_out_in_one_write(server: Server) -> None:
+async def test_the_last_events_are_sent_in_one_write(server: Server) -> None:
     async with server.stream(ask()) as stream:
         await stream.write()
         server.engine.emit(server.encode("Fine."), "stop")
@@ -413,7 +403,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def thinkers(tokenizer: Tokenizer) -> Callable[[], Server]:
-    """Makes one server for all examples, in the first of them: a server belongs to a run of the loop."""
+    """Returns the same server for all examples. The first example makes it, because it belongs to an event loop."""
     servers: list[Server] = []
 
     def get() -> Server:
@@ -429,7 +419,7 @@ def thinkers(tokenizer: Tokenizer) -> Callable[[], Server]:
     cuts=st.lists(st.integers(1, 6), max_size=12),
     reason=st.sampled_from(["stop", "length"]),
 )
-async def test_however_an_answer_is_cut_its_events_add_up_to_the_whole(
+async def test_the_events_add_up_to_the_whole_response_for_any_chunks(
     thinkers: Callable[[], Server], text: str, cuts: list[int], reason: str
 ) -> None:
     server = thinkers()
@@ -438,25 +428,25 @@ async def test_however_an_answer_is_cut_its_events_add_up_to_the_whole(
     server.engine.answer = None
     tokens = server.encode(text)
     async with server.stream(ask(tools=[WEATHER])) as stream:
-        await wait_all_tasks_blocked()  # it begins once the grammar of calls is known to be served
+        await wait_all_tasks_blocked()  # the stream begins once the engine has accepted the grammar of the calls
         for cut in cuts:
             server.engine.emit(tokens[:cut])
             del tokens[:cut]
             await wait_all_tasks_blocked()
         server.engine.emit(tokens, reason)
-        told = await stream.rest()
-    check_events(told)
-    final = told[-1]["response"]
+        events = await stream.rest()
+    check_events(events)
+    final = events[-1]["response"]
     assert without_ids(final["output"]) == without_ids(whole["output"])
     assert final["status"] == whole["status"]
     for index, item in enumerate(final["output"]):
-        deltas = [event for event in told if event.get("output_index") == index and "delta" in event]
+        deltas = [event for event in events if event.get("output_index") == index and "delta" in event]
         text_of = item["arguments"] if item["type"] == "function_call" else item["content"][0]["text"]
         assert "".join(event["delta"] for event in deltas) == text_of
         assert {event["item_id"] for event in deltas} <= {item["id"]}
 
 
-async def test_a_long_silence_is_filled_with_pings(server: Server, autojump_clock: MockClock) -> None:
+async def test_a_silent_stream_sends_pings(server: Server, autojump_clock: MockClock) -> None:
     async with server.stream(ask()) as stream:
         await stream.write()
         assert await stream.write() == b": ping\n\n"
@@ -468,23 +458,23 @@ async def test_a_long_silence_is_filled_with_pings(server: Server, autojump_cloc
 # Failures
 
 
-async def test_an_engine_that_dies_in_midstream_ends_the_stream_with_a_failed_response(server: Server) -> None:
+async def test_an_engine_death_during_a_stream_ends_it_with_a_failed_response(server: Server) -> None:
     async with server.stream(ask()) as stream:
-        told = [await stream.chunk(), await stream.chunk()]
+        events = [await stream.chunk(), await stream.chunk()]
         server.engine.emit(server.encode("Hello"))
-        told += [await stream.chunk() for _ in range(3)]
+        events += [await stream.chunk() for _ in range(3)]
         server.engine.die()
-        told += await stream.rest()
-    check_events(told)
-    assert types_of(told) == [*BEGUN, *MESSAGE[:3], "failed"]
-    failed = told[-1]["response"]
+        events += await stream.rest()
+    check_events(events)
+    assert types_of(events) == [*BEGUN, *MESSAGE[:3], "failed"]
+    failed = events[-1]["response"]
     assert (failed["status"], failed["error"]["code"]) == ("failed", "server_error")
     assert "engine" in failed["error"]["message"]
     assert [item["status"] for item in failed["output"]] == ["incomplete"]
     await assert_error(await server.client.get(f"{URL}/{failed['id']}"), 404, None, None)
 
 
-async def test_an_engine_that_goes_before_the_first_event_is_told_in_the_stream(
+async def test_an_engine_death_before_the_first_event_is_a_failed_response(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone() -> None:
@@ -492,9 +482,9 @@ async def test_an_engine_that_goes_before_the_first_event_is_told_in_the_stream(
         server.engine.ready_info()
 
     monkeypatch.setattr(server.engine, "start", lambda *_: gone())
-    told = await streamed(server)
-    assert types_of(told) == [*BEGUN, "failed"]
-    assert told[-1]["response"]["error"]["code"] == "server_error"
+    events = await streamed(server)
+    assert types_of(events) == [*BEGUN, "failed"]
+    assert events[-1]["response"]["error"]["code"] == "server_error"
 
 
 async def test_a_request_that_fails_in_the_engine_is_a_500_with_its_reason(server: Server) -> None:
@@ -503,14 +493,14 @@ async def test_a_request_that_fails_in_the_engine_is_a_500_with_its_reason(serve
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_grammar_that_cannot_be_served_names_the_field(server: Server, stream: bool) -> None:
+async def test_an_unsupported_grammar_is_refused_with_the_name_of_its_field(server: Server, stream: bool) -> None:
     server.engine.answer = lambda submit: [Output(submit.request_id, [], "refused", error="no such type")]
     schema = {"type": "json_schema", "name": "x", "schema": {"type": "strin"}}
     body = ask(text={"format": schema}, stream=stream)
     await assert_error(await server.post(body), 400, "invalid_grammar", "text.format", "no such type")
 
 
-async def test_a_grammar_that_fails_later_is_the_clients_fault(server: Server) -> None:
+async def test_a_grammar_that_fails_later_is_an_error_of_the_client(server: Server) -> None:
     schema = {"type": "json_schema", "name": "x", "schema": {}}
     async with server.stream(ask(text={"format": schema})) as stream:
         await wait_all_tasks_blocked()
@@ -522,7 +512,7 @@ async def test_a_grammar_that_fails_later_is_the_clients_fault(server: Server) -
     assert failed["response"]["error"]["code"] == "invalid_prompt"
 
 
-async def test_a_client_that_leaves_costs_nothing_more_and_leaves_nothing(server: Server) -> None:
+async def test_a_disconnect_cancels_the_request_and_stores_no_response(server: Server) -> None:
     async with server.stream(ask()) as stream:
         created = await stream.chunk()
         server.engine.emit(server.encode("Hello"))
@@ -533,7 +523,7 @@ async def test_a_client_that_leaves_costs_nothing_more_and_leaves_nothing(server
     await assert_error(await server.client.get(f"{URL}/{created['response']['id']}"), 404, None, None)
 
 
-# What the engine is told: the same as by the chat completion of the same conversation
+# What the engine receives: the same as for the equivalent chat completion
 
 SAID = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hi.", "annotations": []}]}
 CALLS = {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": '{"city": "Rome"}'}
@@ -571,7 +561,7 @@ CONVERSATIONS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
         [USER, SAID | {"phase": "commentary"}, THOUGHTS, SAID | {"phase": "final_answer"}, USER],
         [USER, {"role": "assistant", "content": "Hi.\nHi.", "reasoning_content": "Hm."}, USER],
     ),
-    "thoughts in a row and between calls": (
+    "reasoning in a row and between calls": (
         [USER, THOUGHTS, THOUGHTS, CALLS, THOUGHTS, CALLS, RESULT, RESULT],
         [
             USER,
@@ -589,7 +579,7 @@ CONVERSATIONS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
         [USER, CALLS, RESULT],
         [USER, {"role": "assistant", "content": None, "tool_calls": [CHAT_CALL]}, CHAT_RESULT],
     ),
-    "thoughts, words and calls": (
+    "reasoning, text and calls": (
         [USER, THOUGHTS, SAID, CALLS, CALLS, RESULT, RESULT | {"output": [{"type": "input_text", "text": "Sunny."}]}],
         [
             USER,
@@ -603,7 +593,7 @@ CONVERSATIONS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
             CHAT_RESULT,
         ],
     ),
-    "words around a call": (
+    "text around a call": (
         [USER, SAID, CALLS, SAID, RESULT],
         [USER, {"role": "assistant", "content": "Hi.Hi.", "tool_calls": [CHAT_CALL]}, CHAT_RESULT],
     ),
@@ -615,7 +605,7 @@ CONVERSATIONS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
             CHAT_RESULT,
         ],
     ),
-    "thoughts that were not told": ([{"type": "reasoning", "summary": []}, USER], [USER]),
+    "reasoning without text": ([{"type": "reasoning", "summary": []}, USER], [USER]),
 }
 
 
@@ -626,7 +616,7 @@ async def chat_prompt(server: Server, messages: list[dict[str, Any]], **fields: 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("kind", ["plain", "thinking"])
-async def test_a_conversation_of_items_is_that_of_messages(tokenizer: Tokenizer, name: str, kind: str) -> None:
+async def test_items_make_the_same_prompt_as_chat_messages(tokenizer: Tokenizer, name: str, kind: str) -> None:
     server = Server(tokenizer, url=URL) if kind == "plain" else thinker(tokenizer)
     server.answers()
     items, messages = CONVERSATIONS[name]
@@ -640,7 +630,7 @@ async def test_a_conversation_of_items_is_that_of_messages(tokenizer: Tokenizer,
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_chain_of_responses_is_one_conversation(thinking: Server, stream: bool) -> None:
-    async def go_on(given: Any, previous: str | None, **fields: Any) -> dict[str, Any]:
+    async def next_response(given: Any, previous: str | None, **fields: Any) -> dict[str, Any]:
         fields |= {"previous_response_id": previous, "tools": [WEATHER]}
         if not stream:
             return await respond(thinking, given, **fields)
@@ -648,12 +638,12 @@ async def test_a_chain_of_responses_is_one_conversation(thinking: Server, stream
         return response
 
     thinking.answers(f"<think>\nRome.\n</think>\n\nI look. {CALL}")
-    first = await go_on("How is the weather?", None, instructions="Be brief.")
+    first = await next_response("How is the weather?", None, instructions="Be brief.")
     thinking.answers("Sunny it is.")
     [call_id] = [item["call_id"] for item in first["output"] if "call_id" in item]
     result = {"type": "function_call_output", "call_id": call_id, "output": "Sunny."}
-    second = await go_on([result], first["id"])
-    third = await go_on("Thanks.", second["id"], instructions="Be long.")
+    second = await next_response([result], first["id"])
+    third = await next_response("Thanks.", second["id"], instructions="Be long.")
     assert third["previous_response_id"] == second["id"]
     function = {"name": "weather", "arguments": '{"city": "Rome"}'}
     conversation: list[dict[str, Any]] = [
@@ -676,7 +666,7 @@ async def test_a_chain_of_responses_is_one_conversation(thinking: Server, stream
     ]
 
 
-async def test_one_response_may_be_gone_on_from_in_two_ways(server: Server) -> None:
+async def test_one_response_may_be_continued_in_two_ways(server: Server) -> None:
     server.answers("Fine.")
     first = await respond(server, "a")
     for text in "bc":
@@ -686,7 +676,7 @@ async def test_one_response_may_be_gone_on_from_in_two_ways(server: Server) -> N
         assert server.engine.submitted[-1].tokens == await chat_prompt(server, messages)
 
 
-async def test_items_can_be_sent_back_as_they_came_and_as_they_are_listed(thinking: Server) -> None:
+async def test_items_can_be_sent_back_as_returned_as_listed_and_as_references(thinking: Server) -> None:
     thinking.answers(f"<think>\nRome.\n</think>\n\nI look. {CALL}")
     first = await respond(thinking, "How?", tools=[WEATHER])
     [call_id] = [item["call_id"] for item in first["output"] if "call_id" in item]
@@ -712,8 +702,8 @@ async def test_every_parameter_reaches_the_engine(server: Server) -> None:
     assert server.engine.submitted[1].params == SamplingParams(seed=server.engine.submitted[1].params.seed)
 
 
-async def test_a_bound_on_the_answer_is_no_more_than_a_bound(server: Server) -> None:
-    """Clients send the largest that their model knows, whatever the context holds."""
+async def test_max_output_tokens_may_exceed_the_context(server: Server) -> None:
+    """Clients send the maximum of their model, even if the context is smaller."""
     server.answers("Fine", "length")
     for bound, limit in ((30, 30), (5000, None)):
         body = await respond(server, max_output_tokens=bound)
@@ -754,12 +744,12 @@ async def test_a_bound_on_the_answer_is_no_more_than_a_bound(server: Server) -> 
     ],
     ids=str,
 )
-async def test_what_an_answer_must_match_is_what_chat_makes_of_it(
+async def test_the_grammar_of_an_answer_is_the_same_as_for_chat(
     server: Server, here: dict[str, Any], there: dict[str, Any]
 ) -> None:
     server.answers("1")
     await respond(server, **here)
-    if "tools" in here:  # the one that may be called
+    if "tools" in here:  # only the tool that may be called
         there |= {"tools": [{"type": "function", "function": {k: v for k, v in WEATHER.items() if k != "type"}}]}
     server.url = "/v1/chat/completions"
     response = await server.post({"model": MODEL, "messages": [USER]} | there)
@@ -768,7 +758,7 @@ async def test_what_an_answer_must_match_is_what_chat_makes_of_it(
     assert first.grammar == second.grammar != ""
 
 
-async def test_agents_may_bring_many_tools_of_long_names(server: Server) -> None:
+async def test_many_tools_with_long_names_are_accepted(server: Server) -> None:
     long = "x" * 128
     server.answers(CALL.replace("weather", long))
     [call] = (await respond(server, tools=[WEATHER | {"name": long}]))["output"]
@@ -785,10 +775,10 @@ KNOWN: dict[str, dict[str, Any]] = {
     "home__weather": WEATHER,
     "mcp__away__weather": WEATHER,
 }
-"""What the model knows of these."""
+"""The function definitions that the prompt contains for NAMESPACES, by name."""
 
 
-async def test_functions_in_namespaces_are_tools_of_both_names(server: Server) -> None:
+async def test_functions_in_namespaces_are_tools_named_by_both(server: Server) -> None:
     server.answers()
     chosen = {"type": "function", "name": "home__weather"}
     body = await respond(server, tools=NAMESPACES, tool_choice=chosen)
@@ -802,14 +792,14 @@ async def test_functions_in_namespaces_are_tools_of_both_names(server: Server) -
     assert server.engine.submitted[0].tokens == await chat_prompt(server, [USER], tools=definitions)
 
 
-async def test_calls_have_a_namespace_apart_and_come_back_with_it(server: Server) -> None:
+async def test_calls_have_a_separate_namespace_and_can_be_sent_back_with_it(server: Server) -> None:
     names = ["weather", "home__weather", "mcp__away__weather"]
     server.answers("\n".join(CALL.replace("weather", name) for name in names))
     calls = (await respond(server, tools=NAMESPACES))["output"]
     assert [call["name"] for call in calls] == ["weather"] * 3
     assert [call.get("namespace") for call in calls] == [None, "home", "mcp__away__"]
-    told = await streamed(server, tools=NAMESPACES)
-    assert without_ids(told[-1]["response"]["output"]) == without_ids(calls)
+    events = await streamed(server, tools=NAMESPACES)
+    assert without_ids(events[-1]["response"]["output"]) == without_ids(calls)
     results = [RESULT | {key: call[key] for key in ("call_id", "namespace") if key in call} for call in calls]
     again = await respond(server, [USER, *calls, *results], tools=NAMESPACES, tool_choice="none")
     function = {"name": "weather", "arguments": '{"city": "Rome"}'}
@@ -826,12 +816,12 @@ async def test_calls_have_a_namespace_apart_and_come_back_with_it(server: Server
     assert [item.get("namespace") for item in listed["data"][4:]] == [None, "home", "mcp__away__"]
 
 
-async def test_a_web_search_that_may_leave_the_machine_is_refused_with_a_way_out(server: Server) -> None:
+async def test_a_web_search_with_external_access_is_refused_with_advice(server: Server) -> None:
     for tool in ({"type": "web_search"}, {"type": "web_search_preview"}, SEARCH | {"external_web_access": True}):
         await assert_error(await server.post(ask(tools=[tool])), 400, "invalid_value", "tools[0]", "leave the tool out")
 
 
-async def test_what_agents_note_on_messages_changes_nothing(server: Server) -> None:
+async def test_metadata_of_messages_does_not_change_the_prompt(server: Server) -> None:
     server.answers("Fine.")
     notes: dict[str, Any] = {"metadata": {"turn": 1}, "end_turn": True, "phase": "commentary"}
     await respond(server, [USER, SAID, USER])
@@ -840,18 +830,18 @@ async def test_what_agents_note_on_messages_changes_nothing(server: Server) -> N
     assert first.tokens == second.tokens
 
 
-async def test_effort_is_handed_to_the_template(thinking: Server) -> None:
+async def test_the_template_receives_the_reasoning_effort(thinking: Server) -> None:
     thinking.answers()
     await respond(thinking, reasoning={"effort": "none"})
     assert thinking.engine.submitted[0].tokens == await chat_prompt(thinking, [USER], reasoning_effort="none")
     assert thinking.engine.submitted[0].tokens != await chat_prompt(thinking, [USER])
 
 
-# Probabilities
+# Logprobs
 
 
-async def test_probabilities_are_those_of_the_texts_tokens(thinking: Server) -> None:
-    """And of no thought, no call and no end of one, however the tokens come."""
+async def test_logprobs_are_those_of_the_tokens_of_the_text(thinking: Server) -> None:
+    """Reasoning, calls and their end markers have none, whether the tokens arrive one by one or together."""
     text = f"<think>\nRome it is.\n</think>\n\n<b>I look. {CALL} Done."
     tokens = thinking.encode(text)
     logprobs = [(-0.5, [(token, -0.5), (5, -1.0)]) for token in tokens]
@@ -866,31 +856,31 @@ async def test_probabilities_are_those_of_the_texts_tokens(thinking: Server) -> 
     assert [message["text"] for message in messages] == ["<b>I look. ", "Done."]
     for message in messages:
         spelled = [bytes(entry["bytes"]).decode() for entry in message["logprobs"]]
-        assert message["text"] in "".join(spelled), "a token may have been half of a call's beginning"
+        assert message["text"] in "".join(spelled), "a token may also contain the start of a call"
         assert message["text"] not in "".join(spelled[1:])
         assert message["text"] not in "".join(spelled[:-1])
         assert {len(entry["top_logprobs"]) for entry in message["logprobs"]} == {2}
-    told = await streamed(thinking, **fields)
+    events = await streamed(thinking, **fields)
     for name in ("output_text.done", "output_text.delta"):
-        entries = [entry for event in told if event["type"].endswith(name) for entry in event["logprobs"]]
+        entries = [entry for event in events if event["type"].endswith(name) for entry in event["logprobs"]]
         assert entries == [entry for message in messages for entry in message["logprobs"]]
 
 
-async def test_without_being_asked_for_there_are_no_probabilities(server: Server) -> None:
+async def test_logprobs_are_computed_only_on_request(server: Server) -> None:
     server.answers()
     await respond(server, include=[], top_logprobs=0)
     assert server.engine.submitted[0].logprobs is None
 
 
-# What is kept
+# Stored responses
 
 
-async def test_a_response_is_kept_as_it_was_told(server: Server) -> None:
+async def test_a_response_is_stored_as_it_was_returned(server: Server) -> None:
     server.answers("Fine.")
-    told = await respond(server, metadata={"team": "blue"})
-    response = await server.client.get(f"{URL}/{told['id']}")
+    body = await respond(server, metadata={"team": "blue"})
+    response = await server.client.get(f"{URL}/{body['id']}")
     assert response.status_code == 200
-    assert await body_of(response) == told
+    assert await body_of(response) == body
     server.answers("Fine.", "length")
     final = (await streamed(server))[-1]["response"]
     assert (
@@ -899,7 +889,7 @@ async def test_a_response_is_kept_as_it_was_told(server: Server) -> None:
     )
 
 
-async def test_a_response_is_kept_once_it_has_ended(server: Server) -> None:
+async def test_a_response_is_stored_once_it_has_ended(server: Server) -> None:
     async with server.stream(ask()) as stream:
         created = (await stream.chunk())["response"]
         await stream.chunk()
@@ -912,16 +902,16 @@ async def test_a_response_is_kept_once_it_has_ended(server: Server) -> None:
     assert (await server.client.get(place)).status_code == 200
 
 
-async def test_what_is_not_to_be_stored_is_not(server: Server) -> None:
+async def test_a_response_with_store_false_is_not_stored(server: Server) -> None:
     server.answers("Fine.")
-    told = await respond(server, store=False)
-    await assert_error(await server.client.get(f"{URL}/{told['id']}"), 404, None, None)
+    body = await respond(server, store=False)
+    await assert_error(await server.client.get(f"{URL}/{body['id']}"), 404, None, None)
     for again in ("Hello", None):
-        refused = await server.post(ask(again, previous_response_id=told["id"]))
-        await assert_error(refused, 400, "previous_response_not_found", "previous_response_id", told["id"])
+        refused = await server.post(ask(again, previous_response_id=body["id"]))
+        await assert_error(refused, 400, "previous_response_not_found", "previous_response_id", body["id"])
 
 
-async def test_a_response_that_is_deleted_is_gone_and_what_went_on_from_it_stays(server: Server) -> None:
+async def test_deleting_a_response_keeps_the_responses_that_continue_it(server: Server) -> None:
     server.answers("Fine.")
     first = await respond(server, "a")
     second = await respond(server, "b", previous_response_id=first["id"])
@@ -936,7 +926,7 @@ async def test_a_response_that_is_deleted_is_gone_and_what_went_on_from_it_stays
     assert server.engine.submitted[-1].tokens == await chat_prompt(server, messages)
 
 
-async def test_the_input_is_listed_in_pages_of_either_order(server: Server) -> None:
+async def test_input_items_are_listed_in_pages_in_either_order(server: Server) -> None:
     server.answers("Fine.")
     first = await respond(server, [{"role": "user", "content": text} for text in "abc"])
     second = await respond(server, [{"role": "user", "content": "d", "id": "mine"}], previous_response_id=first["id"])
@@ -966,8 +956,8 @@ async def test_the_input_is_listed_in_pages_of_either_order(server: Server) -> N
     assert nothing == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
 
 
-async def test_items_of_one_id_are_listed_once_each(server: Server) -> None:
-    """Some clients give all that they send the same id, and some send again what they go on from."""
+async def test_items_with_the_same_id_are_each_listed_once(server: Server) -> None:
+    """Some clients use one id for all their items. Some repeat the items of the response that they continue."""
     server.answers("Fine.")
     first = await respond(server, [{"role": "user", "content": text, "id": "mine"} for text in "ab"])
     [said] = first["output"]
@@ -997,59 +987,59 @@ async def test_items_of_one_id_are_listed_once_each(server: Server) -> None:
         ("/input_items?before=nobody", "unknown_parameter", "before"),
     ],
 )
-async def test_a_query_is_refused_by_name(server: Server, query: str, code: str, param: str) -> None:
+async def test_an_invalid_query_parameter_is_refused_by_name(server: Server, query: str, code: str, param: str) -> None:
     server.answers("Fine.")
-    told = await respond(server)
-    await assert_error(await server.client.get(f"{URL}/{told['id']}{query}"), 400, code, param)
+    body = await respond(server)
+    await assert_error(await server.client.get(f"{URL}/{body['id']}{query}"), 400, code, param)
 
 
-async def test_probabilities_that_were_asked_for_are_kept(server: Server) -> None:
+async def test_requested_logprobs_are_stored(server: Server) -> None:
     tokens = server.encode("Fine.")
     server.engine.answer = lambda submit: [
         Output(submit.request_id, tokens, "stop", logprobs=[(-0.5, []) for _ in tokens])
     ]
     include = ["message.output_text.logprobs"]
-    told = await respond(server, include=include)
-    assert await body_of(await server.client.get(f"{URL}/{told['id']}?include={include[0]}")) == told
+    body = await respond(server, include=include)
+    assert await body_of(await server.client.get(f"{URL}/{body['id']}?include={include[0]}")) == body
 
 
-async def test_an_item_that_is_not_kept_is_a_404(server: Server) -> None:
+async def test_an_item_that_is_not_stored_is_a_404(server: Server) -> None:
     server.answers("Fine.")
-    told = await respond(server)
-    reference = {"type": "item_reference", "id": told["output"][0]["id"]}
+    body = await respond(server)
+    reference = {"type": "item_reference", "id": body["output"][0]["id"]}
     await respond(server, [reference, USER])
-    await server.client.delete(f"{URL}/{told['id']}")
-    await respond(server, [reference, USER])  # the response that referred to it has it, too
+    await server.client.delete(f"{URL}/{body['id']}")
+    await respond(server, [reference, USER])  # the response that referred to the item stores it, too
     others = {"type": "item_reference", "id": "msg_of_nobody"}
     await assert_error(await server.post(ask([others])), 404, None, "input", "msg_of_nobody")
 
 
-async def test_an_item_that_was_sent_back_is_found_as_long_as_some_response_holds_it(thinking: Server) -> None:
+async def test_an_item_that_was_sent_back_is_found_as_long_as_a_response_holds_it(thinking: Server) -> None:
     thinking.answers(f"<think>\nRome.\n</think>\n\nI look. {CALL.replace('weather', 'home__weather')}")
-    told = await respond(thinking, tools=[HOME])
+    body = await respond(thinking, tools=[HOME])
     thinking.answers("Fine.")
-    await respond(thinking, [USER, *told["output"], USER])
-    await thinking.client.delete(f"{URL}/{told['id']}")
-    references = [{"type": "item_reference", "id": item["id"]} for item in told["output"]]
+    await respond(thinking, [USER, *body["output"], USER])
+    await thinking.client.delete(f"{URL}/{body['id']}")
+    references = [{"type": "item_reference", "id": item["id"]} for item in body["output"]]
     await respond(thinking, [USER, *references, USER])
     whole, referred = thinking.engine.submitted[-2:]
     assert whole.tokens == referred.tokens
 
 
-async def test_an_item_that_was_changed_is_not_the_one_that_is_kept(server: Server) -> None:
+async def test_a_changed_item_cannot_be_referenced_by_the_id_of_the_original(server: Server) -> None:
     server.answers("Fine.")
-    told = await respond(server)
-    [said] = told["output"]
+    body = await respond(server)
+    [said] = body["output"]
     changed = said | {"content": [said["content"][0] | {"text": "Bad."}]}
     second = await respond(server, [changed, USER])
     listed = await body_of(await server.client.get(f"{URL}/{second['id']}/input_items?order=asc"))
     assert listed["data"][0] == changed
-    await server.client.delete(f"{URL}/{told['id']}")
+    await server.client.delete(f"{URL}/{body['id']}")
     await assert_error(await server.post(ask([{"id": said["id"]}])), 404, None, "input", said["id"])
 
 
-async def test_an_id_that_a_client_made_up_refers_to_nothing(server: Server) -> None:
-    """Else who guesses it could read what others said."""
+async def test_an_id_made_by_a_client_cannot_be_referenced(server: Server) -> None:
+    """Otherwise a client that guesses the id could read the items of another."""
     server.answers("Fine.")
     await respond(server, [USER | {"id": "msg_1"}])
     await assert_error(await server.post(ask([{"id": "msg_1"}])), 404, None, "input", "msg_1")
@@ -1059,7 +1049,7 @@ def kept_item(name: str, size: int = 0, *, is_ours: bool = True) -> KeptItem:
     return KeptItem(name, b"x" * size, is_ours)
 
 
-def test_the_oldest_is_dropped_first_and_its_items_only_once_nobody_holds_them() -> None:
+def test_the_oldest_response_is_dropped_first_and_its_items_once_unused() -> None:
     kept = KeptResponses(max_responses=2)
     said, more, new = kept_item("said"), kept_item("more"), kept_item("new")
     kept.keep("1", KeptResponse(b"", (said,), (more,)))
@@ -1071,7 +1061,7 @@ def test_the_oldest_is_dropped_first_and_its_items_only_once_nobody_holds_them()
     assert [kept.find_item(each) for each in ("said", "more", "new")] == [None, None, None]
 
 
-def test_what_is_too_large_is_not_kept_and_drops_no_other() -> None:
+def test_a_response_that_is_too_large_is_not_stored_and_drops_no_other() -> None:
     kept = KeptResponses(max_bytes=10_000)
     said = kept_item("said", 6_000)
     kept.keep("1", KeptResponse(b"", (), ()))
@@ -1079,7 +1069,7 @@ def test_what_is_too_large_is_not_kept_and_drops_no_other() -> None:
     before = kept.num_bytes
     kept.keep("3", KeptResponse(b"x" * 10_001, (), ()))
     kept.keep("4", KeptResponse(b"", (kept_item("long", 10_001),), ()))
-    kept.keep("5", KeptResponse(b"x" * 4_000, (said,), ()))  # with what it shares, which would stay for its sake
+    kept.keep("5", KeptResponse(b"x" * 4_000, (said,), ()))  # too large with the item that it shares
     assert [each for each in "12345" if kept.find(each)] == ["1", "2"]
     assert kept.num_bytes == before
 
@@ -1092,7 +1082,7 @@ ITEMS = st.lists(st.integers(0, 9), max_size=5)
     max_responses=st.integers(1, 6),
     max_bytes=st.integers(0, 6000),
 )
-def test_the_bounds_hold_and_nothing_is_held_that_no_response_needs(
+def test_the_bounds_hold_and_only_items_of_stored_responses_are_held(
     steps: list[tuple[int, list[int], list[int], bool]], max_responses: int, max_bytes: int
 ) -> None:
     items = [kept_item(str(number), 100 * number, is_ours=number % 2 == 0) for number in range(10)]
@@ -1104,7 +1094,7 @@ def test_the_bounds_hold_and_nothing_is_held_that_no_response_needs(
         else:
             response = KeptResponse(b"x" * 50, tuple(items[i] for i in before), tuple(items[i] for i in after))
             kept.keep(str(number), response)
-            assert kept.find(str(number)) or len(kept) == num_before, "what is not kept drops nothing"
+            assert kept.find(str(number)) or len(kept) == num_before, "a response that is not stored drops no other"
         held = {item for response in kept._responses.values() for item in response.conversation}
         assert len(kept) <= max_responses
         assert kept.num_bytes <= max_bytes
@@ -1116,7 +1106,7 @@ def test_the_bounds_hold_and_nothing_is_held_that_no_response_needs(
     assert (len(kept), kept.num_bytes, kept._uses, kept._items) == (0, 0, {}, {})
 
 
-async def test_as_many_are_kept_as_is_promised(server: Server) -> None:
+async def test_the_store_holds_max_responses(server: Server) -> None:
     server.answers("")
     first = await respond(server)
     second = await respond(server)
@@ -1129,7 +1119,7 @@ async def test_as_many_are_kept_as_is_promised(server: Server) -> None:
 # Too long for the context
 
 
-async def test_the_oldest_turns_give_way_where_that_is_asked_for(server: Server) -> None:
+async def test_truncation_auto_drops_the_oldest_turns(server: Server) -> None:
     server.answers("Fine.")
     turns: list[dict[str, Any]] = []
     for number in range(12):
@@ -1137,18 +1127,18 @@ async def test_the_oldest_turns_give_way_where_that_is_asked_for(server: Server)
     turns.append({"role": "user", "content": "Last."})
     await assert_error(await server.post(ask(turns)), 400, "context_length_exceeded", "input")
     fields = {"instructions": "Be brief.", "max_output_tokens": 50}
-    told = await respond(server, turns, truncation="auto", **fields)
+    body = await respond(server, turns, truncation="auto", **fields)
     [submit] = server.engine.submitted
     brief = {"role": "system", "content": "Be brief."}
     prompts = [await chat_prompt(server, [brief, *turns[first:]]) for first in range(0, len(turns), 2)]
     longest = next(prompt for prompt in prompts if len(prompt) + 50 <= INFO.ctx_len)
     assert submit.tokens == longest
     assert len(longest) > INFO.ctx_len - 50 - 80
-    listed = await body_of(await server.client.get(f"{URL}/{told['id']}/input_items?limit=100"))
-    assert len(listed["data"]) == len(turns), "what gave way is still part of the conversation"
+    listed = await body_of(await server.client.get(f"{URL}/{body['id']}/input_items?limit=100"))
+    assert len(listed["data"]) == len(turns), "dropped turns are still part of the conversation"
 
 
-async def test_a_bound_beyond_the_context_leaves_room_for_what_was_said(server: Server) -> None:
+async def test_max_output_tokens_beyond_the_context_leave_room_for_the_conversation(server: Server) -> None:
     server.answers("Fine.")
     turns = [{"role": "user", "content": "word " * 60}, SAID, {"role": "user", "content": "word " * 60}]
     await respond(server, turns, truncation="auto", max_output_tokens=5000)
@@ -1159,7 +1149,7 @@ async def test_a_bound_beyond_the_context_leaves_room_for_what_was_said(server: 
     assert len(server.engine.submitted[-1].tokens) <= INFO.ctx_len // 2
 
 
-async def test_what_fits_is_not_cut(server: Server) -> None:
+async def test_a_conversation_that_fits_is_not_truncated(server: Server) -> None:
     server.answers("Fine.")
     turns = [USER, {"role": "assistant", "content": "Hi."}, USER]
     for truncation in ("auto", "disabled"):
@@ -1175,7 +1165,7 @@ async def test_a_last_turn_that_does_not_fit_is_refused(server: Server, turns: i
     await assert_error(refused, 400, "context_length_exceeded", "input", "512")
 
 
-# Counted
+# Counting tokens
 
 
 async def count(server: Server, **fields: Any) -> Response:
@@ -1190,7 +1180,7 @@ async def counted(server: Server, **fields: Any) -> int:
     return InputTokenCountResponse.model_validate(body, strict=True).input_tokens
 
 
-async def test_counted_tokens_are_those_that_a_response_would_read(thinking: Server) -> None:
+async def test_counted_tokens_are_the_input_tokens_of_a_response(thinking: Server) -> None:
     thinking.answers("Fine.")
     first = await respond(thinking, "Hello", store=True)
     fields: dict[str, Any] = {
@@ -1212,7 +1202,7 @@ async def test_counted_tokens_are_those_that_a_response_would_read(thinking: Ser
     assert len(thinking.engine.submitted) == 2, "counting generates nothing"
 
 
-async def test_counting_tells_of_what_is_too_long_unless_it_is_to_be_cut(server: Server) -> None:
+async def test_counted_tokens_may_exceed_the_context_unless_truncation_is_auto(server: Server) -> None:
     turns = [{"role": "user", "content": "word " * 60}] * 12
     assert await counted(server, input=turns) > INFO.ctx_len
     server.answers()
@@ -1220,7 +1210,7 @@ async def test_counting_tells_of_what_is_too_long_unless_it_is_to_be_cut(server:
     assert await counted(server, input=turns, truncation="auto") == cut["usage"]["input_tokens"]
 
 
-async def test_what_cannot_be_counted_is_refused_by_name(server: Server) -> None:
+async def test_invalid_count_requests_are_refused_by_name(server: Server) -> None:
     for fields, status, code, param in (
         ({}, 400, "missing_required_parameter", "input"),
         ({"input": "Hi.", "model": "other"}, 404, "model_not_found", "model"),
@@ -1377,7 +1367,7 @@ TOGETHER: dict[str, Any] = {
 }
 
 
-def test_every_field_of_openais_and_of_ours_is_in_a_table() -> None:
+def test_every_field_of_openai_and_of_ours_is_in_a_table() -> None:
     tables = SERVED.keys() | ACCEPTED.keys() | REFUSED.keys() | TOGETHER.keys()
     openais = set(get_type_hints(ResponseCreateParamsBase)) | {"stream"}
     assert openais <= tables
@@ -1394,7 +1384,7 @@ def each(table: dict[str, list[Any]]) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "value"), [*each(SERVED), *each(ACCEPTED)])
-async def test_a_field_is_taken(server: Server, name: str, value: Any) -> None:
+async def test_a_valid_field_is_accepted(server: Server, name: str, value: Any) -> None:
     tokens = server.encode("1")
     server.engine.answer = lambda submit: [
         Output(submit.request_id, tokens, "stop", logprobs=[(-0.5, [])] if submit.logprobs is not None else [])
@@ -1404,26 +1394,26 @@ async def test_a_field_is_taken(server: Server, name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", TOGETHER)
-async def test_fields_that_need_each_other_are_taken_together(server: Server, name: str) -> None:
+async def test_fields_that_need_each_other_are_accepted_together(server: Server, name: str) -> None:
     server.engine.answer = lambda submit: [Output(submit.request_id, [], "stop")]
     assert (await server.post(ask(**TOGETHER[name]))).status_code == 200
 
 
 @pytest.mark.parametrize("name", sorted({*ResponseRequest.model_fields, *UNSERVED} - {"model", "input"}))
-async def test_null_asks_for_nothing(server: Server, name: str) -> None:
+async def test_null_is_accepted_for_optional_fields(server: Server, name: str) -> None:
     server.answers("Fine.")
     assert (await server.post(ask() | {name: None})).status_code == 200
 
 
 @pytest.mark.parametrize(("name", "case"), list(each(REFUSED)))
-async def test_a_field_is_refused_by_name(server: Server, name: str, case: tuple[Any, str, str]) -> None:
+async def test_an_invalid_field_is_refused_by_name(server: Server, name: str, case: tuple[Any, str, str]) -> None:
     value, param, code = case
     await assert_error(await server.post(ask() | {name: value}), 400, code or None, param)
     assert server.engine.submitted == []
 
 
 @pytest.mark.parametrize("summary", ["auto", "concise", "detailed"])
-async def test_thoughts_are_told_whole_to_who_asks_for_a_summary_or_for_ciphers(thinking: Server, summary: str) -> None:
+async def test_reasoning_is_returned_as_text_instead_of_a_summary_or_encrypted(thinking: Server, summary: str) -> None:
     thinking.answers("<think>\nHm.\n</think>\n\nFine.")
     fields = {"include": ["reasoning.encrypted_content"], "reasoning": {"summary": summary}, "store": False}
     body = await respond(thinking, **fields)
@@ -1435,16 +1425,16 @@ async def test_thoughts_are_told_whole_to_who_asks_for_a_summary_or_for_ciphers(
     assert thinking.engine.submitted[-1].tokens == await chat_prompt(thinking, [USER, thought_of, USER])
 
 
-async def test_a_message_names_the_fields_as_they_are_called_here(server: Server) -> None:
+async def test_an_error_message_has_the_field_names_of_the_responses_api(server: Server) -> None:
     both = await server.post(ask(text={"format": SCHEMA}, json_schema={}))
     await assert_error(both, 400, "invalid_value", "json_schema", "'text.format' and 'json_schema'")
 
 
-async def test_a_model_that_is_not_served_is_a_404(server: Server) -> None:
+async def test_an_unknown_model_is_a_404(server: Server) -> None:
     await assert_error(await server.post(ask(model="other")), 404, "model_not_found", "model")
 
 
-# Anything at all
+# Generated requests
 
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none()
@@ -1486,7 +1476,7 @@ INPUTS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
 
 @pytest.fixture(scope="module")
 def answering(tokenizer: Tokenizer) -> Callable[[], Server]:
-    """Makes one server for all examples, in the first of them: a server belongs to a run of the loop."""
+    """Returns the same server for all examples. The first example makes it, because it belongs to an event loop."""
     servers: list[Server] = []
 
     def get() -> Server:

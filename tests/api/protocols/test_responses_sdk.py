@@ -1,4 +1,4 @@
-"""The Responses API through the official SDK, in its four ways, on the real small model."""
+"""The Responses API through OpenAI's SDK, sync and async, streamed and not, on the real small model."""
 
 import asyncio
 import json
@@ -16,13 +16,13 @@ from tests.api.servers import MODEL, SECONDS, CortexServer
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 NINES = {"logit_bias": {"41": 100}}
-"""SmolLM2's token 41 is a nine: there is nothing else in the answer, whatever the model would say."""
+"""Forces an answer of nines: 41 is SmolLM2's token for 9."""
 EMOJI = "\U0001f375\u265f\U0001f31f"
-"""Characters that no token is a whole of."""
+"""Characters that need several tokens each."""
 
 
 def saying(text: str) -> dict[str, Any]:
-    """Has the answer be this text, whatever the model would say."""
+    """Forces the answer to be this text."""
     return {"guided_choice": [text]}
 
 
@@ -39,17 +39,17 @@ def client(server: CortexServer) -> Iterator[OpenAI]:
 
 
 class Way:
-    """One of the SDK's four ways to ask."""
+    """One of four ways to call the SDK: sync or async, streamed or not."""
 
     def __init__(self, url: str, *, is_async: bool, stream: bool) -> None:
         self._url = url
         self._is_async = is_async
         self.stream = stream
         self.events: list[Any] = []
-        """Of the last stream."""
+        """The events of the last stream."""
 
     def respond(self, given: Any, **fields: Any) -> Response:
-        """The response, which is of the SDK's type to the letter; of a stream, the one that its last event has."""
+        """The response, validated strictly against the SDK's type. For a stream, it is the one in the last event."""
         fields = {"model": MODEL, "input": given, "max_output_tokens": 24, **fields}
         response = asyncio.run(self._ask(fields)) if self._is_async else self._ask_at_once(fields)
         return Response.model_validate(response.to_dict(), strict=True)
@@ -95,7 +95,7 @@ WEATHER = {
 
 
 class Person(BaseModel):
-    """Nothing else, so that a description of one ends."""
+    """All fields are bounded, so that an answer that matches it ends."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -104,7 +104,7 @@ class Person(BaseModel):
     likes: Annotated[list[Literal["tea", "chess"]], Field(max_length=2)]
 
 
-def test_a_response_says_something(way: Way) -> None:
+def test_a_response_has_its_output_text(way: Way) -> None:
     response = way.respond("Hi.", instructions="Be brief.", extra_body=NINES)
     assert response.output_text == "9" * 24
     assert response.status == "incomplete"
@@ -115,7 +115,7 @@ def test_a_response_says_something(way: Way) -> None:
         assert "".join(deltas) == response.output_text
 
 
-def test_the_prompt_is_that_of_the_chat_completion(way: Way, client: OpenAI) -> None:
+def test_the_prompt_is_the_same_as_for_a_chat_completion(way: Way, client: OpenAI) -> None:
     response = way.respond("Name three colours.", instructions="Be brief.", max_output_tokens=1)
     messages: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name three colours."}]
     chat = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=1)
@@ -136,7 +136,7 @@ def test_an_answer_that_reaches_its_limit_is_incomplete(way: Way) -> None:
         assert way.events[-1].type == "response.incomplete"
 
 
-def test_a_call_that_must_be_made_is_made_and_its_result_goes_back(way: Way) -> None:
+def test_a_required_call_is_made_and_its_result_can_be_sent_back(way: Way) -> None:
     response = way.respond(
         "What is the weather in Rome?",
         tools=[WEATHER],
@@ -164,7 +164,7 @@ def test_an_answer_matches_its_schema(way: Way) -> None:
 
 
 @pytest.mark.parametrize("extra", [{"ignore_eos": True}, saying(EMOJI)], ids=["greedy", "known"])
-def test_probabilities_come_with_their_bytes(way: Way, extra: dict[str, Any]) -> None:
+def test_logprobs_contain_the_bytes_of_their_tokens(way: Way, extra: dict[str, Any]) -> None:
     include = ["message.output_text.logprobs"]
     response = way.respond("Hi.", include=include, top_logprobs=3, temperature=0, extra_body=extra)
     [message] = response.output
@@ -177,14 +177,14 @@ def test_probabilities_come_with_their_bytes(way: Way, extra: dict[str, Any]) ->
     for entry in part.logprobs:
         assert len(entry.top_logprobs) == 3
         if "ignore_eos" in extra:
-            best = next(top for top in entry.top_logprobs if top.bytes)  # an end has none
-            assert best.token == entry.token, "greedy picks the best"
+            best = next(top for top in entry.top_logprobs if top.bytes)  # an end token has none
+            assert best.token == entry.token, "greedy sampling takes the most probable token"
     if way.stream:
         deltas = [event for event in way.events if event.type == "response.output_text.delta"]
         assert [entry.token for event in deltas for entry in event.logprobs] == [entry.token for entry in part.logprobs]
 
 
-def test_a_chain_remembers_and_finds_its_beginning_in_memory(way: Way) -> None:
+def test_a_chain_of_responses_keeps_the_conversation_and_hits_the_cache(way: Way) -> None:
     first = way.respond("My name is Ada. " * 10)
     second = way.respond("What is my name?", previous_response_id=first.id)
     assert first.usage is not None
@@ -194,7 +194,7 @@ def test_a_chain_remembers_and_finds_its_beginning_in_memory(way: Way) -> None:
     assert second.usage.input_tokens_details.cached_tokens >= first.usage.input_tokens - 1
 
 
-# What the SDK makes of it
+# Helpers of the SDK
 
 
 def test_the_sdk_parses_structured_answers(client: OpenAI) -> None:
@@ -249,9 +249,9 @@ def test_the_sdk_parses_calls_and_sends_them_back(client: OpenAI) -> None:
     assert again.output_text == "Sunny."
 
 
-def test_what_is_kept_is_found_listed_and_deleted(client: OpenAI) -> None:
+def test_a_stored_response_can_be_retrieved_listed_and_deleted(client: OpenAI) -> None:
     first = client.responses.create(model=MODEL, input="Hi.", max_output_tokens=4, metadata={"team": "blue"})
-    second = client.responses.create(model=MODEL, input="Go on.", max_output_tokens=4, previous_response_id=first.id)
+    second = client.responses.create(model=MODEL, input="Continue.", max_output_tokens=4, previous_response_id=first.id)
     assert client.responses.retrieve(first.id).to_dict() == first.to_dict()
     listed = list(client.responses.input_items.list(second.id, order="asc", limit=1))
     assert [item.type for item in listed] == ["message"] * 3, "over all pages"
@@ -259,20 +259,20 @@ def test_what_is_kept_is_found_listed_and_deleted(client: OpenAI) -> None:
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError, match=first.id):
         client.responses.retrieve(first.id)
-    third = client.responses.create(model=MODEL, input="And on.", max_output_tokens=4, previous_response_id=second.id)
+    third = client.responses.create(model=MODEL, input="Continue.", max_output_tokens=4, previous_response_id=second.id)
     assert len(list(client.responses.input_items.list(third.id))) == 5
 
 
-def test_input_is_counted_as_it_is_read(client: OpenAI) -> None:
+def test_counted_input_tokens_are_those_of_the_response(client: OpenAI) -> None:
     first = client.responses.create(model=MODEL, input="Hi.", max_output_tokens=4)
-    given: Any = {"model": MODEL, "input": "Go on.", "instructions": "Be brief.", "previous_response_id": first.id}
-    told = client.responses.input_tokens.count(**given)
+    given: Any = {"model": MODEL, "input": "Continue.", "instructions": "Be brief.", "previous_response_id": first.id}
+    counted = client.responses.input_tokens.count(**given)
     response = client.responses.create(**given, max_output_tokens=1)
     assert response.usage is not None
-    assert told.input_tokens == response.usage.input_tokens
+    assert counted.input_tokens == response.usage.input_tokens
 
 
-def test_a_response_that_is_not_kept_is_told_by_openais_code(client: OpenAI) -> None:
+def test_an_unknown_previous_response_has_openais_error_code(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
         client.responses.create(model=MODEL, input="Hi.", previous_response_id="resp_of_nobody")
     assert raised.value.code == "previous_response_not_found"
@@ -280,14 +280,14 @@ def test_a_response_that_is_not_kept_is_told_by_openais_code(client: OpenAI) -> 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_grammar_that_cannot_be_served_is_refused(client: OpenAI, stream: bool) -> None:
+def test_an_unsupported_grammar_is_refused(client: OpenAI, stream: bool) -> None:
     broken: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "strin"}}}
     with pytest.raises(openai.BadRequestError) as raised:
         client.responses.create(model=MODEL, input="Hi.", text=broken, stream=stream)
     assert (raised.value.param, raised.value.code) == ("text.format", "invalid_grammar")
 
 
-def test_a_client_that_leaves_frees_what_it_held(client: OpenAI, server: CortexServer) -> None:
+def test_a_disconnect_frees_what_the_request_held(client: OpenAI, server: CortexServer) -> None:
     with client.responses.create(
         model=MODEL, input="Tell me a story.", stream=True, extra_body={"ignore_eos": True}
     ) as stream:
@@ -297,7 +297,7 @@ def test_a_client_that_leaves_frees_what_it_held(client: OpenAI, server: CortexS
     server.assert_nothing_is_held()
 
 
-def test_eight_conversations_at_once_stay_apart(server: CortexServer) -> None:
+def test_eight_concurrent_conversations_stay_separate(server: CortexServer) -> None:
     async def run() -> None:
         async with AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=SECONDS) as client:
 

@@ -1,4 +1,4 @@
-"""One answer as it grows, whose end may come from the engine, from a stop string or from its own grammar of calls."""
+"""One choice of an answer. The engine, a stop string or a complete tool call may end it."""
 
 import pytest
 
@@ -15,7 +15,9 @@ USE = ToolUse((Tool("weather", None, {}),), "auto")
     ("stop", "finish_reason"),
     [("city", "stop"), ('"Rome"', "stop"), ("</tool_call>", "tool_calls"), ("never", "tool_calls")],
 )
-def test_a_call_that_a_stop_string_cut_is_not_to_be_made(tokenizer: Tokenizer, stop: str, finish_reason: str) -> None:
+def test_a_call_cut_by_a_stop_string_does_not_finish_as_tool_calls(
+    tokenizer: Tokenizer, stop: str, finish_reason: str
+) -> None:
     choice = Choice(tokenizer.piece, [stop], Hermes().parser(USE))
     deltas: list[Delta] = [choice.push(Output(1, [token])) for token in tokenizer.encode(CALL, parse_special=False)]
     deltas.append(choice.push(Output(1, [], "stop")))

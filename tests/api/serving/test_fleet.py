@@ -1,4 +1,4 @@
-"""Models that come and go on one server, over scripted engines; and two real ones side by side."""
+"""Starting and stopping models on one server, with scripted engines; and two real models side by side."""
 
 import asyncio
 import os
@@ -35,22 +35,22 @@ PARAMS = SamplingParams(seed=1)
 
 
 class Models:
-    """A fleet whose engines behave as told, one word per start; the last word is for all that follow."""
+    """A fleet with scripted engines: one behaviour per start. The last one also holds for all further starts."""
 
     def __init__(self, folder: Path, vocabulary: str) -> None:
         self.folder = folder
         self.vocabulary = Path(vocabulary)
         self.on_disk: dict[str, ModelOptions] = {}
-        """What a request may have loaded."""
+        """Models that a request may load on demand."""
         self.asked: list[str] = []
-        """What was looked for there."""
+        """Names that were looked up in `on_disk`."""
         self.behave("serves")
 
     def behave(self, *behaviours: str) -> None:
         (self.folder / "behaviours").write_text("\n".join(behaviours))
 
     def options(self, name: str, *aliases: str, file: str = "", **given: object) -> ModelOptions:
-        """Each has a file of its own, unless told otherwise."""
+        """Each model has its own file, unless `file` names another."""
         path = self.folder / f"{file or name}.gguf"
         if not path.exists():
             path.hardlink_to(self.vocabulary)
@@ -58,7 +58,7 @@ class Models:
 
     @property
     def pids(self) -> list[int]:
-        """Of all engines so far."""
+        """The process ids of all engines started so far."""
         starts = self.folder / "starts"
         return list(map(int, starts.read_text().split())) if starts.exists() else []
 
@@ -82,7 +82,7 @@ class Models:
             async with trio.open_nursery() as nursery:
                 await nursery.start(fleet.run)
                 yield fleet
-                with trio.move_on_after(SECONDS / 4):  # one that loads hears nothing
+                with trio.move_on_after(SECONDS / 4):  # a loading engine does not read messages
                     await fleet.close()
                 nursery.cancel_scope.cancel()
 
@@ -96,12 +96,12 @@ def models(tmp_path: Path, write_vocab: WriteVocab, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def clock() -> MockClock:
-    """Goes as real ones do, as engines are processes, but can be put forward."""
+    """Runs in real time, because engines are processes, but can jump forward."""
     return MockClock(rate=1.0)
 
 
 IDLE_LIMIT = 10.0
-"""Seconds in which no machine is so slow that a model becomes idle by itself."""
+"""Seconds. So long that no model becomes idle by itself, even on a slow machine."""
 
 
 def statuses(fleet: Fleet) -> dict[str, str]:
@@ -113,16 +113,16 @@ def pid(model: ModelRuntime) -> int:
     return model.service.engine.ready_info().pid
 
 
-async def said(fleet: Fleet, name: str, *tokens: int) -> list[int]:
-    """What the model's engine says to a prompt that asks for these tokens."""
+async def echoed(fleet: Fleet, name: str, *tokens: int) -> list[int]:
+    """The tokens that the model's engine returns for a prompt with these tokens."""
     service = await fleet.accepting(name)
-    heard: list[int] = []
+    received: list[int] = []
     with service.engine.generate([Submit(service.engine.next_id(), [ECHO, *tokens], 10, PARAMS)]) as generation:
         while True:
             [(_, output)] = await generation.receive()
-            heard += output.tokens
+            received += output.tokens
             if output.finish_reason is not None:
-                return heard
+                return received
 
 
 async def refusal(fleet: Fleet, name: str) -> tuple[int, str | None]:
@@ -134,7 +134,7 @@ async def refusal(fleet: Fleet, name: str) -> tuple[int, str | None]:
 # Starting and stopping
 
 
-async def test_each_model_has_an_engine_of_its_own_and_answers_by_all_its_names(models: Models) -> None:
+async def test_each_model_has_its_own_engine_and_answers_by_all_its_names(models: Models) -> None:
     async with models.running() as fleet:
         one = await fleet.start(models.options("one", "first", "one"))
         two = await fleet.start(models.options("two"))
@@ -143,24 +143,24 @@ async def test_each_model_has_an_engine_of_its_own_and_answers_by_all_its_names(
         assert statuses(fleet) == {"one": "ready", "two": "ready"}
         for name, model in (("one", one), ("first", one), ("two", two)):
             assert await fleet.service(name) is model.service
-            assert await said(fleet, name, 5, 6) == [5, 6]
+            assert await echoed(fleet, name, 5, 6) == [5, 6]
         assert await fleet.service(None) is one.service
 
 
-async def test_a_model_that_is_stopped_takes_its_engine_along_and_no_other(models: Models) -> None:
+async def test_stopping_a_model_ends_its_engine_and_no_other(models: Models) -> None:
     async with models.running() as fleet:
         engines = [pid(await fleet.start(models.options(name))) for name in ("one", "two")]
         await fleet.stop("one")
         assert [is_gone(engine) for engine in engines] == [True, False]
         assert statuses(fleet) == {"two": "ready"}
         assert await refusal(fleet, "one") == (404, "model_not_found")
-        assert await said(fleet, "two", 7) == [7]
+        assert await echoed(fleet, "two", 7) == [7]
         again = await fleet.start(models.options("one"))
         assert pid(again) not in engines
-        assert await said(fleet, "one", 8) == [8]
+        assert await echoed(fleet, "one", 8) == [8]
 
 
-async def test_running_answers_may_end_before_a_model_does(models: Models) -> None:
+async def test_stopping_a_model_waits_for_running_answers(models: Models) -> None:
     async with models.running(grace_seconds=SECONDS) as fleet, trio.open_nursery() as nursery:
         model = await fleet.start(models.options("one"))
         service = await fleet.accepting("one")
@@ -193,10 +193,10 @@ async def test_engines_that_share_cores_do_not_spin_long(models: Models, monkeyp
         await fleet.stop("one")
         await fleet.stop("two")
         await fleet.start(models.options("three"))
-    assert (models.folder / "spins").read_text().split() == ["freely", "1000", "freely"]
+    assert (models.folder / "spins").read_text().split() == ["unset", "1000", "unset"]
 
 
-async def test_a_model_is_stopped_though_who_asked_for_it_leaves(models: Models) -> None:
+async def test_a_cancelled_stop_still_stops_the_model(models: Models) -> None:
     async with models.running(grace_seconds=0.2) as fleet:
         model = await fleet.start(models.options("one"))
         engine = pid(model)
@@ -210,17 +210,17 @@ async def test_a_model_is_stopped_though_who_asked_for_it_leaves(models: Models)
         await fleet.start(models.options("one"))
 
 
-async def test_what_waits_for_an_idle_model_is_not_ended_with_it(models: Models, clock: MockClock) -> None:
+async def test_a_request_that_arrives_while_an_idle_model_stops_is_answered(models: Models, clock: MockClock) -> None:
     async with models.running(idle_limit=IDLE_LIMIT) as fleet:
         await fleet.start(models.options("one"))
         for round_number in range(2, 7):
             clock.jump(IDLE_LIMIT)
             await wait_for_status(fleet, "one", "stopping")
-            assert await said(fleet, "one", 5) == [5]
+            assert await echoed(fleet, "one", 5) == [5]
             assert models.num_starts == round_number
 
 
-async def test_a_model_that_runs_is_not_started_twice(models: Models) -> None:
+async def test_a_running_model_is_not_started_twice(models: Models) -> None:
     async with models.running() as fleet:
         model = await fleet.start(models.options("one"))
         assert await fleet.start(models.options("one")) is model
@@ -236,7 +236,7 @@ async def test_a_name_belongs_to_one_model(models: Models, name: str) -> None:
         assert statuses(fleet) == {"one": "ready"}
 
 
-async def test_a_model_that_cannot_be_loaded_says_why_and_leaves_nothing(models: Models) -> None:
+async def test_a_model_that_fails_to_load_reports_the_reason_and_leaves_nothing(models: Models) -> None:
     async with models.running() as fleet:
         await fleet.start(models.options("one"))
         models.behave("serves", "fails", "serves")
@@ -244,12 +244,12 @@ async def test_a_model_that_cannot_be_loaded_says_why_and_leaves_nothing(models:
             await fleet.start(models.options("two"))
         assert statuses(fleet) == {"one": "ready"}
         assert await refusal(fleet, "two") == (404, "model_not_found")
-        assert await said(fleet, "one", 5) == [5]
+        assert await echoed(fleet, "one", 5) == [5]
         await fleet.start(models.options("two"))
-        assert await said(fleet, "two", 6) == [6]
+        assert await echoed(fleet, "two", 6) == [6]
 
 
-async def test_a_file_without_a_vocabulary_says_why(models: Models, write_vocab: WriteVocab) -> None:
+async def test_a_file_without_a_vocabulary_is_refused(models: Models, write_vocab: WriteVocab) -> None:
     models.vocabulary = Path(write_vocab([]))
     async with models.running() as fleet:
         with pytest.raises(StartError, match="vocabulary"):
@@ -258,8 +258,8 @@ async def test_a_file_without_a_vocabulary_says_why(models: Models, write_vocab:
         assert is_gone(models.pids[0])
 
 
-async def test_while_a_model_is_started_its_requests_are_told_to_come_back(models: Models) -> None:
-    models.behave("serves", "loads")
+async def test_requests_for_a_loading_model_get_a_503(models: Models) -> None:
+    models.behave("serves", "loads_forever")
     async with models.running() as fleet, trio.open_nursery() as nursery:
         await fleet.start(models.options("one"))
         nursery.start_soon(fleet.start, models.options("two"))
@@ -268,17 +268,17 @@ async def test_while_a_model_is_started_its_requests_are_told_to_come_back(model
             assert await refusal(fleet, "two") == (503, "model_loading")
             await trio.sleep(0.005)
         assert await refusal(fleet, "two") == (503, "model_loading")
-        assert fleet.status == "ok"  # one does answer
+        assert fleet.status == "ok"  # the other model answers
         nursery.cancel_scope.cancel()
 
 
 async def wait_for_status(fleet: Fleet, name: str, status: str) -> None:
     while statuses(fleet).get(name) != status:
-        await trio.lowlevel.checkpoint()  # without a pause: an engine may end within any
+        await trio.lowlevel.checkpoint()  # no pause: the status may change during one
 
 
-async def test_what_is_stopped_while_it_loads_ends_at_once(models: Models) -> None:
-    models.behave("loads")
+async def test_a_model_stopped_while_loading_ends_at_once(models: Models) -> None:
+    models.behave("loads_forever")
 
     async def start(fleet: Fleet) -> None:
         with pytest.raises(StartError, match="stopped while it was loaded"):
@@ -293,7 +293,7 @@ async def test_what_is_stopped_while_it_loads_ends_at_once(models: Models) -> No
         assert is_gone(models.pids[0])
         models.behave("serves")
         await fleet.start(models.options("one"))
-        assert await said(fleet, "one", 5) == [5]
+        assert await echoed(fleet, "one", 5) == [5]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ async def test_what_is_stopped_while_it_loads_ends_at_once(models: Models) -> No
     ],
     ids=str,
 )
-async def test_what_is_there_by_a_name_is_not_taken_for_something_else(
+async def test_a_running_model_with_other_settings_is_not_reused(
     models: Models, wanted: dict[str, Any], difference: str
 ) -> None:
     async with models.running() as fleet:
@@ -319,7 +319,7 @@ async def test_what_is_there_by_a_name_is_not_taken_for_something_else(
         assert models.num_starts == 1
 
 
-async def test_an_error_that_nobody_foresaw_is_one_models_own(
+async def test_an_unexpected_error_affects_only_its_own_model(
     models: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(path: Path) -> None:
@@ -331,11 +331,11 @@ async def test_an_error_that_nobody_foresaw_is_one_models_own(
         with pytest.raises(StartError, match=r"two\.gguf is odd"):
             await fleet.start(models.options("two"))
         assert statuses(fleet) == {"one": "ready"}
-        assert await said(fleet, "one", 5) == [5]
+        assert await echoed(fleet, "one", 5) == [5]
     assert "RuntimeError" in caplog.text
 
 
-async def test_a_file_that_was_taken_from_a_model_in_memory_is_nothing_to_others(models: Models) -> None:
+async def test_a_deleted_file_of_a_loaded_model_does_not_affect_other_models(models: Models) -> None:
     async with models.running() as fleet:
         model = await fleet.start(models.options("one"))
         model.options.path.unlink()
@@ -343,14 +343,14 @@ async def test_a_file_that_was_taken_from_a_model_in_memory_is_nothing_to_others
         assert statuses(fleet) == {"one": "ready", "two": "ready"}
 
 
-async def test_nothing_is_started_while_the_server_shuts_down(models: Models) -> None:
+async def test_no_model_is_started_while_the_server_shuts_down(models: Models) -> None:
     async with models.running() as fleet:
         fleet.drain()
         with pytest.raises(StartError, match="shutting down"):
             await fleet.start(models.options("one"))
 
 
-async def test_who_starts_what_is_started_again_waits_for_it(models: Models) -> None:
+async def test_starting_a_model_waits_for_its_restart(models: Models) -> None:
     async with models.running() as fleet:
         model = await fleet.start(models.options("one"))
         os.kill(pid(model), signal.SIGKILL)
@@ -359,7 +359,9 @@ async def test_who_starts_what_is_started_again_waits_for_it(models: Models) -> 
         assert model.status == "ready"
 
 
-async def test_a_model_that_cannot_be_loaded_again_says_why(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_model_that_fails_to_restart_reports_the_reason(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("api.engine.supervisor.RESTART_PAUSE", 0.01)
     models.behave("serves", "fails")
 
@@ -384,25 +386,25 @@ async def test_a_model_that_cannot_be_loaded_again_says_why(models: Models, monk
         await fleet.start(models.options("two"))
         assert fleet.status == "ok"
         await wait_for_status(fleet, "one", "ready")
-        assert await said(fleet, "one", 5) == [5]
+        assert await echoed(fleet, "one", 5) == [5]
 
 
-# On demand, and idle
+# Loading on demand, unloading when idle
 
 
-async def test_requests_for_a_model_on_disk_wait_until_it_is_loaded_once(models: Models) -> None:
+async def test_concurrent_requests_for_a_model_on_disk_load_it_once(models: Models) -> None:
     models.on_disk = {"two": models.options("two")}
-    heard: list[list[int]] = []
+    answers: list[list[int]] = []
 
     async def ask(fleet: Fleet, token: int) -> None:
-        heard.append(await said(fleet, "two", token))
+        answers.append(await echoed(fleet, "two", token))
 
     async with models.running() as fleet:
         await fleet.start(models.options("one"))
         async with trio.open_nursery() as nursery:
             for token in range(5, 13):
                 nursery.start_soon(ask, fleet, token)
-        assert sorted(heard) == [[token] for token in range(5, 13)]
+        assert sorted(answers) == [[token] for token in range(5, 13)]
         assert models.num_starts == 2
         assert set(models.asked) == {"two"}
         assert await refusal(fleet, "three") == (404, "model_not_found")
@@ -412,16 +414,16 @@ async def test_requests_for_a_model_on_disk_wait_until_it_is_loaded_once(models:
         assert (raised.value.status, raised.value.code) == (404, "model_not_found")
 
 
-async def test_a_model_on_disk_that_cannot_be_loaded_is_tried_again_by_the_next_request(models: Models) -> None:
+async def test_the_next_request_retries_a_model_that_failed_to_load(models: Models) -> None:
     models.on_disk = {"one": models.options("one")}
     models.behave("fails", "serves")
     async with models.running() as fleet:
         assert await refusal(fleet, "one") == (503, "model_not_loaded")
         assert fleet.models == []
-        assert await said(fleet, "one", 5) == [5]
+        assert await echoed(fleet, "one", 5) == [5]
 
 
-async def test_a_model_that_nobody_uses_is_unloaded_and_comes_back_when_asked(models: Models, clock: MockClock) -> None:
+async def test_an_idle_model_is_unloaded_and_reloaded_by_the_next_request(models: Models, clock: MockClock) -> None:
     async with models.running(idle_limit=IDLE_LIMIT) as fleet:
         model = await fleet.start(models.options("one"))
         first = pid(model)
@@ -429,21 +431,21 @@ async def test_a_model_that_nobody_uses_is_unloaded_and_comes_back_when_asked(mo
         await wait_for_status(fleet, "one", "unloaded")
         assert is_gone(first)
         assert (model.service, fleet.status) == (None, "ok")
-        assert await said(fleet, "one", 5) == [5]
+        assert await echoed(fleet, "one", 5) == [5]
         assert (models.num_starts, models.asked) == (2, [])
 
 
-async def test_a_request_that_comes_while_a_model_is_unloaded_waits_and_has_it_back(
+async def test_a_request_during_unloading_waits_for_the_reload(
     models: Models, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.engine.process.END_LIMIT", 0.5)
     monkeypatch.setattr("api.serving.model.END_LIMIT", 0.5)
-    models.behave("stays", "serves")  # the first takes its time to end
+    models.behave("ignores_stop", "serves")  # the first engine ends late
     async with models.running(idle_limit=IDLE_LIMIT) as fleet:
         await fleet.start(models.options("one"))
         clock.jump(IDLE_LIMIT)
         await wait_for_status(fleet, "one", "stopping")
-        assert await said(fleet, "one", 5) == [5]
+        assert await echoed(fleet, "one", 5) == [5]
         assert models.num_starts == 2
 
 
@@ -453,13 +455,13 @@ async def test_a_model_in_use_is_not_idle(models: Models, clock: MockClock) -> N
         service = await fleet.accepting("one")
         with service.engine.generate([Submit(service.engine.next_id(), [HOLD, 5], 10, PARAMS)]):
             clock.jump(2 * IDLE_LIMIT)
-            await trio.sleep(1.1)  # which is as often as the fleet looks
+            await trio.sleep(1.1)  # the fleet checks for idle models once per second
             assert model.status == "ready"
         clock.jump(IDLE_LIMIT)
         await wait_for_status(fleet, "one", "unloaded")
 
 
-async def test_one_that_fails_to_come_back_stays_known(models: Models, clock: MockClock) -> None:
+async def test_a_model_that_fails_to_reload_stays_registered(models: Models, clock: MockClock) -> None:
     models.behave("serves", "fails", "serves")
     async with models.running(idle_limit=IDLE_LIMIT) as fleet:
         await fleet.start(models.options("one"))
@@ -467,10 +469,10 @@ async def test_one_that_fails_to_come_back_stays_known(models: Models, clock: Mo
         await wait_for_status(fleet, "one", "unloaded")
         assert await refusal(fleet, "one") == (503, "model_not_loaded")
         assert statuses(fleet) == {"one": "unloaded"}
-        assert await said(fleet, "one", 5) == [5]
+        assert await echoed(fleet, "one", 5) == [5]
 
 
-# Room for what is asked for
+# Eviction of models to make room
 
 
 @pytest.fixture
@@ -480,34 +482,34 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_what_is_asked_for_may_take_the_memory_of_the_least_used_models(models: Models) -> None:
+async def test_a_requested_model_may_evict_the_least_recently_used_ones(models: Models) -> None:
     models.on_disk = {"three": models.options("three")}
-    models.behave("serves", "serves", "starves", "starves", "serves")
+    models.behave("serves", "serves", "out_of_memory", "out_of_memory", "serves")
     async with models.running() as fleet:
         engines = [pid(await fleet.start(models.options(name))) for name in ("one", "two")]
-        assert await said(fleet, "one", 5) == [5]
-        assert await said(fleet, "three", 6) == [6]
+        assert await echoed(fleet, "one", 5) == [5]
+        assert await echoed(fleet, "three", 6) == [6]
         assert statuses(fleet) == {"one": "unloaded", "two": "unloaded", "three": "ready"}
         assert [is_gone(engine) for engine in engines] == [True, True]
-        assert await said(fleet, "one", 7) == [7], "it comes back when asked"
+        assert await echoed(fleet, "one", 7) == [7], "a request reloads it"
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_no_more_models_give_way_than_need_to(models: Models) -> None:
+async def test_no_more_models_are_evicted_than_necessary(models: Models) -> None:
     models.on_disk = {"three": models.options("three")}
-    models.behave("serves", "serves", "starves", "serves")
+    models.behave("serves", "serves", "out_of_memory", "serves")
     async with models.running() as fleet:
         for name in ("one", "two"):
             await fleet.start(models.options(name))
-        assert await said(fleet, "one", 5) == [5]
-        assert await said(fleet, "three", 6) == [6]
+        assert await echoed(fleet, "one", 5) == [5]
+        assert await echoed(fleet, "three", 6) == [6]
         assert statuses(fleet) == {"one": "ready", "two": "unloaded", "three": "ready"}
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_a_model_that_answers_does_not_give_way(models: Models) -> None:
+async def test_a_model_that_answers_is_not_evicted(models: Models) -> None:
     models.on_disk = {"two": models.options("two")}
-    models.behave("serves", "starves")
+    models.behave("serves", "out_of_memory")
     async with models.running() as fleet:
         await fleet.start(models.options("one"))
         service = await fleet.accepting("one")
@@ -518,19 +520,19 @@ async def test_a_model_that_answers_does_not_give_way(models: Models) -> None:
         assert statuses(fleet) == {"one": "ready"}
 
 
-async def test_a_model_whose_request_may_be_on_its_way_gives_way_once_it_was_left_alone(
+async def test_a_recently_used_model_is_evicted_once_it_was_unused_long_enough(
     models: Models, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.serving.memory_policy.IN_USE_SECONDS", SECONDS / 4)
     monkeypatch.setattr("api.serving.memory_policy.ROOM_LIMIT", SECONDS)
     models.on_disk = {"two": models.options("two")}
-    models.behave("serves", "starves", "serves")
+    models.behave("serves", "out_of_memory", "serves")
     async with models.running() as fleet:
         await fleet.start(models.options("one"))
         service = await fleet.accepting("one")
         asked = trio.current_time()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(said, fleet, "two", 6)
+            nursery.start_soon(echoed, fleet, "two", 6)
             while models.num_starts < 2 or not is_gone(models.pids[1]):  # noqa: ASYNC110 - as above
                 await trio.sleep(0.005)
             await wait_all_tasks_blocked()
@@ -542,13 +544,13 @@ async def test_a_model_whose_request_may_be_on_its_way_gives_way_once_it_was_lef
         assert statuses(fleet) == {"one": "unloaded", "two": "ready"}
 
 
-async def test_a_model_does_not_wait_for_others_to_be_left_alone_for_ever(
+async def test_a_model_does_not_wait_for_ever_until_others_are_unused(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.serving.memory_policy.IN_USE_SECONDS", SECONDS)
     monkeypatch.setattr("api.serving.memory_policy.ROOM_LIMIT", 0.1)
     models.on_disk = {"two": models.options("two")}
-    models.behave("serves", "starves")
+    models.behave("serves", "out_of_memory")
     async with models.running() as fleet:
         await fleet.start(models.options("one"))
         assert await refusal(fleet, "two") == (503, "model_not_loaded")
@@ -556,29 +558,27 @@ async def test_a_model_does_not_wait_for_others_to_be_left_alone_for_ever(
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_nobody_gives_way_to_a_model_that_would_not_fit_all_the_same(models: Models) -> None:
+async def test_no_model_is_evicted_for_one_that_would_still_not_fit(models: Models) -> None:
     models.on_disk = {"two": models.options("two")}
-    models.behave("serves", "despairs")
+    models.behave("serves", "never_fits")
     async with models.running() as fleet:
         await fleet.start(models.options("one"))
         assert await refusal(fleet, "two") == (503, "model_not_loaded")
         assert statuses(fleet) == {"one": "ready"}
 
 
-async def test_all_names_of_a_file_lead_to_one_engine(models: Models) -> None:
+async def test_all_names_of_a_file_share_one_engine(models: Models) -> None:
     models.on_disk = {name: models.options(name, file="two") for name in ("two", "two:q4", "zwei")}
     async with models.running() as fleet:
         for name in models.on_disk:
-            assert await said(fleet, name, 5) == [5]
+            assert await echoed(fleet, name, 5) == [5]
         assert statuses(fleet) == {"two": "ready"}
         assert models.num_starts == 1
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("behaviour", ["starves", "fails"])
-async def test_models_give_way_neither_to_one_that_somebody_starts_nor_to_a_broken_one(
-    models: Models, behaviour: str
-) -> None:
+@pytest.mark.parametrize("behaviour", ["out_of_memory", "fails"])
+async def test_no_model_is_evicted_for_an_explicit_start_or_a_broken_model(models: Models, behaviour: str) -> None:
     models.on_disk = {"two": models.options("two")}
     models.behave("serves", behaviour)
     async with models.running() as fleet:
@@ -591,7 +591,7 @@ async def test_models_give_way_neither_to_one_that_somebody_starts_nor_to_a_brok
         assert statuses(fleet) == {"one": "ready"}
 
 
-async def test_nothing_is_loaded_while_the_server_shuts_down(models: Models) -> None:
+async def test_no_model_is_loaded_while_the_server_shuts_down(models: Models) -> None:
     models.on_disk = {"two": models.options("two")}
     async with models.running() as fleet:
         await fleet.start(models.options("one"))
@@ -601,10 +601,10 @@ async def test_nothing_is_loaded_while_the_server_shuts_down(models: Models) -> 
         assert models.num_starts == 1
 
 
-# The flags of a model, by request
+# A model's flags in a start request
 
 
-def test_a_start_request_has_every_flag_that_is_about_one_model() -> None:
+def test_a_start_request_has_every_flag_of_a_model() -> None:
     from dataclasses import fields
 
     from api.flags import ModelFlags
@@ -631,11 +631,11 @@ def mamba(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def post(server: CortexServer, what: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{server.url}/models/{what}", json=body, timeout=SECONDS)
+def post(server: CortexServer, action: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/models/{action}", json=body, timeout=SECONDS)
 
 
-def test_two_models_answer_side_by_side_and_one_is_stopped_without_a_trace(server: CortexServer, mamba: Path) -> None:
+def test_two_models_answer_side_by_side_and_stopping_one_frees_everything(server: CortexServer, mamba: Path) -> None:
     started = post(server, "start", model="mamba", path=str(mamba), ctx_len=512, max_seqs=8, alias=["snake"])
     assert (started.status_code, started.json()["status"]) == (200, "ready")
     engines = [server.health(name)["engine_pid"] for name in (MODEL, "mamba")]
@@ -653,13 +653,13 @@ def test_two_models_answer_side_by_side_and_one_is_stopped_without_a_trace(serve
             stream_options={"include_usage": True},
             extra_body={"ignore_eos": True},
         )
-        said = 0
+        num_generated = 0
         await anext(answer)
         if begun is not None:
             await begun.wait()
         async for chunk in answer:
-            said = chunk.usage.completion_tokens if chunk.usage else said
-        return said
+            num_generated = chunk.usage.completion_tokens if chunk.usage else num_generated
+        return num_generated
 
     async def ask_all() -> tuple[list[int], list[int]]:
         async with AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=SECONDS) as client:
@@ -669,7 +669,7 @@ def test_two_models_answer_side_by_side_and_one_is_stopped_without_a_trace(serve
             begun = asyncio.Barrier(8 + 1)
             staying = [asyncio.create_task(stream(client, MODEL, number, 60, begun)) for number in range(8)]
             await begun.wait()
-            with paused(engines[0]):  # the others cannot end before it has
+            with paused(engines[0]):  # so that the other model's streams do not end before the stop
                 stopped = await asyncio.to_thread(post, server, "stop", model="snake")
             assert stopped.status_code == 200
             return mixed, await asyncio.gather(*staying)
@@ -684,7 +684,9 @@ def test_two_models_answer_side_by_side_and_one_is_stopped_without_a_trace(serve
     server.assert_nothing_is_held()
 
 
-def test_a_model_that_no_memory_can_hold_is_refused_and_the_others_go_on(server: CortexServer, mamba: Path) -> None:
+def test_a_model_too_large_for_the_memory_is_refused_and_the_others_keep_running(
+    server: CortexServer, mamba: Path
+) -> None:
     engine = server.health()["engine_pid"]
     copy = mamba.with_name("copy.gguf")
     copy.hardlink_to(server.health()["path"])
@@ -692,16 +694,16 @@ def test_a_model_that_no_memory_can_hold_is_refused_and_the_others_go_on(server:
     refused = post(server, "start", model="copy", path=str(copy), kv_tokens=tokens, ctx_len=8192, kv_layout="pool")
     assert refused.status_code == 409
     message = refused.json()["error"]["message"]
-    assert message.startswith("copy.gguf: it would take"), "where it lies is no client's business"
+    assert message.startswith("copy.gguf: it would take"), "the message must not reveal the folder"
     assert "are available" in message
     assert server.health()["engine_pid"] == engine
     assert [model["id"] for model in httpx.get(f"{server.url}/models", timeout=SECONDS).json()["data"]] == [MODEL]
 
 
-def test_a_model_whose_vocabulary_llama_cpp_aborts_on_takes_nobody_along(
+def test_an_abort_of_llama_cpp_while_loading_affects_no_other_model(
     server: CortexServer, model_path: str, tmp_path: Path
 ) -> None:
-    """It lacks tokens for bytes, which is only noticed when somebody writes such a byte."""
+    """The vocabulary lacks byte tokens. llama.cpp aborts when it first needs one."""
     write_mamba(tmp_path / "broken.gguf", model_path, vocabulary_kind="llama")
     refused = post(server, "start", model="broken", path=str(tmp_path / "broken.gguf"), ctx_len=512, max_seqs=2)
     assert refused.status_code == 409
@@ -710,14 +712,14 @@ def test_a_model_whose_vocabulary_llama_cpp_aborts_on_takes_nobody_along(
     assert server.health()["status"] == "ok"
 
 
-def test_only_who_is_on_the_machine_and_means_it_starts_and_stops_models(server: CortexServer) -> None:
+def test_only_local_callers_that_are_neither_browsers_nor_proxied_stop_models(server: CortexServer) -> None:
     from api.http.access import is_same_machine
 
     body = f'{{"model": "{MODEL}"}}'
     url = f"{server.url}/models/stop"
     refused = httpx.post(url, content=body, headers={"Content-Type": "text/plain"}, timeout=SECONDS)
     assert (refused.status_code, refused.json()["error"]["code"]) == (415, "unsupported_media_type")
-    for name in ("Origin", "Forwarded", "X-Forwarded-For"):  # a web page, or somebody behind a proxy
+    for name in ("Origin", "Forwarded", "X-Forwarded-For"):  # a web page, or a client behind a proxy
         refused = httpx.post(url, json={"model": MODEL}, headers={name: "for=10.0.0.1"}, timeout=SECONDS)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
     assert server.health()["status"] == "ok"
@@ -736,7 +738,7 @@ def test_only_who_is_on_the_machine_and_means_it_starts_and_stops_models(server:
         assert is_same_machine(peer, own) is expected
 
 
-def test_an_unknown_model_is_not_started(server: CortexServer) -> None:
+def test_an_unknown_model_cannot_be_started_or_stopped(server: CortexServer) -> None:
     refused = post(server, "start", model="no/such-model")
     assert (refused.status_code, refused.json()["error"]["param"]) == (404, "model")
     refused = post(server, "stop", model="no/such-model")

@@ -1,4 +1,4 @@
-"""The life of models, in any order of events. The engines are tasks, the time is virtual."""
+"""The lifecycle of models under any order of events. Engines are tasks and the time is virtual."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -38,9 +38,9 @@ LOAD_SECONDS = 2.0
 GRACE_SECONDS = 5.0
 IDLE_LIMIT = 10.0
 UNUSED = LOAD_SECONDS + IDLE_LIMIT + 2.0
-"""Seconds after a start when a model that nobody has used is being unloaded; those that stay take a while."""
+"""Seconds after a start at which an unused model is being unloaded, or has been if its engine stops at once."""
 NEVER = 3000.0
-"""Seconds of virtual time in which everything must have ended."""
+"""Seconds of virtual time after which everything must have ended."""
 WITH_SERVICE = {State.READY, State.UNLOADING, State.DRAINING}
 REFUSALS = {
     (404, "model_not_found"),
@@ -59,12 +59,12 @@ FAILURES = {
 
 
 class Machine:
-    """Engines that behave as told, one word per start; those that follow serve."""
+    """Engines with scripted behaviours, one per start. Further engines serve."""
 
     def __init__(self, behaviours: list[str]) -> None:
         self.behaviours = list(behaviours)
         self.engines: dict[str, trio.CancelScope] = {}
-        """By model file. Cancelling one kills the engine."""
+        """By model file. Cancelling a scope kills that engine."""
         self.num_loading = 0
         """Models whose first engine is not ready yet."""
         self.faults: list[str] = []
@@ -97,7 +97,7 @@ class FakeLauncher:
                 nursery.start_soon(self._engine, theirs, behaviour, scope)
                 async with Connection.over(ours) as connection:
                     yield connection
-                if behaviour == "stays":
+                if behaviour == "ignores_stop":
                     with trio.CancelScope(shield=True):
                         await trio.sleep(3.0)
                 nursery.cancel_scope.cancel()
@@ -135,15 +135,15 @@ class FakeLauncher:
             await trio.sleep(submit.tokens[0])
             await send(Step([Output(submit.request_id, [5], "stop")]))
 
-        if behaviour == "hangs":
+        if behaviour == "loads_forever":
             while await stream.receive_some():
                 pass
             return
         await trio.sleep(LOAD_SECONDS)
         failures = {
             "fails": Failed("it is broken"),
-            "starves": Failed("no memory for it", missing_bytes=1),
-            "despairs": Failed("no memory for it anywhere", missing_bytes=1 << 60),
+            "out_of_memory": Failed("no memory for it", missing_bytes=1),
+            "never_fits": Failed("no memory for it anywhere", missing_bytes=1 << 60),
         }
         if behaviour in failures:
             await send(failures[behaviour])
@@ -158,14 +158,14 @@ class FakeLauncher:
                     if isinstance(message, Submit):
                         nursery.start_soon(answer, message)
                     elif isinstance(message, Stop):
-                        if behaviour == "stays":
+                        if behaviour == "ignores_stop":
                             await trio.sleep_forever()
                         nursery.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
 
 
 class Watch(trio.abc.Instrument):
-    """Looks at the fleet after each step of each task."""
+    """Checks the fleet after each step of each task."""
 
     def __init__(self, fleet: Fleet, machine: Machine) -> None:
         self._fleet = fleet
@@ -190,7 +190,7 @@ class Watch(trio.abc.Instrument):
 
 
 def _reachable(state: State) -> set[State]:
-    """States that may follow this one within a step of a task."""
+    """The states that are possible one step of a task later."""
     reachable = {state}
     while more := {after for before in reachable for after in TRANSITIONS[before]} - reachable:
         reachable |= more
@@ -198,7 +198,7 @@ def _reachable(state: State) -> set[State]:
 
 
 class World:
-    """A fleet on a fake machine, and those who use it."""
+    """A fleet on a fake machine, and its users."""
 
     def __init__(self, folder: Path, behaviours: list[str]) -> None:
         self.machine = Machine(behaviours)
@@ -213,16 +213,16 @@ class World:
         self.num_running = 0
         """Operations that have not ended."""
         self._stopped: set[str] = set()
-        """Models that somebody has stopped."""
+        """Names of models that were stopped."""
         self._killed: set[str] = set()
-        """Models whose engine was killed."""
+        """Names of models whose engine was killed."""
 
-    def begin(self, nursery: trio.Nursery, what: str, name: str, seconds: int) -> None:
+    def begin(self, nursery: trio.Nursery, action: str, name: str, seconds: int) -> None:
         self.num_running += 1
-        nursery.start_soon(self._operate, what, name, seconds)
+        nursery.start_soon(self._operate, action, name, seconds)
 
-    async def _operate(self, what: str, name: str, seconds: int) -> None:
-        match what:
+    async def _operate(self, action: str, name: str, seconds: int) -> None:
+        match action:
             case "start":
                 await self.start(name)
             case "stop":
@@ -263,7 +263,7 @@ class World:
             assert model not in self.fleet.models
 
     async def ask(self, name: str, seconds: int) -> bool:
-        """Whether there was an answer."""
+        """Returns whether the request was answered."""
         try:
             service = await self.fleet.accepting(name)
             submit = Submit(service.engine.next_id(), [seconds], 10, SamplingParams())
@@ -284,13 +284,13 @@ class World:
             self.machine.faults.append(repr(error))
 
     async def wait_idle(self) -> None:
-        """Until everybody has an answer, though nobody stops anything."""
+        """Waits until all operations have ended, without stopping a model."""
         with trio.fail_after(NEVER):
             while self.num_running:  # noqa: ASYNC110 - the time is virtual
                 await trio.sleep(1.0)
 
     async def end(self) -> None:
-        """Stop all models, those included that requests on their way have loaded meanwhile."""
+        """Stops all models, including those that pending requests load meanwhile."""
         with trio.fail_after(NEVER):
             while self.num_running or self.fleet.models:
                 for model in self.fleet.models:
@@ -302,7 +302,7 @@ class World:
 
 
 async def _inline(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a thread would do, in a tenth of a second."""
+    """Replaces a thread: runs the function after 0.1 s of virtual time."""
     with trio.CancelScope(shield=True):
         await trio.sleep(0.1)
     return function(*arguments)
@@ -317,7 +317,10 @@ READ = LOAD_SECONDS + 0.05
 """Seconds after a start when the engine is ready and the vocabulary is being read."""
 PAUSES = st.sampled_from([0.0, 0.05, 0.5, READ, 2 * LOAD_SECONDS, UNUSED, UNUSED])
 BEHAVIOURS = st.lists(
-    st.sampled_from(["serves", "serves", "stays", "stays", "fails", "starves", "despairs", "hangs"]), max_size=5
+    st.sampled_from(
+        ["serves", "serves", "ignores_stop", "ignores_stop", "fails", "out_of_memory", "never_fits", "loads_forever"]
+    ),
+    max_size=5,
 )
 
 
@@ -328,31 +331,31 @@ def vocabulary(write_vocab: WriteVocab) -> Tokenizer:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(steps=st.lists(st.tuples(OPERATIONS, PAUSES), min_size=4, max_size=16), behaviours=BEHAVIOURS)
-@example(  # stopped while it is unloaded and a request waits to have it back
-    steps=[(("start", "a", 0), UNUSED), (("ask", "a", 1), 0.5), (("stop", "a", 0), 0.0)], behaviours=["stays"]
+@example(  # stopped while it is being unloaded and a request waits for the reload
+    steps=[(("start", "a", 0), UNUSED), (("ask", "a", 1), 0.5), (("stop", "a", 0), 0.0)], behaviours=["ignores_stop"]
 )
-@example(  # asked for while it is unloaded
-    steps=[(("start", "a", 0), UNUSED), (("ask", "a", 1), 0.5)], behaviours=["stays"]
+@example(  # requested while it is being unloaded
+    steps=[(("start", "a", 0), UNUSED), (("ask", "a", 1), 0.5)], behaviours=["ignores_stop"]
 )
-@example(  # fails to come back, and does at the next request
+@example(  # the reload fails; the next request reloads it
     steps=[(("start", "a", 0), UNUSED), (("ask", "a", 1), 2 * LOAD_SECONDS), (("ask", "a", 1), 2 * LOAD_SECONDS)],
     behaviours=["serves", "fails"],
 )
-@example(  # stopped while its vocabulary is read
+@example(  # stopped while its vocabulary is being read
     steps=[(("start", "a", 0), READ), (("stop", "a", 0), 0.0), (("ask", "a", 1), 0.0)], behaviours=[]
 )
-@example(  # who stops it leaves while an answer runs
+@example(  # the stop is cancelled while a request runs
     steps=[(("start", "a", 0), READ + 0.1), (("ask", "a", 3), 0.5), (("stop and leave", "a", 0), 0.0)], behaviours=[]
 )
-@example(  # one makes room for another
+@example(  # evicted to make room for another model
     steps=[(("start", "a", 0), 2 * LOAD_SECONDS), (("ask", "b", 1), 0.5), (("ask", "a", 1), 2 * LOAD_SECONDS)],
-    behaviours=["stays", "starves"],
+    behaviours=["ignores_stop", "out_of_memory"],
 )
-@example(  # none makes room while it answers
+@example(  # not evicted while it answers
     steps=[(("start", "a", 0), 2 * LOAD_SECONDS), (("ask", "a", 20), 0.5), (("ask", "b", 1), 2 * LOAD_SECONDS)],
-    behaviours=["serves", "starves"],
+    behaviours=["serves", "out_of_memory"],
 )
-def test_every_request_is_answered_and_no_model_is_left_whatever_the_order_of_events(
+def test_every_request_is_answered_and_no_model_is_left_for_any_order_of_events(
     steps: list[tuple[tuple[str, str, int], float]], behaviours: list[str], vocabulary: Tokenizer, tmp_path: Path
 ) -> None:
     async def play() -> None:
@@ -369,7 +372,7 @@ def test_every_request_is_answered_and_no_model_is_left_whatever_the_order_of_ev
                     world.begin(nursery, *operation)
                     await trio.sleep(pause)
                     world.check()
-                if "hangs" not in behaviours:
+                if "loads_forever" not in behaviours:
                     await world.wait_idle()
                 await world.end()
                 world.check()
