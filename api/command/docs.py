@@ -1,6 +1,7 @@
 """Writes the generated tables of the docs: `make docs`."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -8,23 +9,35 @@ from api.flags import docs as flags
 from api.http import openapi
 from api.http.operations import OPERATIONS
 
-README: Final = Path(__file__).parents[2] / "README.md"
-TABLES: Final[dict[str, Callable[[], str]]] = {
-    "flags": flags.markdown,
-    "endpoints": lambda: openapi.endpoints(OPERATIONS),
-}
-"""Tables by the name in the comments around them."""
+ROOT: Final = Path(__file__).parents[2]
+README: Final = ROOT / "README.md"
+API: Final = ROOT / "docs" / "api.md"
+RUNNING: Final = ROOT / "docs" / "running.md"
 
 
-def with_tables(text: str) -> str:
-    """Returns the text with each table between its two comments. Raises ValueError if a comment is missing."""
-    for name, table in TABLES.items():
-        begin, end = f"<!-- {name}: written by `make docs` -->\n", f"<!-- end of {name} -->\n"
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A generated table, between two comments of a page."""
+
+    name: str
+    """As the comments have it."""
+    page: Path
+    markdown: Callable[[], str]
+
+    def put_into(self, text: str) -> str:
+        """The page's text with the table as generated now. Raises ValueError if the comments are missing."""
+        begin, end = f"<!-- {self.name}: written by `make docs` -->\n", f"<!-- end of {self.name} -->\n"
         before, rest = text.split(begin)
         _, after = rest.split(end)
-        text = f"{before}{begin}{table()}{end}{after}"
-    return text
+        return f"{before}{begin}{self.markdown()}{end}{after}"
+
+
+TABLES: Final = (
+    Table("endpoints", API, lambda: openapi.endpoints(OPERATIONS)),
+    Table("flags", RUNNING, flags.markdown),
+)
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    for table in TABLES:
+        table.page.write_text(table.put_into(table.page.read_text()))
