@@ -1,4 +1,4 @@
-"""What a client sees: HTTP, chat templates, tokens to text, the cortex command. The only package that knows trio."""
+"""The API process: HTTP, chat templates, tokens to text, the cortex command. It runs on trio; the engine does not."""
 
 from importlib.metadata import PackageNotFoundError, version
 

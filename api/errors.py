@@ -1,10 +1,10 @@
-"""Errors as OpenAI's API words them."""
+"""Errors in the format of OpenAI's API."""
 
 from typing import Any
 
 
 class ApiError(Exception):
-    """Whatever a client is told instead of an answer."""
+    """An error response to a client."""
 
     def __init__(
         self,
@@ -16,7 +16,7 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        """`param` is the path of the offending field; `retry_after` is in seconds."""
+        """`param`: path of the invalid field. `retry_after`: seconds."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -30,7 +30,7 @@ class ApiError(Exception):
 
 
 def os_error_text(error: OSError) -> str:
-    """In one line, with the file that it is about."""
+    """The error in one line, with the file's name if there is one."""
     reason = error.strerror or str(error)
     return f"{error.filename}: {reason}" if error.filename else reason
 

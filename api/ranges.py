@@ -1,4 +1,4 @@
-"""The values that sampling parameters may have, in requests and in a model.yaml."""
+"""The ranges of sampling parameters, in requests and in model.yaml."""
 
 from typing import Annotated, Final
 

@@ -1,1 +1,1 @@
-"""The API's end of the wire to an engine process."""
+"""The API's side of the engine: processes, connections and requests."""

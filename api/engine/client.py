@@ -1,4 +1,4 @@
-"""Requests to the engine of one model: who waits for which outputs."""
+"""The client of one model's engine: submits requests and delivers the engine's outputs to them."""
 
 import logging
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ _GONE: Final = "the engine ended unexpectedly; please try again"
 
 
 class EngineClient:
-    """Requests to the engine of one model. One task runs `run`, which keeps an engine running."""
+    """Submits requests to the engine of one model. One task must run `run`, which keeps an engine running."""
 
     def __init__(self, launcher: Launcher) -> None:
         self._supervisor = Supervisor(launcher, self)
         self._requests: dict[int, Generation | Embedding] = {}
-        """By request id. A generation has an id for each of its sequences."""
+        """The open requests by id. A generation has one id for each of its sequences."""
         self._orphans: set[int] = set()
-        """The ids whose first engine has ended."""
+        """Ids of requests that have already lost one engine."""
         self._idle = trio.Event()
         self._idle.set()
         self._last_request_id = 0
@@ -34,17 +34,17 @@ class EngineClient:
 
     @property
     def info(self) -> EngineInfo | None:
-        """What the engine serves; None while none is ready."""
+        """Properties of the ready engine; None while no engine is ready."""
         return self._supervisor.info
 
     @property
     def failure(self) -> str:
-        """Why the engine could not be started again, at the last attempt; empty if it was."""
+        """Why the last restart failed; empty if it succeeded."""
         return self._supervisor.failure
 
     @property
     def resident_bytes(self) -> int:
-        """What the engine has in memory, its weights included; 0 while none is ready."""
+        """Resident memory of the engine, weights included; 0 while no engine is ready."""
         return self._supervisor.resident_bytes
 
     def ready_info(self) -> EngineInfo:
@@ -56,9 +56,9 @@ class EngineClient:
         return self.info
 
     async def run(self, task_status: trio.TaskStatus[EngineInfo] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep an engine running until `stop`; `started` with the first one that is ready.
+        """Keep an engine running until `stop`. Calls `started` with the properties of the first ready engine.
 
-        Raises EngineFailedError if the first one cannot load the model, OSError if one cannot be started.
+        Raises EngineFailedError if the first engine cannot load the model, OSError if an engine cannot be started.
         """
         try:
             await self._supervisor.run(task_status)
@@ -66,44 +66,47 @@ class EngineClient:
             self.fail_all(_GONE)
 
     def stop(self) -> None:
-        """Let the engine end now, and start no other."""
+        """Stop the engine now, and start no other."""
         self._supervisor.stop()
 
     async def wait_settled(self) -> None:
-        """Until an engine is ready, or could not be started: then there is a `failure`."""
+        """Wait until an engine is ready or a restart has failed. After a failed restart, `failure` is set."""
         await self._supervisor.wait_settled()
 
     async def inspect(self) -> Report | None:
-        """Statistics from the engine, or the last ones if it is busy; None without an engine."""
+        """Returns the engine's statistics, or the previous ones if the engine is busy; None if there are none."""
         return await self._supervisor.inspect()
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
     @property
     def num_active(self) -> int:
-        """Sequences that have not ended, running and waiting, and requests for embeddings."""
+        """Number of sequences (running and waiting) and embedding requests that have not ended."""
         return len(self._requests)
 
     def next_id(self) -> int:
-        """A request id that no other Submit or Embed of this client has."""
+        """A request id that is unique among the Submits and Embeds of this client."""
         self._last_request_id += 1
         return self._last_request_id
 
     def generate(self, submits: Sequence[Submit]) -> Generation:
-        """A request of one sequence or more, submitted when its `with` block is entered. Each id is a `next_id`."""
+        """A request of one or more sequences, submitted when its `with` block is entered.
+
+        The ids of the submits must come from `next_id`.
+        """
         return Generation(self, submits)
 
     def embed(self, texts: list[list[int]]) -> Embedding:
-        """A request for the embeddings of some texts, submitted when its `with` block is entered."""
+        """A request for the embeddings of tokenized texts, submitted when its `with` block is entered."""
         return Embedding(self, Embed(self.next_id(), texts))
 
     async def wait_idle(self) -> None:
-        """Until no request is left."""
+        """Wait until all requests have ended."""
         while self.num_active:
             await self._idle.wait()
 
     def start(self, request_id: int, request: Generation | Embedding) -> None:
-        """For api.engine.generation. Raises ApiError 503 while no engine is ready."""
+        """Register and submit a request (for api.engine.generation). Raises ApiError 503 while no engine is ready."""
         self.ready_info()
         if not self._requests:
             self._idle = trio.Event()
@@ -111,7 +114,7 @@ class EngineClient:
         self._post(request.message(request_id))
 
     def cancel(self, request_id: int) -> None:
-        """End a request. Does nothing if it is unknown or has ended."""
+        """Cancel a request. Does nothing if it is unknown or has ended."""
         if self._forget(request_id):
             self._post(Cancel(request_id))
 
@@ -138,14 +141,14 @@ class EngineClient:
     # -- for the supervisor ------------------------------------------------------------------------------------------
 
     def on_ready(self) -> None:
-        """Ask a new engine for the rest of what the one before left."""
+        """Resume the open requests on a new engine."""
         if self._requests:
             _log.info("%d requests resume on the new engine", len(self._requests))
         for request_id, request in self._requests.items():
             self._post(request.message(request_id))
 
     def on_gone(self) -> None:
-        """Keep the requests for the next engine, but once only: the engine may have died of them."""
+        """Keep each request for the next engine, but only once: a request may be the reason why engines crash."""
         for request_id in tuple(self._requests):
             if request_id in self._orphans:
                 self._fail(request_id, _GONE)
@@ -153,7 +156,7 @@ class EngineClient:
                 self._orphans.add(request_id)
 
     def on_message(self, message: Message) -> None:
-        """Deliver outputs and embeddings. What is about an unknown request is ignored."""
+        """Deliver outputs and embeddings. Messages about unknown requests are ignored."""
         match message:
             case Step(outputs):
                 for output in outputs:
@@ -170,7 +173,7 @@ class EngineClient:
         if not isinstance(generation, Generation):
             return
         if not generation.deliver(output):
-            _log.warning("request %d: its client stopped reading; dropped", output.request_id)
+            _log.warning("request %d was dropped: its client stopped reading", output.request_id)
             self.cancel(output.request_id)
         elif output.finish_reason is not None:
             self._forget(output.request_id)

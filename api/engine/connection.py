@@ -14,14 +14,14 @@ from scheduler.messages import Inspect, Message, Report, decode, encode
 _log = logging.getLogger("cortex.api")
 
 INSPECT_LIMIT: Final = 1.0
-"""Seconds to wait for statistics. A step of a large model may take longer than a client waits for an answer."""
+"""Seconds to wait for statistics. A step of a large model may take longer than clients wait for a response."""
 
 
 class Connection:
     """The API's end of the stream to one engine.
 
-    It is over when the engine closes the stream, or when the engine sends what is no message. Then `messages` ends.
-    Messages that are posted later are dropped.
+    The connection ends when the engine closes the stream or sends invalid data. Then `messages` ends too. Messages that
+    are posted later are dropped.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -34,7 +34,7 @@ class Connection:
     @classmethod
     @asynccontextmanager
     async def over(cls, stream: trio.abc.Stream) -> AsyncIterator[Self]:
-        """A connection whose messages are sent while the block lasts. The stream is closed behind it."""
+        """A connection that sends messages while the block lasts. The end of the block closes the stream."""
         connection = cls(stream)
         try:
             async with trio.open_nursery() as nursery:
@@ -46,11 +46,11 @@ class Connection:
             await trio.aclose_forcefully(stream)
 
     def post(self, message: Message) -> None:
-        """Send a message soon. Never waits: messages queue up while the engine does not read."""
+        """Queue a message. Never waits, even if the engine does not read: the queue is unbounded."""
         self._outbox.send_nowait(message)
 
     async def messages(self) -> AsyncIterator[Message]:
-        """What the engine sends, until the connection is over. Reports go to `inspect`."""
+        """Yields the engine's messages until the connection ends, without Reports, which `inspect` returns."""
         pending = b""
         while True:
             try:
@@ -64,7 +64,7 @@ class Connection:
                 try:
                     message = decode(line)
                 except ValueError:
-                    _log.exception("the engine speaks another version of the wire")
+                    _log.exception("a message from the engine cannot be decoded; its wire version may differ")
                     return
                 if isinstance(message, Report):
                     self._receive_report(message)
@@ -72,7 +72,10 @@ class Connection:
                     yield message
 
     async def inspect(self) -> Report | None:
-        """Statistics, which the engine sends between two steps. If that takes long, the last ones; None without any."""
+        """Returns statistics, which the engine sends between two steps.
+
+        Returns the previous ones after INSPECT_LIMIT, or None if there are none.
+        """
         answered = trio.Event()
         self._inspections.append(answered)
         self.post(Inspect())
@@ -93,7 +96,7 @@ class Connection:
                 return  # `messages` ends for the same reason
 
     def _close(self) -> None:
-        """Statistics of an engine that is gone are of no use: whoever waits for them gets None."""
+        """Every pending `inspect` returns None: statistics of an engine that has ended are useless."""
         self._last_report = None
         for answered in self._inspections:
             answered.set()

@@ -1,4 +1,4 @@
-"""The API's end of one request: the sequences that it generates, or the texts that it embeds."""
+"""One request to an engine: the sequences that it generates, or the texts that it embeds."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from api.errors import ApiError, server_error
 from scheduler.messages import Embed, Embedded, Output, Submit
 
 UNREAD_LIMIT: Final = 60.0
-"""Seconds that a stream may leave its tokens unread while the engine generates more. Then it is dropped."""
+"""Seconds that a stream may leave tokens unread while the engine generates more. Then the request is dropped."""
 INVALID_GRAMMAR: Final = "invalid_grammar"
 
 
@@ -24,10 +24,10 @@ class Engine(Protocol):
 
 
 class Generation:
-    """The sequences of one request in the engine, for as long as the `with` block around it lasts.
+    """The sequences of one request. They run in the engine while the `with` block around this object lasts.
 
-    Leaving the block cancels what still runs. Everything in it but `receive` is synchronous, so it works in a task that
-    is being cancelled.
+    Leaving the block cancels the sequences that still run. Only `receive` is asynchronous, so a task
+    that is being cancelled can leave the block.
     """
 
     def __init__(self, engine: Engine, submits: Sequence[Submit]) -> None:
@@ -36,9 +36,9 @@ class Generation:
         self._mailbox = Mailbox()
         self._indexes = {submit.request_id: index for index, submit in enumerate(submits)}
         self._answers: list[list[int]] = [[] for _ in submits]
-        """All tokens received so far, of each sequence."""
+        """All tokens received so far, for each sequence."""
         self._num_scored = [0] * len(submits)
-        """Log probabilities received so far, of the tokens of each prompt."""
+        """Number of prompt log probabilities received so far, for each sequence."""
 
     def __enter__(self) -> Self:
         for submit in self._submits:
@@ -52,24 +52,24 @@ class Generation:
             self.end(index)
 
     def end(self, index: int) -> None:
-        """Cancel one sequence, if it still runs."""
+        """Cancel one sequence if it still runs."""
         self._engine.cancel(self._submits[index].request_id)
 
     async def receive(self) -> list[tuple[int, Output]]:
-        """Outputs since the last call, each with the index of its sequence. Waits if there are none.
+        """Returns the outputs since the last call, each with the index of its sequence. Waits if there are none.
 
-        Raises ApiError if the engine failed, dropped or refused the request.
+        Raises ApiError 400 if the engine refused the grammar, 500 if it failed or the request was dropped.
         """
         outputs = await self._mailbox.get()
         for output in outputs:
             if output.finish_reason == "refused":
-                raise ApiError(400, f"The grammar cannot be served: {output.error}", code=INVALID_GRAMMAR)
+                raise ApiError(400, f"The grammar is not supported: {output.error}", code=INVALID_GRAMMAR)
             if output.error is not None:
                 raise server_error(output.error)
         return [(self._indexes[output.request_id], output) for output in outputs]
 
     def deliver(self, output: Output) -> bool:
-        """For the client: hand over an output. Returns False if nobody reads any more."""
+        """Hand over an output (for the engine client). Returns False if outputs were left unread for too long."""
         is_read = self._mailbox.seconds_unread <= UNREAD_LIMIT
         if not is_read:
             output = Output(output.request_id, [], "error", error="the answer was left unread for too long")
@@ -80,19 +80,19 @@ class Generation:
         return is_read
 
     def message(self, request_id: int) -> Submit:
-        """For the client: the message that asks an engine for the rest of a sequence."""
+        """The message that starts or resumes a sequence (for the engine client)."""
         index = self._indexes[request_id]
         return replace(self._submits[index], answer=list(self._answers[index]), num_scored=self._num_scored[index])
 
     def fail(self, request_id: int, reason: str) -> None:
-        """For the client: end a sequence with an error."""
+        """End a sequence with an error (for the engine client)."""
         self.deliver(Output(request_id, [], "error", error=reason))
 
 
 class Embedding:
-    """The texts of one request in the engine, for as long as the `with` block around it lasts.
+    """The texts of one request. The engine embeds them while the `with` block around this object lasts.
 
-    As with a Generation, leaving the block cancels what has not ended, and only `receive` waits.
+    As with a Generation, leaving the block cancels the request, and only `receive` is asynchronous.
     """
 
     def __init__(self, engine: Engine, embed: Embed) -> None:
@@ -112,14 +112,17 @@ class Embedding:
         self._engine.cancel(self._embed.request_id)
 
     async def receive(self) -> list[str]:
-        """The embeddings of all texts, in their order: little-endian float32, in base64. Raises ApiError 500."""
+        """Returns the embeddings of all texts in order, each as little-endian float32 in base64.
+
+        Raises ApiError 500 if the engine failed.
+        """
         await self._ended.wait()
         if self._error is not None:
             raise server_error(self._error)
         return self._embeddings
 
     def deliver(self, embedded: Embedded) -> bool:
-        """For the client: hand over some embeddings, or an error. Returns whether that was the end."""
+        """Hand over some embeddings or an error (for the engine client). Returns whether the request has ended."""
         self._embeddings += embedded.embeddings
         self._error = embedded.error
         if self._error is not None or len(self._embeddings) == len(self._embed.texts):
@@ -127,9 +130,9 @@ class Embedding:
         return self._ended.is_set()
 
     def message(self, request_id: int) -> Embed:
-        """For the client: the message that asks an engine for the embeddings that are missing."""
+        """The message that requests the missing embeddings (for the engine client)."""
         return Embed(request_id, self._embed.texts[len(self._embeddings) :])
 
     def fail(self, request_id: int, reason: str) -> None:
-        """For the client: end it with an error."""
+        """End the request with an error (for the engine client)."""
         self.deliver(Embedded(request_id, error=reason))

@@ -1,4 +1,4 @@
-"""Outputs of a request that its stream has not taken yet."""
+"""Outputs of a request that its stream has not read yet."""
 
 import trio
 
@@ -6,10 +6,10 @@ from scheduler.messages import Output
 
 
 class Mailbox:
-    """Holds at most one Output for each sequence. An output that is not taken yet is merged with the next.
+    """Holds at most one Output for each sequence. An unread output is merged with the next one.
 
-    So a slow reader gets larger pieces, not a longer queue, and `put` never waits. The size is bounded by the request's
-    own max_tokens.
+    So a slow reader gets larger outputs, not a longer queue, and `put` never waits. The request's max_tokens bounds the
+    size.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Mailbox:
         return trio.current_time() - self._filled_at if self._pending else 0.0
 
     async def get(self) -> list[Output]:
-        """All outputs since the last call, merged to one for each sequence. Waits if there are none."""
+        """Returns all outputs since the last call, merged into one for each sequence. Waits if there are none."""
         await self._filled.wait()
         outputs = list(self._pending.values())
         self._pending.clear()

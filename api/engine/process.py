@@ -1,4 +1,4 @@
-"""Engine processes on this machine: how they are started, and how they end."""
+"""Starts and ends engine processes on this machine."""
 
 import os
 import socket
@@ -18,18 +18,18 @@ from api.engine.connection import Connection
 from scheduler.config import EngineConfig, EngineInfo
 
 ENGINE_COMMAND: Final = (sys.executable, "-P", "-m", "scheduler")
-"""Without the current folder on the path, which may hold a `scheduler` of the user's own."""
+"""`-P` removes the current folder from the import path: it may contain a `scheduler` of the user's own."""
 ENGINE_ENVIRONMENT: Final = {
     "GGML_NO_BACKTRACE": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-"""Unless the user sets them otherwise. A debugger that attaches to a dead engine delays the next one. In huge pages,
-gigabytes of KV memory are allocated in a fifth of the time."""
+"""Defaults, which the user's environment overrides. Without GGML_NO_BACKTRACE a debugger attaches to a crashed engine,
+which delays the next one. With huge pages, gigabytes of KV memory are allocated in a fifth of the time."""
 SHARED_CORES: Final = {"GOMP_SPINCOUNT": "1000"}
-"""The same for an engine beside others. llama.cpp's threads spin while they wait for each other. Where engines share
-cores, they would spin on cores that another engine's threads need."""
+"""Further defaults for an engine beside others. llama.cpp's threads spin while they wait for each other. If engines
+share cores, long spinning would occupy cores that another engine needs."""
 END_LIMIT: Final = 10.0
-"""Seconds that an engine may take to end, a step in flight included, before it is killed."""
+"""Seconds that an engine may take to end, including the running step, before it is killed."""
 
 
 class EngineLauncher:
@@ -42,14 +42,14 @@ class EngineLauncher:
         command: tuple[str, ...] = ENGINE_COMMAND,
         environment: Mapping[str, str] = ENGINE_ENVIRONMENT,
     ) -> None:
-        """`environment`: variables that the engine gets unless the user sets them otherwise."""
+        """`environment`: default variables of the engine, which the user's environment overrides."""
         self._config = config
         self._command = command
         self._environment = environment
 
     @asynccontextmanager
     async def launch(self) -> AsyncIterator[Connection]:
-        """The connection to a new process. The process ends with the block. Raises OSError if it cannot be started."""
+        """The connection to a new process, which ends with the block. Raises OSError if it cannot be started."""
         ours, theirs = socket.socketpair()
         with ExitStack() as undo, theirs:
             undo.enter_context(ours)
@@ -60,20 +60,20 @@ class EngineLauncher:
                 env={**self._environment, **os.environ},
             )
             undo.pop_all()
-        try:  # closing the connection tells the engine to end
+        try:  # the engine ends when the connection is closed
             async with Connection.over(trio.SocketStream(trio.socket.from_stdlib_socket(ours))) as connection:
                 yield connection
         finally:
             await _end(process)
 
     def public_reason(self, reason: str) -> str:
-        """Why an engine failed, without the model's folder, which clients need not know."""
+        """The reason for a failure without the model's folder, which is private."""
         path = self._config.model_path
         return reason.replace(path, Path(path).name)
 
     @staticmethod
     def resident_bytes(info: EngineInfo) -> int:
-        """What a process has in memory, the model's weights included; 0 if it has ended."""
+        """Resident memory of the process, weights included; 0 if it has ended."""
         try:
             return int(psutil.Process(info.pid).memory_info().rss)
         except psutil.NoSuchProcess:
@@ -81,7 +81,7 @@ class EngineLauncher:
 
 
 async def _end(process: trio.Process) -> None:
-    """Wait for the end of a process whose connection is closed; kill it if that takes too long."""
+    """Wait until a process with a closed connection has ended. Kill it after END_LIMIT."""
     with trio.move_on_after(END_LIMIT, shield=True):
         await process.wait()
     if process.returncode is None:

@@ -1,4 +1,4 @@
-"""Keeps an engine running: waits until it is ready, and starts another when it has ended."""
+"""Keeps an engine running: starts it, waits until it is ready, and replaces it when it has ended."""
 
 import logging
 from contextlib import AbstractAsyncContextManager
@@ -13,65 +13,65 @@ from scheduler.messages import Failed, Message, Ready, Report, Stop
 _log = logging.getLogger("cortex.api")
 
 RESTART_PAUSE: Final = 1.0
-"""Seconds before an engine that ended is replaced. Doubled after each start after which no engine was ready."""
+"""Seconds before an engine that has ended is replaced. Doubled after each failed start."""
 MAX_RESTART_PAUSE: Final = 30.0
 
 
 class EngineFailedError(Exception):
-    """The engine could not load the model; the message is one line for the user."""
+    """The engine could not load the model. The message is one line for the user."""
 
     def __init__(self, reason: str, missing_bytes: int = 0) -> None:
-        """`missing_bytes`: memory with which the engine could have loaded the model; 0 if that was not the reason."""
+        """`missing_bytes`: additional memory that loading the model needs; 0 if memory was not the reason."""
         super().__init__(reason)
         self.missing_bytes = missing_bytes
 
 
 class Launcher(Protocol):
-    """Where the engines of one model come from: processes on this machine (api.engine.process), or elsewhere."""
+    """Starts the engines of one model: processes on this machine (api.engine.process), or elsewhere."""
 
     def launch(self) -> AbstractAsyncContextManager[Connection]:
-        """The connection to a new engine. The engine ends with the block. Raises OSError if none can be started."""
+        """The connection to a new engine, which ends with the block. Raises OSError if it cannot be started."""
 
     def public_reason(self, reason: str) -> str:
-        """Why an engine failed, without what clients must not know."""
+        """The reason for a failure without private details, for clients."""
 
     def resident_bytes(self, info: EngineInfo) -> int:
-        """What this engine has in memory, the model's weights included; 0 if that is unknown."""
+        """Resident memory of this engine, weights included; 0 if unknown."""
 
 
 class EngineListener(Protocol):
-    """Who uses the engine. No method waits."""
+    """Receives the events of an engine. Its methods must not wait."""
 
     def on_ready(self) -> None:
         """A new engine is ready for requests."""
 
     def on_message(self, message: Message) -> None:
-        """The engine has sent something about a request."""
+        """The engine has sent a message about a request."""
 
     def on_gone(self) -> None:
         """The engine has ended or is being ended."""
 
 
 class Supervisor:
-    """Keeps one engine of a launcher's running. One task runs `run`."""
+    """Keeps one engine of a launcher running. One task must run `run`."""
 
     def __init__(self, launcher: Launcher, listener: EngineListener) -> None:
         self._launcher = launcher
         self._listener = listener
         self.info: EngineInfo | None = None
-        """What the engine serves; None while none is ready."""
+        """Properties of the ready engine; None while no engine is ready."""
         self.failure = ""
         """Why the last start failed; empty once an engine is ready again."""
         self._connection: Connection | None = None
         self._settled = trio.Event()
-        """Set while an engine is ready, or the last one could not be started."""
+        """Set while an engine is ready, or after a failed start."""
         self._was_ready = False
         """Whether any engine has been ready."""
         self._stopping = trio.Event()
 
     @property
     def resident_bytes(self) -> int:
-        """What the engine has in memory; 0 while none is ready."""
+        """Resident memory of the engine, weights included; 0 while no engine is ready."""
         return self._launcher.resident_bytes(self.info) if self.info else 0
 
     def post(self, message: Message) -> None:
@@ -80,22 +80,22 @@ class Supervisor:
             self._connection.post(message)
 
     async def inspect(self) -> Report | None:
-        """Statistics from the engine, or the last ones if it is busy; None without an engine."""
+        """Returns the engine's statistics, or the previous ones if the engine is busy; None if there are none."""
         return await self._connection.inspect() if self._connection is not None else None
 
     async def wait_settled(self) -> None:
-        """Until an engine is ready, or could not be started: then there is a `failure`."""
+        """Wait until an engine is ready or a restart has failed. After a failed restart, `failure` is set."""
         await self._settled.wait()
 
     def stop(self) -> None:
-        """Let the engine end now, and start no other."""
+        """Stop the engine now, and start no other."""
         self._stopping.set()
         self.post(Stop())
 
     async def run(self, task_status: trio.TaskStatus[EngineInfo] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep an engine running until `stop`; `started` with the first one that is ready.
+        """Keep an engine running until `stop`. Calls `started` with the properties of the first ready engine.
 
-        Raises EngineFailedError if the first one cannot load the model, OSError if one cannot be started.
+        Raises EngineFailedError if the first engine cannot load the model, OSError if an engine cannot be started.
         """
         try:
             await self._run(task_status)
@@ -109,7 +109,7 @@ class Supervisor:
             if self._stopping.is_set() and self._was_ready:
                 return
             if failed is None:
-                pause, reason = RESTART_PAUSE, "the engine is gone"
+                pause, reason = RESTART_PAUSE, "the engine ended unexpectedly"
             elif not self._was_ready:
                 raise EngineFailedError(failed.reason, failed.missing_bytes)
             else:
@@ -122,8 +122,8 @@ class Supervisor:
                 return
 
     async def _run_engine(self, task_status: trio.TaskStatus[EngineInfo]) -> Failed | None:
-        """Run one engine to its end. Returns why it never was ready; None if it was."""
-        is_ready, failed = False, Failed("the engine ended while loading the model; the log may say why")
+        """Run one engine until it ends. Returns why it never became ready; None if it did."""
+        is_ready, failed = False, Failed("the engine ended while loading the model; the log may show the reason")
         async with self._launcher.launch() as connection:
             self._connection = connection
             try:

@@ -1,1 +1,1 @@
-"""The HTTP application: routes, their description, and the server around them."""
+"""The HTTP application: operations and routes, the OpenAPI document, access checks, and the server."""

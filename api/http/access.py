@@ -9,17 +9,19 @@ from api.http.operation import Scope
 
 
 def check(scope: Scope) -> None:
-    """Let only the server's own machine change the server: no web page that somebody there looks at, and nobody who
-    comes through a proxy, which is on this machine for all its clients.
+    """Check that the current request may call an operation of this scope.
 
-    Raises ApiError 403, 415.
+    Only local callers that are neither browsers nor proxied may change the server. A web page could otherwise do it
+    through the browser of a local user. All clients of a local proxy look local.
+
+    Raises ApiError 403 if the caller may not, 415 if the body is not JSON.
     """
     if scope is not Scope.OWNER:
         return
-    if request.mimetype != "application/json":  # which a page of another origin cannot send unasked
+    if request.mimetype != "application/json":  # a web page of another origin cannot send it without a preflight
         raise ApiError(415, "The request body must be application/json.", code="unsupported_media_type")
     if not is_local() or any(name in request.headers for name in ("Origin", "Forwarded", "X-Forwarded-For")):
-        raise ApiError(403, "Models are started and stopped from the server's own machine only.", code="forbidden")
+        raise ApiError(403, "Models can only be started and stopped from the server's own machine.", code="forbidden")
 
 
 def is_local() -> bool:
@@ -29,7 +31,7 @@ def is_local() -> bool:
 
 
 def is_same_machine(peer: str | None, own: str | None) -> bool:
-    """Whether a peer's address is of this machine, which it reached by its `own`."""
+    """Whether a peer is on this machine. `own`: the address of this machine that the peer connected to."""
     try:
         address = ip_address((peer or "").split("%")[0])
     except ValueError:

@@ -34,7 +34,7 @@ def create_app(
     model_flags: Mapping[str, object] = MappingProxyType({}),
     operations: tuple[Operation, ...] = OPERATIONS,
 ) -> QuartTrio:
-    """The API of these models. A model that is started by request gets `model_flags` where the request sets none."""
+    """The application for these models. `model_flags`: defaults for the flags of models that a request starts."""
     app = QuartTrio("cortex")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.url_map.converters |= {"segment": Segment, "segments": Segments}
@@ -79,7 +79,7 @@ def _handle_errors(app: QuartTrio) -> None:
         return response
 
     @app.errorhandler(RecursionError)
-    async def refuse_depth(error: RecursionError) -> Response:  # noqa: ARG001 - it says nothing to a client
+    async def refuse_depth(error: RecursionError) -> Response:  # noqa: ARG001 - its text is of no use to a client
         return _refusal(ApiError(400, "The request body is nested too deeply.", code="invalid_value"))
 
     @app.errorhandler(Exception)

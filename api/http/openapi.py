@@ -1,4 +1,4 @@
-"""The API's description of itself: an OpenAPI document from the wire types, and a page that shows it."""
+"""The OpenAPI document, built from the wire types, and a page that shows it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ Operations = tuple[Operation, ...]
 _PAGES: Final = Environment(loader=PackageLoader("api.http", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 REF: Final = "#/components/schemas/{model}"
 STATUSES: Final = {
-    400: "The request cannot be served as it is; the error names the field.",
-    403: "Not from another machine.",
-    404: "There is no such model, response or place.",
-    405: "Not with this method.",
+    400: "The request is invalid or not supported. The error names the field.",
+    403: "Only allowed from the server's own machine.",
+    404: "The model, the response or the URL does not exist.",
+    405: "This method is not allowed.",
     409: "The model cannot be loaded.",
     413: "The request body is too large.",
     415: "The body is not application/json.",
     429: "Too many requests wait. Try again shortly.",
-    500: "The model failed.",
-    503: "The model is being loaded, or the server shuts down.",
+    500: "The engine or the server failed.",
+    503: "The model is not ready, or the server is shutting down.",
 }
 
 
@@ -48,7 +48,7 @@ def document(table: Operations) -> dict[str, Any]:
         "info": {
             "title": "Cortex",
             "version": package_version(),
-            "description": "Text generation for a whole team, by OpenAI's API and by Anthropic's.",
+            "description": "Text generation for a whole team, with OpenAI's API and Anthropic's.",
         },
         "paths": paths,
         "components": {"schemas": definitions["$defs"]},
@@ -62,8 +62,8 @@ def _operation(operation: Operation, statuses: list[int], schemas: dict[Any, Any
         content["text/event-stream"] = {"schema": event}
     description = "The answer."
     if operation.chunk:
-        description += f" With `stream`, events whose data is a {operation.chunk.__name__} each"
-        description += ", by whose type they are named." if operation.names_events else ", then `[DONE]`."
+        description += f" With `stream`, events that each have one {operation.chunk.__name__} as data"
+        description += " and its type as name." if operation.names_events else ", then `[DONE]`."
     responses: dict[str, Any] = {"200": {"description": description, "content": content}}
     if operation.unhealthy:
         responses[str(operation.unhealthy)] = {"description": "Not ready.", "content": content}
@@ -92,7 +92,7 @@ def _query_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
 
 
 def _event(chunk: dict[str, Any], error: dict[str, Any], *, names_events: bool) -> dict[str, Any]:
-    """A server-sent event of a stream; OpenAPI 3.1 describes each of them, not the stream."""
+    """The schema of one server-sent event. OpenAPI 3.1 describes the events, not the stream."""
     json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [chunk, error]}}
     if names_events:
         properties = {"event": {"type": "string"}, "data": {"type": "string", **json}}
@@ -102,7 +102,7 @@ def _event(chunk: dict[str, Any], error: dict[str, Any], *, names_events: bool) 
 
 
 def page(table: Operations) -> str:
-    """The document for readers, in one piece: no scripts, nothing from elsewhere."""
+    """The document as one HTML page, without scripts or external resources."""
     described = document(table)
     return _PAGES.get_template("docs.html.jinja").render(document=described, fields=_fields, name_of=_name_of)
 
@@ -122,7 +122,7 @@ def _fields(schema: dict[str, Any]) -> Iterator[_Field]:
 
 
 def _name_of(schema: dict[str, Any]) -> str:
-    """A type in words."""
+    """A readable name of a JSON schema's type."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if "enum" in schema:
@@ -154,4 +154,4 @@ def endpoints(table: Operations) -> str:
         f"| `{each.method} {each.path}` | {each.summary} | {'yes' if each.streams else ''} | {each.scope.value} |"
         for each in table
     ]
-    return "\n".join(["| endpoint | what it is | streams | who may call it |", "|---|---|---|---|", *rows]) + "\n"
+    return "\n".join(["| endpoint | description | streams | who may call it |", "|---|---|---|---|", *rows]) + "\n"

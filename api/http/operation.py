@@ -19,15 +19,15 @@ class Scope(Enum):
     """Who may call an operation."""
 
     PUBLIC = "anybody"
-    """Needs no key, even where others do."""
+    """Needs no API key, even if other operations do."""
     USER = "users"
     OWNER = "the server's own machine"
-    """Changes the server."""
+    """For operations that change the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A part of the URL's path that the client chooses."""
+    """A variable part of the URL's path."""
 
     description: str
     has_slashes: bool = False
@@ -38,27 +38,27 @@ class Operation:
     """One way to call the API."""
 
     name: str
-    """In metrics."""
+    """Its name in metrics."""
     method: str
     path: str
-    """With the names of its parameters in braces."""
+    """The URL's path, with the names of parameters in braces."""
     summary: str
     handler: Handler
     answer: type[BaseModel] | None = None
-    """Of status 200; None for descriptions of the API, which do not describe themselves."""
+    """The type of the answer with status 200. None for descriptions of the API, which OpenAPI leaves out."""
     request: type[Strict] | None = None
-    """The body."""
+    """The type of the body."""
     query: type[Query] | None = None
-    """In the URL, behind the path."""
+    """The type of the URL's query."""
     chunk: type[BaseModel] | None = None
-    """What the events of a stream hold, if it can stream."""
+    """The type of the data of a stream's events; None if the operation does not stream."""
     names_events: bool = False
-    """Whether each event has its type as its name, and the last one says that it is the last; else `[DONE]` does."""
+    """Whether each event has its type as its name. Otherwise events have no names, and `[DONE]` ends a stream."""
     errors: tuple[int, ...] = ()
-    """Statuses of errors, without the 405 that a parameter may lead to."""
+    """Statuses of errors, without the 405 for parameters with a reserved name (see `taken`)."""
     error: type[BaseModel] = Error
     unhealthy: int | None = None
-    """A status with the same answer as 200."""
+    """Another status that has the same type of answer as 200."""
     parameters: dict[str, Parameter] = field(default_factory=dict)
     """By their names in the path."""
     scope: Scope = Scope.USER
@@ -73,7 +73,7 @@ class Operation:
 
 
 def taken(operation: Operation, operations: tuple[Operation, ...]) -> list[str]:
-    """What the last part of the operation's path cannot be, as it is part of another operation's path."""
+    """Values that the last parameter of a path cannot have, because they are part of another operation's path."""
     *before, last = operation.segments
     if not last.startswith("{"):
         return []

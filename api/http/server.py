@@ -1,4 +1,4 @@
-"""The server's life: bind, load, serve, drain, end. Written as nesting: what is inside ends first."""
+"""Runs the server: bind, load, serve, drain, end. The innermost block ends first."""
 
 import errno
 import logging
@@ -25,16 +25,16 @@ from api.serving.fleet import Fleet, StartError
 _log = logging.getLogger("cortex.api")
 
 FLUSH_SECONDS: Final = 5.0
-"""What connections get at the end to take their last bytes."""
+"""Seconds at the end for connections to receive their last bytes."""
 KEEP_ALIVE_SECONDS: Final = 75.0
-"""Longer than clients keep idle connections: who closes them first must not be we, or a request runs into it."""
+"""Longer than clients keep idle connections. If the server closed one first, it could lose a request just sent."""
 UNACKNOWLEDGED_LIMIT: Final = 90.0
-"""Seconds that a client may leave sent bytes unread before the kernel closes its connection: nothing else can, as
-Hypercorn shields its sends."""
+"""Seconds that a client may leave sent bytes unread before the kernel closes its connection. Nothing else can close it,
+because Hypercorn shields its sends from cancellation."""
 
 
 def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_COMMAND) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit code; whatever prevents serving is logged as one line."""
+    """Serve until SIGTERM or SIGINT. Returns the exit code. An error that prevents serving is logged as one line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     exit_code = 0
     try:
@@ -70,14 +70,14 @@ async def _run(options: ServerOptions, sockets: list[socket.socket], engine_comm
         await nursery.start(fleet.run)
         nursery.start_soon(_start_first, fleet, options.first)
         _log.info("listening at http://%s:%d/v1", *sockets[0].getsockname()[:2])
-        await serve_http(_with_whole_ends(app), config, shutdown_trigger=drained.wait, mode="asgi")
+        await serve_http(_with_shielded_ends(app), config, shutdown_trigger=drained.wait, mode="asgi")
         with trio.move_on_after(FLUSH_SECONDS):
             await fleet.close()
         nursery.cancel_scope.cancel()
 
 
 async def _start_first(fleet: Fleet, options: ModelOptions) -> None:
-    """Raises StartError, unless the server was told to stop meanwhile."""
+    """Start the first model. Raises StartError, unless the server is being stopped."""
     try:
         await fleet.start(options)
     except StartError:
@@ -85,33 +85,34 @@ async def _start_first(fleet: Fleet, options: ModelOptions) -> None:
             raise
 
 
-def _with_whole_ends(app: ASGIFramework) -> ASGIFramework:
-    """The app, with the last send of a response shielded from cancellation.
+def _with_shielded_ends(app: ASGIFramework) -> ASGIFramework:
+    """Shields the last send of each response from cancellation.
 
-    Within that send Hypercorn tells the app that the request is over, upon which quart-trio cancels the task that is
-    sending. Hypercorn would then never come to count the connection as idle: no timeout would close it, nor our end.
+    During that send Hypercorn reports the end of the request to the app. quart-trio then cancels the task that sends.
+    Without the shield, Hypercorn would never mark the connection as idle. Neither a timeout nor the end of the server
+    would close it.
     """
 
     async def framework(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        async def send_whole(event: ASGISendEvent) -> None:
+        async def send_shielded(event: ASGISendEvent) -> None:
             is_last = event["type"] == "http.response.body" and not event.get("more_body", False)
             with trio.CancelScope(shield=is_last):
                 await send(event)
 
-        await app(scope, receive, send_whole)
+        await app(scope, receive, send_shielded)
 
     return framework
 
 
 async def _drain_on_signal(fleet: Fleet, grace_seconds: float, drained: trio.Event) -> None:
-    """Refuse new work from the first signal on, let running requests finish for a while, then let the server end."""
+    """On the first signal: refuse new requests, let running ones finish for the grace period, then end the server."""
     for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)  # what holds behind the block: the end is on its way then
+        signal.signal(each, signal.SIG_IGN)  # in effect after the block, when the server is already ending
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             break
         fleet.drain()
-        _log.info("stopping; %d requests may go on for %.0f s", fleet.num_active, grace_seconds)
+        _log.info("stopping; %d requests may continue for %.0f s", fleet.num_active, grace_seconds)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_next, signals, nursery.cancel_scope)
             with trio.move_on_after(grace_seconds):
@@ -123,7 +124,7 @@ async def _drain_on_signal(fleet: Fleet, grace_seconds: float, drained: trio.Eve
 
 
 def _exit_anyway(seconds: float) -> None:
-    """End the process if it has not ended by then: Hypercorn waits for ever for a client that does not read."""
+    """Exit after this time at the latest: Hypercorn waits forever for a client that does not read."""
     watchdog = threading.Timer(seconds, os._exit, [0])
     watchdog.daemon = True
     watchdog.start()
@@ -136,16 +137,16 @@ async def _cancel_on_next(signals: AsyncIterable[int], scope: trio.CancelScope) 
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets for the address; for the loopback in both families, as `localhost` may resolve to either.
+    """Sockets for the address. The loopback gets one for IPv4 and one for IPv6: `localhost` may resolve to either.
 
-    Raises OSError with a line for the user.
+    Raises OSError with a message for the user.
     """
     sockets = [_bind(host, port)]
     if host in ("127.0.0.1", "localhost"):
         try:
             sockets.append(_bind("::1", sockets[0].getsockname()[1]))
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:  # `localhost` would lead some clients to another server
+            if error.errno == errno.EADDRINUSE:  # some clients would reach another server at `localhost`
                 raise
     return sockets
 

@@ -1,4 +1,4 @@
-"""An operation as a view of Quart: reads the request, calls the operation's handler, and writes its answer."""
+"""Quart views of operations: read the request, call the operation's handler, and write its answer."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -16,11 +16,11 @@ from api.protocols.call import Call, Reply, Server
 from api.protocols.fields import Strict, parse, parse_query
 
 INLINE_BYTES: Final = 256 * 1024
-"""Bodies up to this size are read on the event loop, in milliseconds; larger ones in a thread."""
+"""Bodies up to this size are parsed on the event loop, in a few milliseconds; larger ones in a thread."""
 
 
 class Segment(BaseConverter):
-    """A parameter that is one part of a path, but none of the names that are `taken`."""
+    """A parameter that is one segment of a path, but none of the `taken` names."""
 
     def __init__(self, url_map: Map, *taken: str) -> None:
         super().__init__(url_map)
@@ -28,10 +28,10 @@ class Segment(BaseConverter):
 
 
 class Segments(BaseConverter):
-    """A parameter that may be several parts of a path."""
+    """A parameter that may be several segments of a path, but none of the `taken` names."""
 
     part_isolating = False
-    weight = 200  # werkzeug's for paths: tried after whatever is more exact
+    weight = 200  # werkzeug's for paths: more exact routes are tried first
 
     def __init__(self, url_map: Map, *taken: str) -> None:
         super().__init__(url_map)
@@ -43,7 +43,7 @@ def _unless(taken: tuple[str, ...]) -> str:
 
 
 def rule(operation: Operation, operations: tuple[Operation, ...]) -> str:
-    """The operation's path, as werkzeug writes it."""
+    """The operation's path in werkzeug's syntax."""
     path = operation.path
     for name, parameter in operation.parameters.items():
         converter = "segments" if parameter.has_slashes else "segment"
@@ -55,10 +55,10 @@ def rule(operation: Operation, operations: tuple[Operation, ...]) -> str:
 def view(operation: Operation, server: Server) -> Callable[..., Awaitable[Response]]:
     async def respond(**path: str) -> Response:
         access.check(operation.scope)
-        asked = await _read(operation)
-        reply = await operation.handler(Call(server, asked, g.request_id, path, access.is_local()))
+        parsed = await _read(operation)
+        reply = await operation.handler(Call(server, parsed, g.request_id, path, access.is_local()))
         if isinstance(reply, Answer):
-            return await _stream(reply) if asked.stream else json_response(await reply.whole())
+            return await _stream(reply) if parsed.stream else json_response(await reply.whole())
         if isinstance(reply, Reply):
             return Response(reply.data, reply.status, content_type=reply.content_type)
         return json_response(reply)

@@ -1,1 +1,1 @@
-"""What a client can ask for, one package a protocol; what they share lies beside them."""
+"""The protocols that clients use, one package each, and the modules that they share."""

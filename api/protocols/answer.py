@@ -1,4 +1,4 @@
-"""A response in the making: the choices of a request, whole or as a stream of server-sent events."""
+"""Runs a request and renders its choices, as one object or as a stream of server-sent events."""
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -15,11 +15,11 @@ from api.serving.service import ModelService, Prepared
 from scheduler.messages import Output
 
 PING_SECONDS: Final = 15.0
-"""Silence after which a stream says that it is still there, so that proxies keep it open."""
+"""Seconds without data after which a stream sends a ping, so that proxies keep it open."""
 
 
 class Answer(ABC):
-    """What an endpoint makes of the sequences that it asked for. Used once, by `whole` or by `stream`."""
+    """The answer to one request. Used once, with `whole` or with `stream`."""
 
     def __init__(self, service: ModelService, prepared: Prepared) -> None:
         """Raises ApiError 503 without an engine."""
@@ -28,11 +28,11 @@ class Answer(ABC):
         self._submits = prepared.submits
         self._choices = prepared.choices
         self._grammar_param = prepared.grammar_param
-        self._fingerprint = service.fingerprint()  # of the engine that answers, even if it is gone by the end
+        self._fingerprint = service.fingerprint()  # read now: the engine may have ended when the answer is complete
         self._generation = service.engine.generate(prepared.submits)
 
     async def whole(self) -> dict[str, Any]:
-        """The whole answer. Raises ApiError 400 for a grammar that cannot be served, 500 if the engine fails."""
+        """Returns the whole answer. Raises ApiError 400 for an unsupported grammar, 500 if the engine fails."""
         deltas: list[list[Delta]] = [[] for _ in self._choices]
         with self._generation as generation:
             while not self._finished:
@@ -41,38 +41,38 @@ class Answer(ABC):
         return self._whole(deltas)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Server-sent events: pieces of the choices as they come, and why they ended.
+        """Server-sent events: the pieces of the choices when they are generated, and why the choices ended.
 
-        Returns once the request is known to be served: at once, unless it has a grammar. Raises ApiError 400 for one
-        that cannot be served.
+        Returns immediately, but with a grammar only once the engine has accepted it. Raises ApiError 400 for an
+        unsupported grammar.
         """
         events = self._events()
         if not self._has_grammar:
-            return events  # submitted at the first turn, so that a client that leaves before it has cost nothing
+            return events  # the first iteration submits the request: a client that leaves earlier costs nothing
         return _resumed(await anext(events), events)
 
     async def _events(self) -> AsyncGenerator[bytes]:
-        promised = not self._has_grammar
+        accepted = not self._has_grammar
         try:
             with self._generation as generation:
-                news = [] if promised else await self._receive(generation)
-                promised = True
-                if data := self._beginning() + self._written(news):
+                deltas = [] if accepted else await self._receive(generation)
+                accepted = True
+                if data := self._beginning() + self._written(deltas):
                     yield data
                 while not self._finished:
                     with trio.move_on_after(PING_SECONDS) as silence:
-                        news = await self._receive(generation)
+                        deltas = await self._receive(generation)
                     if silence.cancelled_caught:
                         yield self._ping()
-                    elif data := self._written(news):
+                    elif data := self._written(deltas):
                         yield data
         except ApiError as error:
-            if not promised:
+            if not accepted:
                 raise
             yield self._failure(error)
 
-    def _written(self, news: list[tuple[int, Delta]]) -> bytes:
-        data = b"".join(self._news(index, delta) for index, delta in news)
+    def _written(self, deltas: list[tuple[int, Delta]]) -> bytes:
+        data = b"".join(self._news(index, delta) for index, delta in deltas)
         return data + self._end() if self._finished else data
 
     @property
@@ -95,16 +95,16 @@ class Answer(ABC):
             choice = self._choices[index]
             deltas += [(index, choice.push(step)) for step in self._steps(output)]
             if choice.finish_reason is not None:
-                generation.end(index)  # a stop string, which only we know of
+                generation.end(index)  # a stop string ended the choice; the engine does not detect that
         return deltas
 
     def _steps(self, output: Output) -> Sequence[Output]:
-        """What a choice takes in at once, for those who must know which token said what."""
+        """The parts of an output that a choice processes one by one. Overridden to match texts with their tokens."""
         return (output,)
 
     @abstractmethod
     def _whole(self, deltas: list[list[Delta]]) -> dict[str, Any]:
-        """The whole object, from all that each choice has grown by."""
+        """The whole object, from all deltas of each choice."""
 
     @abstractmethod
     def _beginning(self) -> bytes:
@@ -112,15 +112,15 @@ class Answer(ABC):
 
     @abstractmethod
     def _news(self, index: int, delta: Delta) -> bytes:
-        """The events for what a choice has grown by."""
+        """The events for a delta of a choice."""
 
     @abstractmethod
     def _end(self) -> bytes:
-        """The events behind the last news, in the same write."""
+        """The events at the end of a stream, in the same write as the last delta."""
 
     @abstractmethod
     def _failure(self, error: ApiError) -> bytes:
-        """The event that ends a stream which the engine broke off."""
+        """The events that end a stream after an error."""
 
     def _ping(self) -> bytes:
         return b": ping\n\n"
@@ -134,6 +134,6 @@ async def _resumed(first: bytes, events: AsyncGenerator[bytes]) -> AsyncIterator
 
 
 def event(data: dict[str, Any], name: str = "") -> bytes:
-    """A server-sent event, of a type if it has a name."""
+    """A server-sent event. `name`: its type, if it has one."""
     head = f"event: {name}\n".encode() if name else b""
     return head + b"data: " + orjson.dumps(data) + b"\n\n"

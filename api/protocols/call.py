@@ -1,4 +1,4 @@
-"""What an operation gets of a request, and what it returns."""
+"""The input of an operation's handler, and one kind of its result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ RequestT = TypeVar("RequestT")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What all operations of one server share."""
+    """The state that all operations of one server share."""
 
     fleet: Fleet
     started: float
-    """By the monotonic clock, in seconds."""
+    """Start time on the monotonic clock, in seconds."""
     model_flags: Mapping[str, object] = field(default_factory=dict)
-    """For models that are started by request, where the request sets none."""
+    """Defaults for the flags of models that a request starts."""
     responses: KeptResponses = field(default_factory=KeptResponses)
 
 
@@ -28,7 +28,7 @@ class Call(Generic[RequestT]):
 
     server: Server
     request: RequestT
-    """Its body or its query, validated; None for an operation that reads neither."""
+    """The validated body or query; None if the operation reads neither."""
     request_id: str
     path: Mapping[str, str] = field(default_factory=dict)
     """The parameters in the URL's path."""

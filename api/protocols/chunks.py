@@ -1,4 +1,4 @@
-"""Answers as OpenAI's two completion endpoints word them: an object with choices, or a stream of chunks of it."""
+"""Answers in the format of OpenAI's two completion endpoints: an object with choices, or a stream of chunks."""
 
 import time
 from abc import abstractmethod
@@ -16,12 +16,12 @@ RequestT = TypeVar("RequestT", bound=GenerationRequest)
 
 
 class ChunkedAnswer(Answer, Generic[RequestT]):
-    """The choices of one request's prompts, as many in a row of each."""
+    """The choices of one request, grouped by prompt, with the same number for each prompt."""
 
     kind: str
-    """The name of the whole object."""
+    """`object` of the whole answer."""
     chunk_kind: str
-    """And of a stream's chunk."""
+    """`object` of a chunk."""
 
     def __init__(self, service: ModelService, request: RequestT, response_id: str, prepared: Prepared) -> None:
         super().__init__(service, prepared)
@@ -86,12 +86,12 @@ class ChunkedAnswer(Answer, Generic[RequestT]):
 
     @abstractmethod
     def _whole_choices(self, deltas: list[list[Delta]]) -> list[dict[str, Any]]:
-        """The choices of the whole object, from all that each has grown by."""
+        """The choices of the whole object, from all deltas of each choice."""
 
     @abstractmethod
     def _begin(self) -> list[dict[str, Any]]:
-        """What a stream says first of every choice."""
+        """The first chunks of every choice in a stream."""
 
     @abstractmethod
     def _pieces(self, index: int, delta: Delta) -> list[dict[str, Any]]:
-        """The chunks of a stream for what a choice has grown by."""
+        """The chunks of a stream for a delta of a choice."""

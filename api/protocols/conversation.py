@@ -1,4 +1,4 @@
-"""A conversation as OpenAI writes it: messages, tool calls and tools. Chats have them, and what shows their prompts."""
+"""Wire types of OpenAI's conversations: messages, tool calls and tools. Chats and the token endpoints use them."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,17 +10,17 @@ from api.text.dialects import Tool
 
 
 def _joined(content: object) -> object:
-    """Content as one string. Parts are joined by a line break, as llama-server and vLLM join them."""
+    """Content as one string. Parts are joined by a line break, as in llama-server and vLLM."""
     if not isinstance(content, list):
         return content
     texts = []
     for part in content:
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise ValueError("a content part is an object with a type")
+            raise ValueError("a content part must be an object with a type")
         if part["type"] not in ("text", "refusal"):
-            raise ValueError(f"content parts of type {part['type']!r} are not served; only 'text' is")
+            raise ValueError(f"content parts of type {part['type']!r} are not supported; only 'text' is")
         if not isinstance(part.get(part["type"]), str):
-            raise ValueError(f"a content part of type {part['type']!r} has a string {part['type']!r}")
+            raise ValueError(f"a content part of type {part['type']!r} needs a string {part['type']!r}")
         texts.append(part[part["type"]])
     return "\n".join(texts)
 
@@ -74,7 +74,7 @@ class Message(Strict):
         if self.content is None and self.role != "assistant":
             raise ValueError(f"a message of role {self.role!r} needs content")
         if self.tool_calls and self.role != "assistant":
-            raise ValueError(f"a message of role {self.role!r} makes no tool calls")
+            raise ValueError(f"a message of role {self.role!r} cannot have tool calls")
         if self.role == "tool" and self.tool_call_id is None:
             raise ValueError("a message of role 'tool' needs a tool_call_id")
         return self

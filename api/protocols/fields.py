@@ -1,4 +1,4 @@
-"""What the requests of all endpoints that generate text have in common."""
+"""Fields and validation that the requests of several protocols share."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -19,16 +19,16 @@ UnservedFields = Mapping[str, tuple[object, ...]]
 
 
 class Wire(BaseModel):
-    """What a client sends. Unknown fields are errors."""
+    """Input from a client. Unknown fields are errors."""
 
     unserved: ClassVar[UnservedFields] = {}
-    """Fields that are refused, unless they are null or have one of these values, which ask for nothing."""
+    """Fields that are refused, unless they are null or have one of these values, which have no effect."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Strict(Wire):
-    """A JSON value: no coercion."""
+    """Input as JSON, without type coercion."""
 
     model_config = ConfigDict(strict=True)
 
@@ -46,22 +46,22 @@ QueryT = TypeVar("QueryT", bound=Query)
 
 def _no(value: object) -> object:
     if value is not None and value is not False:
-        raise ValueError("is not served")
+        raise ValueError("is not supported")
     return None
 
 
 No = Annotated[None, BeforeValidator(_no, json_schema_input_type=Literal[False] | None)]
-"""What is only accepted where it asks for nothing."""
+"""A field that is only accepted if it is null or false."""
 
 
 def _unserved(value: object) -> object:
     if value is not None and value != []:
-        raise ValueError("is not served")
+        raise ValueError("is not supported")
     return None
 
 
 Unserved = Annotated[None, BeforeValidator(_unserved, json_schema_input_type=None)]
-"""What is only accepted where it is empty."""
+"""A field that is only accepted if it is null or an empty list."""
 
 
 class StreamOptions(Strict):
@@ -70,7 +70,7 @@ class StreamOptions(Strict):
 
 
 class StructuredOutputs(Strict):
-    """vLLM's way to say what an answer must match: one of these."""
+    """vLLM's constraints on an answer. Only one of them can be given."""
 
     json_: Annotated[dict[str, Any] | bool | str | None, Field(alias="json")] = None
     json_object: bool | None = None
@@ -105,7 +105,7 @@ class GenerationRequest(Strict):
     logit_bias: dict[TokenId, Bias] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     user: str | None = None
-    # extensions, by llama-server's names
+    # extensions with llama-server's names
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Share | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -125,7 +125,7 @@ class GenerationRequest(Strict):
     ignore_eos: bool | None = None
     grammar: str | None = None
     json_schema: dict[str, Any] | bool | None = None
-    # and by vLLM's
+    # extensions with vLLM's names
     repetition_penalty: RepeatPenalty | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -149,7 +149,7 @@ class GenerationRequest(Strict):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def generation(self, prompt: Conversation | Texts) -> GenerationSpec:
-        """What all protocols say alike."""
+        """The request in neutral form, as far as all protocols have the same fields."""
         return GenerationSpec(
             prompt,
             num_choices=self.num_choices,
@@ -159,7 +159,7 @@ class GenerationRequest(Strict):
         )
 
     def _sampling(self) -> dict[str, Any]:
-        """Fields of the engine's SamplingParams, those that the request has."""
+        """The fields of SamplingParams that the request sets."""
         given: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -191,7 +191,7 @@ class GenerationRequest(Strict):
 def _open_variables(variables: dict[str, Any]) -> dict[str, Any]:
     taken = next((name for name in RENDERED if name in variables and variables[name] is not RENDERED[name]), None)
     if taken is not None:
-        raise ValueError(f"{taken!r} is for the server to say")
+        raise ValueError(f"{taken!r} is set by the server")
     return variables
 
 
@@ -202,13 +202,13 @@ RENDERED: Final = {
     "bos_token": None,
     "eos_token": None,
 }
-"""What every rendering says itself, and what a request may say of it all the same."""
+"""Template variables that the server sets, and the only value of each that a request may give."""
 TemplateVariables = Annotated[dict[str, Any], AfterValidator(_open_variables)]
-"""What a chat template may read besides."""
+"""Other variables for the chat template."""
 
 
 def template_variables(given: Mapping[str, Any] | None, effort: str | None) -> dict[str, Any]:
-    """What a request says to the model's template: variables, or an effort by which templates turn thoughts on."""
+    """A request's variables for the model's template. Templates turn reasoning on and off by the effort."""
     variables = dict(given or {})
     if effort is not None:
         variables.setdefault("reasoning_effort", effort)
@@ -217,14 +217,14 @@ def template_variables(given: Mapping[str, Any] | None, effort: str | None) -> d
 
 
 def parse(model: type[RequestT], body: object) -> RequestT:
-    """The request. Raises ApiError 400 that names the first offending field."""
+    """Validates a request. Raises ApiError 400 that names the first invalid field."""
     if not isinstance(body, dict):
         raise ApiError(400, "The request body must be a JSON object.")
     unserved = model.unserved
     for name in unserved.keys() & body.keys():
         value = body[name]
         if value is not None and not any(type(value) is type(ok) and value == ok for ok in unserved[name]):
-            message = f"{name!r} is not served with this value."
+            message = f"{name!r} is not supported with this value."
             raise ApiError(400, message, param=name, code="unsupported_parameter")
     try:
         return model.model_validate({key: value for key, value in body.items() if key not in unserved})
@@ -233,7 +233,7 @@ def parse(model: type[RequestT], body: object) -> RequestT:
 
 
 def parse_query(model: type[QueryT], given: Iterable[tuple[str, str]]) -> QueryT:
-    """Raises ApiError 400 that names the first offending parameter."""
+    """Validates a query. Raises ApiError 400 that names the first invalid parameter."""
     values: dict[str, Any] = {}
     for key, value in given:
         name = key.removesuffix("[]")
@@ -266,7 +266,7 @@ def _refusal(error: ValidationError, model: type[BaseModel]) -> ApiError:
 
 @cache
 def _field_names(model: type[BaseModel]) -> frozenset[str]:
-    """Of the model and of all models inside it, as the wire spells them."""
+    """The wire names of all fields of the model and of the models inside it."""
     definitions = model.model_json_schema()
     objects = [definitions, *definitions.get("$defs", {}).values()]
     return frozenset(name for schema in objects for name in schema.get("properties", {}))

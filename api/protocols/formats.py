@@ -1,4 +1,4 @@
-"""What an answer must look like, as OpenAI writes it."""
+"""OpenAI's wire types for the format of an answer."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ class TextFormat(Strict):
 
 
 class JsonObjectFormat(Strict):
-    """`schema` is llama-server's."""
+    """`schema` is an extension from llama-server."""
 
     type: Literal["json_object"]
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None

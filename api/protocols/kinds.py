@@ -1,4 +1,4 @@
-"""Values that say by their `type` what they are."""
+"""Wire values whose `type` field determines their other fields."""
 
 
 def type_of(value: object) -> object:
@@ -6,15 +6,15 @@ def type_of(value: object) -> object:
 
 
 def tag(value: object) -> str:
-    """Unlike the name of any field, so that an error names fields only."""
+    """A tag for pydantic's unions. It differs from all field names, so that error messages can leave it out."""
     return f"<{type_of(value)}>"
 
 
 def check_type(value: object, what: str, served: tuple[str, ...]) -> object:
-    """Raises ValueError for what has none of the types that are served."""
+    """Returns the value. Raises ValueError if its type is not one of `served`."""
     kind = type_of(value)
     if not isinstance(kind, str):
-        raise ValueError(f"{what} is an object with a type")
+        raise ValueError(f"{what} must be an object with a type")
     if kind not in served:
-        raise ValueError(f"{what} of type {kind!r} is not served; what is: {', '.join(map(repr, served))}")
+        raise ValueError(f"{what} of type {kind!r} is not supported; supported types: {', '.join(map(repr, served))}")
     return value

@@ -1,4 +1,4 @@
-"""Probabilities of tokens as the two endpoints write them."""
+"""Log probabilities in the formats of chat completions and text completions."""
 
 import codecs
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ def _entry(token: int, logprob: float, piece: Piece) -> dict[str, Any]:
 
 
 class CompletionLogprobs:
-    """The older form: parallel lists, with the place of each token in the text. Goes on from piece to piece."""
+    """The older format: parallel lists, with the offset of each token in the text. Each `push` continues the last."""
 
     def __init__(self, piece: Piece) -> None:
         self._piece = piece
@@ -31,7 +31,7 @@ class CompletionLogprobs:
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob | None]) -> dict[str, Any]:
-        """The lists for the next tokens; None for the first token of a prompt, which nothing foretells."""
+        """The lists for the next tokens. The first token of a prompt has no log probability: None."""
         offsets = []
         for token in tokens:
             offsets.append(self._offset)
@@ -46,11 +46,11 @@ class CompletionLogprobs:
     def _top(self, best: list[tuple[int, float]]) -> dict[str, float]:
         top: dict[str, float] = {}
         for token, logprob in best:
-            top.setdefault(self._text(token), logprob)  # of tokens with the same text, the best
+            top.setdefault(self._text(token), logprob)  # of tokens with the same text, the most probable
         return top
 
     def _text(self, token: int) -> str:
-        """A part of a character is spelled in bytes, as OpenAI spells it."""
+        """The token's text. A part of a character is written as bytes, in OpenAI's notation."""
         data = self._piece(token)
         try:
             return data.decode()

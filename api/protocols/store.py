@@ -1,4 +1,4 @@
-"""Responses that others can go on from: kept in memory, within bounds, the oldest dropped first."""
+"""Stored responses, which later requests can continue. Memory is bounded: the oldest responses are dropped first."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ import orjson
 MAX_RESPONSES: Final = 1024
 MAX_BYTES: Final = 64 * 1024 * 1024
 OVERHEAD: Final = 256
-"""Bytes that a response or an item takes besides its text, about."""
+"""Approximate bytes that a response or an item takes besides its text."""
 REFERENCE: Final = 8
 """Bytes that an item takes in each conversation that it is part of."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class KeptItem:
-    """An item of conversations, as JSON. Responses that go on from each other share it."""
+    """An item of conversations, as JSON. Responses of one conversation share it."""
 
     id: str
     data: bytes
     is_ours: bool
-    """Whether its id was made here, so that nobody finds it who was not told."""
+    """Whether this server made its id. Only such items can be referenced: their ids cannot be guessed."""
 
     @classmethod
     def of(cls, item: dict[str, Any], *, is_ours: bool) -> "KeptItem":
@@ -46,22 +46,22 @@ class KeptResponse:
 
     @property
     def conversation(self) -> tuple[KeptItem, ...]:
-        """What a response that goes on from this one begins with."""
+        """The items that a response which continues this one begins with."""
         return self.input + self.output
 
 
 class KeptResponses:
-    """By their ids. A conversation stays whole in its latest response, whatever becomes of the earlier ones."""
+    """Responses by id. The latest response of a conversation has all its items, even if earlier ones are dropped."""
 
     def __init__(self, *, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
         self._max_responses = max_responses
         self._max_bytes = max_bytes
         self._responses: dict[str, KeptResponse] = {}
-        """In order of their ends."""
+        """In the order in which they ended."""
         self._uses: Counter[KeptItem] = Counter()
-        """How many of the responses hold an item."""
+        """Number of responses that contain an item."""
         self._items: dict[str, KeptItem] = {}
-        """By the ids that were made here."""
+        """The items whose ids this server made, by id."""
         self.num_bytes = 0
 
     def __len__(self) -> int:
@@ -74,9 +74,9 @@ class KeptResponses:
         return self._items.get(item_id)
 
     def keep(self, response_id: str, response: KeptResponse) -> None:
-        """Take it in, and drop the oldest as far as the bounds ask; but not if it alone is too large."""
+        """Store a response, and drop the oldest ones beyond the bounds. Does nothing if it alone exceeds them."""
         if _own_bytes(response) + sum(map(_item_bytes, set(response.conversation))) > self._max_bytes:
-            return  # else all the others would go first
+            return  # else all others would be dropped first
         self._responses[response_id] = response
         self.num_bytes += _own_bytes(response)
         for item in response.conversation:
@@ -89,7 +89,7 @@ class KeptResponses:
             self.delete(next(iter(self._responses)))
 
     def delete(self, response_id: str) -> bool:
-        """Whether it was there. Items that other responses hold stay."""
+        """Delete a response. Returns whether it was stored. Items of other responses stay."""
         response = self._responses.pop(response_id, None)
         if response is None:
             return False

@@ -1,4 +1,4 @@
-"""What an answer must match: the many ways to say it, turned into one grammar in llguidance's words."""
+"""Turns the many ways to constrain an answer into one grammar in llguidance's format."""
 
 import json
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ from api.text.dialects import json_rule
 
 
 def constraint(request: GenerationRequest, other: Constraint | None = None) -> Constraint | None:
-    """What the request wants its content to match: `other`, or one of the extensions that all protocols have.
+    """The constraint of a request's content: `other`, or one of the extensions that all protocols have, or None.
 
-    Raises ApiError 400 for two such wishes, or a malformed one.
+    Raises ApiError 400 if there is more than one, or if one is malformed.
     """
-    wishes = [*([other] if other else []), *_wishes(request)]
-    if len(wishes) > 1:
-        names = " and ".join(repr(wish.param) for wish in wishes)
-        raise ApiError(400, f"Only one of {names} can be given.", param=wishes[1].param, code="invalid_value")
-    return wishes[0] if wishes else None
+    given = [*([other] if other else []), *_extensions(request)]
+    if len(given) > 1:
+        names = " and ".join(repr(each.param) for each in given)
+        raise ApiError(400, f"Only one of {names} can be given.", param=given[1].param, code="invalid_value")
+    return given[0] if given else None
 
 
-def _wishes(request: GenerationRequest) -> Iterator[Constraint]:
+def _extensions(request: GenerationRequest) -> Iterator[Constraint]:
     if request.json_schema is not None:
         yield schema_constraint("json_schema", request.json_schema)
     if request.grammar is not None:
@@ -53,7 +53,7 @@ def _wishes(request: GenerationRequest) -> Iterator[Constraint]:
 
 
 def format_constraint(param: str, wanted: ResponseFormat | None) -> Constraint | None:
-    """Raises ApiError 400."""
+    """The constraint of a response format; None for text."""
     match wanted:
         case JsonObjectFormat(schema_=schema):
             return schema_constraint(param, schema or {"type": "object"})
@@ -63,7 +63,7 @@ def format_constraint(param: str, wanted: ResponseFormat | None) -> Constraint |
 
 
 def schema_constraint(param: str, schema: dict[str, Any] | bool | str) -> Constraint:
-    """Of a JSON schema, or of its text. Raises ApiError 400 for text that is none."""
+    """The constraint of a JSON schema or of its text. Raises ApiError 400 for text that is not a JSON schema."""
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
@@ -85,9 +85,9 @@ def _choice(param: str, choices: list[str]) -> Constraint:
 
 
 def _grammar(param: str, source: str) -> Constraint:
-    """Lark as it is, GBNF translated."""
+    """The constraint of a grammar in Lark or GBNF. Raises ApiError 400 if it is neither."""
     try:
         return Constraint(param, grammar=any_to_lark(source))
-    except Exception as error:  # its own kinds of errors, and Python's
+    except Exception as error:  # llguidance raises its own errors and Python's
         message = f"{param!r} is neither Lark nor GBNF: {' '.join(str(error).split())}"
         raise ApiError(400, message, param=param, code="invalid_grammar") from error

@@ -1,4 +1,4 @@
-"""Which of a request's tools the answer may call, or must."""
+"""Which of a request's tools the answer may or must call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class ToolChoice:
 
 
 def tool_use(tools: Sequence[Tool], choice: ToolChoice) -> ToolUse | None:
-    """None if nothing may be called. Raises ApiError 400 for a choice that does not fit the tools."""
+    """The tools that may be called; None if there are none. Raises ApiError 400 if the choice does not fit them."""
     names = [tool.name for tool in tools]
     if len(set(names)) < len(names):
         raise ApiError(400, "Two of the tools have the same name.", param="tools", code="invalid_value")

@@ -1,13 +1,13 @@
 """The wire types of answers that several protocols share.
 
-Answers are built as plain objects, for speed. The tests hold them against these types.
+Answers are built as plain objects, for speed. Tests validate them against these types.
 """
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Answer(BaseModel):
-    """Every field is always there unless it has a default, and there are no others."""
+    """A type of an answer. Fields without a default are always present, and there are no other fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -27,7 +27,7 @@ class Error(Answer):
 
 class PromptTokensDetails(Answer):
     cached_tokens: int
-    """Tokens that were found in memory instead of computed."""
+    """Tokens that were found in the KV cache instead of computed."""
     audio_tokens: int
 
 

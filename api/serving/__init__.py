@@ -1,1 +1,1 @@
-"""The models of a server, their lives, and requests to them."""
+"""The models of a server: loading and unloading them, and preparing requests to them."""

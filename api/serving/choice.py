@@ -1,4 +1,4 @@
-"""One of a request's answers, as it grows: tokens in, pieces of text, thought and tool calls out."""
+"""One answer of a request while it is generated: tokens in; text, reasoning and tool calls out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,31 +10,31 @@ from scheduler.messages import Output, TokenLogprob
 
 @dataclass(slots=True)
 class Delta:
-    """What an answer has grown by."""
+    """The new part of an answer."""
 
     events: list[Event] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    """Those that the text is made of; what ends an answer without a text of its own is left out."""
+    """The tokens of the text. A final token without text is left out."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    """Of these tokens, if asked for."""
+    """Log probabilities of these tokens, if requested."""
     finish_reason: str | None = None
 
 
 class Choice:
-    """Where one answer stands."""
+    """The state of one answer."""
 
     def __init__(self, piece: Callable[[int], bytes], stops: Sequence[str], parser: AnswerParser | None = None) -> None:
-        """Without a `parser` all text is content."""
+        """Without a `parser`, all text is content."""
         self._piece = piece
         self._detokenizer = Detokenizer(piece, stops)
         self._parser = parser
         self._calls_tools = False
         self.finish_reason: str | None = None
         self.cached_tokens = 0
-        """Tokens of its prompt that were not computed for it."""
+        """Tokens of the prompt that were found in the KV cache instead of computed."""
         self.num_reasoning_tokens = 0
         self.prompt_logprobs: list[TokenLogprob] = []
-        """Of the prompt's tokens but the first, if asked for."""
+        """Log probabilities of the prompt's tokens except the first, if requested."""
         self.total_logprob = 0.0
 
     @property
@@ -43,11 +43,11 @@ class Choice:
 
     @property
     def stop(self) -> str | None:
-        """The stop string that ended it, if one did."""
+        """The stop string that ended the answer; None if none did."""
         return self._detokenizer.stop
 
     def push(self, output: Output) -> Delta:
-        """Take in what the engine says about this sequence. Once it is finished, there is no more to say."""
+        """Process an output of this sequence. Returns the new part of the answer; nothing once it is finished."""
         if self.finish_reason is not None:
             return Delta()
         self.cached_tokens = max(self.cached_tokens, output.cached_tokens)
@@ -65,7 +65,7 @@ class Choice:
         if self.finish_reason is not None and self._parser is not None:
             events += self._parser.finish()
         self._calls_tools |= any(isinstance(event, CallBegin) for event in events)
-        if self.finish_reason == "stop" and self._calls_tools and not is_cut:  # a stop string may stand in a call
+        if self.finish_reason == "stop" and self._calls_tools and not is_cut:  # a stop string may occur in a call
             self.finish_reason = "tool_calls"
         logprobs = output.logprobs[: len(consumed)]
         self.total_logprob += sum(logprob for logprob, _ in logprobs)
@@ -78,7 +78,7 @@ class Choice:
             text = self._detokenizer.push(tokens)
             return [Content(text)] if text else []
         events: list[Event] = []
-        for token in tokens:  # one by one, so that those of thoughts can be counted
+        for token in tokens:  # one by one, to count the reasoning tokens
             new = self._parse(self._detokenizer.push([token]))
             self.num_reasoning_tokens += self._parser.is_reasoning or any(isinstance(e, Reasoning) for e in new)
             events += new

@@ -1,4 +1,4 @@
-"""The models of one server, by name: which there are, and how requests, starts and stops reach them."""
+"""The models of one server by name: finds, starts and stops them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,11 +20,11 @@ from scheduler.config import EngineConfig
 
 
 class StartError(Exception):
-    """A model that cannot be started; the message is one line for the user."""
+    """A model cannot be started. The message is one line for the user."""
 
 
 class Fleet:
-    """The models by name. One task runs `run`, in which their engines live."""
+    """The models of one server by name. One task must run `run`, in which their engines run."""
 
     def __init__(
         self,
@@ -35,10 +35,10 @@ class Fleet:
         on_demand: Callable[[str], ModelOptions | None] = lambda _: None,
         engine_command: tuple[str, ...] = ENGINE_COMMAND,
     ) -> None:
-        """`on_demand` finds a model on disk that a request asks for, in a thread; None for one that it may not load. It
-        raises ModelFilesError for one that is broken, ModelNotFoundError where there are several.
+        """`on_demand` finds a requested model on disk, or returns None if it may not be loaded. It runs in a thread. It
+        raises ModelFilesError if the model's files are broken, ModelNotFoundError if the name is ambiguous.
 
-        A model that nobody has used for `idle_limit` seconds is unloaded until somebody does; 0 is never.
+        `idle_limit`: seconds without use after which a model is unloaded until its next use; 0 means never.
         """
         self.draining = False
         """Whether the server is shutting down."""
@@ -52,7 +52,7 @@ class Fleet:
         self._nursery: trio.Nursery | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. Ends every engine then."""
+        """Run until cancelled. Cancellation ends every engine."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
@@ -70,30 +70,30 @@ class Fleet:
         return list(self._models.values())
 
     def model(self, name: str) -> ModelRuntime:
-        """Raises ApiError 404 for a model that is not served."""
+        """The model with this name or alias. Raises ApiError 404 if there is none."""
         model = self._find(name)
         if model is None:
             raise self._unknown(name)
         return model
 
     async def service(self, name: str | None) -> ModelService:
-        """What serves a request for this model, the first one for None; waits while it is loaded on request.
+        """The service of a model, or of the first model for None. Loads an unloaded model and waits until it is ready.
 
-        Raises ApiError 404 for a model that is not served, 503 for one that is not ready yet or cannot be loaded.
+        Raises ApiError 404 if there is no such model, 503 if it is not ready yet or cannot be loaded.
         """
         model = await self._requested(name)
         while (service := await model.wait_for_service()) is None:
             if self.draining:
                 raise still_loading()
-            if model.state is not State.UNLOADED:  # it was stopped meanwhile
+            if model.state is not State.UNLOADED:  # it has been stopped meanwhile
                 raise self._unknown(model.options.name)
             self._load(model, requests_wait=True)
         return service
 
     async def accepting(self, name: str, *, embeds: bool = False) -> ModelService:
-        """The same for a request that generates, or one that `embeds`.
+        """As `service`, for a request that generates or (with `embeds`) embeds. Checks that the model accepts it.
 
-        Raises ApiError 503 while shutting down, 400 for what the model does not do, 429 when too many wait.
+        Raises ApiError 503 while shutting down, 400 if the model cannot do it, 429 if too many requests wait.
         """
         if self.draining and self._find(name) is not None:
             raise unavailable("The server is shutting down.", "shutting_down")
@@ -102,10 +102,10 @@ class Fleet:
         return service
 
     async def _requested(self, name: str | None) -> ModelRuntime:
-        """The model that a request names, added to the fleet if it is on disk and may be loaded on demand."""
+        """The model that a request names. It is added to the fleet if it is on disk and may be loaded on demand."""
         if name is None:
             if not self._models:
-                raise ApiError(404, "No model is served just now.", param="model", code="model_not_found")
+                raise ApiError(404, "No model is being served.", param="model", code="model_not_found")
             return next(iter(self._models.values()))
         model = self._find(name)
         if model is not None:
@@ -126,7 +126,7 @@ class Fleet:
             raise not_loaded(str(error)) from error
 
     def _of_file(self, path: Path) -> ModelRuntime | None:
-        """The model of this file, which may have been asked for by another name of it."""
+        """The model of this file. Several names may lead to the same file."""
         path = path.resolve()
         return next((model for model in self.models if model.options.path.resolve() == path), None)
 
@@ -135,27 +135,27 @@ class Fleet:
 
     def _unknown(self, name: str) -> ApiError:
         names = [each for model in self.models for each in model.names]
-        served = " and ".join(map(repr, names)) or "no model just now"
+        served = " and ".join(map(repr, names)) or "no model at the moment"
         message = f"The model {name!r} does not exist. This server serves {served}."
         return ApiError(404, message, param="model", code="model_not_found")
 
     # -- starting and stopping ---------------------------------------------------------------------------------------
 
     async def start(self, options: ModelOptions) -> ModelRuntime:
-        """Load a model beside the others, unless it is there. Returns once it is ready.
+        """Load a model beside the others, unless it is loaded already. Returns once it is ready.
 
-        Raises StartError if it cannot be loaded, or if another model or other options have this name.
+        Raises StartError if it cannot be loaded, or if a model with this name has another file or other options.
         """
         if self.draining:
             raise StartError("the server is shutting down")
         model = self._models.get(options.name)
         if model is not None and (difference := model.options.difference(options)):
-            again = f"'cortex stop {options.name}' makes room for another"
-            raise StartError(f"{options.name} is served already, and {difference}; {again}")
+            remedy = f"stop it first with 'cortex stop {options.name}'"
+            raise StartError(f"{options.name} is already being served, and {difference}; {remedy}")
         if model is None:
             taken = [name for name in options.names if self._find(name)]
             if taken:
-                raise StartError(f"another model is served by the name {taken[0]}")
+                raise StartError(f"the name {taken[0]} is in use by another model")
             model = self._add(options)
         if model.status == "stopping":
             raise StartError(f"{options.name} is being stopped; try again when it has ended")
@@ -166,9 +166,9 @@ class Fleet:
         return model
 
     async def stop(self, name: str) -> None:
-        """Let a model's running answers end, for the grace period at most, then end its engine and forget it.
+        """Let running answers of a model finish within the grace period, then end its engine and remove the model.
 
-        Runs to its end even if the caller is cancelled. Raises ApiError 404 for a model that is not served.
+        Completes even if the caller is cancelled. Raises ApiError 404 if there is no such model.
         """
         model = self.model(name)
         await model.stop(self._grace_seconds)
@@ -183,7 +183,7 @@ class Fleet:
             del self._models[model.options.name]
 
     def _load(self, model: ModelRuntime, *, requests_wait: bool) -> None:
-        assert self._nursery is not None, "engines live while the fleet runs"
+        assert self._nursery is not None, "engines run only while the fleet runs"
         model.begin(requests_wait=requests_wait)
         self._nursery.start_soon(self._run_model, model)
 
@@ -191,7 +191,7 @@ class Fleet:
         try:
             await model.run()
         finally:
-            if model.is_over:  # forgotten at once, or a request would find it
+            if model.is_over:  # removed at once, so that no request finds it
                 self._forget(model)
 
     def _launcher(self, config: EngineConfig, environment: Mapping[str, str]) -> Launcher:
@@ -200,18 +200,18 @@ class Fleet:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Take no new requests that generate."""
+        """Refuse new requests that generate or embed."""
         self.draining = True
         for model in self.models:
             model.drain()
 
     @property
     def num_active(self) -> int:
-        """Sequences that have not ended, of all models."""
+        """Number of sequences and embedding requests that have not ended, of all models."""
         return sum(model.num_active for model in self.models)
 
     async def wait_idle(self) -> None:
-        """Until no request is left."""
+        """Wait until all requests have ended."""
         for model in self.models:
             await model.wait_idle()
 
@@ -221,7 +221,7 @@ class Fleet:
             model.fail_all(reason)
 
     async def close(self) -> None:
-        """Let every engine end now, and wait until they have. Leaves those that are still loading."""
+        """Stop all engines except those that are still loading. Returns once they have ended."""
         leaving = [model for model in self.models if model.service is not None]
         for model in leaving:
             model.stop_engine()
@@ -230,14 +230,14 @@ class Fleet:
 
     @property
     def status(self) -> str:
-        """How the server is: draining, loading or failed if no model answers for that reason, or else ok."""
+        """The server's status: draining; loading or failed if no model is ready and one is in that state; else ok."""
         if self.draining:
             return "draining"
         statuses = {model.status for model in self.models}
         return next((why for why in ("loading", "failed") if why in statuses and "ready" not in statuses), "ok")
 
     async def health(self) -> dict[str, Any]:
-        """How the server is, and each of its models."""
+        """The status of the server, and the health of each model."""
         reasons = [model.failure for model in self.models if model.status == "failed"]
         health = {"status": self.status, "models": [await model.health() for model in self.models]}
         return health | ({"reason": reasons[0]} if reasons else {})

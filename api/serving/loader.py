@@ -19,11 +19,11 @@ from scheduler.config import EngineConfig, EngineInfo
 _log = logging.getLogger("cortex.api")
 
 MakeLauncher = Callable[[EngineConfig, Mapping[str, str]], Launcher]
-"""Where engines come from, by their configuration and environment."""
+"""Makes a launcher for an engine's configuration and environment."""
 
 
 class Neighbours(Protocol):
-    """The other models on this machine, as far as a model that loads depends on them."""
+    """The other models on this machine. Loading a model depends on them."""
 
     @property
     def any_ready(self) -> bool:
@@ -31,10 +31,10 @@ class Neighbours(Protocol):
 
     @property
     def weight_bytes(self) -> int:
-        """The weights of all models that are loaded."""
+        """Size of the weights of all loaded models."""
 
     async def make_room(self, missing_bytes: int) -> bool:
-        """Unload a model that nobody uses. Returns False if that cannot free so much memory."""
+        """Unload an idle model. Returns False if this cannot free `missing_bytes`."""
 
 
 class LoadedModel(NamedTuple):
@@ -43,19 +43,19 @@ class LoadedModel(NamedTuple):
 
 
 class ModelLoader:
-    """Loads models, one at a time: each must see how much memory the one before it has left."""
+    """Loads models one at a time: how much memory is free is only known once the previous model is loaded."""
 
     def __init__(self, neighbours: Neighbours, make_launcher: MakeLauncher, *, max_waiting: int) -> None:
-        """`max_waiting`: requests to one model beyond those that run."""
+        """`max_waiting`: how many requests to one model may wait."""
         self._neighbours = neighbours
         self._make_launcher = make_launcher
         self._max_waiting = max_waiting
         self._one_at_a_time = trio.Lock()
 
     async def load(self, options: ModelOptions, nursery: trio.Nursery, *, may_make_room: bool) -> LoadedModel:
-        """A model whose engine runs in the nursery. `may_make_room`: whether it may take memory of unused models.
+        """Load a model whose engine runs in the nursery. `may_make_room`: whether idle models may be unloaded for it.
 
-        The vocabulary is read after the engine has started: the engine ends if llama.cpp aborts on it.
+        The vocabulary is read after the engine has started: if llama.cpp aborts on it, only the engine ends.
         Raises EngineFailedError, ModelError, ModelFilesError, and OSError if no engine can be started.
         """
         async with self._one_at_a_time:
@@ -87,7 +87,7 @@ class ModelLoader:
 
 
 def _abilities(info: EngineInfo) -> str:
-    """What a model does, and with how much memory."""
+    """What a model can do, and how much KV memory it has."""
     if not info.generates:
         return f"makes embeddings of texts of up to {info.max_text_tokens} tokens"
     layout = "lanes" if info.kv_layout == "lanes" else "one pool"

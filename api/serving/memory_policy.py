@@ -1,4 +1,4 @@
-"""Which models stay in memory: unused ones are unloaded after a while, or when another model needs their memory."""
+"""Which models stay in memory: idle ones are unloaded after a time, or when another model needs their memory."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -12,16 +12,16 @@ from api.serving.state import State
 _log = logging.getLogger("cortex.api")
 
 IN_USE_SECONDS: Final = 1.0
-"""A model counts as used for so long after a request, which may not have reached the engine yet."""
+"""How long a model counts as used after a request, which may not have reached the engine yet."""
 ROOM_LIMIT: Final = 30.0
-"""Seconds that a model may wait until others have been unused for so long."""
+"""Seconds that a loading model waits for another one to be unused for IN_USE_SECONDS."""
 
 
 class MemoryPolicy:
-    """Decides which models of a server are unloaded, least recently used first. Never one that has requests."""
+    """Unloads models of a server, least recently used first. Never unloads a model that has requests."""
 
     def __init__(self, models: Callable[[], Sequence[ModelRuntime]], *, idle_limit: float) -> None:
-        """`models` returns all models of the server. `idle_limit`: seconds without use before one is unloaded, or 0."""
+        """`models` returns all models of the server. `idle_limit`: seconds without use until one is unloaded, or 0."""
         self._models = models
         self._idle_limit = idle_limit
 
@@ -32,13 +32,14 @@ class MemoryPolicy:
 
     @property
     def weight_bytes(self) -> int:
-        """The weights of all models that are loaded. The system counts them as available: they are mapped files."""
+        """Size of the weights of all loaded models. The system counts them as available: they are mapped files."""
         return sum(model.weight_bytes for model in self._models() if model.state is State.READY)
 
     async def make_room(self, missing_bytes: int) -> bool:
-        """Unload the least recently used of the models that have no requests.
+        """Unload the least recently used idle model.
 
-        Returns False, and unloads none, if all of them together hold less memory, or if they are in use for too long.
+        Returns False and unloads none if all idle models together hold less than `missing_bytes`, or if no model has
+        been unused for IN_USE_SECONDS within ROOM_LIMIT.
         """
         deadline = trio.current_time() + ROOM_LIMIT
         while idle := [model for model in self._models() if model.is_idle]:
@@ -47,15 +48,15 @@ class MemoryPolicy:
             if unused_from > deadline or sum(model.resident_bytes for model in idle) < missing_bytes:
                 return False
             if unused_from <= trio.current_time():
-                _log.info("%s is unloaded, to make room for another", oldest.options.name)
-                with trio.CancelScope(shield=True):  # to the end, even if nobody wants the other model any more
+                _log.info("%s is unloaded to make room for another model", oldest.options.name)
+                with trio.CancelScope(shield=True):  # completes even if the other model is no longer requested
                     await oldest.unload()
                 return True
             await trio.sleep_until(unused_from)
         return False
 
     async def unload_idle(self) -> None:
-        """Until cancelled: unload each model that was not used for the idle limit."""
+        """Unload each model that was not used for the idle limit. Runs until cancelled."""
         if not self._idle_limit:
             await trio.sleep_forever()
         while True:

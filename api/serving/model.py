@@ -1,4 +1,4 @@
-"""One model of a server: its state, its engine and its service, from loading to the end."""
+"""One model of a server: its state, its engine and its service, from loading to stopping."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ _log = logging.getLogger("cortex.api")
 
 @dataclass(eq=False, slots=True)
 class _Life:
-    """One time that a model is in memory, from `begin` to the end of its engine."""
+    """One period in memory, from `begin` to the end of the engine."""
 
     requests_wait: bool = False
     """Whether requests wait while it loads."""
@@ -31,11 +31,11 @@ class _Life:
     ended: trio.Event = field(default_factory=trio.Event)
     """Set once its engine has ended."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    """Around everything that its engine needs."""
+    """Contains all tasks of loading and of the engine."""
 
 
 class ModelRuntime:
-    """A model that a server serves, whether or not it is in memory at the moment. Owns its state (see State)."""
+    """A model of a server, in memory or not. Owns its state (see State)."""
 
     def __init__(self, options: ModelOptions, loader: ModelLoader) -> None:
         self.options = options
@@ -50,7 +50,7 @@ class ModelRuntime:
         self._weight_bytes = 0
         self._last_used = 0.0
 
-    # -- what it is --------------------------------------------------------------------------------------------------
+    # -- properties --------------------------------------------------------------------------------------------------
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,28 +63,28 @@ class ModelRuntime:
 
     @property
     def is_over(self) -> bool:
-        """Whether it cannot be loaded any more."""
+        """Whether it can never be loaded again."""
         return self._state.is_final
 
     @property
     def service(self) -> ModelService | None:
-        """What serves its requests; None while it is not loaded."""
+        """The service for its requests; None while it is not loaded."""
         return self._service
 
     @property
     def status(self) -> Status:
         if self._state is State.READY and self._service is not None and self._service.engine.info is None:
-            return "failed" if self._service.engine.failure else "loading"  # its engine is restarted
+            return "failed" if self._service.engine.failure else "loading"  # its engine is being restarted
         return self._state.status
 
     @property
     def failure(self) -> str:
-        """Why it could not be loaded, or its engine not be restarted; empty if that is not so."""
+        """Why loading it or restarting its engine failed; empty if nothing failed."""
         return self._failure or (self._service.engine.failure if self._service is not None else "")
 
     @property
     def num_active(self) -> int:
-        """Sequences and requests for embeddings that have not ended."""
+        """Number of sequences and embedding requests that have not ended."""
         return self._service.engine.num_active if self._service is not None else 0
 
     @property
@@ -94,21 +94,21 @@ class ModelRuntime:
 
     @property
     def weight_bytes(self) -> int:
-        """The size of its weights."""
+        """Size of its weights; 0 before it was first loaded."""
         return self._weight_bytes
 
     @property
     def resident_bytes(self) -> int:
-        """What its engine has in memory."""
+        """Resident memory of its engine; 0 while it is not loaded."""
         return self._service.engine.resident_bytes if self._service is not None else 0
 
     @property
     def last_used(self) -> float:
-        """When it was last asked for something, on trio's clock."""
+        """When it was last used, on trio's clock."""
         return self._last_used
 
     async def health(self) -> dict[str, Any]:
-        """The row that `cortex ps` shows of it."""
+        """Its health, as GET /healthz returns it and `cortex ps` shows it."""
         report = await self._service.health() if self._service is not None else ModelService.no_health()
         return {
             "model": self.names[0],
@@ -120,16 +120,16 @@ class ModelRuntime:
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def touch(self) -> None:
-        """Count it as used now."""
+        """Record that it is used now."""
         self._last_used = trio.current_time()
 
     async def wait_for_service(self) -> ModelService | None:
-        """What serves a request. Waits while the model is loaded on request, or while it is being unloaded.
+        """The service for a request. Waits while the model is being unloaded, or loaded because of a request.
 
-        Returns None if the model is unloaded: the caller has to load it first. Also if it is over.
-        Raises ApiError 503 if it could not be loaded, is being started for the first time, or was stopped meanwhile.
+        Returns None if the model is unloaded (the caller must load it first), stopped or failed.
+        Raises ApiError 503 if loading failed, or if the model is being started explicitly or was stopped while loading.
         """
-        while True:  # the state may have changed again before this task has its turn
+        while True:  # the state may change again before this task is scheduled
             self.touch()
             life = self._life
             if self._state is State.UNLOADING:
@@ -146,7 +146,7 @@ class ModelRuntime:
                 raise still_loading()
 
     def drain(self) -> None:
-        """Refuse new requests that generate, as the server is shutting down."""
+        """Refuse new requests that generate or embed, because the server is shutting down."""
         if self._service is not None:
             self._service.draining = True
 
@@ -156,19 +156,19 @@ class ModelRuntime:
             self._service.engine.fail_all(reason)
 
     async def wait_idle(self) -> None:
-        """Until no request is left."""
+        """Wait until all requests have ended."""
         if self._service is not None:
             await self._service.engine.wait_idle()
 
-    # -- its life ----------------------------------------------------------------------------------------------------
+    # -- life cycle --------------------------------------------------------------------------------------------------
 
     def begin(self, *, requests_wait: bool) -> None:
-        """Enter LOADING. One task must `run` it then. `requests_wait`: whether requests wait meanwhile."""
+        """Enter LOADING. One task must then call `run`. `requests_wait`: whether requests wait meanwhile."""
         self._enter(State.LOADING)
         self._life, self._failure = _Life(requests_wait), ""
 
     async def run(self) -> None:
-        """Load the model and keep its engine running until it is unloaded or stopped. Errors become its `failure`."""
+        """Load the model and keep its engine running until it is unloaded or stopped. An error is kept in `failure`."""
         life = self._life
         try:
             with life.scope:
@@ -177,7 +177,7 @@ class ModelRuntime:
                     self._weight_bytes = loaded.weight_bytes
                     self._become_ready(loaded.service)
                     self.touch()
-        except* Exception as errors:  # any error is this model's only: the others keep running
+        except* Exception as errors:  # an error of this model must not stop the others
             self._record_failure(_first(errors), is_reported=not life.requests_wait)
         finally:
             self._end(life)
@@ -188,30 +188,30 @@ class ModelRuntime:
         self._become_ready(service)
 
     async def wait_loaded(self) -> str:
-        """Until it is loaded or has failed; also while its engine is restarted. Returns why it failed, if it did."""
+        """Wait until it is ready or has failed, also while its engine is restarted. Returns its `failure`."""
         await self._life.settled.wait()
         if self._service is not None:
             await self._service.engine.wait_settled()
         return self.failure
 
     async def wait_ended(self) -> None:
-        """Until its engine has ended."""
+        """Wait until its engine has ended."""
         await self._life.ended.wait()
 
     def stop_engine(self) -> None:
-        """Let its engine end now, if it is loaded."""
+        """Stop its engine now, if it is loaded."""
         if self._service is not None:
             self._service.engine.stop()
 
     async def unload(self) -> None:
-        """End its engine, until a request needs it again. The model must be idle."""
+        """End its engine. The next request loads the model again. The model must be idle."""
         self._enter(State.UNLOADING)
         await self._shut_down(0.0)
 
     async def stop(self, grace_seconds: float) -> None:
-        """End it for good. Running answers may finish, for the grace period at most.
+        """Stop it for good. Running answers may finish within the grace period.
 
-        Runs to its end even if the caller is cancelled.
+        Completes even if the caller is cancelled.
         """
         with trio.CancelScope(shield=True):
             match self._state:
@@ -219,7 +219,7 @@ class ModelRuntime:
                     self._enter(State.STOPPED)
                 case State.LOADING:
                     self._enter(State.ABORTING)
-                    self._failure = "the model was stopped while it was loaded"
+                    self._failure = "the model was stopped while it was loading"
                     self._life.scope.cancel()
                     await self.wait_ended()
                 case State.READY | State.UNLOADING:
@@ -242,9 +242,9 @@ class ModelRuntime:
         self._life.settled.set()
 
     async def _shut_down(self, grace_seconds: float) -> None:
-        """End its engine: first by itself, then by force."""
-        service, life = self._service, self._life  # a request may begin another life as soon as this one has ended
-        assert service is not None, "it is loaded"
+        """Let running requests finish, then end the engine: by force after END_LIMIT."""
+        service, life = self._service, self._life  # a request may start the next life as soon as this one ends
+        assert service is not None, "a model without a service cannot shut down"
         service.draining = self._state is State.DRAINING
         with trio.move_on_after(grace_seconds):
             await service.engine.wait_idle()
@@ -256,7 +256,7 @@ class ModelRuntime:
         await life.ended.wait()
 
     def _record_failure(self, error: BaseException, *, is_reported: bool) -> None:
-        """`is_reported`: whether somebody waits to be told, so that the log need not say it, too."""
+        """`is_reported`: whether a caller receives the failure. Expected errors are then not logged."""
         self._failure = str(error).replace(str(self.options.path), self.options.path.name)
         expected = isinstance(error, EngineFailedError | ModelError | ModelFilesError | OSError)
         if not (expected and is_reported):

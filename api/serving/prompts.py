@@ -1,4 +1,4 @@
-"""Prompts as tokens: what a model reads of a conversation, or of texts."""
+"""Turns conversations and texts into prompt tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ from api.text.template import ChatTemplate, strings
 from api.text.tokenizer import Tokenizer
 
 TAIL: Final = 32
-"""Tokens at a prompt's end that may have begun a thought."""
+"""Tokens at the end of a prompt that are searched for the beginning of reasoning."""
 INLINE_CHARACTERS: Final = 20_000
-"""Prompts up to this long are tokenized on the event loop, in a few milliseconds; longer ones in a thread."""
+"""Prompts up to this length are tokenized on the event loop, in a few milliseconds; longer ones in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     tokens: list[int]
     text: str = ""
-    """To echo; empty for a conversation."""
+    """Text to echo; empty for a conversation."""
 
 
 class PromptBuilder:
-    """Makes the prompts of one model."""
+    """Builds the prompts of one model."""
 
     def __init__(self, tokenizer: Tokenizer, template: str | None) -> None:
-        """`template`: Jinja; None stands for ChatML. Raises ModelError for one that does not compile."""
+        """`template`: Jinja source; None means ChatML. Raises ModelError if it does not compile."""
         self.dialect = detect(template)
         self._tokenizer = tokenizer
         self._template = ChatTemplate(template, tokenizer)
 
     async def build(self, prompt: Conversation | Texts) -> list[Prompt]:
-        """Raises ApiError 400 for what the model's template or its vocabulary cannot hold."""
+        """The prompts of a request. Raises ApiError 400 if the model's template or vocabulary does not allow one."""
         if isinstance(prompt, Conversation):
             return [Prompt(await self.chat(prompt))]
         if sum(map(len, prompt.prompts)) > INLINE_CHARACTERS:
@@ -44,9 +44,10 @@ class PromptBuilder:
         return self._texts(prompt)
 
     async def chat(self, conversation: Conversation) -> list[int]:
-        """The tokens of a conversation, and of the beginning of its answer.
+        """The tokens of a conversation and its prefill.
 
-        Raises ApiError 400 if the model's template refuses it, or begins a thought that the beginning would fall into.
+        Raises ApiError 400 if the model's template refuses it, or if the template opens the reasoning, so that the
+        prefill would become a part of it.
         """
         messages = [message.for_template() for message in conversation.messages]
         prepared, listed = self.dialect.prepare(messages, list(conversation.tools))
@@ -61,13 +62,13 @@ class PromptBuilder:
             message = f"The model's chat template refuses these messages: {error}"
             raise ApiError(400, message, param=conversation.param, code="invalid_messages") from error
         if prefill and self.dialect.is_thinking(self.tail(tokens, prefill)):
-            message = "The beginning of an answer is not served in 'messages': this model begins with a thought."
+            message = "'messages' cannot end with an assistant message (prefill): this model begins with reasoning."
             raise ApiError(400, message, param=conversation.param, code="unsupported_value")
         return tokens
 
     def tail(self, prompt: Sequence[int], prefill: str = "") -> str:
-        """The text at the prompt's end that may have begun a thought, all of the `prefill` included."""
-        return self._tokenizer.text(prompt[-TAIL - 4 * len(prefill) :])  # a character has four tokens at most
+        """The text at the prompt's end that may have begun reasoning, including all of the `prefill`."""
+        return self._tokenizer.text(prompt[-TAIL - 4 * len(prefill) :])  # a character has at most four tokens
 
     def _texts(self, texts: Texts) -> list[Prompt]:
         return [self._text(prompt, texts) for prompt in texts.prompts]
@@ -94,13 +95,13 @@ class PromptBuilder:
         after = self._tokenizer.encode(suffix, parse_special=True, continues=True)
         tokens = self._tokenizer.fill_in_the_middle(before, after)
         if tokens is None:
-            message = "'suffix' is not served: the model has no tokens for filling in the middle."
+            message = "'suffix' is not supported: the model has no tokens for filling in the middle."
             raise ApiError(400, message, param="suffix", code="unsupported_parameter")
         return tokens
 
 
 def check_tokens(tokenizer: Tokenizer, tokens: Sequence[int], param: str) -> None:
-    """Raises ApiError 400 for a token that the vocabulary does not have."""
+    """Raises ApiError 400 if a token is not in the vocabulary."""
     unknown = next((token for token in tokens if token >= tokenizer.vocab_size), None)
     if unknown is not None:
         message = f"Token {unknown} is not in the model's vocabulary of {tokenizer.vocab_size}."

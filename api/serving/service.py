@@ -1,4 +1,4 @@
-"""One model as its requests see it: whether it accepts them, and the sequences and choices that they become."""
+"""Requests to one model: whether it accepts them, and how they become sequences and choices."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -21,26 +21,26 @@ from api.text.tokenizer import Tokenizer
 from scheduler.messages import SamplingParams, Submit
 
 DRY_BREAKERS: Final = ("\n", ":", '"', "*")
-"""llama.cpp's."""
+"""The defaults of llama.cpp."""
 MAX_BREAKERS: Final = 256
-"""Texts whose tokens are kept: looking through the vocabulary takes some 50 ms."""
+"""Texts whose tokens are cached: searching the vocabulary for one takes about 50 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a request becomes: sequences to generate, and the choices that their tokens become."""
+    """A prepared request: the sequences to generate, and a choice for each of them."""
 
     prompts: Sequence[Prompt]
     submits: Sequence[Submit]
-    """As many in a row for each prompt as it has choices."""
+    """Grouped by prompt, one for each choice."""
     choices: Sequence[Choice]
     """One for each submit."""
     grammar_param: str
-    """The request's field that the grammar comes from, if there is one."""
+    """The request's field that the grammar comes from, if there is a grammar."""
 
 
 class ModelService:
-    """Everything that a protocol needs of one model."""
+    """Everything that the protocols need from one model."""
 
     def __init__(
         self,
@@ -51,14 +51,14 @@ class ModelService:
         max_waiting: int,
         defaults: ModelDefaults | None = None,
     ) -> None:
-        """`names` are the model's own and its aliases; `max_waiting` bounds the requests beyond those that run."""
+        """`names`: the model's own name and its aliases. `max_waiting`: how many requests may wait."""
         self.names = names
         self.defaults = defaults or NOTHING
-        """The model's own, for what a request leaves open."""
+        """The model's own defaults, for fields that a request does not set."""
         self.tokenizer = tokenizer
         self.engine = engine
         self.draining = False
-        """Whether it takes no new requests."""
+        """Whether it refuses new requests."""
         self.prompts = PromptBuilder(tokenizer, self.defaults.template or tokenizer.chat_template)
         self._markers = {
             tokenizer.special_ids[text]: text.encode()
@@ -69,33 +69,38 @@ class ModelService:
         self._max_waiting = max_waiting
 
     def fingerprint(self) -> str:
-        """OpenAI's system_fingerprint: changes with the model and the sizes it is served with. Raises ApiError 503."""
+        """OpenAI's system_fingerprint: changes with the model and the engine's properties. Raises ApiError 503."""
         info = self.engine.ready_info()
         return f"fp_{crc32(repr(replace(info, pid=0, load_seconds=0)).encode()):08x}"
 
     def check_accepting(self, *, embeds: bool = False) -> None:
-        """Of a request that generates, or one that `embeds`.
+        """Check that a request that generates or (with `embeds`) embeds is accepted.
 
-        Raises ApiError 503 while loading or being stopped, 400 for what the model does not do, 429 when too many wait.
+        Raises ApiError 503 while the model is loading or being stopped, 400 if the model cannot do it, 429 if too many
+        requests wait.
         """
         if self.draining:
             raise unavailable("The model is being stopped.", "shutting_down")
         info = self.engine.ready_info()
         if embeds and info.pooling == "none":
             message = (
-                f"The model {self.names[0]!r} makes no embeddings: its file names no way to pool them, and the server "
-                "was not started with one (--pooling mean, for instance)."
+                f"The model {self.names[0]!r} does not support embeddings: its file sets no pooling, and neither does "
+                "the server (--pooling mean, for example)."
             )
             raise ApiError(400, message, param="model", code="unsupported_model")
         if not embeds and not info.generates:
-            message = f"The model {self.names[0]!r} generates no text; it makes embeddings (POST /v1/embeddings)."
+            message = f"The model {self.names[0]!r} does not generate text, only embeddings (POST /v1/embeddings)."
             raise ApiError(400, message, param="model", code="unsupported_model")
         if self.engine.num_active >= info.max_seqs + self._max_waiting:
             message = f"Too many requests: {info.max_seqs} run and {self._max_waiting} wait. Please try again shortly."
             raise ApiError(429, message, kind="rate_limit_error", code="rate_limit_exceeded", retry_after=1)
 
     async def prepare(self, spec: GenerationSpec) -> Prepared:
-        """Raises ApiError 400 for what the model's template, its vocabulary, its context or a grammar cannot hold."""
+        """The sequences and choices of a request.
+
+        Raises ApiError 400 if its constraints are invalid, or if the model's template, vocabulary or context does not
+        allow it.
+        """
         prompts = await self.prompts.build(spec.prompt)
         params = await self._sampling(spec)
         limits = [self._limit(spec, len(prompt.tokens)) for prompt in prompts]
@@ -117,7 +122,7 @@ class ModelService:
         return Prepared(prompts, submits, choices, spec.constraint.param if spec.constraint else "tools")
 
     async def _sampling(self, spec: GenerationSpec) -> SamplingParams:
-        """The request's, then the model's own, then OpenAI's defaults, with a random seed."""
+        """Precedence: request, the model's own defaults, OpenAI's defaults. The default seed is random."""
         given = {"seed": secrets.randbits(63)} | self.defaults.sampling() | dict(spec.sampling)
         params = SamplingParams(**given)
         check_tokens(self.tokenizer, [token for token, _ in params.logit_bias], "logit_bias")
@@ -130,7 +135,7 @@ class ModelService:
         return sorted({token for text in texts for token in self._tokens_with(text)})
 
     def _limit(self, spec: GenerationSpec, num_prompt: int) -> int:
-        """How many tokens an answer may have."""
+        """Maximum number of tokens of an answer."""
         requested = spec.max_tokens
         if spec.may_shorten and requested is not None:
             self.token_limit(num_prompt, None, spec.prompt)
@@ -140,7 +145,7 @@ class ModelService:
         return self.token_limit(num_prompt, requested, spec.prompt)
 
     def token_limit(self, num_prompt: int, requested: int | None, prompt: Conversation | Texts) -> int:
-        """How many tokens an answer may have. Raises ApiError 400 if the context cannot hold it."""
+        """Maximum number of tokens of an answer. Raises ApiError 400 if the context has no room for it."""
         context, what = self._context, prompt.noun
         if num_prompt + (requested or 1) > context:
             message = f"This model's maximum context length is {context} tokens. However, "
@@ -156,11 +161,11 @@ class ModelService:
 
     @property
     def _context(self) -> int:
-        """Tokens of prompt and answer together. Raises ApiError 503."""
+        """Maximum number of tokens of prompt and answer together. Raises ApiError 503."""
         return self.engine.ready_info().ctx_len
 
     def _answering(self, spec: GenerationSpec, prompts: Sequence[Prompt]) -> tuple[str, Callable[[], Choice]]:
-        """The grammar that each answer must match, empty for anything, and what makes the choice of one."""
+        """The grammar that each answer must match, empty for none, and a factory for choices."""
         stops = (self.defaults.stop if spec.stop is None else spec.stop) or ()
         if isinstance(spec.prompt, Texts):
             grammar = spec.constraint.whole() if spec.constraint else ""
@@ -170,13 +175,13 @@ class ModelService:
         return grammar, lambda: Choice(self.answer_piece, stops, self.prompts.dialect.parser(spec.tool_use, tail))
 
     def _chat_grammar(self, use: ToolUse | None, content: Constraint | None, prompt_tail: str) -> str:
-        """What an answer must match, empty for anything.
+        """The grammar that an answer must match; empty for none.
 
-        Raises ApiError 400 for wishes that exclude each other, or for a strict tool whose schema cannot be served.
+        Raises ApiError 400 for constraints that exclude each other, or for a strict tool with an unsupported schema.
         """
         for tool in use.tools if use is not None else ():
             if tool.strict and (why := problem(json_rule(tool.schema()))):
-                message = f"The schema of the tool {tool.name!r} cannot be served: {why}"
+                message = f"The schema of the tool {tool.name!r} is not supported: {why}"
                 raise ApiError(400, message, param="tools", code=INVALID_GRAMMAR)
         if content is not None and content.grammar:
             if use is not None:
@@ -189,11 +194,11 @@ class ModelService:
         )
 
     def answer_piece(self, token: int) -> bytes:
-        """The bytes of a token in an answer: control tokens that the model's dialect is written with count as text."""
+        """The bytes of a token in an answer. Control tokens that the model's dialect uses as markers count as text."""
         return self._markers.get(token) or self.tokenizer.piece(token)
 
     async def health(self) -> dict[str, Any]:
-        """What its engine says of itself."""
+        """The state and statistics of the engine."""
         info = self.engine.info
         report = await self.engine.inspect() if info else None
         if info is None or report is None:
@@ -215,7 +220,7 @@ class ModelService:
 
     @staticmethod
     def no_health() -> dict[str, Any]:
-        """The same without an engine."""
+        """The same fields without an engine."""
         return {
             "engine_pid": None,
             "context_length": None,

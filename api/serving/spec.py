@@ -1,4 +1,4 @@
-"""What a request asks for, in no protocol's words. Each protocol makes it from its own wire type."""
+"""Requests in neutral form. Each protocol builds them from its own wire types."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ class ToolCall:
     id: str
     name: str
     arguments: str
-    """JSON."""
+    """JSON text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,15 @@ class Message:
     """system, developer, user, assistant or tool."""
     content: str = ""
     tool_calls: Sequence[ToolCall] = ()
-    """Of the assistant."""
+    """In an assistant's message."""
     reasoning: str | None = None
-    """The assistant's thoughts."""
+    """The assistant's reasoning."""
     tool_call_id: str | None = None
-    """The call that a tool answers."""
+    """In a tool's message: the id of the call whose result it is."""
     name: str | None = None
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates read it: in OpenAI's form."""
+        """The message in OpenAI's form, which chat templates read."""
         fields: dict[str, Any] = {"role": self.role, "content": self.content}
         optional = {"name": self.name, "tool_call_id": self.tool_call_id, "reasoning_content": self.reasoning}
         fields |= {key: value for key, value in optional.items() if value is not None}
@@ -47,15 +47,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A prompt that the model's chat template writes."""
+    """A prompt that the model's chat template renders."""
 
     noun: ClassVar[str] = "messages"
-    """What errors call it."""
+    """Its name in error messages."""
     messages: Sequence[Message]
     tools: Sequence[Tool] = ()
-    """Those that the prompt lists."""
+    """The tools that the prompt lists."""
     variables: Mapping[str, Any] = field(default_factory=dict)
-    """For the template, which reads those that it knows."""
+    """Variables for the template, which may ignore them."""
     prefill: str = ""
     """The beginning of the answer, which the model continues."""
     param: str = "messages"
@@ -64,13 +64,13 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Prompts that the model reads as they are, control tokens included."""
+    """Prompts that are tokenized as they are, control tokens included."""
 
     noun: ClassVar[str] = "prompt"
     prompts: Sequence[str] | Sequence[list[int]]
     """Texts or tokens."""
     suffix: str | None = None
-    """The text behind the answer, for models that fill in the middle."""
+    """The text after the answer, for models that fill in the middle."""
     param: str = "prompt"
 
 
@@ -80,9 +80,9 @@ class Constraint:
 
     param: str
     rule: str = ""
-    """The right-hand side of a rule in llguidance's Lark, which may stand inside a larger grammar."""
+    """The right-hand side of a rule in llguidance's Lark, which may be part of a larger grammar."""
     grammar: str = ""
-    """A grammar of its own, which may not."""
+    """A complete grammar, which cannot be part of a larger one."""
 
     def whole(self) -> str:
         return self.grammar or f"start: {self.rule}"
@@ -90,26 +90,26 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class GenerationSpec:
-    """Answers to generate. What is None or missing is left to the model's own defaults, then to the server's."""
+    """Answers to generate. For None or missing values the model's own defaults apply, then the server's."""
 
     prompt: Conversation | Texts
     num_choices: int = 1
-    """Answers to each prompt."""
+    """Number of answers to each prompt."""
     max_tokens: int | None = None
-    """Tokens of an answer, at most."""
+    """Maximum number of tokens of an answer."""
     default_max_tokens: int | None = None
-    """The same where neither the request nor the model says a number; None for all that the context has room for."""
+    """max_tokens if neither the request nor the model sets it. None means all that the context has room for."""
     may_shorten: bool = False
-    """Whether an answer may end where the context does. Else a request for more tokens than it has room for fails."""
+    """Whether the end of the context may shorten an answer. Else a request for more tokens than fit fails."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Fields of SamplingParams."""
     dry_breakers: Sequence[str] | None = None
-    """Texts that no repetition reaches across."""
+    """Texts at which the DRY penalty stops matching repetitions."""
     stop: Sequence[str] | None = None
     constraint: Constraint | None = None
     tool_use: ToolUse | None = None
-    """Which tools an answer may call, or must."""
+    """Which tools an answer may or must call."""
     logprobs: int | None = None
-    """How many of the best tokens to return with each token; None for no probabilities at all."""
+    """Number of most probable tokens to return with each token; None for no log probabilities."""
     score_prompt: bool = False
-    """Whether to return the probabilities of the prompt's tokens, too."""
+    """Whether to return the log probabilities of the prompt's tokens, too."""

@@ -1,24 +1,24 @@
-"""The states of a model, and which may follow each."""
+"""The states of a model, and the transitions between them."""
 
 from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Final, Literal
 
 Status = Literal["loading", "ready", "stopping", "unloaded", "failed"]
-"""What clients see of a state."""
+"""The states that clients see."""
 
 
 class State(Enum):
-    """Where a model is in its life. It has a service in READY, UNLOADING and DRAINING, and only there."""
+    """The state of a model. It has a service in READY, UNLOADING and DRAINING only."""
 
     UNLOADED = auto()
     """It has no engine. The next request or start loads it."""
     LOADING = auto()
-    """Its engine is starting. Requests wait if a request caused it; else they are refused with 503."""
+    """Its engine is starting. Requests wait if a request caused the load; else they are refused with 503."""
     READY = auto()
     """It serves requests. Its engine may be restarting."""
     UNLOADING = auto()
-    """Its engine is ending because nobody uses the model. Requests wait, and then load it again."""
+    """Its engine is ending because the model is idle. Requests wait, and then load it again."""
     DRAINING = auto()
     """It was stopped. Running answers may finish; new requests are refused with 503."""
     ABORTING = auto()
@@ -26,7 +26,7 @@ class State(Enum):
     STOPPED = auto()
     """It was stopped, and its engine has ended. Final."""
     FAILED = auto()
-    """It could not be loaded, and never was ready. Final."""
+    """It could not be loaded and was never ready. Final."""
 
     @property
     def is_final(self) -> bool:

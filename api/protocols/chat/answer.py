@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a conversation becomes tokens, and tokens become messages or streams of their pieces."""
+"""POST /v1/chat/completions: renders chat completions, whole or as a stream of chunks."""
 
 import uuid
 from typing import Any, Self
@@ -21,7 +21,7 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
 
     @classmethod
     async def create(cls, service: ModelService, request: ChatRequest) -> Self:
-        """Raises ApiError 400 for what the model cannot serve."""
+        """Raises ApiError 400 if the model cannot serve the request."""
         return cls(service, request, f"chatcmpl-{uuid.uuid4().hex}", await service.prepare(as_spec(request)))
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
     def _begin(self) -> list[dict[str, Any]]:
         return [_piece({"role": "assistant", "content": "", "refusal": None})]
 
-    def _pieces(self, index: int, delta: Delta) -> list[dict[str, Any]]:  # noqa: ARG002 - only some need it
+    def _pieces(self, index: int, delta: Delta) -> list[dict[str, Any]]:  # noqa: ARG002 - only some protocols need it
         pieces = [_piece(_delta(event)) for event in delta.events]
         if delta.logprobs:
             if not pieces:  # the text of these tokens is held back

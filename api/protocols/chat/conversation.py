@@ -1,4 +1,4 @@
-"""A chat completion's request in neutral form."""
+"""Converts requests for chat completions to the neutral form."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from api.serving.spec import Conversation, GenerationSpec
 
 
 def as_spec(request: ChatRequest) -> GenerationSpec:
-    """Raises ApiError 400 for two wishes about what an answer must match."""
+    """Raises ApiError 400 if there is more than one constraint on the answer."""
     return replace(
         request.generation(as_conversation(request)),
         max_tokens=request.requested_tokens,

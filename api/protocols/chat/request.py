@@ -1,4 +1,4 @@
-"""Chat completions."""
+"""The wire types of requests for chat completions."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -31,7 +31,7 @@ UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-"""OpenAI's fields that are not served, and the values besides null that ask for nothing."""
+"""OpenAI's fields that are not supported, and the values besides null that are accepted without effect."""
 
 
 class FunctionReference(Strict):
@@ -54,7 +54,7 @@ class AllowedToolsChoice(Strict):
 
 
 class ChatRequest(GenerationRequest):
-    """A chat completion."""
+    """A request for chat completions."""
 
     unserved = UNSERVED
 
@@ -69,7 +69,7 @@ class ChatRequest(GenerationRequest):
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
     chat_template_kwargs: TemplateVariables | None = None
-    # for the caller's own books
+    # accepted without effect
     metadata: Metadata | None = None
     store: bool | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
@@ -79,9 +79,9 @@ class ChatRequest(GenerationRequest):
     prompt_cache_retention: CacheRetention | None = None
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> "ChatRequest":
+    def _is_consistent(self) -> "ChatRequest":
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            message = "'max_tokens' and 'max_completion_tokens' cannot both be given; the first is the older name."
+            message = "'max_tokens' (the older name) and 'max_completion_tokens' cannot both be given."
             raise ApiError(400, message, param="max_tokens")
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
@@ -94,14 +94,14 @@ class ChatRequest(GenerationRequest):
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the best tokens to tell with each token; None for no probabilities at all."""
+        """Number of most probable tokens to return with each token; None for no log probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def all_tools(self) -> list[Tool]:
         return [tool.neutral() for tool in self.tools or ()]
 
     def tool_use(self) -> ToolUse | None:
-        """Raises ApiError 400 for a choice that does not fit the tools."""
+        """The tools that may be called. Raises ApiError 400 if the choice does not fit them."""
         return tool_use(self.all_tools(), self._tool_choice())
 
     def _tool_choice(self) -> ToolChoice:

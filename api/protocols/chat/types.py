@@ -33,9 +33,9 @@ class AssistantMessage(Answer):
     refusal: None
     annotations: list[Any]
     reasoning_content: str = ""
-    """What a model that thinks thought before it answered; left out where there is nothing."""
+    """The model's reasoning before its answer; left out if there is none."""
     tool_calls: list[ToolCall] = Field(default_factory=list)
-    """Left out where none were made."""
+    """Left out if there are none."""
 
 
 class ChatChoice(Answer):
@@ -69,7 +69,7 @@ class ToolCallDelta(Answer):
 
 
 class Delta(Answer):
-    """One piece: the role, or some of the content, the thoughts or a tool call; empty at the end."""
+    """One piece: the role, or a part of the content, the reasoning or a tool call. Empty at the end."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None = None
@@ -86,7 +86,7 @@ class ChatChunkChoice(Answer):
 
 
 class ChatCompletionChunk(Answer):
-    """One event of a stream. The last one, if asked for, has no choices and the usage."""
+    """One event of a stream. With `include_usage`, the last one has the usage and no choices."""
 
     id: str
     object: Literal["chat.completion.chunk"]

@@ -1,4 +1,4 @@
-"""POST /v1/completions: prompts as they are, and the text that follows."""
+"""POST /v1/completions: renders text completions, whole or as a stream of chunks."""
 
 import uuid
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ class TextCompletion(ChunkedAnswer[CompletionRequest]):
 
     @classmethod
     async def create(cls, service: ModelService, request: CompletionRequest) -> Self:
-        """Raises ApiError 400 for what the model cannot serve."""
+        """Raises ApiError 400 if the model cannot serve the request."""
         return cls(service, request, f"cmpl-{uuid.uuid4().hex}", await service.prepare(_as_spec(request)))
 
     @cached_property
-    def _forms(self) -> dict[int, CompletionLogprobs]:
-        """Of the choices that have begun."""
+    def _logprob_formats(self) -> dict[int, CompletionLogprobs]:
+        """The state of the log probabilities of each choice that has begun, by its index."""
         return {}
 
     def _num_tokens(self, choice: Choice) -> int:
@@ -58,7 +58,7 @@ class TextCompletion(ChunkedAnswer[CompletionRequest]):
         return whole
 
     def _best(self, indexes: Sequence[int]) -> Sequence[int]:
-        """As many of a prompt's candidates as were asked for, the most probable for each of their tokens first."""
+        """Indexes of a prompt's best candidates: as many as requested, the highest mean log probability first."""
         if len(indexes) == self._request.num_choices:
             return indexes
         return sorted(indexes, key=self._mean_logprob, reverse=True)[: self._request.num_choices]
@@ -71,32 +71,32 @@ class TextCompletion(ChunkedAnswer[CompletionRequest]):
         return []
 
     def _pieces(self, index: int, delta: Delta) -> list[dict[str, Any]]:
-        """One, or none while there is nothing to say yet."""
+        """One chunk, or none if the delta is empty."""
         if not (delta.events or delta.tokens or delta.finish_reason):
             return []
         text = "".join(event.text for event in delta.events if isinstance(event, Content))
         tokens: list[int] = delta.tokens
         logprobs: list[TokenLogprob | None] = [*delta.logprobs]
         finish_reason = delta.finish_reason
-        if self._request.max_tokens == 0:  # the engine generates one at least
+        if self._request.max_tokens == 0:  # the engine generates at least one token
             text, tokens, logprobs, finish_reason = "", [], [], "length"
-        form = self._forms.get(index)
-        if form is None:
-            form = self._forms[index] = CompletionLogprobs(self._service.tokenizer.spelled)
+        formatted = self._logprob_formats.get(index)
+        if formatted is None:
+            formatted = self._logprob_formats[index] = CompletionLogprobs(self._service.tokenizer.spelled)
             if self._request.echo:
                 prompt = self._prompts[index // self._per_prompt]
                 text = prompt.text + text
                 tokens = [*prompt.tokens, *tokens]
                 logprobs = [None, *self._choices[index].prompt_logprobs, *logprobs]
-        described = form.push(tokens, logprobs) if self._request.logprobs is not None else None
+        described = formatted.push(tokens, logprobs) if self._request.logprobs is not None else None
         return [{"text": text, "logprobs": described, "finish_reason": finish_reason}]
 
 
 def _as_spec(request: CompletionRequest) -> GenerationSpec:
-    """Raises ApiError 400 for two wishes about what an answer must match."""
+    """Raises ApiError 400 if there is more than one constraint on the answer."""
     logprobs = request.logprobs
     if logprobs is None and request.num_candidates > request.num_choices:
-        logprobs = 0  # to know the best
+        logprobs = 0  # to rank the candidates
     return replace(
         request.generation(Texts(request.prompts(), request.suffix)),
         num_choices=request.num_candidates,

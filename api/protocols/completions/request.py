@@ -1,4 +1,4 @@
-"""Text completions, OpenAI's older endpoint."""
+"""The wire types of requests for text completions."""
 
 from typing import Annotated, Final
 
@@ -8,12 +8,12 @@ from api.errors import ApiError
 from api.protocols.fields import MAX_CHOICES, MAX_TOP_LOGPROBS, GenerationRequest, Tokens
 
 DEFAULT_MAX_TOKENS: Final = 16
-"""OpenAI's."""
+"""OpenAI's default."""
 MAX_PROMPTS: Final = 1024
 
 
 class CompletionRequest(GenerationRequest):
-    """A text completion of each prompt."""
+    """A request for text completions of prompts."""
 
     prompt: (
         str
@@ -29,7 +29,7 @@ class CompletionRequest(GenerationRequest):
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> "CompletionRequest":
+    def _is_consistent(self) -> "CompletionRequest":
         if self.best_of is not None and self.best_of < self.num_choices:
             raise ApiError(400, "'best_of' must not be less than 'n'.", param="best_of", code="invalid_value")
         if self.num_candidates > self.num_choices and self.stream:
@@ -46,7 +46,7 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def num_candidates(self) -> int:
-        """Completions of each prompt to generate, of which the best `num_choices` are returned."""
+        """Number of completions to generate for each prompt. The best `num_choices` of them are returned."""
         return self.best_of or self.num_choices
 
     @property

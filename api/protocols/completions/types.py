@@ -34,7 +34,7 @@ class CompletionChunkChoice(CompletionChoice):
 
 
 class TextCompletionChunk(Answer):
-    """One event of a stream. The last one, if asked for, has no choices and the usage."""
+    """One event of a stream. With `include_usage`, the last one has the usage and no choices."""
 
     id: str
     object: Literal["text_completion"]

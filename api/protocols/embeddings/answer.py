@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: texts become tokens, and the engine's embeddings become numbers."""
+"""POST /v1/embeddings: tokenizes texts and renders their embeddings."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,17 @@ from api.serving.prompts import INLINE_CHARACTERS
 from api.text.tokenizer import Tokenizer
 
 INLINE_NUMBERS: Final = 20_000
-"""Components up to so many are written on the event loop, in a few milliseconds; more of them in a thread."""
+"""Up to this many components are serialized on the event loop, in a few milliseconds; more of them in a thread."""
 
 
 async def embed(call: Call[EmbeddingsRequest]) -> dict[str, Any]:
-    """Raises ApiError 400 for texts or dimensions that the model does not have, 500 if the engine fails."""
+    """Raises ApiError 400 for texts or dimensions that the model does not support, 500 if the engine fails."""
     request = call.request
     service = await call.server.fleet.accepting(request.model, embeds=True)
     info = service.engine.ready_info()
     size = request.dimensions or info.embedding_size
     if size > info.embedding_size:
-        message = f"This model's embeddings have {info.embedding_size} dimensions; {size} were asked for."
+        message = f"This model's embeddings have {info.embedding_size} dimensions; {size} were requested."
         raise ApiError(400, message, param="dimensions", code="invalid_value")
     inputs = request.inputs()
     if sum(map(len, inputs.values())) > INLINE_CHARACTERS:
@@ -36,7 +36,7 @@ async def embed(call: Call[EmbeddingsRequest]) -> dict[str, Any]:
         embeddings = await running.receive()
     shortened = size if request.dimensions is not None else None
     if request.encoding_format == "base64" and shortened is None:
-        written: Sequence[Any] = embeddings  # as they came
+        written: Sequence[Any] = embeddings  # already in the requested format
     elif len(embeddings) * size > INLINE_NUMBERS:
         written = await trio.to_thread.run_sync(_written, embeddings, shortened, request.encoding_format)
     else:
@@ -51,7 +51,10 @@ async def embed(call: Call[EmbeddingsRequest]) -> dict[str, Any]:
 
 
 def _tokenized(tokenizer: Tokenizer, inputs: Mapping[str, str | list[int]], limit: int) -> list[list[int]]:
-    """Texts between the special tokens that the vocabulary puts around them; tokens as they are."""
+    """The tokens of all inputs. Texts get the special tokens of the vocabulary; tokens are not changed.
+
+    Raises ApiError 400 for unknown tokens, and for inputs without tokens or with more than `limit`.
+    """
     texts = []
     for name, given in inputs.items():
         tokens = tokenizer.encode_whole(given) if isinstance(given, str) else given
@@ -71,7 +74,7 @@ def _tokenized(tokenizer: Tokenizer, inputs: Mapping[str, str | list[int]], limi
 
 
 def _written(embeddings: list[str], size: int | None, encoding_format: str | None) -> list[Any]:
-    """As JSON's numbers or as base64, cut to `size` components if given."""
+    """The embeddings as JSON numbers or as base64, truncated to `size` components and renormalized if it is given."""
     written: list[Any] = []
     for text in embeddings:
         embedding = np.frombuffer(base64.b64decode(text), "<f4")

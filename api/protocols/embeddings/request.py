@@ -1,4 +1,4 @@
-"""Vectors of texts."""
+"""The wire types of requests for embeddings."""
 
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal
@@ -8,13 +8,13 @@ from pydantic import Discriminator, Field, Tag
 from api.protocols.fields import Strict, Tokens
 
 MAX_INPUTS: Final = 2048
-"""OpenAI's."""
+"""OpenAI's limit."""
 
 Text = Annotated[str, Field(min_length=1)]
 
 
 def _kind(given: object) -> str | None:
-    """By the first of a list, so that what is wrong with the others is told as it is."""
+    """The kind of an input. The first element of a list decides, so an error names the element that differs."""
     if isinstance(given, list):
         first = given[0] if given else ""
         return "many tokens" if isinstance(first, list) else "many texts" if isinstance(first, str) else "tokens"
@@ -35,17 +35,17 @@ Input = Annotated[
 
 
 class EmbeddingsRequest(Strict):
-    """Texts, or tokens that are taken as they are."""
+    """A request for embeddings of texts, or of tokens, which are used without change."""
 
     model: str
     input: Input
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    """Only so many of the first components, brought to length 1 again; for models that were trained for it."""
+    """Embeddings are truncated to this many components and renormalized. For models that were trained for it."""
     user: str | None = None
 
     def inputs(self) -> dict[str, str | list[int]]:
-        """By the names that the wire has for them."""
+        """The inputs by their wire names, such as `input[0]`."""
         if isinstance(self.input, str):
             return {"input": self.input}
         if isinstance(self.input[0], int):

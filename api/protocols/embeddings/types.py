@@ -8,9 +8,9 @@ from api.protocols.types import Answer
 class Embedding(Answer):
     object: Literal["embedding"]
     index: int
-    """Of the text in `input`."""
+    """Index of the text in `input`."""
     embedding: list[float] | str
-    """A vector of length 1, or its little-endian float32 in base64."""
+    """The components of an embedding of norm 1, or their little-endian float32 in base64."""
 
 
 class EmbeddingsUsage(Answer):

@@ -1,1 +1,1 @@
-"""Models that are listed, started and stopped by request."""
+"""Listing, starting and stopping models, and the state and version of the server."""

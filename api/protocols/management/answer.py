@@ -1,4 +1,4 @@
-"""POST /v1/models/start and /v1/models/stop: models come and go while the server runs."""
+"""POST /v1/models/start and /v1/models/stop: starts and stops models while the server runs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +15,9 @@ from api.serving.fleet import StartError
 
 
 async def start(call: Call[ModelStart]) -> dict[str, Any]:
-    """Returns once the model answers. Flags that the request does not set are the server's own.
+    """Start a model. Returns once it is ready. Flags that the request does not set are those of the server.
 
-    Raises ApiError 404 for a model that is not on disk, 409 for one that cannot load.
+    Raises ApiError 404 if the model is not on disk, 409 if it cannot be loaded or its name is in use.
     """
     try:
         options = await trio.to_thread.run_sync(_options, call.request, call.server.model_flags)
@@ -35,7 +35,7 @@ def _options(request: ModelStart, inherited: Mapping[str, object]) -> ModelOptio
 
 
 async def stop(call: Call[StopRequest]) -> dict[str, Any]:
-    """Returns once its memory is given back. Raises ApiError 404 for a model that is not served."""
+    """Stop a model. Returns once its memory is free. Raises ApiError 404 if there is no such model."""
     fleet, name = call.server.fleet, call.request.model
     model = fleet.model(name)
     await fleet.stop(name)

@@ -15,6 +15,6 @@ async def health(call: Call[None]) -> Reply:
         "uptime_seconds": round(time.monotonic() - call.server.started, 3),
         "version": package_version(),
     }
-    if not call.is_local:  # the places of files are private
+    if not call.is_local:  # paths of files are private
         body["models"] = [model | {"path": None} for model in body["models"]]
     return Reply(orjson.dumps(body), 200 if body["status"] == "ok" else 503)

@@ -1,4 +1,4 @@
-"""GET /v1/models: which models are served."""
+"""GET /v1/models: lists the models of the server."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ async def list_models(call: Call[None]) -> dict[str, Any]:
 
 
 async def get_model(call: Call[None]) -> dict[str, Any]:
-    """Raises ApiError 404."""
+    """One model. Raises ApiError 404 if there is no such model."""
     name = call.path["name"]
     return described(call.server.fleet.model(name), name)
 
 
 def described(model: ModelRuntime, name: str) -> dict[str, Any]:
-    """A model, by one of its names."""
+    """A model in wire form, under one of its names."""
     return {"id": name, "object": "model", "created": model.created, "owned_by": "cortex", "status": model.status}

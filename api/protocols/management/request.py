@@ -1,4 +1,4 @@
-"""Starting and stopping models: a model's name, and the flags that are about one model."""
+"""The wire types of requests that start and stop models. A start has a field for each flag of a model."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -11,11 +11,11 @@ Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
 
 
 class ModelStart(Strict):
-    """Null is the default, as without the flag."""
+    """A request to start a model. Null means the default, as without the flag."""
 
     model: Name
     path: Annotated[str, Field(min_length=1)] | None = None
-    """The file, where the name alone does not say which."""
+    """The model's file, if the name is not enough to find it."""
 
     def flags(self) -> ModelFlags:
         """The flags that the request sets."""
@@ -34,7 +34,7 @@ def _type(row: Row) -> Any:
 
 
 def _bound(number: float | None) -> float | None:
-    """Whole numbers as integers, as the schema shows them."""
+    """The bound, as an integer if it is whole, for the JSON schema."""
     return int(number) if number is not None and float(number).is_integer() else number
 
 
@@ -45,7 +45,7 @@ def _fields() -> dict[str, Any]:
 StartRequest: Final[type[ModelStart]] = create_model(
     "StartRequest", __base__=ModelStart, __doc__=ModelStart.__doc__, **_fields()
 )
-"""The request with a field for each flag about a model, from the table of flags."""
+"""ModelStart with a field for each flag of a model, from the table of flags."""
 
 
 class StopRequest(Strict):

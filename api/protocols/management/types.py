@@ -15,7 +15,7 @@ class Model(Answer):
     created: int
     owned_by: str
     status: ModelStatus
-    """One that is unloaded is loaded again by the next request for it; one that failed is tried again and again."""
+    """The next request loads an unloaded model again. The engine of a failed model is restarted repeatedly."""
 
 
 class ModelList(Answer):
@@ -35,7 +35,7 @@ class ModelHealth(Answer):
     model: str
     aliases: list[str]
     path: str | None
-    """Of its file; null for who asks from another machine."""
+    """Path of its file; null for clients on other machines."""
     status: ModelStatus
     engine_pid: int | None
     context_length: int | None

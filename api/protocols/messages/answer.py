@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's messages, answered as chats are."""
+"""POST /v1/messages and /v1/messages/count_tokens: renders answers in Anthropic's format."""
 
 import uuid
 from collections.abc import Iterator
@@ -26,19 +26,19 @@ _ERROR_TYPES: Final = {
     503: "overloaded_error",
 }
 _NO_THREADS: Final = {"error_code": "thread_unsupported_request"}
-"""By this the SDK's tool runner learns that it has to send whole conversations."""
+"""Makes the SDK's tool runner send whole conversations."""
 
 
 def is_ours(path: str) -> bool:
-    """Whether a URL's path is one of Anthropic's, where errors are in its form."""
+    """Whether a URL's path belongs to Anthropic's API. Its errors have Anthropic's form."""
     return path == PATH or path.startswith(f"{PATH}/")
 
 
 def error_body(error: ApiError, request_id: str) -> dict[str, Any]:
-    """An error in Anthropic's form, which has no place for the field that it is about but the message."""
+    """An error in Anthropic's form, which has no `param`: the message names the invalid field."""
     message = error.message
     if error.code == "context_length_exceeded":
-        message = f"prompt is too long: {message}"  # by these words agents know that they have to be brief
+        message = f"prompt is too long: {message}"  # agents match this text and shorten the conversation
     elif error.param and error.param not in message:
         message = f"{error.param}: {message}"
     kind = _ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
@@ -56,7 +56,7 @@ async def create(call: Call[MessagesRequest]) -> "MessageAnswer":
 
 
 async def count_tokens(call: Call[CountTokensRequest]) -> dict[str, Any]:
-    """Raises ApiError 400 for what the model's template cannot hold."""
+    """Raises ApiError 400 if the model's template refuses the conversation."""
     service = await call.server.fleet.service(call.request.model)
     return {"input_tokens": len(await service.prompts.chat(as_conversation(call.request)))}
 
@@ -66,7 +66,7 @@ class MessageAnswer(Answer):
 
     @classmethod
     async def create(cls, service: ModelService, request: MessagesRequest, request_id: str) -> Self:
-        """Raises ApiError 400 for what the model cannot serve."""
+        """Raises ApiError 400 if the model cannot serve the request."""
         return cls(service, request, request_id, await service.prepare(as_spec(request)))
 
     def __init__(self, service: ModelService, request: MessagesRequest, request_id: str, prepared: Prepared) -> None:
@@ -74,10 +74,10 @@ class MessageAnswer(Answer):
         self._request = request
         self._request_id = request_id
         self._id = f"msg_{uuid.uuid4().hex}"
-        self._shows_thoughts = request.thinking is None or request.thinking.display != "omitted"
+        self._shows_thinking = request.thinking is None or request.thinking.display != "omitted"
         self._num_blocks = 0
         self._block: str | None = None
-        """The type of the block that a stream is in the middle of."""
+        """The type of a stream's open block; None if no block is open."""
 
     def _whole(self, deltas: list[list[Delta]]) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
@@ -86,7 +86,7 @@ class MessageAnswer(Answer):
                 case Content(text):
                     content.append(_text_block(text))
                 case Reasoning(text):
-                    content.append(_thinking_block(text if self._shows_thoughts else "", self._id))
+                    content.append(_thinking_block(text if self._shows_thinking else "", self._id))
                 case CallBegin(_, call_id, name):
                     content.append(_call_block(call_id, name))
                 case CallArguments(_, text):
@@ -111,7 +111,7 @@ class MessageAnswer(Answer):
         return _event("ping")
 
     def _parts(self, delta: Delta) -> list[Event]:
-        return delta.events if self._request.max_tokens else []  # the engine generates one token at least
+        return delta.events if self._request.max_tokens else []  # the engine generates at least one token
 
     def _pieces(self, part: Event) -> Iterator[bytes]:
         match part:
@@ -120,7 +120,7 @@ class MessageAnswer(Answer):
                 yield self._delta("text_delta", text=text)
             case Reasoning(text):
                 yield from self._within(_thinking_block("", ""))
-                if self._shows_thoughts:
+                if self._shows_thinking:
                     yield self._delta("thinking_delta", thinking=text)
             case CallBegin(_, call_id, name):
                 yield from self._open(_call_block(call_id, name))
@@ -128,7 +128,7 @@ class MessageAnswer(Answer):
                 yield self._delta("input_json_delta", partial_json=text)
 
     def _within(self, block: dict[str, Any]) -> Iterator[bytes]:
-        """Begin such a block unless the stream is in one."""
+        """Open a block of this type unless one is open."""
         if self._block != block["type"]:
             yield from self._open(block)
 
@@ -153,7 +153,7 @@ class MessageAnswer(Answer):
         return {"id": self._id, "type": "message", "role": "assistant", "model": model, "content": content}
 
     def _stop(self) -> dict[str, Any]:
-        """Why the answer ended. A call that a stop sequence cut is not to be made, so that goes before `tool_use`."""
+        """Why the answer ended. `stop_sequence` precedes `tool_use`: a call that was cut must not be executed."""
         [choice], [submit] = self._choices, self._submits
         if not self._request.max_tokens:
             return {"stop_reason": "max_tokens", "stop_sequence": None}
@@ -195,10 +195,10 @@ def _call_block(call_id: str, name: str) -> dict[str, Any]:
 
 
 def _input(arguments: str) -> dict[str, Any]:
-    """The arguments of a call; of those that were cut what is whole, as the SDKs put a stream's pieces together."""
+    """The arguments of a call. Arguments that were cut are parsed up to the cut, as the SDKs do with streams."""
     try:
         plain = to_json(from_json(arguments, allow_inf_nan=False, allow_partial=True), inf_nan_mode="null")
-        found = orjson.loads(plain)  # without numbers that could not be written
+        found = orjson.loads(plain)  # NaN and infinity have become null
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

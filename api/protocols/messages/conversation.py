@@ -1,4 +1,4 @@
-"""Anthropic's messages in neutral form."""
+"""Converts requests for Anthropic's messages to the neutral form."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ Block = TextBlock | UserBlock | AssistantBlock
 
 
 def as_spec(request: MessagesRequest) -> GenerationSpec:
-    """Raises ApiError 400 for a last message that cannot begin an answer, and for wishes that exclude each other."""
+    """Raises ApiError 400 if the final assistant message cannot be continued, or if fields exclude each other."""
     sampling = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
     schema_param = "output_format" if request.output_format else "output_config.format"
     schema = request.schema_to_match
@@ -41,9 +41,9 @@ def as_spec(request: MessagesRequest) -> GenerationSpec:
 
 
 def as_conversation(request: CountTokensRequest) -> Conversation:
-    """A last message of the assistant's is the beginning of the answer.
+    """The conversation of a request. A final assistant message is continued (prefill).
 
-    Raises ApiError 400 for one that cannot be, and for wishes that exclude each other.
+    Raises ApiError 400 if the final message cannot be continued, or if fields exclude each other.
     """
     turns = [
         (role, [block for turn in turns for block in turn.content])
@@ -57,7 +57,8 @@ def as_conversation(request: CountTokensRequest) -> Conversation:
     for role, blocks in turns:
         messages += _messages(role, blocks)
     if not messages:
-        raise ApiError(400, "'messages' needs one that is not the assistant's.", param="messages", code="invalid_value")
+        message = "'messages' must contain a message that is not the assistant's."
+        raise ApiError(400, message, param="messages", code="invalid_value")
     _tool_use(request)
     is_without = request.tool_choice is not None and request.tool_choice.type == "none"
     return Conversation(messages, () if is_without else _tools(request), _template_variables(request), prefill)
@@ -66,45 +67,43 @@ def as_conversation(request: CountTokensRequest) -> Conversation:
 def _prefill(request: CountTokensRequest, blocks: Sequence[Block]) -> str:
     unserved = next((block.type for block in blocks if isinstance(block, ToolUseBlock | ThinkingBlock)), None)
     if unserved is not None:
-        message = (
-            f"A last message of role 'assistant' is the beginning of the answer: {unserved!r} is not served there."
-        )
+        message = f"A final message of role 'assistant' is continued (prefill): {unserved!r} is not supported in it."
         raise ApiError(400, message, param="messages", code="unsupported_value")
     prefill = _text(blocks)
     if prefill and request.schema_to_match is not None:
-        message = "'messages' cannot end with the beginning of the answer where that must match a schema."
+        message = "'messages' cannot end with an assistant message (prefill) if the answer must match a schema."
         raise ApiError(400, message, param="messages", code="invalid_value")
     return prefill
 
 
 def _messages(role: str, blocks: Sequence[Block]) -> list[Message]:
-    """Of one turn: results of tools are messages of their own, before what the user says to them."""
+    """The messages of one turn. Tool results become separate messages before the user's text."""
     if role == "assistant":
-        thoughts = "\n".join(block.thinking for block in blocks if isinstance(block, ThinkingBlock))
+        thinking = "\n".join(block.thinking for block in blocks if isinstance(block, ThinkingBlock))
         calls = [_call(block) for block in blocks if isinstance(block, ToolUseBlock)]
-        return [Message(role, _text(blocks), calls, thoughts or None)]
+        return [Message(role, _text(blocks), calls, thinking or None)]
     results = [
         Message("tool", _result(block), tool_call_id=block.tool_use_id)
         for block in blocks
         if isinstance(block, ToolResultBlock)
     ]
-    says_more = not results or any(isinstance(block, TextBlock) for block in blocks)
-    return [*results, Message(role, _text(blocks))] if says_more else results
+    has_user_message = not results or any(isinstance(block, TextBlock) for block in blocks)
+    return [*results, Message(role, _text(blocks))] if has_user_message else results
 
 
 def _result(block: ToolResultBlock) -> str:
-    """Chats have no word for a tool that failed, so the result begins with one."""
+    """The text of a result. Chat templates have no field for a failed tool, so its result begins with "Error"."""
     text = _text(block.content or ())
     return f"Error: {text}".removesuffix(": ") if block.is_error else text
 
 
 def _text(blocks: Sequence[Block]) -> str:
-    """Blocks are joined by a line break, as a chat's text parts are."""
+    """The text of the blocks, joined by a line break as the parts of a chat message are."""
     return "\n".join(block.text for block in blocks if isinstance(block, TextBlock))
 
 
 def _call(block: ToolUseBlock) -> ToolCall:
-    arguments = json.dumps(block.input, ensure_ascii=False)  # laid out as answers are, so that it is found in memory
+    arguments = json.dumps(block.input, ensure_ascii=False)  # formatted like answers, to get a prefix hit
     return ToolCall(block.id, block.name, arguments)
 
 
@@ -113,7 +112,7 @@ def _tools(request: CountTokensRequest) -> list[Tool]:
 
 
 def _tool_use(request: CountTokensRequest) -> ToolUse | None:
-    """Raises ApiError 400 for a choice that does not fit the tools."""
+    """The tools that may be called. Raises ApiError 400 if the choice does not fit them."""
     choice = request.tool_choice
     if choice is None:
         return tool_use(_tools(request), ToolChoice())
@@ -128,7 +127,7 @@ def _tool_use(request: CountTokensRequest) -> ToolUse | None:
 
 
 def _template_variables(request: CountTokensRequest) -> dict[str, Any]:
-    """Those by which templates turn thoughts on and off, and make them longer."""
+    """The variables with which templates turn reasoning on and off, and make it longer."""
     variables: dict[str, Any] = {}
     if request.thinking is not None:
         variables["enable_thinking"] = request.thinking.type != "disabled"

@@ -1,4 +1,4 @@
-"""Anthropic's messages."""
+"""The wire types of requests for Anthropic's messages."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -22,7 +22,7 @@ UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "speed": ("standard",),
     "thread": (),
 }
-"""Anthropic's fields that are not served, and the values besides null that ask for nothing."""
+"""Anthropic's fields that are not supported, and the values besides null that are accepted without effect."""
 
 
 def _as_blocks(content: object) -> object:
@@ -31,12 +31,12 @@ def _as_blocks(content: object) -> object:
 
 def _direct(value: object) -> object:
     if value not in (None, {"type": "direct"}, ["direct"]):
-        raise ValueError("only direct calls are served")
+        raise ValueError("only direct calls are supported")
     return None
 
 
 CacheControl = dict[str, Any] | None
-"""Accepted: every prompt is kept, and shared, as long as there is memory."""
+"""Accepted without effect: every prompt is cached and shared anyway, as long as there is memory."""
 
 
 class TextBlock(Strict):
@@ -66,7 +66,7 @@ class ToolResultBlock(Strict):
     tool_use_id: str
     content: Texts | None = None
     is_error: bool | None = None
-    """Then the chat's result begins with a word for it."""
+    """Whether the tool failed. The result then begins with "Error"."""
     cache_control: CacheControl = None
     toolset_name: Unserved = None
 
@@ -78,18 +78,18 @@ class ThinkingBlock(Strict):
 
 
 class RedactedThinkingBlock(Strict):
-    """Accepted: only who wrote it can read it."""
+    """Accepted and ignored: the content is encrypted."""
 
     type: Literal["redacted_thinking"]
     data: str
 
 
 def _user_block(value: object) -> object:
-    return check_type(value, "a user's block", ("text", "tool_result"))
+    return check_type(value, "a user block", ("text", "tool_result"))
 
 
 def _assistant_block(value: object) -> object:
-    return check_type(value, "an assistant's block", ("text", "tool_use", "thinking", "redacted_thinking"))
+    return check_type(value, "an assistant block", ("text", "tool_use", "thinking", "redacted_thinking"))
 
 
 UserBlock = Annotated[
@@ -130,9 +130,9 @@ ROLES: Final = ("system", "user", "assistant")
 def _turn(value: object) -> object:
     role = value.get("role") if isinstance(value, dict) else None
     if not isinstance(role, str):
-        raise ValueError("a message is an object with a role")
+        raise ValueError("a message must be an object with a role")
     if role not in ROLES:
-        raise ValueError(f"a message of role {role!r} is not served; what is: {', '.join(map(repr, ROLES))}")
+        raise ValueError(f"a message of role {role!r} is not supported; supported roles: {', '.join(map(repr, ROLES))}")
     return value
 
 
@@ -157,7 +157,7 @@ class CustomTool(Strict):
     strict: bool | None = None
     cache_control: CacheControl = None
     eager_input_streaming: bool | None = None
-    """Accepted: input is streamed as it comes."""
+    """Accepted without effect: input is always streamed while it is generated."""
     allowed_callers: Annotated[
         None, BeforeValidator(_direct, json_schema_input_type=list[Literal["direct"]] | None)
     ] = None
@@ -173,12 +173,12 @@ class ToolChoice(Strict):
     @model_validator(mode="after")
     def _names_a_tool(self) -> "ToolChoice":
         if (self.name is None) == (self.type == "tool"):
-            raise ValueError("type 'tool' needs a 'name', and no other has one")
+            raise ValueError("'name' is required with type 'tool', and not allowed with other types")
         return self
 
 
 class Thinking(Strict):
-    """The budget is accepted: what bounds thoughts and answer together is `max_tokens`."""
+    """`budget_tokens` is accepted without effect: `max_tokens` limits reasoning and answer together."""
 
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -201,7 +201,7 @@ class Metadata(Strict):
 
 
 class CountTokensRequest(Strict):
-    """What becomes a prompt."""
+    """The fields of a request that become its prompt."""
 
     unserved = UNSERVED
 
@@ -213,13 +213,13 @@ class CountTokensRequest(Strict):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: JsonOutput | None = None
-    """The older place of `output_config.format`."""
+    """The older name of `output_config.format`."""
     cache_control: CacheControl = None
 
     @model_validator(mode="after")
     def _has_one_format(self) -> "CountTokensRequest":
         if self.output_format is not None and self.output_config is not None and self.output_config.format is not None:
-            message = "'output_format' and 'output_config.format' cannot both be given; the first is the older name."
+            message = "'output_format' (the older name) and 'output_config.format' cannot both be given."
             raise ApiError(400, message, param="output_format", code="invalid_value")
         return self
 
@@ -230,11 +230,11 @@ class CountTokensRequest(Strict):
 
 
 class MessagesRequest(CountTokensRequest):
-    """A message to be answered."""
+    """A request for the answer to a conversation."""
 
     max_tokens: Annotated[int, Field(ge=0)]
-    """At most; an answer that fills the context before ends with `model_context_window_exceeded`. With 0 the prompt is
-    only read, and kept."""
+    """Maximum number of tokens of the answer. An answer that fills the context earlier ends with
+    `model_context_window_exceeded`. With 0, the prompt is only computed and cached."""
     stream: bool | None = None
     stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     temperature: Share | None = None

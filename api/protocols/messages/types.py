@@ -1,4 +1,4 @@
-"""The wire types of answers to Anthropic's messages, whole and as events."""
+"""The wire types of Anthropic's answers, whole and as events of a stream."""
 
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ class AnsweredThought(Answer):
     type: Literal["thinking"]
     thinking: str
     signature: str
-    """The message's id: it proves nothing, and nothing asks for it."""
+    """The message's id. It is not a signature, and is never checked."""
 
 
 class AnsweredCall(Answer):
@@ -25,7 +25,7 @@ class AnsweredCall(Answer):
     id: str
     name: str
     input: dict[str, Any]
-    """Of a call that was cut, what is whole."""
+    """If the call was cut, the arguments up to the cut."""
 
 
 AnsweredBlock = Annotated[AnsweredText | AnsweredThought | AnsweredCall, Field(discriminator="type")]
@@ -41,7 +41,7 @@ class MessageUsage(Answer):
     """Tokens of the prompt that were computed."""
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
-    """Tokens of the prompt that were found in memory instead."""
+    """Tokens of the prompt that were found in the KV cache instead."""
     output_tokens: int
     output_tokens_details: MessageTokensDetails
 
@@ -160,4 +160,4 @@ class MessageEvent(
         ]
     ]
 ):
-    """One event of a stream, whose type is its name."""
+    """One event of a stream. Its name is its type."""

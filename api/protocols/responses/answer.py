@@ -1,4 +1,4 @@
-"""POST /v1/responses: items become a chat, and its answer items; and the responses that are kept."""
+"""POST /v1/responses: renders responses, whole or as a stream of events, and stores them."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,7 +46,7 @@ class ModelResponse(Answer):
 
     @classmethod
     async def create(cls, service: ModelService, request: ResponseRequest, kept: KeptResponses) -> Self:
-        """Raises ApiError 400 for what the model cannot serve, 400 and 404 for what is not kept."""
+        """Raises ApiError 400 if the model cannot serve the request, 400 or 404 for references that are not stored."""
         conversation = _conversation(request, kept)
         items = items_of(conversation)
         if request.truncation == "auto":
@@ -55,7 +55,7 @@ class ModelResponse(Answer):
         return cls(service, request, conversation, await service.prepare(as_spec(request, items)), kept)
 
     def _steps(self, output: Output) -> Sequence[Output]:
-        """Token by token, where the probabilities of those of the text are wanted."""
+        """One output for each token if log probabilities are requested, to match texts with their tokens."""
         if not self._request.wants_logprobs or len(output.tokens) < 2:
             return (output,)
         steps = [
@@ -85,7 +85,7 @@ class ModelResponse(Answer):
         return events + self._events_of([{"type": f"response.{status}", "response": self._keep(status)}])
 
     def _failure(self, error: ApiError) -> bytes:
-        """What the engine broke off, also before the first event."""
+        """The events that end a stream after an error, which may occur before the first event."""
         begun = b"" if self._num_events else self._beginning()
         code = "invalid_prompt" if error.status == 400 else "server_error"
         failed = self._object("failed") | {"error": {"code": code, "message": error.message}}
@@ -93,7 +93,7 @@ class ModelResponse(Answer):
 
     @property
     def _status(self) -> EndStatus:
-        """Before the last item is finished. A call that a stop string cut is not to be made."""
+        """The final status, read before the last item is finished. A call that a stop string cut is incomplete."""
         [choice] = self._choices
         is_cut = choice.finish_reason == "length" or (choice.stop is not None and self._output.is_in_call)
         return "incomplete" if is_cut else "completed"
@@ -111,7 +111,7 @@ class ModelResponse(Answer):
         return data
 
     def _keep(self, status: EndStatus) -> dict[str, Any]:
-        """The response, which has ended."""
+        """Returns the final response, and stores it if that is requested."""
         reason = "max_output_tokens" if self._choices[0].finish_reason == "length" else None
         response = self._object(status) | {
             "completed_at": int(time.time()) if status == "completed" else None,
@@ -155,7 +155,7 @@ async def create(call: Call[ResponseRequest]) -> ModelResponse:
 
 
 def _conversation(request: InputTokensRequest, kept: KeptResponses) -> tuple[KeptItem, ...]:
-    """What was said before, and the input. Raises ApiError 400, 404."""
+    """The items of the previous response, then the input. Raises ApiError 400 or 404 if one of them is not stored."""
     items: list[KeptItem] = []
     if request.previous_response_id is not None:
         previous = kept.find(request.previous_response_id)
@@ -171,13 +171,13 @@ def _conversation(request: InputTokensRequest, kept: KeptResponses) -> tuple[Kep
             items.append(found)
         else:
             sent = KeptItem.of(item.listed(), is_ours=item.id is None)
-            found = kept.find_item(sent.id)  # what comes back as it was told is the same item, and can be referred to
+            found = kept.find_item(sent.id)  # an item that is sent back unchanged stays the stored one, with its id
             items.append(found if found is not None and found.data == sent.data else sent)
     return tuple(_with_distinct_ids(items))
 
 
 def _with_distinct_ids(items: Iterable[KeptItem]) -> Iterator[KeptItem]:
-    """With a new id for each whose own was there before, as pages are told where to go on by an id."""
+    """The items, with new ids for those whose id occurred before: pages of items begin after an id."""
     ids: set[str] = set()
     for item in items:
         distinct = item
@@ -189,7 +189,7 @@ def _with_distinct_ids(items: Iterable[KeptItem]) -> Iterator[KeptItem]:
 
 
 async def count_input(call: Call[InputTokensRequest]) -> dict[str, Any]:
-    """Raises ApiError 400 for what the model's template cannot hold, 400 and 404 for what is not kept."""
+    """Raises ApiError 400 if the template refuses the conversation, 400 or 404 for references that are not stored."""
     request = call.request
     service = await call.server.fleet.service(request.model)
     items = items_of(_conversation(request, call.server.responses))
@@ -200,10 +200,10 @@ async def count_input(call: Call[InputTokensRequest]) -> dict[str, Any]:
 
 
 async def _fitting(service: ModelService, request: InputTokensRequest, items: list[Item], room: int) -> list[Item]:
-    """Without as many of the oldest turns as it takes to fit; the last one stays. A turn begins with a user's message.
+    """The items without the oldest turns that do not fit in the context. The last turn is always kept.
 
-    Fitting leaves room for the answer, though for one that may take more than half of the context no more than that.
-    Raises ApiError 400 for what the model's template cannot hold.
+    A turn begins with a user's message. `room`: tokens that are left for the answer, at most half of the context.
+    Raises ApiError 400 if the model's template refuses the conversation.
     """
     context = service.engine.ready_info().ctx_len
     longest = context - min(room, context // 2)

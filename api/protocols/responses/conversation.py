@@ -1,4 +1,4 @@
-"""Items of the Responses API, and what is asked of them, in neutral form."""
+"""Converts requests of the Responses API to the neutral form."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -21,7 +21,7 @@ FORMAT: Final = "text.format"
 
 
 def as_spec(request: ResponseRequest, items: Iterable[Item]) -> GenerationSpec:
-    """Raises ApiError 400 for fields that do not agree with each other, or where there is nothing to respond to."""
+    """Raises ApiError 400 if fields contradict each other, or if there is nothing to respond to."""
     conversation = as_conversation(request, items)
     return replace(
         request.generation(conversation),
@@ -34,10 +34,10 @@ def as_spec(request: ResponseRequest, items: Iterable[Item]) -> GenerationSpec:
 
 
 def as_conversation(request: InputTokensRequest, items: Iterable[Item]) -> Conversation:
-    """Raises ApiError 400 for tools that do not agree with each other, or where there is nothing to respond to."""
+    """Raises ApiError 400 if the choice does not fit the tools, or if there is nothing to respond to."""
     messages = as_messages(items)
     if not messages:
-        message = "One of 'input' and 'previous_response_id' must say something to respond to."
+        message = "'input' or 'previous_response_id' must contain something to respond to."
         raise ApiError(400, message, param="input", code="missing_required_parameter")
     _tool_use(request)
     instructions = [] if request.instructions is None else [Message("system", request.instructions)]
@@ -59,7 +59,7 @@ def _tools(request: InputTokensRequest) -> list[Tool]:
 
 
 def _tool_use(request: InputTokensRequest) -> ToolUse | None:
-    """Raises ApiError 400 for a choice that does not fit the tools."""
+    """The tools that may be called. Raises ApiError 400 if the choice does not fit them."""
     parallel, choice = request.parallel_tool_calls is not False, request.tool_choice
     if isinstance(choice, BaseModel):
         return tool_use(_tools(request), choice.neutral(parallel=parallel))
@@ -67,9 +67,9 @@ def _tool_use(request: InputTokensRequest) -> ToolUse | None:
 
 
 def as_messages(items: Iterable[Item]) -> list[Message]:
-    """The messages of the same conversation: one for all that an assistant thought, said and called in a row.
+    """The conversation as messages. Consecutive items of the assistant become one message.
 
-    Many templates refuse two of an assistant's in a row.
+    Many templates refuse two messages of the assistant in a row.
     """
     messages: list[Message] = []
     for is_of_assistant, turn in groupby(items, key=_is_of_assistant):
@@ -82,26 +82,26 @@ def _is_of_assistant(item: Item) -> bool:
 
 
 def _answer(turn: Iterable[Item]) -> list[Message]:
-    """None for thoughts that were not told."""
-    thoughts: list[str] = []
-    said: list[str] = []
+    """The message of consecutive assistant items; none if they are only reasoning without text."""
+    reasoning: list[str] = []
+    texts: list[str] = []
     calls: list[ToolCall] = []
     follows_call = False
     for item in turn:
         match item["type"]:
             case "reasoning":
-                thoughts.append(_text(item["content"] or item["summary"]))
+                reasoning.append(_text(item["content"] or item["summary"]))
             case "function_call":
                 calls.append(ToolCall(item["call_id"], _name(item), item["arguments"]))
             case "message":
-                if said and not follows_call:  # words around a call were one text
-                    said.append("\n")
-                said.append(_text(item["content"]))
+                if texts and not follows_call:  # texts around a call were one text
+                    texts.append("\n")
+                texts.append(_text(item["content"]))
         follows_call = item["type"] == "function_call"
-    thought = "\n".join(filter(None, thoughts))
-    if not thought and not said and not calls:
+    joined = "\n".join(filter(None, reasoning))
+    if not joined and not texts and not calls:
         return []
-    return [Message("assistant", "".join(said), calls, thought or None)]
+    return [Message("assistant", "".join(texts), calls, joined or None)]
 
 
 def _message(item: Item) -> Message:
@@ -114,10 +114,10 @@ def _message(item: Item) -> Message:
 
 
 def _name(item: Item) -> str:
-    """Of a function, as the model knows it."""
+    """The name by which the model calls a function."""
     return full_name(item.get("namespace"), item["name"])
 
 
 def _text(parts: Iterable[Item]) -> str:
-    """Joined as the parts of a chat message are."""
+    """The text of the parts, joined by a line break as the parts of a chat message are."""
     return "\n".join(part["refusal"] if part["type"] == "refusal" else part["text"] for part in parts)

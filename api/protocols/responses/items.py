@@ -1,4 +1,4 @@
-"""The items that a conversation of the Responses API is made of."""
+"""The wire types of the items of conversations in the Responses API."""
 
 import uuid
 from typing import Annotated, Any, Final, Literal
@@ -11,7 +11,7 @@ from api.protocols.kinds import check_type, tag
 from api.protocols.responses.tools import check_full_name
 
 Item = dict[str, Any]
-"""An item of a conversation as it is listed: of type message, reasoning, function_call or function_call_output."""
+"""An item in the form in which it is listed: of type message, reasoning, function_call or function_call_output."""
 
 _PREFIXES: Final = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
 
@@ -21,17 +21,17 @@ def new_id(prefix: str) -> str:
 
 
 def new_item_id(kind: str) -> str:
-    """For an item of this type."""
+    """A new id for an item of this type."""
     return new_id(_PREFIXES[kind])
 
 
 def called(name: str | None, namespace: str | None = None) -> dict[str, str]:
-    """How an item names a function."""
+    """The fields in which an item names a function."""
     names = {"name": name, "namespace": namespace}
     return {key: value for key, value in names.items() if value is not None}
 
 
-# -- what items are made of
+# -- parts of items
 
 
 def _part(value: object) -> object:
@@ -53,7 +53,7 @@ class InputTextPart(Strict):
 
 
 class OutputTextPart(Strict):
-    """What a model said earlier."""
+    """Text that the model generated earlier."""
 
     type: Literal["output_text"]
     text: str
@@ -85,7 +85,7 @@ class ReasoningPart(Strict):
 
 
 class DirectCaller(Strict):
-    """Not a program that the model wrote."""
+    """The caller is the model, not a program that the model wrote."""
 
     type: Literal["direct"]
 
@@ -100,24 +100,27 @@ class InputMessage(Strict):
     content: Parts
     status: ItemStatus | None = None
     phase: Literal["commentary", "final_answer"] | None = None
-    # for the caller's own books
+    # accepted without effect
     metadata: dict[str, Any] | None = None
     end_turn: bool | None = None
 
     @model_validator(mode="after")
-    def _says_what_its_role_may(self) -> "InputMessage":
+    def _has_parts_of_its_role(self) -> "InputMessage":
         if self.role != "assistant" and not all(isinstance(part, InputTextPart) for part in self.content):
-            raise ValueError(f"a message of role {self.role!r} has parts of type 'input_text' only")
+            raise ValueError(f"a message of role {self.role!r} can only have parts of type 'input_text'")
         return self
 
     def listed(self) -> Item:
-        said = self.role == "assistant"
+        is_output = self.role == "assistant"
         item = {
             "id": self.id or new_item_id("message"),
             "type": "message",
             "status": self.status or "completed",
             "role": self.role,
-            "content": [_said(part) if said else {"type": "input_text", "text": _text(part)} for part in self.content],
+            "content": [
+                _output_part(part) if is_output else {"type": "input_text", "text": _text(part)}
+                for part in self.content
+            ],
         }
         return item | {"phase": self.phase} if self.phase else item
 
@@ -156,7 +159,7 @@ def _output_tag(value: object) -> str:
 
 
 class FunctionCallOutput(Strict):
-    """What a call came to."""
+    """The result of a function call."""
 
     type: Literal["function_call_output"]
     id: ItemId | None = None
@@ -185,7 +188,7 @@ class FunctionCallOutput(Strict):
 
 
 class ReasoningItem(Strict):
-    """What the model thought earlier in the conversation."""
+    """Reasoning of the model earlier in the conversation."""
 
     type: Literal["reasoning"]
     id: ItemId | None = None
@@ -205,7 +208,7 @@ class ReasoningItem(Strict):
 
 
 class ItemReference(Strict):
-    """An item of a response that is kept."""
+    """A reference to an item of a stored response."""
 
     type: Literal["item_reference"] | None = None
     id: ItemId
@@ -215,7 +218,7 @@ ITEM_TYPES: Final = ("message", "function_call", "function_call_output", "reason
 
 
 def _with_type(value: object) -> object:
-    """Messages and references need not say that they are one."""
+    """Adds the type to messages and references, which may omit it."""
     if isinstance(value, dict) and value.get("type") is None:
         value = value | {"type": "message" if "role" in value else "item_reference" if "id" in value else None}
     return check_type(value, "an item", ITEM_TYPES)
@@ -235,7 +238,7 @@ InputItem = Annotated[
     BeforeValidator(_with_type),
 ]
 MAX_ITEMS: Final = 16384
-"""Of a request: half a second's work, in which nothing else is answered."""
+"""Items of a request. They take half a second to validate, and nothing else is answered meanwhile."""
 Input = Annotated[
     list[InputItem],
     Field(max_length=MAX_ITEMS),
@@ -247,8 +250,8 @@ def _text(part: InputTextPart | OutputTextPart | RefusalPart) -> str:
     return part.refusal if isinstance(part, RefusalPart) else part.text
 
 
-def _said(part: InputTextPart | OutputTextPart | RefusalPart) -> Item:
-    """As a part of what an assistant said."""
+def _output_part(part: InputTextPart | OutputTextPart | RefusalPart) -> Item:
+    """The part as a part of an assistant's message."""
     if isinstance(part, RefusalPart):
         return part.model_dump()
     annotations = part.annotations if isinstance(part, OutputTextPart) else None

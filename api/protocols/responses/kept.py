@@ -1,4 +1,4 @@
-"""GET and DELETE /v1/responses/{response_id}, and its input items: responses that are kept."""
+"""GET and DELETE /v1/responses/{response_id}, and its input items: stored responses."""
 
 from typing import Any
 
@@ -11,17 +11,20 @@ from api.protocols.store import KeptResponse, items_of
 
 
 async def retrieve(call: Call[RetrieveQuery]) -> dict[str, Any]:
-    """Raises ApiError 404 for a response that is not kept, 400 for what was not asked for when it was made."""
+    """A stored response.
+
+    Raises ApiError 404 if it is not stored, 400 if `include` asks for log probabilities that it does not have.
+    """
     found = _found(call)
     if LOGPROBS in (call.request.include or ()) and not found.has_logprobs:
-        message = f"'include' is not served with {LOGPROBS!r}: the response was made without."
+        message = f"'include' is not supported with {LOGPROBS!r}: the response was created without it."
         raise ApiError(400, message, param="include", code="unsupported_parameter")
     response: dict[str, Any] = orjson.loads(found.data)
     return response
 
 
 async def delete(call: Call[None]) -> dict[str, Any]:
-    """Raises ApiError 404."""
+    """Raises ApiError 404 if the response is not stored."""
     response_id = call.path["response_id"]
     if not call.server.responses.delete(response_id):
         raise _not_found(response_id)
@@ -29,7 +32,10 @@ async def delete(call: Call[None]) -> dict[str, Any]:
 
 
 async def list_input(call: Call[ListQuery]) -> dict[str, Any]:
-    """A page of what a response answered, the latest first unless asked otherwise. Raises ApiError 400, 404."""
+    """A page of the input items of a response, latest first by default.
+
+    Raises ApiError 404 if the response is not stored, 400 if the page is to begin after an unknown item.
+    """
     query, items = call.request, list(_found(call).input)
     if query.order == "desc":
         items.reverse()

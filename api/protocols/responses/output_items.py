@@ -1,4 +1,4 @@
-"""The items of a response as they grow, and the events that report it."""
+"""The growing items of a response, and the events that report them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,35 +11,35 @@ from api.serving.choice import Delta
 from api.text.dialects import CallArguments, CallBegin, Content, Reasoning
 
 Event = dict[str, Any]
-"""Without its number in the stream."""
+"""An event without its sequence number."""
 Logprobs = Sequence[dict[str, Any]]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class OutputItems:
-    """What an answer is made of, one item after another: only the last one grows."""
+    """The items of an answer. Only the last one grows."""
 
     def __init__(self, names: Mapping[str, dict[str, str]]) -> None:
-        """`names`: how calls name functions that the model knows by another name."""
+        """`names`: the wire names of functions that the model calls by another name, by that name."""
         self._names = names
         self._closed: list[Item] = []
         self._open: _OpenItem | None = None
-        self._untold: list[dict[str, Any]] = []
-        """Probabilities of the tokens since the last event: some of them may be part of the next one's text."""
+        self._pending_logprobs: list[dict[str, Any]] = []
+        """Log probabilities of the tokens since the last event. Some tokens may be part of the next event's text."""
 
     @property
     def items(self) -> list[Item]:
-        """All items; one that still grows counts as cut."""
+        """All items. An item that still grows has status "incomplete"."""
         return self._closed + ([self._open.item("incomplete")] if self._open else [])
 
     @property
     def is_in_call(self) -> bool:
-        """Whether the answer is in the middle of what it calls a function with."""
+        """Whether the answer is in the middle of a call's arguments."""
         return isinstance(self._open, _Call) and not self._open.is_whole
 
     def push(self, delta: Delta, logprobs: Logprobs) -> list[Event]:
-        """The events for what the answer has grown by. Probabilities, if any, come with one token at a time."""
-        self._untold += logprobs
+        """The events for a delta of the answer. If there are log probabilities, the delta has one token."""
+        self._pending_logprobs += logprobs
         events: list[Event] = []
         for event in delta.events:
             match event:
@@ -48,19 +48,19 @@ class OutputItems:
                         events += self._begin(_Message(self._next_index))
                     events += self._grow(text, self._take_logprobs(text))
                 case Reasoning(text):
-                    if not isinstance(self._open, _Thought):
-                        events += self._begin(_Thought(self._next_index))
+                    if not isinstance(self._open, _Reasoning):
+                        events += self._begin(_Reasoning(self._next_index))
                     events += self._grow(text, ())
                 case CallBegin(_, call_id, name):
                     events += self._begin(_Call(self._next_index, call_id, self._names.get(name) or called(name)))
                 case CallArguments(_, text):
                     events += self._grow(text, ())
         if delta.events:
-            self._untold = []
+            self._pending_logprobs = []
         return events
 
     def finish(self, status: Literal["completed", "incomplete"]) -> list[Event]:
-        """The events of the end. An answer of nothing is an empty message."""
+        """The events at the end. An empty answer becomes an empty message."""
         events = [] if self._closed or self._open else self._begin(_Message(0))
         return events + self._close(status)
 
@@ -86,12 +86,12 @@ class OutputItems:
         return events
 
     def _take_logprobs(self, text: str) -> Logprobs:
-        """Those of the tokens that the text is made of: the last ones. What was before marked a thought or a call."""
-        first, missing = len(self._untold), len(text.encode())
+        """Log probabilities of the text's tokens: the last ones. Tokens before them marked reasoning or a call."""
+        first, missing = len(self._pending_logprobs), len(text.encode())
         while first and missing > 0:
             first -= 1
-            missing -= len(self._untold[first]["bytes"])
-        taken, self._untold = self._untold[first:], []
+            missing -= len(self._pending_logprobs[first]["bytes"])
+        taken, self._pending_logprobs = self._pending_logprobs[first:], []
         return taken
 
 
@@ -117,11 +117,11 @@ class _OpenItem(ABC):
 
     @abstractmethod
     def item(self, status: Status) -> Item:
-        """As it is now."""
+        """The item as it is now."""
 
     @abstractmethod
     def _new(self) -> Item:
-        """As it begins."""
+        """The item at its beginning."""
 
     @abstractmethod
     def _text_done(self) -> list[Event]: ...
@@ -131,7 +131,7 @@ class _OpenItem(ABC):
 
 
 class _OpenPart(_OpenItem):
-    """An item whose text lies in its only part."""
+    """An item with one part, which has its text."""
 
     def begin(self) -> list[Event]:
         return [*super().begin(), self._part_event("content_part.added") | {"part": self._empty_part()}]
@@ -183,10 +183,10 @@ class _Message(_OpenPart):
         return {"text": self._text, "logprobs": self._logprobs}
 
 
-class _Thought(_OpenPart):
+class _Reasoning(_OpenPart):
     prefix = "rs"
 
-    def grow(self, text: str, logprobs: Logprobs) -> Event:  # noqa: ARG002 - those of thoughts are not returned
+    def grow(self, text: str, logprobs: Logprobs) -> Event:  # noqa: ARG002 - those of reasoning are not returned
         self._text += text
         return self._part_event("reasoning_text.delta") | {"delta": text}
 
@@ -213,7 +213,7 @@ class _Call(_OpenItem):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the arguments are the JSON object that they are to be."""
+        """Whether the arguments are complete JSON."""
         try:
             orjson.loads(self._text)
         except orjson.JSONDecodeError:

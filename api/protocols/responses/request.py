@@ -1,4 +1,4 @@
-"""The Responses API: what is asked for."""
+"""The wire types of requests to the Responses API."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -33,13 +33,13 @@ UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "moderation": (),
     "prompt": (),
 }
-"""OpenAI's fields that are not served, and the values besides null that ask for nothing."""
+"""OpenAI's fields that are not supported, and the values besides null that are accepted without effect."""
 UNSERVED_IN_COUNTS: Final[dict[str, tuple[object, ...]]] = {"conversation": (), "personality": ()}
 LOGPROBS: Final = "message.output_text.logprobs"
 MAX_LISTED: Final = 100
-"""Items of one page."""
+"""Maximum number of items on one page."""
 
-# -- how to answer
+# -- options of the answer
 
 
 class FlatJsonSchema(Strict):
@@ -69,7 +69,7 @@ class TextConfig(Strict):
 
 
 class ReasoningConfig(Strict):
-    """Thoughts are told whole, which says more than any summary; there are no summaries of them."""
+    """Summaries are accepted without effect: the full reasoning is returned instead."""
 
     effort: ReasoningEffort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
@@ -79,7 +79,7 @@ class ReasoningConfig(Strict):
 
 
 class CacheOptions(Strict):
-    """`prewarm` would be a request for no answer, the comparison one for a diagnosis."""
+    """Not supported: `prewarm` (a request without an answer), `comparison_response_id` (a request for a diagnosis)."""
 
     mode: Literal["implicit", "explicit"] | None = None
     ttl: Literal["30m", "12h"] | None = None
@@ -89,7 +89,7 @@ class CacheOptions(Strict):
 
 Includable = Literal[
     "message.output_text.logprobs",
-    # of thoughts, which are told as they are, and of tools and input that are refused: there is never any
+    # never returned: reasoning is not encrypted, and these tools and inputs are not supported
     "reasoning.encrypted_content",
     "code_interpreter_call.outputs",
     "computer_call_output.output.image_url",
@@ -101,7 +101,7 @@ Includable = Literal[
 
 
 class InputTokensRequest(Strict):
-    """What there is to respond to, and what with."""
+    """The fields of a request that become its prompt."""
 
     unserved = UNSERVED_IN_COUNTS
 
@@ -119,7 +119,7 @@ class InputTokensRequest(Strict):
 
 
 class ResponseRequest(InputTokensRequest, GenerationRequest):
-    """A response to a conversation. Sampling extensions are those of chat completions."""
+    """A request for a response to a conversation. Sampling extensions are those of chat completions."""
 
     unserved = UNSERVED
 
@@ -129,13 +129,13 @@ class ResponseRequest(InputTokensRequest, GenerationRequest):
     include: list[Includable] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     store: bool | None = None
-    # for the caller's own books
+    # no effect on the answer
     metadata: Metadata | None = None
     client_metadata: dict[str, str] | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
-    """Of OpenAI's own tools, of which there are none."""
+    """Limits calls of OpenAI's own tools, which do not exist here."""
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
-    # which a response repeats, so that they are kept with it
+    # repeated in the response and stored with it, hence the limits
     user: Annotated[str, Field(max_length=512)] | None = None
     safety_identifier: Annotated[str, Field(max_length=128)] | None = None
     prompt_cache_key: Annotated[str, Field(max_length=64)] | None = None
@@ -143,7 +143,7 @@ class ResponseRequest(InputTokensRequest, GenerationRequest):
     prompt_cache_retention: CacheRetention | None = None
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> "ResponseRequest":
+    def _is_consistent(self) -> "ResponseRequest":
         if self.top_logprobs and not self.wants_logprobs:
             message = f"'top_logprobs' is only allowed when 'include' has {LOGPROBS!r}."
             raise ApiError(400, message, param="top_logprobs")
@@ -158,7 +158,7 @@ class ResponseRequest(InputTokensRequest, GenerationRequest):
         return self.store is not False
 
     def names_of_calls(self) -> dict[str, dict[str, str]]:
-        """How items name the functions in namespaces, by what the model knows them by."""
+        """The wire names of the functions in namespaces, by the names with which the model calls them."""
         return {
             full_name(each.name, tool.name): called(tool.name, each.name)
             for each in self.tools or ()
@@ -167,7 +167,7 @@ class ResponseRequest(InputTokensRequest, GenerationRequest):
         }
 
     def echo(self, params: SamplingParams, max_output_tokens: int | None) -> dict[str, Any]:
-        """The fields that a response repeats: those that were not given with what was done instead."""
+        """The fields that a response repeats. Fields that were not given have the values that were used."""
         reasoning, text, choice = self.reasoning, self.text, self.tool_choice
         return {
             "model": self.model,
@@ -200,7 +200,7 @@ def _dumped_format(wanted: TextFormat | JsonObjectFormat | FlatJsonSchema | None
     return wanted.model_dump(by_alias=True, exclude_none=not isinstance(wanted, FlatJsonSchema))
 
 
-# -- what is kept
+# -- stored responses
 
 
 class _Including(Query):
@@ -216,6 +216,6 @@ class RetrieveQuery(_Including):
 
 class ListQuery(_Including):
     after: str | None = None
-    """The id of the item before the first one that is wanted."""
+    """The id of the item after which the page begins."""
     limit: Annotated[int, Field(ge=1, le=MAX_LISTED)] = 20
     order: Literal["asc", "desc"] = "desc"

@@ -1,4 +1,4 @@
-"""The tools of the Responses API, and which of them to call."""
+"""The wire types of tools and tool choices in the Responses API."""
 
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
@@ -15,14 +15,14 @@ ACCESS: Final = "external_web_access"
 
 
 def full_name(namespace: str | None, name: str) -> str:
-    """What the model knows a function by. Underscores where the two names meet are one delimiter."""
+    """The name with which the model calls a function: namespace and name, with two underscores between them."""
     return name if namespace is None else f"{namespace.rstrip('_')}__{name.lstrip('_')}"
 
 
 def check_full_name(namespace: str | None, name: str) -> None:
-    """Raises ValueError for one that is too long."""
+    """Raises ValueError if the full name is too long."""
     if len(full_name(namespace, name)) > MAX_NAME:
-        raise ValueError(f"a function's name with that of its namespace has at most {MAX_NAME} characters")
+        raise ValueError(f"a function's name together with its namespace can have at most {MAX_NAME} characters")
 
 
 class FunctionTool(Strict):
@@ -43,7 +43,7 @@ class FunctionTool(Strict):
         return spec.Tool(name, self.description, self.parameters or {}, bool(self.strict))
 
     def echo(self) -> dict[str, Any]:
-        """As a response repeats it."""
+        """The tool as a response repeats it."""
         return self.model_dump(include={"type", "name", "description", "parameters", "strict"})
 
 
@@ -52,7 +52,7 @@ def _function(value: object) -> object:
 
 
 class Namespace(Strict):
-    """Functions with a name in common: tools of both names each. What is said of them all comes before the first."""
+    """A group of functions. The model sees the namespace in their names, and its description before the first one's."""
 
     type: Literal["namespace"]
     name: FunctionName
@@ -78,7 +78,7 @@ class Namespace(Strict):
 
 
 class WebSearch(Strict):
-    """A search that may not leave the machine, where there is nothing to search: no tool for the model."""
+    """A web search without access to the web. It is accepted, but the model gets no tool for it."""
 
     type: Literal["web_search"]
     external_web_access: Literal[False]
@@ -96,7 +96,7 @@ class WebSearch(Strict):
 
 def _tool(value: object) -> object:
     if isinstance(value, dict) and str(type_of(value)).startswith("web_search") and value.get(ACCESS) is not False:
-        raise ValueError(f"web search is not served; leave the tool out, or say {ACCESS!r}: false")
+        raise ValueError(f"web search is not supported; leave the tool out, or set {ACCESS!r} to false")
     return check_type(value, "a tool", ("function", "namespace", "web_search"))
 
 
@@ -111,7 +111,7 @@ Tool = Annotated[
 
 def _bounded(tools: list[Tool]) -> list[Tool]:
     if sum(len(tool.neutral()) for tool in tools) > MAX_TOOLS:
-        raise ValueError(f"there may be {MAX_TOOLS} functions at most")
+        raise ValueError(f"at most {MAX_TOOLS} functions are allowed")
     return tools
 
 
@@ -119,12 +119,12 @@ Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(_bound
 
 
 class NamedFunction(Strict):
-    """By the name that the model knows it by."""
+    """A function, by the name with which the model calls it."""
 
     type: Literal["function"]
     name: FunctionName
 
-    def neutral(self, *, parallel: bool) -> NeutralChoice:  # noqa: ARG002 - there is one
+    def neutral(self, *, parallel: bool) -> NeutralChoice:  # noqa: ARG002 - there is only one function
         return NeutralChoice("required", [self.name], parallel=False)
 
 

@@ -9,7 +9,7 @@ from api.protocols.types import Answer, TokenLogprob
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-# -- what items are made of
+# -- parts of items
 
 
 class ResponseText(Answer):
@@ -20,7 +20,7 @@ class ResponseText(Answer):
 
 
 class ResponseRefusal(Answer):
-    """Only in what a client sent."""
+    """Only in items that a client sent."""
 
     type: Literal["refusal"]
     refusal: str
@@ -32,7 +32,7 @@ class ReasoningText(Answer):
 
 
 class SummaryText(Answer):
-    """Only in what a client sent."""
+    """Only in items that a client sent."""
 
     type: Literal["summary_text"]
     text: str
@@ -112,7 +112,7 @@ class ResponseItems(Answer):
 
 class InputTokensDetails(Answer):
     cached_tokens: int
-    """Tokens that were found in memory instead of computed."""
+    """Tokens that were found in the KV cache instead of computed."""
     cache_write_tokens: int
 
 
@@ -135,7 +135,7 @@ class ResponseFailure(Answer):
 
 class IncompleteDetails(Answer):
     reason: Literal["max_output_tokens"] | None
-    """Null where a stop string cut a call."""
+    """Null if a stop string cut a call."""
 
 
 class FunctionEcho(Answer):

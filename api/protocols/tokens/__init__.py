@@ -1,1 +1,1 @@
-"""Tokens and prompts, as llama-server and vLLM show them."""
+"""Tokenization and prompts, as in llama-server and vLLM."""

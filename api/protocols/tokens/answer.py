@@ -1,4 +1,4 @@
-"""POST /tokenize, /detokenize, /apply-template: what the model reads. Answers as llama-server's and vLLM's in one."""
+"""POST /tokenize, /detokenize, /apply-template. Answers have the fields of both llama-server and vLLM."""
 
 from typing import Any
 
@@ -43,13 +43,13 @@ async def detokenize(call: Call[DetokenizeRequest]) -> dict[str, Any]:
 
 
 async def apply_template(call: Call[ApplyTemplateRequest]) -> dict[str, Any]:
-    """The prompt as text, control tokens spelled."""
+    """The prompt as text, including its control tokens."""
     service = await call.server.fleet.service(call.request.model)
     return {"prompt": service.tokenizer.text(await service.prompts.chat(call.request.conversation()))}
 
 
 def _encode(service: ModelService, request: TokenizeRequest) -> list[int]:
-    """BOS as vLLM by default for its own name, none as llama-server for its own."""
+    """The tokens of a text. By default, `prompt` gets BOS as in vLLM; `content` gets none as in llama-server."""
     tokenizer = service.tokenizer
     adds = request.add_special if request.add_special_tokens is None else request.add_special_tokens
     if adds is None:

@@ -1,4 +1,4 @@
-"""Text to tokens and back, and conversations to prompts: fields by llama-server's and vLLM's names."""
+"""The wire types of requests about tokens and prompts, with llama-server's and vLLM's field names."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from api.serving.spec import Conversation
 def as_conversation(
     messages: Sequence[Message], tools: Sequence[ToolDefinition] | None, variables: Mapping[str, Any] | None
 ) -> Conversation:
-    """Raises ApiError 400 for two tools of one name."""
+    """Raises ApiError 400 if two tools have the same name."""
     listed = [tool.neutral() for tool in tools or ()]
     tool_use(listed, ToolChoice())
     return Conversation([message.neutral() for message in messages], listed, variables or {})
@@ -28,12 +28,12 @@ class ApplyTemplateRequest(Strict):
     chat_template_kwargs: TemplateVariables | None = None
 
     def conversation(self) -> Conversation:
-        """Raises ApiError 400 for two tools of one name."""
+        """Raises ApiError 400 if two tools have the same name."""
         return as_conversation(self.messages, self.tools, self.chat_template_kwargs)
 
 
 class TokenizeRequest(Strict):
-    """`content` (llama-server) or `prompt` (vLLM) is text, `messages` a conversation."""
+    """One of `content` (text, llama-server), `prompt` (text, vLLM) and `messages` (a conversation) must be given."""
 
     model: str | None = None
     content: str | None = None
@@ -42,16 +42,16 @@ class TokenizeRequest(Strict):
     tools: list[ToolDefinition] | None = None
     chat_template_kwargs: TemplateVariables | None = None
     add_special: bool | None = None
-    """Whether a text gets the model's BOS, if it wants one."""
+    """Whether a text gets the model's BOS, if the model uses it."""
     add_special_tokens: bool | None = None
-    """The same."""
+    """The same as `add_special`."""
     parse_special: bool | None = None
-    """Whether texts of control tokens become these tokens."""
+    """Whether the texts of control tokens become these tokens."""
     with_pieces: bool | None = None
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")
-    def _says_what(self) -> "TokenizeRequest":
+    def _has_one_input(self) -> "TokenizeRequest":
         given = [name for name in ("content", "prompt", "messages") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ApiError(400, "Give one of 'content', 'prompt' and 'messages'.", param="content")

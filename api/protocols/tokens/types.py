@@ -15,7 +15,7 @@ class Tokens(Answer):
     count: int
     max_model_len: int
     token_strs: list[str] = Field(default_factory=list)
-    """Left out unless asked for."""
+    """Left out unless requested."""
 
 
 class Text(Answer):

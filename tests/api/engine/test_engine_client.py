@@ -398,7 +398,7 @@ async def test_the_reason_for_a_failed_restart_is_logged(engines: Engines, caplo
         await next_engine(engines, info)
     errors = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(errors) == 2
-    assert "the engine is gone" in errors[0]
+    assert "the engine ended unexpectedly" in errors[0]
     assert "it is broken" in errors[1]
 
 

@@ -824,7 +824,7 @@ REFUSED: list[tuple[dict[str, Any], str, str | None, tuple[str, ...]]] = [
         {"messages": [USER | {"tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}]},
         "messages[0]",
         "invalid_value",
-        ("makes no tool calls",),
+        ("cannot have tool calls",),
     ),
     ({"stream": "true"}, "stream", "invalid_value", ("boolean",)),
     ({"stream": 1}, "stream", "invalid_value", ()),

@@ -377,7 +377,7 @@ def test_an_encoder_is_served_beside_a_generating_model(cortex: CortexServer, cl
     answer = client.embeddings.create(model=str(path), input=["the cat", "the dog sat"])
     assert [len(each.embedding) for each in answer.data] == [64, 64]
     assert answer.usage.prompt_tokens == 4 + 5
-    with pytest.raises(openai.BadRequestError, match="generates no text"):
+    with pytest.raises(openai.BadRequestError, match="does not generate text"):
         client.chat.completions.create(model=str(path), messages=[{"role": "user", "content": "Hi"}])
     health = cortex.health(str(path))
     assert (health["status"], health["context_length"]) == ("ok", 128)

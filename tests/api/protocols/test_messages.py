@@ -512,7 +512,7 @@ async def test_an_unsupported_grammar_is_refused_with_the_name_of_its_field(
     server.engine.answer = lambda submit: [Output(submit.request_id, [], "refused", error="too large")]
     response = await server.post(asked(stream=stream, **fields))
     message = await assert_error(response, 400, "invalid_request_error")
-    assert message == f"{param}: The grammar cannot be served: too large"
+    assert message == f"{param}: The grammar is not supported: too large"
 
 
 # What the engine receives: the same as for the equivalent chat request
@@ -721,7 +721,7 @@ async def test_a_prefill_is_refused_if_the_template_begins_with_thinking(thinker
         thinker.url = url
         body = {"model": MODEL, "messages": messages} | ({"max_tokens": 5} if url == URL else {})
         await assert_error(
-            await thinker.post(body), 400, "invalid_request_error", "'messages'", "begins with a thought"
+            await thinker.post(body), 400, "invalid_request_error", "'messages'", "begins with reasoning"
         )
     thinker.url = URL
     prompt = await prompt_of(thinker, messages, thinking={"type": "disabled"})
@@ -731,12 +731,12 @@ async def test_a_prefill_is_refused_if_the_template_begins_with_thinking(thinker
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"messages": turns("Rome?", [USE])}, "'tool_use' is not served there"),
+        ({"messages": turns("Rome?", [USE])}, "'tool_use' is not supported in it"),
         (
             {"messages": turns("Hi", [{"type": "thinking", "thinking": "Hm.", "signature": ""}])},
-            "'thinking' is not served there",
+            "'thinking' is not supported in it",
         ),
-        ({"messages": [{"role": "assistant", "content": "I"}]}, "needs one that is not the assistant's"),
+        ({"messages": [{"role": "assistant", "content": "I"}]}, "must contain a message that is not the assistant's"),
         (
             {
                 "messages": turns("Hi", "{"),
@@ -814,9 +814,9 @@ async def test_fields_without_effect_are_accepted(server: Server, fields: Body) 
 
 IMAGE: Body = {"type": "image", "source": {"type": "url", "url": "http://x"}}
 REFUSED: list[tuple[Body, str, str]] = [
-    *[({name: {"x": 1}}, f"'{name}'", "is not served") for name in schemas.UNSERVED],
-    ({"mcp_servers": [{"type": "url"}]}, "'mcp_servers'", "is not served"),
-    ({"speed": "fast"}, "'speed'", "is not served"),
+    *[({name: {"x": 1}}, f"'{name}'", "is not supported") for name in schemas.UNSERVED],
+    ({"mcp_servers": [{"type": "url"}]}, "'mcp_servers'", "is not supported"),
+    ({"speed": "fast"}, "'speed'", "is not supported"),
     *[
         ({"messages": turns([{"type": kind}])}, "'messages[0].content[0]'", f"'{kind}'")
         for kind in (
@@ -832,10 +832,10 @@ REFUSED: list[tuple[Body, str, str]] = [
     ({"messages": turns("x", [{"type": "server_tool_use"}], "y")}, "'messages[1].content[0]'", "'server_tool_use'"),
     ({"messages": turns("x", [{"type": "tool_result"}], "y")}, "'messages[1].content[0]'", "'tool_result'"),
     ({"messages": turns([RESULT | {"content": [IMAGE]}])}, "'messages[0].content[0].content[0].type'", "'text'"),
-    ({"messages": turns([{"type": "text", "text": "x", "citations": [{}]}])}, "citations'", "is not served"),
+    ({"messages": turns([{"type": "text", "text": "x", "citations": [{}]}])}, "citations'", "is not supported"),
     ({"messages": turns("x", [USE | {"caller": {"type": "code_execution_20250825"}}], "y")}, "caller'", "direct calls"),
-    ({"messages": turns("x", [USE | {"toolset_name": "browser"}], "y")}, "toolset_name'", "is not served"),
-    ({"messages": turns([RESULT | {"toolset_name": "browser"}])}, "toolset_name'", "is not served"),
+    ({"messages": turns("x", [USE | {"toolset_name": "browser"}], "y")}, "toolset_name'", "is not supported"),
+    ({"messages": turns([RESULT | {"toolset_name": "browser"}])}, "toolset_name'", "is not supported"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "'messages[0]'", "'tool'"),
     ({"messages": []}, "'messages'", "at least 1"),
     ({"messages": turns(5)}, "'messages[0].content'", "list"),
@@ -845,15 +845,15 @@ REFUSED: list[tuple[Body, str, str]] = [
     ({"tools": [{"name": "weather"}]}, "'tools[0].input_schema'", "Missing"),
     ({"tools": [WEATHER | {"name": "a b"}]}, "'tools[0].name'", "pattern"),
     ({"tools": [WEATHER, WEATHER]}, "tools", "same name"),
-    ({"tools": [WEATHER | {"defer_loading": True}]}, "'tools[0].defer_loading'", "is not served"),
-    ({"tools": [WEATHER | {"input_examples": [{}]}]}, "'tools[0].input_examples'", "is not served"),
+    ({"tools": [WEATHER | {"defer_loading": True}]}, "'tools[0].defer_loading'", "is not supported"),
+    ({"tools": [WEATHER | {"input_examples": [{}]}]}, "'tools[0].input_examples'", "is not supported"),
     ({"tools": [WEATHER | {"allowed_callers": ["code_execution_20250825"]}]}, "'tools[0].allowed_callers'", "direct"),
     ({"tool_choice": {"type": "any"}}, "'tool_choice'", "'tools'"),
     ({"tool_choice": {"type": "tool"}}, "'tool_choice'", "'name'"),
     ({"tool_choice": {"type": "auto", "name": "weather"}, "tools": [WEATHER]}, "'tool_choice'", "'name'"),
     ({"tool_choice": {"type": "tool", "name": "clock"}, "tools": [WEATHER]}, "tool_choice", "'clock'"),
     ({"thinking": {"type": "between_tools"}}, "'thinking.type'", "'adaptive'"),
-    ({"output_config": {"task_budget": {"total": 5}}}, "'output_config.task_budget'", "is not served"),
+    ({"output_config": {"task_budget": {"total": 5}}}, "'output_config.task_budget'", "is not supported"),
     ({"output_config": {"format": {"type": "json_object"}}}, "'output_config.format.type'", "'json_schema'"),
     (
         {
@@ -878,7 +878,7 @@ REFUSED: list[tuple[Body, str, str]] = [
         "messages[0].content[0].y",
         "Unrecognized",
     ),
-    ({"messages": turns([{"type": "image", "source": {}}])}, "messages[0].content[0]", "type 'image' is not served"),
+    ({"messages": turns([{"type": "image", "source": {}}])}, "messages[0].content[0]", "type 'image' is not supported"),
     ({"messages": turns([{"text": "x"}])}, "messages[0].content[0]", "with a type"),
     ({"messages": [{"content": "x"}]}, "messages[0]", "with a role"),
     ({"stream": "yes"}, "'stream'", "boolean"),

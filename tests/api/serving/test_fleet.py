@@ -231,7 +231,7 @@ async def test_a_running_model_is_not_started_twice(models: Models) -> None:
 async def test_a_name_belongs_to_one_model(models: Models, name: str) -> None:
     async with models.running() as fleet:
         await fleet.start(models.options("one", "first"))
-        with pytest.raises(StartError, match=f"another model is served by the name {name}"):
+        with pytest.raises(StartError, match=f"the name {name} is in use by another model"):
             await fleet.start(models.options("two", name))
         assert statuses(fleet) == {"one": "ready"}
 
@@ -281,7 +281,7 @@ async def test_a_model_stopped_while_loading_ends_at_once(models: Models) -> Non
     models.behave("loads_forever")
 
     async def start(fleet: Fleet) -> None:
-        with pytest.raises(StartError, match="stopped while it was loaded"):
+        with pytest.raises(StartError, match="stopped while it was loading"):
             await fleet.start(models.options("one"))
 
     async with models.running() as fleet, trio.open_nursery() as nursery:

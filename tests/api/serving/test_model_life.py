@@ -53,8 +53,8 @@ FAILURES = {
     "it is broken",
     "no memory for it",
     "no memory for it anywhere",
-    "the engine ended while loading the model; the log may say why",
-    "the model was stopped while it was loaded",
+    "the engine ended while loading the model; the log may show the reason",
+    "the model was stopped while it was loading",
 }
 
 
