@@ -142,7 +142,7 @@ def tune(
     ] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Measure the fastest number of threads and step size for MODEL on this machine. Later starts use them."""
+    """Measure which numbers of threads and of tokens per step are fastest for MODEL here. Later starts use them."""
     record = read_record()
     if record is not None:  # it would slow down, and distort the measurement
         raise AlreadyRunningError(record)
@@ -175,7 +175,7 @@ def stop(
         typer.Argument(metavar="[MODEL]", help="Stop only this model.", autocompletion=completion.served_models),
     ] = None,
 ) -> None:
-    """Stop the server or one of its models when its running requests end, or after the grace period."""
+    """Stop the server, or only MODEL. Waits until running requests end, at most for the grace period."""
     record = read_record() or started_record()
     if record is None:
         typer.echo("Nothing is running.")

@@ -240,9 +240,11 @@ def _wait_until_ready(server: psutil.Process) -> tuple[ServerRecord, Health]:
             if health.status == "ok":
                 return record, health
             if health.status != "loading":
-                raise NotReadyError(f"its status is {health.status}" + (f": {health.reason}" if health.reason else ""))
+                raise NotReadyError(
+                    f"the server's status is {health.status}" + (f": {health.reason}" if health.reason else "")
+                )
         if time.monotonic() - last_answer > SILENCE_SECONDS:
-            raise NotReadyError(f"it has not answered for {SILENCE_SECONDS:g} seconds")
+            raise NotReadyError(f"the server has not answered for {SILENCE_SECONDS:g} seconds")
         time.sleep(POLL_SECONDS)
     raise NotReadyError(f"the server ended{_cause_of_end(server)}")
 

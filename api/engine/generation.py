@@ -72,7 +72,7 @@ class Generation:
         """Hand over an output (for the engine client). Returns False if outputs were left unread for too long."""
         is_read = self._mailbox.seconds_unread <= UNREAD_LIMIT
         if not is_read:
-            output = Output(output.request_id, [], "error", error="the answer was left unread for too long")
+            output = Output(output.request_id, [], "error", error="the client did not read the answer for too long")
         index = self._indexes[output.request_id]
         self._answers[index] += output.tokens
         self._num_scored[index] += len(output.prompt_logprobs)

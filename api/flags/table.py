@@ -120,8 +120,8 @@ class ModelFlags:
         Flag(
             min=0,
             max=1024,
-            help="Let the GPU find this number of most likely tokens, and sample from them where possible. 0 is off.",
-            note="Logits then stay on the GPU; see below.",
+            help="Number of most likely tokens that the GPU finds. Where possible, only these are sampled. 0 is off.",
+            note="With a value above 0, logits stay on the GPU; see below.",
         ),
     ] = None
     pooling: Annotated[

@@ -22,34 +22,45 @@ def compare(
     *,
     out: Annotated[Path, typer.Option(help="A folder for comparison.json, report.html, plots and logs.")],
     servers: Annotated[
-        str, typer.Option(help="Comma-separated. The first is compared with each of the others. Default: all.")
+        str,
+        typer.Option(help="Servers, separated by commas. The first is compared with each of the others. Default: all."),
     ] = ",".join(NAMES),
-    workloads: Annotated[str, typer.Option(help="Comma-separated; with users: uniform:32.")] = (
-        "single,uniform:8,uniform:32,burst,shared,interference,multiturn,agents"
-    ),
+    workloads: Annotated[
+        str, typer.Option(help="Workloads, separated by commas. A number of users may follow a name, as in uniform:32.")
+    ] = ("single,uniform:8,uniform:32,burst,shared,interference,multiturn,agents"),
     url: Annotated[
         list[str] | None, typer.Option(help="NAME=URL of a server that already runs. May be repeated.")
     ] = None,
     flags: Annotated[
         list[str] | None,
-        typer.Option(help="SERVER=FLAGS to add to its own. For llama-server-tuned, they replace the tuning."),
+        typer.Option(
+            help="SERVER=FLAGS: flags to add to the server's own. For llama-server-tuned, they replace the tuning."
+        ),
     ] = None,
     variant: Annotated[
-        list[str] | None, typer.Option(help="NAME=FLAGS of another Cortex to compare. May be repeated.")
+        list[str] | None,
+        typer.Option(help="NAME=FLAGS: measure Cortex with these flags too, under this name. May be repeated."),
     ] = None,
     model: Annotated[str, typer.Option(help="A model as for `cortex run`.")] = "smollm2:135m",
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="0: physical cores.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, max=1024, help="Number of threads. 0: the number of physical cores.")
+    ] = 0,
     allow_remote: Annotated[bool, typer.Option(help="Allow a URL that is not loopback.")] = False,
     times: Annotated[int, typer.Option("--repeat", min=1, max=1000)] = 3,
     seed: Annotated[int, typer.Option()] = 0,
     salt: Annotated[
-        int | None, typer.Option(help="Makes the texts of a run new. Default: random, and recorded.")
+        int | None,
+        typer.Option(help="Number that changes the texts of a run. Default: random, and recorded in the result."),
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="CSV file: TIMESTAMP,ContextTokens,GeneratedTokens.")] = None,
-    speed: Annotated[float, typer.Option(min=0.001, help="Seconds of the trace per second.")] = 1.0,
-    max_context: Annotated[int, typer.Option(min=64, help="Most tokens of prompt and output together (trace).")] = 1024,
-    max_output: Annotated[int, typer.Option(min=1, help="Most output tokens of a request (trace).")] = 64,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Rows to play (trace).")] = 64,
+    speed: Annotated[
+        float, typer.Option(min=0.001, help="Speed of the trace: how many of its seconds are played in one second.")
+    ] = 1.0,
+    max_context: Annotated[
+        int, typer.Option(min=64, help="Maximum tokens of prompt and output together (trace).")
+    ] = 1024,
+    max_output: Annotated[int, typer.Option(min=1, help="Maximum output tokens of a request (trace).")] = 64,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Number of rows to play (trace).")] = 64,
     block_limit: Annotated[
         float, typer.Option(min=1.0, max=86_400.0, help="Seconds for one server, workload and repetition.")
     ] = 300.0,

@@ -21,7 +21,7 @@ def fanout(
     times: Annotated[int, typer.Option("--repeat", min=1, max=1000)] = 3,
     out: Annotated[Path | None, typer.Option(help="A JSON file.")] = None,
 ) -> None:
-    """Measure the tokens per second of the API process on one core, with an engine whose model is a clock."""
+    """Measure the tokens per second of the API process on one core. A fake engine sends tokens at a fixed rate."""
     from statistics import median
     from tempfile import TemporaryDirectory
 

@@ -28,30 +28,50 @@ def load(
     *,
     url: Annotated[str, typer.Option(help="The server's OpenAI base URL.")] = "http://127.0.0.1:39281/v1",
     workload: Annotated[Workload, typer.Option()] = "uniform",
-    model: Annotated[str, typer.Option(help="Default: the first that the server lists.")] = "",
+    model: Annotated[str, typer.Option(help="Name of the model. Default: the first model that the server lists.")] = "",
     api_key: Annotated[str, typer.Option(envvar="BENCH_API_KEY")] = "",
     allow_remote: Annotated[bool, typer.Option(help="Allow a URL that is not loopback.")] = False,
-    users: Annotated[int, typer.Option(min=0, max=10_000, help="At the same time. 0: the workload's default.")] = 0,
-    requests: Annotated[int, typer.Option(min=0, max=100_000, help="In total. 0: the workload's default.")] = 0,
-    prompt_tokens: Annotated[
-        int, typer.Option(min=0, max=1_000_000, help="Approximate, template included. 0: the workload's default.")
+    users: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Number of users at the same time. 0: the workload's default.")
     ] = 0,
-    output_tokens: Annotated[int, typer.Option(min=0, max=100_000, help="0: the workload's default.")] = 0,
+    requests: Annotated[
+        int, typer.Option(min=0, max=100_000, help="Number of requests in total. 0: the workload's default.")
+    ] = 0,
+    prompt_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0, max=1_000_000, help="Approximate tokens of a prompt with its template. 0: the workload's default."
+        ),
+    ] = 0,
+    output_tokens: Annotated[
+        int, typer.Option(min=0, max=100_000, help="Tokens of an answer. 0: the workload's default.")
+    ] = 0,
     turns: Annotated[
-        int, typer.Option(min=0, max=100, help="Per conversation (multiturn, agents). 0: the workload's default.")
+        int,
+        typer.Option(min=0, max=100, help="Turns of a conversation (multiturn, agents). 0: the workload's default."),
     ] = 0,
     trace: Annotated[Path | None, typer.Option(help="CSV file: TIMESTAMP,ContextTokens,GeneratedTokens.")] = None,
-    speed: Annotated[float, typer.Option(min=0.001, help="Seconds of the trace per second.")] = 1.0,
-    max_context: Annotated[int, typer.Option(min=64, help="Most tokens of prompt and output together (trace).")] = 1024,
-    max_output: Annotated[int, typer.Option(min=1, help="Most output tokens of a request (trace).")] = 64,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Rows to play (trace).")] = 64,
+    speed: Annotated[
+        float, typer.Option(min=0.001, help="Speed of the trace: how many of its seconds are played in one second.")
+    ] = 1.0,
+    max_context: Annotated[
+        int, typer.Option(min=64, help="Maximum tokens of prompt and output together (trace).")
+    ] = 1024,
+    max_output: Annotated[int, typer.Option(min=1, help="Maximum output tokens of a request (trace).")] = 64,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Number of rows to play (trace).")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
     ignore_eos: Annotated[bool, typer.Option(help="Send ignore_eos, so that all answers have full length.")] = True,
-    times: Annotated[int, typer.Option("--repeat", min=0, max=1000, help="0: 5 for interference, else 1.")] = 0,
+    times: Annotated[
+        int,
+        typer.Option(
+            "--repeat", min=0, max=1000, help="Number of repetitions. 0: 5 for interference, 1 for other workloads."
+        ),
+    ] = 0,
     seed: Annotated[int, typer.Option()] = 0,
     salt: Annotated[
-        int | None, typer.Option(help="Makes the texts new to a server's caches. Default: random, and recorded.")
+        int | None,
+        typer.Option(help="Number that makes the texts new to all caches. Default: random, and recorded."),
     ] = None,
     settle: Annotated[float, typer.Option(min=0.0, max=600.0, help="Seconds without load between phases.")] = 1.0,
     timeout: Annotated[float, typer.Option(min=0.1, max=86_400.0, help="Seconds for one request.")] = 600.0,

@@ -119,7 +119,9 @@ def _refuse_without_memory(config: EngineConfig, model: Model, sizes: Sizes) -> 
     kv_bytes = sizes.kv_tokens * model.kv_bytes_per_token(config.kv_type)
     available = available_bytes(config)
     if missing := max(0, model.num_bytes + kv_bytes - available):
-        needs = f"{model.num_bytes / GIB:.1f} GiB of memory and {kv_bytes / GIB:.1f} GiB for its KV"
+        needs = (
+            f"{model.num_bytes / GIB:.1f} GiB of memory for its weights and {kv_bytes / GIB:.1f} GiB for its KV cache"
+        )
         reason = f"it would take {needs}, but only {available / GIB:.1f} GiB are available"
         raise NoMemoryError(f"{config.model_path}: {reason}", missing)
 

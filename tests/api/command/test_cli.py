@@ -506,10 +506,10 @@ def test_a_server_that_ends_early_is_reported_with_the_end_of_its_log(cortex: Co
     ("behaviour", "reason"),
     [
         ("crashes", "the server ended by SIGSEGV"),
-        ("failed", "its status is failed: out of memory"),
-        ("draining", "its status is draining"),
-        ("silent", "it has not answered for 1 seconds"),
-        ("hangs", "it has not answered for 1 seconds"),  # and ignores SIGTERM
+        ("failed", "the server's status is failed: out of memory"),
+        ("draining", "the server's status is draining"),
+        ("silent", "the server has not answered for 1 seconds"),
+        ("hangs", "the server has not answered for 1 seconds"),  # and ignores SIGTERM
     ],
 )
 def test_a_server_that_cannot_become_ready_is_not_left_behind(cortex: Cortex, behaviour: str, reason: str) -> None:
