@@ -558,7 +558,7 @@ async def test_a_request_whose_tokens_stay_unread_is_dropped(autojump_clock: Moc
         await trio.sleep(1)
         engine.emit([6])
         assert engine.cancelled == [1]
-        with pytest.raises(ApiError, match="unread"):
+        with pytest.raises(ApiError, match="did not read the answer"):
             await generation.receive()
 
 
