@@ -120,8 +120,8 @@ class ModelFlags:
         Flag(
             min=0,
             max=1024,
-            help="The GPU finds this many of the most likely tokens. Where possible, the next token is selected only from "
-            "these. 0 is off.",
+            help="The GPU finds this many of the most likely tokens. Where possible, the next token is selected only "
+            "from these. 0 is off.",
             note="With a value above 0, logits stay on the GPU; see below.",
         ),
     ] = None
