@@ -14,7 +14,6 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from api.errors import ApiError, server_error
-from api.http.operation import Operation
 from api.http.operations import OPERATIONS
 from api.http.view import Segment, Segments, json_response, rule, view
 from api.protocols.call import Server
@@ -32,7 +31,6 @@ def create_app(
     *,
     cors_origins: tuple[str, ...] = (),
     model_flags: Mapping[str, object] = MappingProxyType({}),
-    operations: tuple[Operation, ...] = OPERATIONS,
 ) -> QuartTrio:
     """The application for these models. `model_flags`: defaults for the flags of models that a request starts."""
     app = QuartTrio("cortex")
@@ -43,8 +41,8 @@ def create_app(
     _name_requests(app)
     _handle_errors(app)
     server = Server(fleet, time.monotonic(), model_flags)
-    for each in operations:
-        app.add_url_rule(rule(each, operations), each.name, view(each, server), methods=[each.method])
+    for each in OPERATIONS:
+        app.add_url_rule(rule(each, OPERATIONS), each.name, view(each, server), methods=[each.method])
     return app
 
 
