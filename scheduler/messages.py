@@ -74,6 +74,8 @@ class Submit:
     """Tokens of the answer that an earlier engine has generated. They count towards `max_tokens`."""
     num_scored: int = 0
     """Number of prompt log probabilities that an earlier engine has returned."""
+    suspect: bool = False
+    """Whether the request was in the step in which an earlier engine crashed, so that it may be the cause."""
 
 
 @dataclass(frozen=True, slots=True)
