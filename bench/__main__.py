@@ -4,12 +4,13 @@ import typer
 
 from bench.commands.ceiling import ceiling
 from bench.commands.compare import compare, page_command
+from bench.commands.crowded import crowded
 from bench.commands.fanout import fanout
 from bench.commands.load import load
 from bench.commands.restart import restart
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-for command in (load, ceiling, compare, restart, fanout):
+for command in (load, ceiling, compare, restart, fanout, crowded):
     app.command()(command)
 app.command("page")(page_command)
 
