@@ -21,8 +21,10 @@ from api.text.template import ChatTemplate
 from bench.records import BenchError, Message, Record
 from bench.workloads import Session, words
 from scheduler.config import EngineConfig
-from scheduler.llama.context import MAX_SEQUENCE_IDS, Context, Model
+from scheduler.llama.context import MAX_SEQUENCE_IDS, Context
 from scheduler.llama.kv_memory import LaneMemory, PoolMemory
+from scheduler.llama.model import Model
+from scheduler.llama.proof import measure
 from scheduler.sizing import IDLE_SHARE, choose
 
 CHUNKS: Final = (64, 128, 256, 512)
@@ -170,7 +172,7 @@ class BareLoop:
         """With `lanes`, that many sequences each have memory for `lane_tokens` tokens; shared prefixes are copied."""
         config = EngineConfig(str(model_path), kv_tokens=kv_tokens, threads=threads)
         self._model = Model(str(model_path), config.gpu_layers)
-        kv_bytes = self._model.kv_bytes_per_token(config.kv_type)
+        kv_bytes = measure(self._model, config).bytes_per_token
         sizes = choose(
             config,
             trained_context=self._model.trained_context,

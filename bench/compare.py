@@ -318,7 +318,7 @@ def specs_of(plan: Plan, common: Common, tuned: Sequence[str] = ()) -> list[Spec
 
 def end_tokens(model_path: Path) -> list[int]:
     # Imported here because it loads llama.cpp.
-    from scheduler.llama.context import Model
+    from scheduler.llama.model import Model
 
     model = Model(str(model_path), 0)
     try:

@@ -35,7 +35,13 @@ TOKENS = range(1000, 2000)
 class NullMemory:
     """A KV memory that stores nothing."""
 
-    def share(self, source: int, target: int, start: int, stop: int) -> None: ...
+    def intact_from(self, sequence_id: int) -> int:
+        return 0
+
+    def share(self, source: int, target: int, start: int, stop: int) -> bool:
+        return True
+
+    def merge(self, source: int, target: int, start: int, stop: int) -> None: ...
 
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:
         return True

@@ -54,7 +54,7 @@ class KVCache:
         self._memory = memory
         self._layout = layout
         self._tier = tier
-        self._tree: Tree = PrefixTree() if sharing else PrivatePaths()
+        self._tree: Tree = PrefixTree(lambda handle: memory.intact_from(handle.id)) if sharing else PrivatePaths()
         self._handles: set[KVHandle] = set()
         """All handles, running and idle."""
         self._clock = 0
@@ -105,7 +105,8 @@ class KVCache:
         stored = self._tier.find(tokens, hit)
         if stored.stop <= hit.num_tokens:
             return replace(hit, stored=Stored(arriving=True)) if stored.arriving else hit
-        return replace(self._tree.find(tokens[: stored.start * TOKEN_BYTES]), stored=stored)
+        resident = self._tree.find(tokens[: stored.start * TOKEN_BYTES])
+        return replace(resident, stored=stored) if resident.num_tokens == stored.start else hit
 
     def wait(self) -> None:
         """Waits a short time for the pages that the tier is reading from the disk."""
@@ -115,7 +116,7 @@ class KVCache:
         """Returns a running handle with pages for all `tokens`. It already holds the hit (by default the longest one).
 
         Evicts other pages if necessary. Returns None if the pages and `spare_pages` more are not available, or if every
-        sequence id runs.
+        sequence id runs. If the memory refuses to share or to load some of the hit, the handle holds less.
         """
         hit = self.lookup(tokens) if hit is None else hit
         num_tokens = len(tokens) // TOKEN_BYTES
@@ -127,17 +128,24 @@ class KVCache:
         hit = placement.hit
         if placement.adopts and hit.source is not None:
             handle = hit.source
+            if handle.num_tokens != hit.num_tokens:  # the memory could not cut it to the hit
+                self._drop_if_superfluous(handle)
+                return self.acquire(tokens, self.lookup(tokens, hit.num_known), spare_pages)
             self._resume(handle)
         elif placement.eviction is not None and placement.eviction.handle is hit.source:
             # The source itself was evicted. Other handles may hold a shorter part of the hit.
             return self.acquire(tokens, self.lookup(tokens, hit.num_known), spare_pages)
         else:
-            handle = self._fork(placement.id, hit)
-        self._hit_tokens += hit.num_tokens
+            forked = self._fork(placement.id, hit)
+            if forked is None:
+                return self.acquire(tokens, Hit(hit.root), spare_pages)
+            handle = forked
         reserved = self.reserve(handle, num_tokens)
         assert reserved, "place() checked that there are enough pages"
-        if hit.stored.num_tokens:
-            self._load(handle, tokens, hit.stored)
+        if hit.stored.num_tokens and not self._load(handle, tokens, hit.stored):
+            self._abandon(handle)
+            return self.acquire(tokens, self._tree.find(tokens[: hit.num_tokens * TOKEN_BYTES]), spare_pages)
+        self._hit_tokens += hit.num_known
         return handle
 
     def reserve(self, handle: KVHandle, num_tokens: int) -> bool:
@@ -168,19 +176,18 @@ class KVCache:
     def rollback(self, handle: KVHandle) -> bool:
         """Remove the cells that a failed step wrote after the committed tokens.
 
-        Returns False if the model's memory cannot remove them: the handle is then empty.
+        Returns False if the model's memory cannot remove them: the handle is then empty, and has no pages.
         """
         if self._memory.remove(handle.id, handle.num_tokens, -1):
             return True
-        self._memory.remove(handle.id, 0, -1)
-        handle.cut(0)  # no other handle holds these pages: memory that can be shared can also be cut
+        self._stop(handle)
+        self._clear(handle)
+        self._resume(handle)
         return False
 
     def release(self, handle: KVHandle) -> None:
         """Make the handle idle. Its pages stay cached until another sequence needs them."""
-        self._layout.release(handle)
-        self._clock += 1
-        handle.stop(self._clock)
+        self._stop(handle)
         self._save_state(handle)
         self._cut(handle, self._tree.num_kept(handle))
         self._drop_if_superfluous(handle)
@@ -200,15 +207,17 @@ class KVCache:
         self._layout.start(handle, handle.pages)
         handle.resume()
 
-    def _fork(self, sequence_id: int, hit: Hit) -> KVHandle:
-        """Returns a new running handle that holds the resident part of the hit."""
+    def _fork(self, sequence_id: int, hit: Hit) -> KVHandle | None:
+        """Returns a new running handle that holds the resident part of the hit. None if the memory cannot share it."""
+        if hit.source is not None and not self._memory.share(hit.source.id, sequence_id, 0, hit.num_tokens):
+            self._memory.remove(sequence_id, 0, -1)
+            return None
         handle = KVHandle(sequence_id, hit.root)
         self._handles.add(handle)
         self._layout.start(handle, hit.pages)
         handle.extend(hit.pages)
         handle.num_pages = len(hit.pages)
         if hit.source is not None:
-            self._memory.share(hit.source.id, handle.id, 0, hit.num_tokens)
             handle.tail = hit.source.tokens_inside(len(hit.pages), hit.num_tokens)
             if hit.adoptable:  # the new handle holds all that the source holds
                 self._drop(hit.source)
@@ -217,35 +226,55 @@ class KVCache:
     def _seal(self, handle: KVHandle, key: bytes) -> None:
         """Add the handle's next page to the tree, or make the handle a holder of an equal page in the tree."""
         page = self._tree.page(handle.last_page, key)
-        if not page.holders:
-            handle.extend((page,))
-            return
-        if self._layout.merge(page):
-            self._share_page(handle, page)
+        if page.holders and self._layout.merges:
+            page = self._merge(handle, page)
         handle.extend((page,))
         for end in [end for end in page.ends if not end.running]:
             self._drop_if_superfluous(end)
 
-    def _share_page(self, handle: KVHandle, page: Page) -> None:
-        """Replace the handle's own cells by those of the page's holders."""
-        start = len(handle.pages) * PAGE_TOKENS
-        twin = next(iter(page.holders))
-        self._memory.remove(handle.id, start, start + PAGE_TOKENS)
-        self._memory.share(twin.id, handle.id, start, start + PAGE_TOKENS)
-        self._merged_pages += 1
+    def _merge(self, handle: KVHandle, page: Page) -> Page:
+        """Replace the handle's own cells by those of the page's holders. Returns the handle's next page.
 
-    def _load(self, handle: KVHandle, tokens: bytes, stored: Stored) -> None:
-        """Append the tokens that a tier has. If the memory rejects them, they stay uncomputed."""
-        if self._memory.load(handle.id, stored.start, stored.stop, stored.blobs):
-            self._hit_tokens += stored.num_tokens
-            self._loaded_tokens += stored.num_tokens
-            self.commit(handle, tokens[stored.start * TOKEN_BYTES : stored.stop * TOKEN_BYTES])
+        If no holder has all KV of the page any more, returns a new page: instead of the holders' page if they are idle,
+        otherwise a private one.
+        """
+        start = len(handle.pages) * PAGE_TOKENS
+        twin = next((each for each in page.holders if self._memory.intact_from(each.id) <= start), None)
+        if twin is not None:
+            self._layout.merge(page)
+            self._memory.merge(twin.id, handle.id, start, start + PAGE_TOKENS)
+            self._merged_pages += 1
+            return page
+        if page.num_running:
+            return Page(page.key, page.parent, private=True)
+        for idle in tuple(page.holders):
+            self._evict(Eviction(idle, start))
+        return self._tree.page(handle.last_page, page.key)
+
+    def _load(self, handle: KVHandle, tokens: bytes, stored: Stored) -> bool:
+        """Append the tokens that a tier has. Returns False if the memory rejects them."""
+        if not self._memory.load(handle.id, stored.start, stored.stop, stored.blobs):
+            return False
+        self._loaded_tokens += stored.num_tokens
+        self.commit(handle, tokens[stored.start * TOKEN_BYTES : stored.stop * TOKEN_BYTES])
+        return True
 
     # -- end of a handle ---------------------------------------------------------------------------------------------
 
+    def _stop(self, handle: KVHandle) -> None:
+        self._layout.release(handle)
+        self._clock += 1
+        handle.stop(self._clock)
+
+    def _abandon(self, handle: KVHandle) -> None:
+        """Drop a running handle whose KV may be damaged."""
+        self._stop(handle)
+        self._clear(handle)
+        self._drop(handle)
+
     def _save_state(self, handle: KVHandle) -> None:
-        """Save the state to the tier if states can be neither shared nor cut to this length later."""
-        if not self._tree.sharing:
+        """Save the state to the tier if no other sequence can share it in memory."""
+        if handle.last_page.private:
             self._tier.save(handle, 0, self._memory)
 
     def _evict(self, eviction: Eviction) -> None:
@@ -267,7 +296,13 @@ class KVCache:
                 self._tree.remove(page)
         handle.num_pages = num_pages_for(num_tokens)
         self._layout.free(num_freed - bool(handle.tail))
-        self._memory.remove(handle.id, num_tokens, -1)
+        if not self._memory.remove(handle.id, num_tokens, -1):
+            self._clear(handle)
+
+    def _clear(self, handle: KVHandle) -> None:
+        """Empty an idle handle, including cells that were never committed."""
+        self._memory.remove(handle.id, 0, -1)
+        self._cut(handle, 0)
 
     def _drop_if_superfluous(self, handle: KVHandle) -> None:
         """Drop the handle, and free its id, if it is idle and not the sole holder of a page."""

@@ -9,14 +9,16 @@ evicted to the tier.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 from kvcache.layout import Eviction, Placement
-from kvcache.tree import PAGE_TOKENS, Hit, KVHandle, Page, num_pages_for
+from kvcache.tree import Hit, KVHandle, Page, num_pages_for
 
 
 class LaneLayout:
     """Counts pages by lane. A handle uses the pages of its own lane only, so a page held n times is counted n times."""
+
+    merges = False
+    """Each handle keeps its own cells."""
 
     def __init__(self, lane_pages: int, num_ids: int, *, keeps_evicted: bool = False) -> None:
         """`keeps_evicted`: whether there is a tier. Without one, an eviction loses pages, which is worse than a gap."""
@@ -46,7 +48,6 @@ class LaneLayout:
         """See `Layout.place`. Ignores `spare_pages`: each lane has its own pages."""
         if num_pages_for(num_tokens) > self._lane_pages or all(map(_is_running, self._lanes.values())):
             return None
-        hit = _with_shortest_source(hit)
         lane = self._best_lane(hit)
         occupant = self._lanes[lane]
         if occupant is None:
@@ -85,9 +86,7 @@ class LaneLayout:
 
     def reserve(self, num_pages: int) -> None: ...
 
-    def merge(self, page: Page) -> bool:  # noqa: ARG002
-        """Returns False: each handle keeps its own cells."""
-        return False
+    def merge(self, page: Page) -> None: ...
 
     def release(self, handle: KVHandle) -> None: ...
 
@@ -104,13 +103,3 @@ class LaneLayout:
 
 def _is_running(handle: KVHandle | None) -> bool:
     return handle is not None and handle.running
-
-
-def _with_shortest_source(hit: Hit) -> Hit:
-    """Returns the hit with its shortest possible source, because all of the source is copied.
-
-    The hit stays as it is if the source can be adopted, or if the hit ends inside a page.
-    """
-    if hit.adoptable or not hit.pages or hit.num_tokens > len(hit.pages) * PAGE_TOKENS:
-        return hit
-    return replace(hit, source=min(hit.pages[-1].holders, key=lambda handle: handle.num_tokens))

@@ -35,6 +35,9 @@ class Layout(Protocol):
     layout. Invariant: free + cached + held = all, for pages and for sequence ids.
     """
 
+    merges: bool
+    """Whether all holders of a page must use the same cells, because the page is counted once."""
+
     @property
     def num_pages(self) -> int: ...
 
@@ -78,10 +81,10 @@ class Layout(Protocol):
     def reserve(self, num_pages: int) -> None:
         """A running handle takes `num_pages` free pages."""
 
-    def merge(self, page: Page) -> bool:
-        """A running handle has computed a page that others hold, and becomes a holder of it.
+    def merge(self, page: Page) -> None:
+        """A running handle has computed a page that others hold, and uses their cells from now on.
 
-        Returns whether the handle must use the others' cells instead of its own.
+        Called only if the layout `merges`.
         """
 
     def release(self, handle: KVHandle) -> None:

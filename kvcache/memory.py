@@ -13,23 +13,42 @@ Blob = NDArray[np.uint8]
 class Memory(Protocol):
     """The cells of one llama.cpp context. Positions are half-open ranges; a stop of -1 means to the end."""
 
-    def share(self, source: int, target: int, start: int, stop: int) -> None:
-        """Give sequence id `target` the KV of `source` at these positions.
+    def intact_from(self, sequence_id: int) -> int:
+        """Returns the smallest number of tokens to which the sequence can be cut, or that another one can share.
 
-        A pool puts both ids on the same cells. Lanes copy the cells.
+        It is 0 if all KV of the sequence is there. With sliding windows, some layers may have lost early tokens, which
+        the sequence itself no longer needs.
+        """
+
+    def share(self, source: int, target: int, start: int, stop: int) -> bool:
+        """Give sequence id `target`, which has no cells at these positions, the KV of `source`.
+
+        A pool puts both ids on the same cells. Lanes copy the cells. Returns False if this is impossible; the target
+        may then be damaged, and must be emptied.
+        """
+
+    def merge(self, source: int, target: int, start: int, stop: int) -> None:
+        """Replace the target's KV at these positions by the equal KV of `source`. Both then use the same cells.
+
+        Called only in a pool, and only if `intact_from(source)` is at most `start`.
         """
 
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:
-        """Remove the id from its cells at these positions. A cell without ids is free. Returns False if impossible."""
+        """Remove the id from its cells at these positions. A cell without ids is free.
+
+        Returns False if this is impossible, or if the sequence cannot be continued after it: it must then be emptied. A
+        removal from 0 to the end is always possible.
+        """
 
     def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
         """Returns a copy of these positions, one blob per page. `start` is a page boundary. The last page may be short.
 
-        A memory that can only move whole sequences returns one blob, and `start` must then be 0.
+        A memory that can only move whole sequences returns one blob, and `start` must then be 0. Returns no blobs if
+        the KV cannot be saved.
         """
 
     def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
         """Append these positions to the sequence. The last blob may hold more tokens than are needed.
 
-        Returns False, and changes nothing, if the memory rejects the blobs.
+        Returns False if the memory rejects the blobs; the sequence may then be damaged, and must be emptied.
         """

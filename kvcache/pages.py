@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvcache.disk import DiskTier
+from kvcache.disk import Disk, NoDisk
 from kvcache.memory import Blob, Memory
 from kvcache.tier import TierStatistics
 from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, TOKEN_BYTES, Hit, KVHandle, Stored, common_bytes, digest_of
@@ -27,9 +27,9 @@ class PageTier:
     before it, so a page always counts as used more recently than the pages after it.
     """
 
-    def __init__(self, max_bytes: int, disk: DiskTier | None = None) -> None:
+    def __init__(self, max_bytes: int, disk: Disk | None = None) -> None:
         self._max_bytes = max_bytes
-        self._disk = disk
+        self._disk = disk or NoDisk()
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         """By digest, least recently used first."""
         self._children: dict[bytes, dict[bytes, _Entry]] = {}
@@ -80,6 +80,8 @@ class PageTier:
         if start == handle.num_tokens:
             return
         blobs = memory.save(handle.id, start, handle.num_tokens)
+        if not blobs:
+            return
         keys = [page.key for page in pages[first:]] + [handle.tail] * bool(handle.tail)
         parent = (pages[first - 1] if first else handle.root).digest
         entries = []
@@ -118,13 +120,11 @@ class PageTier:
     # -- the disk ----------------------------------------------------------------------------------------------------
 
     def _store(self, entry: _Entry) -> None:
-        """Write an entry to the disk, if there is one.
+        """Write an entry to the disk.
 
         The length of a tail is unknown when it is looked up, so its name depends on its parent only. If a parent has
         several tails, the disk keeps the first one.
         """
-        if self._disk is None:
-            return
         if len(entry.key) == PAGE_BYTES:
             self._disk.write(entry.digest, entry.blob)
         else:
@@ -135,8 +135,6 @@ class PageTier:
 
         `num_bytes` is the size of the stored pages up to `parent`. Returns False if the disk has none of these pages.
         """
-        if self._disk is None:
-            return False
         for offset in range(0, len(tokens) - PAGE_BYTES + 1, PAGE_BYTES):
             key = tokens[offset : offset + PAGE_BYTES]
             digest = digest_of(parent, key)
@@ -153,7 +151,7 @@ class PageTier:
 
     def _read_end(self, parent: bytes, tokens: bytes, num_bytes: int) -> bool:
         """Start to read the tail that the disk has after `parent`. Returns False if there is none to read."""
-        if self._disk is None or not tokens or any(len(key) < PAGE_BYTES for key in self._children.get(parent, ())):
+        if not tokens or any(len(key) < PAGE_BYTES for key in self._children.get(parent, ())):
             return False
         name = _end_of(parent)
         size = self._disk.size_of(name)
@@ -165,7 +163,7 @@ class PageTier:
         return True
 
     def _take_arrivals(self) -> None:
-        if self._disk is None or not self._awaited:
+        if not self._awaited:
             return
         for digest, blob in self._disk.arrivals():
             parent, key = self._awaited.pop(digest)
@@ -178,21 +176,19 @@ class PageTier:
 
     def wait(self) -> None:
         """Waits a short time for the pages that are being read from the disk."""
-        if self._disk is not None and self._awaited:
+        if self._awaited:
             self._disk.wait()
 
     def close(self, seconds: float) -> None:
         """Write all entries to the disk, most recently used first, for at most about `seconds`."""
-        if self._disk is not None:
-            for entry in reversed(self._entries.values()):
-                self._store(entry)
-            self._disk.close(seconds)
+        for entry in reversed(self._entries.values()):
+            self._store(entry)
+        self._disk.close(seconds)
 
     # -- statistics and checks ---------------------------------------------------------------------------------------
 
     def statistics(self) -> TierStatistics:
-        disk = (self._disk.num_bytes, self._disk.num_pages) if self._disk is not None else (0, 0)
-        return TierStatistics(self._num_bytes, len(self._entries), *disk)
+        return TierStatistics(self._num_bytes, len(self._entries), self._disk.num_bytes, self._disk.num_pages)
 
     def check_integrity(self) -> None:
         """Recount. Raises AssertionError if the accounting is wrong."""

@@ -25,6 +25,8 @@ at a time, 6 times as many. Decoding eight sequences side by side alone causes a
 class PoolLayout:
     """Counts each page once, independent of the number of holders. Any sequence may use all pages."""
 
+    merges = True
+
     def __init__(self, num_pages: int, num_ids: int, *, max_cached: int | None = None) -> None:
         """`max_cached` limits the cached pages if there is a tier for the others. The default is no limit."""
         self.num_pages = num_pages
@@ -104,10 +106,9 @@ class PoolLayout:
     def reserve(self, num_pages: int) -> None:
         self.num_free -= num_pages
 
-    def merge(self, page: Page) -> bool:
+    def merge(self, page: Page) -> None:
         self.num_free += 1
         self.num_cached -= page.num_running == 0
-        return True
 
     def release(self, handle: KVHandle) -> None:
         self.num_free += handle.num_pages - num_pages_for(handle.num_tokens)

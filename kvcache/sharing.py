@@ -1,6 +1,7 @@
 """Search for common prefixes: a prefix tree, or no sharing at all for models whose state cannot be shared."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from operator import attrgetter
 from typing import Protocol
 
 from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, TOKEN_BYTES, Hit, KVHandle, Page, common_bytes
@@ -17,7 +18,10 @@ class Tree(Protocol):
         """Returns the longest prefix of the tokens that some handle holds in memory."""
 
     def page(self, parent: Page, key: bytes) -> Page:
-        """Returns the page with these tokens after `parent`: an existing one, or a new one without holders."""
+        """Returns the page with these tokens after `parent`: an existing one, or a new one without holders.
+
+        After a private page, always returns a new private one.
+        """
 
     def remove(self, page: Page) -> None:
         """No handle holds the page any more."""
@@ -29,38 +33,55 @@ class Tree(Protocol):
         """Raises AssertionError if the tree does not contain exactly `pages`, all pages that handles hold."""
 
 
+IntactFrom = Callable[[KVHandle], int]
+"""Returns the smallest number of tokens of a handle that another one can share; see `Memory.intact_from`."""
+
+
 class PrefixTree:
     """Finds any handle, running or idle, by the tokens that it holds."""
 
     sharing = True
 
-    def __init__(self) -> None:
+    def __init__(self, intact_from: IntactFrom = lambda _handle: 0) -> None:
         self._root = Page(b"", None)
+        self._intact_from = intact_from
 
     def find(self, tokens: bytes) -> Hit:
+        """See `Tree.find`. Of several sources takes the shortest, because lanes copy all of the source."""
         page, pages, offset = self._root, [], 0
         while (child := page.children.get(tokens[offset : offset + PAGE_BYTES])) is not None:
             page = child
             pages.append(page)
             offset += PAGE_BYTES
-        source, inside = _continuation(page, tokens[offset : offset + PAGE_BYTES])
-        if source is None and pages:
-            source = next(iter(page.holders))
+        source, inside = _continuation(page, tokens[offset : offset + PAGE_BYTES], offset, self._intact_from)
+        while source is None and pages:
+            source = min(self._intact(page.holders, offset), key=attrgetter("num_tokens"), default=None)
+            if source is None:
+                pages.pop()
+                page, offset = pages[-1] if pages else self._root, offset - PAGE_BYTES
         return Hit(self._root, (offset + inside) // TOKEN_BYTES, pages, source)
 
+    def _intact(self, handles: Iterable[KVHandle], num_bytes: int) -> Iterator[KVHandle]:
+        """Yields the handles of which others can share this many bytes of tokens."""
+        return (handle for handle in handles if self._intact_from(handle) * TOKEN_BYTES <= num_bytes)
+
     def page(self, parent: Page, key: bytes) -> Page:
+        if parent.private:
+            return Page(key, parent, private=True)
         page = parent.children.get(key)
         if page is None:
             page = parent.children[key] = Page(key, parent)
         return page
 
     def remove(self, page: Page) -> None:
-        if page.parent is not None:
+        if page.parent is not None and not page.private:
             del page.parent.children[page.key]
 
     def num_kept(self, handle: KVHandle) -> int:
         """See `Tree.num_kept`. Excludes the tail if a page or a tail of another handle contains it."""
         parent = handle.last_page
+        if parent.private:
+            return 0
         if handle.tail and (
             any(key.startswith(handle.tail) for key in parent.children)
             or any(end is not handle and end.tail.startswith(handle.tail) for end in parent.ends)
@@ -69,7 +90,9 @@ class PrefixTree:
         return handle.num_tokens
 
     def check_integrity(self, pages: Collection[Page]) -> None:
-        assert set(_descendants(self._root)) == set(pages), "the tree contains exactly the pages that handles hold"
+        shared = {page for page in pages if not page.private}
+        assert set(_descendants(self._root)) == shared, "the tree contains exactly the pages that handles hold"
+        assert all(len(page.holders) == 1 for page in pages if page.private), "a private page has one holder"
 
 
 class PrivatePaths:
@@ -78,13 +101,13 @@ class PrivatePaths:
     sharing = False
 
     def __init__(self) -> None:
-        self._root = Page(b"", None)
+        self._root = Page(b"", None, private=True)
 
     def find(self, tokens: bytes) -> Hit:  # noqa: ARG002
         return Hit(self._root)
 
     def page(self, parent: Page, key: bytes) -> Page:
-        return Page(key, parent)
+        return Page(key, parent, private=True)
 
     def remove(self, page: Page) -> None:
         """Does nothing: the page is in no tree."""
@@ -97,24 +120,32 @@ class PrivatePaths:
         assert all(len(page.holders) == 1 and not page.children for page in pages), "nothing is shared"
 
 
-def _continuation(page: Page, rest: bytes) -> tuple[KVHandle | None, int]:
+def _continuation(page: Page, rest: bytes, offset: int, intact_from: IntactFrom) -> tuple[KVHandle | None, int]:
     """Returns the handle that shares the longest prefix of `rest` after `page`, and the length of that prefix in bytes.
 
-    If no handle shares anything, returns an idle handle that ends exactly at `page`, if any: it may be adopted. Most
-    candidates fail the first comparison, so even a root with hundreds of children takes only microseconds.
+    `page` ends at `offset` bytes. If no handle shares anything, returns an idle handle that ends exactly at `page`, if
+    any: it may be adopted. Most candidates fail the first comparison, so even a root with hundreds of children takes
+    only microseconds.
     """
     best, length = None, 0
     for end in page.ends:
         if best is None and not end.running and not end.tail and page.parent is not None:
             best = end
         if rest and end.tail.startswith(rest[: length + TOKEN_BYTES]):
-            best, length = end, common_bytes(end.tail, rest, length + TOKEN_BYTES)
+            common = common_bytes(end.tail, rest, length + TOKEN_BYTES)
+            if intact_from(end) * TOKEN_BYTES <= offset + common:
+                best, length = end, common
         if length == len(rest) > 0:
             return best, length
     if rest:
         for key, child in page.children.items():
             if key.startswith(rest[: length + TOKEN_BYTES]):
-                best, length = next(iter(child.holders)), common_bytes(key, rest, length + TOKEN_BYTES)
+                common = common_bytes(key, rest, length + TOKEN_BYTES)
+                source = next(
+                    (each for each in child.holders if intact_from(each) * TOKEN_BYTES <= offset + common), None
+                )
+                if source is not None:
+                    best, length = source, common
                 if length == len(rest):
                     break
     return best, length

@@ -20,11 +20,13 @@ PAGE_BYTES: Final = PAGE_TOKENS * TOKEN_BYTES
 class Page:
     """A full page: the KV of the PAGE_TOKENS tokens that follow its parent's. The root is a page without tokens."""
 
-    __slots__ = ("children", "digest", "ends", "holders", "key", "last_used", "num_running", "parent")
+    __slots__ = ("children", "digest", "ends", "holders", "key", "last_used", "num_running", "parent", "private")
 
-    def __init__(self, key: bytes, parent: "Page | None") -> None:
+    def __init__(self, key: bytes, parent: "Page | None", *, private: bool = False) -> None:
         self.key = key
         self.parent = parent
+        self.private = private
+        """Whether the page belongs to one handle, and no search finds it."""
         self.digest: bytes = digest_of(parent.digest, key) if parent is not None else b""
         """Identifies the page and all pages before it, also in other tiers and after a restart."""
         self.children: dict[bytes, Page] = {}

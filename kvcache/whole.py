@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Final
 
-from kvcache.disk import DiskTier
+from kvcache.disk import Disk, NoDisk
 from kvcache.memory import Blob, Memory
 from kvcache.tier import TierStatistics
 from kvcache.tree import NOTHING_STORED, TOKEN_BYTES, Hit, KVHandle, Stored
@@ -22,12 +22,12 @@ _HASH_BYTES: Final = 12
 class WholeTier:
     """Sequences by the digest of all their tokens. Evicts the least recently used first, to the disk if any."""
 
-    def __init__(self, max_bytes: int, disk: DiskTier | None = None) -> None:
+    def __init__(self, max_bytes: int, disk: Disk | None = None) -> None:
         self._max_bytes = max_bytes
-        self._disk = disk
+        self._disk = disk or NoDisk()
         self._blobs: OrderedDict[bytes, Blob] = OrderedDict()
         """By digest, least recently used first."""
-        self._lengths = {_length_of(digest) for digest in disk.digests()} if disk is not None else set()
+        self._lengths = {_length_of(digest) for digest in self._disk.digests()}
         """Lengths in tokens of all stored sequences, and of some that are no longer stored."""
         self._awaited: set[bytes] = set()
         """Digests of the sequences that are being read from the disk."""
@@ -62,9 +62,9 @@ class WholeTier:
         """Save all of the handle. Ignores `num_kept`."""
         digest = whole_digest(handle.tokens)
         if handle.num_tokens and digest not in self._blobs:
-            (blob,) = memory.save(handle.id, 0, handle.num_tokens)
-            self._lengths.add(handle.num_tokens)
-            self._put(digest, blob)
+            for blob in memory.save(handle.id, 0, handle.num_tokens):  # one, or none if it cannot be saved
+                self._lengths.add(handle.num_tokens)
+                self._put(digest, blob)
             self._make_room()
 
     def _put(self, digest: bytes, blob: Blob) -> None:
@@ -78,14 +78,13 @@ class WholeTier:
         while self._num_bytes > self._max_bytes:
             digest, blob = self._blobs.popitem(last=False)
             self._num_bytes -= blob.nbytes
-            if self._disk is not None:
-                self._disk.write(digest, blob)
+            self._disk.write(digest, blob)
 
     # -- the disk ----------------------------------------------------------------------------------------------------
 
     def _read(self, digest: bytes) -> bool:
         """Start to read the sequence. Returns whether the disk has it and it fits into host memory."""
-        if self._disk is None or not 0 < self._disk.size_of(digest) <= self._max_bytes:
+        if not 0 < self._disk.size_of(digest) <= self._max_bytes:
             return False
         if digest not in self._awaited:
             self._awaited.add(digest)
@@ -93,7 +92,7 @@ class WholeTier:
         return True
 
     def _take_arrivals(self) -> None:
-        if self._disk is None or not self._awaited:
+        if not self._awaited:
             return
         for digest, blob in self._disk.arrivals():
             self._awaited.discard(digest)
@@ -103,21 +102,19 @@ class WholeTier:
 
     def wait(self) -> None:
         """Waits a short time for the sequences that are being read from the disk."""
-        if self._disk is not None and self._awaited:
+        if self._awaited:
             self._disk.wait()
 
     def close(self, seconds: float) -> None:
         """Write all sequences to the disk, most recently used first, for at most about `seconds`."""
-        if self._disk is not None:
-            for digest, blob in reversed(self._blobs.items()):
-                self._disk.write(digest, blob)
-            self._disk.close(seconds)
+        for digest, blob in reversed(self._blobs.items()):
+            self._disk.write(digest, blob)
+        self._disk.close(seconds)
 
     # -- statistics and checks ---------------------------------------------------------------------------------------
 
     def statistics(self) -> TierStatistics:
-        disk = (self._disk.num_bytes, self._disk.num_pages) if self._disk is not None else (0, 0)
-        return TierStatistics(self._num_bytes, len(self._blobs), *disk)
+        return TierStatistics(self._num_bytes, len(self._blobs), self._disk.num_bytes, self._disk.num_pages)
 
     def check_integrity(self) -> None:
         """Recount. Raises AssertionError if the accounting is wrong."""

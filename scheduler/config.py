@@ -1,11 +1,15 @@
 """The options that an engine is started with, and the settings that it reports when it is ready."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 KV_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 FLASH_ATTN = ("auto", "on", "off")
 KV_LAYOUTS = ("auto", "pool", "lanes")
 POOLINGS = ("auto", "none", "mean", "cls", "last")
+
+TierKind = Literal["pages", "sequences", "none"]
+"""What the tiers move: pages that sequences have in common, whole sequences, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class EngineInfo:
     gpu_layers: int
     """Layers that are on a GPU; 0 without one."""
     load_seconds: float
+    tier: TierKind = "none"
     generates: bool = True
     """Whether the model generates text. Encoders only make embeddings."""
     pooling: str = "none"

@@ -4,30 +4,29 @@ import os
 import time
 
 from scheduler.config import EngineConfig, EngineInfo
-from scheduler.llama.context import Model, num_gpu_layers
-from scheduler.llama.open_tiers import Tiers
-from scheduler.sizing import Sizes
+from scheduler.llama.device import Device
+from scheduler.llama.model import Model, num_gpu_layers
 from scheduler.texts import Limits
 
 
-def generator_info(
-    config: EngineConfig, model: Model, sizes: Sizes, tiers: Tiers | None, pooling: str, started: float
-) -> EngineInfo:
+def generator_info(config: EngineConfig, model: Model, device: Device, pooling: str, started: float) -> EngineInfo:
     """Returns the info of a model that generates text. `started`: time.monotonic() when loading began."""
     embeds = pooling != "none"
+    sizes, tiers = device.sizes, device.tiers
     return EngineInfo(
         pid=os.getpid(),
         description=model.description,
         ctx_len=sizes.ctx_len,
         max_seqs=sizes.max_seqs,
         kv_tokens=sizes.kv_tokens,
-        kv_bytes=sizes.kv_tokens * model.kv_bytes_per_token(config.kv_type),
+        kv_bytes=device.kv_bytes,
         kv_layout=sizes.layout,
         kv_layout_reason=sizes.layout_reason,
         batch_tokens=sizes.batch_tokens,
         threads=sizes.threads,
-        host_cache=tiers.host_bytes if tiers else 0,
-        disk_cache=tiers.disk_bytes if tiers else 0,
+        host_cache=tiers.host_bytes,
+        disk_cache=tiers.disk_bytes,
+        tier=tiers.kind,
         gpu_layers=num_gpu_layers(config.gpu_layers, model.num_layers),
         load_seconds=round(time.monotonic() - started, 3),
         pooling=pooling,

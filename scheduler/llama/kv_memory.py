@@ -9,13 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kvcache.memory import Blob
 from kvcache.tree import PAGE_TOKENS
 from scheduler.llama.context import Context
 from scheduler.llama.state import StateError, StateFormat
+from scheduler.llama.trial import Part, TrialError, check_alike, compute
 from scheduler.plan import StepError
 
 _log = logging.getLogger("cortex.engine")
@@ -27,8 +25,16 @@ MOVED_TOKENS: Final = 16 * PAGE_TOKENS
 class ContextMemory(ABC):
     """Implements kvcache's Memory. `save` and `load` may be called only after `learn`."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, window: int = 0) -> None:
+        """`window`: tokens that the layers with a sliding window attend to. 0 without such layers.
+
+        llama.cpp saves only the last window of these layers. In a pool it also reuses their cells of earlier positions,
+        even with memory of full size.
+        """
         self._context = context
+        self._window = window
+        self._loaded: dict[int, int] = {}
+        """Number of tokens of each sequence id that was loaded or shares such KV. It may lack windows before them."""
         self._format: StateFormat | None = None
         """Format of the states that pages are cut from. None if only whole sequences can be moved."""
         self.num_ids = context.num_ids
@@ -39,96 +45,110 @@ class ContextMemory(ABC):
         """Whether single pages can be saved and loaded."""
         return self._format is not None
 
-    def learn(self, *, pages: bool = True) -> None:
+    def learn(self, *, pages: bool = True) -> str:
         """Prove that KV can be saved and loaded: compute some, copy it to another sequence, compare the next logits.
 
-        Tries pages first if `pages` is true, then whole sequences. Leaves the memory empty. Raises StateError if
-        neither works.
+        Tries pages first if `pages` is true, then whole sequences. Leaves the memory empty. Returns why pages cannot be
+        moved; empty if they can or if `pages` is false. Raises TrialError if neither works.
         """
-        reason = ""
+        reasons: list[str] = []
         for prove in (self._prove_pages, self._prove_whole) if pages else (self._prove_whole,):
             try:
                 prove()
-            except (StateError, StepError) as error:
+            except (StateError, StepError, TrialError) as error:
                 self._format = None
-                reason = str(error)
-                _log.debug("%s failed: %s", prove.__name__, reason)
+                reasons.append(str(error))
             else:
-                return
+                return "; ".join(reasons)
             finally:
                 self.remove(0, 0, -1)
                 self.remove(1, 0, -1)
-        raise StateError(reason)
+        raise TrialError(reasons[-1])
 
     def _prove_pages(self) -> None:
+        if self._window:
+            raise TrialError("a saved state contains only the last window of the layers with a sliding window")
         self._need_ids(self._num_ids_for_pages)
-        self._compute(0, range(2 * PAGE_TOKENS), 0)
+        compute(self._context, Part(0, range(2 * PAGE_TOKENS), 0))
         self._format = StateFormat(self._context.read_state(0))
         saved = self.save(0, PAGE_TOKENS, 2 * PAGE_TOKENS)
-        self.share(0, 1, 0, PAGE_TOKENS)
+        if not saved or not self.share(0, 1, 0, PAGE_TOKENS):
+            raise TrialError("llama.cpp does not save a page")
         if not self.load(1, PAGE_TOKENS, 2 * PAGE_TOKENS, saved):
-            raise StateError("llama.cpp does not load a saved page")
-        if (self.save(1, PAGE_TOKENS, 2 * PAGE_TOKENS)[0] != saved[0]).any():
-            raise StateError("a loaded page differs from the saved one")
+            raise TrialError("llama.cpp does not load a saved page")
+        again = self.save(1, PAGE_TOKENS, 2 * PAGE_TOKENS)
+        if not again or (again[0] != saved[0]).any():
+            raise TrialError("a loaded page differs from the saved one")
         self._compare_next_logits(2 * PAGE_TOKENS)
 
     def _prove_whole(self) -> None:
         self._need_ids(2)
         length = 2 * PAGE_TOKENS
-        self._compute(0, range(length), 0)
-        if not self.load(1, 0, length, self.save(0, 0, length)):
-            raise StateError("llama.cpp does not load a saved sequence")
+        compute(self._context, Part(0, range(length), 0))
+        saved = self.save(0, 0, length)
+        if not saved or not self.load(1, 0, length, saved):
+            raise TrialError("llama.cpp does not load a saved sequence")
         self._compare_next_logits(length)
 
     def _need_ids(self, count: int) -> None:
         if self.num_ids < count:
-            raise StateError(f"the test needs {count} sequence ids")
+            raise TrialError(f"the test needs {count} sequence ids")
 
     def _compare_next_logits(self, num_tokens: int) -> None:
-        """Raise StateError unless the copy's logits are nearly the original's.
-
-        The limit is half of the distance that two more tokens move the logits. There is no fixed limit, because
-        rounding depends on the processor and on the model.
-        """
-        original, copy = (self._compute(i, [0], num_tokens) for i in (0, 1))
-        self._compute(0, [1], num_tokens + 1)
-        moved = self._compute(0, [0], num_tokens + 2)
-        if np.linalg.norm(copy - original) > np.linalg.norm(moved - original) / 2:
-            raise StateError("the logits after a loaded state differ")
-
-    def _compute(self, sequence_id: int, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
-        """Computes the next tokens of a sequence. Returns the logits after the last one."""
-        context, length = self._context, len(tokens)
-        context.tokens[:length] = tokens
-        context.positions[:length] = np.arange(start, start + length)
-        context.ids[:length] = sequence_id
-        context.outputs[:length] = 0
-        context.outputs[length - 1] = 1
-        context.decode(length)
-        row: NDArray[np.float32] = context.logits(1)[0].copy()
-        return row
+        """Raises TrialError unless the copy's logits are nearly the original's."""
+        (original,), (copy,) = (compute(self._context, Part(i, [0], num_tokens)) for i in (0, 1))
+        (other,) = compute(self._context, Part(0, [1, 0], num_tokens + 1))
+        check_alike(copy, original, other, "the logits after a loaded state differ")
 
     @property
     @abstractmethod
     def _num_ids_for_pages(self) -> int: ...
 
+    def intact_from(self, sequence_id: int) -> int:
+        if not self._window:
+            return 0
+        first = self._context.first_position(sequence_id)
+        return max(self._loaded.get(sequence_id, 0), first + self._window - 1 if first > 0 else 0)
+
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:
-        return self._context.remove(sequence_id, start, stop)
+        removed = self._context.remove(sequence_id, start, stop)
+        if not start and stop < 0:
+            self._loaded.pop(sequence_id, None)
+            return True
+        return removed and self.intact_from(sequence_id) <= start
+
+    def share(self, source: int, target: int, start: int, stop: int) -> bool:
+        if self.intact_from(source) > stop or not self._share(source, target, start, stop):
+            return False
+        if source in self._loaded:
+            self._loaded[target] = self._loaded[source]
+        return True
 
     @abstractmethod
-    def share(self, source: int, target: int, start: int, stop: int) -> None: ...
+    def _share(self, source: int, target: int, start: int, stop: int) -> bool: ...
+
+    def merge(self, source: int, target: int, start: int, stop: int) -> None:
+        self._context.remove(target, start, stop)
+        self._context.share(source, target, start, stop)
 
     def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
-        if self._format is not None:
-            return self._save_pages(self._format, sequence_id, start, stop)
+        try:
+            if self._format is not None:
+                return self._save_pages(self._format, sequence_id, start, stop)
+        except StateError as error:
+            _log.error("pages were not saved: %s", error)
+            return []
         assert start == 0, "only whole sequences can be moved"
-        return [self._context.read_state(sequence_id).copy()]
+        state = self._context.read_state(sequence_id).copy()
+        return [state] if len(state) else []
 
     def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
         if self._format is not None:
             return self._load_pages(self._format, sequence_id, start, stop, blobs)
         assert start == 0, "only whole sequences can be moved"
         (state,) = blobs
+        if self._window:
+            self._loaded[sequence_id] = stop
         return self._context.write_state(sequence_id, state)
 
     @abstractmethod
@@ -145,12 +165,14 @@ class PoolMemory(ContextMemory):
 
     _num_ids_for_pages = 3
 
-    def learn(self, *, pages: bool = True) -> None:
-        super().learn(pages=pages)
+    def learn(self, *, pages: bool = True) -> str:
+        reason = super().learn(pages=pages)
         self.num_ids -= self.moves_pages
+        return reason
 
-    def share(self, source: int, target: int, start: int, stop: int) -> None:
+    def _share(self, source: int, target: int, start: int, stop: int) -> bool:
         self._context.share(source, target, start, stop)
+        return True
 
     def _save_pages(self, form: StateFormat, sequence_id: int, start: int, stop: int) -> list[Blob]:
         context, scratch = self._context, self._context.num_ids - 1
@@ -170,7 +192,6 @@ class PoolMemory(ContextMemory):
             pages = blobs[(first - start) // PAGE_TOKENS :][: MOVED_TOKENS // PAGE_TOKENS]
             state = _joined(form, context, pages, first, end, scratch)
             if state is None or not context.write_state(scratch, state):
-                self.remove(sequence_id, start, -1)
                 return False
             context.share(scratch, sequence_id, first, end)
             context.remove(scratch, 0, -1)
@@ -178,27 +199,34 @@ class PoolMemory(ContextMemory):
 
 
 class LaneMemory(ContextMemory):
-    """Each sequence id has its own cells. `share` copies a state, because a state contains the used cells only."""
+    """Each sequence id has its own cells.
+
+    `share` copies a state, because a state contains the used cells only. With sliding windows it copies all cells.
+    """
 
     _num_ids_for_pages = 2
 
-    def learn(self, *, pages: bool = True) -> None:
+    def learn(self, *, pages: bool = True) -> str:
         """See `ContextMemory.learn`. Also allocates the buffer for a whole lane's state.
 
         Otherwise the first load of a long conversation would have to wait for the memory: touching 46 MiB for the first
         time took 0.1 s on a virtual machine.
         """
-        super().learn(pages=pages)
+        reason = super().learn(pages=pages)
         if self._format is not None:
             self._context.state_buffer(self._format.num_bytes(self._context.num_cells // self.num_ids))[:] = 0
+        return reason
 
-    def share(self, source: int, target: int, start: int, stop: int) -> None:
+    def _share(self, source: int, target: int, start: int, stop: int) -> bool:
         """See `Memory.share`. `start` must be 0, and the target lane empty."""
         assert start == 0, "a state starts at position 0"
-        state = self._context.read_state(source)
-        if not len(state) or not self._context.write_state(target, state):
-            raise RuntimeError("llama.cpp does not copy a lane")
-        self.remove(target, stop, -1)
+        if self._window:
+            self._context.copy_lane(source, target)
+        else:
+            state = self._context.read_state(source)
+            if not len(state) or not self._context.write_state(target, state):
+                return False
+        return self._context.remove(target, stop, -1)
 
     def _save_pages(self, form: StateFormat, sequence_id: int, start: int, stop: int) -> list[Blob]:
         return form.cut(self._context.read_state(sequence_id), start, stop)
@@ -206,14 +234,10 @@ class LaneMemory(ContextMemory):
     def _load_pages(self, form: StateFormat, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
         """Loads the pages before `start` again too, because a state replaces the whole lane."""
         there = self.save(sequence_id, 0, start) if start else []
+        if start and not there:
+            return False
         state = _joined(form, self._context, [*there, *blobs], 0, stop, sequence_id)
-        if state is not None and self._context.write_state(sequence_id, state):
-            return True
-        if there:
-            state = _joined(form, self._context, there, 0, start, sequence_id)
-            if state is None or not self._context.write_state(sequence_id, state):
-                raise RuntimeError("llama.cpp does not restore a lane")
-        return False
+        return state is not None and self._context.write_state(sequence_id, state)
 
 
 def _joined(

@@ -1,32 +1,29 @@
 """Loads a model and creates the parts of an engine: KV memory, scheduler, runner, embedder."""
 
-import dataclasses
+import logging
 import time
 from dataclasses import dataclass
 from functools import partial
 
 from kvcache.cache import KVCache
-from kvcache.lanes import LaneLayout
-from kvcache.layout import Layout
 from kvcache.pool import PoolLayout
-from kvcache.tier import NO_TIER
-from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.embedder import Embedder
-from scheduler.errors import NoMemoryError
+from scheduler.errors import ModelError
 from scheduler.grammar import GrammarCompiler
-from scheduler.llama.context import MAX_SEQUENCE_IDS, Context, Model, num_gpu_layers
+from scheduler.llama.device import open_device
 from scheduler.llama.info import encoder_info, generator_info
-from scheduler.llama.kv_memory import LaneMemory, PoolMemory
-from scheduler.llama.open_tiers import Tiers, open_tiers
+from scheduler.llama.kv_memory import PoolMemory
+from scheduler.llama.model import Model
 from scheduler.llama.reader import Attention, LlamaReader, attention_of, text_limits
 from scheduler.llama.runner import LlamaRunner
 from scheduler.llama.tuning import tuned
 from scheduler.machine import cores
 from scheduler.pacing import Pacer
-from scheduler.planner import MAX_SCORED_TOKENS
 from scheduler.scheduler import Scheduler
-from scheduler.sizing import DEFAULT_CTX_LEN, GIB, Sizes, available_bytes, choose
+from scheduler.sizing import DEFAULT_CTX_LEN
+
+_log = logging.getLogger("cortex.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +38,23 @@ class Parts:
     """None if the model makes no embeddings."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Device:
-    """The KV memory with its sizes, its cache and its tiers."""
-
-    sizes: Sizes
-    context: Context
-    cache: KVCache
-    tiers: Tiers | None
-
-
 def load(config: EngineConfig) -> Parts:
     """Loads the configured model, warmed up and ready to run steps.
 
-    Raises ModelError with one line for the user, or NoMemoryError if the model does not fit into memory.
+    Raises ModelError with one line for the user, or NoMemoryError if the model does not fit into memory. Every other
+    exception becomes a ModelError too; its traceback is logged at level DEBUG.
     """
+    try:
+        return _load(config)
+    except ModelError:
+        raise
+    except Exception as error:
+        _log.debug("loading failed", exc_info=True)
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(f"{config.model_path} cannot be loaded: {cause}") from error
+
+
+def _load(config: EngineConfig) -> Parts:
     started = time.monotonic()
     model = Model(config.model_path, config.gpu_layers)
     model.try_vocabulary()
@@ -64,10 +63,7 @@ def load(config: EngineConfig) -> Parts:
     attention = attention_of(model, config, pooling) if pooling != "none" else None
     if attention is not None and not attention.is_causal:
         return _load_encoder(config, model, attention, pooling, started)
-    device = _open(config, model)
-    if device.sizes.layout == "lanes" and config.kv_layout == "auto" and device.tiers is None:
-        device.context.close()
-        device = _open(config, model, "pages evicted from lanes could not be kept; see the log above")
+    device = open_device(config, model)
     sizes, context = device.sizes, device.context
     runner = LlamaRunner(
         context,
@@ -92,7 +88,7 @@ def load(config: EngineConfig) -> Parts:
         limits = text_limits(config, model, attention, sizes.ctx_len)
         open_reader = partial(LlamaReader, model, config, limits, pooling, sizes.threads)
         embedder = Embedder(open_reader, limits, pooling, seconds_per_token)
-    info = generator_info(config, model, sizes, device.tiers, pooling, started)
+    info = generator_info(config, model, device, pooling, started)
     return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder)
 
 
@@ -110,57 +106,3 @@ def _load_encoder(config: EngineConfig, model: Model, attention: Attention, pool
     info = encoder_info(config, model, limits, threads, pooling, started)
     embedder = Embedder(lambda: reader, limits, pooling, seconds_per_token)
     return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder)
-
-
-def _refuse_without_memory(config: EngineConfig, model: Model, sizes: Sizes) -> None:
-    """Raises NoMemoryError if weights and KV do not fit into the memory of this machine."""
-    if num_gpu_layers(config.gpu_layers, model.num_layers):
-        return
-    kv_bytes = sizes.kv_tokens * model.kv_bytes_per_token(config.kv_type)
-    available = available_bytes(config)
-    if missing := max(0, model.num_bytes + kv_bytes - available):
-        needs = (
-            f"{model.num_bytes / GIB:.1f} GiB of memory for its weights and {kv_bytes / GIB:.1f} GiB for its KV cache"
-        )
-        reason = f"it would take {needs}, but only {available / GIB:.1f} GiB are available"
-        raise NoMemoryError(f"{config.model_path}: {reason}", missing)
-
-
-def _open(config: EngineConfig, model: Model, why_pool: str = "") -> _Device:
-    """Opens the KV memory. A reason in `why_pool` forces the layout pool. Raises ModelError."""
-    if config.kv_layout == "auto" and not model.shares_prefixes:
-        why_pool = "the model has a recurrent state, not only KV cells"
-    if why_pool:
-        config = dataclasses.replace(config, kv_layout="pool")
-    sizes = choose(
-        config,
-        trained_context=model.trained_context,
-        model_bytes=model.num_bytes,
-        kv_bytes_per_token=model.kv_bytes_per_token(config.kv_type),
-        on_gpu=num_gpu_layers(config.gpu_layers, model.num_layers) > 0,
-    )
-    if why_pool:
-        sizes = dataclasses.replace(sizes, layout_reason=why_pool)
-    _refuse_without_memory(config, model, sizes)
-    in_lanes, sharing = sizes.layout == "lanes", model.shares_prefixes
-    context = Context(
-        model,
-        config,
-        kv_tokens=sizes.kv_tokens,
-        num_ids=sizes.max_seqs if in_lanes else MAX_SEQUENCE_IDS if sharing else max(2, sizes.max_seqs),
-        num_outputs=sizes.max_seqs + MAX_SCORED_TOKENS,
-        batch_tokens=sizes.batch_tokens,
-        threads=sizes.threads,
-        unified=not in_lanes,
-    )
-    memory = LaneMemory(context) if in_lanes else PoolMemory(context)
-    tiers = open_tiers(config, model, memory)
-    num_pages = sizes.kv_tokens // PAGE_TOKENS
-    layout: Layout
-    if in_lanes:
-        layout = LaneLayout(num_pages // sizes.max_seqs, memory.num_ids, keeps_evicted=tiers is not None)
-    else:
-        max_cached = sizes.idle_tokens // PAGE_TOKENS if memory.moves_pages else None
-        layout = PoolLayout(num_pages, memory.num_ids, max_cached=max_cached)
-    cache = KVCache(memory, layout, tiers.host if tiers else NO_TIER, sharing=sharing)
-    return _Device(sizes, context, cache, tiers)

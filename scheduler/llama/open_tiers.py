@@ -6,12 +6,13 @@ from pathlib import Path
 
 from kvcache.disk import DiskTier
 from kvcache.pages import PageTier
-from kvcache.tier import Tier
+from kvcache.tier import NO_TIER, Tier
 from kvcache.whole import WholeTier
-from scheduler.config import EngineConfig
-from scheduler.llama.context import Model
+from scheduler.config import EngineConfig, TierKind
 from scheduler.llama.kv_memory import ContextMemory
-from scheduler.llama.state import StateError
+from scheduler.llama.model import Model
+from scheduler.llama.proof import without_errors
+from scheduler.llama.trial import TrialError
 from scheduler.llama.version import version_of
 from scheduler.sizing import disk_bytes, host_bytes
 
@@ -20,26 +21,32 @@ _log = logging.getLogger("cortex.engine")
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    host: Tier
-    host_bytes: int
-    disk_bytes: int
+    host: Tier = NO_TIER
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    kind: TierKind = "none"
+    """What they move."""
 
 
-def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory) -> Tiers | None:
-    """Returns the tiers, for pages or else for whole sequences.
+def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory, *, pages: bool) -> Tiers:
+    """Returns the tiers: for pages if `pages` is true and they can be moved, else for whole sequences.
 
-    Returns None if the host tier has size 0 or if the KV of this model cannot be moved. Logs the reason.
+    Returns tiers that keep nothing if the host tier has size 0 or if the KV of this model cannot be moved. Logs what
+    was replaced, and why.
     """
     in_memory = host_bytes(config)
     if not in_memory:
         if config.disk_cache:
             _log.warning("no disk tier: it needs a host tier, whose size is 0")
-        return None
+        return Tiers()
     try:
-        memory.learn(pages=model.shares_prefixes)
-    except StateError as error:
-        _log.warning("evicted pages are not kept, because this model's state cannot be moved: %s", error)
-        return None
+        with without_errors():
+            reason = memory.learn(pages=pages)
+    except TrialError as error:
+        _log.warning("evicted KV is not kept, because this model's state cannot be moved: %s", error)
+        return Tiers()
+    if reason:
+        _log.info("the tiers keep whole sequences instead of pages: %s", reason)
     disk, on_disk = None, 0
     if config.disk_folder:
         folder = Path(config.disk_folder)
@@ -49,5 +56,6 @@ def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory) -> Tie
         except OSError as error:
             _log.warning("no disk tier: %s", error)
             on_disk = 0
-    kind = PageTier if memory.moves_pages else WholeTier
-    return Tiers(kind(in_memory, disk), in_memory, on_disk)
+    if memory.moves_pages:
+        return Tiers(PageTier(in_memory, disk), in_memory, on_disk, "pages")
+    return Tiers(WholeTier(in_memory, disk), in_memory, on_disk, "sequences")

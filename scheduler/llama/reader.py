@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 
 from scheduler.config import EngineConfig
-from scheduler.llama.context import PROBE_TOKENS, Context, Model
+from scheduler.llama.context import PROBE_TOKENS, Context
+from scheduler.llama.model import Model
 from scheduler.plan import StepError
 from scheduler.sizing import available_bytes
 from scheduler.texts import Batch, Limits, Piece, Pooled, Text

@@ -67,7 +67,8 @@ class StateFormat:
                 offset += _TENSOR.size + num_cells * row_bytes
         except struct.error:
             raise StateError("the state is too short") from None
-        if offset > len(content) or any(content[offset : offset + _COUNT.size]):
+        num_after = self._num_streams - 1 - (records - _HEAD.size - _COUNT.size) // _COUNT.size
+        if len(content) != offset + num_after * _COUNT.size:  # other streams are empty, so only their counts follow
             raise StateError("the state has an unexpected length")
 
     def _find_records(self, content: memoryview) -> tuple[int, int]:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from scheduler.config import EngineConfig
 from scheduler.errors import ModelError
-from scheduler.llama.context import Context, Model
+from scheduler.llama.context import Context
+from scheduler.llama.model import Model
 from scheduler.llama.version import place_of
 from scheduler.machine import cores, hardware_threads
 from scheduler.plan import StepError

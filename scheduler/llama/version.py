@@ -10,7 +10,7 @@ import psutil
 
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig
-from scheduler.llama.context import LLAMA_CPP_VERSION, Model
+from scheduler.llama.model import LLAMA_CPP_VERSION, Model
 from scheduler.machine import processor
 
 SAMPLED_BYTES: Final = 1 << 20

@@ -28,10 +28,19 @@ class FakeMemory:
             held[position] = (next(self._numbers), token)
         assert self.num_used <= self.capacity, "there are enough cells if there are enough pages"
 
-    def share(self, source: int, target: int, start: int, stop: int) -> None:
+    def intact_from(self, sequence_id: int) -> int:
+        return 0
+
+    def share(self, source: int, target: int, start: int, stop: int) -> bool:
         for position in range(start, stop):
             cell = self.cells[source][position]
             assert self.cells.setdefault(target, {}).setdefault(position, cell) == cell, "one cell per position"
+        return True
+
+    def merge(self, source: int, target: int, start: int, stop: int) -> None:
+        for position in range(start, stop):
+            assert self.cells[target][position][1] == self.cells[source][position][1], "equal tokens"
+            self.cells[target][position] = self.cells[source][position]
 
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:
         held = self.cells.get(sequence_id, {})
@@ -74,7 +83,11 @@ class FakeLanes(FakeMemory):
         self.capacity += len(tokens)
         super().compute(sequence_id, start, tokens)
 
-    def share(self, source: int, target: int, start: int, stop: int) -> None:
+    def share(self, source: int, target: int, start: int, stop: int) -> bool:
         assert start == 0, "share starts at position 0"
         assert not self.cells.get(target), "the target lane is empty"
         self.compute(target, 0, self.tokens(source)[:stop])
+        return True
+
+    def merge(self, source: int, target: int, start: int, stop: int) -> None:
+        raise AssertionError("lanes share no cells")

@@ -278,9 +278,9 @@ def test_a_prefix_is_copied_from_its_shortest_holder() -> None:
     copied = []
     share = bench.memory.share
 
-    def watch(source: int, target: int, start: int, stop: int) -> None:
+    def watch(source: int, target: int, start: int, stop: int) -> bool:
         copied.append(source)
-        share(source, target, start, stop)
+        return share(source, target, start, stop)
 
     bench.memory.share = watch  # type: ignore[method-assign]
     bench.run(text(0, 64) + text(300, 10))

@@ -20,6 +20,7 @@ class OneSequence:
     """A layout with one sequence id. The idle sequence is continued if the hit covers all of it, otherwise evicted."""
 
     num_ids = 1
+    merges = False
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
@@ -55,7 +56,7 @@ class OneSequence:
 
     def reserve(self, num_pages: int) -> None: ...
 
-    def merge(self, page: Page) -> bool:
+    def merge(self, page: Page) -> None:
         raise AssertionError("no other handle can hold a page")
 
     def release(self, handle: KVHandle) -> None: ...

@@ -31,7 +31,13 @@ class States:
     def compute(self, sequence_id: int, tokens: list[int]) -> None:
         self.read.setdefault(sequence_id, []).extend(tokens)
 
-    def share(self, source: int, target: int, start: int, stop: int) -> None:
+    def intact_from(self, sequence_id: int) -> int:
+        return 0
+
+    def share(self, source: int, target: int, start: int, stop: int) -> bool:
+        raise AssertionError("a state cannot be shared")
+
+    def merge(self, source: int, target: int, start: int, stop: int) -> None:
         raise AssertionError("a state cannot be shared")
 
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:

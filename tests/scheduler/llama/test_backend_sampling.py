@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from api.text.tokenizer import Tokenizer
 from scheduler.config import EngineConfig
 from scheduler.grammar import Compiled, Grammar
-from scheduler.llama.context import Context, Model
+from scheduler.llama.context import Context
 from scheduler.llama.load import Parts, load
+from scheduler.llama.model import Model
 from scheduler.messages import Output, SamplingParams, Submit
 from scheduler.sampling import SamplerState, sample, sample_best
 from tests.closeness import Reference

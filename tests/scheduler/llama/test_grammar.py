@@ -7,7 +7,7 @@ import pytest
 from llguidance import LLTokenizer
 
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler, GrammarError
-from scheduler.llama.context import Model
+from scheduler.llama.model import Model
 from scheduler.messages import Submit
 
 SECONDS = 120.0

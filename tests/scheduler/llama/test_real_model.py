@@ -22,10 +22,12 @@ from kvcache.tier import NO_TIER, Tier
 from kvcache.tree import PAGE_TOKENS
 from kvcache.whole import WholeTier
 from scheduler.config import EngineConfig
-from scheduler.llama.context import Context, Model
+from scheduler.llama.context import Context
 from scheduler.llama.kv_memory import LaneMemory, PoolMemory
+from scheduler.llama.model import Model
 from scheduler.llama.runner import LlamaRunner
-from scheduler.llama.state import StateError, StateFormat
+from scheduler.llama.state import StateFormat
+from scheduler.llama.trial import TrialError
 from scheduler.messages import SamplingParams, Submit
 from scheduler.pacing import Pacer
 from scheduler.plan import Plan, Result
@@ -478,7 +480,7 @@ def test_a_state_that_cannot_be_cut_is_detected(model: Model) -> None:
         )
         memory = PoolMemory(context)
         if num_ids == 1:
-            with pytest.raises(StateError, match="needs 2 sequence ids"):
+            with pytest.raises(TrialError, match="needs 2 sequence ids"):
                 memory.learn()
         else:
             memory.learn()

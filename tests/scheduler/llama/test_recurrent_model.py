@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from scheduler.config import EngineConfig
-from scheduler.llama.context import Context, Model
+from scheduler.llama.context import Context
 from scheduler.llama.load import Parts, load
+from scheduler.llama.model import Model
 from scheduler.messages import Output, SamplingParams, Submit
 from scheduler.plan import Plan
 from tests.closeness import Reference

@@ -10,8 +10,8 @@ import pytest
 
 from scheduler.config import EngineConfig
 from scheduler.llama import tuning
-from scheduler.llama.context import Model
 from scheduler.llama.load import load
+from scheduler.llama.model import Model
 from scheduler.llama.tuning import (
     BATCH_TOKENS,
     ROUNDS,

@@ -10,7 +10,7 @@ from llguidance import LLMatcher, LLTokenizer
 from api.text.dialects import Dialect, Generic, Hermes, Llama, Mistral, Tool, ToolUse, json_rule, problem
 from api.text.dialects.lark import hint_rule
 from api.text.tokenizer import Tokenizer
-from scheduler.llama.context import Model
+from scheduler.llama.model import Model
 
 CITY = {
     "type": "object",

@@ -1,0 +1,154 @@
+"""Opens the KV memory of a model: its sizes, a layout that is proven to work, its cache and its tiers.
+
+What fails its proof is replaced: lanes by a pool, shared prefixes by private ones, many sequences by one at a time,
+pages in tiers by whole sequences, and these by no tiers. The log says what was replaced and why.
+"""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from kvcache.cache import KVCache
+from kvcache.lanes import LaneLayout
+from kvcache.layout import Layout
+from kvcache.pool import PoolLayout
+from kvcache.tree import PAGE_TOKENS
+from scheduler.config import EngineConfig
+from scheduler.errors import ModelError, NoMemoryError
+from scheduler.llama.context import MAX_SEQUENCE_IDS, Context
+from scheduler.llama.kv_memory import LaneMemory, PoolMemory
+from scheduler.llama.model import Model, num_gpu_layers
+from scheduler.llama.open_tiers import Tiers, open_tiers
+from scheduler.llama.proof import Flaws, KVFacts, measure, prove
+from scheduler.llama.trial import TrialError
+from scheduler.planner import MAX_SCORED_TOKENS
+from scheduler.sizing import GIB, Sizes, available_bytes, choose
+
+_log = logging.getLogger("cortex.engine")
+
+ONE_AT_A_TIME: Final = {"plamo2"}
+"""Architectures whose sequences must not be computed together, because llama.cpp aborts the process. No proof can be
+tried then. PLaMo 2: it writes the states of several sequences beyond the end of their memory (llama-cpp-python 0.3.36).
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The KV memory with its sizes, its cache and its tiers."""
+
+    sizes: Sizes
+    kv_bytes: int
+    context: Context
+    cache: KVCache
+    tiers: Tiers
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Sizes, and what was proven to work with them."""
+
+    config: EngineConfig
+    sizes: Sizes
+    facts: KVFacts
+    sharing: bool
+
+
+def open_device(config: EngineConfig, model: Model) -> Device:
+    """Opens the KV memory. Raises ModelError with one line for the user if llama.cpp cannot compute the model."""
+    try:
+        facts = measure(model, config)
+        plan = _plan(config, model, facts)
+        device = _open(plan, model)
+        if plan.sizes.layout == "lanes" and config.kv_layout == "auto" and device.tiers.kind == "none":
+            device.context.close()
+            device = _open(_plan(config, model, facts, "pages evicted from lanes could not be kept"), model)
+    except TrialError as error:
+        raise ModelError(f"{config.model_path}: llama.cpp does not compute this model correctly: {error}") from error
+    return device
+
+
+def _plan(config: EngineConfig, model: Model, facts: KVFacts, why_pool: str = "") -> _Plan:
+    """Returns the first plan that passes its proof. A reason in `why_pool` forces the layout pool."""
+    if config.kv_layout == "auto" and not model.shares_prefixes:
+        why_pool = "the model has a recurrent state, not only KV cells"
+    if model.architecture in ONE_AT_A_TIME:
+        config = _one_at_a_time(config, "llama.cpp aborts if it computes several sequences of this architecture")
+    while True:
+        sizes = _sizes(config, model, facts, why_pool)
+        in_lanes, together = sizes.layout == "lanes", sizes.max_seqs > 1
+        try:
+            flaws = prove(model, config, facts, lanes=in_lanes, together=together)
+        except TrialError as error:
+            if not in_lanes:
+                raise
+            flaws = Flaws(together=str(error))
+        if in_lanes and (reason := flaws.together or flaws.sharing):
+            why_pool = f"lanes do not work with this model: {reason}"
+            _log.warning("the KV layout is pool: %s", why_pool)
+        elif flaws.together:
+            config = _one_at_a_time(config, flaws.together)
+        else:
+            if flaws.sharing:
+                _log.warning("sequences share no prefixes: %s", flaws.sharing)
+            return _Plan(config, sizes, facts, sharing=model.shares_prefixes and not flaws.sharing)
+
+
+def _one_at_a_time(config: EngineConfig, reason: str) -> EngineConfig:
+    _log.warning("one sequence is computed at a time: %s", reason)
+    return dataclasses.replace(config, max_seqs=1)
+
+
+def _sizes(config: EngineConfig, model: Model, facts: KVFacts, why_pool: str) -> Sizes:
+    if why_pool:
+        config = dataclasses.replace(config, kv_layout="pool")
+    sizes = choose(
+        config,
+        trained_context=model.trained_context,
+        model_bytes=model.num_bytes,
+        kv_bytes_per_token=facts.bytes_per_token,
+        on_gpu=num_gpu_layers(config.gpu_layers, model.num_layers) > 0,
+    )
+    if why_pool:
+        sizes = dataclasses.replace(sizes, layout_reason=why_pool)
+    _refuse_without_memory(config, model, sizes.kv_tokens * facts.bytes_per_token)
+    return sizes
+
+
+def _refuse_without_memory(config: EngineConfig, model: Model, kv_bytes: int) -> None:
+    """Raises NoMemoryError if weights and KV do not fit into the memory of this machine."""
+    if num_gpu_layers(config.gpu_layers, model.num_layers):
+        return
+    available = available_bytes(config)
+    if missing := max(0, model.num_bytes + kv_bytes - available):
+        needs = (
+            f"{model.num_bytes / GIB:.1f} GiB of memory for its weights and {kv_bytes / GIB:.1f} GiB for its KV cache"
+        )
+        reason = f"it would take {needs}, but only {available / GIB:.1f} GiB are available"
+        raise NoMemoryError(f"{config.model_path}: {reason}", missing)
+
+
+def _open(plan: _Plan, model: Model) -> Device:
+    sizes, in_lanes = plan.sizes, plan.sizes.layout == "lanes"
+    context = Context(
+        model,
+        plan.config,
+        kv_tokens=sizes.kv_tokens,
+        num_ids=sizes.max_seqs if in_lanes else MAX_SEQUENCE_IDS if plan.sharing else max(2, sizes.max_seqs),
+        num_outputs=sizes.max_seqs + MAX_SCORED_TOKENS,
+        batch_tokens=sizes.batch_tokens,
+        threads=sizes.threads,
+        unified=not in_lanes,
+    )
+    window = plan.facts.window if plan.sharing else 0
+    memory = LaneMemory(context, window) if in_lanes else PoolMemory(context, window)
+    tiers = open_tiers(plan.config, model, memory, pages=plan.sharing)
+    num_pages = sizes.kv_tokens // PAGE_TOKENS
+    layout: Layout
+    if in_lanes:
+        layout = LaneLayout(num_pages // sizes.max_seqs, memory.num_ids, keeps_evicted=tiers.kind != "none")
+    else:
+        max_cached = sizes.idle_tokens // PAGE_TOKENS if memory.moves_pages else None
+        layout = PoolLayout(num_pages, memory.num_ids, max_cached=max_cached)
+    cache = KVCache(memory, layout, tiers.host, sharing=plan.sharing)
+    return Device(sizes, sizes.kv_tokens * plan.facts.bytes_per_token, context, cache, tiers)
