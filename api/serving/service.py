@@ -135,34 +135,40 @@ class ModelService:
         return sorted({token for text in texts for token in self._tokens_with(text)})
 
     def _limit(self, spec: GenerationSpec, num_prompt: int) -> int:
-        """Maximum number of tokens of an answer."""
-        requested = spec.max_tokens
-        if spec.may_shorten and requested is not None:
-            self.token_limit(num_prompt, None, spec.prompt)
-            return min(requested, self._context - num_prompt)
-        if requested is None and self.defaults.token_limit is None:
-            requested = spec.default_max_tokens
-        return self.token_limit(num_prompt, requested, spec.prompt)
+        """Maximum number of tokens of an answer. Clients may request more than the context has room for.
 
-    def token_limit(self, num_prompt: int, requested: int | None, prompt: Conversation | Texts) -> int:
-        """Maximum number of tokens of an answer. Raises ApiError 400 if the context has no room for it."""
-        context, what = self._context, prompt.noun
-        if num_prompt + (requested or 1) > context:
-            message = f"This model's maximum context length is {context} tokens. However, "
-            if requested is None:
-                message += f"your {what} resulted in {num_prompt} tokens. Please reduce the length of the {what}."
-            else:
-                message += (
-                    f"you requested {num_prompt + requested} tokens ({num_prompt} in the {what}, {requested} in the"
-                    f" completion). Please reduce the length of the {what} or completion."
-                )
+        Raises ApiError 400 if the prompt leaves no room, or less than the request's `min_tokens`.
+        """
+        room = self.room(num_prompt, spec.prompt)
+        wanted = spec.max_tokens or self.defaults.token_limit or spec.default_max_tokens
+        least = spec.sampling.get("min_tokens", 0)
+        if wanted is not None and least > wanted:
+            message = f"'min_tokens' is {least}, but the limit of the answer is {wanted} tokens."
+            raise ApiError(400, message, param="min_tokens", code="invalid_value")
+        if least > room:
+            context, what = num_prompt + room, spec.prompt.noun
+            message = (
+                f"This model's maximum context length is {context} tokens. However, you requested at least "
+                f"{num_prompt + least} tokens ({num_prompt} in the {what}, 'min_tokens' is {least}). Please reduce the "
+                f"length of the {what} or 'min_tokens'."
+            )
+            raise ApiError(400, message, param="min_tokens", code="context_length_exceeded")
+        return room if wanted is None else min(wanted, room)
+
+    def room(self, num_prompt: int, prompt: Conversation | Texts) -> int:
+        """Number of tokens for which the context has room after a prompt, at least 1.
+
+        Raises ApiError 400 if there is no room, 503 without an engine.
+        """
+        context, what = self.engine.ready_info().ctx_len, prompt.noun
+        if num_prompt >= context:
+            message = (
+                f"This model's maximum context length is {context} tokens. However, your {what} resulted in "
+                f"{num_prompt} tokens{', which leaves no room for an answer' if num_prompt == context else ''}. Please "
+                f"reduce the length of the {what}."
+            )
             raise ApiError(400, message, param=prompt.param, code="context_length_exceeded")
-        return requested or min(context - num_prompt, self.defaults.token_limit or context)
-
-    @property
-    def _context(self) -> int:
-        """Maximum number of tokens of prompt and answer together. Raises ApiError 503."""
-        return self.engine.ready_info().ctx_len
+        return context - num_prompt
 
     def _answering(self, spec: GenerationSpec, prompts: Sequence[Prompt]) -> tuple[str, Callable[[], Choice]]:
         """The grammar that each answer must match, empty for none, and a factory for choices."""

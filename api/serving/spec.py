@@ -96,11 +96,9 @@ class GenerationSpec:
     num_choices: int = 1
     """Number of answers to each prompt."""
     max_tokens: int | None = None
-    """Maximum number of tokens of an answer."""
+    """Maximum number of tokens of an answer. The end of the context may shorten it."""
     default_max_tokens: int | None = None
     """max_tokens if neither the request nor the model sets it. None means all that the context has room for."""
-    may_shorten: bool = False
-    """Whether the end of the context may shorten an answer. Else a request for more tokens than fit fails."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Fields of SamplingParams."""
     dry_breakers: Sequence[str] | None = None

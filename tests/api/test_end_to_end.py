@@ -246,6 +246,16 @@ def has_ipv6() -> bool:
     return True
 
 
+def test_an_answer_that_may_exceed_the_context_ends_with_it(server: CortexServer) -> None:
+    with client_of(server) as client:
+        answer = client.completions.create(
+            model=MODEL, prompt="word " * 240, max_tokens=32_000, extra_body={"ignore_eos": True}
+        )
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 256
+
+
 def test_errors_raise_the_sdks_exceptions(server: CortexServer) -> None:
     with client_of(server) as client:
         with pytest.raises(openai.NotFoundError) as not_found:
@@ -253,7 +263,7 @@ def test_errors_raise_the_sdks_exceptions(server: CortexServer) -> None:
         assert not_found.value.code == "model_not_found"
         assert not_found.value.request_id is not None
         with pytest.raises(openai.BadRequestError) as too_long:
-            client.chat.completions.create(model=MODEL, messages=user("Hi"), max_tokens=5000)
+            client.chat.completions.create(model=MODEL, messages=user("Hi " * 5000))
         assert too_long.value.code == "context_length_exceeded"
         with pytest.raises(openai.BadRequestError) as unserved:
             client.chat.completions.create(model=MODEL, messages=user("Hi"), modalities=["text", "audio"])

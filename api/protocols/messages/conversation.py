@@ -32,7 +32,6 @@ def as_spec(request: MessagesRequest) -> GenerationSpec:
     return GenerationSpec(
         as_conversation(request),
         max_tokens=max(request.max_tokens, 1),
-        may_shorten=True,
         sampling={name: value for name, value in sampling.items() if value is not None},
         stop=request.stop_sequences,
         constraint=None if schema is None else schema_constraint(schema_param, schema),

@@ -26,7 +26,6 @@ def as_spec(request: ResponseRequest, items: Iterable[Item]) -> GenerationSpec:
     return replace(
         request.generation(conversation),
         max_tokens=request.max_output_tokens,
-        may_shorten=True,
         constraint=constraint(request, _format(request)),
         tool_use=_tool_use(request),
         logprobs=(request.top_logprobs or 0) if request.wants_logprobs else None,

@@ -27,6 +27,8 @@ from scheduler.config import EngineConfig
 from scheduler.messages import Output, Report, SamplingParams, Submit
 from tests.api.fakes import INFO, MODEL, PATH, URL, Server, Stream, chat, events, leave
 
+COMPLETIONS_URL = "/v1/completions"
+
 
 @pytest.fixture
 def server(tokenizer: Tokenizer) -> Server:
@@ -242,14 +244,64 @@ async def test_max_completion_tokens_is_the_same_as_max_tokens(server: Server) -
     assert server.engine.submitted[0].max_tokens == 11
 
 
-async def test_max_tokens_may_fill_the_context_exactly(server: Server) -> None:
-    server.answers()
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_max_tokens_may_exceed_the_context(server: Server, name: str) -> None:
+    """Clients send the maximum of their model, even if the context is smaller."""
+    server.answers("Fine.", "length")
     await answer(server)
     room = INFO.ctx_len - len(server.engine.submitted[0].tokens)
-    await answer(server, max_tokens=room)
-    refused = await server.post(chat(max_tokens=room + 1))
-    await assert_error(refused, 400, "context_length_exceeded", "messages")
-    assert len(server.engine.submitted) == 2
+    for wanted in (room - 1, room, room + 1, 32_000, 2**63 - 1):
+        body = await answer(server, n=2, **{name: wanted})
+        assert [choice["finish_reason"] for choice in body["choices"]] == ["length"] * 2
+        assert [submit.max_tokens for submit in server.engine.submitted[-2:]] == [min(wanted, room)] * 2
+
+
+async def test_each_prompt_of_a_completion_has_the_room_that_the_context_leaves(server: Server) -> None:
+    server.url = COMPLETIONS_URL
+    server.answers("Fine.", "length")
+    prompts = ["Hello", "Hello " * 100]
+    lengths = [len(server.encode(prompt)) for prompt in prompts]
+    for wanted in (32_000, INFO.ctx_len - lengths[1] + 1):
+        for more in ({}, {"echo": True}, {"best_of": 3}):
+            server.engine.posted.clear()
+            response = await server.post({"model": MODEL, "prompt": prompts, "max_tokens": wanted} | more)
+            assert response.status_code == 200, await response.get_data(as_text=True)
+            assert {submit.max_tokens for submit in server.engine.submitted} == {
+                min(wanted, INFO.ctx_len - length) for length in lengths
+            }
+
+
+async def test_a_prompt_that_fills_the_context_is_refused_among_others(server: Server) -> None:
+    """Also with `max_tokens` 0, because the engine generates at least one token."""
+    server.url = COMPLETIONS_URL
+    server.answers()
+    full = [server.encode("Hello")[0]] * INFO.ctx_len
+    for more in ({}, {"max_tokens": 32_000}, {"max_tokens": 0, "echo": True}):
+        response = await server.post({"model": MODEL, "prompt": [full[:1], full]} | more)
+        await assert_error(
+            response, 400, "context_length_exceeded", "prompt", f"resulted in {INFO.ctx_len} tokens", "no room"
+        )
+    assert server.engine.posted == []
+    response = await server.post({"model": MODEL, "prompt": [full[1:]], "max_tokens": 32_000})
+    assert response.status_code == 200
+    assert [submit.max_tokens for submit in server.engine.submitted] == [1]
+
+
+async def test_min_tokens_that_cannot_be_reached_are_refused_with_all_numbers(server: Server) -> None:
+    server.answers()
+    await answer(server)
+    num_prompt = len(server.engine.submitted[0].tokens)
+    room = INFO.ctx_len - num_prompt
+    await answer(server, min_tokens=room, max_tokens=32_000)
+    assert server.engine.submitted[-1].params.min_tokens == room
+    refused = await server.post(chat(min_tokens=9, max_tokens=8))
+    await assert_error(refused, 400, "invalid_value", "min_tokens", "is 9", "8 tokens")
+    refused = await server.post(chat(min_tokens=room + 1))
+    numbers = f"{INFO.ctx_len} tokens", f"{INFO.ctx_len + 1} tokens", f"{num_prompt} in the messages"
+    await assert_error(refused, 400, "context_length_exceeded", "min_tokens", *numbers)
+    server.url = COMPLETIONS_URL
+    refused = await server.post({"model": MODEL, "prompt": "Hello", "min_tokens": 17})
+    await assert_error(refused, 400, "invalid_value", "min_tokens", "16 tokens")
 
 
 # Streams
@@ -689,7 +741,7 @@ async def test_a_bug_is_a_500_without_details_and_is_logged(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a secret")
 
-    monkeypatch.setattr(server.service, "token_limit", broken)
+    monkeypatch.setattr(server.service, "room", broken)
     response = await server.post(chat(), {"x-request-id": "find-me"})
     error = await assert_error(response, 500, "internal_error")
     assert "secret" not in error["message"]
@@ -954,21 +1006,6 @@ async def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(server: S
         response, 400, "context_length_exceeded", "messages", f"{INFO.ctx_len} tokens", f"{num_prompt} tokens"
     )
     assert server.engine.posted == []
-
-
-@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-async def test_an_answer_that_does_not_fit_is_refused_with_all_numbers(server: Server, name: str) -> None:
-    num_prompt = len(await prompt_of(server, [USER]))
-    await assert_error(
-        await server.post(chat(**{name: 1000})),
-        400,
-        "context_length_exceeded",
-        "messages",
-        f"{INFO.ctx_len} tokens",
-        f"{num_prompt + 1000} tokens",
-        f"{num_prompt} in the messages",
-        "1000 in the completion",
-    )
 
 
 async def test_an_error_of_the_template_is_a_400(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

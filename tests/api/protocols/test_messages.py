@@ -953,7 +953,7 @@ async def test_a_bug_is_an_api_error_without_details(server: Server, monkeypatch
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a secret")
 
-    monkeypatch.setattr(server.service, "token_limit", broken)
+    monkeypatch.setattr(server.service, "room", broken)
     assert "secret" not in await assert_error(await server.post(asked()), 500, "api_error")
 
 
