@@ -1,4 +1,7 @@
-"""`python -P -m scheduler FD CONFIG`: an engine on an inherited Unix socket, started and supervised by the API."""
+"""`python -P -m scheduler FD CONFIG RECORD`: an engine, started and supervised by the API.
+
+FD is an inherited Unix socket, RECORD the file descriptor of the engine's crash record.
+"""
 
 import logging
 import signal
@@ -8,8 +11,11 @@ import sys
 import orjson
 
 from scheduler.config import EngineConfig
+from scheduler.crash_record import EXIT_CRASHED, CrashRecord
 from scheduler.link import Link
 from scheduler.messages import Failed, Ready
+
+_log = logging.getLogger("cortex.engine")
 
 
 def main() -> int:
@@ -17,23 +23,33 @@ def main() -> int:
     logging.getLogger("llama.cpp").setLevel(logging.ERROR)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the API stops the engine
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    link = Link(socket.socket(fileno=int(sys.argv[1])))
-    config = EngineConfig(**orjson.loads(sys.argv[2]))
+    record = CrashRecord(int(sys.argv[3]))
+    link = Link(socket.socket(fileno=int(sys.argv[1])), record)
+    try:
+        code = _serve(EngineConfig(**orjson.loads(sys.argv[2])), link, record)
+    except BaseException as error:  # llguidance's panics are no Exceptions
+        record.explain(f"{type(error).__name__}: {error}")
+        _log.critical("the engine ends because of an exception", exc_info=True)
+        code = EXIT_CRASHED
+    link.flush(5.0)
+    return code
 
+
+def _serve(config: EngineConfig, link: Link, record: CrashRecord) -> int:
     # Imported after the link has started: it ends this process if the API dies while llama.cpp is loading.
     from scheduler.engine import Engine
     from scheduler.errors import ModelError, NoMemoryError
+    from scheduler.llama.model import report_aborts
     from scheduler.llama.load import load
 
+    report_aborts(record.explain)
     try:
         parts = load(config)
     except ModelError as error:
         link.send(Failed(str(error), error.missing_bytes if isinstance(error, NoMemoryError) else 0))
-        link.flush(5.0)
         return 1
     link.send(Ready(parts.info))
-    Engine(parts.scheduler, parts.runner, parts.compiler, link, parts.embedder).run()
-    link.flush(5.0)
+    Engine(parts.scheduler, parts.runner, parts.compiler, link, parts.embedder, record).run()
     return 0
 
 

@@ -6,7 +6,7 @@ At most one batch of texts runs between two steps of the scheduler. It takes no 
 import base64
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -101,14 +101,18 @@ class Embedder:
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
-    def step(self, seconds: float) -> list[Embedded]:
-        """Compute a batch of about `seconds`; infinity is no limit."""
+    def step(self, seconds: float, computing: Callable[[Sequence[int]], None] = lambda _: None) -> list[Embedded]:
+        """Compute a batch of about `seconds`; infinity is no limit.
+
+        `computing` is called with the ids of the batch's requests before they are computed.
+        """
         try:
             reader = self._reader = self._reader or self._open_reader()
         except ModelError as error:
             _log.error("cannot compute embeddings: %s", error)
             return self._fail(list(self._queue.requests), str(error))
         batch = self.plan(self._budget(seconds))
+        computing(list({piece.text.request_id: None for piece in batch.pieces}))
         try:
             pooled = reader.read(batch)
         except StepError as error:

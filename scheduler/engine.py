@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from typing import Final, Protocol
 
+from scheduler.crash_record import CrashRecord
 from scheduler.embedder import Embedder
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler, GrammarError
 from scheduler.messages import Cancel, Embed, Embedded, Inspect, Message, Output, Report, Stop, Submit
@@ -35,12 +36,15 @@ class Engine:
         compiler: GrammarCompiler,
         wire: Wire,
         embedder: Embedder | None = None,
+        record: CrashRecord | None = None,
     ) -> None:
+        """`record` gets the requests that are being computed."""
         self._scheduler = scheduler
         self._runner = runner
         self._compiler = compiler
         self._wire = wire
         self._embedder = embedder
+        self._record = record or CrashRecord()
         self._compiling: set[int] = set()
         """Requests whose grammars are being compiled. They are not in the scheduler yet."""
         self._stopping = False
@@ -54,8 +58,10 @@ class Engine:
                 self._handle(message)
             if self._scheduler.has_work and not self._stopping:
                 self._wire.send_outputs(self._step())
+                self._record.computing(())
             if self._has_texts and not self._stopping:
                 self._read_texts()
+                self._record.computing(())
         self._scheduler.cache.close(CLOSE_SECONDS)
 
     @property
@@ -64,6 +70,7 @@ class Engine:
 
     def _step(self) -> list[Output]:
         plan = self._scheduler.plan()
+        self._record.computing([chunk.sequence.request_id for chunk in plan.chunks])
         try:
             result = self._runner.run(plan)
         except StepError as error:
@@ -75,14 +82,16 @@ class Engine:
         assert self._embedder is not None, "_has_texts is true"
         seconds = self._scheduler.spare_seconds
         if seconds is not None:
-            for embedded in self._embedder.step(seconds):
+            for embedded in self._embedder.step(seconds, self._record.computing):
                 self._wire.send(embedded)
 
     def _handle(self, message: Message | Compiled) -> None:
         match message:
             case Submit() if message.grammar:
                 self._compiling.add(message.request_id)
-                self._compiler.compile(message, self._wire.post)
+                compiled = self._compiler.compile(message, self._wire.post, self._record.compiling)
+                if message.suspect:
+                    compiled.result()  # nothing else is computed meanwhile, so a crash is this request's own
             case Submit():
                 self._submit(message)
             case Compiled(submit, grammar):

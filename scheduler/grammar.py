@@ -103,9 +103,24 @@ class GrammarCompiler:
         self._matchers: OrderedDict[str, LLMatcher] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "grammars")
 
-    def compile(self, submit: Submit, report: Callable[[Compiled], None]) -> None:
-        """Compile the request's grammar, and call `report` from another thread."""
-        self._thread.submit(lambda: report(Compiled(submit, self._compile(submit.grammar, submit.answer))))
+    def compile(
+        self,
+        submit: Submit,
+        report: Callable[[Compiled], None],
+        compiling: Callable[[Sequence[int]], None] = lambda _: None,
+    ) -> "Future[None]":
+        """Compile the request's grammar in another thread, which calls `report`.
+
+        The thread calls `compiling` before and after it, with the ids of the requests whose grammars it compiles.
+        """
+
+        def work() -> None:
+            compiling([submit.request_id])
+            compiled = Compiled(submit, self._compile(submit.grammar, submit.answer))
+            compiling(())
+            report(compiled)
+
+        return self._thread.submit(work)
 
     def _compile(self, source: str, answer: list[int]) -> Grammar | GrammarError:
         """Returns the grammar in the state after the tokens of `answer`."""

@@ -6,7 +6,9 @@ import os
 import queue
 import socket
 import threading
+from typing import NoReturn
 
+from scheduler.crash_record import EXIT_CRASHED, CrashRecord
 from scheduler.grammar import Compiled
 from scheduler.messages import Message, Output, Step, decode, encode
 
@@ -23,8 +25,10 @@ class Link:
     messages. If the API closes its end or dies, this process exits, even while a model loads or a step runs.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, record: CrashRecord | None = None) -> None:
+        """`record` gets the reason if this process exits because of an error."""
         self._socket = sock
+        self._record = record or CrashRecord()
         self._inbox: queue.SimpleQueue[Message | Compiled] = queue.SimpleQueue()
         self._wake = threading.Condition()
         self._outputs: dict[int, Output] = {}
@@ -59,8 +63,7 @@ class Link:
             for output in outputs:
                 self._merge(output)
             if self._num_pending_tokens > MAX_PENDING_TOKENS:
-                _log.critical("the API does not read its messages; the engine exits")
-                os._exit(1)
+                self._exit("the API does not read its messages", 1)
             self._wake.notify()
 
     def flush(self, seconds: float) -> None:
@@ -82,11 +85,21 @@ class Link:
                     if line.endswith(b"\n"):
                         self._inbox.put(decode(line))
         except ValueError as error:
-            _log.critical("%s; the engine exits", error)
-            os._exit(1)
+            self._exit(str(error), 1)
         os._exit(0)
 
+    def _exit(self, reason: str, code: int) -> NoReturn:
+        _log.critical("%s; the engine exits", reason)
+        self._record.explain(reason)
+        os._exit(code)
+
     def _write(self) -> None:
+        try:
+            self._write_all()
+        except Exception as error:  # without this thread the engine would go on without being heard
+            self._exit(f"{type(error).__name__}: {error}", EXIT_CRASHED)
+
+    def _write_all(self) -> None:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._outputs or self._messages)

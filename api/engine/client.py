@@ -6,26 +6,31 @@ from typing import Final
 
 import trio
 
+from api.engine.embeds import Embeds
+from api.engine.ending import Ending
 from api.engine.generation import Embedding, Generation
 from api.engine.supervisor import Launcher, Supervisor
+from api.engine.suspicion import Suspicion
 from api.errors import unavailable
 from scheduler.config import EngineInfo
 from scheduler.messages import Cancel, Embed, Embedded, Message, Output, Report, Step, Submit
 
 _log = logging.getLogger("cortex.api")
 
-_GONE: Final = "the engine ended unexpectedly; please try again"
+_CANNOT_LOAD: Final = "the model cannot be loaded again: "
+_STOPPED: Final = "the model's engine was stopped; please try again"
 
 
 class EngineClient:
     """Submits requests to the engine of one model. One task must run `run`, which keeps an engine running."""
 
-    def __init__(self, launcher: Launcher) -> None:
-        self._supervisor = Supervisor(launcher, self)
+    def __init__(self, launcher: Launcher, loading: trio.Lock | None = None) -> None:
+        """An engine that replaces another holds `loading` until it is ready. For the first one, the caller holds it."""
+        self._supervisor = Supervisor(launcher, self, loading or trio.Lock())
         self._requests: dict[int, Generation | Embedding] = {}
         """The open requests by id. A generation has one id for each of its sequences."""
-        self._orphans: set[int] = set()
-        """Ids of requests that have already lost one engine."""
+        self._suspicion = Suspicion()
+        self._embeds = Embeds(self._post_request, self._suspicion)
         self._idle = trio.Event()
         self._idle.set()
         self._last_request_id = 0
@@ -50,7 +55,7 @@ class EngineClient:
     def ready_info(self) -> EngineInfo:
         """Raises ApiError 503 while no engine is ready."""
         if self.info is None and self.failure:
-            raise unavailable(f"the model cannot be loaded again: {self.failure}", "model_not_loaded")
+            raise unavailable(_CANNOT_LOAD + self.failure, "model_not_loaded")
         if self.info is None:
             raise unavailable("the model is being loaded; try again shortly", "model_loading")
         return self.info
@@ -63,7 +68,7 @@ class EngineClient:
         try:
             await self._supervisor.run(task_status)
         finally:
-            self.fail_all(_GONE)
+            self.fail_all(_STOPPED)
 
     def stop(self) -> None:
         """Stop the engine now, and start no other."""
@@ -111,12 +116,13 @@ class EngineClient:
         if not self._requests:
             self._idle = trio.Event()
         self._requests[request_id] = request
-        self._post(request.message(request_id))
+        self._submit(request_id, request)
 
     def cancel(self, request_id: int) -> None:
         """Cancel a request. Does nothing if it is unknown or has ended."""
-        if self._forget(request_id):
+        if request_id in self._requests:
             self._post(Cancel(request_id))
+            self._forget(request_id)
 
     def fail_all(self, reason: str) -> None:
         """End every request with an error."""
@@ -127,13 +133,25 @@ class EngineClient:
         self._requests[request_id].fail(request_id, reason)
         self.cancel(request_id)
 
-    def _forget(self, request_id: int) -> bool:
-        """Returns whether the request was known."""
-        request = self._requests.pop(request_id, None)
-        self._orphans.discard(request_id)
+    def _forget(self, request_id: int) -> None:
+        del self._requests[request_id]
+        self._suspicion.forget(request_id)
+        self._embeds.end(request_id)
         if not self._requests:
             self._idle.set()
-        return request is not None
+
+    def _submit(self, request_id: int, request: Generation | Embedding) -> None:
+        if isinstance(request, Embedding):
+            self._embeds.add(request_id)
+        else:
+            self._post_request(request_id)
+
+    def _post_request(self, request_id: int) -> None:
+        request = self._requests[request_id]
+        if isinstance(request, Embedding):
+            self._post(request.message(request_id))
+        else:
+            self._post(request.message(request_id, suspect=request_id in self._suspicion))
 
     def _post(self, message: Message) -> None:
         self._supervisor.post(message)
@@ -145,35 +163,52 @@ class EngineClient:
         if self._requests:
             _log.info("%d requests resume on the new engine", len(self._requests))
         for request_id, request in self._requests.items():
-            self._post(request.message(request_id))
+            self._submit(request_id, request)
 
-    def on_gone(self) -> None:
-        """Keep each request for the next engine, but only once: a request may be the reason why engines crash."""
-        for request_id in tuple(self._requests):
-            if request_id in self._orphans:
-                self._fail(request_id, _GONE)
-            else:
-                self._orphans.add(request_id)
+    def on_gone(self, ending: Ending) -> None:
+        """Keep all requests for the next engine, except one that is known to crash engines."""
+        self._embeds.clear()
+        if not ending.crashed:
+            return
+        guilty = self._suspicion.crashed(ending.suspects, self._requests)
+        if guilty is not None:
+            _log.error("request %d ends: two engines crashed while they computed only this request", guilty)
+            self._fail(guilty, f"the engine crashed twice while it computed only this request: {ending.cause}")
 
-    def on_message(self, message: Message) -> None:
-        """Deliver outputs and embeddings. Messages about unknown requests are ignored."""
+    def on_failure(self, reason: str) -> None:
+        """End the requests that wait for an engine: it is not known when there will be one."""
+        self.fail_all(_CANNOT_LOAD + reason)
+
+    def on_message(self, message: Message) -> bool:
+        """Deliver outputs and embeddings. Messages about unknown requests are ignored.
+
+        Returns whether a request has come forward.
+        """
         match message:
             case Step(outputs):
-                for output in outputs:
-                    self._deliver(output)
+                came_forward = [self._deliver(output) for output in outputs]
+                return any(came_forward)
             case Embedded(request_id):
                 embedding = self._requests.get(request_id)
-                if isinstance(embedding, Embedding) and embedding.deliver(message):
+                if not isinstance(embedding, Embedding):
+                    return False
+                if embedding.deliver(message):
                     self._forget(request_id)
+                return True
             case _:
-                pass
+                return False
 
-    def _deliver(self, output: Output) -> None:
-        generation = self._requests.get(output.request_id)
+    def _deliver(self, output: Output) -> bool:
+        """Returns whether the request has come forward."""
+        request_id = output.request_id
+        generation = self._requests.get(request_id)
         if not isinstance(generation, Generation):
-            return
+            return False
+        if output.tokens:
+            self._suspicion.clear(request_id)  # the engine computed a suspect alone until this token
         if not generation.deliver(output):
-            _log.warning("request %d was dropped: its client stopped reading", output.request_id)
-            self.cancel(output.request_id)
+            _log.warning("request %d was dropped: its client stopped reading", request_id)
+            self.cancel(request_id)
         elif output.finish_reason is not None:
-            self._forget(output.request_id)
+            self._forget(request_id)
+        return bool(output.tokens or output.prompt_logprobs or output.finish_reason)

@@ -9,6 +9,7 @@ from typing import Final, Self
 
 import trio
 
+from api.engine.ending import UNKNOWN
 from scheduler.messages import Inspect, Message, Report, decode, encode
 
 _log = logging.getLogger("cortex.api")
@@ -25,6 +26,10 @@ class Connection:
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
+        self.ending = UNKNOWN
+        """How the engine ended. Its launcher sets this before the `launch` block ends, as far as it knows."""
+        self.is_garbled = False
+        """Whether the engine has sent something that is not a message."""
         self._stream = stream
         self._outbox, self._posted = trio.open_memory_channel[Message](math.inf)
         self._inspections: deque[trio.Event] = deque()
@@ -65,6 +70,7 @@ class Connection:
                     message = decode(line)
                 except ValueError:
                     _log.exception("a message from the engine cannot be decoded; its wire version may differ")
+                    self.is_garbled = True
                     return
                 if isinstance(message, Report):
                     self._receive_report(message)

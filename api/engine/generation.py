@@ -79,10 +79,15 @@ class Generation:
         self._mailbox.put(output)
         return is_read
 
-    def message(self, request_id: int) -> Submit:
+    def message(self, request_id: int, *, suspect: bool = False) -> Submit:
         """The message that starts or resumes a sequence (for the engine client)."""
         index = self._indexes[request_id]
-        return replace(self._submits[index], answer=list(self._answers[index]), num_scored=self._num_scored[index])
+        return replace(
+            self._submits[index],
+            answer=list(self._answers[index]),
+            num_scored=self._num_scored[index],
+            suspect=suspect,
+        )
 
     def fail(self, request_id: int, reason: str) -> None:
         """End a sequence with an error (for the engine client)."""

@@ -4,8 +4,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,10 @@ import psutil
 import trio
 
 from api.engine.connection import Connection
+from api.engine.ending import Ending, ending_of
+from scheduler import crash_record
 from scheduler.config import EngineConfig, EngineInfo
+from scheduler.crash_record import CrashRecord
 
 ENGINE_COMMAND: Final = (sys.executable, "-P", "-m", "scheduler")
 """`-P` removes the current folder from the import path: it may contain a `scheduler` of the user's own."""
@@ -51,20 +54,23 @@ class EngineLauncher:
     async def launch(self) -> AsyncIterator[Connection]:
         """The connection to a new process, which ends with the block. Raises OSError if it cannot be started."""
         ours, theirs = socket.socketpair()
-        with ExitStack() as undo, theirs:
+        with ExitStack() as undo, theirs, _new_record() as (record_fd, record):
             undo.enter_context(ours)
+            config = orjson.dumps(asdict(self._config)).decode()
             process = await trio.lowlevel.open_process(
-                [*self._command, str(theirs.fileno()), orjson.dumps(asdict(self._config)).decode()],
+                [*self._command, str(theirs.fileno()), config, str(record_fd)],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), record_fd],
                 env={**self._environment, **os.environ},
             )
             undo.pop_all()
-        try:  # the engine ends when the connection is closed
-            async with Connection.over(trio.SocketStream(trio.socket.from_stdlib_socket(ours))) as connection:
-                yield connection
-        finally:
-            await _end(process)
+        with closing(record):
+            try:  # the engine ends when the connection is closed
+                async with Connection.over(trio.SocketStream(trio.socket.from_stdlib_socket(ours))) as connection:
+                    yield connection
+            finally:
+                is_killed = not await _end(process)
+            connection.ending = _ending(process, is_killed, connection.is_garbled, record)
 
     def public_reason(self, reason: str) -> str:
         """The reason for a failure without the model's folder, which is private."""
@@ -80,11 +86,32 @@ class EngineLauncher:
             return 0
 
 
-async def _end(process: trio.Process) -> None:
-    """Wait until a process with a closed connection has ended. Kill it after END_LIMIT."""
+@contextmanager
+def _new_record() -> Iterator[tuple[int, CrashRecord]]:
+    """A crash record for a new process, and its file descriptor, which is closed when the block ends."""
+    fd = crash_record.create()
+    try:
+        yield fd, CrashRecord(fd)
+    finally:
+        os.close(fd)
+
+
+def _ending(process: trio.Process, is_killed: bool, is_garbled: bool, record: CrashRecord) -> Ending:
+    """How the process ended. `is_killed`: because it did not end by itself. `is_garbled`: after an invalid message."""
+    if is_garbled:
+        return Ending("sent a message that cannot be read", crashed=True)
+    if is_killed or process.returncode is None:
+        return Ending(f"closed its connection, but did not end within {END_LIMIT:g} seconds")
+    return ending_of(process.returncode, record)
+
+
+async def _end(process: trio.Process) -> bool:
+    """Wait until a process with a closed connection has ended. Returns False if it had to be killed after END_LIMIT."""
     with trio.move_on_after(END_LIMIT, shield=True):
         await process.wait()
-    if process.returncode is None:
-        process.kill()
-        with trio.move_on_after(END_LIMIT, shield=True):
-            await process.wait()
+    if process.returncode is not None:
+        return True
+    process.kill()
+    with trio.move_on_after(END_LIMIT, shield=True):
+        await process.wait()
+    return False

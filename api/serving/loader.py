@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import trio
 
 from api.engine.client import EngineClient
+from api.engine.connection import Connection
 from api.engine.process import ENGINE_ENVIRONMENT, SHARED_CORES
 from api.engine.supervisor import EngineFailedError, Launcher
 from api.flags import ModelOptions
@@ -25,13 +28,11 @@ MakeLauncher = Callable[[EngineConfig, Mapping[str, str]], Launcher]
 class Neighbours(Protocol):
     """The other models on this machine. Loading a model depends on them."""
 
-    @property
-    def any_ready(self) -> bool:
-        """Whether a model is loaded."""
+    def any_ready_beside(self, name: str) -> bool:
+        """Whether another model than this one is loaded."""
 
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the weights of all loaded models."""
+    def weight_bytes_beside(self, name: str) -> int:
+        """Size of the weights of all other loaded models."""
 
     async def make_room(self, missing_bytes: int) -> bool:
         """Unload an idle model. Returns False if this cannot free `missing_bytes`."""
@@ -42,8 +43,32 @@ class LoadedModel(NamedTuple):
     weight_bytes: int
 
 
+class FreshLauncher:
+    """Launches the engines of one model. Makes a new launcher for each, because the other models may have changed."""
+
+    def __init__(self, make_launcher: Callable[[], Launcher]) -> None:
+        self._make_launcher = make_launcher
+        self._launcher = make_launcher()
+
+    def launch(self) -> AbstractAsyncContextManager[Connection]:
+        """See `Launcher`."""
+        self._launcher = self._make_launcher()
+        return self._launcher.launch()
+
+    def public_reason(self, reason: str) -> str:
+        """See `Launcher`."""
+        return self._launcher.public_reason(reason)
+
+    def resident_bytes(self, info: EngineInfo) -> int:
+        """See `Launcher`."""
+        return self._launcher.resident_bytes(info)
+
+
 class ModelLoader:
-    """Loads models one at a time: how much memory is free is only known once the previous model is loaded."""
+    """Loads models one at a time: how much memory is free is only known once the previous model is loaded.
+
+    This holds for engines that replace others, too.
+    """
 
     def __init__(self, neighbours: Neighbours, make_launcher: MakeLauncher, *, max_waiting: int) -> None:
         """`max_waiting`: how many requests to one model may wait."""
@@ -60,7 +85,7 @@ class ModelLoader:
         """
         async with self._one_at_a_time:
             weight_bytes = num_file_bytes(options.path)
-            engine, info = await self._start_engine(options.engine, nursery, may_make_room=may_make_room)
+            engine, info = await self._start_engine(options, nursery, may_make_room=may_make_room)
             tokenizer = await trio.to_thread.run_sync(Tokenizer, options.path)
             await trio.lowlevel.checkpoint_if_cancelled()  # the model may have been stopped meanwhile
         service = ModelService(
@@ -70,12 +95,11 @@ class ModelLoader:
         return LoadedModel(service, weight_bytes)
 
     async def _start_engine(
-        self, config: EngineConfig, nursery: trio.Nursery, *, may_make_room: bool
+        self, options: ModelOptions, nursery: trio.Nursery, *, may_make_room: bool
     ) -> tuple[EngineClient, EngineInfo]:
         while True:
-            environment = ENGINE_ENVIRONMENT | (SHARED_CORES if self._neighbours.any_ready else {})
-            config = replace(config, others_bytes=self._neighbours.weight_bytes)
-            engine = EngineClient(self._make_launcher(config, environment))
+            launcher = FreshLauncher(partial(self._launcher, options))
+            engine = EngineClient(launcher, self._one_at_a_time)
             try:
                 info: EngineInfo = await nursery.start(engine.run)
             except EngineFailedError as error:
@@ -84,6 +108,13 @@ class ModelLoader:
                     raise
             else:
                 return engine, info
+
+    def _launcher(self, options: ModelOptions) -> Launcher:
+        """A launcher for an engine beside the models that are loaded now."""
+        neighbours, name = self._neighbours, options.name
+        config = replace(options.engine, others_bytes=neighbours.weight_bytes_beside(name))
+        environment = ENGINE_ENVIRONMENT | (SHARED_CORES if neighbours.any_ready_beside(name) else {})
+        return self._make_launcher(config, environment)
 
 
 def _abilities(info: EngineInfo) -> str:

@@ -25,15 +25,20 @@ class MemoryPolicy:
         self._models = models
         self._idle_limit = idle_limit
 
-    @property
-    def any_ready(self) -> bool:
-        """Whether a model is loaded."""
-        return any(model.state is State.READY for model in self._models())
+    def any_ready_beside(self, name: str) -> bool:
+        """Whether another model than this one is loaded."""
+        return bool(self._ready_beside(name))
 
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the weights of all loaded models. The system counts them as available: they are mapped files."""
-        return sum(model.weight_bytes for model in self._models() if model.state is State.READY)
+    def weight_bytes_beside(self, name: str) -> int:
+        """Size of the weights of all other loaded models, also of those whose engine is being restarted.
+
+        The system counts them as available: they are mapped files.
+        """
+        return sum(model.weight_bytes for model in self._ready_beside(name))
+
+    def _ready_beside(self, name: str) -> list[ModelRuntime]:
+        models = self._models()
+        return [model for model in models if model.state is State.READY and model.options.name != name]
 
     async def make_room(self, missing_bytes: int) -> bool:
         """Unload the least recently used idle model.

@@ -3,6 +3,10 @@
 import ctypes
 import faulthandler
 import logging
+import os
+import re
+import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 import llama_cpp
@@ -42,6 +46,25 @@ def forget_errors() -> None:
 def last_error() -> str:
     """Returns the last error that llama.cpp logged since `forget_errors`."""
     return _last_errors[-1] if _last_errors else "no reason given"
+
+
+def report_aborts(report: Callable[[str], None]) -> None:
+    """Call `report` with llama.cpp's reason before llama.cpp aborts this process, and write the reason to stderr."""
+    set_callback = getattr(lib._lib, "ggml_set_abort_callback", None)
+    if set_callback is None:
+        return
+
+    def on_abort(text: bytes) -> None:
+        os.write(sys.stderr.fileno(), text + b"\n")
+        report(re.sub(r"^\S*/", "", text.decode("utf-8", errors="replace")))  # without the folder of the source file
+
+    global _on_abort
+    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(on_abort)
+    set_callback(_on_abort)
+
+
+_on_abort: Any = None
+"""Kept alive, because llama.cpp may call it at any time."""
 
 
 class Model:

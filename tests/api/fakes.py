@@ -91,9 +91,9 @@ class FakeEngine(EngineClient):
         self.on_message(Step([Output(request_id, list(tokens), finish_reason, cached_tokens, error)]))
 
     def die(self) -> None:
-        """Acts as if the engine process had ended for the second time."""
+        """Acts as if no engine could be started any more."""
         self.info = None
-        self.fail_all("the engine ended unexpectedly; please try again")
+        self.on_failure("it is broken")
 
 
 class Stream:

@@ -1,4 +1,6 @@
-"""A process that speaks the engine protocol with a scripted behaviour: `python scripted_engine.py FOLDER FD CONFIG`.
+"""A process that speaks the engine protocol with a scripted behaviour.
+
+It is started as `python scripted_engine.py FOLDER FD CONFIG RECORD`.
 
 FOLDER/behaviours has one behaviour per start; the last one also holds for all further starts. An engine that serves
 takes the first token of a prompt as a command, which decides what happens with the other tokens.
@@ -14,6 +16,7 @@ from pathlib import Path
 import orjson
 
 from scheduler.config import EngineConfig, EngineInfo
+from scheduler.crash_record import EXIT_CRASHED, CrashRecord
 from scheduler.messages import (
     Cancel,
     Embed,
@@ -36,12 +39,12 @@ ECHO, HOLD, DIE, STRANGERS, GARBAGE, SILENCE, PAUSE, DIE_ONCE = (*range(1, 8), 9
 
 ECHO: output the other tokens one by one, and finish.
 HOLD: output them, and keep running.
-DIE: output them, and kill the process.
+DIE: output them, and abort the process, while it computes all open requests, or only this one if it is a suspect.
 STRANGERS: as ECHO, but first send outputs of unknown requests.
-GARBAGE: output them, and send a line that is not a message.
+GARBAGE: output them, and send a line that is not a message; if the request already has an answer, only finish.
 SILENCE: output nothing.
 PAUSE: output the first token and keep running; if the request already has an answer, output the rest and finish.
-DIE_ONCE: only in an embedding request: kill the process, if it is the first one.
+DIE_ONCE: only in an embedding request: abort the process, if it is the first one.
 """
 
 
@@ -65,10 +68,13 @@ def info(config: EngineConfig) -> EngineInfo:
 
 
 class ScriptedEngine:
-    def __init__(self, sock: socket.socket, folder: Path) -> None:
+    def __init__(self, sock: socket.socket, folder: Path, record: CrashRecord) -> None:
         self._socket = sock
         self._folder = folder
+        self._record = record
         self._received = 0
+        self._open: set[int] = set()
+        """Requests that were neither finished nor cancelled."""
 
     def send(self, *messages: Message) -> None:
         self._socket.sendall(b"".join(map(encode, messages)))
@@ -84,10 +90,16 @@ class ScriptedEngine:
                 self._received += 1
                 match message:
                     case Submit():
+                        self._open.add(message.request_id)
+                        self._record.computing([message.request_id] if message.suspect else sorted(self._open))
                         self._answer(message)
+                        self._record.computing(())
                     case Embed(request_id, texts):
+                        self._record.computing([request_id])
                         self._embed(request_id, texts)
+                        self._record.computing(())
                     case Cancel(request_id):
+                        self._open.discard(request_id)
                         self.note(f"cancel {request_id}")
                     case Inspect():
                         if not (self._folder / "busy").exists():
@@ -102,6 +114,8 @@ class ScriptedEngine:
         self.note(f"submit {number}" + f" after {submit.answer}" * bool(submit.answer))
         if command == PAUSE:
             command, tokens = (ECHO, tokens[len(submit.answer) :]) if submit.answer else (HOLD, tokens[:1])
+        if command == GARBAGE and submit.answer:
+            command, tokens = ECHO, []
         if command == SILENCE:
             return
         if command == STRANGERS:
@@ -109,19 +123,21 @@ class ScriptedEngine:
         for token in tokens:
             self.send(Step([Output(number, [token])]))
         if command == DIE:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._record.explain("it does not like 5")
+            os.abort()
         if command == GARBAGE:
             self._socket.sendall(b"llama.cpp says hello\n")
         if command in (ECHO, STRANGERS):
+            self._open.remove(number)
             self.send(Step([Output(number, [], "stop")]), Step([Output(number, [999], "length")]))
 
     def _embed(self, number: int, texts: list[list[int]]) -> None:
-        """Sends each text's tokens as its embedding. The text [DIE] kills the process; [SILENCE] gets no embedding."""
+        """Sends each text's tokens as its embedding. The text [DIE] aborts the process; [SILENCE] gets no embedding."""
         self.note(f"embed {number}")
         is_first = len((self._folder / "starts").read_text().split()) == 1
         for text in texts:
             if text == [DIE] or (text == [DIE_ONCE] and is_first):
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.abort()
             if text != [SILENCE]:
                 self.send(Embedded(number + 1000, ["stranger"]), Embedded(number, [str(text)]))
 
@@ -136,7 +152,8 @@ def main() -> int:
     behaviours = (folder / "behaviours").read_text().split()
     behaviour = behaviours[min(len(starts.read_text().split()), len(behaviours)) - 1]
     sock = socket.socket(fileno=int(sys.argv[2]))
-    engine = ScriptedEngine(sock, folder)
+    record = CrashRecord(int(sys.argv[4]))
+    engine = ScriptedEngine(sock, folder, record)
     match behaviour:
         case "fails":
             engine.send(Failed("it is broken"))
@@ -149,6 +166,20 @@ def main() -> int:
             return 1
         case "exits":
             return 3
+        case "aborts":
+            record.explain("ggml.c:7: GGML_ASSERT(false) failed")
+            os.abort()
+        case "segfaults":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "is_killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "raises":
+            record.explain("KeyError: 5")
+            return EXIT_CRASHED
+        case "dies_at_once":  # after it was ready, before it computes anything
+            engine.send(Ready(info(config)))
+            sock.recv(1, socket.MSG_PEEK)
+            os.abort()
         case "sends_garbage":
             sock.sendall(b"not a message\n")
             signal.pause()

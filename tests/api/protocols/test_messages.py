@@ -476,7 +476,7 @@ async def test_a_failure_during_a_stream_is_an_event(server: Server) -> None:
         "type": "error",
         "error": {
             "type": "api_error",
-            "message": "the engine ended unexpectedly; please try again",
+            "message": "the model cannot be loaded again: it is broken",
             "details": None,
         },
         "request_id": "find-me",

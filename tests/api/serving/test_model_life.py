@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
 
 from api.engine.connection import Connection
+from api.engine.supervisor import RESTART_PAUSE
 from api.errors import ApiError
 from api.flags import ModelOptions
 from api.serving.fleet import Fleet, StartError
@@ -39,6 +40,8 @@ GRACE_SECONDS = 5.0
 IDLE_LIMIT = 10.0
 UNUSED = LOAD_SECONDS + IDLE_LIMIT + 2.0
 """Seconds after a start at which an unused model is being unloaded, or has been if its engine stops at once."""
+WEIGHTS = {"a": 300, "b": 500}
+"""Bytes of each model."""
 NEVER = 3000.0
 """Seconds of virtual time after which everything must have ended."""
 WITH_SERVICE = {State.READY, State.UNLOADING, State.DRAINING}
@@ -53,7 +56,7 @@ FAILURES = {
     "it is broken",
     "no memory for it",
     "no memory for it anywhere",
-    "the engine ended while loading the model; the log may show the reason",
+    "while loading the model, the engine closed its connection",
     "the model was stopped while it was loading",
 }
 
@@ -66,30 +69,31 @@ class Machine:
         self.engines: dict[str, trio.CancelScope] = {}
         """By model file. Cancelling a scope kills that engine."""
         self.num_loading = 0
-        """Models whose first engine is not ready yet."""
+        """Engines that are not ready yet."""
+        self.launched: list[tuple[str, int, bool]] = []
+        """The model file of each engine, the size of the other models' weights, and whether it shares the cores."""
         self.faults: list[str] = []
 
     def launcher(self, config: EngineConfig, *, command: object, environment: Mapping[str, str]) -> "FakeLauncher":
-        return FakeLauncher(self, config.model_path)
+        return FakeLauncher(self, config, "GOMP_SPINCOUNT" in environment)
 
 
 class FakeLauncher:
-    def __init__(self, machine: Machine, model_path: str) -> None:
+    def __init__(self, machine: Machine, config: EngineConfig, shares_cores: bool) -> None:
         self._machine = machine
-        self._path = model_path
+        self._config = config
+        self._shares_cores = shares_cores
         self._is_loading = False
-        self._num_launched = 0
 
     @asynccontextmanager
     async def launch(self) -> AsyncIterator[Connection]:
-        machine, path = self._machine, self._path
+        machine, path = self._machine, self._config.model_path
+        machine.launched.append((path, self._config.others_bytes, self._shares_cores))
         if path in machine.engines:
             machine.faults.append(f"two engines of {path}")
         behaviour = machine.behaviours.pop(0) if machine.behaviours else "serves"
-        if not self._num_launched:
-            self._is_loading = True
-            machine.num_loading += 1
-        self._num_launched += 1
+        self._is_loading = True
+        machine.num_loading += 1
         ours, theirs = memory_stream_pair()
         try:
             async with trio.open_nursery() as nursery:
@@ -205,7 +209,7 @@ class World:
         self._options = {}
         for name in "ab":
             path = folder / f"{name}.gguf"
-            path.touch()
+            path.write_bytes(bytes(WEIGHTS[name]))
             self._options[name] = ModelOptions(name, path, EngineConfig(path.name))
         self.fleet = Fleet(
             max_waiting=1000, grace_seconds=GRACE_SECONDS, idle_limit=IDLE_LIMIT, on_demand=self._options.get
@@ -214,8 +218,6 @@ class World:
         """Operations that have not ended."""
         self._stopped: set[str] = set()
         """Names of models that were stopped."""
-        self._killed: set[str] = set()
-        """Names of models whose engine was killed."""
 
     def begin(self, nursery: trio.Nursery, action: str, name: str, seconds: int) -> None:
         self.num_running += 1
@@ -238,7 +240,6 @@ class World:
                     await self.ask(name, seconds)
             case "kill":
                 if engine := self.machine.engines.get(f"{name}.gguf"):
-                    self._killed.add(name)
                     engine.cancel()
         self.num_running -= 1
 
@@ -274,7 +275,7 @@ class World:
             self._expect(error.code != "model_not_loaded" or reason in FAILURES, error)
             self._expect((error.status, error.code) in REFUSALS, error)
             self._expect("being stopped" not in error.message or name in self._stopped, error)
-            self._expect("ended unexpectedly" not in error.message or name in self._stopped | self._killed, error)
+            self._expect("engine was stopped" not in error.message or name in self._stopped, error)
             return False
         assert output.tokens == [5]
         return True
@@ -355,6 +356,18 @@ def vocabulary(write_vocab: WriteVocab) -> Tokenizer:
     steps=[(("start", "a", 0), 2 * LOAD_SECONDS), (("ask", "a", 20), 0.5), (("ask", "b", 1), 2 * LOAD_SECONDS)],
     behaviours=["serves", "out_of_memory"],
 )
+@example(  # both engines are killed together, while they answer
+    steps=[
+        (("start", "a", 0), 2 * LOAD_SECONDS),
+        (("start", "b", 0), 2 * LOAD_SECONDS),
+        (("ask", "a", 3), 0.05),
+        (("ask", "b", 3), 0.05),
+        (("kill", "a", 0), 0.0),
+        (("kill", "b", 0), 0.5),
+        (("stop", "b", 0), 0.0),
+    ],
+    behaviours=[],
+)
 def test_every_request_is_answered_and_no_model_is_left_for_any_order_of_events(
     steps: list[tuple[tuple[str, str, int], float]], behaviours: list[str], vocabulary: Tokenizer, tmp_path: Path
 ) -> None:
@@ -382,5 +395,45 @@ def test_every_request_is_answered_and_no_model_is_left_for_any_order_of_events(
                 nursery.cancel_scope.cancel()
         world.check()
         assert not world.machine.engines
+
+    trio.run(play, clock=MockClock(autojump_threshold=0))
+
+
+def test_engines_that_die_together_load_one_after_the_other_and_know_the_others_weights(
+    vocabulary: Tokenizer, tmp_path: Path
+) -> None:
+    """Else both would size their KV memory from the same free memory."""
+
+    async def play() -> None:
+        world = World(tmp_path, [])
+        machine = world.machine
+        with (
+            patch("api.serving.fleet.EngineLauncher", machine.launcher),
+            patch("api.serving.loader.Tokenizer", lambda _: vocabulary),
+            patch("trio.to_thread.run_sync", _inline),
+        ):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(world.fleet.run)
+                await world.start("a")
+                machine.engines["a.gguf"].cancel()
+                await trio.sleep(2 * LOAD_SECONDS)
+                await world.start("b")
+                assert await world.ask("a", 0), "it is not idle"
+                machine.engines["a.gguf"].cancel()
+                await trio.sleep(0.5)
+                machine.engines["b.gguf"].cancel()
+                await trio.sleep(RESTART_PAUSE + 0.5)
+                assert (machine.num_loading, len(machine.launched)) == (1, 4), "b waits for a"
+                await trio.sleep(2 * LOAD_SECONDS)
+                assert await world.ask("a", 1)
+                assert await world.ask("b", 1)
+                nursery.cancel_scope.cancel()
+        assert machine.launched == [
+            ("a.gguf", 0, False),
+            ("a.gguf", 0, False),
+            ("b.gguf", WEIGHTS["a"], True),
+            ("a.gguf", WEIGHTS["b"], True),
+            ("b.gguf", WEIGHTS["a"], True),
+        ]
 
     trio.run(play, clock=MockClock(autojump_threshold=0))
