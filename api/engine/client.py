@@ -82,6 +82,11 @@ class EngineClient:
         """Returns the engine's statistics, or the previous ones if the engine is busy; None if there are none."""
         return await self._supervisor.inspect()
 
+    @property
+    def report_age(self) -> float:
+        """Seconds since the engine's last statistics arrived; 0 if there are none."""
+        return self._supervisor.report_age
+
     # -- requests ----------------------------------------------------------------------------------------------------
 
     @property

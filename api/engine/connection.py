@@ -14,8 +14,8 @@ from scheduler.messages import Inspect, Message, Report, decode, encode
 
 _log = logging.getLogger("cortex.api")
 
-INSPECT_LIMIT: Final = 1.0
-"""Seconds to wait for statistics. A step of a large model may take longer than clients wait for a response."""
+INSPECT_LIMIT: Final = 0.1
+"""Seconds to wait for statistics. A step of a large model may take longer than load balancers wait for a response."""
 
 
 class Connection:
@@ -35,6 +35,8 @@ class Connection:
         self._inspections: deque[trio.Event] = deque()
         """One for each Inspect that has no Report yet. The engine answers in order."""
         self._last_report: Report | None = None
+        self._reported_at = 0.0
+        """When the last Report arrived, on trio's clock."""
 
     @classmethod
     @asynccontextmanager
@@ -89,8 +91,13 @@ class Connection:
             await answered.wait()
         return self._last_report
 
+    @property
+    def report_age(self) -> float:
+        """Seconds since the last statistics arrived; 0 if there are none."""
+        return trio.current_time() - self._reported_at if self._last_report is not None else 0.0
+
     def _receive_report(self, report: Report) -> None:
-        self._last_report = report
+        self._last_report, self._reported_at = report, trio.current_time()
         if self._inspections:
             self._inspections.popleft().set()
 

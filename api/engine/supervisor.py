@@ -96,6 +96,11 @@ class Supervisor:
         """Returns the engine's statistics, or the previous ones if the engine is busy; None if there are none."""
         return await self._connection.inspect() if self._connection is not None else None
 
+    @property
+    def report_age(self) -> float:
+        """Seconds since the engine's last statistics arrived; 0 if there are none."""
+        return self._connection.report_age if self._connection is not None else 0.0
+
     async def wait_settled(self) -> None:
         """Wait until an engine is ready or a restart has failed. After a failed restart, `failure` is set."""
         await self._settled.wait()

@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException
 
 from api.errors import ApiError, server_error
 from api.http.operations import OPERATIONS
-from api.http.view import Segment, Segments, json_response, rule, view
+from api.http.view import Segment, Segments, json_response, rules, view
 from api.protocols.call import Server
 from api.protocols.messages.answer import error_body, is_ours
 from api.serving.fleet import Fleet
@@ -42,7 +42,9 @@ def create_app(
     _handle_errors(app)
     server = Server(fleet, time.monotonic(), model_flags)
     for each in OPERATIONS:
-        app.add_url_rule(rule(each, OPERATIONS), each.name, view(each, server), methods=[each.method])
+        respond = view(each, server)
+        for rule in rules(each, OPERATIONS):
+            app.add_url_rule(rule, each.name, respond, methods=[each.method])
     return app
 
 

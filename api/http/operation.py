@@ -68,6 +68,11 @@ class Operation:
         return self.chunk is not None
 
     @property
+    def short_path(self) -> str | None:
+        """Its path without `/v1`, which other servers have too; None for operations of this server only."""
+        return self.path.removeprefix("/v1") if self.path.startswith("/v1/") and self.scope is not Scope.OWNER else None
+
+    @property
     def segments(self) -> list[str]:
         return self.path.split("/")
 

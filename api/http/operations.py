@@ -1,6 +1,10 @@
 """The table of operations. Routes, 405s, access checks, OpenAPI and the README's table of endpoints come from it."""
 
-from typing import Any, Final
+from functools import cache
+from typing import Final
+
+import orjson
+import trio
 
 from api.http import openapi
 from api.http.operation import Operation, Parameter, Scope
@@ -17,7 +21,7 @@ from api.protocols.embeddings.types import Embeddings
 from api.protocols.management import answer as management
 from api.protocols.management import health, models, version
 from api.protocols.management.request import StartRequest, StopRequest
-from api.protocols.management.types import Health, Model, ModelList
+from api.protocols.management.types import Health, Model, ModelList, Readiness
 from api.protocols.messages import answer as messages
 from api.protocols.messages.request import CountTokensRequest, MessagesRequest
 from api.protocols.messages.types import MessageAnswer, MessageError, MessageEvent, TokenCount
@@ -35,12 +39,22 @@ RESPONSE_ID: Final = {"response_id": Parameter("The response's id.")}
 MODEL_NAME: Final = {"name": Parameter("The model's name.", has_slashes=True)}
 
 
-async def _openapi_document(call: Call[None]) -> dict[str, Any]:  # noqa: ARG001 - it is the same for all calls
-    return openapi.document(OPERATIONS)
+@cache
+def _openapi_document() -> Reply:
+    return Reply(orjson.dumps(openapi.document(OPERATIONS)))
+
+
+@cache
+def _page() -> Reply:
+    return Reply(openapi.page(OPERATIONS).encode(), content_type="text/html; charset=utf-8")
+
+
+async def _describe(call: Call[None]) -> Reply:  # noqa: ARG001 - it is the same for all calls
+    return await trio.to_thread.run_sync(_openapi_document)  # the first call takes about 0.1 s
 
 
 async def _docs(call: Call[None]) -> Reply:  # noqa: ARG001
-    return Reply(openapi.page(OPERATIONS).encode(), content_type="text/html; charset=utf-8")
+    return await trio.to_thread.run_sync(_page)
 
 
 OPERATIONS: Final = (
@@ -237,6 +251,16 @@ OPERATIONS: Final = (
         scope=Scope.PUBLIC,
     ),
     Operation(
+        "readiness",
+        "GET",
+        "/health",
+        "Whether the server is ready, for load balancers and routers",
+        health.readiness,
+        Readiness,
+        unhealthy=503,
+        scope=Scope.PUBLIC,
+    ),
+    Operation(
         "version",
         "GET",
         "/version",
@@ -250,7 +274,7 @@ OPERATIONS: Final = (
         "GET",
         "/openapi.json",
         "The OpenAPI document of this API",
-        _openapi_document,
+        _describe,
         scope=Scope.PUBLIC,
     ),
     Operation("docs", "GET", "/docs", "The documentation of this API as a web page", _docs, scope=Scope.PUBLIC),

@@ -42,9 +42,12 @@ def _unless(taken: tuple[str, ...]) -> str:
     return f"(?!(?:{'|'.join(taken)})$)" if taken else ""
 
 
-def rule(operation: Operation, operations: tuple[Operation, ...]) -> str:
-    """The operation's path in werkzeug's syntax."""
-    path = operation.path
+def rules(operation: Operation, operations: tuple[Operation, ...]) -> list[str]:
+    """The operation's paths in werkzeug's syntax."""
+    return [_rule(path, operation, operations) for path in (operation.path, operation.short_path) if path]
+
+
+def _rule(path: str, operation: Operation, operations: tuple[Operation, ...]) -> str:
     for name, parameter in operation.parameters.items():
         converter = "segments" if parameter.has_slashes else "segment"
         names = ", ".join(map(repr, taken(operation, operations))) if path.endswith(f"{{{name}}}") else ""

@@ -239,5 +239,14 @@ class Fleet:
     async def health(self) -> dict[str, Any]:
         """The status of the server, and the health of each model."""
         reasons = [model.failure for model in self.models if model.status == "failed"]
-        health = {"status": self.status, "models": [await model.health() for model in self.models]}
+        healths: dict[str, dict[str, Any]] = {}
+
+        async def ask(model: ModelRuntime) -> None:
+            healths[model.options.name] = await model.health()
+
+        models = self.models
+        async with trio.open_nursery() as nursery:  # all at once: a busy engine answers late
+            for model in models:
+                nursery.start_soon(ask, model)
+        health = {"status": self.status, "models": [healths[model.options.name] for model in models]}
         return health | ({"reason": reasons[0]} if reasons else {})

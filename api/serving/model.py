@@ -93,6 +93,11 @@ class ModelRuntime:
         return self._state is State.READY and not self.num_active
 
     @property
+    def context_length(self) -> int | None:
+        """Maximum number of tokens of prompt and answer, or of a text to embed; None while no engine is ready."""
+        return self._service.context_length if self._service is not None else None
+
+    @property
     def weight_bytes(self) -> int:
         """Size of its weights; 0 before it was first loaded."""
         return self._weight_bytes

@@ -203,8 +203,16 @@ class ModelService:
         """The bytes of a token in an answer. Control tokens that the model's dialect uses as markers count as text."""
         return self._markers.get(token) or self.tokenizer.piece(token)
 
+    @property
+    def context_length(self) -> int | None:
+        """Maximum number of tokens of prompt and answer, or of a text to embed; None while no engine is ready."""
+        info = self.engine.info
+        if info is None:
+            return None
+        return info.ctx_len if info.generates else info.max_text_tokens
+
     async def health(self) -> dict[str, Any]:
-        """The state and statistics of the engine."""
+        """The state and statistics of the engine: the last statistics, if it is too busy to send new ones."""
         info = self.engine.info
         report = await self.engine.inspect() if info else None
         if info is None or report is None:
@@ -222,6 +230,7 @@ class ModelService:
             "waiting": report.scheduler["waiting"],
             "statistics": {"scheduler": report.scheduler, "cache": report.cache}
             | ({"embedder": report.embedder} if report.embedder else {}),
+            "statistics_age": round(self.engine.report_age, 3),
         }
 
     @staticmethod
@@ -234,4 +243,5 @@ class ModelService:
             "running": 0,
             "waiting": 0,
             "statistics": None,
+            "statistics_age": None,
         }

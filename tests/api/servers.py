@@ -15,8 +15,6 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from api.engine.connection import INSPECT_LIMIT
-
 MODEL = "smollm2:135m"
 SECONDS = 120.0
 """Longer than any wait in these tests, even on a busy machine."""
@@ -137,9 +135,10 @@ class CortexServer:
     def _is_idle(self) -> bool:
         asked = time.monotonic()
         health = self.health()
-        is_new = time.monotonic() - asked < INSPECT_LIMIT  # else these may be the previous statistics
         self._statistics: dict[str, Any] = health["statistics"]
-        return is_new and bool(self._statistics) and health["running"] == health["waiting"] == 0
+        if not self._statistics or health["statistics_age"] > time.monotonic() - asked:
+            return False  # these are the previous statistics
+        return bool(health["running"] == health["waiting"] == 0)
 
     def stop(self, *, seconds: float = SECONDS) -> int:
         """Sends SIGTERM and returns the exit code."""

@@ -1,7 +1,8 @@
-"""GET /healthz: the state of the server and of its models."""
+"""GET /healthz and /health: the state of the server and of its models."""
 
 import os
 import time
+from typing import Any
 
 import orjson
 
@@ -17,4 +18,13 @@ async def health(call: Call[None]) -> Reply:
     }
     if not call.is_local:  # paths of files are private
         body["models"] = [model | {"path": None} for model in body["models"]]
+    return _reply(body)
+
+
+async def readiness(call: Call[None]) -> Reply:
+    """The server's status in the form of llama-server. Asks no engine."""
+    return _reply({"status": call.server.fleet.status})
+
+
+def _reply(body: dict[str, Any]) -> Reply:
     return Reply(orjson.dumps(body), 200 if body["status"] == "ok" else 503)

@@ -19,4 +19,13 @@ async def get_model(call: Call[None]) -> dict[str, Any]:
 
 def described(model: ModelRuntime, name: str) -> dict[str, Any]:
     """A model in wire form, under one of its names."""
-    return {"id": name, "object": "model", "created": model.created, "owned_by": "cortex", "status": model.status}
+    length = model.context_length
+    return {
+        "id": name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "cortex",
+        "status": model.status,
+        "context_length": length,
+        "max_model_len": length,
+    }

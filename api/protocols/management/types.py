@@ -7,6 +7,7 @@ from pydantic import Field
 from api.protocols.types import Answer
 
 ModelStatus = Literal["ready", "loading", "stopping", "unloaded", "failed"]
+ServerStatus = Literal["ok", "loading", "draining", "failed"]
 
 
 class Model(Answer):
@@ -16,11 +17,19 @@ class Model(Answer):
     owned_by: str
     status: ModelStatus
     """The next request loads an unloaded model again. The engine of a failed model is restarted repeatedly."""
+    context_length: int | None
+    """Maximum number of tokens of prompt and answer together, or of a text to embed; null while it is not loaded."""
+    max_model_len: int | None
+    """The same, with vLLM's name."""
 
 
 class ModelList(Answer):
     object: Literal["list"]
     data: list[Model]
+
+
+class Readiness(Answer):
+    status: ServerStatus
 
 
 class KvMemory(Answer):
@@ -43,10 +52,12 @@ class ModelHealth(Answer):
     running: int
     waiting: int
     statistics: Annotated[dict[str, Any] | None, Field(description="Counters of the scheduler and of the cache.")]
+    statistics_age: float | None
+    """Seconds since the engine reported these numbers. It reports between two steps."""
 
 
 class Health(Answer):
-    status: Literal["ok", "loading", "draining", "failed"]
+    status: ServerStatus
     reason: str | None = None
     """Why a model failed."""
     models: list[ModelHealth]

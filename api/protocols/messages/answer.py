@@ -30,8 +30,8 @@ _NO_THREADS: Final = {"error_code": "thread_unsupported_request"}
 
 
 def is_ours(path: str) -> bool:
-    """Whether a URL's path belongs to Anthropic's API. Its errors have Anthropic's form."""
-    return path == PATH or path.startswith(f"{PATH}/")
+    """Whether a URL's path belongs to Anthropic's API, with or without `/v1`. Its errors have Anthropic's form."""
+    return f"/v1{path.removeprefix('/v1')}/".startswith(f"{PATH}/")
 
 
 def error_body(error: ApiError, request_id: str) -> dict[str, Any]:

@@ -62,8 +62,23 @@ def test_every_route_is_documented_and_nothing_else() -> None:
         if method in ("GET", "POST", "DELETE") and rule.endpoint != "static"
     }
     described = {(method, path) for path, methods in document(OPERATIONS)["paths"].items() for method in methods}
-    assert routes - described == {("get", "/openapi.json"), ("get", "/docs")}
+    short = {(each.method.lower(), each.short_path) for each in OPERATIONS if each.short_path}
+    assert routes - described == {("get", "/openapi.json"), ("get", "/docs")} | short
     assert described <= routes
+
+
+def test_operations_of_other_servers_have_paths_without_v1() -> None:
+    assert {each.name for each in OPERATIONS if each.path.startswith("/v1/") and not each.short_path} == {
+        "start_model",
+        "stop_model",
+    }
+
+
+def test_the_document_and_the_page_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from api.http import operations
+
+    assert operations._openapi_document() is operations._openapi_document()
+    assert operations._page() is operations._page()
 
 
 def test_the_name_of_an_operation_is_not_a_path_parameter() -> None:
@@ -223,6 +238,7 @@ def test_the_other_answers_match_their_types(client: httpx.Client) -> None:
         (management_answers.ModelList, client.get("/v1/models")),
         (management_answers.Model, client.get(f"/v1/models/{MODEL}")),
         (management_answers.Health, client.get("/healthz")),
+        (management_answers.Readiness, client.get("/health")),
         (Version, client.get("/version")),
         (token_answers.Tokens, client.post("/tokenize", json={"content": "a b"})),
         (token_answers.Tokens, client.post("/tokenize", json=body | {"with_pieces": True, "return_token_strs": True})),

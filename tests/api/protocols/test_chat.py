@@ -1200,7 +1200,11 @@ async def test_the_models_are_the_served_one_and_its_aliases(server: Server) -> 
     assert body["object"] == "list"
     assert [model["id"] for model in body["data"]] == [MODEL, "an-alias"]
     for model in body["data"]:
-        assert set(model) == {"id", "object", "created", "owned_by", "status"}
+        assert set(model) == {
+            *("id", "object", "created", "owned_by", "status"),
+            *("context_length", "max_model_len"),
+        }
+        assert model["context_length"] == model["max_model_len"] == INFO.ctx_len
         assert model["object"] == "model"
         assert isinstance(model["created"], int)
         assert await body_of(await server.client.get(f"/v1/models/{model['id']}")) == model
@@ -1220,7 +1224,10 @@ async def test_an_unknown_model_is_a_404(server: Server) -> None:
 
 async def test_models_are_listed_while_they_load(server: Server) -> None:
     server.engine.info = None
-    assert (await server.client.get("/v1/models")).status_code == 200
+    response = await server.client.get("/v1/models")
+    assert response.status_code == 200
+    for model in (await body_of(response))["data"]:
+        assert model["context_length"] is model["max_model_len"] is None
 
 
 async def test_health_contains_the_report_of_the_engine(server: Server) -> None:
@@ -1246,6 +1253,7 @@ async def test_health_contains_the_report_of_the_engine(server: Server) -> None:
         "free_tokens": 51 * 32,
     }
     assert model["statistics"] == {"scheduler": {"running": 2, "waiting": 5}, "cache": cache}
+    assert model["statistics_age"] == 0.0
 
 
 async def test_health_is_ok_without_kv_numbers_if_the_engine_does_not_answer(server: Server) -> None:

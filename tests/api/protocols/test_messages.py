@@ -935,6 +935,15 @@ async def test_errors_of_other_paths_have_openais_form(server: Server) -> None:
         assert "request-id" not in response.headers
 
 
+async def test_paths_without_v1_have_anthropics_form_too(server: Server) -> None:
+    for path in ("/messages", "/v1/messages"):
+        response = await server.client.post(path, data=orjson.dumps({"model": "other", "max_tokens": 1}))
+        assert response.status_code == 400
+        assert (await body_of(response))["type"] == "error"
+        assert response.headers["request-id"]
+    assert set((await body_of(await server.client.get("/messagesque")))["error"]) >= {"param"}
+
+
 async def test_a_busy_or_loading_server_sends_retry_after(tokenizer: Tokenizer) -> None:
     server = Server(tokenizer, url=URL, max_waiting=-INFO.max_seqs)
     response = await server.post(asked())
