@@ -28,6 +28,7 @@ class Answer(ABC):
         self._submits = prepared.submits
         self._choices = prepared.choices
         self._grammar_param = prepared.grammar_param
+        self._place = prepared.place
         self._fingerprint = service.fingerprint()  # read now: the engine may have ended when the answer is complete
         self._generation = service.engine.generate(prepared.submits)
 
@@ -35,6 +36,7 @@ class Answer(ABC):
         """Returns the whole answer. Raises ApiError 400 for an unsupported grammar, 500 if the engine fails."""
         deltas: list[list[Delta]] = [[] for _ in self._choices]
         with self._generation as generation:
+            self._place.release()
             while not self._finished:
                 for index, delta in await self._receive(generation):
                     deltas[index].append(delta)
@@ -55,6 +57,7 @@ class Answer(ABC):
         accepted = not self._has_grammar
         try:
             with self._generation as generation:
+                self._place.release()
                 deltas = [] if accepted else await self._receive(generation)
                 accepted = True
                 if data := self._beginning() + self._written(deltas):

@@ -13,6 +13,7 @@ from api.engine.client import EngineClient
 from api.engine.generation import INVALID_GRAMMAR
 from api.errors import ApiError, unavailable
 from api.models.defaults import NOTHING, ModelDefaults
+from api.serving.admission import Admission, Place
 from api.serving.choice import Choice
 from api.serving.prompts import Prompt, PromptBuilder, check_tokens
 from api.serving.spec import Constraint, Conversation, GenerationSpec, Texts
@@ -37,6 +38,8 @@ class Prepared:
     """One for each submit."""
     grammar_param: str
     """The request's field that the grammar comes from, if there is a grammar."""
+    place: Place
+    """Counts the sequences until they are submitted."""
 
 
 class ModelService:
@@ -57,6 +60,7 @@ class ModelService:
         """The model's own defaults, for fields that a request does not set."""
         self.tokenizer = tokenizer
         self.engine = engine
+        self.admission = Admission(engine, max_waiting=max_waiting)
         self.draining = False
         """Whether it refuses new requests."""
         self.prompts = PromptBuilder(tokenizer, self.defaults.template or tokenizer.chat_template)
@@ -66,7 +70,6 @@ class ModelService:
             if text in tokenizer.special_ids
         }
         self._tokens_with = lru_cache(MAX_BREAKERS)(tokenizer.tokens_with)
-        self._max_waiting = max_waiting
 
     def fingerprint(self) -> str:
         """OpenAI's system_fingerprint: changes with the model and the engine's properties. Raises ApiError 503."""
@@ -91,9 +94,7 @@ class ModelService:
         if not embeds and not info.generates:
             message = f"The model {self.names[0]!r} does not generate text, only embeddings (POST /v1/embeddings)."
             raise ApiError(400, message, param="model", code="unsupported_model")
-        if self.engine.num_active >= info.max_seqs + self._max_waiting:
-            message = f"Too many requests: {info.max_seqs} run and {self._max_waiting} wait. Please try again shortly."
-            raise ApiError(429, message, kind="rate_limit_error", code="rate_limit_exceeded", retry_after=1)
+        self.admission.check()
 
     async def prepare(self, spec: GenerationSpec) -> Prepared:
         """The sequences and choices of a request.
@@ -101,6 +102,18 @@ class ModelService:
         Raises ApiError 400 if its constraints are invalid, or if the model's template, vocabulary or context does not
         allow it.
         """
+        prompt, several = spec.prompt, spec.num_choices
+        if isinstance(prompt, Texts) and len(prompt.prompts) > 1:
+            place = self.admission.enter(several * len(prompt.prompts), prompt.param)
+        else:
+            place = self.admission.enter(several, "n")
+        try:
+            return await self._prepared(spec, place)
+        except BaseException:
+            place.release()
+            raise
+
+    async def _prepared(self, spec: GenerationSpec, place: Place) -> Prepared:
         prompts = await self.prompts.build(spec.prompt)
         params = await self._sampling(spec)
         limits = [self._limit(spec, len(prompt.tokens)) for prompt in prompts]
@@ -119,7 +132,7 @@ class ModelService:
             for number in range(spec.num_choices)
         ]
         choices = [new_choice() for _ in submits]
-        return Prepared(prompts, submits, choices, spec.constraint.param if spec.constraint else "tools")
+        return Prepared(prompts, submits, choices, spec.constraint.param if spec.constraint else "tools", place)
 
     async def _sampling(self, spec: GenerationSpec) -> SamplingParams:
         """Precedence: request, the model's own defaults, OpenAI's defaults. The default seed is random."""

@@ -11,7 +11,9 @@ import trio
 from api.errors import ApiError
 from api.protocols.call import Call
 from api.protocols.embeddings.request import EmbeddingsRequest
+from api.serving.admission import Place
 from api.serving.prompts import INLINE_CHARACTERS
+from api.serving.service import ModelService
 from api.text.tokenizer import Tokenizer
 
 INLINE_NUMBERS: Final = 20_000
@@ -22,6 +24,11 @@ async def embed(call: Call[EmbeddingsRequest]) -> dict[str, Any]:
     """Raises ApiError 400 for texts or dimensions that the model does not support, 500 if the engine fails."""
     request = call.request
     service = await call.server.fleet.accepting(request.model, embeds=True)
+    with service.admission.enter() as place:
+        return await _embed(service, request, place)
+
+
+async def _embed(service: ModelService, request: EmbeddingsRequest, place: Place) -> dict[str, Any]:
     info = service.engine.ready_info()
     size = request.dimensions or info.embedding_size
     if size > info.embedding_size:
@@ -33,6 +40,7 @@ async def embed(call: Call[EmbeddingsRequest]) -> dict[str, Any]:
     else:
         texts = _tokenized(service.tokenizer, inputs, info.max_text_tokens)
     with service.engine.embed(texts) as running:
+        place.release()
         embeddings = await running.receive()
     shortened = size if request.dimensions is not None else None
     if request.encoding_format == "base64" and shortened is None:

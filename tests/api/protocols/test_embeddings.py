@@ -14,6 +14,7 @@ import numpy as np
 import openai
 import orjson
 import pytest
+import trio
 from numpy.typing import NDArray
 from openai import AsyncOpenAI, OpenAI
 from quart import Response
@@ -190,6 +191,22 @@ async def test_embeddings_are_refused_while_loading_or_shutting_down(server: Ser
     server.engine.info = POOLS
     server.fleet.drain()
     assert (await refused(server))[::2] == (503, "shutting_down")
+
+
+async def test_embeddings_that_arrive_together_do_not_exceed_the_bound(tokenizer: Tokenizer) -> None:
+    """A request counts once, whatever the number of its texts: they wait together."""
+    server = Server(tokenizer, max_waiting=1)
+    server.engine.info = POOLS
+    places = [server.service.admission.enter() for _ in range(INFO.max_seqs)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(post, server, ["a"] * 100)
+        await wait_all_tasks_blocked()
+        assert server.engine.num_active == 1
+        assert (await refused(server))[::2] == (429, "rate_limit_exceeded")
+        server.engine.on_message(Embedded(embeds(server)[0].request_id, [ENCODED] * 100))
+    places.pop().release()
+    server.engine.embedded = lambda embed: [Embedded(embed.request_id, [ENCODED])]
+    assert (await post(server)).status_code == 200
 
 
 async def test_a_full_queue_is_a_429(tokenizer: Tokenizer) -> None:

@@ -1,0 +1,59 @@
+"""How many sequences of one model may run and wait at once."""
+
+from types import TracebackType
+from typing import Self
+from weakref import WeakSet
+
+from api.engine.client import EngineClient
+from api.errors import ApiError
+
+
+class Place:
+    """The sequences of one request, counted from its arrival until the engine has them or the block ends."""
+
+    def __init__(self, num_sequences: int, places: "WeakSet[Place]") -> None:
+        self.num_sequences = num_sequences
+        self._places = places
+        places.add(self)
+
+    def release(self) -> None:
+        """Stop counting them here, because the engine client counts them now, or because they will never run."""
+        self._places.discard(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Admission:
+    """Refuses requests for more sequences than may run and wait."""
+
+    def __init__(self, engine: EngineClient, *, max_waiting: int) -> None:
+        """`max_waiting`: how many sequences may wait."""
+        self._engine = engine
+        self._max_waiting = max_waiting
+        self._places: WeakSet[Place] = WeakSet()
+        """Of requests whose sequences the engine client does not have yet. A dropped answer gives its place back."""
+
+    def check(self, num_sequences: int = 1, param: str | None = None) -> None:
+        """Raises ApiError 503 without an engine, 429 while too many wait, 400 if so many can never wait at once."""
+        max_seqs = self._engine.ready_info().max_seqs
+        limit = max_seqs + self._max_waiting
+        if num_sequences > max(limit, 1):
+            message = (
+                f"This request asks for {num_sequences} completions at once, but this model takes at most {limit}: "
+                f"{max_seqs} run and {self._max_waiting} wait. Send several requests with fewer prompts or choices."
+            )
+            raise ApiError(400, message, param=param, code="invalid_value")
+        if self._engine.num_active + sum(place.num_sequences for place in self._places) + num_sequences > limit:
+            message = f"Too many requests: {max_seqs} run and {self._max_waiting} wait. Please try again shortly."
+            raise ApiError(429, message, kind="rate_limit_error", code="rate_limit_exceeded", retry_after=1)
+
+    def enter(self, num_sequences: int = 1, param: str | None = None) -> Place:
+        """Count the sequences of a new request. Raises the errors of `check`."""
+        self.check(num_sequences, param)
+        return Place(num_sequences, self._places)
