@@ -92,6 +92,12 @@ class ModelLoader:
             options.names, tokenizer, engine, max_waiting=self._max_waiting, defaults=options.defaults
         )
         _log.info("%s %s", options.name, _abilities(info))
+        if 0 < tokenizer.trained_context < info.ctx_len:
+            _log.warning(
+                "%s was trained for a context of %d tokens and runs with %d: answers beyond the trained length may be "
+                "wrong",
+                *(options.name, tokenizer.trained_context, info.ctx_len),
+            )
         return LoadedModel(service, weight_bytes)
 
     async def _start_engine(

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,17 @@ async def refusal(fleet: Fleet, name: str) -> tuple[int, str | None]:
 
 
 # Starting and stopping
+
+
+@pytest.mark.parametrize(("ctx_len", "warns"), [(512, False), (513, True)])
+async def test_a_context_above_the_trained_length_is_logged(
+    models: Models, caplog: pytest.LogCaptureFixture, ctx_len: int, warns: bool
+) -> None:
+    options = models.options("one")
+    options = replace(options, engine=replace(options.engine, ctx_len=ctx_len))
+    async with models.running() as fleet:
+        await fleet.start(options)
+    assert ("trained for a context of 512 tokens and runs with 513" in caplog.text) == warns
 
 
 async def test_each_model_has_its_own_engine_and_answers_by_all_its_names(models: Models) -> None:
