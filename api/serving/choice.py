@@ -23,10 +23,17 @@ class Delta:
 class Choice:
     """The state of one answer."""
 
-    def __init__(self, piece: Callable[[int], bytes], stops: Sequence[str], parser: AnswerParser | None = None) -> None:
-        """Without a `parser`, all text is content."""
+    def __init__(
+        self,
+        piece: Callable[[int], bytes],
+        stops: Sequence[str],
+        parser: AnswerParser | None = None,
+        end_marks: Sequence[str] = (),
+    ) -> None:
+        """Without a `parser`, all text is content. The model's `end_marks` end the answer as stop strings do."""
         self._piece = piece
-        self._detokenizer = Detokenizer(piece, stops)
+        self._stops = stops
+        self._detokenizer = Detokenizer(piece, [*stops, *end_marks])
         self._parser = parser
         self._calls_tools = False
         self.finish_reason: str | None = None
@@ -43,8 +50,8 @@ class Choice:
 
     @property
     def stop(self) -> str | None:
-        """The stop string that ended the answer; None if none did."""
-        return self._detokenizer.stop
+        """The client's stop string that ended the answer; None if none did."""
+        return self._detokenizer.stop if self._detokenizer.stop in self._stops else None
 
     def push(self, output: Output) -> Delta:
         """Process an output of this sequence. Returns the new part of the answer; nothing once it is finished."""

@@ -34,6 +34,8 @@ class PromptBuilder:
         self.dialect = detect(template)
         self._tokenizer = tokenizer
         self._template = ChatTemplate(template, tokenizer)
+        self.end_marks = self._template.end_marks
+        """Texts that end an answer in a conversation, unless a grammar decides where it ends."""
 
     async def build(self, prompt: Conversation | Texts) -> list[Prompt]:
         """The prompts of a request. Raises ApiError 400 if the model's template or vocabulary does not allow one."""

@@ -191,7 +191,8 @@ class ModelService:
             return grammar, lambda: Choice(self.tokenizer.piece, stops)
         tail = self.prompts.tail(prompts[0].tokens, spec.prompt.prefill)
         grammar = self._chat_grammar(spec.tool_use, spec.constraint, tail)
-        return grammar, lambda: Choice(self.answer_piece, stops, self.prompts.dialect.parser(spec.tool_use, tail))
+        ends = () if grammar else self.prompts.end_marks
+        return grammar, lambda: Choice(self.answer_piece, stops, self.prompts.dialect.parser(spec.tool_use, tail), ends)
 
     def _chat_grammar(self, use: ToolUse | None, content: Constraint | None, prompt_tail: str) -> str:
         """The grammar that an answer must match; empty for none.

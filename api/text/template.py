@@ -22,6 +22,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """The template for models without one."""
+CHATML_END = "<|im_end|>"
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -62,6 +63,11 @@ class ChatTemplate:
         written += [*_ROLES, tokenizer.bos_token, tokenizer.eos_token]
         self._guard = Guard(tokenizer.control_texts, written)
         self._knows_system = self._has_system_role()
+        self.end_marks = (CHATML_END,) if source is None else ()
+        """Texts that end an answer.
+
+        A model whose file has no template often has no token for ChatML's end mark, so it writes the mark as text.
+        """
 
     def render_tokens(
         self,
