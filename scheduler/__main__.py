@@ -39,8 +39,8 @@ def _serve(config: EngineConfig, link: Link, record: CrashRecord) -> int:
     # Imported after the link has started: it ends this process if the API dies while llama.cpp is loading.
     from scheduler.engine import Engine
     from scheduler.errors import ModelError, NoMemoryError
-    from scheduler.llama.model import report_aborts
     from scheduler.llama.load import load
+    from scheduler.llama.model import report_aborts
 
     report_aborts(record.explain)
     try:
