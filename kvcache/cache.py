@@ -194,6 +194,14 @@ class KVCache:
         for eviction in self._layout.make_room(0):
             self._evict(eviction)
 
+    def discard(self, handle: KVHandle) -> None:
+        """Release the handle and keep nothing of it, because its KV may be wrong."""
+        self._memory.remove(handle.id, 0, -1)  # also cells that are not committed
+        self._layout.release(handle)
+        self._clock += 1
+        handle.stop(self._clock)
+        self._drop(handle)
+
     def close(self, seconds: float) -> None:
         """Save all idle sequences to the tier and close it. Writing to the disk takes at most about `seconds`."""
         idle = [handle for handle in self._handles if not handle.running]

@@ -14,17 +14,17 @@ import numpy as np
 
 from scheduler.cost import StepCost
 from scheduler.errors import ModelError
+from scheduler.failures import RequestError, attempt
 from scheduler.messages import Embed, Embedded
-from scheduler.plan import StepError
+from scheduler.plan import StepError, attempt_step
+from scheduler.suspects import Suspects
 from scheduler.text_queue import TextQueue
-from scheduler.texts import Batch, Embedding, Limits, Pooled, Reader, Text
+from scheduler.texts import Batch, Embedding, Limits, Piece, Pooled, Reader, Text
 
 _log = logging.getLogger("cortex.engine")
 
 SMALLEST_BATCH: Final = 32
 """Tokens that a batch may have in any case. A smaller batch would mostly pay for reading the weights."""
-MAX_FAILED_BATCHES: Final = 3
-"""Batches that may fail in a row before their requests fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class Embedder:
         self._pooling = pooling
         self._cost = StepCost(seconds_per_token)
         self._queue = TextQueue(limits)
+        self._suspects = Suspects()
         self._texts = 0
         self._tokens = 0
         self._batches = 0
@@ -64,7 +65,6 @@ class Embedder:
         self._cancelled = 0
         self._failed = 0
         self._failed_batches = 0
-        self._failed_in_a_row = 0
 
     @property
     def has_work(self) -> bool:
@@ -89,6 +89,7 @@ class Embedder:
             self._cancelled += 1
 
     def _end(self, request_id: int) -> None:
+        self._suspects.discard(request_id)
         cut = self._queue.remove(request_id)
         if cut is not None:
             self._release(cut)
@@ -106,19 +107,24 @@ class Embedder:
 
         `computing` is called with the ids of the batch's requests before they are computed.
         """
-        try:
-            reader = self._reader = self._reader or self._open_reader()
-        except ModelError as error:
-            _log.error("cannot compute embeddings: %s", error)
-            return self._fail(list(self._queue.requests), str(error))
+        if self._reader is None:
+            reader = attempt(self._open)
+            if isinstance(reader, RequestError):
+                return [self._fail(request_id, str(reader)) for request_id in list(self._queue.requests)]
+            self._reader = reader
         batch = self.plan(self._budget(seconds))
         computing(list({piece.text.request_id: None for piece in batch.pieces}))
-        try:
-            pooled = reader.read(batch)
-        except StepError as error:
-            _log.error("a batch of texts failed: %s; batch: %s", error, batch)
-            return self.rollback(batch)
+        pooled = attempt_step(self._reader.read, batch)
+        if isinstance(pooled, StepError):
+            return self.rollback(batch, pooled)
         return self.commit(batch, pooled)
+
+    def _open(self) -> Reader:
+        try:
+            return self._open_reader()
+        except ModelError as error:
+            _log.error("cannot compute embeddings: %s", error)  # the message says all
+            raise RequestError(str(error)) from error
 
     def _budget(self, seconds: float) -> int:
         """Returns how many tokens can be computed in `seconds`."""
@@ -130,49 +136,72 @@ class Embedder:
 
     def plan(self, budget: int) -> Batch:
         """Plan the next batch: at most `budget` tokens if texts can be cut."""
-        return self._queue.plan(budget)
+        if not self._suspects:
+            return self._queue.plan(budget)
+        chosen = self._suspects.choose(list(self._queue.requests))
+        cut = self._queue.cut
+        if cut is not None and cut.request_id not in chosen:  # the memory holds only one text that is cut
+            self._restart(cut)
+        return self._queue.plan(budget, chosen)
 
     def commit(self, batch: Batch, pooled: Pooled) -> list[Embedded]:
         """Record a computed batch. Returns the embeddings that are complete."""
         self._batches += 1
         self._batch_seconds += pooled.seconds
         self._tokens += batch.num_tokens
-        self._failed_in_a_row = 0
         if batch.num_tokens >= SMALLEST_BATCH:
             self._cost.observe(batch.num_tokens, batch.num_pairs, pooled.seconds)
         finished: dict[int, list[str]] = {}
+        failed: dict[int, RequestError] = {}
         for piece, embedding in zip(batch.pieces, pooled.embeddings, strict=True):
-            text = piece.text
-            text.pool(embedding, piece.num_tokens, self._pooling)
+            request_id = piece.text.request_id
+            if self._suspects:
+                self._suspects.passed(request_id, sampled=True)
+            whole = attempt(self._pool, piece, embedding)
             if piece.is_last:
-                assert text.embedding is not None, "pool() was called"
-                finished.setdefault(text.request_id, []).append(to_wire(text.embedding))
-                self._release(text)
-        for request_id, whole in finished.items():
-            self._texts += len(whole)
+                self._release(piece.text)
+            if isinstance(whole, RequestError):
+                failed[request_id] = whole
+            elif whole is not None:
+                finished.setdefault(request_id, []).append(whole)
+        for request_id in failed:
+            finished.pop(request_id, None)
+        for request_id, embeddings in finished.items():
+            self._texts += len(embeddings)
             request = self._queue.requests[request_id]
-            request.num_left -= len(whole)
+            request.num_left -= len(embeddings)
             if not request.num_left:
                 self._end(request_id)
-        return [Embedded(request_id, whole) for request_id, whole in finished.items()]
+        errors = [self._fail(request_id, str(error)) for request_id, error in failed.items()]
+        return [Embedded(request_id, embeddings) for request_id, embeddings in finished.items()] + errors
 
-    def rollback(self, batch: Batch) -> list[Embedded]:
-        """Record a failed batch: its texts start again. Returns errors for the requests that fail for good."""
+    def _pool(self, piece: Piece, embedding: Embedding) -> str | None:
+        """Add a piece's embedding to its text. Returns the text's embedding if it is complete, as `to_wire` does."""
+        text = piece.text
+        text.pool(embedding, piece.num_tokens, self._pooling)
+        assert text.embedding is not None, "pool() was called"
+        if not np.isfinite(text.embedding).all():
+            raise RequestError("the model computed an embedding that is not valid (NaN or infinity) for this request")
+        return to_wire(text.embedding) if piece.is_last else None
+
+    def rollback(self, batch: Batch, error: StepError) -> list[Embedded]:
+        """Record a failed batch: its texts start again. Returns an error for a request that fails even alone."""
         self._failed_batches += 1
-        self._failed_in_a_row += 1
         for piece in reversed(batch.pieces):
-            self._release(piece.text)
-            self._queue.put_back(piece.text)
-        if self._failed_in_a_row < MAX_FAILED_BATCHES:
+            self._restart(piece.text)
+        guilty = self._suspects.failed(list(dict.fromkeys(piece.text.request_id for piece in batch.pieces)))
+        if guilty is None:
             return []
-        self._failed_in_a_row = 0
-        return self._fail(list({piece.text.request_id: None for piece in batch.pieces}), "the model failed")
+        return [self._fail(guilty, f"the model failed on this request: {error}")]
 
-    def _fail(self, request_ids: list[int], reason: str) -> list[Embedded]:
-        for request_id in request_ids:
-            self._end(request_id)
-        self._failed += len(request_ids)
-        return [Embedded(request_id, error=reason) for request_id in request_ids]
+    def _restart(self, text: Text) -> None:
+        self._release(text)
+        self._queue.put_back(text)
+
+    def _fail(self, request_id: int, reason: str) -> Embedded:
+        self._end(request_id)
+        self._failed += 1
+        return Embedded(request_id, error=reason)
 
     # -- statistics and checks ---------------------------------------------------------------------------------------
 
@@ -195,5 +224,5 @@ class Embedder:
 
 def to_wire(embedding: Embedding) -> str:
     """Normalises an embedding to length 1 (all zeros stay zeros). Returns it as float32 in base64."""
-    length = float(np.linalg.norm(embedding))
+    length = float(np.linalg.norm(embedding.astype(np.float64)))  # a square may be too large for single precision
     return base64.b64encode((embedding / (length or 1.0)).astype("<f4").tobytes()).decode()

@@ -6,9 +6,10 @@ from typing import Final, Protocol
 
 from scheduler.crash_record import CrashRecord
 from scheduler.embedder import Embedder
-from scheduler.grammar import Compiled, Grammar, GrammarCompiler, GrammarError
+from scheduler.failures import RequestError, attempt
+from scheduler.grammar import Compiled, Grammar, GrammarCompiler
 from scheduler.messages import Cancel, Embed, Embedded, Inspect, Message, Output, Report, Stop, Submit
-from scheduler.plan import Runner, StepError
+from scheduler.plan import Runner, StepError, attempt_step
 from scheduler.scheduler import Scheduler
 
 _log = logging.getLogger("cortex.engine")
@@ -71,11 +72,9 @@ class Engine:
     def _step(self) -> list[Output]:
         plan = self._scheduler.plan()
         self._record.computing([chunk.sequence.request_id for chunk in plan.chunks])
-        try:
-            result = self._runner.run(plan)
-        except StepError as error:
-            _log.error("step failed: %s; plan: %s", error, plan)
-            return self._scheduler.rollback(plan)
+        result = attempt_step(self._runner.run, plan)
+        if isinstance(result, StepError):
+            return self._scheduler.rollback(plan, result)
         return self._scheduler.commit(plan, result)
 
     def _read_texts(self) -> None:
@@ -118,24 +117,33 @@ class Engine:
             case _:
                 _log.error("unexpected message: %s", type(message).__name__)
 
-    def _begin(self, submit: Submit, grammar: Grammar | GrammarError) -> None:
+    def _begin(self, submit: Submit, grammar: Grammar | RequestError) -> None:
         """Report at once whether the grammar is accepted, and submit the request if so."""
-        if isinstance(grammar, GrammarError):
-            self._wire.send_outputs([Output(submit.request_id, finish_reason="refused", error=str(grammar))])
+        if isinstance(grammar, RequestError):
+            self._wire.send_outputs([_failed(submit, grammar)])
         else:
             if not submit.answer:
                 self._wire.send_outputs([Output(submit.request_id)])
             self._submit(submit, grammar)
 
     def _submit(self, submit: Submit, grammar: Grammar | None = None) -> None:
-        refusal = self._scheduler.submit(submit, grammar)
+        refusal = attempt(self._scheduler.submit, submit, grammar)
+        if isinstance(refusal, RequestError):
+            refusal = _failed(submit, refusal)
         if refusal is not None:
             self._wire.send_outputs([refusal])
 
     def _embed(self, embed: Embed) -> None:
+        refusal: Embedded | RequestError | None
         if self._embedder is None:
-            refusal: Embedded | None = Embedded(embed.request_id, error="this model makes no embeddings of texts")
+            refusal = RequestError("this model makes no embeddings of texts")
         else:
-            refusal = self._embedder.submit(embed)
+            refusal = attempt(self._embedder.submit, embed)
+        if isinstance(refusal, RequestError):
+            refusal = Embedded(embed.request_id, error=str(refusal))
         if refusal is not None:
             self._wire.send(refusal)
+
+
+def _failed(submit: Submit, failure: RequestError) -> Output:
+    return Output(submit.request_id, finish_reason=failure.finish_reason, error=str(failure))

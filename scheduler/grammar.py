@@ -14,6 +14,7 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
+from scheduler.failures import GrammarError, RequestError, attempt
 from scheduler.messages import Submit
 
 _log = logging.getLogger("cortex.engine")
@@ -21,17 +22,24 @@ _log = logging.getLogger("cortex.engine")
 CACHE_SIZE: Final = 64
 """Number of compiled grammars that are kept."""
 LIMITS: Final = LLParserLimits(verbose_errors=False)
+REASONS: Final = {
+    "NoExtension": "no token can follow",
+    "NoExtensionBias": "no token can follow",
+    "ParserTooComplex": "the grammar is too complex",
+    "LexerTooComplex": "the grammar is too complex",
+}
+"""llguidance's names of some errors, in plain words."""
 
 Mask = NDArray[np.int32]
 """Packed bits: bit i % 32 of word i // 32 is 1 if token i may come next."""
 
 
-class GrammarError(Exception):
-    """The grammar cannot be compiled, or an answer cannot match it any more. The message is for the client."""
-
-
 class Grammar:
-    """The state of one answer in its grammar."""
+    """The state of one answer in its grammar.
+
+    llguidance reports failures only by an error state, which every later call keeps. In that state it reports that the
+    answer is complete, and its mask allows only the end. So each method here reads the state.
+    """
 
     def __init__(self, matcher: LLMatcher) -> None:
         self.matcher = matcher
@@ -39,17 +47,29 @@ class Grammar:
     def advance(self, token: int, *, forces: bool = True) -> list[int]:
         """Consume a token. Returns the tokens that the grammar forces after it, which are consumed too.
 
-        Without `forces`, returns no tokens. Raises GrammarError if the grammar does not accept the token.
+        Without `forces`, returns no tokens. Raises GrammarError if the grammar does not accept the token, or if it
+        cannot continue after it.
         """
         matcher = self.matcher
-        if not matcher.consume_token(token):
-            raise GrammarError(f"the answer cannot follow its grammar any further: {_reason(matcher)}")
-        if not forces or matcher.is_stopped():
-            return []
-        forced = matcher.compute_ff_tokens()
-        if forced and not matcher.consume_tokens(forced):
-            raise GrammarError(f"the answer cannot follow its grammar any further: {_reason(matcher)}")
+        forced: list[int] = []
+        if matcher.consume_token(token) and forces and not matcher.is_stopped():
+            forced = matcher.compute_ff_tokens()
+            if forced:
+                matcher.consume_tokens(forced)
+        self.check()
         return forced
+
+    def end(self, token: int) -> None:
+        """Consume an end-of-generation token. Raises GrammarError if the answer is not complete before it."""
+        matcher = self.matcher
+        if not (matcher.consume_token(token) and matcher.is_stopped()):
+            raise GrammarError("the answer ended before it was complete according to its grammar")
+        self.check()
+
+    def check(self) -> None:
+        """Raises GrammarError if the grammar is in its error state."""
+        if self.matcher.is_error():
+            raise GrammarError(f"the answer cannot follow its grammar any further: {_reason(self.matcher)}")
 
     @property
     def is_complete(self) -> bool:
@@ -59,7 +79,9 @@ class Grammar:
 
 def _reason(matcher: LLMatcher) -> str:
     """Returns llguidance's error without its quote of the grammar, which may be long and not written by the client."""
-    return " ".join(re.split(r"^ +\d+ \| ", matcher.get_error(), maxsplit=1, flags=re.MULTILINE)[0].split())
+    reason = matcher.get_error().removesuffix("<non-verbose/>")
+    reason = " ".join(re.split(r"^ +\d+ \| ", reason, maxsplit=1, flags=re.MULTILINE)[0].split())
+    return REASONS.get(reason, reason)
 
 
 class Masks:
@@ -75,14 +97,35 @@ class Masks:
         matchers = [(grammar.matcher, row) for row, grammar in enumerate(grammars) if grammar is not None]
         if not matchers:
             return None
-        return self._thread.submit(fill_next_token_bitmask_par, self._executor, matchers, self._bits)
+        return self._thread.submit(self._fill, matchers)
 
-    def finish(self, filled: "Future[None] | None", grammars: Sequence[Grammar | None]) -> Sequence[Mask | None]:
-        """Wait for the masks that `start` began. Returns one per row, None for rows without a grammar."""
+    def finish(
+        self, filled: "Future[None] | None", grammars: Sequence[Grammar | None]
+    ) -> Sequence[Mask | RequestError | None]:
+        """Wait for the masks that `start` began. Returns one per row, None for rows without a grammar.
+
+        A grammar that fails gets an error in place of its mask.
+        """
         if filled is None:
             return ()
-        filled.result()
-        return [None if grammar is None else self._bits[row] for row, grammar in enumerate(grammars)]
+        try:
+            filled.result()
+        except BaseException:  # one grammar can make the call fail for all, so each is tried alone
+            _log.exception("the masks of %d grammars failed", len(grammars) - list(grammars).count(None))
+            return [None if each is None else attempt(self._fill_alone, each, row) for row, each in enumerate(grammars)]
+        return [None if each is None else attempt(self._checked, each, row) for row, each in enumerate(grammars)]
+
+    def _fill(self, matchers: list[tuple[LLMatcher, int]]) -> None:
+        fill_next_token_bitmask_par(self._executor, matchers, self._bits)
+
+    def _fill_alone(self, grammar: Grammar, row: int) -> Mask:
+        self._fill([(grammar.matcher, row)])
+        return self._checked(grammar, row)
+
+    def _checked(self, grammar: Grammar, row: int) -> Mask:
+        grammar.check()
+        mask: Mask = self._bits[row]
+        return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +133,7 @@ class Compiled:
     """A request and its compiled grammar, or the error of the compilation."""
 
     submit: Submit
-    grammar: Grammar | GrammarError
+    grammar: Grammar | RequestError
 
 
 class GrammarCompiler:
@@ -116,32 +159,29 @@ class GrammarCompiler:
 
         def work() -> None:
             compiling([submit.request_id])
-            compiled = Compiled(submit, self._compile(submit.grammar, submit.answer))
+            compiled = Compiled(submit, attempt(self._compile, submit.grammar, submit.answer))
             compiling(())
             report(compiled)
 
         return self._thread.submit(work)
 
-    def _compile(self, source: str, answer: list[int]) -> Grammar | GrammarError:
-        """Returns the grammar in the state after the tokens of `answer`."""
+    def _compile(self, source: str, answer: list[int]) -> Grammar:
+        """Returns the grammar in the state after the tokens of `answer`. Raises GrammarError."""
         matcher = self._matchers.get(source)
         if matcher is None:
             started = time.perf_counter()
-            try:
-                if self._tokenizer is None:
-                    self._tokenizer = self._make_tokenizer()
-                matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=LIMITS)
-            except Exception as error:  # reported to the request, so that it does not wait for ever
-                _log.exception("a grammar failed to compile")
-                return GrammarError(str(error))
+            if self._tokenizer is None:
+                self._tokenizer = self._make_tokenizer()
+            matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=LIMITS)
             if matcher.is_error():
-                return GrammarError(_reason(matcher))
+                raise GrammarError(_reason(matcher))
             _log.debug("compiled a grammar of %d characters in %.3f s", len(source), time.perf_counter() - started)
             self._matchers[source] = matcher
             if len(self._matchers) > CACHE_SIZE:
                 self._matchers.popitem(last=False)
         self._matchers.move_to_end(source)
-        matcher = matcher.deep_copy()
-        if answer and not matcher.consume_tokens(answer):
-            return GrammarError(f"the answer cannot follow its grammar any further: {_reason(matcher)}")
-        return Grammar(matcher)
+        grammar = Grammar(matcher.deep_copy())
+        if answer:
+            grammar.matcher.consume_tokens(answer)
+            grammar.check()
+        return grammar

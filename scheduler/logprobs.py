@@ -5,6 +5,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.failures import check_best
 from scheduler.messages import TokenLogprob
 
 UNLIKELY: Final = -9999.0
@@ -12,8 +13,12 @@ UNLIKELY: Final = -9999.0
 
 
 def log_probabilities(logits: NDArray[np.float32], token: int, num_top: int) -> TokenLogprob:
-    """Returns the log probability of the token and those of the `num_top` best tokens, from a row of logits."""
+    """Returns the log probability of the token and those of the `num_top` best tokens, from a row of logits.
+
+    Raises InvalidLogitsError if the row is not valid.
+    """
     best = logits.max()
+    check_best(float(best))
     normalizer = float(best) + float(np.log(np.exp(logits - best).sum(dtype=np.float64)))
     top: list[tuple[int, float]] = []
     if num_top:

@@ -1,10 +1,18 @@
 """The plan of a step and its result."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from scheduler.failures import RequestError, describe
 from scheduler.messages import TokenLogprob
 from scheduler.sequence import Sequence
+
+_log = logging.getLogger("cortex.engine")
+
+Work = TypeVar("Work")
+Done = TypeVar("Done")
 
 
 @dataclass(slots=True)
@@ -67,21 +75,44 @@ class Result:
     """
 
     tokens: list[list[int]]
-    """At least one token for each chunk that samples, in the plan's order."""
+    """At least one token for each chunk that samples, in the plan's order. Empty lists for requests in `failures`."""
     seconds: float
     """Wall time of the step."""
     logprobs: list[list[TokenLogprob]] = field(default_factory=list)
     """Like `tokens`, with an empty list for a chunk without a request for them. Empty if no chunk needs any."""
     prompt_logprobs: list[list[TokenLogprob]] = field(default_factory=list)
     """For each chunk that scores, in the plan's order: log probabilities of the prompt tokens after its tokens."""
+    failures: dict[int, RequestError] = field(default_factory=dict)
+    """The requests that failed in a step that is valid for the others, by id."""
 
 
 class StepError(Exception):
     """llama_decode rejected or aborted a step. Its results are not reliable."""
 
 
+class NoRoomError(StepError):
+    """The KV memory has no room for the step's tokens."""
+
+
 class Runner(Protocol):
     """Computes plans: with llama.cpp, or as a fake in the tests."""
 
     def run(self, plan: Plan) -> Result:
-        """Compute the chunks and sample the next tokens. Raises StepError."""
+        """Compute the chunks and sample the next tokens. An exception, such as StepError, makes the step fail.
+
+        A failure of one request belongs into `Result.failures`.
+        """
+
+
+def attempt_step(compute: Callable[[Work], Done], work: Work) -> Done | StepError:
+    """Compute a plan or a batch of texts. Returns a StepError if this raises any exception, and logs it."""
+    try:
+        return compute(work)
+    except StepError as error:
+        _log.error("step failed: %s; plan: %s", error, work)
+        return error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # also llguidance's panics
+        _log.exception("step failed; plan: %s", work)
+        return StepError(describe(error))

@@ -6,6 +6,7 @@ native chain with top_p takes 5 ms per token. Here one vectorised comparison lea
 these are sorted.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
@@ -14,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.failures import GrammarError, RequestError, attempt, check_best
 from scheduler.history import History
 from scheduler.messages import SamplingParams
 
@@ -42,7 +44,7 @@ _TOKEN_DRAW, _XTC_DRAW = 0, 1
 class SamplerState:
     """The sampling state of one sequence. The random numbers at index i depend on the seed and on i only."""
 
-    __slots__ = ("_bias", "_changes_logits", "_history", "_mu", "index", "params")
+    __slots__ = ("_bias", "_changes_logits", "_history", "_mu", "_next_mu", "index", "params")
 
     def __init__(self, params: SamplingParams, prompt: list[int]) -> None:
         self.params = params
@@ -56,9 +58,12 @@ class SamplerState:
         self._changes_logits = self._history is not None or self._bias is not None
         self._mu = 2 * params.mirostat_tau
         """Mirostat's limit in bits: tokens with more surprise are cut."""
+        self._next_mu = self._mu
+        """The limit after the token that was drawn last. It counts once the token is accepted."""
 
     def accept(self, token: int) -> None:
         self.index += 1
+        self._mu = self._next_mu
         if self._history is not None:
             self._history.append(token)
 
@@ -67,7 +72,7 @@ class SamplerState:
         """Whether the next token is simply the best one of the unchanged row."""
         params = self.params
         picks_best = params.temperature == 0.0 and params.typical_p >= 1.0 and not params.xtc_probability
-        return picks_best and not self._changes_logits and not self._hides_eog
+        return picks_best and not self._changes_logits and not self.hides_eog
 
     def limit(self, top_k: int) -> None:
         """Limit top_k, unless another parameter needs the logits of all tokens."""
@@ -83,15 +88,16 @@ class SamplerState:
         return not (self._changes_logits or self.params.mirostat or self.params.top_n_sigma > 0.0)
 
     @property
-    def _hides_eog(self) -> bool:
+    def hides_eog(self) -> bool:
+        """Whether end-of-generation tokens are not allowed yet."""
         return self.params.ignore_eos or self.index < self.params.min_tokens
 
     def adjusted(self, logits: Logits, eog_tokens: Tokens, mask: Mask | None = None) -> Logits:
         """Returns the row after bias, penalties and mask, without end-of-generation tokens if they are not allowed yet.
 
-        If the grammar allows no token, returns the row without the mask: the grammar will then reject any token.
+        Raises GrammarError if the grammar allows no token.
         """
-        if not self._changes_logits and not self._hides_eog and mask is None:
+        if not self._changes_logits and not self.hides_eog and mask is None:
             return logits
         logits = logits.copy()
         if self._bias is not None:
@@ -101,11 +107,11 @@ class SamplerState:
         if mask is not None:
             allowed = np.unpackbits(mask.view(np.uint8), count=len(logits), bitorder="little").view(np.bool_)
             if not allowed.any():
-                return logits
-            if self._hides_eog and allowed.sum() > allowed[eog_tokens].sum():  # unless only the end is allowed
+                raise GrammarError("the grammar allows no token to continue the answer")
+            if self.hides_eog and allowed.sum() > allowed[eog_tokens].sum():  # unless only the end is allowed
                 allowed[eog_tokens] = False
             logits[~allowed] = -np.inf
-        elif self._hides_eog:
+        elif self.hides_eog:
             logits[eog_tokens] = -np.inf
         return logits
 
@@ -115,10 +121,13 @@ class SamplerState:
         digest = blake2b(seed, digest_size=8, salt=stream.to_bytes(1, "little") if stream else b"").digest()
         return int.from_bytes(digest, "little") / 2.0**64
 
-    def mirostat(self, logits: Logits) -> int:
-        """Returns the next token by Mirostat (Basu et al., 2020), which keeps the text's surprise near a target."""
+    def mirostat(self, logits: Logits, best: np.float32) -> int:
+        """Returns the next token by Mirostat (Basu et al., 2020), which keeps the text's surprise near a target.
+
+        `best` is the row's best logit.
+        """
         params = self.params
-        weights = np.exp((logits - logits.max()) * np.float32(1.0 / max(params.temperature, MIN_TEMPERATURE)))
+        weights = np.exp((logits - best) * np.float32(1.0 / max(params.temperature, MIN_TEMPERATURE)))
         probabilities = weights / weights.sum(dtype=np.float64)
         if params.mirostat == 1:
             kept = _best(probabilities.astype(np.float32), _mirostat_top_k(probabilities, self._mu))
@@ -129,7 +138,9 @@ class SamplerState:
                 kept = np.array([int(probabilities.argmax())])
         left = probabilities[kept]
         choice = _draw(left, self.draw())
-        self._mu -= params.mirostat_eta * (-float(np.log2(left[choice] / left.sum())) - params.mirostat_tau)
+        self._next_mu = self._mu - params.mirostat_eta * (
+            -float(np.log2(left[choice] / left.sum())) - params.mirostat_tau
+        )
         return int(kept[choice])
 
 
@@ -137,39 +148,73 @@ def sample(
     logits: NDArray[np.float32],
     states: Sequence[SamplerState],
     eog_tokens: Tokens,
-    masks: Sequence[Mask | None] = (),
-) -> list[int]:
+    masks: Sequence[Mask | RequestError | None] = (),
+) -> list[int | RequestError]:
     """Returns the next token of each sequence from its row of `logits` [sequences, vocabulary], which are not changed.
 
-    `masks` has an entry per sequence, None for sequences without a grammar. It is empty if no sequence has one.
+    `masks` has an entry per sequence, None for sequences without a grammar. It is empty if no sequence has one. A row
+    from which nothing can be sampled, for any reason, gives an error in place of its token.
     """
     if not masks and all(state.is_plain_greedy for state in states):
-        best: list[int] = logits.argmax(axis=1).tolist()
-        return best
+        best = logits.argmax(axis=1)  # a NaN counts as the best
+        if np.isfinite(logits[np.arange(len(best)), best]).all():
+            tokens: list[int | RequestError] = best.tolist()
+            return tokens
     masks = masks or [None] * len(states)
-    return [_sample_row(row, state, eog_tokens, mask) for row, state, mask in zip(logits, states, masks, strict=True)]
+    rows = zip(logits, states, masks, strict=True)
+    return [attempt(_next_token, row, state, eog_tokens, mask) for row, state, mask in rows]
 
 
 def sample_best(tokens: Tokens, logits: Logits, state: SamplerState, eog_tokens: Tokens) -> int:
-    """Returns the next token of a sequence from the best `tokens` of its row, in any order, and their logits."""
+    """Returns the next token of a sequence from the best `tokens` of its row, in any order, and their logits.
+
+    Raises RequestError if nothing can be sampled from them.
+    """
+    check_best(float(logits.max()))
     order = np.argsort(-logits, kind="stable")
     ends = np.flatnonzero(np.isin(tokens[order], eog_tokens))
     return int(tokens[order[_sample_row(logits[order], state, ends, None)]])
 
 
-def _sample_row(logits: Logits, state: SamplerState, eog_tokens: Tokens, mask: Mask | None) -> int:
+def _next_token(logits: Logits, state: SamplerState, eog_tokens: Tokens, mask: Mask | RequestError | None) -> int:
+    """Returns the next token from a row. Raises RequestError."""
+    if isinstance(mask, RequestError):
+        raise mask
+    if mask is not None or state.hides_eog:  # the adjusted row could hide an invalid logit
+        check_best(float(logits.max()))
+    return _sample_row(logits, state, eog_tokens, mask)
+
+
+def _check_adjusted(best: float, logits: Logits, *, has_grammar: bool) -> None:
+    """Raises RequestError if nothing can be sampled. `best` is the best adjusted logit of the row `logits`."""
+    if math.isfinite(best):
+        return
+    check_best(float(logits.max()))
+    if best == -math.inf and has_grammar:
+        raise GrammarError("logit_bias or the model excludes every token that the grammar allows")
+    if best == -math.inf:
+        raise RequestError("logit_bias, min_tokens or ignore_eos excludes every token")
+    raise RequestError("logit_bias or a penalty is too large: a logit is no longer a finite number")
+
+
+def _sample_row(raw: Logits, state: SamplerState, eog_tokens: Tokens, mask: Mask | None) -> int:
     params = state.params
-    logits = state.adjusted(logits, eog_tokens, mask)
-    if params.mirostat and params.temperature > 0.0:
-        return state.mirostat(logits)
+    logits = state.adjusted(raw, eog_tokens, mask)
     if params.temperature == 0.0 and params.typical_p >= 1.0 and not params.xtc_probability:
-        return int(logits.argmax())
+        token = int(logits.argmax())
+        _check_adjusted(float(logits[token]), raw, has_grammar=mask is not None)
+        return token
+    best = logits.max()
+    _check_adjusted(float(best), raw, has_grammar=mask is not None)
+    if params.mirostat and params.temperature > 0.0:
+        return state.mirostat(logits, best)
     candidates = _candidates(logits, state)
     kept = logits if candidates is None else logits[candidates]
     if params.temperature == 0.0:
         choice = int(kept.argmax())
     else:
-        weights = np.exp((kept - kept.max()) * np.float32(1.0 / max(params.temperature, MIN_TEMPERATURE)))
+        best = best if candidates is None else kept.max()
+        weights = np.exp((kept - best) * np.float32(1.0 / max(params.temperature, MIN_TEMPERATURE)))
         choice = _draw_blockwise(weights, state.draw()) if candidates is None else _draw(weights, state.draw())
     return choice if candidates is None else int(candidates[choice])
 
@@ -254,7 +299,8 @@ def _xtc(logits: Logits, tokens: Tokens | None, threshold: float) -> Tokens | No
 
 def _mirostat_top_k(probabilities: NDArray[np.float64], mu: float) -> int:
     """Returns how many tokens to keep for a surprise of `mu` bits, if probabilities follow Zipf's law."""
-    top = -np.sort(-np.partition(probabilities, -MIROSTAT_SAMPLE)[-MIROSTAT_SAMPLE:])
+    count = min(MIROSTAT_SAMPLE, len(probabilities))
+    top = -np.sort(-np.partition(probabilities, -count)[-count:])
     top = top[top > 0]
     if len(top) < 2:
         return 1

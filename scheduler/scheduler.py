@@ -8,21 +8,23 @@ The rule is vLLM v1's. Paged memory: Kwon et al., 2023. Chunked prefill: Agrawal
 """
 
 import bisect
+import logging
 from dataclasses import dataclass
 from operator import attrgetter
 
 from kvcache.cache import KVCache
 from kvcache.tree import TOKEN_BYTES, Hit
-from scheduler.grammar import Grammar, GrammarError
+from scheduler.failures import InvalidLogitsError, RequestError, failure_of
+from scheduler.grammar import Grammar
 from scheduler.messages import Output, Submit
 from scheduler.pacing import Pacer
-from scheduler.plan import Plan, Result
+from scheduler.plan import NoRoomError, Plan, Result, StepError
 from scheduler.planner import Planner
 from scheduler.queue import FirstComeFirstServed, Policy
 from scheduler.sequence import FINISH_REASONS, Sequence, Status
+from scheduler.suspects import Suspects
 
-MAX_FAILED_STEPS = 3
-"""Steps that may fail in a row before their requests fail."""
+_log = logging.getLogger("cortex.engine")
 
 _by_arrival = attrgetter("arrival")
 
@@ -70,7 +72,10 @@ class Scheduler:
         self._policy = policy or FirstComeFirstServed(token_budget)
         max_decode = max_answers or max(max_seqs, token_budget // 2)
         self._planner = Planner(pacer, self._policy, token_budget=token_budget, max_decode=max_decode)
+        self._suspects = Suspects()
         self._max_seqs = max_seqs
+        self._max_running = max_seqs
+        """Lower than `max_seqs` after a step found no room in the KV memory."""
         self._ctx_len = ctx_len
         self._eog_tokens = eog_tokens
         self._max_top_k = max_top_k
@@ -86,7 +91,6 @@ class Scheduler:
         self._ended = dict.fromkeys((Status.STOPPED, Status.LENGTH, Status.CANCELLED, Status.FAILED), 0)
         self._preemptions = 0
         self._failed_steps = 0
-        self._failed_in_a_row = 0
 
     @property
     def has_work(self) -> bool:
@@ -111,6 +115,8 @@ class Scheduler:
         self._arrivals += 1
         self._sequences[submit.request_id] = sequence
         self._policy.submitted(sequence)
+        if submit.suspect:
+            self._suspects.add(submit.request_id)
         return None
 
     def cancel(self, request_id: int) -> None:
@@ -126,7 +132,14 @@ class Scheduler:
         self._admit()
         for sequence in tuple(self._running):
             self._reserve(sequence)
-        return self._planner.plan(self._running)  # after all preemptions
+        return self._planner.plan(self._unsuspected())  # after all preemptions
+
+    def _unsuspected(self) -> list[Sequence]:
+        """Returns the running sequences that may be in the next step: all, unless there are suspects."""
+        if not self._suspects:
+            return self._running
+        chosen = self._suspects.choose([sequence.request_id for sequence in self._running])
+        return [sequence for sequence in self._running if sequence.request_id in chosen]
 
     def _admit(self) -> None:
         """Admit waiting sequences. Waits for the disk only if nothing runs."""
@@ -136,10 +149,10 @@ class Scheduler:
     def _admit_ready(self) -> bool:
         """Admit in the policy's order while there are pages and ids. Returns whether a sequence waits for the disk."""
         is_arriving = False
-        if len(self._running) >= self._max_seqs:
+        if len(self._running) >= self._max_running:
             return False
         for sequence in self._policy.candidates(self._num_cached):
-            if len(self._running) >= self._max_seqs:
+            if len(self._running) >= self._max_running:
                 break
             known = bytes(sequence.known)
             hit = self.cache.lookup(known, sequence.max_hit)
@@ -197,30 +210,39 @@ class Scheduler:
         self._step_seconds += result.seconds
         self._prefill_tokens += plan.num_prefill
         self._decode_tokens += plan.num_decode
-        self._failed_in_a_row = 0
         self._planner.observe(plan, result.seconds)
         self._policy.computed(plan)
-        outputs = []
+        if self._suspects:
+            for chunk in plan.chunks:
+                self._suspects.passed(chunk.sequence.request_id, sampled=chunk.samples)
+        outputs, failures = [], result.failures
         tokens, logprobs, prompt_logprobs = iter(result.tokens), iter(result.logprobs), iter(result.prompt_logprobs)
         for chunk in plan.chunks:
             sequence = chunk.sequence
             assert sequence.handle is not None, "a planned sequence runs until the step is committed"
-            self.cache.commit(sequence.handle, sequence.tokens(chunk.start, chunk.start + chunk.num_tokens))
+            failure = failures.get(sequence.request_id) if failures else None
+            if failure is None or not isinstance(failure, InvalidLogitsError):
+                self.cache.commit(sequence.handle, sequence.tokens(chunk.start, chunk.start + chunk.num_tokens))
             if not (chunk.samples or chunk.scores):
                 continue
             output = Output(sequence.request_id)
+            outputs.append(output)
             if chunk.scores:
                 output.prompt_logprobs = next(prompt_logprobs)
                 sequence.num_unscored -= len(output.prompt_logprobs)
             if chunk.samples:
-                sequence.last_step = self._steps
-                if sequence.num_known == sequence.num_prompt:
-                    output.cached_tokens = sequence.cached_tokens or 0
-                    self.cache.prompt_done(sequence.handle)
-                self._advance(sequence, next(tokens), output)
-                if result.logprobs:
-                    output.logprobs = next(logprobs)[: len(output.tokens)]
-            outputs.append(output)
+                sampled = next(tokens)
+                sampled_logprobs = next(logprobs, None)
+                if failure is None:
+                    sequence.last_step = self._steps
+                    if sequence.num_known == sequence.num_prompt:
+                        output.cached_tokens = sequence.cached_tokens or 0
+                        self.cache.prompt_done(sequence.handle)
+                    self._advance(sequence, sampled, output)
+                    if sampled_logprobs:
+                        output.logprobs = sampled_logprobs[: len(output.tokens)]
+            if failure is not None:
+                self._fail(sequence, failure, output)
         return outputs
 
     def _advance(self, sequence: Sequence, sampled: list[int], output: Output) -> None:
@@ -228,9 +250,8 @@ class Scheduler:
         for count, token in enumerate(sampled, 1):
             try:
                 tokens, status = sequence.advance(token, self._eog_tokens)
-            except GrammarError as error:
-                self._end(sequence, Status.FAILED)
-                output.finish_reason, output.error = "refused", str(error)
+            except BaseException as error:  # `attempt` would cost more than everything else here
+                self._fail(sequence, failure_of(error), output)
                 return
             output.tokens += tokens
             sequence.num_sampled = count
@@ -240,38 +261,50 @@ class Scheduler:
             if len(tokens) > 1:  # the grammar forced tokens, so the rest of `sampled` does not fit here
                 return
 
-    def _end(self, sequence: Sequence, status: Status) -> str | None:
+    def _fail(self, sequence: Sequence, failure: RequestError, output: Output) -> None:
+        """End a sequence with an error."""
+        if failure.finish_reason == FINISH_REASONS[Status.FAILED]:
+            _log.error("request %d failed: %s", sequence.request_id, failure)
+        self._end(sequence, Status.FAILED, keeps_kv=not isinstance(failure, InvalidLogitsError))
+        output.finish_reason, output.error = failure.finish_reason, str(failure)
+
+    def _end(self, sequence: Sequence, status: Status, *, keeps_kv: bool = True) -> str | None:
         """End a sequence and free its memory. Returns its finish reason, None if it was cancelled."""
         if sequence.handle is not None:
-            self.cache.release(sequence.handle)
+            if keeps_kv:
+                self.cache.release(sequence.handle)
+            else:
+                self.cache.discard(sequence.handle)
             sequence.handle = None
             self._running.remove(sequence)
+            self._max_running = min(self._max_running + 1, self._max_seqs)
         self._policy.ended(sequence)
+        self._suspects.discard(sequence.request_id)
         sequence.status = status
         del self._sequences[sequence.request_id]
         self._ended[status] += 1
         return FINISH_REASONS.get(status)
 
-    def rollback(self, plan: Plan) -> list[Output]:
-        """Record a failed step. Every sequence returns to its state before the step.
+    def rollback(self, plan: Plan, error: StepError) -> list[Output]:
+        """Record a failed step. Every sequence returns to its state before the step. Returns an error output, if any.
 
-        Preempts a victim if several sequences run, in case the step was too large. After MAX_FAILED_STEPS failures in a
-        row, the requests of the step end with an error, so that the other requests can continue.
+        If the memory had no room, one sequence less runs until another one ends. After any other error the sequences of
+        the step are suspects, which are tried in smaller groups. A sequence whose steps fail even alone is ended.
         """
         self._failed_steps += 1
-        self._failed_in_a_row += 1
         for chunk in plan.chunks:
             if chunk.sequence.handle is not None and not self.cache.rollback(chunk.sequence.handle):
                 self._preempt(chunk.sequence)
-        if self._failed_in_a_row < MAX_FAILED_STEPS:
-            if len(self._running) > 1:
-                self._preempt(self._policy.victim(self._running))
+        if isinstance(error, NoRoomError) and len(self._running) > 1:
+            self._preempt(self._policy.victim(self._running))
+            self._max_running = len(self._running)
             return []
-        self._failed_in_a_row = 0
-        return [
-            Output(chunk.sequence.request_id, [], self._end(chunk.sequence, Status.FAILED), error="the model failed")
-            for chunk in plan.chunks
-        ]
+        guilty = self._suspects.failed([chunk.sequence.request_id for chunk in plan.chunks])
+        if guilty is None:
+            return []
+        output = Output(guilty)
+        self._fail(self._sequences[guilty], RequestError(f"the model failed on this request: {error}"), output)
+        return [output]
 
     # -- statistics --------------------------------------------------------------------------------------------------
 

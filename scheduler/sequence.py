@@ -123,15 +123,18 @@ class Sequence:
         """Append a sampled token and the tokens that the grammar forces after it.
 
         Returns the appended tokens, and STOPPED or LENGTH if the sequence ends with them. Raises GrammarError, and
-        appends nothing, if the grammar does not accept the token.
+        appends nothing, if the grammar does not accept the token or if the answer ends before it is complete.
         """
         tokens = [token]
         is_last = token in eog_tokens and not self.sampler.params.ignore_eos
-        if self.grammar is not None and not is_last:
-            tokens += self.grammar.advance(token, forces=self.logprobs is None)
-            room = self.max_known - self.num_known
-            is_last = self.grammar.is_complete and len(tokens) <= room
-            del tokens[room:]
+        if self.grammar is not None:
+            if is_last:
+                self.grammar.end(token)
+            else:
+                tokens += self.grammar.advance(token, forces=self.logprobs is None)
+                room = self.max_known - self.num_known
+                is_last = self.grammar.is_complete and len(tokens) <= room
+                del tokens[room:]
         for known in tokens:
             self.append(known)
         if is_last:

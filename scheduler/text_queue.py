@@ -1,6 +1,7 @@
 """The queue of texts to embed. Requests take turns, and a long text is computed in several batches."""
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from scheduler.texts import Batch, Limits, Piece, Text
@@ -8,6 +9,7 @@ from scheduler.texts import Batch, Limits, Piece, Text
 
 @dataclass(eq=False, slots=True)
 class Request:
+    id: int
     waiting: deque[Text]
     """Texts that no batch has started."""
     num_left: int
@@ -27,17 +29,18 @@ class TextQueue:
         """All requests that have not ended, by id."""
         self._line: deque[Request] = deque()
         """Requests with waiting texts, in the order of their turns, without the request of the cut text."""
-        self._cut: Text | None = None
+        self.cut: Text | None = None
+        """The text of which some batches have computed a part."""
         self._free_ids = list(range(limits.max_texts - 1, -1, -1))
 
     @property
     def num_computed(self) -> int:
         """Number of computed tokens of the cut text; 0 if there is none."""
-        return self._cut.num_computed if self._cut is not None else 0
+        return self.cut.num_computed if self.cut is not None else 0
 
     def add(self, request_id: int, texts: list[Text]) -> None:
         """Queue a request of at least one text."""
-        request = self.requests[request_id] = Request(deque(texts), len(texts))
+        request = self.requests[request_id] = Request(request_id, deque(texts), len(texts))
         self._line.append(request)
 
     def remove(self, request_id: int) -> Text | None:
@@ -45,10 +48,10 @@ class TextQueue:
         request = self.requests.pop(request_id)
         if request in self._line:
             self._line.remove(request)
-        cut = self._cut
+        cut = self.cut
         if cut is None or cut.request_id != request_id:
             return None
-        self._cut = None
+        self.cut = None
         return cut
 
     def return_id(self, text: Text) -> None:
@@ -58,21 +61,33 @@ class TextQueue:
 
     def put_back(self, text: Text) -> None:
         """Start a text again, before the other texts of its request. Its id must be returned already."""
-        if text is self._cut:
-            self._cut = None
+        if text is self.cut:
+            self.cut = None
         text.num_computed, text.embedding = 0, None
         request = self.requests[text.request_id]
         if request not in self._line:
             self._line.appendleft(request)
         request.waiting.appendleft(text)
 
-    def plan(self, budget: int) -> Batch:
-        """Plan the next batch: at most `budget` tokens if texts can be cut."""
+    def plan(self, budget: int, chosen: Collection[int] | None = None) -> Batch:
+        """Plan the next batch: at most `budget` tokens if texts can be cut.
+
+        The batch has only texts of the requests `chosen`; None for all. A text that is cut must be of one of them.
+        """
+        if chosen is None:
+            return self._plan(budget)
+        line = list(self._line)
+        self._line = deque(request for request in line if request.id in chosen)
+        batch = self._plan(budget)
+        self._line.extendleft(request for request in reversed(line) if request.id not in chosen)
+        return batch
+
+    def _plan(self, budget: int) -> Batch:
         batch, left = Batch(), budget
         while left > 0:
-            if self._cut is None and self._limits.cuts:
-                self._cut = self._next_to_cut(budget // 2)
-            cut = self._cut
+            if self.cut is None and self._limits.cuts:
+                self.cut = self._next_to_cut(budget // 2)
+            cut = self.cut
             reserved = 0 if cut is None else min(len(cut.tokens) - cut.num_computed, left - left // 2)
             left -= self._pack(batch, left - reserved)
             if cut is None:
@@ -82,7 +97,7 @@ class TextQueue:
             left -= piece.num_tokens
             if not piece.is_last:
                 break
-            self._cut = None
+            self.cut = None
             self._line_up(self.requests[cut.request_id])
         return batch
 
@@ -125,5 +140,5 @@ class TextQueue:
 
     def check_integrity(self) -> None:
         """Recount the ids. Raises AssertionError if the accounting is wrong."""
-        held = [self._cut.sequence_id] if self._cut is not None else []
+        held = [self.cut.sequence_id] if self.cut is not None else []
         assert sorted(self._free_ids + held) == list(range(self._limits.max_texts)), "ids"

@@ -15,13 +15,15 @@ from kvcache.memory import Blob
 from scheduler.config import EngineConfig
 from scheduler.errors import ModelError
 from scheduler.llama.model import POOLING_IDS, Model, forget_errors, last_error
-from scheduler.plan import StepError
+from scheduler.plan import NoRoomError, StepError
 
 KV_TYPE_IDS: Final = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 """ggml's type numbers."""
 FLASH_ATTN_IDS: Final = {"auto": -1, "off": 0, "on": 1}
 MAX_SEQUENCE_IDS: Final = 256
 """llama_max_parallel_sequences."""
+NO_ROOM: Final = 1
+"""llama_decode's return code if the KV memory has no room for the batch."""
 PROBE_TOKENS: Final = 32
 """Size of a context that is only opened to inspect the model. Opening it takes about 10 ms."""
 
@@ -126,11 +128,13 @@ class Context:
 
     def decode(self, num_tokens: int) -> None:
         """Compute the first `num_tokens` tokens of the batch. Raises StepError; some of their KV may then remain."""
+        forget_errors()
         self._batch.n_tokens = num_tokens
         self._copied.clear()
         code = self._compute(self._pointer, self._batch)
         if code:
-            raise StepError(f"llama_decode returned {code} for {num_tokens} tokens: {last_error()}")
+            failure = NoRoomError if code == NO_ROOM else StepError
+            raise failure(f"llama_decode returned {code} for {num_tokens} tokens: {last_error()}")
 
     def use_threads(self, count: int) -> None:
         lib.llama_set_n_threads(self._pointer, count, count)

@@ -1,15 +1,17 @@
 """Runs plans with llama.cpp: fills the batch, decodes it, and samples the next tokens."""
 
 import time
+from collections.abc import Sequence as Rows
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.failures import RequestError, attempt
 from scheduler.grammar import Masks
 from scheduler.llama.context import Context
 from scheduler.logprobs import log_probabilities
 from scheduler.messages import TokenLogprob
-from scheduler.plan import Plan, Result
+from scheduler.plan import Chunk, Plan, Result
 from scheduler.sampling import sample, sample_best
 from scheduler.sequence import Sequence
 
@@ -65,21 +67,24 @@ class LlamaRunner:
         if self._backend_top_k:
             self._attach(with_outputs)
         filling = self._masks.start(grammars)
-        self._context.decode(plan.num_tokens)
+        try:
+            self._context.decode(plan.num_tokens)
+        finally:  # even if the step failed, no thread may use the grammars afterwards
+            masks = self._masks.finish(filling, grammars)
+        failures: dict[int, RequestError] = {}
         if self._attached.issuperset(sequence.sequence_id for sequence in with_outputs):  # no logits were copied
-            tokens = self._sample_best(plan)
-            return Result([[token] for token in tokens], time.perf_counter() - started)
+            tokens = _without_failures(sampling, self._sample_best(plan), failures)
+            return Result(tokens, time.perf_counter() - started, failures=failures)
         logits = self.logits(plan.num_outputs)
         ends = np.cumsum([chunk.num_outputs for chunk in plan.chunks], dtype=np.intp)
-        prompt_logprobs = _score_prompts(plan, logits, ends)
+        prompt_logprobs = _score_prompts(plan, logits, ends, failures)
         if prompt_logprobs:  # otherwise every row is a sampling row
             logits = logits[ends[[chunk.samples for chunk in plan.chunks]] - 1]
-        masks = self._masks.finish(filling, grammars)
-        tokens = (
-            sample(logits, [sequence.sampler for sequence in sampling], self._eog_tokens, masks) if sampling else []
-        )
-        logprobs = _logprobs(sampling, logits, tokens)
-        return Result([[token] for token in tokens], time.perf_counter() - started, logprobs, prompt_logprobs)
+        states = [sequence.sampler for sequence in sampling]
+        sampled = sample(logits, states, self._eog_tokens, masks) if sampling else []
+        tokens = _without_failures(sampling, sampled, failures)
+        logprobs = _logprobs(sampling, logits, tokens, failures)
+        return Result(tokens, time.perf_counter() - started, logprobs, prompt_logprobs, failures)
 
     def _attach(self, sequences: list[Sequence]) -> None:
         """Attach a top-k sampler to the sequences that need no other logits. Detach it from the others.
@@ -95,13 +100,16 @@ class LlamaRunner:
             if self._context.attach_top_k(sequence.sequence_id, top_k) and wanted:
                 self._attached.add(sequence.sequence_id)
 
-    def _sample_best(self, plan: Plan) -> list[int]:
+    def _sample_best(self, plan: Plan) -> list[int | RequestError]:
         tokens, end = [], 0
         for chunk in plan.chunks:
             end += chunk.num_tokens
             if chunk.samples:
-                tokens.append(sample_best(*self._context.best(end - 1), chunk.sequence.sampler, self._eog_tokens))
+                tokens.append(attempt(self._sample_best_of, end - 1, chunk.sequence))
         return tokens
+
+    def _sample_best_of(self, index: int, sequence: Sequence) -> int:
+        return sample_best(*self._context.best(index), sequence.sampler, self._eog_tokens)
 
     def logits(self, num_rows: int) -> NDArray[np.float32]:
         return self._context.logits(num_rows)
@@ -126,29 +134,62 @@ class LlamaRunner:
             context.outputs[end - 1] = chunk.num_outputs > 0
 
 
-def _score_prompts(plan: Plan, logits: NDArray[np.float32], ends: NDArray[np.intp]) -> list[list[TokenLogprob]]:
+def _without_failures(
+    sequences: list[Sequence], sampled: Rows[int | RequestError], failures: dict[int, RequestError]
+) -> list[list[int]]:
+    """Returns the sampled tokens, none for a sequence with an error, which is added to `failures`."""
+    tokens: list[list[int]] = []
+    for sequence, each in zip(sequences, sampled, strict=True):
+        if isinstance(each, RequestError):
+            failures[sequence.request_id] = each
+            tokens.append([])
+        else:
+            tokens.append([each])
+    return tokens
+
+
+def _score_prompts(
+    plan: Plan, logits: NDArray[np.float32], ends: NDArray[np.intp], failures: dict[int, RequestError]
+) -> list[list[TokenLogprob]]:
     """Returns, for each chunk that scores, the log probabilities of the prompt tokens after its tokens.
 
-    Prompt tokens whose log probabilities were returned before are left out.
+    Prompt tokens whose log probabilities were returned before are left out. A chunk that fails gets an empty list.
     """
     scored = []
     for chunk, end in zip(plan.chunks, ends.tolist(), strict=True):
         if not chunk.scores:
             continue
-        sequence = chunk.sequence
-        first = max(chunk.start, sequence.num_prompt - 1 - sequence.num_unscored)
-        stop = min(chunk.start + chunk.num_tokens, sequence.num_prompt - 1)
-        rows = logits[end - chunk.num_tokens :][first - chunk.start : stop - chunk.start]
-        following = np.frombuffer(sequence.tokens(first + 1, stop + 1), dtype="<i4").tolist() if first < stop else []
-        top = sequence.logprobs or 0
-        scored.append([log_probabilities(row, token, top) for row, token in zip(rows, following, strict=True)])
+        each = attempt(_score, chunk, logits[end - chunk.num_tokens : end])
+        if isinstance(each, RequestError):
+            failures[chunk.sequence.request_id] = each
+            each = []
+        scored.append(each)
     return scored
 
 
-def _logprobs(sequences: list[Sequence], logits: NDArray[np.float32], tokens: list[int]) -> list[list[TokenLogprob]]:
+def _score(chunk: Chunk, logits: NDArray[np.float32]) -> list[TokenLogprob]:
+    sequence = chunk.sequence
+    first = max(chunk.start, sequence.num_prompt - 1 - sequence.num_unscored)
+    stop = min(chunk.start + chunk.num_tokens, sequence.num_prompt - 1)
+    rows = logits[first - chunk.start : max(first, stop) - chunk.start]
+    following = np.frombuffer(sequence.tokens(first + 1, stop + 1), dtype="<i4").tolist() if first < stop else []
+    top = sequence.logprobs or 0
+    return [log_probabilities(row, token, top) for row, token in zip(rows, following, strict=True)]
+
+
+def _logprobs(
+    sequences: list[Sequence], logits: NDArray[np.float32], tokens: list[list[int]], failures: dict[int, RequestError]
+) -> list[list[TokenLogprob]]:
     if all(sequence.logprobs is None for sequence in sequences):
         return []
-    return [
-        [] if sequence.logprobs is None else [log_probabilities(row, token, sequence.logprobs)]
-        for sequence, row, token in zip(sequences, logits, tokens, strict=True)
-    ]
+    logprobs: list[list[TokenLogprob]] = []
+    for sequence, row, sampled in zip(sequences, logits, tokens, strict=True):
+        logprobs.append([])
+        if sequence.logprobs is None or not sampled:
+            continue
+        each = attempt(log_probabilities, row, sampled[0], sequence.logprobs)
+        if isinstance(each, RequestError):
+            failures[sequence.request_id] = each
+        else:
+            logprobs[-1].append(each)
+    return logprobs

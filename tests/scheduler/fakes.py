@@ -14,10 +14,11 @@ from kvcache.pages import PageTier
 from kvcache.pool import PoolLayout
 from kvcache.tier import NO_TIER, Tier
 from kvcache.tree import num_pages_for
-from scheduler.grammar import Grammar, GrammarError
+from scheduler.failures import GrammarError, RequestError
+from scheduler.grammar import Grammar
 from scheduler.messages import Output, SamplingParams, Submit, TokenLogprob
 from scheduler.pacing import Pacer
-from scheduler.plan import Chunk, Plan, Result, StepError
+from scheduler.plan import Chunk, Plan, Result, StepError, attempt_step
 from scheduler.queue import Policy
 from scheduler.scheduler import Scheduler
 from scheduler.texts import Batch, Embedding, Pooled
@@ -44,6 +45,10 @@ class FakeRunner:
         self.now = 0.0
         self.failures = 0
         """Number of next steps that fail."""
+        self.step_error: Callable[[Plan], BaseException | None] = lambda _: None
+        """Returns the exception that a step raises after it has computed, if any."""
+        self.chunk_error: Callable[[Chunk], RequestError | None] = lambda _: None
+        """Returns the failure of a chunk's request in a step that is valid for the others, if any."""
         self.sample: Callable[[list[int]], int] = next_token
         """Returns the next token after the tokens in memory."""
         self.num_tokens: Callable[[Chunk], int] = lambda _: 1
@@ -54,24 +59,31 @@ class FakeRunner:
         self.plans.append(plan)
         seconds = self._seconds(plan)
         self.now += seconds
-        sampled, logprobs = [], []
-        scored = []
+        result = Result([], seconds)
         for chunk in plan.chunks:
             tokens = np.frombuffer(
                 chunk.sequence.tokens(chunk.start, chunk.start + chunk.num_tokens), dtype="<i4"
             ).tolist()
             self.memory.compute(chunk.sequence.sequence_id, chunk.start, tokens)
+            failure = self.chunk_error(chunk)
+            if failure is not None:
+                result.failures[chunk.sequence.request_id] = failure
             if chunk.scores:
-                scored.append(score(chunk))
+                result.prompt_logprobs.append([] if failure is not None else score(chunk))
             if chunk.samples:
-                sampled.append(self._sample(chunk))
-                logprobs.append(
-                    [logprob_of(token) for token in sampled[-1]] if chunk.sequence.logprobs is not None else []
-                )
+                sampled = [] if failure is not None else self._sample(chunk)
+                result.tokens.append(sampled)
+                wanted = sampled if chunk.sequence.logprobs is not None else []
+                result.logprobs.append([logprob_of(token) for token in wanted])
+        error = self.step_error(plan)
         if self.failures:
             self.failures -= 1
-            raise StepError("injected failure")
-        return Result(sampled, seconds, logprobs if any(logprobs) else [], scored)
+            error = StepError("injected failure")
+        if error is not None:
+            raise error
+        if not any(result.logprobs):
+            result.logprobs = []
+        return result
 
     def _sample(self, chunk: Chunk) -> list[int]:
         known = self.memory.tokens(chunk.sequence.sequence_id)
@@ -106,6 +118,10 @@ class FakeReader:
         self.read_tokens: list[int] = []
         self.fails: Callable[[int], bool] = lambda _: False
         """Whether the batch with this number fails."""
+        self.batch_error: Callable[[Batch], BaseException | None] = lambda _: None
+        """Returns the exception that a batch raises after it has computed, if any."""
+        self.is_nan: Callable[[int], bool] = lambda _: False
+        """Whether the embedding of a request's pieces has a NaN."""
         self.seconds_per_token = 0.001
         self.scale = 1.0
         self._pooling = pooling
@@ -120,10 +136,12 @@ class FakeReader:
             tokens = piece.tokens.tolist()
             known += tokens
             self.read_tokens += tokens
-            embeddings.append(self.scale * pool_tokens(tokens, self._pooling))
+            embedding = self.scale * pool_tokens(tokens, self._pooling)
+            embeddings.append(embedding * np.nan if self.is_nan(piece.text.request_id) else embedding)
         assert sum(map(len, self.memory.values())) <= self._max_tokens
-        if self.fails(len(self.batches) - 1):
-            raise StepError("injected failure")
+        error = StepError("injected failure") if self.fails(len(self.batches) - 1) else self.batch_error(batch)
+        if error is not None:
+            raise error
         return Pooled(embeddings, self.seconds_per_token * batch.num_tokens)
 
     def forget(self, sequence_id: int) -> None:
@@ -158,6 +176,9 @@ class FakeGrammar(Grammar):
         if self._error:
             raise GrammarError(self._error)
         return self._forced.popleft() if forces else []
+
+    def end(self, token: int) -> None:
+        """Accepts an end anywhere."""
 
     @property
     def is_complete(self) -> bool:
@@ -220,6 +241,7 @@ class System:
         answer: Iterable[int] = (),
         num_scored: int = 0,
         logprobs: int | None = None,
+        suspect: bool = False,
     ) -> None:
         params = SamplingParams(temperature=0.0, ignore_eos=ignore_eos)
         submit = Submit(
@@ -231,6 +253,7 @@ class System:
             answer=list(answer),
             num_scored=num_scored,
             logprobs=logprobs,
+            suspect=suspect,
         )
         refusal = self.scheduler.submit(submit, grammar)
         self.tokens[request_id], self.outputs[request_id] = [], []
@@ -239,10 +262,12 @@ class System:
 
     def step(self) -> Plan:
         plan = self.scheduler.plan()
-        try:
-            outputs = self.scheduler.commit(plan, self.runner.run(plan))
-        except StepError:
-            outputs = self.scheduler.rollback(plan)
+        assert plan.chunks, "each step computes something"
+        result = attempt_step(self.runner.run, plan)
+        if isinstance(result, StepError):
+            outputs = self.scheduler.rollback(plan, result)
+        else:
+            outputs = self.scheduler.commit(plan, result)
         self.cache.check_integrity()
         for output in outputs:
             self.tokens[output.request_id] += output.tokens

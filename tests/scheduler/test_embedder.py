@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.embedder import MAX_FAILED_BATCHES, SMALLEST_BATCH, Embedder
+from scheduler.embedder import SMALLEST_BATCH, Embedder
 from scheduler.errors import ModelError
 from scheduler.messages import Embed, Embedded
+from scheduler.plan import StepError
 from scheduler.texts import Batch, Limits
 from tests.scheduler.fakes import FakeReader, expected_embedding, unwire
 
@@ -136,19 +137,31 @@ def test_every_text_is_computed_once_and_answered_in_order(
     assert texts.embedder.statistics().requests == 0
 
 
-@given(st.lists(REQUESTS, min_size=1, max_size=6), st.sets(st.integers(0, 40), max_size=20), st.sampled_from(POOLINGS))
-def test_batches_that_fail_are_computed_again(requests: list[list[int]], failures: set[int], pooling: str) -> None:
-    texts = Texts(pooling=pooling)
-    texts.reader.fails = lambda number: number in failures
+@given(
+    st.lists(REQUESTS, min_size=1, max_size=6),
+    st.sets(st.integers(0, 20), max_size=10),
+    st.sets(st.integers(1, 6), max_size=3),
+    st.sets(st.integers(1, 6), max_size=3),
+    st.sampled_from(POOLINGS),
+    st.booleans(),
+)
+def test_only_the_requests_that_make_batches_fail_get_errors(
+    requests: list[list[int]], chance: set[int], poisoned: set[int], nan: set[int], pooling: str, cuts: bool
+) -> None:
+    """Besides, every second batch may fail by chance."""
+    texts = Texts(pooling=pooling, cuts=cuts)
+    texts.reader.fails = lambda number: number % 2 == 0 and number // 2 in chance
+    texts.reader.batch_error = lambda batch: (
+        ZeroDivisionError() if poisoned & {piece.text.request_id for piece in batch.pieces} else None
+    )
+    texts.reader.is_nan = lambda request: request in nan
     numbers = [texts.submit(*each) for each in requests]
     texts.run()
     for number in numbers:
-        if number not in texts.errors:
+        if number not in poisoned | nan:
             texts.assert_answered(number)
-        else:
-            assert texts.errors[number] == "the model failed"
-    if not any({at, at + 1, at + 2} <= failures for at in failures):
-        assert texts.errors == {}
+    assert texts.errors.keys() == (poisoned | nan) & set(numbers)
+    assert texts.embedder.statistics().failed == len(texts.errors)
     assert texts.reader.memory == {}
 
 
@@ -239,18 +252,30 @@ def test_empty_and_too_long_texts_are_rejected(texts: list[list[int]]) -> None:
     assert not embedder.has_work
 
 
-def test_a_batch_that_keeps_failing_ends_only_its_requests() -> None:
+def test_a_request_whose_batches_fail_even_alone_ends_with_the_reason() -> None:
     texts = Texts()
-    texts.reader.fails = lambda number: number < MAX_FAILED_BATCHES
-    failing = texts.submit(*[32] * 2)
-    for _ in range(MAX_FAILED_BATCHES):
-        texts.step()
-    assert texts.errors == {failing: "the model failed"}
-    other = texts.submit(40, 3)
+    first, guilty, last = texts.submit(5, 3), texts.submit(2, 2), texts.submit(40, 3)
+    texts.reader.batch_error = lambda batch: (
+        StepError("too bad") if guilty in [number for number, _, _ in lengths(batch)] else None
+    )
     texts.run()
-    texts.assert_answered(other)
+    assert texts.errors == {guilty: "the model failed on this request: too bad"}
+    texts.assert_answered(first)
+    texts.assert_answered(last)
     statistics = texts.embedder.statistics()
-    assert (statistics.failed, statistics.failed_batches, statistics.texts) == (1, 3, 3)
+    assert (statistics.failed, statistics.failed_batches, statistics.texts) == (1, 4, 5)
+
+
+def test_an_embedding_that_is_not_a_number_fails_alone() -> None:
+    texts = Texts()
+    texts.reader.is_nan = lambda request: request == 2
+    numbers = [texts.submit(5, 50), texts.submit(6, 60), texts.submit(7, 70)]
+    texts.run()
+    reason = "the model computed an embedding that is not valid (NaN or infinity) for this request"
+    assert texts.errors == {2: reason}
+    texts.assert_answered(numbers[0])
+    texts.assert_answered(numbers[2])
+    assert texts.reader.memory == {}
 
 
 def test_a_reader_that_cannot_open_fails_the_request_and_is_tried_again() -> None:

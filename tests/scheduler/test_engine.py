@@ -13,6 +13,7 @@ from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_TOKENS
 from scheduler.embedder import Embedder
 from scheduler.engine import Engine
+from scheduler.failures import GrammarError, RequestError
 from scheduler.grammar import Compiled, GrammarCompiler
 from scheduler.messages import Cancel, Embed, Embedded, Failed, Inspect, Message, Output, Report, Stop, Submit
 from scheduler.plan import Plan, Result
@@ -215,15 +216,14 @@ def test_a_failed_step_is_logged_without_tokens_and_repeated(caplog: pytest.LogC
     assert "1003" not in record.message
 
 
-def test_after_three_failed_steps_the_request_fails_and_the_engine_continues() -> None:
+def test_after_two_failed_steps_alone_the_request_fails_and_the_engine_continues() -> None:
     system = System()
-    system.runner.failures = 3
+    system.runner.failures = 2
     wire = serve(system, [submit(1, prompt(0, 20), 5)], [], [], [submit(2, prompt(900, 20), 2)], *QUIET)
-    assert wire.ends[1].finish_reason == "error"
-    assert wire.ends[1].error
+    assert wire.ends[1] == Output(1, [], "error", error="the model failed on this request: injected failure")
     assert wire.tokens[2] == expected(prompt(900, 20), 2)
     assert system.cache.num_held == 0
-    assert system.scheduler.statistics().failed_steps == 3
+    assert system.scheduler.statistics().failed_steps == 2
 
 
 def test_a_report_shows_the_current_numbers() -> None:
@@ -281,17 +281,68 @@ def test_wrong_accounting_is_detected_when_idle() -> None:
         serve(system, [submit(1, prompt(0, 20), 2)], lose_a_page, *QUIET, [submit(2, prompt(0, 20))])
 
 
-def test_an_unexpected_error_ends_the_engine() -> None:
-    """The API starts another engine. Continuing with a memory in an unknown state would give wrong answers."""
+class Panic(BaseException):
+    """Like the exceptions of llguidance's panics, which are no subclasses of Exception."""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), Panic("at src/lib.rs:1\n  a bug")], ids=repr)
+def test_an_unexpected_exception_in_a_step_ends_only_its_request(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     system = System()
+    system.runner.step_error = lambda plan: error if 1 in system.chunks(plan) else None
+    wire = serve(system, [submit(number, prompt(1000 * number, 20), 5) for number in range(4)], *QUIET)
+    reason = f"the model failed on this request: {type(error).__name__}: {' '.join(str(error).split())}"
+    assert wire.ends[1] == Output(1, [], "error", error=reason)
+    for number in (0, 2, 3):
+        assert wire.tokens[number] == expected(prompt(1000 * number, 20), 5)
+    assert all(record.exc_info for record in caplog.records if "step failed" in record.message)
+    assert system.cache.num_held == 0
 
-    class Broken:
-        def run(self, plan: Plan) -> Result:
-            raise ZeroDivisionError
 
-    wire = FakeWire([[submit(1, prompt(0, 20))]])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_exception_that_must_end_the_process_does(error: type[BaseException]) -> None:
+    system = System()
+    system.runner.step_error = lambda _: error()
+    with pytest.raises(error):
+        serve(system, [submit(1, prompt(0, 20))], *QUIET)
+
+
+def test_a_broken_scheduler_ends_the_engine() -> None:
+    """The API starts another engine. To continue with a memory in an unknown state would give wrong answers."""
+    system = System()
+    system.scheduler.plan = lambda: Plan(num_answers=1 // 0)  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
-        Engine(system.scheduler, Broken(), GrammarCompiler(no_tokenizer), wire).run()
+        serve(system, [submit(1, prompt(0, 20))])
+
+
+def test_requests_that_cannot_be_represented_fail_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """The tokens do not fit into 32 bits."""
+    both = Both()
+    wire = both.serve(
+        [submit(1, [1 << 40]), Submit(2, [1], 9, answer=[-1]), Embed(3, [[1 << 40]])],
+        [submit(4, prompt(0, 20)), embed(5, 1)],
+        *QUIET,
+    )
+    for number in (1, 2):
+        end = wire.ends[number]
+        assert end.finish_reason == "error"
+        assert end.error is not None
+        assert end.error.startswith("the model failed on this request: OverflowError: ")
+    assert wire.tokens[4] == expected(prompt(0, 20), 4)
+    [refusal] = [each for each in wire.sent if isinstance(each, Embedded) and each.request_id == 3]
+    assert refusal.error is not None
+    assert_embedded(wire, embed(5, 1))
+    assert [bool(record.exc_info) for record in caplog.records] == [True] * 3
+
+
+@pytest.mark.parametrize(("error", "reason"), [(GrammarError("no"), "refused"), (RequestError("bug"), "error")])
+def test_a_grammar_that_cannot_be_compiled_fails_alone(error: RequestError, reason: str) -> None:
+    system = System()
+    asked = Submit(2, [1], 9, grammar="start: /a/")
+    wire = serve(system, [asked, submit(1, prompt(0, 20))], [Compiled(asked, error)], *QUIET)
+    assert (wire.ends[2].finish_reason, wire.ends[2].error) == (reason, str(error))
+    assert wire.tokens[1] == expected(prompt(0, 20), 4)
 
 
 # Embeddings of texts

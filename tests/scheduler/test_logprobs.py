@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.failures import InvalidLogitsError
 from scheduler.logprobs import UNLIKELY, log_probabilities
 
 
@@ -30,3 +31,11 @@ def test_ties_are_sorted_by_token() -> None:
 def test_an_impossible_token_has_the_lowest_log_probability() -> None:
     row = np.array([0.0, -np.inf], np.float32)
     assert log_probabilities(row, 1, 2) == (UNLIKELY, [(0, 0.0), (1, UNLIKELY)])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_invalid_row_is_an_error(value: float) -> None:
+    row = np.zeros(50, np.float32)
+    row[7] = value
+    with pytest.raises(InvalidLogitsError):
+        log_probabilities(row, 3, 2)

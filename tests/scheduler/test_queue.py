@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcache.tree import PAGE_TOKENS
-from scheduler.plan import Plan
+from scheduler.plan import NoRoomError, Plan
 from scheduler.queue import FirstComeFirstServed
 from scheduler.sequence import Sequence, Status
 from tests.scheduler.fakes import System, expected, prompt
@@ -180,15 +180,18 @@ def test_preemption_follows_the_policy() -> None:
         assert system.tokens[request] == expected(prompt(1000 * request, 30), 60)
 
 
-def test_a_failed_step_preempts_the_policys_victim() -> None:
+def test_a_step_without_room_preempts_the_policys_victim_until_another_sequence_ends() -> None:
     policy = LastComeFirstServed()
     system = System(policy=policy)
-    submit_all(system, 3)
-    system.runner.failures = 1
-    system.step()
-    assert policy.events[-1] == ("preempted", 0)
+    submit_all(system, 4)
+    system.runner.step_error = lambda plan: NoRoomError("no room") if len(plan.chunks) > 2 else None
+    for victim in (0, 1):
+        system.step()
+        assert policy.events[-1] == ("preempted", victim)
     system.run()
-    assert system.tokens[0] == expected(prompt(0, 20), 3)
+    assert system.scheduler.statistics().failed_steps == 2
+    for request in range(4):
+        assert system.tokens[request] == expected(prompt(1000 * request, 20), 3)
 
 
 def test_a_policy_may_rank_by_prefix_hits() -> None:

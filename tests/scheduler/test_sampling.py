@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from scheduler.failures import GrammarError, InvalidLogitsError, RequestError
 from scheduler.messages import SamplingParams
-from scheduler.sampling import SamplerState, _candidates, sample
+from scheduler.sampling import Mask, SamplerState, _candidates, sample
 from tests.scheduler.rows import NO_EOG, ROWS, Row, softmax
 
 ALMOST_ONE = float(np.nextafter(1.0, 0.0))
@@ -30,6 +31,7 @@ class FixedDraw(SamplerState):
 
 def pick(row: Row, state: SamplerState, eog: Sequence[int] = ()) -> int:
     [token] = sample(row[np.newaxis], [state], np.array(eog, dtype=np.intp))
+    assert isinstance(token, int), token
     return token
 
 
@@ -532,6 +534,7 @@ def test_a_token_that_the_grammar_forbids_is_never_sampled(row: Row, allowed: se
     eog = np.array([3, 150], np.intp)
     for mask in (packed(sorted(allowed), len(row)), packed([150], len(row))):
         [token] = sample(row[np.newaxis], [SamplerState(params, [])], eog, [mask])
+        assert isinstance(token, int), token
         assert np.unpackbits(mask.view(np.uint8), bitorder="little")[token]
         if params.ignore_eos and not allowed <= {3, 150} and mask[0] != packed([150], len(row))[0]:
             assert token not in eog
@@ -576,3 +579,149 @@ def test_many_candidates_are_cut_like_few() -> None:
     assert tokens is not None
     assert shares[tokens].sum() == pytest.approx(0.9, abs=1e-4)
     assert shares[tokens].min() >= np.delete(shares, tokens).max()
+
+
+# Rows from which nothing can be sampled
+
+SAMPLERS = [
+    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=0.0, presence_penalty=0.5),
+    SamplingParams(),
+    SamplingParams(top_k=5),
+    SamplingParams(top_p=0.9),
+    SamplingParams(min_p=0.1),
+    SamplingParams(typical_p=0.5),
+    SamplingParams(top_n_sigma=1.0),
+    SamplingParams(xtc_probability=1.0),
+    SamplingParams(mirostat=1),
+    SamplingParams(mirostat=2),
+    SamplingParams(dry_multiplier=0.8),
+    SamplingParams(logit_bias=[(3, -100.0)]),
+    SamplingParams(ignore_eos=True),
+]
+ANY_SAMPLER = pytest.mark.parametrize("params", SAMPLERS, ids=str)
+
+
+def error_of(row: Row, params: SamplingParams, mask: Mask | None = None) -> RequestError:
+    """Returns the error of a row between two others, which must give the same tokens as without it."""
+    random = np.random.default_rng(6)
+    rows = random.normal(size=(3, len(row))).astype(np.float32)
+
+    def states() -> list[SamplerState]:
+        return [SamplerState(dataclasses.replace(params, seed=seed), [1, 2]) for seed in range(3)]
+
+    eog = np.array([0], np.intp)
+    alone = [sample(rows[number : number + 1], [states()[number]], eog)[0] for number in range(3)]
+    rows[1] = row
+    first, error, last = sample(rows, states(), eog, [None, mask, None] if mask is not None else [])
+    assert (first, last) == (alone[0], alone[2])
+    assert isinstance(error, RequestError)
+    return error
+
+
+@ANY_SAMPLER
+@pytest.mark.parametrize(("value", "name"), [(np.nan, "NaN"), (np.inf, "infinity")])
+def test_a_row_with_an_invalid_logit_fails_alone(params: SamplingParams, value: float, name: str) -> None:
+    for token in (0, 1, 77, 254, 255):
+        row = np.random.default_rng(token).normal(size=256).astype(np.float32)
+        row[token] = value
+        for mask in (None, packed([5, 6], 256)):
+            error = error_of(row, params, mask)
+            assert isinstance(error, InvalidLogitsError)
+            assert str(error) == f"the model computed no valid logits ({name}) for this request"
+
+
+@ANY_SAMPLER
+def test_a_row_that_excludes_every_token_fails_alone(params: SamplingParams) -> None:
+    error = error_of(np.full(256, -np.inf, np.float32), params)
+    assert str(error) == "the model computed no valid logits (-infinity for every token) for this request"
+
+
+@ANY_SAMPLER
+def test_a_model_may_exclude_tokens(params: SamplingParams) -> None:
+    row = np.full(256, -np.inf, np.float32)
+    row[40:140] = np.random.default_rng(7).normal(size=100)
+    for seed in range(20):
+        assert 40 <= pick(row, SamplerState(dataclasses.replace(params, seed=seed), [1]), eog=[0]) < 140
+
+
+@ANY_SAMPLER
+def test_a_single_token_that_is_left_is_sampled(params: SamplingParams) -> None:
+    row = np.full(256, -np.inf, np.float32)
+    row[40] = -3.0
+    assert pick(row, SamplerState(params, [1])) == 40
+
+
+@ANY_SAMPLER
+def test_a_grammar_without_a_possible_token_fails_alone(params: SamplingParams) -> None:
+    row = np.random.default_rng(8).normal(size=256).astype(np.float32)
+    error = error_of(row, params, packed([], 256))
+    assert isinstance(error, GrammarError)
+    assert str(error) == "the grammar allows no token to continue the answer"
+    row[5] = -np.inf
+    error = error_of(row, params, packed([5], 256))
+    assert isinstance(error, GrammarError)
+    assert str(error) == "logit_bias or the model excludes every token that the grammar allows"
+
+
+def test_a_bias_of_minus_100_on_all_allowed_tokens_still_gives_one() -> None:
+    row = np.random.default_rng(9).normal(size=256).astype(np.float32)
+    state = SamplerState(SamplingParams(logit_bias=[(5, -100.0), (6, -100.0)]), [])
+    [token] = sample(row[np.newaxis], [state], NO_EOG, [packed([5, 6], 256)])
+    assert token in (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        (SamplingParams(logit_bias=[(0, -np.inf), (1, -np.inf)]), "excludes every token"),
+        (SamplingParams(logit_bias=[(1, -np.inf)], min_tokens=1), "excludes every token"),
+        (SamplingParams(logit_bias=[(1, np.inf)]), "too large"),
+        (SamplingParams(logit_bias=[(1, np.nan)]), "too large"),
+    ],
+    ids=str,
+)
+def test_biases_that_leave_nothing_to_sample_fail_alone(params: SamplingParams, reason: str) -> None:
+    for temperature in (0.0, 1.0):
+        state = SamplerState(dataclasses.replace(params, temperature=temperature), [])
+        [error] = sample(np.ones((1, 2), np.float32), [state], np.array([0], np.intp))
+        assert isinstance(error, RequestError)
+        assert not isinstance(error, InvalidLogitsError), "the model is not to blame"
+        assert reason in str(error)
+
+
+@pytest.mark.parametrize("error", [KeyError(7), IndexError("a bug"), OverflowError()], ids=repr)
+def test_an_unexpected_exception_fails_alone(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(SamplerState):
+        def draw(self, stream: int = 0) -> float:
+            raise error
+
+    rows = np.random.default_rng(10).normal(size=(3, 256)).astype(np.float32)
+    states = [
+        SamplerState(SamplingParams(seed=1), []),
+        Broken(SamplingParams(), []),
+        SamplerState(SamplingParams(), []),
+    ]
+    first, failure, last = sample(rows, states, NO_EOG)
+    assert isinstance(first, int)
+    assert isinstance(last, int)
+    assert isinstance(failure, RequestError)
+    text = str(failure)
+    assert text.startswith(f"the model failed on this request: {type(error).__name__}")
+    assert "\n" not in text
+    [record] = caplog.records
+    assert record.exc_info
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_sampling_again_after_a_failed_step_gives_the_same_token(version: int) -> None:
+    """Only an accepted token changes Mirostat's target."""
+    row = np.random.default_rng(11).normal(0, 2.5, 2000).astype(np.float32)
+    once = SamplerState(SamplingParams(mirostat=version, mirostat_tau=3.0), [])
+    again = SamplerState(SamplingParams(mirostat=version, mirostat_tau=3.0), [])
+    for _ in range(30):
+        pick(row, again)
+        token = pick(row, again)
+        assert pick(row, once) == token
+        once.accept(token)
+        again.accept(token)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.grammar import GrammarError
+from scheduler.failures import GrammarError
 from scheduler.messages import Output, TokenLogprob
 from scheduler.pacing import Pacer
 from tests.scheduler.fakes import EOG, FakeGrammar, System, expected, logprob_of, next_token, prompt

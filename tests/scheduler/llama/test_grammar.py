@@ -1,12 +1,15 @@
 """Grammars on the real vocabulary."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
+from typing import cast
 
+import numpy as np
 import pytest
-from llguidance import LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 
-from scheduler.grammar import Compiled, Grammar, GrammarCompiler, GrammarError
+from scheduler.failures import GrammarError, RequestError
+from scheduler.grammar import Compiled, Grammar, GrammarCompiler, Mask, Masks
 from scheduler.llama.model import Model
 from scheduler.messages import Submit
 
@@ -27,9 +30,9 @@ def compiler(vocabulary: LLTokenizer) -> GrammarCompiler:
     return GrammarCompiler(lambda: vocabulary)
 
 
-def compiled(compiler: GrammarCompiler, answer: list[int]) -> Grammar | GrammarError:
+def compiled(compiler: GrammarCompiler, answer: list[int], source: str = SOURCE) -> Grammar | RequestError:
     results: SimpleQueue[Compiled] = SimpleQueue()
-    compiler.compile(Submit(1, [1], 50, grammar=SOURCE, answer=answer), results.put)
+    compiler.compile(Submit(1, [1], 50, grammar=source, answer=answer), results.put)
     return results.get(timeout=SECONDS).grammar
 
 
@@ -55,3 +58,102 @@ def test_an_answer_that_violates_the_grammar_is_an_error(compiler: GrammarCompil
     error = compiled(compiler, vocabulary.tokenize_str("The answer may be 4"))
     assert isinstance(error, GrammarError)
     assert "cannot follow its grammar" in str(error)
+
+
+CONTRADICTORY = LLMatcher.grammar_from_json_schema(
+    {
+        "type": "object",
+        "properties": {"score": {"type": "integer"}, "ok": {"type": "boolean"}},
+        "additionalProperties": False,
+        "patternProperties": {"^score$": {"type": "integer"}},
+    },
+    overrides={"whitespace_flexible": False},
+)
+"""After a comma behind `ok`, no token can follow. llguidance notices this only when it computes the next mask."""
+STATE = "the answer cannot follow its grammar any further: "
+
+
+def grammar_after(
+    text: str, compiler: GrammarCompiler, vocabulary: LLTokenizer, source: str = CONTRADICTORY
+) -> Grammar:
+    grammar = compiled(compiler, [], source)
+    assert isinstance(grammar, Grammar)
+    for token in vocabulary.tokenize_str(text):
+        grammar.advance(token, forces=False)
+    return grammar
+
+
+def masks_of(*grammars: Grammar | None, vocab_size: int) -> Sequence[Mask | RequestError | None]:
+    masks = Masks(len(grammars), vocab_size)
+    return masks.finish(masks.start(grammars), grammars)
+
+
+def test_a_token_that_does_not_fit_is_an_error(compiler: GrammarCompiler, vocabulary: LLTokenizer) -> None:
+    with pytest.raises(GrammarError) as caught:
+        grammar_after('{"ok": true', compiler, vocabulary)
+    assert str(caught.value) == (
+        STATE + """Parser Error: token " true" doesn't satisfy the grammar; byte ' ' fails parse"""
+    )
+
+
+def test_the_error_state_is_read_with_the_mask(compiler: GrammarCompiler, vocabulary: LLTokenizer) -> None:
+    """The mask of a matcher with an error allows only the end, and the matcher reports that the answer is complete."""
+    sound, other = (grammar_after("The answer is 4", compiler, vocabulary, SOURCE) for _ in range(2))
+    broken = grammar_after('{"ok":true,', compiler, vocabulary)
+    first, error, last, none = masks_of(sound, broken, other, None, vocab_size=vocabulary.vocab_size)
+    assert broken.is_complete, "so nobody may take it for a regular end"
+    assert isinstance(error, GrammarError)
+    assert str(error) == STATE + "no token can follow"
+    assert none is None
+    assert isinstance(first, np.ndarray)
+    assert isinstance(last, np.ndarray)
+    assert (first == last).all()
+
+
+def test_masks_of_others_are_computed_if_one_raises(compiler: GrammarCompiler, vocabulary: LLTokenizer) -> None:
+    sound, other = (grammar_after("The answer is 4", compiler, vocabulary, SOURCE) for _ in range(2))
+    first, error, last = masks_of(sound, Grammar(cast(LLMatcher, None)), other, vocab_size=vocabulary.vocab_size)
+    assert isinstance(error, RequestError)
+    assert isinstance(first, np.ndarray)
+    assert isinstance(last, np.ndarray)
+    assert (first == masks_of(sound, vocab_size=vocabulary.vocab_size)[0]).all()
+    assert (first == last).all()
+
+
+def test_an_end_is_accepted_only_after_a_complete_answer(
+    compiler: GrammarCompiler, vocabulary: LLTokenizer, model_path: str
+) -> None:
+    digits = "start: /[0-9]+/"
+    for end in vocabulary_ends(model_path):
+        grammar_after("12", compiler, vocabulary, digits).end(end)
+        with pytest.raises(GrammarError, match="ended before it was complete"):
+            grammar_after("", compiler, vocabulary, digits).end(end)
+        with pytest.raises(GrammarError, match="ended before it was complete"):
+            grammar_after('{"ok"', compiler, vocabulary).end(end)
+
+
+def test_an_end_token_that_is_part_of_the_grammar_completes_it(
+    compiler: GrammarCompiler, vocabulary: LLTokenizer, model_path: str
+) -> None:
+    _, end, *_ = vocabulary_ends(model_path)
+    grammar_after("1", compiler, vocabulary, "start: /[0-9]/ <|im_end|>").end(end)
+
+
+def vocabulary_ends(model_path: str) -> list[int]:
+    model = Model(model_path, 0)
+    ends = sorted(model.eog_tokens)
+    model.close()
+    return ends
+
+
+def test_a_panic_while_compiling_is_an_error_of_the_request() -> None:
+    class Panic(BaseException):
+        pass
+
+    def panic() -> LLTokenizer:
+        raise Panic("at lib.rs")
+
+    error = compiled(GrammarCompiler(panic), [])
+    assert isinstance(error, RequestError)
+    assert not isinstance(error, GrammarError), "the client is not to blame"
+    assert str(error) == "the model failed on this request: Panic: at lib.rs"

@@ -13,7 +13,7 @@ from scheduler.llama.context import Context
 from scheduler.llama.load import Parts, load
 from scheduler.llama.model import Model
 from scheduler.messages import Output, SamplingParams, Submit
-from scheduler.plan import Plan
+from scheduler.plan import Plan, StepError
 from tests.closeness import Reference
 from tests.models import write_mamba
 
@@ -151,7 +151,7 @@ def test_a_failed_step_leaves_no_state(parts: Parts, reference: Reference) -> No
         plan = scheduler.plan()
         result = parts.runner.run(plan)
         if next(failures, False):
-            scheduler.rollback(plan)
+            scheduler.rollback(plan, StepError("injected failure"))
         else:
             record(parts, {1: reply}, plan, scheduler.commit(plan, result))
         scheduler.cache.check_integrity()
