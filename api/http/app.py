@@ -18,6 +18,7 @@ from api.http.operations import OPERATIONS
 from api.http.view import Segment, Segments, json_response, rules, view
 from api.protocols.call import Server
 from api.protocols.messages.answer import error_body, is_ours
+from api.protocols.warnings import HEADER
 from api.serving.fleet import Fleet
 
 _log = logging.getLogger("cortex.api")
@@ -37,7 +38,7 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.url_map.converters |= {"segment": Segment, "segments": Segments}
     if cors_origins:
-        app = cors(app, allow_origin=list(cors_origins), expose_headers=["x-request-id", "request-id"])
+        app = cors(app, allow_origin=list(cors_origins), expose_headers=["x-request-id", "request-id", HEADER])
     _name_requests(app)
     _handle_errors(app)
     server = Server(fleet, time.monotonic(), model_flags)
@@ -59,6 +60,8 @@ def _name_requests(app: QuartTrio) -> None:
         response.headers["x-request-id"] = g.request_id
         if is_ours(request.path):
             response.headers["request-id"] = g.request_id
+        if "warning" in g:
+            response.headers[HEADER] = g.warning
         return response
 
 

@@ -9,11 +9,13 @@ from pydantic.json_schema import models_json_schema
 
 from api import package_version
 from api.http.operation import Operation, taken
+from api.protocols.warnings import HEADER
 
 Operations = tuple[Operation, ...]
 
 _PAGES: Final = Environment(loader=PackageLoader("api.http", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 REF: Final = "#/components/schemas/{model}"
+WARNING: Final = "What the request asked for and did not get. Left out if there is nothing."
 STATUSES: Final = {
     400: "The request is invalid or not supported. The error names the field.",
     403: "Only allowed from the server's own machine.",
@@ -65,6 +67,8 @@ def _operation(operation: Operation, statuses: list[int], schemas: dict[Any, Any
         description += f" With `stream`, events that each have one {operation.chunk.__name__} as data"
         description += " and its type as name." if operation.names_events else ", then `[DONE]`."
     responses: dict[str, Any] = {"200": {"description": description, "content": content}}
+    if operation.request:
+        responses["200"]["headers"] = {HEADER: {"description": WARNING, "schema": {"type": "string"}}}
     if operation.unhealthy:
         responses[str(operation.unhealthy)] = {"description": "Not ready.", "content": content}
     for status in statuses:

@@ -1,5 +1,6 @@
 """Quart views of operations: read the request, call the operation's handler, and write its answer."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -13,7 +14,10 @@ from api.http import access
 from api.http.operation import Operation, taken
 from api.protocols.answer import Answer
 from api.protocols.call import Call, Reply, Server
-from api.protocols.fields import Strict, parse, parse_query
+from api.protocols.fields import Strict, Wire, parse, parse_query
+from api.protocols.warnings import header_value
+
+_log = logging.getLogger("cortex.api")
 
 INLINE_BYTES: Final = 256 * 1024
 """Bodies up to this size are parsed on the event loop, in a few milliseconds; larger ones in a thread."""
@@ -59,6 +63,7 @@ def view(operation: Operation, server: Server) -> Callable[..., Awaitable[Respon
     async def respond(**path: str) -> Response:
         access.check(operation.scope)
         parsed = await _read(operation)
+        _note_warnings(parsed)
         reply = await operation.handler(Call(server, parsed, g.request_id, path, access.is_local()))
         if isinstance(reply, Answer):
             return await _stream(reply) if parsed.stream else json_response(await reply.whole())
@@ -67,6 +72,13 @@ def view(operation: Operation, server: Server) -> Callable[..., Awaitable[Respon
         return json_response(reply)
 
     return respond
+
+
+def _note_warnings(parsed: Wire | None) -> None:
+    """Log the request's warnings. The answer gets them as a header, whatever its status."""
+    if parsed is not None and (warnings := parsed.warnings):
+        g.warning = header_value(warnings)
+        _log.info("request %s: %s", g.request_id, g.warning)
 
 
 async def _read(operation: Operation) -> Any:

@@ -26,6 +26,11 @@ class Wire(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the request asks for and does not get, if it is served without that."""
+        return []
+
 
 class Strict(Wire):
     """Input as JSON, without type coercion."""
