@@ -1,28 +1,53 @@
 """Wire types of OpenAI's conversations: messages, tool calls and tools. Chats and the token endpoints use them."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    ModelWrapValidatorHandler,
+    Tag,
+    model_validator,
+)
 
+from api.protocols import hosted
+from api.protocols.custom import InputGrammar, arguments_of, as_function, bound_grammars, is_hint
 from api.protocols.fields import FunctionName, Strict, Unserved
+from api.protocols.formats import TextFormat
+from api.protocols.hosted import HostedTool, Media
+from api.protocols.kinds import type_of
+from api.protocols.warnings import listing
 from api.serving import spec
 from api.text.dialects import Tool
 
 
 def _joined(content: object) -> object:
-    """Content as one string. Parts are joined by a line break, as in llama-server and vLLM."""
+    """Content as one string. Parts are joined by a line break, as in llama-server and vLLM.
+
+    Parts that are not text become a short text (see `Message.media`).
+    """
     if not isinstance(content, list):
         return content
     texts = []
     for part in content:
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
             raise ValueError("a content part must be an object with a type")
+        if (media := hosted.media_type(part)) is not None:
+            texts.append(hosted.omitted(media))
+            continue
         if part["type"] not in ("text", "refusal"):
-            raise ValueError(f"content parts of type {part['type']!r} are not supported; only 'text' is")
+            raise ValueError(_not_supported(part["type"]))
         if not isinstance(part.get(part["type"]), str):
             raise ValueError(f"a content part of type {part['type']!r} needs a string {part['type']!r}")
         texts.append(part[part["type"]])
     return "\n".join(texts)
+
+
+def _not_supported(kind: str) -> str:
+    return f"content parts of type {kind!r} are not supported; only 'text' is"
 
 
 class TextPart(Strict):
@@ -37,7 +62,7 @@ class RefusalPart(Strict):
 
 Content = Annotated[
     str,
-    BeforeValidator(_joined, json_schema_input_type=str | list[TextPart | RefusalPart]),
+    BeforeValidator(_joined, json_schema_input_type=str | list[TextPart | RefusalPart | Media]),
 ]
 
 
@@ -57,17 +82,58 @@ class ToolCall(Strict):
         return spec.ToolCall(self.id, self.function.name, self.function.arguments)
 
 
+class CustomInput(Strict):
+    name: FunctionName
+    input: str
+
+
+class CustomToolCall(Strict):
+    """A call of a custom tool that the model made earlier in the conversation."""
+
+    id: str
+    type: Literal["custom"]
+    custom: CustomInput
+
+    def neutral(self) -> spec.ToolCall:
+        return spec.ToolCall(self.id, self.custom.name, arguments_of(self.custom.input))
+
+
+def _call_tag(value: object) -> str:
+    return "<custom>" if type_of(value) == "custom" else "<function>"
+
+
+AnyToolCall = Annotated[
+    Annotated[ToolCall, Tag("<function>")] | Annotated[CustomToolCall, Tag("<custom>")],
+    Discriminator(_call_tag),
+]
+
+
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[AnyToolCall] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
     annotations: list[Any] | None = None
     audio: Unserved = None
     function_call: Unserved = None
+    _media: Sequence[str] = ()
+
+    @property
+    def media(self) -> Sequence[str]:
+        """Types of the parts that are not text, and that were replaced by a short text."""
+        return self._media
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keeps_types_of_media(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        message = handler(value)
+        content = value.get("content") if isinstance(value, dict) else None
+        if isinstance(content, list):
+            message._media = [media for part in content if (media := hosted.media_type(part)) is not None]
+        return message
 
     @model_validator(mode="after")
     def _has_what_its_role_needs(self) -> "Message":
@@ -104,3 +170,74 @@ class ToolDefinition(Strict):
     def neutral(self) -> Tool:
         function = self.function
         return Tool(function.name, function.description, function.parameters or {}, bool(function.strict))
+
+
+class GrammarFormat(Strict):
+    type: Literal["grammar"]
+    grammar: InputGrammar
+
+
+class CustomDefinition(Strict):
+    name: FunctionName
+    description: str | None = None
+    format: Annotated[TextFormat | GrammarFormat, Field(discriminator="type")] | None = None
+
+    @property
+    def grammar(self) -> InputGrammar | None:
+        return self.format.grammar if isinstance(self.format, GrammarFormat) else None
+
+
+class CustomToolDefinition(Strict):
+    """A function whose only argument is a text."""
+
+    type: Literal["custom"]
+    custom: CustomDefinition
+
+    def neutral(self) -> Tool:
+        return as_function(self.custom.name, self.custom.description, self.custom.grammar)
+
+
+AnyTool = Annotated[
+    Annotated[ToolDefinition, Tag("<function>")]
+    | Annotated[CustomToolDefinition, Tag("<custom>")]
+    | Annotated[HostedTool, Tag(hosted.HOSTED_TAG)],
+    Discriminator(hosted.hosted_tag),
+    BeforeValidator(hosted.check_tool("function", "custom")),
+]
+
+
+def _with_bounded_grammars(tools: list[AnyTool]) -> list[AnyTool]:
+    bound_grammars(tool.custom.grammar for tool in tools if isinstance(tool, CustomToolDefinition))
+    return tools
+
+
+Tools = Annotated[list[AnyTool], AfterValidator(_with_bounded_grammars)]
+
+
+def _only_text_in_the_newest_question(messages: list[Message]) -> list[Message]:
+    """Raises ApiError 400 if the newest user message has a part that is not text."""
+    questions = [index for index, message in enumerate(messages) if message.role == "user"]
+    if questions and (media := messages[questions[-1]].media):
+        raise hosted.refusal(f"messages[{questions[-1]}].content", _not_supported(media[0]))
+    return messages
+
+
+Messages = Annotated[list[Message], Field(min_length=1), AfterValidator(_only_text_in_the_newest_question)]
+
+
+def all_tools(definitions: Iterable[AnyTool] | None) -> list[Tool]:
+    """The functions that the model gets."""
+    return [tool.neutral() for tool in definitions or () if not isinstance(tool, HostedTool)]
+
+
+def warnings(messages: Iterable[Message] | None, definitions: Sequence[AnyTool] | None) -> list[str]:
+    """The warnings about a conversation and its tools."""
+    tools = definitions or ()
+    hints = [
+        tool.custom.name for tool in tools if isinstance(tool, CustomToolDefinition) and is_hint(tool.custom.grammar)
+    ]
+    return [
+        *hosted.tools_left_out(tools),
+        *listing("grammars not enforced", hints),
+        *hosted.content_left_out(media for message in messages or () for media in message.media),
+    ]

@@ -2,7 +2,8 @@
 
 
 def type_of(value: object) -> object:
-    return value.get("type") if isinstance(value, dict) else None
+    """The type of a wire value, or of a validated one, for serialization. None if it has none."""
+    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
 
 
 def tag(value: object) -> str:
@@ -16,5 +17,9 @@ def check_type(value: object, what: str, served: tuple[str, ...]) -> object:
     if not isinstance(kind, str):
         raise ValueError(f"{what} must be an object with a type")
     if kind not in served:
-        raise ValueError(f"{what} of type {kind!r} is not supported; supported types: {', '.join(map(repr, served))}")
+        raise ValueError(not_supported(what, kind, served))
     return value
+
+
+def not_supported(what: str, kind: str, served: tuple[str, ...]) -> str:
+    return f"{what} of type {kind!r} is not supported; supported types: {', '.join(map(repr, served))}"

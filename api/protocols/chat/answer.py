@@ -7,9 +7,10 @@ from api.protocols.call import Call
 from api.protocols.chat.conversation import as_spec
 from api.protocols.chat.request import ChatRequest
 from api.protocols.chunks import ChunkedAnswer
+from api.protocols.custom import InputReader, input_of
 from api.protocols.logprobs import chat_logprobs
 from api.serving.choice import Delta
-from api.serving.service import ModelService
+from api.serving.service import ModelService, Prepared
 from api.text.dialects import CallArguments, CallBegin, Content, Event, Reasoning
 
 
@@ -18,6 +19,12 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
 
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
+
+    def __init__(self, service: ModelService, request: ChatRequest, response_id: str, prepared: Prepared) -> None:
+        super().__init__(service, request, response_id, prepared)
+        self._custom = request.custom_names()
+        self._readers: dict[tuple[int, int], InputReader] = {}
+        """The readers of a stream's calls of custom tools, by choice and call."""
 
     @classmethod
     async def create(cls, service: ModelService, request: ChatRequest) -> Self:
@@ -33,7 +40,7 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
     def _whole_choice(self, index: int, deltas: list[Delta]) -> dict[str, Any]:
         return {
             "index": index,
-            "message": _message([event for delta in deltas for event in delta.events]),
+            "message": _message([event for delta in deltas for event in delta.events], self._custom),
             "logprobs": self._logprobs(
                 Delta(
                     tokens=[token for delta in deltas for token in delta.tokens],
@@ -46,8 +53,8 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
     def _begin(self) -> list[dict[str, Any]]:
         return [_piece({"role": "assistant", "content": "", "refusal": None})]
 
-    def _pieces(self, index: int, delta: Delta) -> list[dict[str, Any]]:  # noqa: ARG002 - only some protocols need it
-        pieces = [_piece(_delta(event)) for event in delta.events]
+    def _pieces(self, index: int, delta: Delta) -> list[dict[str, Any]]:
+        pieces = [_piece(written) for event in delta.events if (written := self._delta(index, event)) is not None]
         if delta.logprobs:
             if not pieces:  # the text of these tokens is held back
                 pieces.append(_piece({}))
@@ -55,6 +62,25 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
         if delta.finish_reason is not None:
             pieces.append(_piece({}, delta.finish_reason))
         return pieces
+
+    def _delta(self, choice: int, event: Event) -> dict[str, Any] | None:
+        """The delta for an event; None if it has nothing for the client."""
+        match event:
+            case Content(text):
+                return {"content": text}
+            case Reasoning(text):
+                return {"reasoning_content": text}
+            case CallBegin(index, call_id, name):
+                is_custom = name in self._custom
+                if is_custom:
+                    self._readers[choice, index] = InputReader()
+                return {"tool_calls": [{"index": index, **_call(call_id, name, is_custom=is_custom)}]}
+            case CallArguments(index, text):
+                reader = self._readers.get((choice, index))
+                if reader is None:
+                    return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+                piece = reader.push(text)
+                return {"tool_calls": [{"index": index, "custom": {"input": piece}}]} if piece else None
 
     def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
         if self._request.num_logprobs is None:
@@ -71,24 +97,16 @@ def _piece(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str,
     return {"delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
-def _delta(event: Event) -> dict[str, Any]:
-    match event:
-        case Content(text):
-            return {"content": text}
-        case Reasoning(text):
-            return {"reasoning_content": text}
-        case CallBegin(index, call_id, name):
-            return {"tool_calls": [{"index": index, **_call(call_id, name)}]}
-        case CallArguments(index, text):
-            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
-
-
-def _call(call_id: str, name: str) -> dict[str, Any]:
+def _call(call_id: str, name: str, *, is_custom: bool) -> dict[str, Any]:
+    if is_custom:
+        return {"id": call_id, "type": "custom", "custom": {"name": name, "input": ""}}
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
 
 
-def _message(events: list[Event]) -> dict[str, Any]:
+def _message(events: list[Event], custom: frozenset[str]) -> dict[str, Any]:
+    """`custom`: the names of the custom tools."""
     content, reasoning = "", ""
+    arguments: dict[int, str] = {}
     calls: dict[int, dict[str, Any]] = {}
     for event in events:
         match event:
@@ -97,9 +115,14 @@ def _message(events: list[Event]) -> dict[str, Any]:
             case Reasoning(text):
                 reasoning += text
             case CallBegin(index, call_id, name):
-                calls[index] = _call(call_id, name)
+                calls[index], arguments[index] = _call(call_id, name, is_custom=name in custom), ""
             case CallArguments(index, text):
-                calls[index]["function"]["arguments"] += text
+                arguments[index] += text
+    for index, call in calls.items():
+        if call["type"] == "custom":
+            call["custom"]["input"] = input_of(arguments[index])
+        else:
+            call["function"]["arguments"] = arguments[index]
     message: dict[str, Any] = {
         "role": "assistant",
         "content": content if content or not calls else None,

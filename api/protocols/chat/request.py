@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from api.errors import ApiError
-from api.protocols.conversation import Message, ToolDefinition
+from api.protocols import hosted
+from api.protocols.conversation import CustomToolDefinition, Messages, Tools, all_tools, warnings
 from api.protocols.fields import (
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
@@ -18,6 +19,7 @@ from api.protocols.fields import (
     TemplateVariables,
 )
 from api.protocols.formats import ResponseFormat
+from api.protocols.hosted import HostedTool
 from api.protocols.tools import ToolChoice, tool_use
 from api.text.dialects import Tool, ToolUse
 
@@ -43,9 +45,27 @@ class NamedTool(Strict):
     function: FunctionReference
 
 
+class NamedCustomTool(Strict):
+    type: Literal["custom"]
+    custom: FunctionReference
+
+
+AllowedTool = Annotated[
+    Annotated[NamedTool, Tag("<function>")]
+    | Annotated[NamedCustomTool, Tag("<custom>")]
+    | Annotated[HostedTool, Tag(hosted.HOSTED_TAG)],
+    Discriminator(hosted.hosted_tag),
+    BeforeValidator(hosted.check_tool("function", "custom")),
+]
+
+
 class AllowedTools(Strict):
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(min_length=1)]
+    tools: Annotated[list[AllowedTool], Field(min_length=1)]
+
+    def names(self) -> list[str]:
+        """The names of the allowed tools that exist here."""
+        return [_chosen(tool) for tool in self.tools if not isinstance(tool, HostedTool)]
 
 
 class AllowedToolsChoice(Strict):
@@ -53,19 +73,29 @@ class AllowedToolsChoice(Strict):
     allowed_tools: AllowedTools
 
 
+ToolChoices = Annotated[
+    Literal["none", "auto", "required"] | NamedTool | NamedCustomTool | AllowedToolsChoice,
+    BeforeValidator(hosted.check_choice),
+]
+
+
+def _chosen(tool: NamedTool | NamedCustomTool) -> str:
+    return tool.function.name if isinstance(tool, NamedTool) else tool.custom.name
+
+
 class ChatRequest(GenerationRequest):
     """A request for chat completions."""
 
     unserved = UNSERVED
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice | None = None
+    tools: Annotated[Tools, Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoices | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
     chat_template_kwargs: TemplateVariables | None = None
@@ -98,19 +128,27 @@ class ChatRequest(GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def all_tools(self) -> list[Tool]:
-        return [tool.neutral() for tool in self.tools or ()]
+        return all_tools(self.tools)
+
+    def custom_names(self) -> frozenset[str]:
+        """The names of the custom tools."""
+        return frozenset(tool.custom.name for tool in self.tools or () if isinstance(tool, CustomToolDefinition))
+
+    @property
+    def warnings(self) -> list[str]:
+        return warnings(self.messages, self.tools)
 
     def tool_use(self) -> ToolUse | None:
         """The tools that may be called. Raises ApiError 400 if the choice does not fit them."""
-        return tool_use(self.all_tools(), self._tool_choice())
+        return tool_use(self.all_tools(), self._tool_choice(), hosted.names_of(self.tools or ()))
 
     def _tool_choice(self) -> ToolChoice:
         parallel = self.parallel_tool_calls is not False
         match self.tool_choice:
-            case NamedTool(function=function):
-                return ToolChoice("required", [function.name], parallel=False)
+            case NamedTool() | NamedCustomTool() as named:
+                return ToolChoice("required", [_chosen(named)], parallel=False)
             case AllowedToolsChoice(allowed_tools=allowed):
-                return ToolChoice(allowed.mode, [tool.function.name for tool in allowed.tools], parallel)
+                return ToolChoice(allowed.mode, allowed.names(), parallel)
             case None:
                 return ToolChoice(parallel=parallel)
             case mode:

@@ -1,6 +1,6 @@
 """The wire types of chat completions, whole and as chunks."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,17 @@ class ToolCall(Answer):
     function: Function
 
 
+class CustomInput(Answer):
+    name: str
+    input: str
+
+
+class CustomToolCall(Answer):
+    id: str
+    type: Literal["custom"]
+    custom: CustomInput
+
+
 class ChatLogprobs(Answer):
     content: list[TokenLogprob]
     refusal: None
@@ -34,7 +45,7 @@ class AssistantMessage(Answer):
     annotations: list[Any]
     reasoning_content: str = ""
     """The model's reasoning before its answer; left out if there is none."""
-    tool_calls: list[ToolCall] = Field(default_factory=list)
+    tool_calls: list[Annotated[ToolCall | CustomToolCall, Field(discriminator="type")]] = Field(default_factory=list)
     """Left out if there are none."""
 
 
@@ -61,11 +72,19 @@ class FunctionDelta(Answer):
     arguments: str
 
 
+class CustomDelta(Answer):
+    name: str = ""
+    input: str
+
+
 class ToolCallDelta(Answer):
+    """It has `function` or `custom`."""
+
     index: int
     id: str = ""
-    type: Literal["function"] = "function"
-    function: FunctionDelta
+    type: Literal["function", "custom"] = "function"
+    function: FunctionDelta = Field(default_factory=lambda: FunctionDelta(arguments=""))
+    custom: CustomDelta = Field(default_factory=lambda: CustomDelta(input=""))
 
 
 class Delta(Answer):

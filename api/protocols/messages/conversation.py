@@ -6,10 +6,13 @@ from itertools import groupby
 from typing import Any
 
 from api.errors import ApiError
+from api.protocols.hosted import HostedTool, names_of
+from api.protocols.messages.media import HistoryBlock, MediaBlock
 from api.protocols.messages.request import (
     AssistantBlock,
     CountTokensRequest,
     MessagesRequest,
+    ResultBlock,
     TextBlock,
     ThinkingBlock,
     ToolResultBlock,
@@ -21,7 +24,9 @@ from api.protocols.tools import ToolChoice, tool_use
 from api.serving.spec import Conversation, GenerationSpec, Message, ToolCall
 from api.text.dialects import Tool, ToolUse
 
-Block = TextBlock | UserBlock | AssistantBlock
+Block = TextBlock | UserBlock | AssistantBlock | ResultBlock
+Readable = TextBlock | MediaBlock | HistoryBlock
+"""Blocks that have a text."""
 
 
 def as_spec(request: MessagesRequest) -> GenerationSpec:
@@ -86,7 +91,7 @@ def _messages(role: str, blocks: Sequence[Block]) -> list[Message]:
         for block in blocks
         if isinstance(block, ToolResultBlock)
     ]
-    has_user_message = not results or any(isinstance(block, TextBlock) for block in blocks)
+    has_user_message = not results or any(isinstance(block, TextBlock | MediaBlock) for block in blocks)
     return [*results, Message(role, _text(blocks))] if has_user_message else results
 
 
@@ -98,7 +103,7 @@ def _result(block: ToolResultBlock) -> str:
 
 def _text(blocks: Sequence[Block]) -> str:
     """The text of the blocks, joined by a line break as the parts of a chat message are."""
-    return "\n".join(block.text for block in blocks if isinstance(block, TextBlock))
+    return "\n".join(block.text for block in blocks if isinstance(block, Readable) and block.text is not None)
 
 
 def _call(block: ToolUseBlock) -> ToolCall:
@@ -107,22 +112,30 @@ def _call(block: ToolUseBlock) -> ToolCall:
 
 
 def _tools(request: CountTokensRequest) -> list[Tool]:
-    return [Tool(tool.name, tool.description, tool.input_schema, bool(tool.strict)) for tool in request.tools or ()]
+    return [
+        Tool(tool.name, tool.description, tool.input_schema, bool(tool.strict))
+        for tool in request.tools or ()
+        if not isinstance(tool, HostedTool)
+    ]
 
 
 def _tool_use(request: CountTokensRequest) -> ToolUse | None:
     """The tools that may be called. Raises ApiError 400 if the choice does not fit them."""
+    return tool_use(_tools(request), _choice(request), names_of(request.tools or ()))
+
+
+def _choice(request: CountTokensRequest) -> ToolChoice:
     choice = request.tool_choice
     if choice is None:
-        return tool_use(_tools(request), ToolChoice())
+        return ToolChoice()
     if choice.name is not None:
-        return tool_use(_tools(request), ToolChoice("required", [choice.name], parallel=False))
+        return ToolChoice("required", [choice.name], parallel=False)
     parallel = not choice.disable_parallel_tool_use
     match choice.type:
         case "any" | "tool":
-            return tool_use(_tools(request), ToolChoice("required", parallel=parallel))
+            return ToolChoice("required", parallel=parallel)
         case mode:
-            return tool_use(_tools(request), ToolChoice(mode, parallel=parallel))
+            return ToolChoice(mode, parallel=parallel)
 
 
 def _template_variables(request: CountTokensRequest) -> dict[str, Any]:

@@ -2,11 +2,15 @@
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from api.errors import ApiError
-from api.protocols.fields import MAX_TOOLS, FunctionName, No, Strict, Unserved
-from api.protocols.kinds import check_type, tag
+from api.protocols import hosted
+from api.protocols.fields import MAX_TOOLS, FunctionName, Strict, Unserved
+from api.protocols.hosted import HostedTool
+from api.protocols.kinds import check_type, not_supported, type_of
+from api.protocols.messages.media import HISTORY_TAG, HistoryBlock, MediaBlock, history_type
+from api.protocols.warnings import listing
 from api.ranges import MAX_STOPS, Share, Stop
 
 UNSERVED: Final[dict[str, tuple[object, ...]]] = {
@@ -43,9 +47,19 @@ class TextBlock(Strict):
     type: Literal["text"]
     text: str
     cache_control: CacheControl = None
-    citations: Unserved = None
+    citations: list[dict[str, Any]] | None = None
+    """Accepted and ignored: the sources of an earlier answer."""
 
 
+def _result_block(value: object) -> object:
+    return value if hosted.media_type(value) else check_type(value, "a block of a result", ("text",))
+
+
+ResultBlock = Annotated[
+    Annotated[TextBlock, Tag("<text>")] | Annotated[MediaBlock, Tag(hosted.MEDIA_TAG)],
+    Discriminator(hosted.content_tag),
+    BeforeValidator(_result_block),
+]
 Texts = Annotated[list[TextBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextBlock])]
 
 
@@ -57,18 +71,21 @@ class ToolUseBlock(Strict):
     name: FunctionName
     input: dict[str, Any]
     cache_control: CacheControl = None
-    caller: Annotated[None, BeforeValidator(_direct, json_schema_input_type=dict[str, Any] | None)] = None
-    toolset_name: Unserved = None
+    caller: dict[str, Any] | None = None
+    toolset_name: str | None = None
+    """Both accepted and ignored: the call has been made."""
 
 
 class ToolResultBlock(Strict):
     type: Literal["tool_result"]
     tool_use_id: str
-    content: Texts | None = None
+    content: (
+        Annotated[list[ResultBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[ResultBlock])] | None
+    ) = None
     is_error: bool | None = None
     """Whether the tool failed. The result then begins with "Error"."""
     cache_control: CacheControl = None
-    toolset_name: Unserved = None
+    toolset_name: str | None = None
 
 
 class ThinkingBlock(Strict):
@@ -84,25 +101,38 @@ class RedactedThinkingBlock(Strict):
     data: str
 
 
+USER_BLOCKS: Final = ("text", "tool_result")
+
+
 def _user_block(value: object) -> object:
-    return check_type(value, "a user block", ("text", "tool_result"))
+    return value if hosted.media_type(value) else check_type(value, "a user block", USER_BLOCKS)
 
 
 def _assistant_block(value: object) -> object:
+    if hosted.media_type(value) or history_type(value):
+        return value
     return check_type(value, "an assistant block", ("text", "tool_use", "thinking", "redacted_thinking"))
 
 
+def _assistant_tag(value: object) -> str:
+    return HISTORY_TAG if history_type(value) else hosted.content_tag(value)
+
+
 UserBlock = Annotated[
-    Annotated[TextBlock, Tag("<text>")] | Annotated[ToolResultBlock, Tag("<tool_result>")],
-    Discriminator(tag),
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[ToolResultBlock, Tag("<tool_result>")]
+    | Annotated[MediaBlock, Tag(hosted.MEDIA_TAG)],
+    Discriminator(hosted.content_tag),
     BeforeValidator(_user_block),
 ]
 AssistantBlock = Annotated[
     Annotated[TextBlock, Tag("<text>")]
     | Annotated[ToolUseBlock, Tag("<tool_use>")]
     | Annotated[ThinkingBlock, Tag("<thinking>")]
-    | Annotated[RedactedThinkingBlock, Tag("<redacted_thinking>")],
-    Discriminator(tag),
+    | Annotated[RedactedThinkingBlock, Tag("<redacted_thinking>")]
+    | Annotated[MediaBlock, Tag(hosted.MEDIA_TAG)]
+    | Annotated[HistoryBlock, Tag(HISTORY_TAG)],
+    Discriminator(_assistant_tag),
     BeforeValidator(_assistant_block),
 ]
 
@@ -161,8 +191,24 @@ class CustomTool(Strict):
     allowed_callers: Annotated[
         None, BeforeValidator(_direct, json_schema_input_type=list[Literal["direct"]] | None)
     ] = None
-    defer_loading: No = None
+    defer_loading: bool | None = None
+    """Accepted without effect: every tool is listed from the beginning."""
     input_examples: Unserved = None
+
+
+def _tool_tag(value: object) -> str:
+    return hosted.HOSTED_TAG if hosted.is_hosted(value) else "<custom>"
+
+
+def _tool(value: object) -> object:
+    return value if hosted.is_hosted(value) or type_of(value) is None else check_type(value, "a tool", ("custom",))
+
+
+Tool = Annotated[
+    Annotated[CustomTool, Tag("<custom>")] | Annotated[HostedTool, Tag(hosted.HOSTED_TAG)],
+    Discriminator(_tool_tag),
+    BeforeValidator(_tool),
+]
 
 
 class ToolChoice(Strict):
@@ -200,21 +246,52 @@ class Metadata(Strict):
     user_id: str | None = None
 
 
+def _only_text_in_the_newest_question(turns: list[Turn]) -> list[Turn]:
+    """Raises ApiError 400 if the newest user message has a block that is not text.
+
+    In a message with results of tools such a block belongs to the results.
+    """
+    questions = [index for index, turn in enumerate(turns) if turn.role == "user"]
+    blocks = turns[questions[-1]].content if questions else []
+    if any(isinstance(block, ToolResultBlock) for block in blocks):
+        return turns
+    for index, block in enumerate(blocks):
+        if isinstance(block, MediaBlock) and not block.is_text:
+            reason = not_supported("a user block", block.type, USER_BLOCKS)
+            raise hosted.refusal(f"messages[{questions[-1]}].content[{index}]", reason)
+    return turns
+
+
 class CountTokensRequest(Strict):
     """The fields of a request that become its prompt."""
 
     unserved = UNSERVED
 
     model: str
-    messages: Annotated[list[Turn], Field(min_length=1)]
+    messages: Annotated[list[Turn], Field(min_length=1), AfterValidator(_only_text_in_the_newest_question)]
     system: Texts | None = None
-    tools: Annotated[list[CustomTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: JsonOutput | None = None
     """The older name of `output_config.format`."""
     cache_control: CacheControl = None
+
+    @property
+    def warnings(self) -> list[str]:
+        blocks = [block for turn in self.messages for block in turn.content]
+        parts = [
+            part
+            for block in blocks
+            for part in (block.content or () if isinstance(block, ToolResultBlock) else (block,))
+            if isinstance(part, MediaBlock) and not part.is_text
+        ]
+        return [
+            *hosted.tools_left_out(self.tools or ()),
+            *hosted.content_left_out(part.type for part in parts),
+            *listing("blocks left out", (b.type for b in blocks if isinstance(b, HistoryBlock) and b.text is None)),
+        ]
 
     @model_validator(mode="after")
     def _has_one_format(self) -> "CountTokensRequest":

@@ -41,7 +41,7 @@ class ModelResponse(Answer):
         self._kept = kept
         self._id = new_id("resp")
         self._created = int(time.time())
-        self._output = OutputItems(request.names_of_calls())
+        self._output = OutputItems(request.names_of_calls(), request.custom_names())
         self._num_events = 0
 
     @classmethod
@@ -170,7 +170,10 @@ def _conversation(request: InputTokensRequest, kept: KeptResponses) -> tuple[Kep
                 raise ApiError(404, f"Item with id '{item.id}' not found.", param="input")
             items.append(found)
         else:
-            sent = KeptItem.of(item.listed(), is_ours=item.id is None)
+            listed = item.listed()
+            if listed is None:
+                continue
+            sent = KeptItem.of(listed, is_ours=item.id is None)
             found = kept.find_item(sent.id)  # an item that is sent back unchanged stays the stored one, with its id
             items.append(found if found is not None and found.data == sent.data else sent)
     return tuple(_with_distinct_ids(items))

@@ -8,16 +8,19 @@ from typing import Final
 from pydantic import BaseModel
 
 from api.errors import ApiError
+from api.protocols.custom import arguments_of
 from api.protocols.fields import template_variables
+from api.protocols.hosted import names_of
 from api.protocols.responses.items import Item
 from api.protocols.responses.request import FlatJsonSchema, InputTokensRequest, ResponseRequest
-from api.protocols.responses.tools import full_name
+from api.protocols.responses.tools import full_name, functions_of
 from api.protocols.structured import constraint, format_constraint, schema_constraint
 from api.protocols.tools import ToolChoice, tool_use
 from api.serving.spec import Constraint, Conversation, GenerationSpec, Message, ToolCall
-from api.text.dialects import Tool, ToolUse
+from api.text.dialects import ToolUse
 
 FORMAT: Final = "text.format"
+CALLS: Final = ("function_call", "custom_tool_call")
 
 
 def as_spec(request: ResponseRequest, items: Iterable[Item]) -> GenerationSpec:
@@ -40,7 +43,7 @@ def as_conversation(request: InputTokensRequest, items: Iterable[Item]) -> Conve
         raise ApiError(400, message, param="input", code="missing_required_parameter")
     _tool_use(request)
     instructions = [] if request.instructions is None else [Message("system", request.instructions)]
-    listed = () if request.tool_choice == "none" else _tools(request)
+    listed = () if request.tool_choice == "none" else functions_of(request.tools)
     effort = request.reasoning.effort if request.reasoning else None
     variables = template_variables(request.chat_template_kwargs, effort)
     return Conversation([*instructions, *messages], listed, variables, param="input")
@@ -53,16 +56,14 @@ def _format(request: InputTokensRequest) -> Constraint | None:
     return format_constraint(FORMAT, wanted)
 
 
-def _tools(request: InputTokensRequest) -> list[Tool]:
-    return [function for tool in request.tools or () for function in tool.neutral()]
-
-
 def _tool_use(request: InputTokensRequest) -> ToolUse | None:
     """The tools that may be called. Raises ApiError 400 if the choice does not fit them."""
     parallel, choice = request.parallel_tool_calls is not False, request.tool_choice
     if isinstance(choice, BaseModel):
-        return tool_use(_tools(request), choice.neutral(parallel=parallel))
-    return tool_use(_tools(request), ToolChoice(choice or "auto", parallel=parallel))
+        wanted = choice.neutral(parallel=parallel)
+    else:
+        wanted = ToolChoice(choice or "auto", parallel=parallel)
+    return tool_use(functions_of(request.tools), wanted, names_of(request.tools or ()))
 
 
 def as_messages(items: Iterable[Item]) -> list[Message]:
@@ -77,7 +78,7 @@ def as_messages(items: Iterable[Item]) -> list[Message]:
 
 
 def _is_of_assistant(item: Item) -> bool:
-    return item["type"] in ("reasoning", "function_call") or item.get("role") == "assistant"
+    return item["type"] in ("reasoning", *CALLS) or item.get("role") == "assistant"
 
 
 def _answer(turn: Iterable[Item]) -> list[Message]:
@@ -90,13 +91,15 @@ def _answer(turn: Iterable[Item]) -> list[Message]:
         match item["type"]:
             case "reasoning":
                 reasoning.append(_text(item["content"] or item["summary"]))
+            case "custom_tool_call":
+                calls.append(ToolCall(item["call_id"], _name(item), arguments_of(item["input"])))
             case "function_call":
                 calls.append(ToolCall(item["call_id"], _name(item), item["arguments"]))
             case "message":
                 if texts and not follows_call:  # texts around a call were one text
                     texts.append("\n")
                 texts.append(_text(item["content"]))
-        follows_call = item["type"] == "function_call"
+        follows_call = item["type"] in CALLS
     joined = "\n".join(filter(None, reasoning))
     if not joined and not texts and not calls:
         return []
@@ -104,7 +107,7 @@ def _answer(turn: Iterable[Item]) -> list[Message]:
 
 
 def _message(item: Item) -> Message:
-    if item["type"] == "function_call_output":
+    if item["type"] in ("function_call_output", "custom_tool_call_output"):
         output = item["output"]
         content = output if isinstance(output, str) else _text(output)
         name = _name(item) if "name" in item else None

@@ -5,15 +5,24 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from api.protocols import hosted
 from api.protocols.conversation import RefusalPart
-from api.protocols.fields import FunctionName, No, Strict, Unserved
-from api.protocols.kinds import check_type, tag
+from api.protocols.fields import FunctionName, No, Strict
+from api.protocols.hosted import Media
+from api.protocols.kinds import check_type
 from api.protocols.responses.tools import check_full_name
 
 Item = dict[str, Any]
-"""An item in the form in which it is listed: of type message, reasoning, function_call or function_call_output."""
+"""An item in the form in which it is listed: a message, reasoning, a call or the output of a call."""
 
-_PREFIXES: Final = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
+_PREFIXES: Final = {
+    "message": "msg",
+    "reasoning": "rs",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+}
 
 
 def new_id(prefix: str) -> str:
@@ -34,12 +43,15 @@ def called(name: str | None, namespace: str | None = None) -> dict[str, str]:
 # -- parts of items
 
 
+PARTS: Final = ("input_text", "output_text", "refusal")
+
+
 def _part(value: object) -> object:
-    return check_type(value, "a content part", ("input_text", "output_text", "refusal"))
+    return value if hosted.media_type(value) else check_type(value, "a content part", PARTS)
 
 
-def _text_part(value: object) -> object:
-    return check_type(value, "a content part", ("input_text",))
+def _result_part(value: object) -> object:
+    return value if hosted.media_type(value) else check_type(value, "a content part", ("input_text",))
 
 
 def _as_parts(content: object) -> object:
@@ -64,12 +76,17 @@ class OutputTextPart(Strict):
 Part = Annotated[
     Annotated[InputTextPart, Tag("<input_text>")]
     | Annotated[OutputTextPart, Tag("<output_text>")]
-    | Annotated[RefusalPart, Tag("<refusal>")],
-    Discriminator(tag),
+    | Annotated[RefusalPart, Tag("<refusal>")]
+    | Annotated[Media, Tag(hosted.MEDIA_TAG)],
+    Discriminator(hosted.content_tag),
     BeforeValidator(_part),
 ]
 Parts = Annotated[list[Part], BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])]
-TextParts = list[Annotated[InputTextPart, BeforeValidator(_text_part)]]
+ResultPart = Annotated[
+    Annotated[InputTextPart, Tag("<input_text>")] | Annotated[Media, Tag(hosted.MEDIA_TAG)],
+    Discriminator(hosted.content_tag),
+    BeforeValidator(_result_part),
+]
 ItemId = Annotated[str, Field(min_length=1)]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -84,10 +101,8 @@ class ReasoningPart(Strict):
     text: str
 
 
-class DirectCaller(Strict):
-    """The caller is the model, not a program that the model wrote."""
-
-    type: Literal["direct"]
+Caller = dict[str, Any] | None
+"""Accepted and ignored: whether the model made the call, or a program that the model wrote."""
 
 
 # -- items
@@ -106,7 +121,7 @@ class InputMessage(Strict):
 
     @model_validator(mode="after")
     def _has_parts_of_its_role(self) -> "InputMessage":
-        if self.role != "assistant" and not all(isinstance(part, InputTextPart) for part in self.content):
+        if self.role != "assistant" and not all(isinstance(part, InputTextPart | Media) for part in self.content):
             raise ValueError(f"a message of role {self.role!r} can only have parts of type 'input_text'")
         return self
 
@@ -134,7 +149,7 @@ class FunctionCall(Strict):
     name: FunctionName
     arguments: str
     status: ItemStatus | None = None
-    caller: DirectCaller | None = None
+    caller: Caller = None
     namespace: FunctionName | None = None
     async_: Annotated[No, Field(alias="async")] = None
 
@@ -158,26 +173,55 @@ def _output_tag(value: object) -> str:
     return "<parts>" if isinstance(value, list) else "<text>"
 
 
-class FunctionCallOutput(Strict):
-    """The result of a function call."""
+class CustomCall(Strict):
+    """A call of a custom tool that the model made earlier in the conversation."""
 
-    type: Literal["function_call_output"]
+    type: Literal["custom_tool_call"]
+    id: ItemId | None = None
+    call_id: str
+    name: FunctionName
+    input: str
+    status: ItemStatus | None = None
+    caller: Caller = None
+    namespace: FunctionName | None = None
+    async_: Annotated[No, Field(alias="async")] = None
+
+    @model_validator(mode="after")
+    def _has_a_short_name(self) -> "CustomCall":
+        check_full_name(self.namespace, self.name)
+        return self
+
+    def listed(self) -> Item:
+        return {
+            "id": self.id or new_item_id(self.type),
+            "type": "custom_tool_call",
+            "status": self.status or "completed",
+            "call_id": self.call_id,
+            **called(self.name, self.namespace),
+            "input": self.input,
+        }
+
+
+class CallOutput(Strict):
+    """The result of a call of a function or of a custom tool."""
+
+    type: Literal["function_call_output", "custom_tool_call_output"]
     id: ItemId | None = None
     call_id: str
     output: Annotated[
-        Annotated[str, Tag("<text>")] | Annotated[TextParts, Tag("<parts>")],
+        Annotated[str, Tag("<text>")] | Annotated[list[ResultPart], Tag("<parts>")],
         Discriminator(_output_tag),
     ]
     name: str | None = None
     status: ItemStatus | None = None
-    caller: DirectCaller | None = None
+    caller: Caller = None
     namespace: str | None = None
 
     def listed(self) -> Item:
         output = self.output
         item = {
             "id": self.id or new_item_id(self.type),
-            "type": "function_call_output",
+            "type": self.type,
             "status": self.status or "completed",
             "call_id": self.call_id,
             "output": output
@@ -194,7 +238,8 @@ class ReasoningItem(Strict):
     id: ItemId | None = None
     summary: list[SummaryPart] | None = None
     content: list[ReasoningPart] | None = None
-    encrypted_content: Unserved = None
+    encrypted_content: str | None = None
+    """Accepted and ignored: only the server that encrypted it can read it."""
     status: ItemStatus | None = None
 
     def listed(self) -> Item:
@@ -214,43 +259,11 @@ class ItemReference(Strict):
     id: ItemId
 
 
-ITEM_TYPES: Final = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
-
-
-def _with_type(value: object) -> object:
-    """Adds the type to messages and references, which may omit it."""
-    if isinstance(value, dict) and value.get("type") is None:
-        value = value | {"type": "message" if "role" in value else "item_reference" if "id" in value else None}
-    return check_type(value, "an item", ITEM_TYPES)
-
-
-def _as_items(value: object) -> object:
-    return [{"type": "message", "role": "user", "content": value}] if isinstance(value, str) else value
-
-
-InputItem = Annotated[
-    Annotated[InputMessage, Tag("<message>")]
-    | Annotated[FunctionCall, Tag("<function_call>")]
-    | Annotated[FunctionCallOutput, Tag("<function_call_output>")]
-    | Annotated[ReasoningItem, Tag("<reasoning>")]
-    | Annotated[ItemReference, Tag("<item_reference>")],
-    Discriminator(tag),
-    BeforeValidator(_with_type),
-]
-MAX_ITEMS: Final = 16384
-"""Items of a request. They take half a second to validate, and nothing else is answered meanwhile."""
-Input = Annotated[
-    list[InputItem],
-    Field(max_length=MAX_ITEMS),
-    BeforeValidator(_as_items, json_schema_input_type=str | list[InputItem]),
-]
-
-
-def _text(part: InputTextPart | OutputTextPart | RefusalPart) -> str:
+def _text(part: Part) -> str:
     return part.refusal if isinstance(part, RefusalPart) else part.text
 
 
-def _output_part(part: InputTextPart | OutputTextPart | RefusalPart) -> Item:
+def _output_part(part: Part) -> Item:
     """The part as a part of an assistant's message."""
     if isinstance(part, RefusalPart):
         return part.model_dump()

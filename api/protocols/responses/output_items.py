@@ -1,11 +1,12 @@
 """The growing items of a response, and the events that report them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, ClassVar, Literal
 
 import orjson
 
+from api.protocols.custom import InputReader
 from api.protocols.responses.items import Item, called, new_id
 from api.serving.choice import Delta
 from api.text.dialects import CallArguments, CallBegin, Content, Reasoning
@@ -19,9 +20,13 @@ Status = Literal["in_progress", "completed", "incomplete"]
 class OutputItems:
     """The items of an answer. Only the last one grows."""
 
-    def __init__(self, names: Mapping[str, dict[str, str]]) -> None:
-        """`names`: the wire names of functions that the model calls by another name, by that name."""
+    def __init__(self, names: Mapping[str, dict[str, str]], custom: Set[str]) -> None:
+        """`names`: the wire names of functions that the model calls by another name, by that name.
+
+        `custom`: the names with which the model calls custom tools.
+        """
         self._names = names
+        self._custom = custom
         self._closed: list[Item] = []
         self._open: _OpenItem | None = None
         self._pending_logprobs: list[dict[str, Any]] = []
@@ -52,7 +57,8 @@ class OutputItems:
                         events += self._begin(_Reasoning(self._next_index))
                     events += self._grow(text, ())
                 case CallBegin(_, call_id, name):
-                    events += self._begin(_Call(self._next_index, call_id, self._names.get(name) or called(name)))
+                    call = _CustomCall if name in self._custom else _Call
+                    events += self._begin(call(self._next_index, call_id, self._names.get(name) or called(name)))
                 case CallArguments(_, text):
                     events += self._grow(text, ())
         if delta.events:
@@ -75,7 +81,8 @@ class OutputItems:
 
     def _grow(self, text: str, logprobs: Logprobs) -> list[Event]:
         assert self._open is not None, "pieces belong to an item that has begun"
-        return [self._open.grow(text, logprobs)]
+        event = self._open.grow(text, logprobs)
+        return [] if event is None else [event]
 
     def _close(self, status: Literal["completed", "incomplete"]) -> list[Event]:
         if self._open is None:
@@ -107,7 +114,8 @@ class _OpenItem(ABC):
         return [{"type": "response.output_item.added", "output_index": self._index, "item": self._new()}]
 
     @abstractmethod
-    def grow(self, text: str, logprobs: Logprobs) -> Event: ...
+    def grow(self, text: str, logprobs: Logprobs) -> Event | None:
+        """Add a piece. Returns the event that reports it; None if the client gets nothing of it."""
 
     def end(self, status: Status) -> list[Event]:
         return [
@@ -220,7 +228,7 @@ class _Call(_OpenItem):
             return False
         return True
 
-    def grow(self, text: str, logprobs: Logprobs) -> Event:  # noqa: ARG002 - those of calls are not returned
+    def grow(self, text: str, logprobs: Logprobs) -> Event | None:  # noqa: ARG002 - those of calls are not returned
         self._text += text
         return self._event("function_call_arguments.delta") | {"delta": text}
 
@@ -239,3 +247,36 @@ class _Call(_OpenItem):
 
     def _text_done(self) -> list[Event]:
         return [self._event("function_call_arguments.done") | {"arguments": self._text}]
+
+
+class _CustomCall(_Call):
+    """A call of a custom tool. The model writes its input as the only argument of a function."""
+
+    prefix = "ctc"
+
+    def __init__(self, index: int, call_id: str, names: dict[str, str]) -> None:
+        super().__init__(index, call_id, names)
+        self._reader = InputReader()
+        self._input = ""
+
+    def grow(self, text: str, logprobs: Logprobs) -> Event | None:  # noqa: ARG002
+        self._text += text
+        piece = self._reader.push(text)
+        self._input += piece
+        return self._event("custom_tool_call_input.delta") | {"delta": piece} if piece else None
+
+    def item(self, status: Status) -> Item:
+        return self._new() | {"status": status, "input": self._input}
+
+    def _new(self) -> Item:
+        return {
+            "id": self.id,
+            "type": "custom_tool_call",
+            "status": "in_progress",
+            "call_id": self._call_id,
+            **self._names,
+            "input": "",
+        }
+
+    def _text_done(self) -> list[Event]:
+        return [self._event("custom_tool_call_input.done") | {"input": self._input}]

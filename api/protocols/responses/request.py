@@ -5,6 +5,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from api.errors import ApiError
+from api.protocols import hosted
+from api.protocols.custom import is_hint
 from api.protocols.fields import (
     MAX_TOP_LOGPROBS,
     CacheRetention,
@@ -18,9 +20,12 @@ from api.protocols.fields import (
     Unserved,
 )
 from api.protocols.formats import JsonObjectFormat, TextFormat
+from api.protocols.hosted import HostedTool
 from api.protocols.kinds import check_type, tag
-from api.protocols.responses.items import Input, called
-from api.protocols.responses.tools import Namespace, ToolChoice, Tools, full_name
+from api.protocols.responses.input import Input, left_out_type, media_of
+from api.protocols.responses.items import called
+from api.protocols.responses.tools import Namespace, ToolChoice, Tools, custom_tools, full_name
+from api.protocols.warnings import listing
 from scheduler.messages import SamplingParams
 
 UNSERVED: Final[dict[str, tuple[object, ...]]] = {
@@ -65,7 +70,8 @@ TextFormats = Annotated[
 
 class TextConfig(Strict):
     format: TextFormats | None = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """Accepted without effect. The answer has a warning unless it is `medium`."""
 
 
 class ReasoningConfig(Strict):
@@ -117,6 +123,17 @@ class InputTokensRequest(Strict):
     truncation: Literal["auto", "disabled"] | None = None
     chat_template_kwargs: TemplateVariables | None = None
 
+    @property
+    def warnings(self) -> list[str]:
+        tools, items, text = self.tools or (), self.input or (), self.text
+        return [
+            *hosted.tools_left_out(tools),
+            *listing("grammars not enforced", (name for name, tool in custom_tools(tools) if is_hint(tool.grammar))),
+            *hosted.content_left_out(media for item in items for media in media_of(item)),
+            *listing("items left out", (kind for item in items if (kind := left_out_type(item)))),
+            *listing("without effect", ["text.verbosity"] if text and text.verbosity not in (None, "medium") else []),
+        ]
+
 
 class ResponseRequest(InputTokensRequest, GenerationRequest):
     """A request for a response to a conversation. Sampling extensions are those of chat completions."""
@@ -157,6 +174,10 @@ class ResponseRequest(InputTokensRequest, GenerationRequest):
     def is_kept(self) -> bool:
         return self.store is not False
 
+    def custom_names(self) -> frozenset[str]:
+        """The names with which the model calls custom tools."""
+        return frozenset(name for name, _ in custom_tools(self.tools))
+
     def names_of_calls(self) -> dict[str, dict[str, str]]:
         """The wire names of the functions in namespaces, by the names with which the model calls them."""
         return {
@@ -178,10 +199,13 @@ class ResponseRequest(InputTokensRequest, GenerationRequest):
             "temperature": params.temperature,
             "top_p": params.top_p,
             "top_logprobs": self.top_logprobs or 0,
-            "text": {"format": _dumped_format(text.format if text else None), "verbosity": "medium"},
+            "text": {
+                "format": _dumped_format(text.format if text else None),
+                "verbosity": (text and text.verbosity) or "medium",
+            },
             "reasoning": {"effort": reasoning.effort if reasoning else None, "summary": None},
-            "tools": [tool.echo() for tool in self.tools or ()],
-            "tool_choice": choice.model_dump() if isinstance(choice, BaseModel) else choice or "auto",
+            "tools": [tool.echo() for tool in self.tools or () if not isinstance(tool, HostedTool)],
+            "tool_choice": choice.model_dump(exclude_none=True) if isinstance(choice, BaseModel) else choice or "auto",
             "parallel_tool_calls": self.parallel_tool_calls is not False,
             "truncation": self.truncation or "disabled",
             "store": self.is_kept,

@@ -1,17 +1,21 @@
 """The wire types of tools and tool choices in the Responses API."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from api.protocols import hosted
+from api.protocols.custom import InputGrammar, as_function, bound_grammars
 from api.protocols.fields import MAX_TOOLS, FunctionName, No, Strict
+from api.protocols.formats import TextFormat
+from api.protocols.hosted import HostedTool
 from api.protocols.kinds import check_type, tag, type_of
 from api.protocols.tools import ToolChoice as NeutralChoice
 from api.text import dialects as spec
 
 MAX_NAME: Final = 128
-ACCESS: Final = "external_web_access"
 
 
 def full_name(namespace: str | None, name: str) -> str:
@@ -33,7 +37,8 @@ class FunctionTool(Strict):
     strict: bool | None = None
     output_schema: dict[str, Any] | None = None
     allowed_callers: list[Literal["direct"]] | None = None
-    defer_loading: No = None
+    defer_loading: bool | None = None
+    """Accepted without effect: every tool is listed from the beginning."""
     async_: Annotated[No, Field(alias="async")] = None
 
     def neutral(self) -> list[spec.Tool]:
@@ -47,17 +52,51 @@ class FunctionTool(Strict):
         return self.model_dump(include={"type", "name", "description", "parameters", "strict"})
 
 
-def _function(value: object) -> object:
-    return check_type(value, "a tool", ("function",))
+class FlatGrammar(InputGrammar):
+    type: Literal["grammar"]
+
+
+class FlatCustomTool(Strict):
+    """A function whose only argument is a text."""
+
+    type: Literal["custom"]
+    name: FunctionName
+    description: str | None = None
+    format: Annotated[TextFormat | FlatGrammar, Field(discriminator="type")] | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    defer_loading: bool | None = None
+    """Accepted without effect: every tool is listed from the beginning."""
+    async_: Annotated[No, Field(alias="async")] = None
+
+    @property
+    def grammar(self) -> InputGrammar | None:
+        return self.format if isinstance(self.format, FlatGrammar) else None
+
+    def neutral(self) -> list[spec.Tool]:
+        return [self.named(self.name)]
+
+    def named(self, name: str) -> spec.Tool:
+        return as_function(name, self.description, self.grammar)
+
+    def echo(self) -> dict[str, Any]:
+        """The tool as a response repeats it."""
+        return self.model_dump(include={"type", "name", "description", "format"}, exclude_none=True)
+
+
+MemberTool = Annotated[
+    Annotated[FunctionTool, Tag("<function>")] | Annotated[FlatCustomTool, Tag("<custom>")],
+    Discriminator(tag),
+    BeforeValidator(lambda value: check_type(value, "a tool", ("function", "custom"))),
+]
 
 
 class Namespace(Strict):
-    """A group of functions. The model sees the namespace in their names, and its description before the first one's."""
+    """A group of tools. The model sees the namespace in their names, and its description before the first one's."""
 
     type: Literal["namespace"]
     name: FunctionName
     description: str | None = None
-    tools: list[Annotated[FunctionTool, BeforeValidator(_function)]]
+    tools: list[MemberTool]
 
     @model_validator(mode="after")
     def _has_short_names(self) -> "Namespace":
@@ -77,41 +116,36 @@ class Namespace(Strict):
         return {"type": self.type, "name": self.name, "description": self.description or "", "tools": tools}
 
 
-class WebSearch(Strict):
-    """A web search without access to the web. It is accepted, but the model gets no tool for it."""
-
-    type: Literal["web_search"]
-    external_web_access: Literal[False]
-    filters: dict[str, Any] | None = None
-    user_location: dict[str, Any] | None = None
-    search_context_size: Literal["low", "medium", "high"] | None = None
-    search_content_types: list[str] | None = None
-
-    def neutral(self) -> list[spec.Tool]:
-        return []
-
-    def echo(self) -> dict[str, Any]:
-        return {"type": self.type, "external_web_access": False}
-
-
-def _tool(value: object) -> object:
-    if isinstance(value, dict) and str(type_of(value)).startswith("web_search") and value.get(ACCESS) is not False:
-        raise ValueError(f"web search is not supported; leave the tool out, or set {ACCESS!r} to false")
-    return check_type(value, "a tool", ("function", "namespace", "web_search"))
-
-
 Tool = Annotated[
     Annotated[FunctionTool, Tag("<function>")]
+    | Annotated[FlatCustomTool, Tag("<custom>")]
     | Annotated[Namespace, Tag("<namespace>")]
-    | Annotated[WebSearch, Tag("<web_search>")],
-    Discriminator(tag),
-    BeforeValidator(_tool),
+    | Annotated[HostedTool, Tag(hosted.HOSTED_TAG)],
+    Discriminator(hosted.hosted_tag),
+    BeforeValidator(hosted.check_tool("function", "custom", "namespace")),
 ]
 
 
+def functions_of(tools: Iterable[Tool] | None) -> list[spec.Tool]:
+    """The functions that the model gets."""
+    return [each for tool in tools or () if not isinstance(tool, HostedTool) for each in tool.neutral()]
+
+
+def custom_tools(tools: Iterable[Tool] | None) -> Iterator[tuple[str, FlatCustomTool]]:
+    """The custom tools, with the names with which the model calls them."""
+    for tool in tools or ():
+        if isinstance(tool, FlatCustomTool):
+            yield tool.name, tool
+        elif isinstance(tool, Namespace):
+            yield from (
+                (full_name(tool.name, each.name), each) for each in tool.tools if isinstance(each, FlatCustomTool)
+            )
+
+
 def _bounded(tools: list[Tool]) -> list[Tool]:
-    if sum(len(tool.neutral()) for tool in tools) > MAX_TOOLS:
+    if sum(len(tool.tools) if isinstance(tool, Namespace) else 1 for tool in tools) > MAX_TOOLS:
         raise ValueError(f"at most {MAX_TOOLS} functions are allowed")
+    bound_grammars(tool.grammar for _, tool in custom_tools(tools))
     return tools
 
 
@@ -119,35 +153,46 @@ Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(_bound
 
 
 class NamedFunction(Strict):
-    """A function, by the name with which the model calls it."""
+    """A function or custom tool, by the name with which the model calls it."""
 
-    type: Literal["function"]
+    type: Literal["function", "custom"]
     name: FunctionName
 
     def neutral(self, *, parallel: bool) -> NeutralChoice:  # noqa: ARG002 - there is only one function
         return NeutralChoice("required", [self.name], parallel=False)
 
 
+AllowedTool = Annotated[
+    Annotated[NamedFunction, Tag("<named>")] | Annotated[HostedTool, Tag(hosted.HOSTED_TAG)],
+    Discriminator(lambda value: hosted.HOSTED_TAG if hosted.is_hosted(value) else "<named>"),
+    BeforeValidator(hosted.check_tool("function", "custom")),
+]
+
+
 class AllowedFunctions(Strict):
+    """Hosted tools in the list have no effect."""
+
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[Annotated[NamedFunction, BeforeValidator(_function)]], Field(min_length=1)]
+    tools: Annotated[list[AllowedTool], Field(min_length=1)]
 
     def neutral(self, *, parallel: bool) -> NeutralChoice:
-        return NeutralChoice(self.mode, [tool.name for tool in self.tools], parallel)
+        return NeutralChoice(self.mode, [tool.name for tool in self.tools if isinstance(tool, NamedFunction)], parallel)
 
 
 def _choice(value: object) -> object:
-    return value if isinstance(value, str) else check_type(value, "a choice", ("function", "allowed_tools"))
+    if isinstance(value, str):
+        return value
+    return check_type(hosted.check_choice(value), "a choice", ("function", "custom", "allowed_tools"))
 
 
 def _choice_tag(value: object) -> str:
-    return "<mode>" if isinstance(value, str) else tag(value)
+    return "<mode>" if isinstance(value, str) else "<allowed_tools>" if type_of(value) == "allowed_tools" else "<named>"
 
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
-    | Annotated[NamedFunction, Tag("<function>")]
+    | Annotated[NamedFunction, Tag("<named>")]
     | Annotated[AllowedFunctions, Tag("<allowed_tools>")],
     Discriminator(_choice_tag),
     BeforeValidator(_choice),

@@ -1,107 +1,18 @@
-"""The wire types of the Responses API's answers: the response, its items, and the events of a stream."""
+"""The wire types of the Responses API's answers: the response, lists of items, and the events of a stream."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, RootModel
 
+from api.protocols.responses.item_types import ListedItem, OutputItem, ReasoningText, ResponseText
 from api.protocols.types import Answer, TokenLogprob
 
-Status = Literal["in_progress", "completed", "incomplete"]
-
-
-# -- parts of items
-
-
-class ResponseText(Answer):
-    type: Literal["output_text"]
-    text: str
-    annotations: list[Any]
-    logprobs: list[TokenLogprob]
-
-
-class ResponseRefusal(Answer):
-    """Only in items that a client sent."""
-
-    type: Literal["refusal"]
-    refusal: str
-
-
-class ReasoningText(Answer):
-    type: Literal["reasoning_text"]
-    text: str
-
-
-class SummaryText(Answer):
-    """Only in items that a client sent."""
-
-    type: Literal["summary_text"]
-    text: str
-
-
-class InputText(Answer):
-    type: Literal["input_text"]
-    text: str
-
-
-# -- items
-
-
-class ResponseMessage(Answer):
-    id: str
-    type: Literal["message"]
-    status: Status
-    role: Literal["assistant"]
-    content: list[ResponseText | ResponseRefusal]
-    phase: Literal["commentary", "final_answer"] = "final_answer"
-    """Left out unless a client sent it."""
-
-
-class ResponseReasoning(Answer):
-    id: str
-    type: Literal["reasoning"]
-    status: Status
-    summary: list[SummaryText]
-    content: list[ReasoningText]
-
-
-class ResponseFunctionCall(Answer):
-    id: str
-    type: Literal["function_call"]
-    status: Status
-    call_id: str
-    name: str
-    namespace: str = ""
-    """Left out unless the function is in one."""
-    arguments: str
-    """The text of a JSON object."""
-
-
-OutputItem = Annotated[ResponseMessage | ResponseReasoning | ResponseFunctionCall, Field(discriminator="type")]
-
-
-class ListedMessage(Answer):
-    id: str
-    type: Literal["message"]
-    status: Status
-    role: Literal["user", "system", "developer"]
-    content: list[InputText]
-    phase: Literal["commentary", "final_answer"] = "final_answer"
-
-
-class ListedFunctionCallOutput(Answer):
-    id: str
-    type: Literal["function_call_output"]
-    status: Status
-    call_id: str
-    output: str | list[InputText]
-    name: str = ""
-    namespace: str = ""
-    """Both left out unless a client sent them."""
+# -- lists of items
 
 
 class ResponseItems(Answer):
     object: Literal["list"]
-    data: list[ListedMessage | ResponseMessage | ResponseReasoning | ResponseFunctionCall | ListedFunctionCallOutput]
+    data: list[ListedItem]
     first_id: str | None
     last_id: str | None
     has_more: bool
@@ -146,24 +57,27 @@ class FunctionEcho(Answer):
     strict: bool | None
 
 
+class CustomEcho(Answer):
+    type: Literal["custom"]
+    name: str
+    description: str = ""
+    format: dict[str, Any] = Field(default_factory=dict)
+    """Both left out unless the request has them."""
+
+
 class NamespaceEcho(Answer):
     type: Literal["namespace"]
     name: str
     description: str
-    tools: list[FunctionEcho]
+    tools: list[Annotated[FunctionEcho | CustomEcho, Field(discriminator="type")]]
 
 
-class WebSearchEcho(Answer):
-    type: Literal["web_search"]
-    external_web_access: Literal[False]
-
-
-ToolEcho = Annotated[FunctionEcho | NamespaceEcho | WebSearchEcho, Field(discriminator="type")]
+ToolEcho = Annotated[FunctionEcho | CustomEcho | NamespaceEcho, Field(discriminator="type")]
 
 
 class TextEcho(Answer):
     format: dict[str, Any]
-    verbosity: Literal["medium"]
+    verbosity: Literal["low", "medium", "high"]
 
 
 class ReasoningEcho(Answer):
@@ -276,6 +190,16 @@ class FunctionCallArgumentsDone(_PieceEvent):
     arguments: str
 
 
+class CustomInputDelta(_PieceEvent):
+    type: Literal["response.custom_tool_call_input.delta"]
+    delta: str
+
+
+class CustomInputDone(_PieceEvent):
+    type: Literal["response.custom_tool_call_input.done"]
+    input: str
+
+
 class _PartEvent(_PieceEvent):
     content_index: int
 
@@ -329,6 +253,8 @@ class ResponseEvent(
             | ContentPartDone
             | FunctionCallArgumentsDelta
             | FunctionCallArgumentsDone
+            | CustomInputDelta
+            | CustomInputDone
             | OutputItemDone
             | ResponseCompleted
             | ResponseIncomplete

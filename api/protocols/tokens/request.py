@@ -1,31 +1,35 @@
 """The wire types of requests about tokens and prompts, with llama-server's and vLLM's field names."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from api.errors import ApiError
-from api.protocols.conversation import Message, ToolDefinition
+from api.protocols.conversation import AnyTool, Message, Messages, Tools, all_tools, warnings
 from api.protocols.fields import Strict, TemplateVariables, Token
 from api.protocols.tools import ToolChoice, tool_use
 from api.serving.spec import Conversation
 
 
 def as_conversation(
-    messages: Sequence[Message], tools: Sequence[ToolDefinition] | None, variables: Mapping[str, Any] | None
+    messages: Sequence[Message], tools: Sequence[AnyTool] | None, variables: Mapping[str, Any] | None
 ) -> Conversation:
     """Raises ApiError 400 if two tools have the same name."""
-    listed = [tool.neutral() for tool in tools or ()]
+    listed = all_tools(tools)
     tool_use(listed, ToolChoice())
     return Conversation([message.neutral() for message in messages], listed, variables or {})
 
 
 class ApplyTemplateRequest(Strict):
     model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)]
-    tools: list[ToolDefinition] | None = None
+    messages: Messages
+    tools: Tools | None = None
     chat_template_kwargs: TemplateVariables | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        return warnings(self.messages, self.tools)
 
     def conversation(self) -> Conversation:
         """Raises ApiError 400 if two tools have the same name."""
@@ -38,8 +42,8 @@ class TokenizeRequest(Strict):
     model: str | None = None
     content: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    tools: list[ToolDefinition] | None = None
+    messages: Messages | None = None
+    tools: Tools | None = None
     chat_template_kwargs: TemplateVariables | None = None
     add_special: bool | None = None
     """Whether a text gets the model's BOS, if the model uses it."""
@@ -49,6 +53,10 @@ class TokenizeRequest(Strict):
     """Whether the texts of control tokens become these tokens."""
     with_pieces: bool | None = None
     return_token_strs: bool | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        return warnings(self.messages, self.tools)
 
     @model_validator(mode="after")
     def _has_one_input(self) -> "TokenizeRequest":

@@ -783,7 +783,7 @@ async def test_functions_in_namespaces_are_tools_named_by_both(server: Server) -
     chosen = {"type": "function", "name": "home__weather"}
     body = await respond(server, tools=NAMESPACES, tool_choice=chosen)
     assert body["tool_choice"] == chosen
-    assert [tool["type"] for tool in body["tools"]] == ["function", "namespace", "namespace", "web_search"]
+    assert [tool["type"] for tool in body["tools"]] == ["function", "namespace", "namespace"]
     assert body["tools"][1] == HOME
     definitions = [
         {"type": "function", "function": {key: tool[key] for key in ("description", "parameters")} | {"name": name}}
@@ -814,11 +814,6 @@ async def test_calls_have_a_separate_namespace_and_can_be_sent_back_with_it(serv
     wire.ResponseItems.model_validate(listed)
     assert listed["data"][1:4] == calls
     assert [item.get("namespace") for item in listed["data"][4:]] == [None, "home", "mcp__away__"]
-
-
-async def test_a_web_search_with_external_access_is_refused_with_advice(server: Server) -> None:
-    for tool in ({"type": "web_search"}, {"type": "web_search_preview"}, SEARCH | {"external_web_access": True}):
-        await assert_error(await server.post(ask(tools=[tool])), 400, "invalid_value", "tools[0]", "leave the tool out")
 
 
 async def test_metadata_of_messages_does_not_change_the_prompt(server: Server) -> None:
@@ -1263,9 +1258,9 @@ ACCEPTED: dict[str, list[Any]] = {
     "reasoning": [{}, {"summary": "auto", "generate_summary": None, "mode": "standard", "context": "auto"}],
     "safety_identifier": ["s", "s" * 128],
     "service_tier": ["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"],
-    "text": [{}, {"format": None, "verbosity": "medium"}, {"format": {"type": "text"}}],
+    "text": [{}, {"format": None, "verbosity": "medium"}, {"format": {"type": "text"}}, {"verbosity": "low"}],
     "tool_choice": ["auto", "none"],
-    "tools": [[], [WEATHER | {"allowed_callers": ["direct"], "defer_loading": False, "async": False}], [SEARCH]],
+    "tools": [[], [WEATHER | {"allowed_callers": ["direct"], "defer_loading": True, "async": False}], [SEARCH]],
     "top_logprobs": [0],
     "user": ["me", "m" * 512],
 }
@@ -1283,7 +1278,8 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
         ([{"type": "reasoning", "summary": []}], "input", "missing_required_parameter"),
         (3, "input", "invalid_value"),
         ([3], "input[0]", "invalid_value"),
-        ([{"type": "web_search_call", "id": "ws_1"}], "input[0]", "invalid_value"),
+        ([{"type": "web_search_call", "id": "ws_1"}], "input", "missing_required_parameter"),
+        ([{"type": "telepathy_call", "id": "t_1"}], "input[0]", "invalid_value"),
         (
             [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}],
             "input[0].content[0]",
@@ -1298,10 +1294,8 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
         ([CALLS | {"namespace": "x y"}], "input[0].namespace", "invalid_value"),
         ([CALLS | {"namespace": "x" * 120}], "input[0]", "invalid_value"),
         ([USER | {"metadata": "x"}], "input[0].metadata", "invalid_value"),
-        ([CALLS | {"caller": {"type": "program"}}], "input[0].caller.type", "invalid_value"),
         ([{"type": "function_call_output", "output": "x"}], "input[0].call_id", "missing_required_parameter"),
-        ([RESULT | {"output": [{"type": "input_image"}]}], "input[0].output[0]", "invalid_value"),
-        ([THOUGHTS | {"encrypted_content": "x"}], "input[0].encrypted_content", "invalid_value"),
+        ([RESULT | {"output": [{"type": "telepathy"}]}], "input[0].output[0]", "invalid_value"),
     ],
     "instructions": [([USER], "instructions", "invalid_value")],
     "max_output_tokens": [(0, "max_output_tokens", "invalid_value")],
@@ -1326,7 +1320,7 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
     "safety_identifier": [("s" * 129, "safety_identifier", "invalid_value")],
     "temperature": [(2.5, "temperature", "invalid_value")],
     "text": [
-        ({"verbosity": "low"}, "text.verbosity", "invalid_value"),
+        ({"verbosity": "none"}, "text.verbosity", "invalid_value"),
         ({"format": {"type": "xml"}}, "text.format", "invalid_value"),
         ({"format": {"type": "json_schema", "name": "x"}}, "text.format.schema", "missing_required_parameter"),
         ({"format": SCHEMA | {"name": "a b"}}, "text.format.name", "invalid_value"),
@@ -1337,21 +1331,19 @@ REFUSED: dict[str, list[tuple[Any, str, str]]] = {
         ({"type": "function"}, "tool_choice.name", "missing_required_parameter"),
     ],
     "tools": [
-        ([{"type": "web_search"}], "tools[0]", "invalid_value"),
-        ([{"type": "custom", "name": "x"}], "tools[0]", "invalid_value"),
+        ([{"type": "telepathy"}], "tools[0]", "invalid_value"),
+        ([{"type": "custom"}], "tools[0].name", "missing_required_parameter"),
         ([{"type": "function"}], "tools[0].name", "missing_required_parameter"),
         ([CLOCK | {"name": "x" * 129}], "tools[0].name", "invalid_value"),
         ([CLOCK] * 1025, "tools", "invalid_value"),
-        ([{"type": "web_search", "external_web_access": True}], "tools[0]", "invalid_value"),
         ([{"type": "namespace", "tools": []}], "tools[0].name", "missing_required_parameter"),
-        ([HOME | {"tools": [{"type": "custom", "name": "x"}]}], "tools[0].tools[0]", "invalid_value"),
+        ([HOME | {"tools": [{"type": "web_search"}]}], "tools[0].tools[0]", "invalid_value"),
         ([HOME | {"tools": [WEATHER] * 1025}], "tools", "invalid_value"),
         ([HOME | {"name": "x" * 120}], "tools[0]", "invalid_value"),
         ([HOME, HOME], "tools", "invalid_value"),
         ([HOME, CLOCK | {"name": "home__clock"}], "tools", "invalid_value"),
         ([WEATHER, WEATHER], "tools", "invalid_value"),
         ([WEATHER | {"async": True}], "tools[0].async", "invalid_value"),
-        ([WEATHER | {"defer_loading": True}], "tools[0].defer_loading", "invalid_value"),
         ([WEATHER | {"allowed_callers": ["programmatic"]}], "tools[0].allowed_callers[0]", "invalid_value"),
     ],
     "top_logprobs": [(2, "top_logprobs", ""), (21, "top_logprobs", "invalid_value")],
