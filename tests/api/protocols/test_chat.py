@@ -1284,7 +1284,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     | st.integers(-3, 3)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8)
-    | st.sampled_from(["text", "user", "auto", "<|im_end|>", MODEL]),
+    | st.sampled_from(["text", "user", "auto", "<|im_end|>", MODEL, "image_url", "custom", "web_search"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(

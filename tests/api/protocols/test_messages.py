@@ -991,7 +991,8 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     | st.integers(-(2**64), 2**65)
     | st.integers(0, 3)
     | st.text(max_size=8)
-    | st.sampled_from(["text", "user", "auto", "any", "tool_use", "<|im_end|>", MODEL, WEATHER, USE, RESULT, SCHEMA]),
+    | st.sampled_from(["text", "user", "auto", "any", "tool_use", "<|im_end|>", MODEL, WEATHER, USE, RESULT, SCHEMA])
+    | st.sampled_from(["image", "document", "search_result", "server_tool_use", "web_search_20250305", IMAGE]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(

@@ -1434,7 +1434,8 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     | st.integers(-3, 3)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8)
-    | st.sampled_from(["text", "user", "auto", "function", "message", "<|im_end|>", MODEL]),
+    | st.sampled_from(["text", "user", "auto", "function", "message", "<|im_end|>", MODEL])
+    | st.sampled_from(["custom", "web_search", "input_text", "input_image", "allowed_tools", "grammar", "regex"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
@@ -1447,7 +1448,10 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     max_leaves=8,
 )
 FIELDS = st.sampled_from([*ResponseRequest.model_fields, *UNSERVED]) | st.text(max_size=6)
-TYPES = ["message", "function_call", "function_call_output", "reasoning", "item_reference"]
+TYPES = [
+    *("message", "function_call", "function_call_output", "reasoning", "item_reference"),
+    *("custom_tool_call", "custom_tool_call_output", "web_search_call", "shell_call", "shell_call_output"),
+]
 INPUTS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
     st.fixed_dictionaries(
         {"type": st.sampled_from(TYPES)},
@@ -1458,6 +1462,8 @@ INPUTS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
             "call_id": st.text(max_size=4),
             "name": st.just("f") | VALUES,
             "arguments": st.just("{}") | VALUES,
+            "input": st.text(max_size=4) | VALUES,
+            "action": VALUES,
             "output": st.text(max_size=4) | VALUES,
             "summary": st.just([]) | VALUES,
         },
