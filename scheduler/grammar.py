@@ -21,7 +21,11 @@ _log = logging.getLogger("cortex.engine")
 
 CACHE_SIZE: Final = 64
 """Number of compiled grammars that are kept."""
-LIMITS: Final = LLParserLimits(verbose_errors=False)
+CACHE_CHARS: Final = 8 << 20
+"""Characters that the sources of the kept grammars have together. The size of a compiled grammar is unknown."""
+MAX_ITEMS: Final = 8000
+"""An object with 2,000 optional properties takes as many. With llguidance's default, 500 break in mid-answer."""
+LIMITS: Final = LLParserLimits(verbose_errors=False, max_items_in_row=MAX_ITEMS)
 REASONS: Final = {
     "NoExtension": "no token can follow",
     "NoExtensionBias": "no token can follow",
@@ -137,13 +141,16 @@ class Compiled:
 
 
 class GrammarCompiler:
-    """Compiles grammars in a thread, and keeps the last CACHE_SIZE of them."""
+    """Compiles grammars in a thread, and keeps the last CACHE_SIZE of them, with at most `max_chars` of source."""
 
-    def __init__(self, make_tokenizer: Callable[[], LLTokenizer]) -> None:
+    def __init__(self, make_tokenizer: Callable[[], LLTokenizer], *, max_chars: int = CACHE_CHARS) -> None:
         """`make_tokenizer` takes about a second. It is called for the first grammar."""
         self._make_tokenizer = make_tokenizer
         self._tokenizer: LLTokenizer | None = None
         self._matchers: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._max_chars = max_chars
+        self.num_chars = 0
+        """Characters of the sources of the grammars that are kept."""
         self._thread = ThreadPoolExecutor(1, "grammars")
 
     def compile(
@@ -176,12 +183,18 @@ class GrammarCompiler:
             if matcher.is_error():
                 raise GrammarError(_reason(matcher))
             _log.debug("compiled a grammar of %d characters in %.3f s", len(source), time.perf_counter() - started)
-            self._matchers[source] = matcher
-            if len(self._matchers) > CACHE_SIZE:
-                self._matchers.popitem(last=False)
-        self._matchers.move_to_end(source)
+            self._keep(source, matcher)
+        else:
+            self._matchers.move_to_end(source)
         grammar = Grammar(matcher.deep_copy())
         if answer:
             grammar.matcher.consume_tokens(answer)
             grammar.check()
         return grammar
+
+    def _keep(self, source: str, matcher: LLMatcher) -> None:
+        self._matchers[source] = matcher
+        self.num_chars += len(source)
+        while len(self._matchers) > CACHE_SIZE or self.num_chars > self._max_chars:
+            oldest, _ = self._matchers.popitem(last=False)
+            self.num_chars -= len(oldest)
