@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 from api.protocols.fields import Strict
-from api.text.dialects import Tool, json_rule, problem
+from api.text.dialects import Tool
 from api.text.guard import without_surrogates
+from api.text.schemas import json_rule, problem
 
 PARAMETER: Final = "input"
 """The name of the function's only parameter."""

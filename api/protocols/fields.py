@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from api.errors import ApiError
 from api.ranges import Penalty, RepeatPenalty, Share, Stop, Stops, Window
 from api.serving.spec import Conversation, GenerationSpec, Texts
+from api.text.schemas import MAX_ALTERNATIVES
 
 MAX_CHOICES: Final = 128
 MAX_TOP_LOGPROBS: Final = 20
@@ -74,13 +75,17 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = None
 
 
+Choices = Annotated[list[str], Field(min_length=1, max_length=MAX_ALTERNATIVES)]
+"""Texts of which one is the answer."""
+
+
 class StructuredOutputs(Strict):
     """vLLM's constraints on an answer. Only one of them can be given."""
 
     json_: Annotated[dict[str, Any] | bool | str | None, Field(alias="json")] = None
     json_object: bool | None = None
     regex: str | None = None
-    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    choice: Choices | None = None
     grammar: str | None = None
 
 
@@ -136,7 +141,7 @@ class GenerationRequest(Strict):
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | bool | str | None = None
     guided_regex: str | None = None
-    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
+    guided_choice: Choices | None = None
     guided_grammar: str | None = None
 
     @model_validator(mode="after")

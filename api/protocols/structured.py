@@ -1,23 +1,25 @@
 """Turns the many ways to constrain an answer into one grammar in llguidance's format."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
 from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
 from api.errors import ApiError
 from api.protocols.fields import GenerationRequest
 from api.protocols.formats import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
+from api.serving.grammars import invalid_schema
 from api.serving.spec import Constraint
-from api.text.dialects import json_rule
+from api.text.dialects import one_of
+from api.text.schemas import SchemaError, schema_rule
 
 
 def constraint(request: GenerationRequest, other: Constraint | None = None) -> Constraint | None:
     """The constraint of a request's content: `other`, or one of the extensions that all protocols have, or None.
 
-    Raises ApiError 400 if there is more than one, or if one is malformed.
+    Raises ApiError 400 if there is more than one.
     """
     given = [*([other] if other else []), *_extensions(request)]
     if len(given) > 1:
@@ -58,36 +60,47 @@ def format_constraint(param: str, wanted: ResponseFormat | None) -> Constraint |
         case JsonObjectFormat(schema_=schema):
             return schema_constraint(param, schema or {"type": "object"})
         case JsonSchemaFormat(json_schema=wrapped):
-            return schema_constraint(param, {} if wrapped.schema_ is None else wrapped.schema_)
+            schema = {} if wrapped.schema_ is None else wrapped.schema_
+            return schema_constraint(param, schema, strict=bool(wrapped.strict))
     return None
 
 
-def schema_constraint(param: str, schema: dict[str, Any] | bool | str) -> Constraint:
-    """The constraint of a JSON schema or of its text. Raises ApiError 400 for text that is not a JSON schema."""
+def schema_constraint(param: str, schema: dict[str, Any] | bool | str, *, strict: bool = False) -> Constraint:
+    """The constraint of a JSON schema or of its text. Without `strict` it is a hint, as the schema of a tool is."""
+    return Constraint(param, lambda: _rule(param, schema, strict))
+
+
+def _rule(param: str, schema: dict[str, Any] | bool | str, strict: bool) -> str:
+    """Raises ApiError 400 for text that is not a JSON schema, or for a strict schema that cannot be enforced."""
     if isinstance(schema, str):
         try:
-            schema = json.loads(schema)
+            schema = orjson.loads(schema)
         except ValueError as error:
             raise ApiError(400, f"{param!r} is not JSON: {error}", param=param, code="invalid_value") from error
-    if isinstance(schema, bool):
-        schema = {} if schema else {"not": {}}
-    if not isinstance(schema, dict):
+    if not isinstance(schema, dict | bool):
         raise ApiError(400, f"{param!r} is not a JSON schema.", param=param, code="invalid_value")
-    return Constraint(param, json_rule(schema))
+    try:
+        return schema_rule(schema, strict=strict)
+    except SchemaError as error:
+        raise invalid_schema(error, repr(param), param) from error
 
 
 def _regex(param: str, regex: str) -> Constraint:
-    return Constraint(param, f"/{regex_to_lark(regex)}/")
+    return Constraint(param, lambda: f"/{regex_to_lark(regex)}/")
 
 
 def _choice(param: str, choices: list[str]) -> Constraint:
-    return Constraint(param, f"({' | '.join(json.dumps(choice, ensure_ascii=False) for choice in choices)})")
+    return Constraint(param, lambda: one_of(choices))
 
 
 def _grammar(param: str, source: str) -> Constraint:
-    """The constraint of a grammar in Lark or GBNF. Raises ApiError 400 if it is neither."""
+    return Constraint(param, lambda: _lark(param, source), is_whole=True)
+
+
+def _lark(param: str, source: str) -> str:
+    """Raises ApiError 400 for a grammar that is neither Lark nor GBNF."""
     try:
-        return Constraint(param, grammar=any_to_lark(source))
+        return any_to_lark(source)
     except Exception as error:  # llguidance raises its own errors and Python's
         message = f"{param!r} is neither Lark nor GBNF: {' '.join(str(error).split())}"
         raise ApiError(400, message, param=param, code="invalid_grammar") from error

@@ -3,21 +3,22 @@
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 from zlib import crc32
 
 import trio
 
 from api.engine.client import EngineClient
-from api.engine.generation import INVALID_GRAMMAR
 from api.errors import ApiError, unavailable
 from api.models.defaults import NOTHING, ModelDefaults
 from api.serving.admission import Admission, Place
 from api.serving.choice import Choice
+from api.serving.grammars import in_thread, invalid_schema
 from api.serving.prompts import Prompt, PromptBuilder, check_tokens
 from api.serving.spec import Constraint, Conversation, GenerationSpec, Texts
-from api.text.dialects import ToolUse, json_rule, problem
+from api.text.dialects import ToolUse
+from api.text.schemas import SchemaError
 from api.text.tokenizer import Tokenizer
 from scheduler.messages import SamplingParams, Submit
 
@@ -117,7 +118,7 @@ class ModelService:
         prompts = await self.prompts.build(spec.prompt)
         params = await self._sampling(spec)
         limits = [self._limit(spec, len(prompt.tokens)) for prompt in prompts]
-        grammar, new_choice = self._answering(spec, prompts)
+        grammar, new_choice = await self._answering(spec, prompts)
         submits = [
             Submit(
                 self.engine.next_id(),
@@ -183,14 +184,16 @@ class ModelService:
             raise ApiError(400, message, param=prompt.param, code="context_length_exceeded")
         return context - num_prompt
 
-    def _answering(self, spec: GenerationSpec, prompts: Sequence[Prompt]) -> tuple[str, Callable[[], Choice]]:
+    async def _answering(self, spec: GenerationSpec, prompts: Sequence[Prompt]) -> tuple[str, Callable[[], Choice]]:
         """The grammar that each answer must match, empty for none, and a factory for choices."""
         stops = (self.defaults.stop if spec.stop is None else spec.stop) or ()
         if isinstance(spec.prompt, Texts):
-            grammar = spec.constraint.whole() if spec.constraint else ""
+            grammar = await in_thread(spec.constraint.whole) if spec.constraint else ""
             return grammar, lambda: Choice(self.tokenizer.piece, stops)
         tail = self.prompts.tail(prompts[0].tokens, spec.prompt.prefill)
-        grammar = self._chat_grammar(spec.tool_use, spec.constraint, tail)
+        is_free = spec.tool_use is None and spec.constraint is None
+        make = partial(self._chat_grammar, spec.tool_use, spec.constraint, tail)
+        grammar = "" if is_free else await in_thread(make)
         ends = () if grammar else self.prompts.end_marks
         return grammar, lambda: Choice(self.answer_piece, stops, self.prompts.dialect.parser(spec.tool_use, tail), ends)
 
@@ -200,15 +203,16 @@ class ModelService:
         Raises ApiError 400 for constraints that exclude each other, or for a strict tool with an unsupported schema.
         """
         for tool in use.tools if use is not None else ():
-            if tool.strict and (why := problem(json_rule(tool.schema()))):
-                message = f"The schema of the tool {tool.name!r} is not supported: {why}"
-                raise ApiError(400, message, param="tools", code=INVALID_GRAMMAR)
-        if content is not None and content.grammar:
+            try:
+                tool.rule()
+            except SchemaError as error:
+                raise invalid_schema(error, f"the strict tool {tool.name!r}", "tools") from error
+        if content is not None and content.is_whole:
             if use is not None:
                 message = f"{content.param!r} cannot be combined with 'tools'."
                 raise ApiError(400, message, param=content.param, code="invalid_value")
-            return content.grammar
-        rule = content.rule if content else None
+            return content.text()
+        rule = content.text() if content else None
         return self.prompts.dialect.grammar(
             use, content=rule, token_id=self.tokenizer.special_ids.get, prompt_tail=prompt_tail
         )

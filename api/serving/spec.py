@@ -1,6 +1,6 @@
 """Requests in neutral form. Each protocol builds them from its own wire types."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -76,16 +76,16 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A grammar that an answer must match, and the request's field that it comes from."""
+    """What an answer must match, and the request's field that it comes from."""
 
     param: str
-    rule: str = ""
-    """The right-hand side of a rule in llguidance's Lark, which may be part of a larger grammar."""
-    grammar: str = ""
-    """A complete grammar, which cannot be part of a larger one."""
+    text: Callable[[], str]
+    """Makes the grammar in llguidance's Lark. It may take seconds, so call it in a thread. Raises ApiError 400."""
+    is_whole: bool = False
+    """Whether it is a complete grammar, which cannot be part of a larger one, and not the right-hand side of a rule."""
 
     def whole(self) -> str:
-        return self.grammar or f"start: {self.rule}"
+        return self.text() if self.is_whole else f"start: {self.text()}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,14 +57,23 @@ class FakeEngine(EngineClient):
         self.embedded: Callable[[Embed], list[Embedded]] | None = None
         """Returns the embeddings of a request's texts, as soon as the request is posted."""
         self.report: Report | None = None
+        self._arrival = trio.Event()
 
     def _post(self, message: Message) -> None:
         self.posted.append(message)
+        self._arrival.set()
+        self._arrival = trio.Event()
         if self.answer is not None and isinstance(message, Submit):
             self.on_message(Step(self.answer(message)))
         if self.embedded is not None and isinstance(message, Embed):
             for embedded in self.embedded(message):
                 self.on_message(embedded)
+
+    async def wait_active(self) -> None:
+        """Waits until a request has been submitted and has not ended. A thread may make its grammar first."""
+        with trio.fail_after(2 * PING_SECONDS):
+            while not self.num_active:
+                await self._arrival.wait()
 
     async def inspect(self) -> Report | None:
         return self.report

@@ -52,7 +52,7 @@ def as_conversation(request: InputTokensRequest, items: Iterable[Item]) -> Conve
 def _format(request: InputTokensRequest) -> Constraint | None:
     wanted = request.text.format if request.text else None
     if isinstance(wanted, FlatJsonSchema):
-        return schema_constraint(FORMAT, wanted.schema_)
+        return schema_constraint(FORMAT, wanted.schema_, strict=bool(wanted.strict))
     return format_constraint(FORMAT, wanted)
 
 

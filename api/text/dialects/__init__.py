@@ -5,7 +5,7 @@ from api.text.dialects.dialect import Dialect
 from api.text.dialects.events import CallArguments, CallBegin, Content, Event, Reasoning, merged
 from api.text.dialects.generic import Generic
 from api.text.dialects.hermes import Hermes
-from api.text.dialects.lark import json_rule, problem
+from api.text.dialects.lark import one_of
 from api.text.dialects.llama import Llama
 from api.text.dialects.mistral import Mistral
 from api.text.dialects.parser import AnswerParser
@@ -26,7 +26,6 @@ __all__ = [
     "Tool",
     "ToolUse",
     "detect",
-    "json_rule",
     "merged",
-    "problem",
+    "one_of",
 ]

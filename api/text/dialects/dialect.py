@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
 
-from api.text.dialects.lark import ANY_TEXT, TokenId, hint_rule, json_rule, literal, marker, text_until
+from api.text.dialects.lark import ANY_TEXT, TokenId, literal, marker, text_until
 from api.text.dialects.parser import END_THINK, THINK, AnswerParser, CallSyntax, call_id
 from api.text.dialects.tools import Tool, ToolUse
 
@@ -104,11 +104,7 @@ def object_rules(use: ToolUse, key: str) -> str:
 
 
 def argument_rules(use: ToolUse) -> str:
-    return "\n".join(f"arguments_{i}: {_argument_rule(tool)}" for i, tool in enumerate(use.tools))
-
-
-def _argument_rule(tool: Tool) -> str:
-    return json_rule(tool.schema()) if tool.strict else hint_rule(tool.schema())
+    return "\n".join(f"arguments_{i}: {tool.rule()}" for i, tool in enumerate(use.tools))
 
 
 def _with_objects(message: Message) -> Message:

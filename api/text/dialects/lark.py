@@ -1,50 +1,31 @@
 """Pieces of grammars in llguidance's variant of Lark."""
 
 import json
-import re
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, Final
-
-from llguidance import LLMatcher
+from collections.abc import Callable, Iterable
+from typing import Final
 
 TokenId = Callable[[str], int | None]
 """The id of a special token by its text; None if the vocabulary has none."""
 
 ANY_TEXT: Final = r"/(.|\n)*/"
 """Any text without special tokens."""
-COMPACT: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""The JSON layout that models know best. With free white space a small model might generate it without end."""
-LENIENT: Final = COMPACT | {"lenient": True, "coerce_one_of": True}
-"""Ignores the keywords of a schema that llguidance does not support."""
-_SHOWN: Final = re.compile(r"^ +\d+ \| ", re.MULTILINE)
-"""The start of the grammar's lines in an error message of llguidance."""
-
-
-def json_rule(schema: dict[str, Any]) -> str:
-    """A rule that matches a JSON schema."""
-    return _json(schema, COMPACT)
-
-
-def hint_rule(schema: dict[str, Any]) -> str:
-    """A rule that matches the supported part of a JSON schema; any object if llguidance rejects that too."""
-    rule = _json(schema, LENIENT)
-    return json_rule({"type": "object"}) if problem(rule) else rule
-
-
-@lru_cache(1024)
-def problem(rule: str) -> str:
-    """Why llguidance rejects a self-contained rule, without the position; empty if it accepts the rule."""
-    report = LLMatcher.validate_grammar(f"start: {rule}")
-    return " ".join(_SHOWN.split(report, maxsplit=1)[0].split()[2:])
-
-
-def _json(schema: dict[str, Any], options: dict[str, Any]) -> str:
-    return f"%json {json.dumps(schema | {'x-guidance': options}, ensure_ascii=False)}"
+_SYNTAX: Final = frozenset("\\.+*?()|[]{}^$#&-~/")
+"""The ASCII characters that a regular expression may read as syntax."""
 
 
 def literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
+
+
+def one_of(texts: Iterable[str]) -> str:
+    """One regular expression for a choice of texts. Among thousands of separate literals llguidance gives up."""
+    return f"/{'|'.join(''.join(map(_escaped, text)) for text in texts)}/"
+
+
+def _escaped(char: str) -> str:
+    if char.isalnum():
+        return char
+    return f"\\{char}" if char in _SYNTAX else f"\\x{{{ord(char):x}}}" if char.isspace() or ord(char) < 32 else char
 
 
 def marker(text: str, token_id: TokenId) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from api.text.schemas import schema_rule
+
 
 @dataclass(frozen=True, slots=True)
 class Tool:
@@ -22,6 +24,10 @@ class Tool:
 
     def schema(self) -> dict[str, Any]:
         return dict(self.parameters) or {"type": "object", "properties": {}, "additionalProperties": False}
+
+    def rule(self) -> str:
+        """The rule for its arguments. Raises SchemaError if it is strict and its schema cannot be enforced."""
+        return schema_rule(self.schema(), strict=self.strict, is_object=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ from api.protocols.custom import (
     is_hint,
 )
 from api.protocols.responses import types as response_types
-from api.text.dialects import json_rule
 from api.text.guard import without_surrogates
+from api.text.schemas import json_rule
 from api.text.tokenizer import Tokenizer
 from tests.api.fakes import INFO, MODEL, Server
 

@@ -126,7 +126,7 @@ async def events_of(stream: Stream) -> list[Body]:
 async def streamed_by_token(server: Server, text: str, end: str, **fields: Any) -> AsyncIterator[Stream]:
     """A stream that receives the tokens of a text one by one."""
     async with server.stream(asked(**fields)) as stream:
-        await wait_all_tasks_blocked()
+        await server.engine.wait_active()
         for token in server.encode(text):
             server.engine.emit([token])
             await wait_all_tasks_blocked()

@@ -428,7 +428,7 @@ async def test_the_events_add_up_to_the_whole_response_for_any_chunks(
     server.engine.answer = None
     tokens = server.encode(text)
     async with server.stream(ask(tools=[WEATHER])) as stream:
-        await wait_all_tasks_blocked()  # the stream begins once the engine has accepted the grammar of the calls
+        await server.engine.wait_active()
         for cut in cuts:
             server.engine.emit(tokens[:cut])
             del tokens[:cut]
@@ -503,7 +503,7 @@ async def test_an_unsupported_grammar_is_refused_with_the_name_of_its_field(serv
 async def test_a_grammar_that_fails_later_is_an_error_of_the_client(server: Server) -> None:
     schema = {"type": "json_schema", "name": "x", "schema": {}}
     async with server.stream(ask(text={"format": schema})) as stream:
-        await wait_all_tasks_blocked()
+        await server.engine.wait_active()
         server.engine.emit(server.encode("1"))
         await stream.chunk()
         server.engine.emit([], "refused", error="no such token")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from api.text.dialects import Dialect, Generic, Hermes, Llama, Mistral, Tool, ToolUse, json_rule, problem
-from api.text.dialects.lark import hint_rule
+from api.text.dialects import Dialect, Generic, Hermes, Llama, Mistral, Tool, ToolUse
+from api.text.schemas import json_rule, schema_rule
 from api.text.tokenizer import Tokenizer
 from scheduler.llama.model import Model
 
@@ -72,17 +72,10 @@ def test_unsupported_parts_of_a_tools_schema_are_left_out(vocabulary: LLTokenize
 
 
 def test_supported_parts_of_a_schema_are_kept(vocabulary: LLTokenizer) -> None:
-    grammar = f"start: {hint_rule(CITY | {'propertyNames': {'pattern': 'c'}})}"
+    grammar = f"start: {schema_rule(CITY | {'propertyNames': {'pattern': 'c'}})}"
     assert accepts(vocabulary, grammar, '{"city": "Rome"}')
     assert not accepts(vocabulary, grammar, '{"city": 5}')
     assert not accepts(vocabulary, grammar, "{}")
-
-
-def test_the_reason_for_a_rejected_rule_is_complete() -> None:
-    assert problem(json_rule(CITY)) == ""
-    reason = problem(json_rule(HINTS["looks ahead"]))
-    assert "look-around" in reason
-    assert "start" not in reason
 
 
 CALLS: list[tuple[Dialect, str, str]] = [
