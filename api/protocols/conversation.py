@@ -1,7 +1,8 @@
 """Wire types of OpenAI's conversations: messages, tool calls and tools. Chats and the token endpoints use them."""
 
+import json
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -13,15 +14,18 @@ from pydantic import (
     model_validator,
 )
 
-from api.protocols import hosted
+from api.protocols import hosted, thoughts
 from api.protocols.custom import InputGrammar, arguments_of, as_function, bound_grammars, is_hint
-from api.protocols.fields import FunctionName, Strict, Unserved
+from api.protocols.fields import FunctionName, Lenient, Strict, Unserved
 from api.protocols.formats import TextFormat
 from api.protocols.hosted import HostedTool, Media
 from api.protocols.kinds import type_of
 from api.protocols.warnings import listing
 from api.serving import spec
 from api.text.dialects import Tool
+
+TEXT_FIELDS: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""The field that has the text of a content part, by the part's type. The longer names are those of responses."""
 
 
 def _joined(content: object) -> object:
@@ -38,11 +42,12 @@ def _joined(content: object) -> object:
         if (media := hosted.media_type(part)) is not None:
             texts.append(hosted.omitted(media))
             continue
-        if part["type"] not in ("text", "refusal"):
+        field = TEXT_FIELDS.get(part["type"])
+        if field is None:
             raise ValueError(_not_supported(part["type"]))
-        if not isinstance(part.get(part["type"]), str):
-            raise ValueError(f"a content part of type {part['type']!r} needs a string {part['type']!r}")
-        texts.append(part[part["type"]])
+        if not isinstance(part.get(field), str):
+            raise ValueError(f"a content part of type {part['type']!r} needs a string {field!r}")
+        texts.append(part[field])
     return "\n".join(texts)
 
 
@@ -50,44 +55,64 @@ def _not_supported(kind: str) -> str:
     return f"content parts of type {kind!r} are not supported; only 'text' is"
 
 
-class TextPart(Strict):
-    type: Literal["text"]
+class TextPart(Lenient):
+    type: Literal["text", "input_text", "output_text"]
     text: str
 
 
-class RefusalPart(Strict):
+class RefusalPart(Lenient):
     type: Literal["refusal"]
     refusal: str
 
 
+class ThinkingPart(Lenient):
+    """Reasoning as a part of an assistant's content, as from Mistral, LangChain and others."""
+
+    type: Literal["thinking", "reasoning", "redacted_thinking"]
+
+
 Content = Annotated[
     str,
-    BeforeValidator(_joined, json_schema_input_type=str | list[TextPart | RefusalPart | Media]),
+    BeforeValidator(_joined, json_schema_input_type=str | list[TextPart | RefusalPart | ThinkingPart | Media]),
 ]
 
 
-class CalledFunction(Strict):
-    name: FunctionName
-    arguments: str
+def _as_json(arguments: object) -> object:
+    """The text of arguments that were sent as an object or as null."""
+    if arguments is None:
+        return ""
+    # formatted like answers, to get a prefix hit
+    return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else arguments
 
 
-class ToolCall(Strict):
+Arguments = Annotated[str, BeforeValidator(_as_json, json_schema_input_type=str | dict[str, Any] | None)]
+"""The arguments of an earlier call: JSON text, unless the model's answer was invalid or was cut."""
+
+
+class CalledFunction(Lenient):
+    """`name` may be one that a tool cannot have: models make mistakes."""
+
+    name: str
+    arguments: Arguments = ""
+
+
+class ToolCall(Lenient):
     """A call that the model made earlier in the conversation."""
 
     id: str
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = "function"
     function: CalledFunction
 
     def neutral(self) -> spec.ToolCall:
         return spec.ToolCall(self.id, self.function.name, self.function.arguments)
 
 
-class CustomInput(Strict):
-    name: FunctionName
+class CustomInput(Lenient):
+    name: str
     input: str
 
 
-class CustomToolCall(Strict):
+class CustomToolCall(Lenient):
     """A call of a custom tool that the model made earlier in the conversation."""
 
     id: str
@@ -108,7 +133,7 @@ AnyToolCall = Annotated[
 ]
 
 
-class Message(Strict):
+class Message(Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: str | None = None
@@ -116,6 +141,10 @@ class Message(Strict):
     tool_calls: list[AnyToolCall] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    """The name of `reasoning_content` in vLLM and OpenRouter."""
+    reasoning_details: list[dict[str, Any]] | None = None
+    """OpenRouter's form of the reasoning. It is only read if the message has no other."""
     annotations: list[Any] | None = None
     audio: Unserved = None
     function_call: Unserved = None
@@ -135,6 +164,12 @@ class Message(Strict):
             message._media = [media for part in content if (media := hosted.media_type(part)) is not None]
         return message
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_separate_reasoning(cls, value: object) -> object:
+        is_answer = isinstance(value, dict) and value.get("role") == "assistant"
+        return thoughts.separated(value) if is_answer and isinstance(value, dict) else value
+
     @model_validator(mode="after")
     def _has_what_its_role_needs(self) -> "Message":
         if self.content is None and self.role != "assistant":
@@ -143,6 +178,7 @@ class Message(Strict):
             raise ValueError(f"a message of role {self.role!r} cannot have tool calls")
         if self.role == "tool" and self.tool_call_id is None:
             raise ValueError("a message of role 'tool' needs a tool_call_id")
+        self._details()  # raises ValueError for one that is malformed
         return self
 
     def neutral(self) -> spec.Message:
@@ -150,10 +186,13 @@ class Message(Strict):
             self.role,
             self.content or self.refusal or "",
             [call.neutral() for call in self.tool_calls or ()],
-            self.reasoning_content,
+            self.reasoning_content or self.reasoning or self._details() or self.reasoning_content,
             self.tool_call_id,
             self.name,
         )
+
+    def _details(self) -> str:
+        return thoughts.joined(map(thoughts.text_of, self.reasoning_details or ()))
 
 
 class FunctionDefinition(Strict):

@@ -20,7 +20,7 @@ UnservedFields = Mapping[str, tuple[object, ...]]
 
 
 class Wire(BaseModel):
-    """Input from a client. Unknown fields are errors."""
+    """Input from a client. Unknown fields are errors, except in conversations."""
 
     unserved: ClassVar[UnservedFields] = {}
     """Fields that are refused, unless they are null or have one of these values, which have no effect."""
@@ -37,6 +37,12 @@ class Strict(Wire):
     """Input as JSON, without type coercion."""
 
     model_config = ConfigDict(strict=True)
+
+
+class Lenient(Wire):
+    """A part of a conversation. Unknown fields are ignored: SDKs and other servers add fields to messages."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
 
 
 class Query(Wire):

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from api.errors import ApiError
 from api.serving.spec import Conversation, Texts
-from api.text.dialects import detect
+from api.text.dialects import detect, with_object_arguments
 from api.text.guard import TemplateRefusal
 from api.text.template import ChatTemplate, strings
 from api.text.tokenizer import Tokenizer
@@ -56,10 +56,9 @@ class PromptBuilder:
         variables, prefill = dict(conversation.variables), conversation.prefill
         try:
             if sum(map(len, strings([prepared, listed, variables, prefill]))) > INLINE_CHARACTERS:
-                render = self._template.render_tokens
-                tokens = await trio.to_thread.run_sync(render, prepared, listed, variables, prefill)
+                tokens = await trio.to_thread.run_sync(self._render, prepared, listed, variables, prefill)
             else:
-                tokens = self._template.render_tokens(prepared, listed, variables, prefill)
+                tokens = self._render(prepared, listed, variables, prefill)
         except TemplateRefusal as error:
             message = f"The model's chat template refuses these messages: {error}"
             raise ApiError(400, message, param=conversation.param, code="invalid_messages") from error
@@ -67,6 +66,22 @@ class PromptBuilder:
             message = "'messages' cannot end with an assistant message (prefill): this model begins with reasoning."
             raise ApiError(400, message, param=conversation.param, code="unsupported_value")
         return tokens
+
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        variables: dict[str, Any],
+        prefill: str,
+    ) -> list[int]:
+        """Raises TemplateRefusal, but not because the arguments of an earlier call are no JSON object."""
+        try:
+            return self._template.render_tokens(messages, tools, variables, prefill)
+        except TemplateRefusal:
+            repaired = with_object_arguments(messages)
+            if repaired == messages:
+                raise
+            return self._template.render_tokens(repaired, tools, variables, prefill)
 
     def tail(self, prompt: Sequence[int], prefill: str = "") -> str:
         """The text at the prompt's end that may have begun reasoning, including all of the `prefill`."""

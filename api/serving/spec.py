@@ -14,7 +14,12 @@ class ToolCall:
     id: str
     name: str
     arguments: str
-    """JSON text."""
+    """JSON text; or any text, if the model's answer was invalid or was cut."""
+
+    def for_template(self) -> dict[str, Any]:
+        """The call in OpenAI's form. Without any text it has no arguments."""
+        arguments = self.arguments if self.arguments.strip() else "{}"
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +43,7 @@ class Message:
         optional = {"name": self.name, "tool_call_id": self.tool_call_id, "reasoning_content": self.reasoning}
         fields |= {key: value for key, value in optional.items() if value is not None}
         if self.tool_calls:
-            fields["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in self.tool_calls
-            ]
+            fields["tool_calls"] = [call.for_template() for call in self.tool_calls]
         return fields
 
 

@@ -107,7 +107,9 @@ def _text(blocks: Sequence[Block]) -> str:
 
 
 def _call(block: ToolUseBlock) -> ToolCall:
-    arguments = json.dumps(block.input, ensure_ascii=False)  # formatted like answers, to get a prefix hit
+    given = block.input
+    # an object is formatted like answers, to get a prefix hit
+    arguments = json.dumps(given, ensure_ascii=False) if isinstance(given, dict) else given or ""
     return ToolCall(block.id, block.name, arguments)
 
 

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from api.errors import ApiError
 from api.protocols import hosted
-from api.protocols.fields import MAX_TOOLS, FunctionName, Strict, Unserved
+from api.protocols.fields import MAX_TOOLS, FunctionName, Lenient, Strict, Unserved
 from api.protocols.hosted import HostedTool
 from api.protocols.kinds import check_type, not_supported, type_of
 from api.protocols.messages.media import HISTORY_TAG, HistoryBlock, MediaBlock, history_type
@@ -43,11 +43,11 @@ CacheControl = dict[str, Any] | None
 """Accepted without effect: every prompt is cached and shared anyway, as long as there is memory."""
 
 
-class TextBlock(Strict):
+class TextBlock(Lenient):
     type: Literal["text"]
     text: str
     cache_control: CacheControl = None
-    citations: list[dict[str, Any]] | None = None
+    citations: list[Any] | None = None
     """Accepted and ignored: the sources of an earlier answer."""
 
 
@@ -63,20 +63,22 @@ ResultBlock = Annotated[
 Texts = Annotated[list[TextBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextBlock])]
 
 
-class ToolUseBlock(Strict):
+class ToolUseBlock(Lenient):
     """A call that the model made earlier in the conversation."""
 
     type: Literal["tool_use"]
     id: str
-    name: FunctionName
-    input: dict[str, Any]
+    name: str
+    """It may be one that a tool cannot have: models make mistakes."""
+    input: dict[str, Any] | str | None
+    """Some clients send JSON text."""
     cache_control: CacheControl = None
     caller: dict[str, Any] | None = None
     toolset_name: str | None = None
     """Both accepted and ignored: the call has been made."""
 
 
-class ToolResultBlock(Strict):
+class ToolResultBlock(Lenient):
     type: Literal["tool_result"]
     tool_use_id: str
     content: (
@@ -88,13 +90,13 @@ class ToolResultBlock(Strict):
     toolset_name: str | None = None
 
 
-class ThinkingBlock(Strict):
+class ThinkingBlock(Lenient):
     type: Literal["thinking"]
     thinking: str
     signature: str | None = None
 
 
-class RedactedThinkingBlock(Strict):
+class RedactedThinkingBlock(Lenient):
     """Accepted and ignored: the content is encrypted."""
 
     type: Literal["redacted_thinking"]
@@ -137,17 +139,17 @@ AssistantBlock = Annotated[
 ]
 
 
-class SystemTurn(Strict):
+class SystemTurn(Lenient):
     role: Literal["system"]
     content: Texts
 
 
-class UserTurn(Strict):
+class UserTurn(Lenient):
     role: Literal["user"]
     content: Annotated[list[UserBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[UserBlock])]
 
 
-class AssistantTurn(Strict):
+class AssistantTurn(Lenient):
     role: Literal["assistant"]
     content: Annotated[
         list[AssistantBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[AssistantBlock])

@@ -85,7 +85,7 @@ def _only_text_in_the_newest_question(items: list[InputItem]) -> list[InputItem]
     for index in reversed(range(len(items))):
         item = items[index]
         if isinstance(item, InputMessage) and item.role == "user":
-            for number, part in enumerate(item.content):
+            for number, part in enumerate(item.content or ()):
                 if isinstance(part, Media):
                     reason = not_supported("a content part", part.type, PARTS)
                     raise hosted.refusal(f"input[{index}].content[{number}]", reason)
@@ -107,7 +107,7 @@ def media_of(item: InputItem) -> list[str]:
     """The types of the item's content that is not text."""
     match item:
         case InputMessage(content=parts) | CallOutput(output=list(parts)):
-            return [part.type for part in parts if isinstance(part, Media)]
+            return [part.type for part in parts or () if isinstance(part, Media)]
         case HostedItem():
             return hosted_items.media_in(item.model_dump())
     return []

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from api.protocols import hosted
-from api.protocols.conversation import RefusalPart
-from api.protocols.fields import FunctionName, No, Strict
+from api.protocols.conversation import Arguments, RefusalPart
+from api.protocols.fields import FunctionName, Lenient
 from api.protocols.hosted import Media
-from api.protocols.kinds import check_type
+from api.protocols.kinds import check_type, type_of
 from api.protocols.responses.tools import check_full_name
 
 Item = dict[str, Any]
@@ -47,24 +47,33 @@ PARTS: Final = ("input_text", "output_text", "refusal")
 
 
 def _part(value: object) -> object:
-    return value if hosted.media_type(value) else check_type(value, "a content part", PARTS)
+    if hosted.media_type(value):
+        return value
+    return check_type(_renamed(value, "text"), "a content part", PARTS)
 
 
 def _result_part(value: object) -> object:
-    return value if hosted.media_type(value) else check_type(value, "a content part", ("input_text",))
+    if hosted.media_type(value):
+        return value
+    return check_type(_renamed(value, "text", "output_text"), "a content part", ("input_text",))
+
+
+def _renamed(value: object, *names: str) -> object:
+    """Clients also send parts of chats, and answers of other models as results of functions."""
+    return value | {"type": "input_text"} if isinstance(value, dict) and type_of(value) in names else value
 
 
 def _as_parts(content: object) -> object:
     return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
 
 
-class InputTextPart(Strict):
+class InputTextPart(Lenient):
     type: Literal["input_text"]
     text: str
     prompt_cache_breakpoint: dict[str, Any] | None = None
 
 
-class OutputTextPart(Strict):
+class OutputTextPart(Lenient):
     """Text that the model generated earlier."""
 
     type: Literal["output_text"]
@@ -91,28 +100,26 @@ ItemId = Annotated[str, Field(min_length=1)]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
-class SummaryPart(Strict):
+class SummaryPart(Lenient):
     type: Literal["summary_text"]
     text: str
 
 
-class ReasoningPart(Strict):
+class ReasoningPart(Lenient):
     type: Literal["reasoning_text"]
     text: str
-
-
-Caller = dict[str, Any] | None
-"""Accepted and ignored: whether the model made the call, or a program that the model wrote."""
 
 
 # -- items
 
 
-class InputMessage(Strict):
+class InputMessage(Lenient):
+    """`content` may only be missing in an answer, which may have had calls instead."""
+
     type: Literal["message"] | None = None
     id: ItemId | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: Parts
+    content: Parts | None = None
     status: ItemStatus | None = None
     phase: Literal["commentary", "final_answer"] | None = None
     # accepted without effect
@@ -121,7 +128,11 @@ class InputMessage(Strict):
 
     @model_validator(mode="after")
     def _has_parts_of_its_role(self) -> "InputMessage":
-        if self.role != "assistant" and not all(isinstance(part, InputTextPart | Media) for part in self.content):
+        if self.role == "assistant":
+            return self
+        if self.content is None:
+            raise ValueError(f"a message of role {self.role!r} needs content")
+        if not all(isinstance(part, InputTextPart | Media) for part in self.content):
             raise ValueError(f"a message of role {self.role!r} can only have parts of type 'input_text'")
         return self
 
@@ -134,24 +145,23 @@ class InputMessage(Strict):
             "role": self.role,
             "content": [
                 _output_part(part) if is_output else {"type": "input_text", "text": _text(part)}
-                for part in self.content
+                for part in self.content or ()
             ],
         }
         return item | {"phase": self.phase} if self.phase else item
 
 
-class FunctionCall(Strict):
+class FunctionCall(Lenient):
     """A call that the model made earlier in the conversation."""
 
     type: Literal["function_call"]
     id: ItemId | None = None
     call_id: str
-    name: FunctionName
-    arguments: str
+    name: str
+    """It may be one that a tool cannot have: models make mistakes."""
+    arguments: Arguments
     status: ItemStatus | None = None
-    caller: Caller = None
     namespace: FunctionName | None = None
-    async_: Annotated[No, Field(alias="async")] = None
 
     @model_validator(mode="after")
     def _has_a_short_name(self) -> "FunctionCall":
@@ -173,18 +183,16 @@ def _output_tag(value: object) -> str:
     return "<parts>" if isinstance(value, list) else "<text>"
 
 
-class CustomCall(Strict):
+class CustomCall(Lenient):
     """A call of a custom tool that the model made earlier in the conversation."""
 
     type: Literal["custom_tool_call"]
     id: ItemId | None = None
     call_id: str
-    name: FunctionName
+    name: str
     input: str
     status: ItemStatus | None = None
-    caller: Caller = None
     namespace: FunctionName | None = None
-    async_: Annotated[No, Field(alias="async")] = None
 
     @model_validator(mode="after")
     def _has_a_short_name(self) -> "CustomCall":
@@ -202,7 +210,7 @@ class CustomCall(Strict):
         }
 
 
-class CallOutput(Strict):
+class CallOutput(Lenient):
     """The result of a call of a function or of a custom tool."""
 
     type: Literal["function_call_output", "custom_tool_call_output"]
@@ -214,7 +222,6 @@ class CallOutput(Strict):
     ]
     name: str | None = None
     status: ItemStatus | None = None
-    caller: Caller = None
     namespace: str | None = None
 
     def listed(self) -> Item:
@@ -231,7 +238,7 @@ class CallOutput(Strict):
         return item | called(self.name, self.namespace)
 
 
-class ReasoningItem(Strict):
+class ReasoningItem(Lenient):
     """Reasoning of the model earlier in the conversation."""
 
     type: Literal["reasoning"]
@@ -252,7 +259,7 @@ class ReasoningItem(Strict):
         }
 
 
-class ItemReference(Strict):
+class ItemReference(Lenient):
     """A reference to an item of a stored response."""
 
     type: Literal["item_reference"] | None = None

@@ -1,7 +1,7 @@
 """The tool call and reasoning syntax of model families: in prompts, in grammars and in answers."""
 
 from api.text.dialects.detect import detect
-from api.text.dialects.dialect import Dialect
+from api.text.dialects.dialect import Dialect, with_object_arguments
 from api.text.dialects.events import CallArguments, CallBegin, Content, Event, Reasoning, merged
 from api.text.dialects.generic import Generic
 from api.text.dialects.hermes import Hermes
@@ -28,4 +28,5 @@ __all__ = [
     "detect",
     "merged",
     "one_of",
+    "with_object_arguments",
 ]

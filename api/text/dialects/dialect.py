@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
 
+from pydantic_core import from_json
+
 from api.text.dialects.lark import ANY_TEXT, TokenId, literal, marker, text_until
 from api.text.dialects.parser import END_THINK, THINK, AnswerParser, CallSyntax, call_id
 from api.text.dialects.tools import Tool, ToolUse
@@ -117,6 +119,32 @@ def _with_objects(message: Message) -> Message:
         function["arguments"] = _parsed(function["arguments"])
         calls.append(call | {"function": function})
     return message | {"tool_calls": calls}
+
+
+def with_object_arguments(messages: Sequence[Message]) -> list[Message]:
+    """Prepared messages in which the arguments of every call are an object, which some templates need.
+
+    Arguments that were cut become their complete part. Other text becomes the only argument.
+    """
+    return [
+        message | {"tool_calls": [_with_object(call) for call in message["tool_calls"]]}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
+
+
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = function["arguments"]
+    if isinstance(arguments, str):
+        try:
+            arguments = from_json(arguments, allow_inf_nan=False, allow_partial=True)
+        except ValueError:
+            arguments = function["arguments"]
+    if not isinstance(arguments, dict):
+        arguments = {"arguments": arguments}
+    return call | {"function": function | {"arguments": arguments}}
 
 
 def _parsed(arguments: str) -> Any:

@@ -870,7 +870,30 @@ REFUSED: list[tuple[dict[str, Any], str, str | None, tuple[str, ...]]] = [
         "invalid_value",
         ("image_url", "only 'text'"),
     ),
-    ({"messages": [USER | {"nam": "x"}]}, "messages[0].nam", "unknown_parameter", ("messages[0].nam",)),
+    (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": 1, "function": {"name": "f"}}]}]},
+        "messages[1].tool_calls[0].id",
+        "invalid_value",
+        ("string",),
+    ),
+    (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "1", "function": {"arguments": "{}"}}]}]},
+        "messages[1].tool_calls[0].function.name",
+        "missing_required_parameter",
+        (),
+    ),
+    (
+        {"messages": [{"role": "assistant", "reasoning_details": [{"text": 3}]}]},
+        "messages[0]",
+        "invalid_value",
+        ("reasoning must have a string 'text'",),
+    ),
+    (
+        {"messages": [{"role": "assistant", "content": [{"type": "thinking", "thinking": 3}, {"type": "reasoning"}]}]},
+        "messages[0]",
+        "invalid_value",
+        ("reasoning must have a string 'thinking'",),
+    ),
     ({"messages": [USER | {"name": 3}]}, "messages[0].name", "invalid_value", ()),
     (
         {"messages": [USER | {"tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}]},
