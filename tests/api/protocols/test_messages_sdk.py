@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
 from anthropic.types import Message
+from pydantic import BaseModel
 
 from tests.api.servers import MODEL, SECONDS, CortexServer
 
@@ -274,6 +275,34 @@ def test_the_tool_runner_of_the_sdk_works(server: CortexServer) -> None:
     assert [message.stop_reason for message in messages] == ["tool_use", "tool_use"]
     assert cities
     assert set(cities) <= {"Rome", "Paris"}
+
+
+class Trip(BaseModel):
+    city: Literal["Rome", "Oslo"]
+    days: Literal[1, 2, 3]
+
+
+@pytest.mark.parametrize("is_dumped", [False, True])
+def test_an_agent_keeps_the_content_of_the_sdks_helpers(server: CortexServer, is_dumped: bool) -> None:
+    """Three turns: a call, a trip that matches a schema, and another one. Each continues the one before."""
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
+    fields: dict[str, Any] = {"model": MODEL, "messages": messages, "max_tokens": CALL_TOKENS, "tools": [WEATHER]}
+
+    def keep(message: Any) -> Any:
+        content = [block.model_dump() for block in message.content] if is_dumped else message.content
+        messages.append({"role": "assistant", "content": content})
+        return message
+
+    with client_of(server) as client:
+        choice: Any = {"type": "any", "disable_parallel_tool_use": True}
+        with client.messages.stream(**fields, tool_choice=choice) as stream:
+            [call] = keep(stream.get_final_message()).content
+        result = {"type": "tool_result", "tool_use_id": call.id, "content": "Sunny, 25 degrees."}
+        for content in ([result, {"type": "text", "text": "Plan a trip."}], "And another one."):
+            messages.append({"role": "user", "content": content})
+            message = keep(client.messages.parse(**fields, output_format=Trip, tool_choice={"type": "none"}))
+            assert isinstance(message.parsed_output, Trip)
+    assert message.usage.cache_read_input_tokens, "the conversation so far is cached"
 
 
 # Counting

@@ -5,13 +5,14 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import jsonschema
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, OpenAI, pydantic_function_tool
+from pydantic import BaseModel
 
 from api.protocols.chat.request import ChatRequest
 from api.protocols.completions.request import CompletionRequest
@@ -606,6 +607,49 @@ def test_a_call_and_its_result_can_be_sent_back(way: Way) -> None:
     response = way.chat(messages, **fields)
     assert response.only.text == "Sunny."
     assert response.usage.prompt_tokens > way.chat(messages[:1], **fields).usage.prompt_tokens
+
+
+class Weather(BaseModel):
+    """The weather of a city."""
+
+    city: Literal["Rome", "Oslo"]
+
+
+class Report(BaseModel):
+    city: Literal["Rome", "Oslo"]
+    degrees: Literal[10, 20]
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the SDK's own, about `parsed`
+@pytest.mark.parametrize("helper", ["parse", "stream"])
+def test_an_agent_keeps_the_messages_of_the_sdks_helpers(server: CortexServer, helper: str) -> None:
+    """Three turns: a call, a report that matches a schema, and a report about it. Each continues the one before."""
+    messages: list[Any] = [{"role": "user", "content": "The weather in Rome?"}]
+    fields: dict[str, Any] = {"model": MODEL, "tools": [pydantic_function_tool(Weather)], "max_tokens": CALL_TOKENS}
+    with client_of(server) as client:
+
+        def turn(**more: Any) -> Any:
+            if helper == "parse":
+                answer = client.chat.completions.parse(messages=messages, **fields, **more)
+            else:
+                with client.chat.completions.stream(messages=messages, **fields, **more) as stream:
+                    answer = stream.get_final_completion()
+            messages.append(answer.choices[0].message)
+            return messages[-1]
+
+        [call] = turn(tool_choice="required", parallel_tool_calls=False).tool_calls
+        assert isinstance(call.function.parsed_arguments, Weather)
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": "20 degrees."})
+        for question in ("Report it.", "And tomorrow?"):
+            messages.append({"role": "user", "content": question})
+            assert isinstance(turn(tool_choice="none", response_format=Report).parsed, Report)
+        kept: list[list[Any]] = [messages]
+        for how in ({}, {"exclude_none": True}, {"mode": "json", "exclude_unset": True}):
+            dumped = [each if isinstance(each, dict) else each.model_dump(**how) for each in messages]
+            kept.append(dumped)
+        answers = [client.chat.completions.create(messages=each, model=MODEL, max_tokens=1) for each in kept]
+        counts = {answer.usage.prompt_tokens for answer in answers if answer.usage is not None}
+    assert len(counts) == 1
 
 
 def test_an_unsupported_schema_of_a_strict_tool_is_refused(server: CortexServer) -> None:

@@ -249,6 +249,33 @@ def test_the_sdk_parses_calls_and_sends_them_back(client: OpenAI) -> None:
     assert again.output_text == "Sunny."
 
 
+@pytest.mark.parametrize("helper", ["parse", "stream"])
+@pytest.mark.parametrize("is_dumped", [False, True])
+def test_an_agent_keeps_the_items_of_the_sdks_helpers(client: OpenAI, helper: str, is_dumped: bool) -> None:
+    """Three turns: a call, a person that matches a schema, and another one. Each continues the one before."""
+    tool: Any = {"type": "function", **pydantic_function_tool(Weather)["function"]}
+    given: list[Any] = [{"role": "user", "content": "Rome?"}]
+
+    def turn(**more: Any) -> Any:
+        fields: dict[str, Any] = {"model": MODEL, "input": given, "tools": [tool], "max_output_tokens": 200, **more}
+        if helper == "parse":
+            response = client.responses.parse(**fields)
+        else:
+            with client.responses.stream(**fields) as stream:
+                response = stream.get_final_response()
+        given.extend(item.model_dump() if is_dumped else item for item in response.output)
+        return response
+
+    [call] = turn(tool_choice="required", parallel_tool_calls=False).output
+    Weather.model_validate(call.parsed_arguments)
+    given.append({"type": "function_call_output", "call_id": call.call_id, "output": "Sunny."})
+    for question in ("Who asked?", "Who else?"):
+        given.append({"role": "user", "content": question})
+        response = turn(tool_choice="none", text_format=Person, temperature=0)
+        assert isinstance(response.output_parsed, Person)
+    assert response.usage.input_tokens_details.cached_tokens, "the conversation so far is cached"
+
+
 def test_a_stored_response_can_be_retrieved_listed_and_deleted(client: OpenAI) -> None:
     first = client.responses.create(model=MODEL, input="Hi.", max_output_tokens=4, metadata={"team": "blue"})
     second = client.responses.create(model=MODEL, input="Continue.", max_output_tokens=4, previous_response_id=first.id)
