@@ -173,7 +173,7 @@ def _conversation(request: InputTokensRequest, kept: KeptResponses) -> tuple[Kep
             listed = item.listed()
             if listed is None:
                 continue
-            sent = KeptItem.of(listed, is_ours=item.id is None)
+            sent = KeptItem.of(listed, is_ours=not item.id)
             found = kept.find_item(sent.id)  # an item that is sent back unchanged stays the stored one, with its id
             items.append(found if found is not None and found.data == sent.data else sent)
     return tuple(_with_distinct_ids(items))

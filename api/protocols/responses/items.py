@@ -96,7 +96,6 @@ ResultPart = Annotated[
     Discriminator(hosted.content_tag),
     BeforeValidator(_result_part),
 ]
-ItemId = Annotated[str, Field(min_length=1)]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -117,7 +116,7 @@ class InputMessage(Lenient):
     """`content` may only be missing in an answer, which may have had calls instead."""
 
     type: Literal["message"] | None = None
-    id: ItemId | None = None
+    id: str | None = None
     role: Literal["user", "assistant", "system", "developer"]
     content: Parts | None = None
     status: ItemStatus | None = None
@@ -155,7 +154,7 @@ class FunctionCall(Lenient):
     """A call that the model made earlier in the conversation."""
 
     type: Literal["function_call"]
-    id: ItemId | None = None
+    id: str | None = None
     call_id: str
     name: str
     """It may be one that a tool cannot have: models make mistakes."""
@@ -187,7 +186,7 @@ class CustomCall(Lenient):
     """A call of a custom tool that the model made earlier in the conversation."""
 
     type: Literal["custom_tool_call"]
-    id: ItemId | None = None
+    id: str | None = None
     call_id: str
     name: str
     input: str
@@ -214,7 +213,7 @@ class CallOutput(Lenient):
     """The result of a call of a function or of a custom tool."""
 
     type: Literal["function_call_output", "custom_tool_call_output"]
-    id: ItemId | None = None
+    id: str | None = None
     call_id: str
     output: Annotated[
         Annotated[str, Tag("<text>")] | Annotated[list[ResultPart], Tag("<parts>")],
@@ -242,7 +241,7 @@ class ReasoningItem(Lenient):
     """Reasoning of the model earlier in the conversation."""
 
     type: Literal["reasoning"]
-    id: ItemId | None = None
+    id: str | None = None
     summary: list[SummaryPart] | None = None
     content: list[ReasoningPart] | None = None
     encrypted_content: str | None = None
@@ -263,7 +262,7 @@ class ItemReference(Lenient):
     """A reference to an item of a stored response."""
 
     type: Literal["item_reference"] | None = None
-    id: ItemId
+    id: Annotated[str, Field(min_length=1)]
 
 
 def _text(part: Part) -> str:

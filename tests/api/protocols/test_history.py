@@ -174,6 +174,10 @@ CHATS: dict[str, tuple[Body, Body]] = {
     ),
     "content missing beside calls": ({"role": "assistant", "tool_calls": [CALL]}, CALLED),
     "content null without calls": ({"role": "assistant", "content": None}, {"role": "assistant", "content": ""}),
+    "llama-server's agents, an answer without anything": (
+        {"role": "assistant", "content": "", "tool_calls": [], "reasoning_content": None},
+        {"role": "assistant", "content": ""},
+    ),
     "a refusal": (
         {"role": "assistant", "content": None, "refusal": "No.", "parsed": None},
         {"role": "assistant", "content": "No."},
@@ -262,6 +266,13 @@ RESPONSE_ITEMS: dict[str, tuple[Body, Body]] = {
         },
         SAID,
     ),
+    "OpenCode, without ids": ({"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}, OUR_THOUGHT),
+    "any-llm, null ids and status": (SAID | {"type": "message", "id": None, "status": None, "phase": None}, SAID),
+    "LiteLLM, an id of a chat completion": (
+        SAID | {"type": "message", "id": "chatcmpl-1", "status": "completed"},
+        SAID,
+    ),
+    "an empty id": (OUR_CALL | {"id": ""}, OUR_CALL),
     "adk-go, an answer as input text": (SAID | {"content": [{"type": "input_text", "text": "Sunny."}]}, SAID),
     "LiteLLM, parts of chats": (USER | {"content": [{"type": "text", "text": "Rome?", "cache_control": {}}]}, USER),
     "a result of parts": (
