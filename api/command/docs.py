@@ -8,6 +8,7 @@ from typing import Final
 from api.flags import docs as flags
 from api.http import openapi
 from api.http.operations import OPERATIONS
+from api.protocols import other_servers
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
@@ -34,6 +35,7 @@ class Table:
 
 TABLES: Final = (
     Table("endpoints", API, lambda: openapi.endpoints(OPERATIONS)),
+    Table("other servers' fields", API, other_servers.markdown),
     Table("flags", RUNNING, flags.markdown),
 )
 

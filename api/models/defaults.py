@@ -57,7 +57,7 @@ class ModelDefaults(BaseModel):
 
     stop: Stops | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Share | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Share | None = None
     typ_p: Annotated[float, Field(gt=0, le=1)] | None = None

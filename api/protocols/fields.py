@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from api.errors import ApiError
+from api.protocols.other_servers import Endpoint, OtherField, other_fields
 from api.ranges import Penalty, RepeatPenalty, Share, Stop, Stops, Window
 from api.serving.spec import Conversation, GenerationSpec, Texts
 from api.text.schemas import MAX_ALTERNATIVES
@@ -14,7 +15,7 @@ from api.text.schemas import MAX_ALTERNATIVES
 MAX_CHOICES: Final = 128
 MAX_TOP_LOGPROBS: Final = 20
 MAX_TOOLS: Final = 1024
-
+MAX_STOP_TOKENS: Final = 1024
 
 UnservedFields = Mapping[str, tuple[object, ...]]
 
@@ -24,6 +25,8 @@ class Wire(BaseModel):
 
     unserved: ClassVar[UnservedFields] = {}
     """Fields that are refused, unless they are null or have one of these values, which have no effect."""
+    endpoint: ClassVar[Endpoint | None] = None
+    """Its endpoint in the table of other servers' fields; None if it has no such fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -79,6 +82,14 @@ Unserved = Annotated[None, BeforeValidator(_unserved, json_schema_input_type=Non
 class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: No = None
+    """vLLM's: a usage in every chunk."""
+
+
+class UsageOptions(Strict):
+    """OpenRouter's form of `stream_options.include_usage`."""
+
+    include: bool | None = None
 
 
 Choices = Annotated[list[str], Field(min_length=1, max_length=MAX_ALTERNATIVES)]
@@ -115,7 +126,8 @@ class GenerationRequest(Strict):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: Stops | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Share | None = None
+    """0 takes the best token, as `temperature` 0 does."""
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: dict[TokenId, Bias] | None = None
@@ -144,11 +156,15 @@ class GenerationRequest(Strict):
     # extensions with vLLM's names
     repetition_penalty: RepeatPenalty | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=MAX_STOP_TOKENS)] | None = None
+    """The answer ends before one of these tokens, but not before it has `min_tokens` tokens."""
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | bool | str | None = None
     guided_regex: str | None = None
     guided_choice: Choices | None = None
     guided_grammar: str | None = None
+    # an extension with OpenRouter's name
+    usage: UsageOptions | None = None
 
     @model_validator(mode="after")
     def _streams(self) -> "GenerationRequest":
@@ -162,7 +178,7 @@ class GenerationRequest(Strict):
 
     @property
     def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+        return bool((self.stream_options and self.stream_options.include_usage) or (self.usage and self.usage.include))
 
     def generation(self, prompt: Conversation | Texts) -> GenerationSpec:
         """The request in neutral form, as far as all protocols have the same fields."""
@@ -172,6 +188,7 @@ class GenerationRequest(Strict):
             sampling=self._sampling(),
             dry_breakers=self.dry_sequence_breakers,
             stop=self.stop,
+            stop_tokens=self.stop_token_ids or (),
         )
 
     def _sampling(self) -> dict[str, Any]:
@@ -215,6 +232,7 @@ RENDERED: Final = {
     "messages": None,
     "tools": None,
     "add_generation_prompt": True,
+    "continue_final_message": False,
     "bos_token": None,
     "eos_token": None,
 }
@@ -223,9 +241,17 @@ TemplateVariables = Annotated[dict[str, Any], AfterValidator(_open_variables)]
 """Other variables for the chat template."""
 
 
-def template_variables(given: Mapping[str, Any] | None, effort: str | None) -> dict[str, Any]:
-    """A request's variables for the model's template. Templates turn reasoning on and off by the effort."""
+def template_variables(
+    given: Mapping[str, Any] | None, effort: str | None = None, enable_thinking: bool | None = None
+) -> dict[str, Any]:
+    """A request's variables for the model's template. Templates turn reasoning on and off by the effort.
+
+    Raises ApiError 400 if `enable_thinking` is given twice with different values.
+    """
     variables = dict(given or {})
+    if enable_thinking is not None and variables.setdefault("enable_thinking", enable_thinking) != enable_thinking:
+        message = "'enable_thinking' and 'chat_template_kwargs.enable_thinking' contradict each other."
+        raise ApiError(400, message, param="enable_thinking", code="invalid_value")
     if effort is not None:
         variables.setdefault("reasoning_effort", effort)
         variables.setdefault("enable_thinking", effort != "none")
@@ -236,16 +262,41 @@ def parse(model: type[RequestT], body: object) -> RequestT:
     """Validates a request. Raises ApiError 400 that names the first invalid field."""
     if not isinstance(body, dict):
         raise ApiError(400, "The request body must be a JSON object.")
-    unserved = model.unserved
-    for name in unserved.keys() & body.keys():
-        value = body[name]
-        if value is not None and not any(type(value) is type(ok) and value == ok for ok in unserved[name]):
-            message = f"{name!r} is not supported with this value."
-            raise ApiError(400, message, param=name, code="unsupported_parameter")
+    others = other_fields(model.endpoint) if model.endpoint is not None else {}
     try:
-        return model.model_validate({key: value for key, value in body.items() if key not in unserved})
+        return model.model_validate(
+            {name: value for name, value in body.items() if _is_read(model, others, name, value)}
+        )
     except ValidationError as error:
         raise _refusal(error, model) from error
+
+
+def _is_read(model: type[Wire], others: Mapping[str, OtherField], name: str, value: object) -> bool:
+    """Whether the model reads a field. Raises ApiError 400 if the field is known and refused with this value."""
+    if name in model.unserved:
+        if value is not None and not any(type(value) is type(ok) and value == ok for ok in model.unserved[name]):
+            raise _not_supported(name)
+        return False
+    other = others.get(name)
+    if other is None:
+        return True
+    if other.asks_for_nothing(value):
+        return False
+    match other.verdict:
+        case "refused":
+            raise _not_supported(name, other.note.replace("`", "'"))
+        case "accepted":
+            if not other.has_type(value):
+                message = f"Invalid value for {name!r}: its type must be {other.type_names}."
+                raise ApiError(400, message, param=name, code="invalid_value")
+            return False
+        case "served":
+            return True
+
+
+def _not_supported(name: str, reason: str = "") -> ApiError:
+    message = f"{name!r} is not supported with this value{f': {reason}' if reason else ''}."
+    return ApiError(400, message, param=name, code="unsupported_parameter")
 
 
 def parse_query(model: type[QueryT], given: Iterable[tuple[str, str]]) -> QueryT:

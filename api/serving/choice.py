@@ -1,7 +1,7 @@
 """One answer of a request while it is generated: tokens in; text, reasoning and tool calls out."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from api.text.detokenizer import Detokenizer
 from api.text.dialects import AnswerParser, CallBegin, Content, Event, Reasoning, merged
@@ -28,12 +28,22 @@ class Choice:
         piece: Callable[[int], bytes],
         stops: Sequence[str],
         parser: AnswerParser | None = None,
+        *,
         end_marks: Sequence[str] = (),
+        stop_tokens: Collection[int] = (),
+        min_tokens: int = 0,
     ) -> None:
-        """Without a `parser`, all text is content. The model's `end_marks` end the answer as stop strings do."""
-        self._piece = piece
+        """Without a `parser`, all text is content.
+
+        The model's `end_marks` end the answer as stop strings do. `stop_tokens` end it once it has `min_tokens` tokens.
+        """
         self._stops = stops
-        self._detokenizer = Detokenizer(piece, [*stops, *end_marks])
+        self._stop_tokens = stop_tokens
+        self._min_tokens = min_tokens
+        self._is_at_stop_token = False
+        """Whether the next token is one of the stop tokens, which has no text and ends the answer."""
+        self._piece = self._with_stop_token(piece) if stop_tokens else piece
+        self._detokenizer = Detokenizer(self._piece, [*stops, *end_marks])
         self._parser = parser
         self._calls_tools = False
         self.finish_reason: str | None = None
@@ -60,7 +70,12 @@ class Choice:
         self.cached_tokens = max(self.cached_tokens, output.cached_tokens)
         self.prompt_logprobs += output.prompt_logprobs
         before = self.num_tokens
-        events = self._read(output.tokens)
+        position = self._stop_position(output.tokens)
+        events = self._read(output.tokens[:position])
+        if position is not None and not self._detokenizer.stopped:
+            self._is_at_stop_token = True
+            output = replace(output, tokens=output.tokens[: position + 1], finish_reason="stop")
+            events += self._read(output.tokens[position:])
         consumed = output.tokens[: self.num_tokens - before]
         if self._detokenizer.stopped:
             self.finish_reason = "stop"
@@ -79,6 +94,16 @@ class Choice:
         if output.finish_reason == "stop" and consumed and not self._piece(consumed[-1]):
             del consumed[-1], logprobs[len(consumed) :]
         return Delta(merged(events), consumed, logprobs, self.finish_reason)
+
+    def _with_stop_token(self, piece: Callable[[int], bytes]) -> Callable[[int], bytes]:
+        return lambda token: b"" if self._is_at_stop_token else piece(token)
+
+    def _stop_position(self, tokens: Sequence[int]) -> int | None:
+        """The position of the token that ends the answer; None if none does."""
+        if not self._stop_tokens:
+            return None
+        first = max(self._min_tokens - self.num_tokens, 0)
+        return next((i for i in range(first, len(tokens)) if tokens[i] in self._stop_tokens), None)
 
     def _read(self, tokens: Sequence[int]) -> list[Event]:
         if self._parser is None:

@@ -10,7 +10,7 @@ from api.errors import ApiError
 from api.serving.spec import Conversation, Texts
 from api.text.dialects import detect, with_object_arguments
 from api.text.guard import TemplateRefusal
-from api.text.template import ChatTemplate, strings
+from api.text.template import ChatTemplate, PromptEnd, strings
 from api.text.tokenizer import Tokenizer
 
 TAIL: Final = 32
@@ -53,17 +53,20 @@ class PromptBuilder:
         """
         messages = [message.for_template() for message in conversation.messages]
         prepared, listed = self.dialect.prepare(messages, list(conversation.tools))
-        variables, prefill = dict(conversation.variables), conversation.prefill
+        variables, prefill, end = dict(conversation.variables), conversation.prefill, conversation.end
         try:
             if sum(map(len, strings([prepared, listed, variables, prefill]))) > INLINE_CHARACTERS:
-                tokens = await trio.to_thread.run_sync(self._render, prepared, listed, variables, prefill)
+                render = self._render
+                tokens = await trio.to_thread.run_sync(render, prepared, listed, variables, prefill, end)
             else:
-                tokens = self._render(prepared, listed, variables, prefill)
+                tokens = self._render(prepared, listed, variables, prefill, end)
         except TemplateRefusal as error:
             message = f"The model's chat template refuses these messages: {error}"
             raise ApiError(400, message, param=conversation.param, code="invalid_messages") from error
-        if prefill and self.dialect.is_thinking(self.tail(tokens, prefill)):
+        if conversation.begun and self.dialect.is_thinking(self.tail(tokens, conversation.begun)):
             message = "'messages' cannot end with an assistant message (prefill): this model begins with reasoning."
+            if end is PromptEnd.OPEN_MESSAGE:
+                message = "The final message cannot be continued: it ends inside the model's reasoning."
             raise ApiError(400, message, param=conversation.param, code="unsupported_value")
         return tokens
 
@@ -73,19 +76,20 @@ class PromptBuilder:
         tools: list[dict[str, Any]] | None,
         variables: dict[str, Any],
         prefill: str,
+        end: PromptEnd,
     ) -> list[int]:
         """Raises TemplateRefusal, but not because the arguments of an earlier call are no JSON object."""
         try:
-            return self._template.render_tokens(messages, tools, variables, prefill)
+            return self._template.render_tokens(messages, tools, variables, prefill, end)
         except TemplateRefusal:
             repaired = with_object_arguments(messages)
             if repaired == messages:
                 raise
-            return self._template.render_tokens(repaired, tools, variables, prefill)
+            return self._template.render_tokens(repaired, tools, variables, prefill, end)
 
-    def tail(self, prompt: Sequence[int], prefill: str = "") -> str:
-        """The text at the prompt's end that may have begun reasoning, including all of the `prefill`."""
-        return self._tokenizer.text(prompt[-TAIL - 4 * len(prefill) :])  # a character has at most four tokens
+    def tail(self, prompt: Sequence[int], begun: str = "") -> str:
+        """The text at the prompt's end that may have begun reasoning, including all of the `begun` answer."""
+        return self._tokenizer.text(prompt[-TAIL - 4 * len(begun) :])  # a character has at most four tokens
 
     def _texts(self, texts: Texts) -> list[Prompt]:
         return [self._text(prompt, texts) for prompt in texts.prompts]

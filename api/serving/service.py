@@ -101,7 +101,7 @@ class ModelService:
         """The sequences and choices of a request.
 
         Raises ApiError 400 if its constraints are invalid, or if the model's template, vocabulary or context does not
-        allow it.
+        allow it, 429 if its sequences and those that wait are too many.
         """
         prompt, several = spec.prompt, spec.num_choices
         if isinstance(prompt, Texts) and len(prompt.prompts) > 1:
@@ -118,7 +118,7 @@ class ModelService:
         prompts = await self.prompts.build(spec.prompt)
         params = await self._sampling(spec)
         limits = [self._limit(spec, len(prompt.tokens)) for prompt in prompts]
-        grammar, new_choice = await self._answering(spec, prompts)
+        grammar, new_choice = await self._answering(spec, prompts, params.min_tokens)
         submits = [
             Submit(
                 self.engine.next_id(),
@@ -139,7 +139,10 @@ class ModelService:
         """Precedence: request, the model's own defaults, OpenAI's defaults. The default seed is random."""
         given = {"seed": secrets.randbits(63)} | self.defaults.sampling() | dict(spec.sampling)
         params = SamplingParams(**given)
+        if not params.top_p:  # it leaves the best token only
+            params = replace(params, temperature=0.0)
         check_tokens(self.tokenizer, [token for token, _ in params.logit_bias], "logit_bias")
+        check_tokens(self.tokenizer, spec.stop_tokens, "stop_token_ids")
         if params.dry_multiplier:
             texts = DRY_BREAKERS if spec.dry_breakers is None else spec.dry_breakers
             params = replace(params, dry_breakers=await trio.to_thread.run_sync(self._breakers, texts))
@@ -184,18 +187,22 @@ class ModelService:
             raise ApiError(400, message, param=prompt.param, code="context_length_exceeded")
         return context - num_prompt
 
-    async def _answering(self, spec: GenerationSpec, prompts: Sequence[Prompt]) -> tuple[str, Callable[[], Choice]]:
+    async def _answering(
+        self, spec: GenerationSpec, prompts: Sequence[Prompt], min_tokens: int
+    ) -> tuple[str, Callable[[], Choice]]:
         """The grammar that each answer must match, empty for none, and a factory for choices."""
         stops = (self.defaults.stop if spec.stop is None else spec.stop) or ()
+        new_choice = partial(Choice, stops=stops, stop_tokens=frozenset(spec.stop_tokens), min_tokens=min_tokens)
         if isinstance(spec.prompt, Texts):
             grammar = await in_thread(spec.constraint.whole) if spec.constraint else ""
-            return grammar, lambda: Choice(self.tokenizer.piece, stops)
-        tail = self.prompts.tail(prompts[0].tokens, spec.prompt.prefill)
+            return grammar, lambda: new_choice(self.tokenizer.piece)
+        tail = self.prompts.tail(prompts[0].tokens, spec.prompt.begun)
         is_free = spec.tool_use is None and spec.constraint is None
         make = partial(self._chat_grammar, spec.tool_use, spec.constraint, tail)
         grammar = "" if is_free else await in_thread(make)
         ends = () if grammar else self.prompts.end_marks
-        return grammar, lambda: Choice(self.answer_piece, stops, self.prompts.dialect.parser(spec.tool_use, tail), ends)
+        parser = partial(self.prompts.dialect.parser, spec.tool_use, tail)
+        return grammar, lambda: new_choice(self.answer_piece, parser=parser(), end_marks=ends)
 
     def _chat_grammar(self, use: ToolUse | None, content: Constraint | None, prompt_tail: str) -> str:
         """The grammar that an answer must match; empty for none.

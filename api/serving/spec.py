@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from api.text.dialects import Tool, ToolUse
+from api.text.template import PromptEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,12 @@ class Conversation:
     """The beginning of the answer, which the model continues."""
     param: str = "messages"
     """The request's field that errors name."""
+    end: PromptEnd = PromptEnd.NEW_TURN
+
+    @property
+    def begun(self) -> str:
+        """The beginning of the answer that the prompt already has."""
+        return self.messages[-1].content if self.end is PromptEnd.OPEN_MESSAGE else self.prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,8 @@ class GenerationSpec:
     dry_breakers: Sequence[str] | None = None
     """Texts at which the DRY penalty stops matching repetitions."""
     stop: Sequence[str] | None = None
+    stop_tokens: Sequence[int] = ()
+    """Tokens that end an answer, without being a part of it, once it has `min_tokens` tokens."""
     constraint: Constraint | None = None
     tool_use: ToolUse | None = None
     """Which tools an answer may or must call."""

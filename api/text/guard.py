@@ -46,14 +46,21 @@ class Aside:
             return value
         raise TypeError(f"{type(value).__name__} is not a JSON type")  # its content would not be guarded
 
+    def unused(self) -> str:
+        """A private-use character that no text has and that replaces none. Raises TemplateRefusal if none is left."""
+        return _next(self._characters())
+
+    def _characters(self) -> Iterator[str]:
+        if self._unused is None:
+            self._unused = _unused_characters(self._used())
+        return self._unused
+
     def _text(self, text: str, find: Callable[[str], list[Span]]) -> str:
         text = without_surrogates(text)
         spans = find(text)
         if not spans:
             return text
-        if self._unused is None:
-            self._unused = _unused_characters(self._used())
-        changed = _replace(text, spans, self._chars, self._unused)
+        changed = _replace(text, spans, self._chars, self._characters())
         self.texts = {char: text for text, char in self._chars.items()}
         return changed
 
@@ -127,6 +134,12 @@ def _unused_characters(texts: Sequence[str]) -> Iterator[str]:
     return (char for char in map(chr, chain(*_PRIVATE_RANGES)) if char not in used)
 
 
+def _next(unused: Iterator[str]) -> str:
+    if (char := next(unused, None)) is None:
+        raise TemplateRefusal("the messages use every private-use character")
+    return char
+
+
 def _replace(text: str, spans: Sequence[Span], chars: dict[str, str], unused: Iterator[str]) -> str:
     """Replace `spans` by the characters of their texts in `chars`. Adds missing characters from `unused`."""
     pieces: list[str] = []
@@ -134,9 +147,7 @@ def _replace(text: str, spans: Sequence[Span], chars: dict[str, str], unused: It
     for start, end in spans:
         aside = text[start:end]
         if aside not in chars:
-            if (char := next(unused, None)) is None:
-                raise TemplateRefusal("the messages use every private-use character")
-            chars[aside] = char
+            chars[aside] = _next(unused)
         pieces += text[position:start], chars[aside]
         position = end
     return "".join(pieces) + text[position:]

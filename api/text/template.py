@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from enum import Enum, auto
 from itertools import chain
 from typing import Any, Protocol
 
@@ -25,6 +26,17 @@ CHATML = (
 CHATML_END = "<|im_end|>"
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class PromptEnd(Enum):
+    """What a prompt ends with."""
+
+    NEW_TURN = auto()
+    """The beginning of the assistant's turn."""
+    MESSAGES = auto()
+    """The end of the last message."""
+    OPEN_MESSAGE = auto()
+    """The content of the last message, without its end."""
 
 
 class TokenizerLike(Protocol):
@@ -75,14 +87,15 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
         prefill: str = "",
+        end: PromptEnd = PromptEnd.NEW_TURN,
     ) -> list[int]:
-        """The tokens of the prompt for these messages, which ends where the answer starts, or after its `prefill`.
+        """The tokens of the prompt for these messages, which ends as `end` says, or after the answer's `prefill`.
 
         The role of a message must be validated. Its other values, the tools and the `variables` are the client's
         JSON-like data. Templates may ignore variables. Tokenizing takes about 0.3 s per million characters, so large
         conversations need a thread. Raises TemplateRefusal if the template cannot render the conversation.
         """
-        prompt, aside = self._render(messages, tools, variables or {}, prefill)
+        prompt, aside = self._render(messages, tools, variables or {}, prefill, end)
         encode = self._tokenizer.encode
         if aside:
             parts = re.split(f"([{''.join(aside)}])", prompt)
@@ -104,9 +117,14 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None,
         variables: Mapping[str, Any],
         prefill: str = "",
+        end: PromptEnd = PromptEnd.NEW_TURN,
     ) -> tuple[str, dict[str, str]]:
         """The rendered text with private-use characters for replaced texts, and the replaced texts by character."""
         aside = Aside(self._guard, lambda: [self._source, *strings([messages, tools, variables, prefill])])
+        mark = ""
+        if end is PromptEnd.OPEN_MESSAGE:  # the prompt is cut at a mark, because templates differ in what they trim
+            mark = aside.unused()
+            messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + mark}]
         context = {"documents": None} | {str(name): aside.put(value) for name, value in variables.items()}
         context |= {
             "messages": [
@@ -114,7 +132,7 @@ class ChatTemplate:
                 for message in (messages if self._knows_system else _with_system_as_user(messages))
             ],
             "tools": aside.put(tools) if tools else None,
-            "add_generation_prompt": True,
+            "add_generation_prompt": end is PromptEnd.NEW_TURN,
             "bos_token": self._tokenizer.bos_token,
             "eos_token": self._tokenizer.eos_token,
         }
@@ -126,6 +144,10 @@ class ChatTemplate:
             raise TemplateRefusal(
                 reason if isinstance(error, _RaisedError) else f"the model's chat template failed: {reason}"
             ) from error
+        if mark:
+            prompt, found, _ = prompt.rpartition(mark)
+            if not found:
+                raise TemplateRefusal("it does not render the end of the final message, which cannot be continued")
         return prompt, aside.texts
 
     def _has_system_role(self) -> bool:

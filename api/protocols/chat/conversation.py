@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from api.protocols.chat.request import ChatRequest
-from api.protocols.fields import template_variables
 from api.protocols.structured import constraint, format_constraint
 from api.serving.spec import Conversation, GenerationSpec
 
@@ -23,5 +22,6 @@ def as_conversation(request: ChatRequest) -> Conversation:
     return Conversation(
         [message.neutral() for message in request.messages],
         request.all_tools() if request.tool_choice != "none" else (),
-        template_variables(request.chat_template_kwargs, request.reasoning_effort),
+        request.template_variables(),
+        end=request.prompt_end(request.messages),
     )

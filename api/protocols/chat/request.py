@@ -14,12 +14,14 @@ from api.protocols.fields import (
     FunctionName,
     GenerationRequest,
     Metadata,
+    No,
     ReasoningEffort,
     Strict,
-    TemplateVariables,
+    Unserved,
 )
 from api.protocols.formats import ResponseFormat
 from api.protocols.hosted import HostedTool
+from api.protocols.template_fields import TemplateFields
 from api.protocols.tools import ToolChoice, tool_use
 from api.text.dialects import Tool, ToolUse
 
@@ -83,10 +85,20 @@ def _chosen(tool: NamedTool | NamedCustomTool) -> str:
     return tool.function.name if isinstance(tool, NamedTool) else tool.custom.name
 
 
-class ChatRequest(GenerationRequest):
+class ReasoningOptions(Strict):
+    """OpenRouter's and Ollama's form of `reasoning_effort` and `enable_thinking`."""
+
+    effort: ReasoningEffort | None = None
+    enabled: bool | None = None
+    exclude: No = None
+    max_tokens: Unserved = None
+
+
+class ChatRequest(GenerationRequest, TemplateFields):
     """A request for chat completions."""
 
     unserved = UNSERVED
+    endpoint = "chat"
 
     messages: Messages
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -98,7 +110,7 @@ class ChatRequest(GenerationRequest):
     tool_choice: ToolChoices | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
-    chat_template_kwargs: TemplateVariables | None = None
+    reasoning: ReasoningOptions | None = None
     # accepted without effect
     metadata: Metadata | None = None
     store: bool | None = None
@@ -115,6 +127,9 @@ class ChatRequest(GenerationRequest):
             raise ApiError(400, message, param="max_tokens")
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
+        if self.reasoning_effort and self.reasoning and self.reasoning.effort not in (None, self.reasoning_effort):
+            message = "'reasoning_effort' and 'reasoning.effort' contradict each other."
+            raise ApiError(400, message, param="reasoning", code="invalid_value")
         self.tool_use()
         return self
 
@@ -126,6 +141,11 @@ class ChatRequest(GenerationRequest):
     def num_logprobs(self) -> int | None:
         """Number of most probable tokens to return with each token; None for no log probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    def template_variables(self) -> dict[str, Any]:
+        """Raises ApiError 400 if `enable_thinking` is given twice with different values."""
+        reasoning = self.reasoning or ReasoningOptions()
+        return self.variables(self.reasoning_effort or reasoning.effort, enabled=reasoning.enabled)
 
     def all_tools(self) -> list[Tool]:
         return all_tools(self.tools)

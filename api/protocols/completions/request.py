@@ -15,6 +15,8 @@ MAX_PROMPTS: Final = 1024
 class CompletionRequest(GenerationRequest):
     """A request for text completions of prompts."""
 
+    endpoint = "completions"
+
     prompt: (
         str
         | Tokens

@@ -37,6 +37,8 @@ Input = Annotated[
 class EmbeddingsRequest(Strict):
     """A request for embeddings of texts, or of tokens, which are used without change."""
 
+    endpoint = "embeddings"
+
     model: str
     input: Input
     encoding_format: Literal["float", "base64"] | None = None

@@ -45,7 +45,7 @@ def as_conversation(request: InputTokensRequest, items: Iterable[Item]) -> Conve
     instructions = [] if request.instructions is None else [Message("system", request.instructions)]
     listed = () if request.tool_choice == "none" else functions_of(request.tools)
     effort = request.reasoning.effort if request.reasoning else None
-    variables = template_variables(request.chat_template_kwargs, effort)
+    variables = template_variables(request.chat_template_kwargs, effort, request.enable_thinking)
     return Conversation([*instructions, *messages], listed, variables, param="input")
 
 

@@ -15,7 +15,6 @@ from api.protocols.responses.items import (
     FunctionCall,
     InputMessage,
     Item,
-    ItemId,
     ItemReference,
     ReasoningItem,
     new_item_id,
@@ -28,7 +27,7 @@ class HostedItem(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     type: Annotated[str, Field(pattern=f"^({'|'.join(hosted_items.ITEM_TYPES)})$")]
-    id: ItemId | None = None
+    id: str | None = None
 
     def listed(self) -> Item | None:
         """The item as a call of a function or its output; None if it is left out."""

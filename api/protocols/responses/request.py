@@ -122,6 +122,7 @@ class InputTokensRequest(Strict):
     parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     chat_template_kwargs: TemplateVariables | None = None
+    enable_thinking: bool | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -139,6 +140,7 @@ class ResponseRequest(InputTokensRequest, GenerationRequest):
     """A request for a response to a conversation. Sampling extensions are those of chat completions."""
 
     unserved = UNSERVED
+    endpoint = "responses"
 
     model: str
     n: Literal[1] | None = None

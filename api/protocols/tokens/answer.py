@@ -6,15 +6,14 @@ import trio
 
 from api.errors import ApiError
 from api.protocols.call import Call
-from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest, as_conversation
+from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from api.serving.service import ModelService
 
 
 async def tokenize(call: Call[TokenizeRequest]) -> dict[str, Any]:
     request = call.request
     service = await call.server.fleet.service(request.model)
-    if request.messages is not None:
-        conversation = as_conversation(request.messages, request.tools, request.chat_template_kwargs)
+    if (conversation := request.conversation()) is not None:
         tokens = await service.prompts.chat(conversation)
     else:
         tokens = await trio.to_thread.run_sync(_encode, service, request)

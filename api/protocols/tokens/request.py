@@ -1,50 +1,51 @@
 """The wire types of requests about tokens and prompts, with llama-server's and vLLM's field names."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pydantic import model_validator
 
 from api.errors import ApiError
 from api.protocols.conversation import AnyTool, Message, Messages, Tools, all_tools, warnings
-from api.protocols.fields import Strict, TemplateVariables, Token
+from api.protocols.fields import Strict, Token
+from api.protocols.template_fields import TemplateFields
 from api.protocols.tools import ToolChoice, tool_use
 from api.serving.spec import Conversation
 
 
-def as_conversation(
-    messages: Sequence[Message], tools: Sequence[AnyTool] | None, variables: Mapping[str, Any] | None
-) -> Conversation:
-    """Raises ApiError 400 if two tools have the same name."""
+def _conversation(messages: Sequence[Message], tools: Sequence[AnyTool] | None, fields: TemplateFields) -> Conversation:
+    """Raises ApiError 400 if two tools have the same name, or if fields contradict each other."""
     listed = all_tools(tools)
     tool_use(listed, ToolChoice())
-    return Conversation([message.neutral() for message in messages], listed, variables or {})
+    neutral = [message.neutral() for message in messages]
+    return Conversation(neutral, listed, fields.variables(), end=fields.prompt_end(messages))
 
 
-class ApplyTemplateRequest(Strict):
+class ApplyTemplateRequest(TemplateFields):
+    endpoint = "apply-template"
+
     model: str | None = None
     messages: Messages
     tools: Tools | None = None
-    chat_template_kwargs: TemplateVariables | None = None
 
     @property
     def warnings(self) -> list[str]:
         return warnings(self.messages, self.tools)
 
     def conversation(self) -> Conversation:
-        """Raises ApiError 400 if two tools have the same name."""
-        return as_conversation(self.messages, self.tools, self.chat_template_kwargs)
+        """Raises ApiError 400 if two tools have the same name, or if fields contradict each other."""
+        return _conversation(self.messages, self.tools, self)
 
 
-class TokenizeRequest(Strict):
+class TokenizeRequest(TemplateFields):
     """One of `content` (text, llama-server), `prompt` (text, vLLM) and `messages` (a conversation) must be given."""
+
+    endpoint = "tokenize"
 
     model: str | None = None
     content: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
     tools: Tools | None = None
-    chat_template_kwargs: TemplateVariables | None = None
     add_special: bool | None = None
     """Whether a text gets the model's BOS, if the model uses it."""
     add_special_tokens: bool | None = None
@@ -64,6 +65,10 @@ class TokenizeRequest(Strict):
         if len(given) != 1:
             raise ApiError(400, "Give one of 'content', 'prompt' and 'messages'.", param="content")
         return self
+
+    def conversation(self) -> Conversation | None:
+        """None for a text. Raises ApiError 400 as ApplyTemplateRequest's."""
+        return None if self.messages is None else _conversation(self.messages, self.tools, self)
 
 
 class DetokenizeRequest(Strict):

@@ -147,7 +147,8 @@ async def test_a_large_answer_is_written_like_a_small_one(server: Server, monkey
         ({"dimensions": 0}, "dimensions", "invalid_value", "greater than or equal to 1"),
         ({"dimensions": 5}, "dimensions", "invalid_value", "4 dimensions"),
         ({"encoding_format": "hex"}, "encoding_format", "invalid_value", "base64"),
-        ({"truncate": True}, "truncate", "unknown_parameter", "truncate"),
+        ({"truncate": True}, "truncate", "unsupported_parameter", "texts are not cut"),
+        ({"shorten": True}, "shorten", "unknown_parameter", "shorten"),
     ],
 )
 async def test_an_invalid_field_is_refused_by_name(

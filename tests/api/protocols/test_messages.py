@@ -869,7 +869,7 @@ REFUSED: list[tuple[Body, str, str]] = [
     ({"max_tokens": -1}, "'max_tokens'", "0"),
     ({"max_tokens": None}, "'max_tokens'", "integer"),
     ({"temperature": 1.5}, "'temperature'", "1"),
-    ({"top_p": 0}, "'top_p'", "0"),
+    ({"top_p": -1}, "'top_p'", "0"),
     ({"top_k": -1}, "'top_k'", "0"),
     ({"stop_sequences": [""]}, "'stop_sequences[0]'", "1"),
     ({"stop_sequences": ["x"] * (MAX_STOPS + 1)}, "'stop_sequences'", str(MAX_STOPS)),

@@ -208,12 +208,23 @@ EXTENSIONS: dict[str, Any] = {
     "repeat_last_n": 5,
     "repeat_penalty": 1.1,
     "repetition_penalty": 1.1,
+    "stop_token_ids": [0],
     "structured_outputs": {"choice": ["a", "b"]},
     "top_k": 5,
     "top_n_sigma": 1.0,
     "typical_p": 0.9,
+    "usage": {"include": True},
     "xtc_probability": 0.5,
     "xtc_threshold": 0.2,
+}
+
+
+CHAT_EXTENSIONS: dict[str, Any] = {
+    "add_generation_prompt": True,
+    "chat_template_kwargs": {"x": 1},
+    "continue_final_message": False,
+    "enable_thinking": True,
+    "reasoning": {"effort": "low"},
 }
 
 
@@ -224,7 +235,7 @@ def test_every_field_of_chat_completions_is_accepted(way: Way) -> None:
         response = way.chat(fields.pop("messages", "Hi."), **fields)
         assert response.usage.completion_tokens >= 1, name
         tested.add(name)
-    for name, value in (EXTENSIONS | {"chat_template_kwargs": {"x": 1}}).items():
+    for name, value in (EXTENSIONS | CHAT_EXTENSIONS).items():
         assert way.chat("Hi.", max_tokens=3, extra_body={name: value}).usage.completion_tokens >= 1, name
         tested.add(name)
     assert tested == set(ChatRequest.model_fields)
@@ -351,6 +362,27 @@ def test_an_answer_does_not_end_before_min_tokens(way: Way, tokenizer: Tokenizer
         response = way.chat("Say only: yes", max_tokens=60, logit_bias=end, extra_body={"min_tokens": min_tokens})
         assert response.usage.completion_tokens == min_tokens + 1
         assert response.only.finish_reason == "stop"
+
+
+def test_a_top_p_of_0_is_greedy(server: CortexServer) -> None:
+    way = Way(server.url, is_async=False, stream=False)
+    result = way.chat("Name a colour.", top_p=0, temperature=2, max_tokens=8, logprobs=True, top_logprobs=3).only
+    assert [entry.token for entry in result.logprobs] == [best(entry) for entry in result.logprobs]
+
+
+def test_a_stop_token_ends_an_answer(way: Way) -> None:
+    """The token's text is not returned, and the engine is free again."""
+    fields = {"stop_token_ids": [int(DIGITS[3])], "min_tokens": 4, "guided_regex": "3{4}[0-9]*"}
+    response = way.chat("Count.", logit_bias=always(3), extra_body=fields)
+    assert (response.only.text, response.only.finish_reason) == ("3333", "stop")
+    assert response.usage.completion_tokens == 5
+
+
+def test_a_final_message_is_continued(way: Way) -> None:
+    messages = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "1, 2, "}]
+    fields = {"continue_final_message": True, "add_generation_prompt": False, "guided_regex": "3, 4"}
+    response = way.chat(messages, extra_body=fields)
+    assert (response.only.text, response.only.finish_reason) == ("3, 4", "stop")
 
 
 # Structured output

@@ -1367,7 +1367,7 @@ def test_every_field_of_openai_and_of_ours_is_in_a_table() -> None:
     assert openais <= tables
     assert openais == {name for name in openais if name in ResponseRequest.model_fields or name in UNSERVED}
     assert set(UNSERVED) <= openais
-    extensions = set(GenerationRequest.model_fields) | {"chat_template_kwargs", "client_metadata"}
+    extensions = set(GenerationRequest.model_fields) | {"chat_template_kwargs", "enable_thinking", "client_metadata"}
     assert set(ResponseRequest.model_fields) - openais <= extensions
 
 
