@@ -43,7 +43,7 @@ def _context_params(
     params.n_ctx = kv_tokens
     params.n_batch = params.n_ubatch = batch_tokens
     params.n_seq_max = num_ids
-    params.n_outputs_max = min(max(num_ids, num_outputs), batch_tokens)  # llama.cpp asserts one for each id
+    params.n_outputs_max = max(num_ids, min(num_outputs, batch_tokens))  # llama.cpp asserts one for each id
     params.n_threads = params.n_threads_batch = threads
     params.kv_unified = unified
     params.swa_full = True  # cells outside of a sliding window must stay, to be shared and cut

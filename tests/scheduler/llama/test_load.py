@@ -15,6 +15,7 @@ from scheduler.llama.load import load
         ({"flash_attn": "off"}, "lanes", "a context for each sequence"),
         ({"max_seqs": 1}, "pool", "could not be kept"),
         ({"kv_layout": "pool"}, "pool", "as configured"),
+        ({"kv_layout": "pool", "batch_tokens": 64}, "pool", "as configured"),  # fewer tokens than sequence ids
     ],
 )
 def test_the_engine_reports_its_layout_and_the_reason(
