@@ -164,7 +164,8 @@ class FunctionCall(Lenient):
 
     @model_validator(mode="after")
     def _has_a_short_name(self) -> "FunctionCall":
-        check_full_name(self.namespace, self.name)
+        if self.namespace is not None:
+            check_full_name(self.namespace, self.name)
         return self
 
     def listed(self) -> Item:

@@ -289,7 +289,10 @@ RESPONSE_ITEMS: dict[str, tuple[Body, Body]] = {
         OUR_CALL | {"arguments": '{"city": "Ro', "status": "incomplete"},
         OUR_CALL | {"arguments": '{"city": "Ro'},
     ),
-    "a name that the model invented": (OUR_CALL | {"name": "a b"}, OUR_CALL | {"name": "a b", "x": 1}),
+    "a name that the model invented": (
+        OUR_CALL | {"name": "a b" * 99},
+        OUR_CALL | {"name": "a b" * 99, "x": 1},
+    ),
     "Pydantic AI, names": (USER | {"name": "Ann"}, USER),
 }
 
