@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.llama.load import load
 from scheduler.messages import SamplingParams, Submit, TokenLogprob
-from scheduler.plan import Plan
+from scheduler.plan import Plan, StepError
 
 CONTEXT = 256
 MAX_SEQS = 4
@@ -74,7 +74,7 @@ class Served:
             may_fail = fail in _phases(plan)
             num_failing += may_fail
             if may_fail and num_failing == 2:
-                outputs = scheduler.rollback(plan)
+                outputs = scheduler.rollback(plan, StepError("injected"))
                 self.num_failed += 1
             else:
                 self._keep_logits(plan, answers)
