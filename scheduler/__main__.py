@@ -12,6 +12,7 @@ import orjson
 
 from scheduler.config import EngineConfig
 from scheduler.crash_record import EXIT_CRASHED, CrashRecord
+from scheduler.failures import describe
 from scheduler.link import Link
 from scheduler.messages import Failed, Ready
 
@@ -28,7 +29,7 @@ def main() -> int:
     try:
         code = _serve(EngineConfig(**orjson.loads(sys.argv[2])), link, record)
     except BaseException as error:  # llguidance's panics are no Exceptions
-        record.explain(f"{type(error).__name__}: {error}")
+        record.explain(describe(error))
         _log.critical("the engine ends because of an exception", exc_info=True)
         code = EXIT_CRASHED
     link.flush(5.0)
@@ -39,10 +40,10 @@ def _serve(config: EngineConfig, link: Link, record: CrashRecord) -> int:
     # Imported after the link has started: it ends this process if the API dies while llama.cpp is loading.
     from scheduler.engine import Engine
     from scheduler.errors import ModelError, NoMemoryError
+    from scheduler.llama.aborts import report_aborts
     from scheduler.llama.load import load
-    from scheduler.llama.model import report_aborts
 
-    report_aborts(record.explain)
+    report_aborts(record)
     try:
         parts = load(config)
     except ModelError as error:

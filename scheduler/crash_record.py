@@ -45,6 +45,7 @@ class CrashRecord:
 
     def __init__(self, fd: int = -1) -> None:
         """Opens the record of `create`. Without one, nobody else can read what is written."""
+        self._fd = fd
         self._memory = mmap.mmap(fd, SIZE)
 
     def computing(self, request_ids: Sequence[int]) -> None:
@@ -61,6 +62,12 @@ class CrashRecord:
         self._memory[_REASON + 8 : _REASON + 8 + len(data)] = data
         struct.pack_into("q", self._memory, _REASON, len(data))
 
+    def capture_stderr(self) -> None:
+        """From now on, what this process writes to stderr is its reason to end. The descriptor must still be open."""
+        os.dup2(self._fd, 2)
+        os.lseek(2, _REASON + 8, os.SEEK_SET)
+        struct.pack_into("q", self._memory, _REASON, MAX_REASON)
+
     @property
     def request_ids(self) -> frozenset[int]:
         """The requests that were being computed, or whose grammars were being compiled."""
@@ -70,7 +77,8 @@ class CrashRecord:
     def reason(self) -> str:
         """Why the engine ended, in one line; empty if it did not say."""
         length = min(max(0, struct.unpack_from("q", self._memory, _REASON)[0]), MAX_REASON)
-        return " ".join(self._memory[_REASON + 8 : _REASON + 8 + length].decode(errors="replace").split())
+        text = self._memory[_REASON + 8 : _REASON + 8 + length].partition(b"\0")[0]
+        return " ".join(text.decode(errors="replace").split())
 
     def close(self) -> None:
         self._memory.close()

@@ -9,6 +9,7 @@ import threading
 from typing import NoReturn
 
 from scheduler.crash_record import EXIT_CRASHED, CrashRecord
+from scheduler.failures import describe
 from scheduler.grammar import Compiled
 from scheduler.messages import Message, Output, Step, decode, encode
 
@@ -97,7 +98,7 @@ class Link:
         try:
             self._write_all()
         except Exception as error:  # without this thread the engine would go on without being heard
-            self._exit(f"{type(error).__name__}: {error}", EXIT_CRASHED)
+            self._exit(describe(error), EXIT_CRASHED)
 
     def _write_all(self) -> None:
         while True:

@@ -3,10 +3,6 @@
 import ctypes
 import faulthandler
 import logging
-import os
-import re
-import sys
-from collections.abc import Callable
 from typing import Any, Final
 
 import llama_cpp
@@ -20,6 +16,8 @@ _log = logging.getLogger("llama.cpp")
 
 LLAMA_CPP_VERSION: Final[str] = llama_cpp.__version__
 """The version of llama-cpp-python, which includes its own llama.cpp."""
+LIBRARY: Final[Any] = lib._lib
+"""The loaded library, for functions that llama-cpp-python does not declare."""
 POOLING_IDS: Final = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 TRIAL_SECONDS: Final = 10
 """Time limit for tokenizing some kilobytes. A valid vocabulary takes milliseconds."""
@@ -46,25 +44,6 @@ def forget_errors() -> None:
 def last_error() -> str:
     """Returns the last error that llama.cpp logged since `forget_errors`."""
     return _last_errors[-1] if _last_errors else "no reason given"
-
-
-def report_aborts(report: Callable[[str], None]) -> None:
-    """Call `report` with llama.cpp's reason before llama.cpp aborts this process, and write the reason to stderr."""
-    set_callback = getattr(lib._lib, "ggml_set_abort_callback", None)
-    if set_callback is None:
-        return
-
-    def on_abort(text: bytes) -> None:
-        os.write(sys.stderr.fileno(), text + b"\n")
-        report(re.sub(r"^\S*/", "", text.decode("utf-8", errors="replace")))  # without the folder of the source file
-
-    global _on_abort
-    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(on_abort)
-    set_callback(_on_abort)
-
-
-_on_abort: Any = None
-"""Kept alive, because llama.cpp may call it at any time."""
 
 
 class Model:
