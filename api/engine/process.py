@@ -25,12 +25,12 @@ ENGINE_COMMAND: Final = (sys.executable, "-P", "-m", "scheduler")
 ENGINE_ENVIRONMENT: Final = {
     "GGML_NO_BACKTRACE": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "GOMP_SPINCOUNT": "1000",
 }
 """Defaults, which the user's environment overrides. Without GGML_NO_BACKTRACE a debugger attaches to a crashed engine,
-which delays the next one. With huge pages, gigabytes of KV memory are allocated in a fifth of the time."""
-SHARED_CORES: Final = {"GOMP_SPINCOUNT": "1000"}
-"""Further defaults for an engine beside others. llama.cpp's threads spin while they wait for each other. If engines
-share cores, long spinning would occupy cores that another engine needs."""
+which delays the next one. With huge pages, gigabytes of KV memory are allocated in a fifth of the time. llama.cpp's
+threads spin while they wait for each other. By default they spin for milliseconds, on cores that other engines and
+the API need. Short spinning was as fast alone, and nearly twice as fast beside a busy program (docs/performance.md)."""
 END_LIMIT: Final = 10.0
 """Seconds that an engine may take to end, including the running step, before it is killed."""
 

@@ -1,6 +1,6 @@
 """The models of one server by name: finds, starts and stops them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +194,8 @@ class Fleet:
             if model.is_over:  # removed at once, so that no request finds it
                 self._forget(model)
 
-    def _launcher(self, config: EngineConfig, environment: Mapping[str, str]) -> Launcher:
-        return EngineLauncher(config, command=self._engine_command, environment=environment)
+    def _launcher(self, config: EngineConfig) -> Launcher:
+        return EngineLauncher(config, command=self._engine_command)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Loads models, one at a time: starts the engine, then reads the vocabulary."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,6 @@ import trio
 
 from api.engine.client import EngineClient
 from api.engine.connection import Connection
-from api.engine.process import ENGINE_ENVIRONMENT, SHARED_CORES
 from api.engine.supervisor import EngineFailedError, Launcher
 from api.flags import ModelOptions
 from api.models.files import num_file_bytes
@@ -21,15 +20,12 @@ from scheduler.config import EngineConfig, EngineInfo
 
 _log = logging.getLogger("cortex.api")
 
-MakeLauncher = Callable[[EngineConfig, Mapping[str, str]], Launcher]
-"""Makes a launcher for an engine's configuration and environment."""
+MakeLauncher = Callable[[EngineConfig], Launcher]
+"""Makes a launcher for an engine's configuration."""
 
 
 class Neighbours(Protocol):
     """The other models on this machine. Loading a model depends on them."""
-
-    def any_ready_beside(self, name: str) -> bool:
-        """Whether another model than this one is loaded."""
 
     def weight_bytes_beside(self, name: str) -> int:
         """Size of the weights of all other loaded models."""
@@ -117,10 +113,8 @@ class ModelLoader:
 
     def _launcher(self, options: ModelOptions) -> Launcher:
         """A launcher for an engine beside the models that are loaded now."""
-        neighbours, name = self._neighbours, options.name
-        config = replace(options.engine, others_bytes=neighbours.weight_bytes_beside(name))
-        environment = ENGINE_ENVIRONMENT | (SHARED_CORES if neighbours.any_ready_beside(name) else {})
-        return self._make_launcher(config, environment)
+        others_bytes = self._neighbours.weight_bytes_beside(options.name)
+        return self._make_launcher(replace(options.engine, others_bytes=others_bytes))
 
 
 def _abilities(info: EngineInfo) -> str:

@@ -25,10 +25,6 @@ class MemoryPolicy:
         self._models = models
         self._idle_limit = idle_limit
 
-    def any_ready_beside(self, name: str) -> bool:
-        """Whether another model than this one is loaded."""
-        return bool(self._ready_beside(name))
-
     def weight_bytes_beside(self, name: str) -> int:
         """Size of the weights of all other loaded models, also of those whose engine is being restarted.
 

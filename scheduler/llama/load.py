@@ -14,9 +14,10 @@ from scheduler.grammar import GrammarCompiler
 from scheduler.llama.device import open_device
 from scheduler.llama.info import encoder_info, generator_info
 from scheduler.llama.kv_memory import PoolMemory
-from scheduler.llama.model import Model
+from scheduler.llama.model import Model, num_gpu_layers
 from scheduler.llama.reader import Attention, LlamaReader, attention_of, text_limits
 from scheduler.llama.runner import LlamaRunner
+from scheduler.llama.threads import ThreadController
 from scheduler.llama.tuning import tuned
 from scheduler.machine import cores
 from scheduler.pacing import Pacer
@@ -58,6 +59,7 @@ def _load(config: EngineConfig) -> Parts:
     started = time.monotonic()
     model = Model(config.model_path, config.gpu_layers)
     model.try_vocabulary()
+    adapts_threads = config.threads is None and not num_gpu_layers(config.gpu_layers, model.num_layers)
     config = tuned(config, model)
     pooling = model.pooling(config.pooling)
     attention = attention_of(model, config, pooling) if pooling != "none" else None
@@ -71,6 +73,7 @@ def _load(config: EngineConfig) -> Parts:
         max_seqs=sizes.max_seqs,
         vocab_size=model.vocab_size,
         backend_top_k=config.backend_top_k,
+        threads=ThreadController(sizes.threads) if adapts_threads else None,
     )
     seconds_per_token = runner.warm_up()
     scheduler = Scheduler(

@@ -41,7 +41,7 @@ class KVFacts:
 
 
 def measure(model: Model, config: EngineConfig) -> KVFacts:
-    """Saves one token and then two. The model file alone does not tell: layers may have different heads.
+    """Saves one token and then two. The model file is not enough: layers may have different heads.
 
     Raises ModelError if no context can be opened, TrialError if the model computes nothing.
     """

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scheduler.failures import RequestError, attempt
 from scheduler.grammar import Masks
 from scheduler.llama.context import Context
+from scheduler.llama.threads import ThreadController
 from scheduler.logprobs import log_probabilities
 from scheduler.messages import TokenLogprob
 from scheduler.plan import Chunk, Plan, Result
@@ -30,8 +31,11 @@ class LlamaRunner:
         max_seqs: int,
         vocab_size: int,
         backend_top_k: int = 0,
+        threads: ThreadController | None = None,
     ) -> None:
+        """`threads` is None if the number of threads does not change."""
         self._context = context
+        self._threads = threads
         self._masks = Masks(max_seqs, vocab_size)
         self._eog_tokens = np.array(sorted(eog_tokens), dtype=np.intp)
         self._backend_top_k = backend_top_k
@@ -59,6 +63,12 @@ class LlamaRunner:
 
     def run(self, plan: Plan) -> Result:
         """See `Runner.run`. Raises StepError if llama.cpp fails."""
+        result = self._run(plan)
+        if self._threads is not None and self._threads.observe(plan.num_tokens, result.seconds):
+            self._context.use_threads(self._threads.num_threads)
+        return result
+
+    def _run(self, plan: Plan) -> Result:
         started = time.perf_counter()
         self._fill(plan)
         sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]

@@ -70,14 +70,14 @@ class ThreadController:
         self._next_trial = -math.inf
         self._trial: _Trial | None = None
 
-    def observe(self, num_tokens: int, seconds: float) -> int:
-        """Record the duration of a step. Returns the number of threads for the next one."""
-        if self._full > 1:
-            if self._trial is not None:
-                self._continue(self._trial, num_tokens, seconds)
-            else:
-                self._watch()
-        return self.num_threads
+    def observe(self, num_tokens: int, seconds: float) -> bool:
+        """Record the duration of a step. Returns whether `num_threads` has changed."""
+        before = self.num_threads
+        if self._trial is not None:
+            self._continue(self._trial, num_tokens, seconds)
+        elif self._full > 1:
+            self._watch()
+        return self.num_threads != before
 
     def _watch(self) -> None:
         """Begin a trial if threads wait for cores, or if fewer threads than usual run."""

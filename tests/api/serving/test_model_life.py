@@ -1,6 +1,6 @@
 """The lifecycle of models under any order of events. Engines are tasks and the time is virtual."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -70,25 +70,24 @@ class Machine:
         """By model file. Cancelling a scope kills that engine."""
         self.num_loading = 0
         """Engines that are not ready yet."""
-        self.launched: list[tuple[str, int, bool]] = []
-        """The model file of each engine, the size of the other models' weights, and whether it shares the cores."""
+        self.launched: list[tuple[str, int]] = []
+        """The model file of each engine, and the size of the other models' weights."""
         self.faults: list[str] = []
 
-    def launcher(self, config: EngineConfig, *, command: object, environment: Mapping[str, str]) -> "FakeLauncher":
-        return FakeLauncher(self, config, "GOMP_SPINCOUNT" in environment)
+    def launcher(self, config: EngineConfig, *, command: object) -> "FakeLauncher":
+        return FakeLauncher(self, config)
 
 
 class FakeLauncher:
-    def __init__(self, machine: Machine, config: EngineConfig, shares_cores: bool) -> None:
+    def __init__(self, machine: Machine, config: EngineConfig) -> None:
         self._machine = machine
         self._config = config
-        self._shares_cores = shares_cores
         self._is_loading = False
 
     @asynccontextmanager
     async def launch(self) -> AsyncIterator[Connection]:
         machine, path = self._machine, self._config.model_path
-        machine.launched.append((path, self._config.others_bytes, self._shares_cores))
+        machine.launched.append((path, self._config.others_bytes))
         if path in machine.engines:
             machine.faults.append(f"two engines of {path}")
         behaviour = machine.behaviours.pop(0) if machine.behaviours else "serves"
@@ -429,11 +428,11 @@ def test_engines_that_die_together_load_one_after_the_other_and_know_the_others_
                 assert await world.ask("b", 1)
                 nursery.cancel_scope.cancel()
         assert machine.launched == [
-            ("a.gguf", 0, False),
-            ("a.gguf", 0, False),
-            ("b.gguf", WEIGHTS["a"], True),
-            ("a.gguf", WEIGHTS["b"], True),
-            ("b.gguf", WEIGHTS["a"], True),
+            ("a.gguf", 0),
+            ("a.gguf", 0),
+            ("b.gguf", WEIGHTS["a"]),
+            ("a.gguf", WEIGHTS["b"]),
+            ("b.gguf", WEIGHTS["a"]),
         ]
 
     trio.run(play, clock=MockClock(autojump_threshold=0))
