@@ -169,16 +169,20 @@ def test_a_request_without_room_even_alone_fails() -> None:
 
 
 @pytest.mark.parametrize("lanes", [False, True], ids=["pool", "lanes"])
-def test_kv_that_may_be_wrong_is_not_shared(lanes: bool) -> None:
+@pytest.mark.parametrize("after", [0, 3])
+def test_kv_that_may_be_wrong_is_not_shared(lanes: bool, after: int) -> None:
     """A step computed NaN, perhaps from wrong KV. The same prompt later computes everything again."""
     system = System(lanes=lanes)
     is_broken = True
-    system.runner.chunk_error = lambda chunk: InvalidLogitsError("NaN") if is_broken and chunk.samples else None
+    system.runner.chunk_error = lambda chunk: (
+        InvalidLogitsError("NaN") if is_broken and chunk.sequence.sampler.index == after else None
+    )
     length = 3 * PAGE_TOKENS + 5
     system.submit(1, prompt(0, length))
     system.run()
     assert system.finish_reason(1) == "error"
     assert system.cache.num_free == system.cache.num_pages
+    assert system.memory.num_used == 0
     is_broken = False
     system.submit(2, prompt(0, length))
     system.run()

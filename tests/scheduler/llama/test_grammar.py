@@ -1,5 +1,6 @@
 """Grammars on the real vocabulary."""
 
+import json
 from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 from typing import cast
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from scheduler.failures import GrammarError, RequestError
+from scheduler.failures import GrammarError, RequestError, attempt
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler, Mask, Masks
 from scheduler.llama.model import Model
-from scheduler.messages import Submit
+from scheduler.messages import SamplingParams, Submit
+from scheduler.sampling import sample
+from scheduler.sequence import Sequence as AnswerSequence
+from scheduler.sequence import Status
 
 SECONDS = 120.0
 """Timeout, long enough for a busy machine."""
@@ -108,6 +112,38 @@ def test_the_error_state_is_read_with_the_mask(compiler: GrammarCompiler, vocabu
     assert isinstance(first, np.ndarray)
     assert isinstance(last, np.ndarray)
     assert (first == last).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_an_answer_that_stops_is_complete(
+    seed: int, compiler: GrammarCompiler, vocabulary: LLTokenizer, model_path: str
+) -> None:
+    """Answers of random tokens within a grammar that sometimes breaks: they stop complete, or fail."""
+    grammar = grammar_after('{"' if seed % 2 else "", compiler, vocabulary)
+    sequence = AnswerSequence(Submit(1, [1], 100, SamplingParams(seed=seed)), 0, grammar)
+    ends = frozenset(vocabulary_ends(model_path))
+    masks, random = Masks(1, vocabulary.vocab_size), np.random.default_rng(seed)
+    tokens, error = list[int](), None
+    while error is None:
+        [mask] = masks.finish(masks.start([grammar]), [grammar])
+        rows = random.normal(size=(1, vocabulary.vocab_size)).astype(np.float32)
+        [token] = sample(rows, [sequence.sampler], np.array(sorted(ends)), [mask])
+        advanced = token if isinstance(token, RequestError) else attempt(sequence.advance, token, ends)
+        if isinstance(advanced, RequestError):
+            error = advanced
+        else:
+            new, status = advanced
+            tokens += new
+            if status is not None:
+                break
+    text = '{"' * (seed % 2) + vocabulary.decode_str([token for token in tokens if token not in ends])
+    if error is None:
+        assert status is Status.STOPPED
+        assert isinstance(json.loads(text), dict)
+    else:
+        assert isinstance(error, GrammarError)
+        with pytest.raises(ValueError, match="Expecting"):
+            json.loads(text)
 
 
 def test_masks_of_others_are_computed_if_one_raises(compiler: GrammarCompiler, vocabulary: LLTokenizer) -> None:
