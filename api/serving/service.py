@@ -211,7 +211,8 @@ class ModelService:
         """
         for tool in use.tools if use is not None else ():
             try:
-                tool.rule()
+                if tool.strict:
+                    tool.rule()
             except SchemaError as error:
                 raise invalid_schema(error, f"the strict tool {tool.name!r}", "tools") from error
         if content is not None and content.is_whole:

@@ -44,9 +44,10 @@ def pattern_problem(pattern: str) -> str:
     report = schema_problem({"type": "string", "pattern": pattern})
     if not report or report.startswith("Unsatisfiable"):
         return ""
-    if "look" in report or "WordUnicode" in report or "WordAscii" in report:
-        return "it looks ahead or behind (also with \\b or \\B)"
-    return report.rpartition("error: ")[2]
+    reason = report.rpartition("error: ")[2]
+    if reason.startswith(("look-around", "lookaround")):
+        return "it looks ahead or behind (\\b and \\B do so too)"
+    return reason[:200]
 
 
 def names_of(pattern: str) -> tuple[str, ...] | None:

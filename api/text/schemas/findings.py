@@ -1,11 +1,44 @@
 """What was found in a client's schema: the parts that cannot be enforced."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 JSON = Any
 """A parsed JSON value."""
 Schema = dict[str, Any] | bool
+
+MAX_KEY: Final = 100
+"""Characters of a key in a message."""
+MAX_KEYS: Final = 30
+"""Keys of a pointer in a message."""
+MAX_LEFT_OUT: Final = 100
+"""Parts of a schema that are recorded as left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """A part of a schema. Its text is made when it is needed: a key may have megabytes and thousands of parts inside.
+
+    The text is a JSON Pointer in the form of a URI fragment: #/properties/name.
+    """
+
+    parent: "Pointer | None" = None
+    key: str | int = ""
+
+    def __str__(self) -> str:
+        keys: list[str] = []
+        place = self
+        while place.parent is not None:
+            key = str(place.key)
+            shown = key if len(key) <= MAX_KEY else f"{key[:MAX_KEY]}..."
+            keys.append(shown.replace("~", "~0").replace("/", "~1"))
+            place = place.parent
+        if len(keys) > MAX_KEYS:
+            keys[MAX_KEYS // 2 : -MAX_KEYS // 2] = ["..."]
+        return "/".join(["#", *reversed(keys)])
+
+
+ROOT: Final = Pointer()
 
 
 class SchemaError(ValueError):
@@ -15,7 +48,6 @@ class SchemaError(ValueError):
         super().__init__(f"{reason} (at {pointer})")
         self.reason = reason
         self.pointer = pointer
-        """The part as a JSON Pointer in the schema, in the form of a URI fragment: #/properties/name."""
 
 
 @dataclass(slots=True)
@@ -25,14 +57,16 @@ class Findings:
     strict: bool
     left_out: list[SchemaError] = field(default_factory=list)
 
-    def leave_out(self, reason: str, pointer: str) -> None:
+    def leave_out(self, reason: str, pointer: Pointer) -> None:
         """Record a part that cannot be enforced. Raises SchemaError if the schema is strict."""
-        error = SchemaError(reason, pointer)
         if self.strict:
-            raise error
-        self.left_out.append(error)
+            raise SchemaError(reason, str(pointer))
+        if len(self.left_out) < MAX_LEFT_OUT:
+            self.left_out.append(SchemaError(reason, str(pointer)))
 
 
-def child(pointer: str, *keys: str | int) -> str:
+def child(pointer: Pointer, *keys: str | int) -> Pointer:
     """The pointer to a part of the part at `pointer`."""
-    return "/".join([pointer, *(str(key).replace("~", "~0").replace("/", "~1") for key in keys)])
+    for key in keys:
+        pointer = Pointer(pointer, key)
+    return pointer

@@ -4,13 +4,17 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any, Final
 
-from api.text.schemas.findings import Findings, Schema, child
+from api.text.schemas.findings import ROOT, Findings, Pointer, Schema, child
 from api.text.schemas.keywords import TYPES
 
 MAX_CHAIN: Final = 300
 """Schemas on a path through references. llguidance follows them recursively: a thousand use up its stack."""
 MAX_COMPARED: Final = 200
 """Options of a `oneOf` that are compared with each other."""
+MAX_COMPARISONS: Final = 200_000
+"""Comparisons of schemas and of constants. Without an end, options in options would take for ever."""
+MAX_ROUNDS: Final = 50
+"""Passes over the definitions that look for endless ones."""
 _LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
 _MAPS: Final = ("properties", "patternProperties")
 _SINGLE: Final = ("items", "additionalProperties")
@@ -33,12 +37,13 @@ class Graph:
     """A schema in normal form with its definitions. Its methods change the schema in place."""
 
     def __init__(
-        self, root: Schema, definitions: dict[str, Schema], pointers: dict[int, str], findings: Findings
+        self, root: Schema, definitions: dict[str, Schema], pointers: dict[int, Pointer], findings: Findings
     ) -> None:
         self.root = root
         self.definitions = definitions
         self._pointers = pointers
         self._findings = findings
+        self._comparisons_left = MAX_COMPARISONS
 
     def target(self, node: Mapping[str, Any]) -> Schema:
         """The schema that a reference refers to."""
@@ -53,8 +58,8 @@ class Graph:
                 yield node
                 waiting += parts_of(node)
 
-    def pointer(self, node: Mapping[str, Any]) -> str:
-        return self._pointers.get(id(node), "#")
+    def pointer(self, node: Mapping[str, Any]) -> Pointer:
+        return self._pointers.get(id(node), ROOT)
 
     # -- oneOf
 
@@ -85,7 +90,8 @@ class Graph:
         """Whether it is certain that no value matches both."""
         if one is False or other is False:
             return True
-        if one is True or other is True or not depth:
+        self._comparisons_left -= 1
+        if one is True or other is True or not depth or self._comparisons_left < 0:
             return False
         for node, against in ((one, other), (other, one)):
             if "$ref" in node and self._disjoint(self.target(node), against, depth - 1):
@@ -97,7 +103,8 @@ class Graph:
                 return True
         values, others = _constants(one), _constants(other)
         if values is not None and others is not None:
-            return not any(_equal(value, each) for value in values for each in others)
+            self._comparisons_left -= len(values) + len(others)
+            return not set(map(_key, values)) & set(map(_key, others))
         common = types_of(one) & types_of(other)
         if not common:
             return True
@@ -133,12 +140,16 @@ class Graph:
         """Forbid what contains itself without end. No answer to such a schema ends, and its grammar breaks."""
         finite: set[str] = set()
         waiting = [*reversed(self.definitions)]
-        changed = True
-        while changed:
-            found = {name for name in waiting if self._is_finite(self.definitions[name], finite)}
-            finite |= found
-            waiting = [name for name in waiting if name not in found]
-            changed = bool(found) and bool(waiting)
+        for _ in range(MAX_ROUNDS):
+            known = len(finite)
+            for name in waiting:
+                if self._is_finite(self.definitions[name], finite):
+                    finite.add(name)
+            waiting = [name for name in waiting if name not in finite]
+            if len(finite) == known or not waiting:
+                break
+        else:
+            return  # a longer search would only find more that is finite
         if not waiting:
             return
         endless = not self._is_finite(self.root, finite)
@@ -200,8 +211,12 @@ def _constants(schema: Mapping[str, Any]) -> list[Any] | None:
     return values
 
 
-def _equal(one: Any, other: Any) -> bool:
-    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+def _key(value: Any) -> tuple[str, object]:
+    """Different for values that are not equal, besides objects and lists."""
+    kind = _type_of(value)
+    if kind in ("integer", "number"):
+        return "number", float(value)
+    return kind, None if kind in ("array", "object") else value
 
 
 def _type_of(value: Any) -> str:

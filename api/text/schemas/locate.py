@@ -13,6 +13,8 @@ from api.text.schemas.keywords import NEEDED_BY
 
 BUDGET: Final = 8 << 20
 """Characters of schemas that are compiled to find a part."""
+COST: Final = 20_000
+"""What a compilation takes besides, in the time for so many characters."""
 UNSATISFIABLE: Final = "Unsatisfiable schema"
 
 
@@ -37,7 +39,7 @@ class Locator:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._left = BUDGET
-        self._size = len(orjson.dumps([graph.root, graph.definitions]))
+        self._size = COST + len(orjson.dumps([graph.root, graph.definitions]))
 
     def find(self, problem: str) -> Found | None:
         """The deepest object that has this problem; None if the schema is false. Raises OverBudget."""

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from api.text.schemas.compiler import forbids_all_names, names_of, pattern_problem
-from api.text.schemas.findings import Findings, Schema, child
+from api.text.schemas.findings import Findings, Pointer, Schema, child
 from api.text.schemas.keywords import (
     ENFORCED,
     FORMATS,
@@ -24,6 +24,8 @@ MAX_PARTS: Final = 4000
 """Properties of an object, and values in a constant. llguidance's recursion over them uses up its stack."""
 MAX_COUNT: Final = 1_000_000
 """Minimum lengths above it are refused. Maximum lengths above it are ignored: no answer is so long."""
+MAX_PATTERNS: Final = 500
+"""Different patterns in a schema. A complicated one takes some milliseconds to check."""
 MAX_FACTOR: Final = 2**32 - 1
 """The largest number of `multipleOf` without its decimal point."""
 
@@ -46,7 +48,7 @@ class Normalizer:
         self._names: dict[int, str] = {}
         """Names in `definitions`, by the id of the client's object."""
         self._waiting: list[tuple[str, Place]] = []
-        self.pointers: dict[int, str] = {}
+        self.pointers: dict[int, Pointer] = {}
         """Where each object of the normal form comes from, by its id."""
         self.definitions: dict[str, Schema] = {}
         root = self._references.root
@@ -55,7 +57,7 @@ class Normalizer:
             name, place = self._waiting.pop()
             self.definitions[name] = self._schema(place.node, place.pointer, place.base, 2)
 
-    def _schema(self, node: Schema, pointer: str, base: str, nesting: int) -> Schema:
+    def _schema(self, node: Schema, pointer: Pointer, base: str, nesting: int) -> Schema:
         if isinstance(node, bool):
             return node
         normal: dict[str, Any] = {}
@@ -133,7 +135,7 @@ class Normalizer:
         return ""
 
     def _subschemas(
-        self, normal: dict[str, Any], keyword: str, node: Mapping[str, Any], pointer: str, base: str, nesting: int
+        self, normal: dict[str, Any], keyword: str, node: Mapping[str, Any], pointer: Pointer, base: str, nesting: int
     ) -> str:
         """Add a keyword with subschemas. Returns why it cannot be enforced; empty if it can."""
         value = node[keyword]
@@ -161,7 +163,7 @@ class Normalizer:
                 return "not all of its patterns can be enforced"
         return ""
 
-    def _patterns(self, value: Mapping[str, Schema], pointer: str, base: str, nesting: int) -> dict[str, Schema]:
+    def _patterns(self, value: Mapping[str, Schema], pointer: Pointer, base: str, nesting: int) -> dict[str, Schema]:
         kept = {}
         for pattern, part in value.items():
             inside = child(pointer, pattern)
@@ -173,13 +175,15 @@ class Normalizer:
 
     def _pattern_problem(self, pattern: str) -> str:
         if pattern not in self._pattern_problems:
+            if len(self._pattern_problems) == MAX_PATTERNS:
+                return f"the schema has more than {MAX_PATTERNS} patterns"
             self._pattern_problems[pattern] = pattern_problem(pattern)
         return self._pattern_problems[pattern]
 
-    def _finish_object(self, normal: dict[str, Any], pointer: str) -> None:
+    def _finish_object(self, normal: dict[str, Any], pointer: Pointer) -> None:
         """Make what an object's keywords say together enforceable."""
         if "patternProperties" in normal:
-            _name_patterns(normal, self.pointers, pointer)
+            self._name_patterns(normal, pointer)
         properties, required = normal.get("properties", {}), normal.get("required", [])
         optional = properties.keys() - set(required)
         if len(optional) > MAX_OPTIONAL:
@@ -199,7 +203,34 @@ class Normalizer:
                     reason = f"{keyword!r} cannot be enforced beside optional properties"
                     self._findings.leave_out(reason, child(pointer, keyword))
 
-    def _leave_out_properties(self, normal: dict[str, Any], what: str, pointer: str) -> None:
+    def _name_patterns(self, normal: dict[str, Any], pointer: Pointer) -> None:
+        """Replace patterns of few names by properties: no name may be left for a pattern, and then a grammar breaks."""
+        patterns: dict[str, Schema] = {}
+        named: dict[str, list[Schema]] = {}
+        for pattern, schema in normal["patternProperties"].items():
+            names = names_of(pattern)
+            if names is None:
+                patterns[pattern] = schema
+            elif len(names) > 1 and isinstance(schema, dict):  # as a definition, because copies of copies grow fast
+                name = f"p{len(self.definitions)}"
+                self.definitions[name] = schema
+                schema = {"$ref": f"#/$defs/{name}"}
+                self.pointers[id(schema)] = child(pointer, "patternProperties", pattern)
+            for name in names or ():
+                named.setdefault(name, []).append(schema)
+        properties = normal.setdefault("properties", {}) if named else {}
+        for name, schemas in named.items():
+            both = [properties[name], *schemas] if name in properties else schemas
+            properties[name] = both[0] if len(both) == 1 else {"allOf": both}
+            self.pointers.setdefault(id(properties[name]), child(pointer, "properties", name))
+        del normal["patternProperties"]
+        if patterns:
+            normal["patternProperties"] = patterns
+            forbidden = tuple(pattern for pattern, schema in patterns.items() if schema is False)
+            if forbidden and forbids_all_names(forbidden):
+                normal["additionalProperties"] = False
+
+    def _leave_out_properties(self, normal: dict[str, Any], what: str, pointer: Pointer) -> None:
         self._findings.leave_out(f"it has {what}", pointer)
         for keyword in ("properties", "required", *NEEDED_BY["properties"]):
             normal.pop(keyword, None)
@@ -226,30 +257,6 @@ def _evaluated(node: dict[str, Any]) -> dict[str, Any]:
     if not twins.keys() & node.keys() or _APPLICATORS & node.keys() or "contains" in node:
         return node
     return {twins[key] if key in twins and twins[key] not in node else key: value for key, value in node.items()}
-
-
-def _name_patterns(normal: dict[str, Any], pointers: dict[int, str], pointer: str) -> None:
-    """Replace patterns of few names by properties: no name may be left for a pattern, and then a grammar breaks."""
-    patterns: dict[str, Schema] = {}
-    named: dict[str, list[Schema]] = {}
-    for pattern, schema in normal["patternProperties"].items():
-        names = names_of(pattern)
-        if names is None:
-            patterns[pattern] = schema
-        for name in names or ():
-            named.setdefault(name, []).append(schema)
-    if named:
-        properties = normal.setdefault("properties", {})
-        for name, schemas in named.items():
-            both = [properties[name], *schemas] if name in properties else schemas
-            properties[name] = both[0] if len(both) == 1 else {"allOf": both}
-            pointers.setdefault(id(properties[name]), child(pointer, "properties", name))
-    del normal["patternProperties"]
-    if patterns:
-        normal["patternProperties"] = patterns
-        forbidden = tuple(pattern for pattern, schema in patterns.items() if schema is False)
-        if forbidden and forbids_all_names(forbidden):
-            normal["additionalProperties"] = False
 
 
 def _is_factor(value: float) -> bool:

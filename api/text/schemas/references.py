@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
-from api.text.schemas.findings import child
+from api.text.schemas.findings import ROOT, Pointer, child
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,7 @@ class Place:
     """A part of a schema."""
 
     node: Any
-    pointer: str
+    pointer: Pointer
     """From the schema's root, for errors."""
     base: str
     """The URI that references in it are relative to; empty if no `$id` sets one."""
@@ -23,7 +23,7 @@ class References:
     """Finds what the references of one schema refer to. Nothing is loaded from elsewhere."""
 
     def __init__(self, root: Any) -> None:
-        self.root = Place(root, "#", own_base(root, ""))
+        self.root = Place(root, ROOT, own_base(root, ""))
         self._resources: dict[str, Place] | None = None
         self._anchors: dict[tuple[str, str], Place] = {}
 

@@ -4,19 +4,22 @@ import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 from hashlib import blake2b
+from sys import getsizeof
 from threading import Lock
 from typing import Any, Final
 
 import orjson
 
 from api.text.schemas.compiler import json_rule, schema_problem
-from api.text.schemas.findings import Findings, Schema, SchemaError, child
+from api.text.schemas.findings import ROOT, Findings, Schema, SchemaError, child
 from api.text.schemas.graph import Graph, types_of
 from api.text.schemas.locate import UNSATISFIABLE, Locator, OverBudget, without
 from api.text.schemas.normal import Normalizer
 
 CACHE_BYTES: Final = 16 << 20
 """The rules that are kept have at most this size together."""
+OVERHEAD: Final = 256
+"""Bytes of the objects around a text."""
 MAX_REPAIRS: Final = 16
 """Parts that are left out of a schema one after the other, because llguidance rejects it. Then all of it is."""
 
@@ -63,9 +66,8 @@ class RuleCache:
 def _size(rule: Rule | SchemaError) -> int:
     errors = rule.left_out if isinstance(rule, Rule) else (rule,)
     text = rule.text if isinstance(rule, Rule) else ""
-    return (
-        256 + 4 * len(text) + sum(256 + 4 * len(str(error)) for error in errors)
-    )  # a str has up to 4 bytes a character
+    texts = [text, *(part for error in errors for part in (error.reason, error.pointer, str(error)))]
+    return sum(OVERHEAD + getsizeof(each) for each in texts)
 
 
 _cache: Final = RuleCache(CACHE_BYTES)
@@ -121,7 +123,7 @@ def _restrict_to_objects(graph: Graph, findings: Findings) -> None:
     if not isinstance(root, dict):
         return
     if "type" in root and "object" not in types_of(root):
-        findings.leave_out("the arguments of a function must be an object", "#/type")
+        findings.leave_out("the arguments of a function must be an object", child(ROOT, "type"))
         root.clear()
     elif "$ref" not in root:
         others = root | {"type": "object"}
@@ -144,7 +146,7 @@ def _repaired(graph: Graph, findings: Findings) -> dict[str, Any]:
         except OverBudget:
             found = None
         if found is None:
-            findings.leave_out(_reason(problem, None), "#")
+            findings.leave_out(_reason(problem, None), ROOT)
             return fallback
         pointer = graph.pointer(found.node)
         inside = child(pointer, found.keyword) if found.keyword else pointer
@@ -152,7 +154,7 @@ def _repaired(graph: Graph, findings: Findings) -> dict[str, Any]:
         kept = without(found.node, found.keyword) if found.keyword else {}
         found.node.clear()
         found.node.update(kept)
-    findings.leave_out("too many parts cannot be enforced", "#")
+    findings.leave_out("too many parts cannot be enforced", ROOT)
     return fallback
 
 
@@ -166,6 +168,6 @@ def _reason(problem: str, keyword: str | None) -> str:
     """The reason of llguidance in the words of JSON Schema."""
     if UNSATISFIABLE in problem:
         why = problem.partition(UNSATISFIABLE)[2].lstrip(": ").partition(" while processing")[0]
-        return f"no value can match {repr(keyword) if keyword else 'this'}: {why}"
+        return f"no value can match {repr(keyword) if keyword else 'this'}: {why[:200]}"
     what = f"{keyword!r} cannot be enforced" if keyword else "it cannot be enforced"
     return f"{what}: {problem.partition(' while processing')[0][:200]}"

@@ -82,3 +82,29 @@ def test_the_cache_is_bounded_by_bytes() -> None:
         assert 0 < cache.num_bytes <= 100_000
     schema_rule({"const": "x" * 200_000}, cache=cache)  # larger than the cache
     assert cache.num_bytes <= 100_000
+
+
+def test_a_small_schema_does_not_become_large() -> None:
+    """Properties in place of patterns share one definition. Pointers share their beginnings."""
+    schema: dict[str, Any] = {"type": "integer", "not": {}}
+    for _ in range(12):
+        schema = OBJECT | {"patternProperties": {"^[a-z]$": schema}, "additionalProperties": False}
+    rule = schema_rule(schema)
+    assert len(rule) < 30_000
+    assert accepts(rule, '{"a": {"z": {}}}')
+    assert not accepts(rule, '{"a": {"zz": {}}}')
+    name = "x" * 1_000_000
+    inside: dict[str, Any] = {f"p{number}": {"not": {}} for number in range(1000)}
+    with pytest.raises(SchemaError) as raised:
+        schema_rule({"properties": {name: {"properties": inside}}}, strict=True)
+    assert len(str(raised.value)) < 1000
+
+
+def test_options_in_options_are_compared_for_a_limited_time() -> None:
+    definitions: dict[str, Any] = {
+        f"d{level}": {"anyOf": [{"$ref": f"#/$defs/d{level + 1}"}] * 40} for level in range(4)
+    }
+    one_of = [{"$ref": "#/$defs/d0"}, {"type": "string"}]
+    assert schema_rule({"oneOf": one_of, "$defs": definitions | {"d4": OBJECT}})
+    names = [f"n{number}" for number in range(20_000)]
+    assert schema_rule({"oneOf": [{"enum": names}, {"enum": [f"m{name}" for name in names]}]}, strict=True)
