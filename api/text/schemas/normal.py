@@ -194,6 +194,9 @@ class Normalizer:
         fewest = max(normal.get("minProperties", 0) - len(required), 0)
         if fewest == 0:
             normal.pop("minProperties", None)
+        if fewest > 1 and self._findings.strict:
+            reason = "'minProperties' cannot be enforced: an answer may repeat a name"
+            self._findings.leave_out(reason, child(pointer, "minProperties"))
         if is_closed and normal.get("maxProperties", 0) >= len(properties):
             normal.pop("maxProperties", None)
         most = normal["maxProperties"] - len(required) if "maxProperties" in normal else None

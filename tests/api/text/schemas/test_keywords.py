@@ -172,6 +172,9 @@ UNENFORCED: dict[str, Case] = {
     "minProperties": Case(
         {"type": "object", "properties": {"a": TEXT}, "minProperties": 1}, ({},), ({"a": 5},), "#/minProperties"
     ),
+    "minProperties above 1": Case(
+        {"type": "object", "minProperties": 2}, ({"a": 1, "b": 2},), ({"a": 1},), "#/minProperties"
+    ),
     "an inexact number": Case(INTEGER | {"minimum": 1e30}, (5,), ("x",), "#/minimum"),
     "an inexact constant": Case(INTEGER | {"const": 2**60 + 1}, (5,), ("x",), "#/const"),
     "too many values": Case(TEXT | {"enum": list(map(str, range(MAX_ALTERNATIVES + 1)))}, ("x",), (5,), "#/enum"),
