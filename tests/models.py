@@ -76,6 +76,44 @@ def write_mamba(path: Path, vocabulary: str, vocabulary_kind: str = "gpt2") -> N
     _write(writer)
 
 
+def write_windowed(path: Path, window: int) -> None:
+    """Writes a model like Gemma 3 (2025): one layer with a sliding window, then one that attends to all tokens.
+
+    It has the vocabulary of BERT_TOKENS. The weights are float32, so rounding changes its logits very little.
+    """
+    random = np.random.default_rng(4)
+    writer = gguf.GGUFWriter(path, "gemma3")
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(list(BERT_TOKENS))
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(BERT_TOKENS))
+    writer.add_context_length(1024)
+    writer.add_embedding_length(EMBEDDING)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_key_length(EMBEDDING // HEADS)
+    writer.add_value_length(EMBEDDING // HEADS)
+    writer.add_block_count(LAYERS)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_sliding_window(window)
+    writer.add_uint32("gemma3.attention.sliding_window_pattern", LAYERS)
+    shapes = {"token_embd.weight": (len(BERT_TOKENS), EMBEDDING)}
+    norms = {"output_norm": EMBEDDING}
+    for layer in range(LAYERS):
+        block = f"blk.{layer}"
+        shapes |= {f"{block}.attn_{name}.weight": (EMBEDDING, EMBEDDING) for name in ("q", "k", "v", "output")}
+        shapes |= {f"{block}.ffn_{name}.weight": (INNER, EMBEDDING) for name in ("gate", "up")}
+        shapes |= {f"{block}.ffn_down.weight": (EMBEDDING, INNER)}
+        norms |= {f"{block}.{name}": EMBEDDING for name in ("attn_norm", "post_attention_norm")}
+        norms |= {f"{block}.{name}": EMBEDDING for name in ("ffn_norm", "post_ffw_norm")}
+        norms |= {f"{block}.attn_{name}_norm": EMBEDDING // HEADS for name in ("q", "k")}
+    for name, shape in shapes.items():
+        writer.add_tensor(name, 4 * _weights(random, shape))
+    for name, size in norms.items():
+        writer.add_tensor(f"{name}.weight", np.ones(size, np.float32))
+    _write(writer)
+
+
 def write_bert(path: Path, pooling: gguf.PoolingType | None, *, special: bool = True) -> None:
     """Writes an encoder (Devlin et al., BERT, 2018) with its own vocabulary.
 

@@ -251,7 +251,7 @@ class ModelService:
         return {
             "engine_pid": info.pid,
             "context_length": info.ctx_len,
-            "kv": {"tokens": info.kv_tokens, "bytes": info.kv_bytes} | kv,
+            "kv": {"tokens": info.kv_tokens, "bytes": info.kv_bytes, "layout": info.kv_layout, "tier": info.tier} | kv,
             "running": report.scheduler["running"] + report.embedder.get("requests", 0),
             "waiting": report.scheduler["waiting"],
             "statistics": {"scheduler": report.scheduler, "cache": report.cache}

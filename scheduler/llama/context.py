@@ -84,7 +84,7 @@ class Context:
         self._pointer: Any = lib.llama_init_from_model(model.pointer, params)
         if not self._pointer:
             raise ModelError(f"llama.cpp cannot set up {kv_tokens} tokens of KV memory: {last_error()}")
-        self._vocab_size = model.vocab_size
+        self.vocab_size = model.vocab_size
         self._memory: Any = lib.llama_get_memory(self._pointer)
         self.keeps_kv = bool(self._memory) and not model.encodes
         """Whether computed tokens stay in memory for the next step."""
@@ -142,7 +142,7 @@ class Context:
     def logits(self, num_rows: int) -> NDArray[np.float32]:
         """Returns the rows of logits of the last batch, in its order. Valid until the next decode."""
         pointer = lib.llama_get_logits(self._pointer)
-        return np.ctypeslib.as_array(pointer, shape=(num_rows, self._vocab_size))
+        return np.ctypeslib.as_array(pointer, shape=(num_rows, self.vocab_size))
 
     def embedding(self, sequence_id: int) -> NDArray[np.float32]:
         """Returns the pooled embedding of the sequence id's tokens in the last batch. Valid until the next decode."""

@@ -74,6 +74,7 @@ def _plan(config: EngineConfig, model: Model, facts: KVFacts, why_pool: str = ""
         why_pool = "the model has a recurrent state, not only KV cells"
     if model.architecture in ONE_AT_A_TIME:
         config = _one_at_a_time(config, "llama.cpp aborts if it computes several sequences of this architecture")
+        why_pool = "only one sequence is computed at a time"
     while True:
         sizes = _sizes(config, model, facts, why_pool)
         in_lanes, together = sizes.layout == "lanes", sizes.max_seqs > 1

@@ -69,7 +69,7 @@ class ContextMemory(ABC):
         if self._window:
             raise TrialError("a saved state contains only the last window of the layers with a sliding window")
         self._need_ids(self._num_ids_for_pages)
-        compute(self._context, Part(0, range(2 * PAGE_TOKENS), 0))
+        compute(self._context, Part(0, self._trial_tokens(), 0))
         self._format = StateFormat(self._context.read_state(0))
         saved = self.save(0, PAGE_TOKENS, 2 * PAGE_TOKENS)
         if not saved or not self.share(0, 1, 0, PAGE_TOKENS):
@@ -84,11 +84,14 @@ class ContextMemory(ABC):
     def _prove_whole(self) -> None:
         self._need_ids(2)
         length = 2 * PAGE_TOKENS
-        compute(self._context, Part(0, range(length), 0))
+        compute(self._context, Part(0, self._trial_tokens(), 0))
         saved = self.save(0, 0, length)
         if not saved or not self.load(1, 0, length, saved):
             raise TrialError("llama.cpp does not load a saved sequence")
         self._compare_next_logits(length)
+
+    def _trial_tokens(self) -> list[int]:
+        return [token % self._context.vocab_size for token in range(2 * PAGE_TOKENS)]
 
     def _need_ids(self, count: int) -> None:
         if self.num_ids < count:

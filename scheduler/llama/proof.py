@@ -24,8 +24,8 @@ NUM_IDS: Final = 4
 LANE_CELLS: Final = 256
 """llama.cpp rounds a lane up to this number of cells."""
 BATCH_TOKENS: Final = 32
-PROMPT_TOKENS: Final = 12
-SHARED_TOKENS: Final = 8
+PROMPT_TOKENS: Final = 8
+SHARED_TOKENS: Final = 5
 RECORD_BYTES: Final = 12
 """Bytes of a cell's record in a saved state; see `scheduler.llama.state`."""
 
@@ -41,7 +41,7 @@ class KVFacts:
 
 
 def measure(model: Model, config: EngineConfig) -> KVFacts:
-    """Saves one token and then two. The model file is not enough: layers may have different heads.
+    """Saves one token and then two. Layers may have different heads, so the model file does not say it.
 
     Raises ModelError if no context can be opened, TrialError if the model computes nothing.
     """
@@ -99,10 +99,8 @@ class _Trial:
         self._context = context
         self._memory = memory
         step = model.vocab_size // (PROMPT_TOKENS + 2)
-        first = (
-            [model.bos_token] if model.bos_token is not None else [0]
-        )  # without it, rounding changes some models more
-        tokens = [*first, *(step * index for index in range(1, PROMPT_TOKENS + 1))]
+        first = model.bos_token or 0  # in some models, rounding changes a text without it more
+        tokens = [first, *(step * index for index in range(1, PROMPT_TOKENS + 1))]
         self._prompt, self._next = tokens[:-1], tokens[-1]
 
     def compute_alone(self) -> None:

@@ -46,6 +46,8 @@ def check_alike(row: Row, expected: Row, other: Row, complaint: str) -> None:
     logits changes no probability, so it does not count: in Gemma 3 it varies more than everything else.
     """
     allowed = expected > -np.inf  # some models exclude tokens
+    if not allowed.any():
+        raise TrialError(complaint)
     row, expected, other = (_centred(each[allowed]) for each in (row, expected, other))
     if not np.linalg.norm(row - expected) <= np.linalg.norm(other - expected) / 2:  # a NaN is not alike either
         raise TrialError(complaint)

@@ -38,6 +38,9 @@ class KvMemory(Answer):
     held_tokens: int
     cached_tokens: int
     free_tokens: int
+    layout: Literal["pool", "lanes"]
+    tier: Literal["pages", "sequences", "none"]
+    """What the host tier and the disk tier keep: pages, which prompts can share, or whole sequences, or nothing."""
 
 
 class ModelHealth(Answer):

@@ -1272,6 +1272,8 @@ async def test_health_contains_the_report_of_the_engine(server: Server) -> None:
     assert model["kv"] == {
         "tokens": INFO.kv_tokens,
         "bytes": INFO.kv_bytes,
+        "layout": "pool",
+        "tier": "none",
         "held_tokens": 96,
         "cached_tokens": 320,
         "free_tokens": 51 * 32,
