@@ -76,6 +76,8 @@ class Submit:
     """Number of prompt log probabilities that an earlier engine has returned."""
     suspect: bool = False
     """Whether the request was in the step in which an earlier engine crashed, so that it may be the cause."""
+    num_alone: int = 1
+    """Number of tokens that a suspect must get in steps of its own."""
 
 
 @dataclass(frozen=True, slots=True)

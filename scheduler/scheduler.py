@@ -116,7 +116,7 @@ class Scheduler:
         self._sequences[submit.request_id] = sequence
         self._policy.submitted(sequence)
         if submit.suspect:
-            self._suspects.add(submit.request_id)
+            self._suspects.add(submit.request_id, submit.num_alone)
         return None
 
     def cancel(self, request_id: int) -> None:

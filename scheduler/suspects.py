@@ -19,17 +19,17 @@ class Suspects:
         self._groups: deque[list[int]] = deque()
         """Requests that are tried together, next group first."""
         self._failures_alone: dict[int, int] = {}
-        self._must_sample: set[int] = set()
-        """Requests that stay suspects until a step samples a token for them."""
+        self._must_sample: dict[int, int] = {}
+        """Requests that stay suspects until this many steps have sampled a token for them."""
         self._tried_last = False
 
     def __bool__(self) -> bool:
         return bool(self._groups)
 
-    def add(self, request_id: int) -> None:
-        """Add a request that may have crashed an earlier engine. It is alone in its steps until it gets a token."""
+    def add(self, request_id: int, num_tokens: int = 1) -> None:
+        """Add a request that may have crashed an engine. It is alone in its steps until it has `num_tokens` more."""
         self._groups.append([request_id])
-        self._must_sample.add(request_id)
+        self._must_sample[request_id] = num_tokens
 
     def choose(self, ready: Sequence[int]) -> Collection[int]:
         """Returns the requests of `ready` that may be in the next step: one group of suspects, or all others.
@@ -47,10 +47,12 @@ class Suspects:
         return others if group is None else group
 
     def passed(self, request_id: int, *, sampled: bool) -> None:
-        """A step with this request succeeded. It is no longer a suspect, unless it must get a token first."""
-        if sampled or request_id not in self._must_sample:
+        """A step with this request succeeded. It is no longer a suspect, unless it must get more tokens first."""
+        num_missing = self._must_sample.get(request_id, 0) - sampled
+        if num_missing <= 0:
             self.discard(request_id)
         else:
+            self._must_sample[request_id] = num_missing
             self._failures_alone.pop(request_id, None)
 
     def failed(self, tried: list[int]) -> int | None:
@@ -80,7 +82,7 @@ class Suspects:
     def discard(self, request_id: int) -> None:
         """The request has ended, or it is not a suspect any more. Ignores a request that is no suspect."""
         self._failures_alone.pop(request_id, None)
-        self._must_sample.discard(request_id)
+        self._must_sample.pop(request_id, None)
         self._leave_group(request_id)
 
     def _leave_group(self, request_id: int) -> None:

@@ -156,7 +156,7 @@ class EngineClient:
         if isinstance(request, Embedding):
             self._post(request.message(request_id))
         else:
-            self._post(request.message(request_id, suspect=request_id in self._suspicion))
+            self._post(request.message(request_id, num_alone=self._suspicion.num_alone(request_id)))
 
     def _post(self, message: Message) -> None:
         self._supervisor.post(message)
@@ -209,8 +209,7 @@ class EngineClient:
         generation = self._requests.get(request_id)
         if not isinstance(generation, Generation):
             return False
-        if output.tokens:
-            self._suspicion.clear(request_id)  # the engine computed a suspect alone until this token
+        self._suspicion.advance(request_id, len(output.tokens))  # the engine computes suspects alone
         if not generation.deliver(output):
             _log.warning("request %d was dropped: its client stopped reading", request_id)
             self.cancel(request_id)

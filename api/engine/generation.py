@@ -79,14 +79,18 @@ class Generation:
         self._mailbox.put(output)
         return is_read
 
-    def message(self, request_id: int, *, suspect: bool = False) -> Submit:
-        """The message that starts or resumes a sequence (for the engine client)."""
+    def message(self, request_id: int, *, num_alone: int = 0) -> Submit:
+        """The message that starts or resumes a sequence (for the engine client).
+
+        `num_alone`: how many tokens it must get alone; 0 if it is no suspect.
+        """
         index = self._indexes[request_id]
         return replace(
             self._submits[index],
             answer=list(self._answers[index]),
             num_scored=self._num_scored[index],
-            suspect=suspect,
+            suspect=num_alone > 0,
+            num_alone=num_alone,
         )
 
     def fail(self, request_id: int, reason: str) -> None:

@@ -97,6 +97,18 @@ def test_suspects_of_a_crash_run_alone_one_after_the_other_until_they_get_a_toke
     assert [sorted(tried) for tried in seen] == [[7], [9], [7], [9], [7], [7, 9], [8]]
 
 
+def test_a_suspect_of_several_crashes_gets_more_tokens_alone() -> None:
+    suspects = Suspects()
+    suspects.add(7, 3)
+    seen = []
+    for _ in range(6):
+        tried = sorted(suspects.choose([7, 9]))
+        seen.append(tried)
+        for request in tried:
+            suspects.passed(request, sampled=True)
+    assert seen == [[7], [9], [7], [9], [7], [7, 9]]
+
+
 def test_suspects_that_are_not_ready_do_not_stop_others() -> None:
     suspects = Suspects()
     suspects.add(7)

@@ -40,7 +40,8 @@ class Sequence:
     num_done: int
     """Tokens or texts."""
     num_scored: int = 0
-    must_be_alone: bool = False
+    num_alone: int = 0
+    """Tokens that it must get alone."""
 
 
 class DiedError(Exception):
@@ -61,7 +62,7 @@ class Machine:
     num_deaths: int = 0
     num_starts: int = 0
     loses_outputs: bool = False
-    """Whether the outputs of the last step before a death are lost."""
+    """Whether the outputs of a step are sent only after the next one, and are lost if the engine dies in it."""
 
     @asynccontextmanager
     async def launch(self) -> AsyncIterator[Connection]:
@@ -102,6 +103,7 @@ class Engine:
         self._stream = stream
         self._sequences: dict[int, Sequence] = {}
         self._suspect_was_last = False
+        self._unsent: list[Message] = []
         self._woken = trio.Event()
 
     async def live(self, behaviour: str) -> None:
@@ -133,8 +135,10 @@ class Engine:
             *lines, pending = (pending + data).split(b"\n")
             for message in map(decode, lines):
                 match message:
-                    case Submit(request_id, answer=answer, num_scored=num_scored, suspect=suspect):
-                        self._sequences[request_id] = Sequence(message, len(answer), num_scored, suspect)
+                    case Submit(request_id, answer=answer, num_scored=num_scored, num_alone=num_alone):
+                        self._sequences[request_id] = Sequence(
+                            message, len(answer), num_scored, num_alone if message.suspect else 0
+                        )
                     case Embed(request_id):
                         self._sequences[request_id] = Sequence(message, 0)
                     case Cancel(request_id):
@@ -144,22 +148,31 @@ class Engine:
     async def _run(self) -> None:
         while True:
             while not self._sequences:
+                await self._send_unsent()
                 self._woken = trio.Event()
                 await self._woken.wait()
             for step in self._steps():
                 await trio.sleep(STEP_SECONDS)
                 messages, cause = self._compute(step)
                 death = self._death(step, cause)
-                if not (death and self._machine.loses_outputs):
-                    for message in messages:
-                        await self._send(message)
+                if not self._machine.loses_outputs:
+                    self._unsent += messages
+                if death is None or not self._machine.loses_outputs:
+                    await self._send_unsent()
+                if self._machine.loses_outputs:
+                    self._unsent += messages
                 if death:
                     raise death
+
+    async def _send_unsent(self) -> None:
+        for message in self._unsent:
+            await self._send(message)
+        self._unsent.clear()
 
     def _steps(self) -> list[list[int]]:
         """A step of sequences and a batch of texts, as the real engine takes turns."""
         sequences = [number for number, each in self._sequences.items() if isinstance(each.submit, Submit)]
-        suspects = [number for number in sequences if self._sequences[number].must_be_alone]
+        suspects = [number for number in sequences if self._sequences[number].num_alone > 0]
         others = [number for number in sequences if number not in suspects]
         self._suspect_was_last = bool(suspects) and not (self._suspect_was_last and others)
         texts = [number for number in self._sequences if number not in sequences]
@@ -207,7 +220,7 @@ class Engine:
             scores = range(sequence.num_scored, min(num_scores, sequence.num_scored + SCORES_PER_STEP))
             sequence.num_scored = scores.stop
             return Output(number, prompt_logprobs=[(float(score), []) for score in scores])
-        sequence.must_be_alone = False
+        sequence.num_alone -= 1
         token = submit.tokens[0] + sequence.num_done
         sequence.num_done += 1
         if sequence.num_done == submit.max_tokens:
@@ -361,3 +374,19 @@ def test_killed_engines_count_against_nobody(embeds: bool) -> None:
     trio.run(users.play, requests, clock=MockClock(autojump_threshold=0))
     users.check(requests)
     assert (users.failed, users.machine.num_deaths) == ({}, 20)
+
+
+def test_a_request_that_crashes_engines_at_a_late_token_is_found_though_the_last_tokens_are_lost() -> None:
+    """Else it would get some tokens alone on each engine, and crash it together with all others."""
+    machine = Machine(loses_outputs=True)
+    users = Users(machine)
+    requests = [Request(num_tokens=400), Request(num_tokens=400, crashes_at=200), Request(num_tokens=400)]
+    trio.run(users.play, requests, clock=MockClock(autojump_threshold=0))
+    users.check(requests)
+    assert len(users.failed) == 1
+    assert machine.num_deaths == 3
+    machine = Machine(deaths=[(20, "crashed")] * 4, loses_outputs=True)
+    users = Users(machine)
+    trio.run(users.play, requests, clock=MockClock(autojump_threshold=0))
+    users.check(requests)
+    assert machine.num_deaths <= 4 + 3

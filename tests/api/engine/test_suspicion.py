@@ -6,7 +6,7 @@ import pytest
 
 from api.engine.embeds import Embeds
 from api.engine.ending import ending_of
-from api.engine.suspicion import Suspicion
+from api.engine.suspicion import FIRST_ALONE, Suspicion
 from scheduler.crash_record import EXIT_CRASHED, CrashRecord
 
 
@@ -27,9 +27,22 @@ def test_a_request_is_guilty_after_two_crashes_alone() -> None:
 def test_a_cleared_request_keeps_its_strike() -> None:
     suspicion = Suspicion()
     crash(suspicion, 1)
-    suspicion.clear(1)
+    suspicion.advance(1, FIRST_ALONE)
     assert not suspicion
     assert crash(suspicion, 1) == 1
+
+
+def test_a_suspect_is_alone_for_longer_after_each_crash() -> None:
+    suspicion = Suspicion()
+    crash(suspicion, 1, 2)
+    suspicion.advance(1, 1)
+    assert (suspicion.num_alone(1), suspicion.num_alone(2), suspicion.num_alone(3)) == (7, 8, 0)
+    suspicion.advance(2, 100)
+    crash(suspicion, 2, 3)
+    assert (suspicion.num_alone(1), suspicion.num_alone(2), suspicion.num_alone(3)) == (7, 32, 8)
+    suspicion.forget(2)
+    crash(suspicion, 2, 3, open_ids=(2, 3))
+    assert suspicion.num_alone(2) == 8
 
 
 def test_an_ended_request_is_no_suspect_and_those_computed_with_it_were_not_alone() -> None:
