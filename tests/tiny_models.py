@@ -153,6 +153,19 @@ def _recurrent() -> tuple[str, Values, Shapes]:
     return "mamba", {"attention.head_count": 0, "attention.head_count_kv": 0, "feed_forward_length": 0} | _SSM, shapes
 
 
+def _cogvlm() -> tuple[str, Values, Shapes]:
+    """CogVLM (Wang et al., 2023), for which llama.cpp returns the logits of another token than requested."""
+    size, shapes = HEADS * HEAD, Shapes()
+    for layer in range(LAYERS):
+        block = f"blk.{layer}"
+        shapes |= _forward(block) | {f"{block}.attn_norm": (EMBEDDING,)}
+        for name, feed in (("attn", "ffn"), ("vis_attn", "vis")):
+            shapes |= {f"{block}.{name}_qkv": (3 * size, EMBEDDING), f"{block}.{name}_output": (EMBEDDING, size)}
+            shapes |= {f"{block}.{feed}_{part}": (FORWARD, EMBEDDING) for part in ("gate", "up")}
+            shapes |= {f"{block}.{feed}_down": (EMBEDDING, FORWARD)}
+    return "cogvlm", {}, shapes
+
+
 _SSM: Values = {
     "ssm.conv_kernel": KERNEL,
     "ssm.inner_size": INNER,
@@ -168,11 +181,13 @@ KINDS: dict[str, Callable[[], tuple[str, Values, Shapes]]] = {
     "hybrid": _hybrid,
     "recurrent": _recurrent,
 }
+"""The kinds that are served."""
+REFUSED = {"cogvlm": _cogvlm}
 
 
 def write_tiny_model(path: Path, kind: str) -> None:
-    """Writes a model of one of KINDS that generates text. Encoders: see tests.models.write_bert."""
-    architecture, values, shapes = KINDS[kind]()
+    """Writes a model of one of KINDS or REFUSED. Encoders: see tests.models.write_bert."""
+    architecture, values, shapes = (KINDS | REFUSED)[kind]()
     writer = gguf.GGUFWriter(path, architecture)
     _write_vocabulary(writer)
     common: Values = {

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from scheduler.config import EngineConfig
 from scheduler.llama.context import Context
 from scheduler.llama.kv_memory import ContextMemory, LaneMemory, PoolMemory
@@ -105,7 +107,11 @@ class _Trial:
 
     def compute_alone(self) -> None:
         """Computes the prompt, the next token, and two more of which the last is the next token again."""
-        compute(self._context, Part(0, self._prompt, 0))
+        (first,) = compute(self._context, Part(0, self._prompt[:1], 0))
+        self._memory.remove(0, 0, -1)
+        (last,) = compute(self._context, Part(0, self._prompt, 0))
+        if np.allclose(first, last, rtol=0.01, atol=0.01):  # as llama.cpp's graph of CogVLM does
+            raise TrialError("it returns the logits of a step's first token instead of its last")
         (self._expected,) = compute(self._context, Part(0, [self._next], PROMPT_TOKENS))
         (self._other,) = compute(self._context, Part(0, [self._prompt[0], self._next], PROMPT_TOKENS + 1))
         check_alike(self._expected, self._expected, self._other, "it computes no valid logits")

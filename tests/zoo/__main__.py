@@ -20,7 +20,7 @@ from scheduler.llama.model import LLAMA_CPP_VERSION
 from tests.zoo.table import PAGE, RESULTS, put_table
 
 AT_A_TIME = 2
-SECONDS = 300
+SECONDS = 900
 
 
 def main() -> int:

@@ -60,11 +60,12 @@ class Checks:
     def run(self) -> Report:
         report = self.report
         try:
-            engine = self._open()
+            with self._open() as engine:
+                info = engine.info
         except ModelError as error:
             report.refused = str(error)
             return report
-        info, report.tier = engine.info, engine.info.tier
+        report.tier = info.tier
         report.layout, report.reason, report.generates = info.kv_layout, info.kv_layout_reason, info.generates
         if info.generates:
             self._alone = [self._fresh(prompt)[0] for prompt in self._prompts]
@@ -100,7 +101,8 @@ class Checks:
 
     def _fresh(self, *prompts: list[int], **options: Any) -> list[Answer]:
         """The answers of an engine that has served nothing and has no tiers."""
-        return self._open(host_cache=0, **options).ask(*prompts)
+        with self._open(host_cache=0, **options) as engine:
+            return engine.ask(*prompts)
 
     def _compare(self, name: str, expected: list[Answer], answers: list[Answer], scale: Scale | None = None) -> None:
         for pair in zip(expected, answers, strict=True):
@@ -113,27 +115,26 @@ class Checks:
 
     def _conversation(self) -> None:
         """A conversation goes on: at once, after its memory was needed, and in an engine that starts again."""
-        engine = self._open(**self._disk)
         prompt, *others = (self._text(length) for length in (60, 33, 90, 5))
-        cold = engine.ask(prompt)
-        self._compare("batch", cold, self._fresh(prompt, *others)[:1])
+        with self._open(**self._disk) as engine:
+            cold = engine.ask(prompt)
+            self._compare("batch", cold, self._fresh(prompt, *others)[:1])
 
-        next_prompt = prompt + cold[0].tokens + self._text(OWN)
-        expected = self._fresh(next_prompt)
-        answers = engine.ask(next_prompt)
-        self._compare("hit", expected, answers)
+            next_prompt = prompt + cold[0].tokens + self._text(OWN)
+            expected = self._fresh(next_prompt)
+            answers = engine.ask(next_prompt)
+            self._compare("hit", expected, answers)
 
-        for _ in range(2):  # these fill the memory
-            engine.ask(*(self._text(LONG) for _ in range(4)))
-        self._compare("tier", expected, engine.ask(next_prompt))
+            for _ in range(2):  # these fill the memory
+                engine.ask(*(self._text(LONG) for _ in range(4)))
+            self._compare("tier", expected, engine.ask(next_prompt))
 
-        engine.close()
         last_prompt = next_prompt + answers[0].tokens + self._text(OWN)
-        again = self._open(**self._disk)
-        answers = again.ask(last_prompt)
-        again.close()
+        with self._open(**self._disk) as engine:
+            answers = engine.ask(last_prompt)
+            has_disk = engine.info.disk_cache > 0
         self._compare("restart", self._fresh(last_prompt), answers)
-        if again.info.disk_cache and not answers[0].num_cached:
+        if has_disk and not answers[0].num_cached:
             self.report.wrong.setdefault("restart", "the disk tier has nothing of the conversation")
 
     def _shared(self) -> None:
@@ -142,28 +143,28 @@ class Checks:
         one, two = prefix + self._text(15), prefix + self._text(15)
         expected = [*self._fresh(one), *self._fresh(two)]
         self._compare("shared", expected, self._fresh(one, two))
-        engine = self._open()
-        engine.ask(one)
-        self._compare("shared later", expected[1:], engine.ask(two))
+        with self._open() as engine:
+            engine.ask(one)
+            self._compare("shared later", expected[1:], engine.ask(two))
 
     def _cancelled(self) -> None:
         """A prompt is cancelled when a part of it is computed. The others go on, and the prompt comes again."""
         *others, last = self._prompts
         *expected, expected_last = self._alone
-        engine = self._open(batch_tokens=CHUNK_TOKENS)
-        answers = engine.ask(last, *others, cancel=0)
-        self._compare("cancel", expected, answers[1:])
-        self._compare("cancelled again", [expected_last], engine.ask(last))
+        with self._open(batch_tokens=CHUNK_TOKENS) as engine:
+            answers = engine.ask(last, *others, cancel=0)
+            self._compare("cancel", expected, answers[1:])
+            self._compare("cancelled again", [expected_last], engine.ask(last))
 
     def _failed(self) -> None:
         """A step fails after it was computed: one of the prompts, or one of the answers."""
         phases: tuple[Phase, ...] = ("prompt", "answer")
         for phase in phases:
-            engine = self._open(batch_tokens=CHUNK_TOKENS)
-            self._compare(f"failed {phase}", self._alone, engine.ask(*self._prompts, fail=phase))
-            if not engine.num_failed:
-                self.report.wrong[f"failed {phase}"] = "no step failed"
-        self._compare("after a failure", self._alone[-1:], engine.ask(self._prompts[-1]))
+            with self._open(batch_tokens=CHUNK_TOKENS) as engine:
+                self._compare(f"failed {phase}", self._alone, engine.ask(*self._prompts, fail=phase))
+                if not engine.num_failed:
+                    self.report.wrong[f"failed {phase}"] = "no step failed"
+                self._compare(f"after a failed {phase}", self._alone[-1:], engine.ask(self._prompts[-1]))
 
     def _quantized(self) -> None:
         """With a quantized KV cache, a conversation and a batch are right, or the model is refused."""
@@ -176,9 +177,10 @@ class Checks:
         prompts = [self._prompts[0], self._prompts[-1]]
         alone = [self._fresh(prompt, **quantized)[0] for prompt in prompts]
         scale = scale_of(self._noise(prompts, alone, **quantized), self._controls)
-        self._compare("quantized batch", alone, engine.ask(*prompts), scale)
         next_prompt = prompts[0] + alone[0].tokens + self._text(OWN)
-        self._compare("quantized hit", self._fresh(next_prompt, **quantized), engine.ask(next_prompt), scale)
+        with engine:
+            self._compare("quantized batch", alone, engine.ask(*prompts), scale)
+            self._compare("quantized hit", self._fresh(next_prompt, **quantized), engine.ask(next_prompt), scale)
         if not any(name.startswith("quantized") for name in self.report.wrong):
             self.report.quantized = "right"
 

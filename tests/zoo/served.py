@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ class Answer:
 
 
 class Served:
-    """An engine in this process, without the API."""
+    """An engine in this process, without the API. Leaving its block closes it."""
 
     def __init__(self, path: str, layout: str, **options: Any) -> None:
         """`options` are of EngineConfig. Raises ModelError if the model is refused."""
@@ -42,6 +42,14 @@ class Served:
         self._num_requests = 0
         self.num_failed = 0
         """Number of steps that failed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Writes what the disk tier can keep, and frees the KV memory."""
+        self._parts.scheduler.cache.close(CLOSE_SECONDS)
+        self._parts.runner._context.close()
 
     @property
     def info(self) -> EngineInfo:
@@ -94,10 +102,6 @@ class Served:
         sampling = [chunk.sequence.request_id for chunk in plan.chunks if chunk.samples]
         for number, row in zip(sampling, self._parts.runner.logits(len(sampling)) if sampling else [], strict=True):
             answers[number].logits.append(row.copy())
-
-    def close(self) -> None:
-        """Writes what the disk tier can keep."""
-        self._parts.scheduler.cache.close(CLOSE_SECONDS)
 
 
 def _phases(plan: Plan) -> list[Phase]:

@@ -37,7 +37,13 @@ def test_every_answer_is_that_of_a_fresh_engine(kind: str, layout: str, tmp_path
 def test_a_kind_runs_in_lanes_at_auto(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write_tiny_model(path, kind)
-    assert Served(str(path), "auto").info.kv_layout == "lanes"
+    with Served(str(path), "auto") as engine:
+        assert engine.info.kv_layout == "lanes"
+
+
+def test_a_model_whose_logits_belong_to_another_token_is_refused(tmp_path: Path) -> None:
+    report = check("cogvlm", "auto", tmp_path)
+    assert "it returns the logits of a step's first token instead of its last" in report.refused
 
 
 def test_an_encoder_loads(tmp_path: Path) -> None:
