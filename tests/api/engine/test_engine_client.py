@@ -411,6 +411,7 @@ async def test_a_complete_answer_survives_the_engine(engines: Engines) -> None:
             await wait_until(lambda: engines.client.info is None)
             [(_, output)] = await generation.receive()
             assert (output.tokens, output.finish_reason, output.error) == ([5, 6], "stop", None)
+        engines.go()  # the next engine may have started already, and ends only after it has loaded
 
 
 async def test_an_engine_that_sends_garbage_is_replaced(engines: Engines) -> None:
