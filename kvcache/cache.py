@@ -6,40 +6,15 @@ and sequence ids, places sequences and decides what to evict. The tier (`kvcache
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import attrgetter
 
 from kvcache.layout import Eviction, Layout
 from kvcache.memory import Memory
 from kvcache.sharing import PrefixTree, PrivatePaths, Tree
+from kvcache.statistics import CacheStatistics
 from kvcache.tier import NO_TIER, Tier
 from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, TOKEN_BYTES, Hit, KVHandle, Page, Stored, num_pages_for
-
-
-@dataclass(frozen=True, slots=True)
-class CacheStatistics:
-    """Current numbers of pages and sequence ids, and counters since the start."""
-
-    page_tokens: int
-    pages: int
-    free_pages: int
-    cached_pages: int
-    held_pages: int
-    sequence_ids: int
-    free_ids: int
-    cached_ids: int
-    running_ids: int
-    hit_tokens: int
-    """Tokens found in the cache, which were therefore not computed."""
-    loaded_tokens: int
-    """The part of `hit_tokens` that was loaded from host memory or from the disk."""
-    evicted_pages: int
-    merged_pages: int
-    """Pages that a sequence computed although an equal page existed. Only one copy was kept."""
-    host_bytes: int
-    host_pages: int
-    disk_bytes: int
-    disk_pages: int
 
 
 class KVCache:
