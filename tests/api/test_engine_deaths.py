@@ -29,7 +29,7 @@ main()
 """
 NUM_TOKENS = 40
 NUM_KILLS = 5
-LONG = "Once upon a time there was a robot. " * 60
+LONG = "Once upon a time there was a robot. " * 30
 ECHOED = "The quick brown fox jumps over the lazy dog, and the dog does not mind."
 NUMBERS = [" ".join(map(str, range(start, start + 10))) for start in (100, 500)]
 """Texts that a grammar forces. Each has NUM_TOKENS characters less one."""
@@ -152,6 +152,7 @@ def test_a_request_that_aborts_the_engine_fails_and_ten_others_beside_it_complet
     streams = [chat(**bound(token)) for token in letters.values()]
     guilty = chat("Say anything.", seed=int(Fault.ABORT), ignore_eos=True, max_tokens=NUM_TOKENS)
 
+    wait_until(lambda: server.health()["status"] == "ok", "the engine is ready")
     asyncio.run(read_all(server, [*streams, guilty], 0))
 
     for stream, letter in zip(streams, letters, strict=True):
