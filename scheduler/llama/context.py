@@ -98,6 +98,8 @@ class Context:
         self._compute = lib.llama_encode if model.encodes else lib.llama_decode
         self._embedding_size = model.embedding_size
         self.num_cells: int = lib.llama_n_ctx(self._pointer)
+        self.is_stretched: bool = lib.llama_n_ctx_seq(self._pointer) > model.original_context
+        """Whether one sequence may be longer than `Model.original_context`."""
         self.batch_tokens: int = lib.llama_n_batch(self._pointer)
         self._allocate_batch()
         self.num_ids = num_ids

@@ -41,6 +41,11 @@ class ContextMemory(ABC):
         """The cache may use the sequence ids from 0 to num_ids - 1."""
 
     @property
+    def is_stretched(self) -> bool:
+        """See `Context.is_stretched`. KV of one such context is valid only in another one."""
+        return self._context.is_stretched
+
+    @property
     def moves_pages(self) -> bool:
         """Whether single pages can be saved and loaded."""
         return self._format is not None

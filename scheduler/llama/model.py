@@ -72,6 +72,10 @@ class Model:
         self.bos_token = bos_token if bos_token >= 0 else None
         """The token that begins a text, if the vocabulary has one."""
         self.trained_context: int = lib.llama_model_n_ctx_train(self.pointer)
+        scaling = f"{self.architecture}.rope.scaling.original_context_length"
+        self.original_context = int(self._metadata(scaling) or 0) or self.trained_context
+        """Tokens of a context without stretched positions. Some models (Phi 3, MiniCPM 3) compute other KV in a longer
+        one, even for its first tokens."""
         self.num_bytes: int = lib.llama_model_size(self.pointer)
         self.num_layers: int = lib.llama_model_n_layer(self.pointer)
         self.shares_prefixes = not (

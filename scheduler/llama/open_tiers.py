@@ -52,7 +52,11 @@ def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory, *, pag
         folder = Path(config.disk_folder)
         on_disk = disk_bytes(config, folder)
         try:
-            disk = DiskTier(folder, version_of(config, model), on_disk) if on_disk else None
+            disk = (
+                DiskTier(folder, version_of(config, model, is_stretched=memory.is_stretched), on_disk)
+                if on_disk
+                else None
+            )
         except OSError as error:
             _log.warning("no disk tier: %s", error)
             on_disk = 0

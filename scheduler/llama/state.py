@@ -2,7 +2,8 @@
 
 The state of a plain attention cache is regular. It has a head and a record of three int32 per cell (position, number of
 ids, id). Then each tensor of K and V follows, with its own head and a row of bytes per cell, in the order of the cells.
-So a token's KV is one row of each tensor, and a page of one sequence can be inserted into another.
+With latent attention (MLA) there are only tensors of K. So a token's KV is one row of each tensor, and a page of one
+sequence can be inserted into another.
 
 This is an internal format of llama.cpp, which may change. So StateFormat reads it from a state of the same context, and
 the caller must prove a round trip before it relies on it. Other kinds of memory raise StateError.
@@ -59,7 +60,9 @@ class StateFormat:
             self._tensors: list[_Tensor] = []
             self.token_bytes = 0
             offset = stop + _SHAPE.size
-            while len(self._tensors) < 2 * self._num_layers:
+            num_after = self._num_streams - 1 - (records - _HEAD.size - _COUNT.size) // _COUNT.size
+            end = len(content) - num_after * _COUNT.size  # other streams are empty, so only their counts follow
+            while offset < end and len(self._tensors) < 2 * self._num_layers:
                 _, row_bytes = _TENSOR.unpack_from(content, offset)
                 head = bytes(content[offset : offset + _TENSOR.size])
                 self._tensors.append(_Tensor(head, row_bytes, self.token_bytes))
@@ -67,8 +70,7 @@ class StateFormat:
                 offset += _TENSOR.size + num_cells * row_bytes
         except struct.error:
             raise StateError("the state is too short") from None
-        num_after = self._num_streams - 1 - (records - _HEAD.size - _COUNT.size) // _COUNT.size
-        if len(content) != offset + num_after * _COUNT.size:  # other streams are empty, so only their counts follow
+        if offset != end or len(self._tensors) not in (self._num_layers, 2 * self._num_layers):
             raise StateError("the state has an unexpected length")
 
     def _find_records(self, content: memoryview) -> tuple[int, int]:

@@ -135,6 +135,13 @@ def test_the_bytes_of_a_token_are_measured(windowed: str, model_path: str) -> No
         assert (facts.bytes_per_token, facts.window) == (num_bytes, window)
 
 
+def test_pages_of_a_longer_context_than_the_original_one_have_their_own_version(windowed: str, tmp_path: Path) -> None:
+    """Some models rotate K differently there, even for the first tokens."""
+    for ctx_len in (512, 1024, 2048):
+        opened(windowed, ctx_len=ctx_len, kv_layout="lanes", disk_folder=str(tmp_path), disk_cache=1 << 20)
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
+
+
 # Fallbacks
 
 
