@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.errors import ModelError
-from tests.zoo.likeness import Scale, difference, distance, scale_of
+from tests.zoo.likeness import Scale, difference, distances, scale_of
 from tests.zoo.served import Answer, Phase, Served
 
 FIRST_TOKEN, NUM_TOKENS = 5, 115
@@ -54,8 +54,8 @@ class Checks:
         self._path, self._layout, self._options = path, layout, options
         self._disk = {"disk_cache": DISK_BYTES, "disk_folder": str(folder)}
         self._random = random.Random(1)
-        self._prompts = [self._text(length) for length in (86, 33, 110, LONG)]
         self.report = Report()
+        self._prompts = [self._text(length) for length in (86, 33, 110, LONG)]
 
     def run(self) -> Report:
         report = self.report
@@ -80,7 +80,8 @@ class Checks:
         """How far other shapes of batches move the logits."""
         whole = self._fresh(*prompts, **options)
         in_chunks = self._fresh(*prompts, batch_tokens=CHUNK_TOKENS, **options)
-        return max(distance(*pair) for other in (whole, in_chunks) for pair in zip(alone, other, strict=True))
+        pairs = [*zip(alone, whole, strict=True), *zip(alone, in_chunks, strict=True)]
+        return max(max(distances(*pair)) for pair in pairs)
 
     def _measured_controls(self) -> dict[str, float]:
         """How far wrong tokens before the last OWN tokens of a prompt move the logits."""
@@ -88,7 +89,7 @@ class Checks:
         stop, controls = len(prompt) - OWN, {}
         for count, name in ((1, "one token"), (8, "8 tokens"), (stop, "another prefix")):
             wrong = [*prompt[: stop - count], *map(_other, prompt[stop - count : stop]), *prompt[stop:]]
-            controls[name] = distance(right, self._fresh(wrong)[0])
+            controls[name] = distances(right, self._fresh(wrong)[0])[0]
         return controls
 
     # -- helpers -----------------------------------------------------------------------------------------------------
@@ -100,8 +101,8 @@ class Checks:
         return [FIRST_TOKEN + self._random.randrange(NUM_TOKENS) for _ in range(length)]
 
     def _fresh(self, *prompts: list[int], **options: Any) -> list[Answer]:
-        """The answers of an engine that has served nothing and has no tiers."""
-        with self._open(host_cache=0, **options) as engine:
+        """The answers of an engine that has served nothing and has no tiers, but the same layout."""
+        with Served(self._path, self.report.layout, **self._options, **options, host_cache=0) as engine:
             return engine.ask(*prompts)
 
     def _compare(self, name: str, expected: list[Answer], answers: list[Answer], scale: Scale | None = None) -> None:

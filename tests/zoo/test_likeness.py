@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
+import pytest
 
-from tests.zoo.likeness import Scale, difference, distance, scale_of
+from tests.zoo.likeness import Scale, difference, distances, scale_of
 from tests.zoo.served import Answer
 
 SCALE = Scale("one token", 0.01)
@@ -53,7 +54,11 @@ def test_errors_differ() -> None:
 
 
 def test_the_limit_lies_between_noise_and_control() -> None:
-    scale = scale_of(0.01, {"one token": 0.02, "8 tokens": 1.0})
-    assert (scale.notices, round(scale.limit, 6)) == ("8 tokens", 0.1)
+    scale = scale_of(0.16, {"one token": 0.2, "8 tokens": 1.0})
+    assert (scale.notices, round(scale.limit, 6)) == ("8 tokens", 0.4)
     assert scale_of(0.01, {"one token": 0.02}) == Scale("", math.inf)
-    assert distance(answer([1, 2, 3]), answer([1, 2, 3])) == 0
+
+
+def test_rows_after_different_tokens_are_not_compared() -> None:
+    assert distances(answer([1, 2, 3], [1, 2, 3]), answer([1, 2, 3], [1, 2, 4])) == [0, pytest.approx(3**-0.5)]
+    assert distances(answer([1, 2, 3], [1, 2, 3]), answer([1, 3, 3], [1, 2, 4]))[1:] == []
