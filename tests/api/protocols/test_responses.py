@@ -469,7 +469,7 @@ async def test_an_engine_death_during_a_stream_ends_it_with_a_failed_response(se
     assert types_of(events) == [*BEGUN, *MESSAGE[:3], "failed"]
     failed = events[-1]["response"]
     assert (failed["status"], failed["error"]["code"]) == ("failed", "server_error")
-    assert "engine" in failed["error"]["message"]
+    assert "cannot be loaded again" in failed["error"]["message"]
     assert [item["status"] for item in failed["output"]] == ["incomplete"]
     await assert_error(await server.client.get(f"{URL}/{failed['id']}"), 404, None, None)
 

@@ -308,7 +308,7 @@ def test_an_unknown_previous_response_has_openais_error_code(client: OpenAI) -> 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_unsupported_grammar_is_refused(client: OpenAI, stream: bool) -> None:
-    broken: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "strin"}}}
+    broken: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "strin"}, "strict": True}}
     with pytest.raises(openai.BadRequestError) as raised:
         client.responses.create(model=MODEL, input="Hi.", text=broken, stream=stream)
     assert (raised.value.param, raised.value.code) == ("text.format", "invalid_grammar")
