@@ -77,7 +77,7 @@ async def _rate(server: Server, settings: Settings, rng: Random) -> float:
 @contextmanager
 def _busy(count: int) -> Iterator[None]:
     """Runs `count` busy loops of normal priority."""
-    programs = [subprocess.Popen(BUSY_LOOP, start_new_session=True) for _ in range(count)]
+    programs = [subprocess.Popen(BUSY_LOOP) for _ in range(count)]
     try:
         yield
     finally:

@@ -7,11 +7,15 @@ reliably, so the controller tries a smaller number and keeps it only if it measu
 
 import logging
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
+
+import psutil
 
 _log = logging.getLogger("cortex.engine")
 
@@ -26,22 +30,35 @@ TRIAL_BLOCKS: Final = 8
 """Blocks of a trial. Both numbers of threads take turns, so that a change of the load affects both."""
 GAIN: Final = 0.05
 """A smaller number of threads must make steps this much shorter."""
-HOPELESS: Final = 1.25
-"""A trial ends early if its steps take this many times as long with the smaller number."""
+CLEAR: Final = 1.25
+"""A trial ends early if steps take this many times as long with one number as with the other."""
+FREE_CORES: Final = 0.5
+"""If this many cores are idle, no other program takes them: all threads run again."""
 MIN_PAUSE: Final = 4.0
 """Seconds from a trial to the next one. Doubled after each trial that changes nothing, up to MAX_PAUSE."""
 MAX_PAUSE: Final = 64.0
 
 
-def waited_seconds() -> float:
-    """Returns how long the threads of this process have been ready to run without a core; 0 if it is unknown."""
-    total = 0
-    try:
-        for task in Path("/proc/self/task").iterdir():
-            total += int((task / "schedstat").read_bytes().split()[1])
-    except (OSError, ValueError, IndexError):  # another system, or a thread that has just ended
-        return 0.0
-    return total / 1e9
+class CoreUse(NamedTuple):
+    """Seconds since some moment in the past."""
+
+    waited: float
+    """How long the threads of this process were ready to run without a core."""
+    idle: float
+    """How long the cores that this process may use had nothing to do, added up."""
+
+
+def core_use() -> CoreUse:
+    """Reads the system's counters. Returns zeros where they do not exist."""
+    waited = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError, ValueError, IndexError):  # a thread that has just ended
+            waited += int(path.read_bytes().split()[1])
+    idle = 0.0
+    if hasattr(os, "sched_getaffinity"):
+        times = psutil.cpu_times(percpu=True)
+        idle = sum(times[core].idle for core in os.sched_getaffinity(0) if core < len(times))
+    return CoreUse(waited / 1e9, idle)
 
 
 class ThreadController:
@@ -52,20 +69,17 @@ class ThreadController:
         num_threads: int,
         *,
         clock: Callable[[], float] = time.monotonic,
-        waited: Callable[[], float] = waited_seconds,
+        core_use: Callable[[], CoreUse] = core_use,
     ) -> None:
-        """`num_threads`: the number to use while the cores are free.
-
-        `clock` and `waited` return seconds: the time, and how long the threads of this process have waited for a core.
-        """
+        """`num_threads`: the number to use while the cores are free. `clock` returns seconds."""
         self.num_threads = num_threads
         """Threads for the next step."""
         self._full = num_threads
         self._chosen = num_threads
         """Threads outside of trials."""
         self._clock = clock
-        self._waited = waited
-        self._watched = (clock(), waited())
+        self._core_use = core_use
+        self._watched = (clock(), core_use())
         self._pause = MIN_PAUSE
         self._next_trial = -math.inf
         self._trial: _Trial | None = None
@@ -80,40 +94,44 @@ class ThreadController:
         return self.num_threads != before
 
     def _watch(self) -> None:
-        """Begin a trial if threads wait for cores, or if fewer threads than usual run."""
+        """Begin a trial if threads wait for cores, or if fewer threads than usual run. End that if cores are free."""
         now = self._clock()
-        since, waited_before = self._watched
+        since, before = self._watched
         if now - since < WATCH_SECONDS:
             return
-        waited = self._waited()
-        self._watched = (now, waited)
-        waiting_cores = (waited - waited_before) / (now - since)
+        use = self._core_use()
+        self._watched = (now, use)
+        waiting, idle = ((after - earlier) / (now - since) for earlier, after in zip(before, use, strict=True))
         is_reduced = self._chosen < self._full
-        if now < self._next_trial or not (is_reduced or waiting_cores >= CROWDED_CORES):
-            return
-        # A program that always runs makes one thread wait half of the time.
-        fewer = self._chosen if is_reduced else max(1, self._full - max(1, round(2 * waiting_cores)))
-        self._trial = _Trial((self._full, fewer))
-        self.num_threads = self._trial.num_threads
+        if idle >= FREE_CORES:
+            if is_reduced:
+                self._choose(self._full, "cores are free")
+        elif now >= self._next_trial and (is_reduced or waiting >= CROWDED_CORES):
+            # A program that always runs makes one thread wait half of the time.
+            fewer = self._chosen if is_reduced else max(1, self._full - max(1, round(2 * waiting)))
+            self._trial = _Trial((self._full, fewer))
+            self.num_threads = self._trial.num_threads
+
+    def _choose(self, num_threads: int, reason: str) -> None:
+        if num_threads == self._chosen:
+            self._pause = min(2 * self._pause, MAX_PAUSE)
+        else:
+            self._pause = MIN_PAUSE
+            _log.info("llama.cpp uses %d of %d threads: %s", num_threads, self._full, reason)
+        self._chosen = self.num_threads = num_threads
+        now = self._clock()
+        self._watched = (now, self._core_use())
+        self._next_trial = now + self._pause
 
     def _continue(self, trial: "_Trial", num_tokens: int, seconds: float) -> None:
         trial.observe(num_tokens, seconds)
         self.num_threads = trial.num_threads
         if not trial.is_over:
             return
-        full, fewer = trial.counts
-        ratio = trial.ratio()
-        chosen = fewer if ratio < 1 - GAIN else full
-        changed = chosen != self._chosen
-        self._pause = MIN_PAUSE if changed else min(2 * self._pause, MAX_PAUSE)
-        if changed:
-            _log.info(
-                "%d threads now: with %d threads a step takes %.2f times as long as with %d", chosen, fewer, ratio, full
-            )
-        self._trial, self._chosen, self.num_threads = None, chosen, chosen
-        now = self._clock()
-        self._next_trial = now + self._pause
-        self._watched = (now, self._waited())
+        self._trial = None
+        (full, fewer), ratio = trial.counts, trial.ratio()
+        reason = f"with {fewer} threads a step takes {ratio:.2f} times as long as with {full}"
+        self._choose(fewer if ratio < 1 - GAIN else full, reason)
 
 
 class _Trial:
@@ -135,8 +153,9 @@ class _Trial:
 
     @property
     def is_over(self) -> bool:
-        is_whole_turn = self._steps % (2 * BLOCK_STEPS) == 0
-        return self._steps >= TRIAL_BLOCKS * BLOCK_STEPS or (is_whole_turn and self.ratio() > HOPELESS)
+        if self._steps % (2 * BLOCK_STEPS):
+            return False
+        return self._steps >= TRIAL_BLOCKS * BLOCK_STEPS or not 1 / CLEAR <= self.ratio() <= CLEAR
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         if self._steps % BLOCK_STEPS:

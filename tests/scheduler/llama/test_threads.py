@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.llama.threads import MAX_PAUSE, ThreadController, waited_seconds
+from scheduler.llama.threads import MAX_PAUSE, CoreUse, ThreadController, core_use
 
 FULL = 4
 
@@ -16,9 +16,9 @@ class Machine:
         """`seconds`: the duration of a decode step by the number of threads."""
         self.seconds = seconds
         self.waiting_cores = waiting_cores
-        self.now = 0.0
-        self.waited = 0.0
-        self.controller = ThreadController(FULL, clock=lambda: self.now, waited=lambda: self.waited)
+        self.now = self.waited = self.idle = 0.0
+        use = lambda: CoreUse(self.waited, self.idle)  # noqa: E731
+        self.controller = ThreadController(FULL, clock=lambda: self.now, core_use=use)
         self.used: list[int] = []
 
     def run(self, seconds: float) -> float:
@@ -31,6 +31,7 @@ class Machine:
             took = factor * self.seconds[threads]
             self.now += took
             self.waited += took * self.waiting_cores
+            self.idle += took * (0 if self.waiting_cores >= 0.25 else FULL - threads)
             self.used.append(threads)
             assert self.controller.observe(num_tokens, took) == (self.controller.num_threads != threads)
             count += 1
@@ -56,7 +57,7 @@ def test_beside_a_busy_program_one_thread_less_runs_and_afterwards_all_again() -
     machine.run(60)
     assert machine.used.count(3) > 0.8 * len(machine.used)
     machine.seconds, machine.waiting_cores = ALONE, 0.0
-    machine.run(2 * MAX_PAUSE)
+    machine.run(2)
     machine.used.clear()
     machine.run(60)
     assert set(machine.used) == {FULL}
@@ -89,10 +90,12 @@ def test_the_number_is_always_possible_and_never_much_slower(phases: list[tuple[
 
 @pytest.mark.parametrize("num_tokens", [1, 8, 512])
 def test_one_thread_stays_one(num_tokens: int) -> None:
-    controller = ThreadController(1, clock=iter(range(10**6)).__next__, waited=lambda: 0.0)
+    controller = ThreadController(1, clock=iter(range(10**6)).__next__, core_use=lambda: CoreUse(0, 0))
     assert not any(controller.observe(num_tokens, 0.1) for _ in range(100))
     assert controller.num_threads == 1
 
 
-def test_waiting_is_read_from_the_system() -> None:
-    assert waited_seconds() >= 0.0
+def test_the_use_of_the_cores_is_read_from_the_system() -> None:
+    before, after = core_use(), core_use()
+    assert after.idle >= before.idle > 0
+    assert before.waited >= 0  # not every kernel counts it
