@@ -84,6 +84,8 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = None
     continuous_usage_stats: No = None
     """vLLM's: a usage in every chunk."""
+    reasoning_summary_delivery: str | None = None
+    """Codex's. Accepted without effect: reasoning is never summarized."""
 
 
 class UsageOptions(Strict):
@@ -104,6 +106,12 @@ class StructuredOutputs(Strict):
     regex: str | None = None
     choice: Choices | None = None
     grammar: str | None = None
+    structural_tag: Unserved = None
+    whitespace_pattern: Unserved = None
+    disable_fallback: bool | None = None
+    """Accepted without effect: llguidance is used for every grammar."""
+    disable_any_whitespace: No = None
+    disable_additional_properties: No = None
 
 
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]

@@ -107,7 +107,12 @@ _NO_LORA: Final = "adapters are not supported"
 _NO_TRACES: Final = "the answer has the fields of OpenAI's API only"
 _OWN_ID: Final = "the id of a request is the header `x-request-id`"
 _RUNS_ALONE: Final = "the engine of a model is one process on one machine"
-_SAMPLERS: Final = ["dry", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
+_SAMPLERS: Final = ["top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
+_SAME_SAMPLERS: Final = tuple(
+    [*first, *_SAMPLERS]
+    for first in (["dry"], ["dry", "top_n_sigma"], ["penalties", "dry"], ["penalties", "dry", "top_n_sigma"])
+)
+"""llama-server's default, in several versions."""
 
 OTHER_FIELDS: Final = (
     # sampling
@@ -124,7 +129,7 @@ OTHER_FIELDS: Final = (
     *_accepted("dynatemp_exponent", LLAMA, NUMBER, "it only acts with `dynatemp_range`"),
     *_refused("adaptive_target", LLAMA, (-1,), "this sampler is not supported"),
     *_accepted("adaptive_decay", LLAMA, NUMBER, "it only acts with `adaptive_target`"),
-    *_refused("samplers", LLAMA, (_SAMPLERS, ["penalties", *_SAMPLERS]), "the order of the samplers is fixed"),
+    *_refused("samplers", LLAMA, _SAME_SAMPLERS, "the order of the samplers is fixed"),
     *_refused("min_keep", LLAMA, (0, 1), "samplers always keep at least one token"),
     *_refused("typ_p tfs_z", LLAMA, (1,), "use `typical_p`"),
     *_refused("penalize_nl", LLAMA, (False,), "use `logit_bias`"),

@@ -34,7 +34,7 @@ def _as_blocks(content: object) -> object:
 
 
 def _direct(value: object) -> object:
-    if value not in (None, {"type": "direct"}, ["direct"]):
+    if value not in (None, {"type": "direct"}) and not (isinstance(value, list) and "direct" in value):
         raise ValueError("only direct calls are supported")
     return None
 

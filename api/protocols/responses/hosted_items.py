@@ -1,9 +1,8 @@
 """Items of hosted tools. The server does not have these tools, but other servers' conversations contain their items."""
 
+import json
 from collections.abc import Iterable
 from typing import Any, Final
-
-import orjson
 
 from api.protocols.hosted import media_type, omitted
 
@@ -23,6 +22,7 @@ LEFT_OUT: Final = (
     "compaction_summary",
     "compaction_trigger",
     "configuration_update",
+    "context_compaction",
     "file_search_call",
     "ghost_snapshot",
     "image_generation_call",
@@ -37,11 +37,13 @@ LEFT_OUT: Final = (
     "web_search_call",
 )
 """Items that become nothing: what came out of them is in the answers that follow."""
-ITEM_TYPES: Final = (*_CALLS, *_OUTPUTS, *LEFT_OUT)
+_MESSAGE: Final = "agent_message"
+"""A message of another agent, which becomes a user's."""
+ITEM_TYPES: Final = (*_CALLS, *_OUTPUTS, *LEFT_OUT, _MESSAGE)
 
 
 def as_function_item(item: dict[str, Any]) -> dict[str, Any] | None:
-    """The item as a call of a function or its result, without an id; None if it is left out."""
+    """The item as a call of a function, its result or a message, without an id; None if it is left out."""
     kind, call_id = item["type"], str(item.get("call_id") or item.get("id") or "")
     if kind in _CALLS:
         given: Any = next((item[field] for field in _CALLS[kind] if item.get(field) is not None), {})
@@ -51,7 +53,7 @@ def as_function_item(item: dict[str, Any]) -> dict[str, Any] | None:
             "status": "completed",
             "call_id": call_id,
             "name": kind.removesuffix("_call"),
-            "arguments": orjson.dumps(arguments).decode(),
+            "arguments": json.dumps(arguments, ensure_ascii=False),
         }
     if kind in _OUTPUTS:
         output = item.get("output")
@@ -60,6 +62,14 @@ def as_function_item(item: dict[str, Any]) -> dict[str, Any] | None:
             "status": "completed",
             "call_id": call_id,
             "output": output if isinstance(output, str) else "\n".join(_texts(output)),
+        }
+    if kind == _MESSAGE:
+        text = "\n".join(_texts(item.get("content")))
+        return {
+            "type": "message",
+            "status": "completed",
+            "role": "user",
+            "content": [{"type": "input_text", "text": text}],
         }
     return None
 

@@ -30,7 +30,7 @@ class HostedItem(BaseModel):
     id: str | None = None
 
     def listed(self) -> Item | None:
-        """The item as a call of a function or its output; None if it is left out."""
+        """The item as a call of a function, its output or a message; None if it is left out."""
         item = hosted_items.as_function_item(self.model_dump())
         return None if item is None else {"id": self.id or new_item_id(item["type"])} | item
 

@@ -105,7 +105,10 @@ class SummaryPart(Lenient):
 
 
 class ReasoningPart(Lenient):
-    type: Literal["reasoning_text"]
+    type: Annotated[
+        Literal["reasoning_text"],
+        BeforeValidator(lambda kind: "reasoning_text" if kind == "text" else kind),  # Codex has both
+    ]
     text: str
 
 
@@ -196,7 +199,8 @@ class CustomCall(Lenient):
 
     @model_validator(mode="after")
     def _has_a_short_name(self) -> "CustomCall":
-        check_full_name(self.namespace, self.name)
+        if self.namespace is not None:
+            check_full_name(self.namespace, self.name)
         return self
 
     def listed(self) -> Item:

@@ -39,8 +39,12 @@ def _is_schemas(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_schema, value))
 
 
+def _is_list(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_schema, value))
+
+
 def _is_items(value: object) -> bool:
-    return _is_schema(value) or (isinstance(value, list) and all(map(_is_schema, value)))
+    return _is_schema(value) or _is_list(value)
 
 
 def _is_schema_map(value: object) -> bool:
@@ -85,7 +89,7 @@ ENFORCED: Final[Mapping[str, Check]] = {
     "oneOf": _SCHEMAS,
     "items": (_is_items, "a schema"),
     "additionalItems": _SCHEMA,
-    "prefixItems": (_is_items, "a list of schemas"),
+    "prefixItems": (_is_list, "a list of schemas"),
     "minItems": _COUNT,
     "maxItems": _COUNT,
     "properties": _SCHEMA_MAP,

@@ -29,8 +29,11 @@ class References:
 
     def find(self, reference: str, base: str) -> Place | None:
         """The part that a reference refers to; None if it is not in the schema."""
-        absolute = base + reference if reference.startswith("#") else urljoin(base, reference)
-        uri, fragment = urldefrag(absolute)
+        try:
+            absolute = base + reference if reference.startswith("#") else urljoin(base, reference)
+            uri, fragment = urldefrag(absolute)
+        except ValueError:  # not a URI
+            return None
         fragment = unquote(fragment)
         if fragment and not fragment.startswith("/"):
             self._index()
@@ -52,7 +55,12 @@ class References:
 def own_base(node: Any, base: str) -> str:
     """The base URI inside a part, which its `$id` may change."""
     identifier = node.get("$id") if isinstance(node, dict) else None
-    return urldefrag(urljoin(base, identifier))[0] if isinstance(identifier, str) else base
+    if not isinstance(identifier, str):
+        return base
+    try:
+        return urldefrag(urljoin(base, identifier))[0]
+    except ValueError:  # not a URI
+        return base
 
 
 def _walk(start: Place, fragment: str) -> Place | None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from api.protocols.hosted import MEDIA, is_hosted, omitted
 from api.protocols.messages.media import HISTORY
-from api.protocols.responses.hosted_items import ITEM_TYPES
+from api.protocols.responses.hosted_items import ITEM_TYPES, as_function_item
 from api.protocols.responses.input import TYPES
 from api.protocols.warnings import HEADER, MAX_CHARACTERS, header_value
 from api.text.tokenizer import Tokenizer
@@ -347,9 +347,9 @@ async def test_items_of_hosted_tools_become_calls_or_nothing(tokenizer: Tokenize
     left_out = "items left out: web_search_call, mcp_list_tools, image_generation_call"
     assert warning == f"content left out: image; {left_out}"
     calls = [
-        ("c1", "local_shell", '{"type":"exec","command":["ls","-a"],"env":{}}', "a.py"),
-        ("c2", "shell", '{"commands":["pwd"]}', "/home"),
-        ("c3", "computer", '{"type":"screenshot"}', "[image omitted]"),
+        ("c1", "local_shell", '{"type": "exec", "command": ["ls", "-a"], "env": {}}', "a.py"),
+        ("c2", "shell", '{"commands": ["pwd"]}', "/home"),
+        ("c3", "computer", '{"type": "screenshot"}', "[image omitted]"),
     ]
     same: list[Body] = [user()]
     for call_id, name, arguments, output in calls:
@@ -361,6 +361,23 @@ async def test_items_of_hosted_tools_become_calls_or_nothing(tokenizer: Tokenize
     listed = await server.client.get(f"{RESPONSES}/{found['id']}/input_items?order=asc")
     kinds = [item["type"] for item in orjson.loads(await listed.get_data(as_text=False))["data"]]
     assert kinds == ["message", "reasoning", *["function_call", "function_call_output"] * 3, "message", "message"]
+
+
+async def test_a_message_of_another_agent_becomes_a_users(tokenizer: Tokenizer) -> None:
+    server = Server(tokenizer, url=RESPONSES)
+    server.answers()
+    said = [{"type": "input_text", "text": "It is done."}, {"type": "encrypted_content", "encrypted_content": "gAA"}]
+    await post(server, body(RESPONSES, [user(), {"type": "agent_message", "content": said}]))
+    await post(server, body(RESPONSES, [user(), user("It is done.")]))
+    first, second = server.engine.submitted
+    assert first.tokens == second.tokens
+
+
+def test_a_call_may_be_nested_as_deeply_as_a_body_can_be_read() -> None:
+    body = b'{"type": "shell_call", "call_id": "c", "action": ' + 400 * b'{"x":' + b"{}" + 401 * b"}"
+    item = as_function_item(orjson.loads(body))
+    assert item is not None
+    assert item["arguments"].count("x") == 400
 
 
 @pytest.mark.parametrize("kind", ITEM_TYPES)
