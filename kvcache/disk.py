@@ -1,5 +1,6 @@
 """The disk tier: one file per page, written and read by a background thread, reused after a restart."""
 
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
@@ -8,6 +9,8 @@ from typing import Final, Protocol
 
 from kvcache.folder import SUFFIX, PageFolder
 from kvcache.memory import Blob
+
+_log = logging.getLogger("cortex.engine")
 
 MAX_WAITING_BYTES: Final = 256 << 20
 """Limit of pages that wait to be written. Further pages are discarded, so that a slow disk cannot fill the memory."""
@@ -167,12 +170,20 @@ class DiskTier:
             elif digest is not None:
                 self._read(digest)
 
+    def _loaded(self, path: Path, digest: bytes) -> Blob | None:
+        """The page of a file; None if it cannot be read. The engine waits for the page, so this must not fail."""
+        try:
+            return self._folder.load(path, digest)
+        except Exception:  # such as MemoryError
+            _log.exception("a page of the disk tier was not read")
+            return None
+
     def _read(self, digest: bytes) -> None:
         path = self._path_of(digest)
         with self._changed:
             blob = self._writes.get(digest)
         if blob is None:
-            blob = self._folder.load(path, digest)
+            blob = self._loaded(path, digest)
         if blob is None:
             self._folder.delete(path)
         with self._changed:

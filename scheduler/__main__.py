@@ -4,6 +4,7 @@ FD is an inherited Unix socket, RECORD the file descriptor of the engine's crash
 """
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -55,4 +56,6 @@ def _serve(config: EngineConfig, link: Link, record: CrashRecord) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    logging.shutdown()
+    os._exit(exit_code)  # does not wait for the threads that compile grammars

@@ -105,9 +105,11 @@ class Embedder:
     def step(self, seconds: float, computing: Callable[[Sequence[int]], None] = lambda _: None) -> list[Embedded]:
         """Compute a batch of about `seconds`; infinity is no limit.
 
-        `computing` is called with the ids of the batch's requests before they are computed.
+        `computing` is called with the ids of the batch's requests before they are computed, and with those of all
+        requests before the first batch opens the context.
         """
         if self._reader is None:
+            computing(list(self._queue.requests))
             reader = attempt(self._open)
             if isinstance(reader, RequestError):
                 return [self._fail(request_id, str(reader)) for request_id in list(self._queue.requests)]

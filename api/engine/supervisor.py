@@ -167,6 +167,8 @@ class Supervisor:
         try:
             async with self._launcher.launch() as connection:
                 self._connection = connection
+                if self._stopping:  # while the engine was being started
+                    connection.post(Stop())
                 try:
                     async for message in connection.messages():
                         match message:

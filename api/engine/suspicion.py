@@ -7,6 +7,7 @@ FIRST_ALONE: Final = 8
 """Tokens that a suspect gets alone. A crash may lose the last tokens, so it takes some to reach that point again."""
 GROWTH: Final = 4
 """How much longer it stays alone after each further crash that it may have caused."""
+MAX_ALONE: Final = 1 << 20
 
 
 class Suspicion:
@@ -46,7 +47,7 @@ class Suspicion:
         for request_id in suspects:
             num_crashes = self._num_crashes.get(request_id, 0)
             self._num_crashes[request_id] = num_crashes + 1
-            self._suspects[request_id] = FIRST_ALONE * GROWTH**num_crashes
+            self._suspects[request_id] = min(FIRST_ALONE * GROWTH**num_crashes, MAX_ALONE)
         if len(computed) != 1 or not suspects:
             return None
         [alone] = suspects

@@ -39,6 +39,11 @@ class Admission:
         self._places: WeakSet[Place] = WeakSet()
         """Of requests whose sequences the engine client does not have yet. A dropped answer gives its place back."""
 
+    @property
+    def num_entering(self) -> int:
+        """Number of sequences that the engine client does not have yet."""
+        return sum(place.num_sequences for place in self._places)
+
     def check(self, num_sequences: int = 1, param: str | None = None) -> None:
         """Raises ApiError 503 without an engine, 429 while too many wait, 400 if so many can never wait at once."""
         max_seqs = self._engine.ready_info().max_seqs
@@ -49,7 +54,7 @@ class Admission:
                 f"{max_seqs} run and {self._max_waiting} wait. Send several requests with fewer prompts or choices."
             )
             raise ApiError(400, message, param=param, code="invalid_value")
-        if self._engine.num_active + sum(place.num_sequences for place in self._places) + num_sequences > limit:
+        if self._engine.num_active + self.num_entering + num_sequences > limit:
             message = f"Too many requests: {max_seqs} run and {self._max_waiting} wait. Please try again shortly."
             raise ApiError(429, message, kind="rate_limit_error", code="rate_limit_exceeded", retry_after=1)
 

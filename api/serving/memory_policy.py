@@ -26,15 +26,15 @@ class MemoryPolicy:
         self._idle_limit = idle_limit
 
     def weight_bytes_beside(self, name: str) -> int:
-        """Size of the weights of all other loaded models, also of those whose engine is being restarted.
+        """Size of the weights of all other loaded models, also of those that are being stopped or restarted.
 
         The system counts them as available: they are mapped files.
         """
-        return sum(model.weight_bytes for model in self._ready_beside(name))
+        return sum(model.weight_bytes for model in self._loaded_beside(name))
 
-    def _ready_beside(self, name: str) -> list[ModelRuntime]:
-        models = self._models()
-        return [model for model in models if model.state is State.READY and model.options.name != name]
+    def _loaded_beside(self, name: str) -> list[ModelRuntime]:
+        loaded = (State.READY, State.UNLOADING, State.DRAINING)
+        return [model for model in self._models() if model.state in loaded and model.options.name != name]
 
     async def make_room(self, missing_bytes: int) -> bool:
         """Unload the least recently used idle model.

@@ -84,8 +84,10 @@ class ModelRuntime:
 
     @property
     def num_active(self) -> int:
-        """Number of sequences and embedding requests that have not ended."""
-        return self._service.engine.num_active if self._service is not None else 0
+        """Number of sequences and embedding requests that have not ended, also of those that are being prepared."""
+        if self._service is None:
+            return 0
+        return self._service.engine.num_active + self._service.admission.num_entering
 
     @property
     def is_idle(self) -> bool:

@@ -121,3 +121,17 @@ def blob_of(tier: DiskTier, digest: bytes) -> Blob:
     blob = read(tier, digest)
     assert blob is not None
     return blob
+
+
+def test_a_page_that_cannot_be_read_is_not_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = DiskTier(folder, VERSION, LARGE)
+    tier.write(name(1), page_of(1))
+    tier.close(SECONDS)
+    tier = DiskTier(folder, VERSION, LARGE)
+
+    def fail(*_: object) -> Blob:
+        raise MemoryError
+
+    monkeypatch.setattr(PageFolder, "load", fail)
+    assert read(tier, name(1)) is None
+    tier.close(SECONDS)

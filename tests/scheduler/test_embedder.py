@@ -299,3 +299,16 @@ def test_an_embedding_of_zeros_stays_zero() -> None:
     number = texts.submit(3)
     texts.step()
     assert unwire(texts.received[number][0]).tolist() == [0.0] * 3
+
+
+def test_requests_are_recorded_before_the_context_is_opened() -> None:
+    recorded: list[list[int]] = []
+
+    def open_reader() -> FakeReader:
+        assert recorded == [[1, 2]], "so that a crash while it is opened has suspects"
+        return FakeReader("mean", max_tokens=MAX_TEXT + BATCH)
+
+    embedder = Embedder(open_reader, Limits(MAX_TEXT, BATCH, MAX_TEXTS, cuts=True), "mean", 0.001)
+    embedder.submit(Embed(1, [[5]]))
+    embedder.submit(Embed(2, [[6]]))
+    embedder.step(math.inf, lambda ids: recorded.append(list(ids)))

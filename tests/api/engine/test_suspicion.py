@@ -107,3 +107,10 @@ def test_how_an_engine_ended_is_one_line(returncode: int, reason: str, crashed: 
     ending = ending_of(returncode, record)
     assert (ending.reason, ending.crashed) == (reason, crashed)
     assert not crashed or ending.suspects == {7, 8}
+
+
+def test_the_tokens_alone_stay_a_number_that_messages_can_hold() -> None:
+    suspicion = Suspicion()
+    for _ in range(100):
+        crash(suspicion, 1, 2)
+    assert suspicion.num_alone(1) < 1 << 31
