@@ -77,11 +77,11 @@ class Checks:
         return report
 
     def _noise(self, prompts: list[list[int]], alone: list[Answer], **options: Any) -> float:
-        """How far other shapes of batches move the logits."""
-        whole = self._fresh(*prompts, **options)
-        in_chunks = self._fresh(*prompts, batch_tokens=CHUNK_TOKENS, **options)
-        pairs = [*zip(alone, whole, strict=True), *zip(alone, in_chunks, strict=True)]
-        return max(max(distances(*pair)) for pair in pairs)
+        """How far other shapes of batches move the logits, and other kernels, which single tokens use too."""
+        others = [self._fresh(*prompts, **options), self._fresh(*prompts, batch_tokens=CHUNK_TOKENS, **options)]
+        if not options:  # a quantized cache needs flash attention
+            others.append(self._fresh(*prompts, flash_attn="off"))
+        return max(max(distances(*pair)) for other in others for pair in zip(alone, other, strict=True))
 
     def _measured_controls(self) -> dict[str, float]:
         """How far wrong tokens before the last OWN tokens of a prompt move the logits."""
