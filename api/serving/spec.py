@@ -122,3 +122,7 @@ class GenerationSpec:
     """Number of most probable tokens to return with each token; None for no log probabilities."""
     score_prompt: bool = False
     """Whether to return the log probabilities of the prompt's tokens, too."""
+    reasoning_budget: int | None = None
+    """Maximum number of reasoning tokens, after which the reasoning's closing mark is forced. None for no limit."""
+    keeps_reasoning: bool = False
+    """Whether reasoning and its marks are part of the text instead of being separated from it."""

@@ -111,6 +111,21 @@ class ChatTemplate:
             tokens.insert(0, bos)
         return tokens
 
+    @property
+    def source(self) -> str:
+        """Jinja."""
+        return self._source
+
+    def text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        end: PromptEnd = PromptEnd.NEW_TURN,
+    ) -> str:
+        """The text of the prompt, for messages without control tokens. Raises TemplateRefusal like `render_tokens`."""
+        return self._render(messages, tools, variables or {}, "", end)[0]
+
     def _render(
         self,
         messages: Sequence[Mapping[str, Any]],
