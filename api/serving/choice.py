@@ -77,7 +77,7 @@ class Choice:
             output = replace(output, tokens=output.tokens[: position + 1], finish_reason="stop")
             events += self._read(output.tokens[position:])
         consumed = output.tokens[: self.num_tokens - before]
-        if self._detokenizer.stopped:
+        if self._detokenizer.stopped or (self._parser is not None and self._parser.ended):
             self.finish_reason = "stop"
         elif output.finish_reason is not None:
             self.finish_reason = output.finish_reason

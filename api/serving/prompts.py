@@ -8,7 +8,7 @@ import trio
 
 from api.errors import ApiError
 from api.serving.spec import Conversation, Texts
-from api.text.dialects import detect, with_object_arguments
+from api.text.dialects import dialect_of, with_object_arguments
 from api.text.guard import TemplateRefusal
 from api.text.template import ChatTemplate, PromptEnd, strings
 from api.text.tokenizer import Tokenizer
@@ -31,9 +31,9 @@ class PromptBuilder:
 
     def __init__(self, tokenizer: Tokenizer, template: str | None) -> None:
         """`template`: Jinja source; None means ChatML. Raises ModelError if it does not compile."""
-        self.dialect = detect(template)
         self._tokenizer = tokenizer
         self._template = ChatTemplate(template, tokenizer)
+        self.dialect = dialect_of(self._template)
         self.end_marks = self._template.end_marks
         """Texts that end an answer in a conversation, unless a grammar decides where it ends."""
 

@@ -65,10 +65,9 @@ class ModelService:
         self.draining = False
         """Whether it refuses new requests."""
         self.prompts = PromptBuilder(tokenizer, self.defaults.template or tokenizer.chat_template)
+        marks = self.prompts.dialect.marks
         self._markers = {
-            tokenizer.special_ids[text]: text.encode()
-            for text in self.prompts.dialect.markers
-            if text in tokenizer.special_ids
+            token: text.encode() for text, token in tokenizer.special_ids.items() if any(text in mark for mark in marks)
         }
         self._tokens_with = lru_cache(MAX_BREAKERS)(tokenizer.tokens_with)
 
@@ -197,14 +196,16 @@ class ModelService:
             grammar = await in_thread(spec.constraint.whole) if spec.constraint else ""
             return grammar, lambda: new_choice(self.tokenizer.piece)
         tail = self.prompts.tail(prompts[0].tokens, spec.prompt.begun)
-        is_free = spec.tool_use is None and spec.constraint is None
-        make = partial(self._chat_grammar, spec.tool_use, spec.constraint, tail)
+        is_free = spec.tool_use is None and spec.constraint is None and spec.reasoning_budget is None
+        make = partial(self._chat_grammar, spec.tool_use, spec.constraint, tail, spec.reasoning_budget)
         grammar = "" if is_free else await in_thread(make)
         ends = () if grammar else self.prompts.end_marks
-        parser = partial(self.prompts.dialect.parser, spec.tool_use, tail)
+        parser = partial(self.prompts.dialect.parser, spec.tool_use, tail, keeps_reasoning=spec.keeps_reasoning)
         return grammar, lambda: new_choice(self.answer_piece, parser=parser(), end_marks=ends)
 
-    def _chat_grammar(self, use: ToolUse | None, content: Constraint | None, prompt_tail: str) -> str:
+    def _chat_grammar(
+        self, use: ToolUse | None, content: Constraint | None, prompt_tail: str, budget: int | None
+    ) -> str:
         """The grammar that an answer must match; empty for none.
 
         Raises ApiError 400 for constraints that exclude each other, or for a strict tool with an unsupported schema.
@@ -222,11 +223,11 @@ class ModelService:
             return content.text()
         rule = content.text() if content else None
         return self.prompts.dialect.grammar(
-            use, content=rule, token_id=self.tokenizer.special_ids.get, prompt_tail=prompt_tail
+            use, content=rule, token_id=self.tokenizer.special_ids.get, prompt_tail=prompt_tail, budget=budget
         )
 
     def answer_piece(self, token: int) -> bytes:
-        """The bytes of a token in an answer. Control tokens that the model's dialect uses as markers count as text."""
+        """The bytes of a token in an answer. Control tokens in the marks of the model's syntax count as text."""
         return self._markers.get(token) or self.tokenizer.piece(token)
 
     @property

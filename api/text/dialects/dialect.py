@@ -1,154 +1,126 @@
-"""The base class of the dialects."""
+"""How one model is asked and how it answers: the prompts, the grammar and the parser that its template calls for."""
 
-import json
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Final
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any
 
-from pydantic_core import from_json
-
-from api.text.dialects.lark import ANY_TEXT, TokenId, literal, marker, text_until
-from api.text.dialects.parser import END_THINK, THINK, AnswerParser, CallSyntax, call_id
+from api.text.dialects import words
+from api.text.dialects.families import family_of
+from api.text.dialects.grammar import answer_grammar
+from api.text.dialects.history import Message, as_objects
+from api.text.dialects.lark import TokenId
+from api.text.dialects.marks import marks_of
+from api.text.dialects.parser import AnswerParser, call_id
+from api.text.dialects.probe import learn
+from api.text.dialects.syntax import AnswerSyntax, Learned
 from api.text.dialects.tools import Tool, ToolUse
-
-MAX_CALLS: Final = 16
-"""Maximum number of calls in an answer that consists of calls."""
-
-Message = dict[str, Any]
+from api.text.template import ChatTemplate
 
 
-class Dialect(ABC):
-    """The tool call and reasoning syntax of a model family."""
+class Dialect:
+    """The tool calls and the reasoning of one model, in prompts, in grammars and in answers."""
 
-    name: str
-    markers: frozenset[str] = frozenset()
-    """Control tokens that are part of an answer's text."""
+    def __init__(self, learned: Learned, *, name: str = "native", nine_character_ids: bool = False) -> None:
+        """A model whose template shows no syntax of calls is told in words how to call."""
+        self.name = name if learned.syntax.calls is not None else "words"
+        self.learned = learned
+        calls = learned.syntax.calls or words.CALLS
+        self.syntax: AnswerSyntax = replace(learned.syntax, calls=calls)
+        self._nine_character_ids = nine_character_ids
 
-    def __init__(self, template: str = "") -> None:
-        self.thinks = END_THINK in template
+    @property
+    def thinks(self) -> bool:
+        return self.syntax.thoughts is not None
+
+    @property
+    def marks(self) -> frozenset[str]:
+        """All literal texts of its syntax. Control tokens in them are part of an answer's text."""
+        return marks_of(self.syntax)
 
     def prepare(
         self, messages: Sequence[Message], tools: Sequence[Tool]
     ) -> tuple[list[Message], list[dict[str, Any]] | None]:
-        """The messages and the `tools` in the form that the family's template expects."""
-        return [_with_objects(message) for message in messages], [tool.as_json() for tool in tools] or None
+        """The messages and the `tools` in the form that the template expects."""
+        learned = self.learned
+        if self._nine_character_ids:
+            messages = [_renumbered(message) for message in messages]
+        assert self.syntax.calls is not None, "a dialect has calls"
+        if not (learned.renders_calls and learned.renders_results):
+            messages = words.with_written_calls(messages, self.syntax.calls)
+        elif not learned.arguments_as_text:
+            messages = [as_objects(message) for message in messages]
+        if tools and not learned.lists_tools:
+            messages = words.with_instructions(messages, tools, self.syntax.calls)
+        listed = [tool.as_json() for tool in tools] if learned.lists_tools else []
+        return list(messages), listed or None
 
-    @abstractmethod
-    def _syntax(self) -> CallSyntax: ...
-
-    @abstractmethod
-    def _call_rules(self, use: ToolUse, token_id: TokenId) -> str:
-        """The rules `calls` (one or more calls) and `triggered` (any text, then a call)."""
-
-    def grammar(self, use: ToolUse | None, *, content: str | None, token_id: TokenId, prompt_tail: str = "") -> str:
+    def grammar(
+        self,
+        use: ToolUse | None,
+        *,
+        content: str | None,
+        token_id: TokenId,
+        prompt_tail: str = "",
+        budget: int | None = None,
+    ) -> str:
         """The llguidance grammar that an answer must match; empty if any answer is valid.
 
         `content` is the right-hand side of a rule for text answers; None allows any text. A reasoning model may reason
-        before its text or its calls.
+        before its text or its calls, for `budget` tokens at most.
         """
-        if use is None and content is None:
+        if use is None and content is None and (budget is None or not self.thinks):
             return ""
-        rules = ["%llguidance {}"]
-        words = "words"
-        if use is None:
-            body = words
-        elif use.choice == "required":
-            body, words = "calls", ""
-        elif content is not None:
-            body = f"{words} | calls"
-        else:
-            body = "triggered* words" if use.parallel else "words | triggered"
-        rules.append(f"start: {self._thoughts(prompt_tail)} ({body})")
-        if words:
-            rules.append(f"words: {content or 'WORDS'}" + ("" if content else f"\nWORDS: {ANY_TEXT}"))
-        if self.thinks:
-            rules.append(self._thought_rules(token_id))
-        if use is not None:
-            rules.append(self._call_rules(use, token_id))
-        return "\n".join(rules)
+        return answer_grammar(
+            self.syntax, use, content=content, token_id=token_id, is_thinking=self.is_thinking(prompt_tail)
+        )
 
-    def parser(self, use: ToolUse | None, prompt_tail: str = "") -> AnswerParser | None:
+    def parser(
+        self, use: ToolUse | None, prompt_tail: str = "", *, keeps_reasoning: bool = False
+    ) -> AnswerParser | None:
         """A parser for one answer; None if the whole answer is content."""
-        if use is None and not self.thinks:
+        syntax = self.syntax
+        if use is None and not (syntax.thoughts or syntax.content or syntax.noise or syntax.ends):
             return None
         return AnswerParser(
-            self._syntax() if use else None,
-            [tool.name for tool in use.tools] if use else (),
-            thinks=self.thinks,
+            syntax,
+            use,
             is_thinking=self.is_thinking(prompt_tail),
+            keeps_reasoning=keeps_reasoning,
             make_id=self.make_id,
         )
 
     def make_id(self) -> str:
-        return call_id()
+        return _nine(call_id()) if self._nine_character_ids else call_id()
 
     def is_thinking(self, prompt_tail: str) -> bool:
         """Whether the prompt ends inside the model's reasoning."""
-        return self.thinks and prompt_tail.rfind(THINK) > prompt_tail.rfind(END_THINK)
-
-    def _thoughts(self, prompt_tail: str) -> str:
-        if not self.thinks:
-            return ""
-        return "thoughts" if self.is_thinking(prompt_tail) else "(think thoughts)?"
-
-    def _thought_rules(self, token_id: TokenId) -> str:
-        space = r"/[ \n]*/"
-        ended = text_until("thought", END_THINK, token_id)
-        return f"think: {marker(THINK, token_id)}\n{ended}thoughts: thought {space}"
+        thoughts = self.syntax.thoughts
+        if thoughts is None:
+            return False
+        begun = max((prompt_tail.rfind(mark) for mark in thoughts.begins if mark), default=-1)
+        return begun > max((prompt_tail.rfind(mark) for mark in thoughts.ends), default=-1)
 
 
-def object_rules(use: ToolUse, key: str) -> str:
-    """The rule `object`: a call as a JSON object."""
-    begins = [literal(f'{{"name": {json.dumps(tool.name)}, "{key}": ') for tool in use.tools]
-    end = literal("}")
-    calls = " | ".join(f"{begin} arguments_{i} {end}" for i, begin in enumerate(begins))
-    return f"object: {calls}\n{argument_rules(use)}"
+def dialect_of(template: ChatTemplate) -> Dialect:
+    """The dialect of a model, learned from its chat template."""
+    learned = learn(template)
+    family = family_of(template.source)
+    if family is None:
+        return Dialect(learned)
+    return Dialect(family.learn(learned), name=family.name, nine_character_ids=family.nine_character_ids)
 
 
-def argument_rules(use: ToolUse) -> str:
-    return "\n".join(f"arguments_{i}: {tool.rule()}" for i, tool in enumerate(use.tools))
+def _renumbered(message: Message) -> Message:
+    if "tool_call_id" in message:
+        return message | {"tool_call_id": _nine(message["tool_call_id"])}
+    if "tool_calls" in message:
+        return message | {"tool_calls": [call | {"id": _nine(call["id"])} for call in message["tool_calls"]]}
+    return message
 
 
-def _with_objects(message: Message) -> Message:
-    """Parse the arguments of calls, because templates convert them to JSON themselves."""
-    if "tool_calls" not in message:
-        return message
-    calls = []
-    for call in message["tool_calls"]:
-        function = dict(call["function"])
-        function["arguments"] = _parsed(function["arguments"])
-        calls.append(call | {"function": function})
-    return message | {"tool_calls": calls}
-
-
-def with_object_arguments(messages: Sequence[Message]) -> list[Message]:
-    """Prepared messages in which the arguments of every call are an object, which some templates need.
-
-    Arguments that were cut become their complete part. Other text becomes the only argument.
-    """
-    return [
-        message | {"tool_calls": [_with_object(call) for call in message["tool_calls"]]}
-        if "tool_calls" in message
-        else message
-        for message in messages
-    ]
-
-
-def _with_object(call: dict[str, Any]) -> dict[str, Any]:
-    function = call["function"]
-    arguments = function["arguments"]
-    if isinstance(arguments, str):
-        try:
-            arguments = from_json(arguments, allow_inf_nan=False, allow_partial=True)
-        except ValueError:
-            arguments = function["arguments"]
-    if not isinstance(arguments, dict):
-        arguments = {"arguments": arguments}
-    return call | {"function": function | {"arguments": arguments}}
-
-
-def _parsed(arguments: str) -> Any:
-    try:
-        return json.loads(arguments)
-    except ValueError:
-        return arguments  # invalid JSON of a model stays as it is
+def _nine(text: str) -> str:
+    """An id of nine letters and digits for a text: a hash, or the text itself if it already has this form."""
+    if len(text) == 9 and text.isalnum():
+        return text
+    return blake2b(text.encode(), digest_size=5).hexdigest()[:9]

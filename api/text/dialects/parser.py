@@ -2,16 +2,18 @@
 
 import secrets
 import string
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 from typing import Final
 
+from api.text.dialects.calls import CallReader, Entries
 from api.text.dialects.events import CallArguments, CallBegin, Content, Event, Reasoning, merged
+from api.text.dialects.patterns import Marks, Matcher, lenient, marks_in
+from api.text.dialects.syntax import AnswerSyntax, Calls, Slot
+from api.text.dialects.tools import ToolUse
 
-NAME: Final = "\0name"
-"""Placeholder for the function's name in a header: a JSON string, or bare text up to the next element."""
-THINK, END_THINK = "<think>", "</think>"
+_NONE: Final[frozenset[str]] = frozenset()
 _ALPHANUMERICS: Final = string.ascii_letters + string.digits
 
 
@@ -19,36 +21,12 @@ def call_id() -> str:
     return "call_" + "".join(secrets.choice(_ALPHANUMERICS) for _ in range(24))
 
 
-@dataclass(frozen=True, slots=True)
-class CallSyntax:
-    """The syntax of calls. White space may separate elements. The arguments are a JSON object after a header."""
-
-    triggers: tuple[str, ...]
-    """Texts that start a call at any position."""
-    header: tuple[str, ...]
-    """Elements before the arguments."""
-    footer: tuple[str, ...]
-    """Elements after the arguments."""
-    opening: tuple[str, ...] = ()
-    """Elements between the trigger and the first call."""
-    separator: str = ""
-    """Text between the calls after one trigger."""
-    closing: str = ""
-    """Text after the last of these calls."""
-    id_mark: str = ""
-    """Text that may follow a bare name. The id after it is ignored."""
-    bare: bool = False
-    """Whether a header at the start of the answer starts a call without a trigger."""
-
-
 class _State(Enum):
-    START = auto()
-    REASONING = auto()
     TEXT = auto()
-    ELEMENTS = auto()
-    ARGUMENTS = auto()
-    MEMBERS = auto()
-    """Members after the arguments in a call's object, such as an id. They are ignored."""
+    REASONING = auto()
+    HEADER = auto()
+    """Text that may begin a call."""
+    CALL = auto()
     AFTER_CALL = auto()
 
 
@@ -57,255 +35,374 @@ class AnswerParser:
 
     def __init__(
         self,
-        syntax: CallSyntax | None,
-        names: Sequence[str] = (),
+        syntax: AnswerSyntax,
+        use: ToolUse | None = None,
         *,
-        thinks: bool = False,
         is_thinking: bool = False,
+        keeps_reasoning: bool = False,
         make_id: Callable[[], str] = call_id,
     ) -> None:
-        """With a `syntax`, calls of the functions `names` are recognized.
+        """With tools in `use`, their calls are recognized.
 
-        `thinks`: the answer may start with reasoning. `is_thinking`: it starts inside the reasoning.
+        `is_thinking`: the answer starts inside the reasoning. `keeps_reasoning`: reasoning and its marks are content.
         """
-        self._syntax = syntax
-        self._names = frozenset(names)
+        thoughts, wrapper = syntax.thoughts, syntax.content  # white space before a mark is dropped anyway
         self._make_id = make_id
-        self._state = _State.REASONING if is_thinking else _State.START if thinks or syntax else _State.TEXT
-        self._thinks = thinks
+        self._keeps_reasoning = keeps_reasoning
+        self._calls = syntax.calls if use is not None else None
+        self._bare = self._calls is not None and self._calls.bare
+        self._state = _State.REASONING if is_thinking else _State.TEXT
+        self.ended = False
+        """Whether the answer has a mark that ends it. Later text is dropped."""
+        # the marks in text and in reasoning
+        triggers: list[str] = []
+        if self._calls is not None and use is not None:
+            self._entries = Entries(self._calls, use.by_name())
+            triggers = list(self._entries.triggers(self._calls))
+            self._footers = Matcher(_footers(self._calls))
+        self._triggers = frozenset(triggers)
+        self._begins = _stripped(thoughts.begins if thoughts else ())
+        self._thoughts_anywhere = thoughts is not None and thoughts.anywhere
+        self._closers = _stripped(thoughts.ends if thoughts else ())
+        self._may_begin_with_closer = thoughts is not None and (thoughts.unopened or is_thinking)
+        self._noise = _stripped((*syntax.noise, *(wrapper.begins + wrapper.ends if wrapper else ())))
+        self._ends = _stripped(syntax.ends)
+        self._text_marks = Marks([*triggers, *self._begins, *self._closers, *self._noise, *self._ends])
+        self._content_begins = _stripped(mark for mark in wrapper.begins if not mark[0].isalnum()) if wrapper else _NONE
+        self._thought_marks = Marks([*triggers, *self._closers, *self._ends, *self._begins, *self._content_begins])
+        self._input: deque[str] = deque()
+        """Characters to read next."""
         self._held = ""
-        """Text that is held back because it may be part of a marker or a call."""
+        """Text that is held back because it may be part of a mark or a call."""
+        self._blank = ""
+        """White space at the beginning of the text, or at the end of a piece of reasoning."""
+        self._is_blank = True
+        """Whether the text or the reasoning has no other characters yet."""
         self._trims = is_thinking
-        """Whether white space is dropped at this point, because it is next to reasoning."""
+        """Whether the white space at the beginning of the text is dropped, because it is next to reasoning."""
+        self._may_think = True
+        """Whether reasoning may begin here."""
+        # the calls that are being read
         self._num_calls = 0
-        # the expected elements of a call, and the matched part of the first one
-        self._elements: list[str] = []
-        self._then = _State.TEXT
-        self._matched = ""
-        self._name = ""
-        # the position in the JSON of the arguments
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
+        self._reader: CallReader | None = None
+        self._has_begun = False
+        self._in_thought = False
+        """Whether they are inside the reasoning. Then only the end of the answer shows that they are no quotation."""
+        self._raw = ""
+        self._pending: list[Event] = []
+        if is_thinking and keeps_reasoning and thoughts is not None:
+            self._pending_mark = thoughts.begins[0] if thoughts.begins else ""
+        else:
+            self._pending_mark = ""
 
     @property
     def is_reasoning(self) -> bool:
-        return self._state is _State.REASONING
+        return self._state is _State.REASONING or self._in_thought
 
     @property
     def is_calling(self) -> bool:
         """Whether the text ends inside a call that was reported with CallBegin."""
-        return self._state in (_State.ARGUMENTS, _State.MEMBERS)
+        return self._state is _State.CALL and self._has_begun
 
     def push(self, text: str) -> list[Event]:
-        return merged(event for character in text for event in self._feed(character))
+        self._input.extend(text)
+        return merged(self._read())
 
     def finish(self) -> list[Event]:
         """End the answer. Returns the events of the text that was held back."""
-        held, self._held = self._held, ""
-        if self._state is _State.REASONING:
-            return [Reasoning(held)] if held.strip() else []
-        if self._state is _State.ELEMENTS and self._then is _State.AFTER_CALL:
-            return []  # part of a footer
-        if self._state is _State.START and self._trims:
-            held = held.lstrip()
-        return [Content(held)] if held and self._state is not _State.AFTER_CALL else []
+        return merged(self._finished())
 
-    def _feed(self, character: str) -> Iterator[Event]:
-        match self._state:
-            case _State.START:
-                yield from self._start(character)
-            case _State.REASONING:
-                yield from self._reason(character)
-            case _State.TEXT:
-                yield from self._text(character)
-            case _State.ELEMENTS:
-                yield from self._element(character)
-            case _State.ARGUMENTS:
-                yield from self._argument(character)
-            case _State.MEMBERS:
-                yield from self._member(character)
-            case _State.AFTER_CALL:
-                yield from self._after_call(character)
+    def _read(self) -> Iterator[Event]:
+        if self._pending_mark:
+            yield Content(self._pending_mark)
+            self._pending_mark = ""
+        while self._input and not self.ended:
+            character = self._input.popleft()
+            if self._in_thought:
+                self._raw += character
+            match self._state:
+                case _State.TEXT:
+                    yield from self._text(character)
+                case _State.REASONING:
+                    yield from self._reason(character)
+                case _State.HEADER:
+                    yield from self._header(character)
+                case _State.CALL:
+                    yield from self._call(character)
+                case _State.AFTER_CALL:
+                    yield from self._after_call(character)
 
-    # -- text and reasoning ------------------------------------------------------------------------------------------
+    # -- text --------------------------------------------------------------------------------------------------------
 
-    def _start(self, character: str) -> Iterator[Event]:
-        """Hold back leading white space and a possible start of reasoning or of a call, which drops the white space."""
+    def _text(self, character: str) -> Iterator[Event]:
+        if self._is_blank and not self._held and character.isspace():
+            self._blank += character
+            return
         self._held += character
-        stripped = self._held.lstrip()
-        if not stripped:
+        if self._is_blank and self._bare and self._entries.match(self._held):
+            self._begin_header()
             return
-        if self._thinks and THINK.startswith(stripped):
-            if stripped == THINK:
-                self._held, self._trims, self._thinks = "", True, False
-                self._state = _State.REASONING
+        while self._held and not self._text_marks.may_grow(self._held):
+            mark = self._text_marks.at(self._held)
+            if not mark or not self._acts(mark):
+                yield from self._say(self._held[0])
+                self._held = self._held[1:]
+                continue
+            yield from self._act(mark)
             return
-        triggers = self._syntax.triggers if self._syntax else ()
-        if stripped in triggers:
-            self._expect_call()
+
+    def _acts(self, mark: str) -> bool:
+        """Whether a mark has a meaning at this point."""
+        if mark in self._triggers or mark in self._noise or mark in self._ends:
+            return True
+        if mark in self._begins:
+            return self._may_think or self._thoughts_anywhere
+        return self._is_blank and self._may_begin_with_closer
+
+    def _act(self, mark: str) -> Iterator[Event]:
+        if mark in self._begins and (self._may_think or self._thoughts_anywhere):
+            yield from self._begin_reasoning(mark)
+        elif mark in self._triggers:
+            self._begin_header()
             return
-        if any(trigger.startswith(stripped) for trigger in triggers):
+        elif mark in self._ends and mark not in self._noise:
+            self._end()
             return
-        self._state = _State.TEXT
-        if self._syntax is not None and self._syntax.bare and stripped == self._syntax.header[0][:1]:
-            self._expect(self._syntax.header, _State.ARGUMENTS)
-            yield from self._element(character, held=True)
-            return
-        held, self._held = stripped if self._trims else self._held, ""
-        for each in held:
-            yield from self._text(each)
+        elif mark in self._closers and mark not in self._noise:
+            self._trims, self._may_think = True, False
+            if self._keeps_reasoning:
+                yield Content(mark)
+        self._read_again(self._held[len(mark) :])
+
+    def _say(self, character: str) -> Iterator[Event]:
+        """A character of the text."""
+        if self._is_blank:
+            if self._blank and not self._trims:
+                yield Content(self._blank)
+            if character.isspace() and self._trims:
+                return
+            self._blank, self._is_blank, self._may_think = "", False, False
+        yield Content(character)
+
+    def _read_again(self, text: str) -> None:
+        self._held = ""
+        self._input.extendleft(reversed(text))
+        if self._in_thought:
+            self._raw = self._raw[: len(self._raw) - len(text)]
+
+    def _end(self) -> None:
+        self._held = self._blank = ""
+        self.ended = True
+        self._input.clear()
+
+    # -- reasoning ---------------------------------------------------------------------------------------------------
+
+    def _begin_reasoning(self, mark: str) -> Iterator[Event]:
+        self._state, self._blank, self._is_blank, self._may_think = _State.REASONING, "", True, False
+        if self._keeps_reasoning:
+            yield Content(mark)
 
     def _reason(self, character: str) -> Iterator[Event]:
         self._held += character
-        if self._held.endswith(END_THINK):
-            thought = self._held.removesuffix(END_THINK).rstrip()
-            if thought:
-                yield Reasoning(thought)
-            self._held, self._trims, self._thinks = "", True, False
-            self._state = _State.START
+        while self._held and not self._thought_marks.may_grow(self._held):
+            mark = self._thought_marks.at(self._held)
+            if mark in self._closers or mark in self._content_begins:  # the mark after the reasoning may be missing
+                yield from self._end_reasoning(mark)
+            elif mark in self._triggers:
+                self._in_thought, self._raw = True, self._held
+                self._begin_header()
+            elif mark in self._ends:
+                self._end()
+            elif mark in self._begins and self._is_blank:
+                self._held = self._held[len(mark) :]  # the model repeats the mark that the prompt ends with
+                continue
+            else:
+                yield from self._think(self._held[0])
+                self._held = self._held[1:]
+                continue
             return
-        if self._trims and self._held.isspace():
-            self._held = ""
-            return
-        self._trims = False
-        keep = len(self._held) - _overlap(self._held, END_THINK)
-        thought = self._held[:keep].rstrip()
-        if thought:
-            yield Reasoning(thought)
-            self._held = self._held[len(thought) :]
 
-    def _text(self, character: str) -> Iterator[Event]:
-        self._held += character
-        triggers = self._syntax.triggers if self._syntax else ()
-        while self._held and not any(trigger.startswith(self._held) for trigger in triggers):
-            yield Content(self._held[0])
-            self._held = self._held[1:]
-        if self._held in triggers:
-            self._expect_call()
+    def _end_reasoning(self, mark: str) -> Iterator[Event]:
+        if self._keeps_reasoning:
+            yield Content(self._blank + mark)
+        self._state, self._blank, self._is_blank = _State.TEXT, "", True
+        self._trims, self._may_think = not self._keeps_reasoning, False
+        self._read_again(self._held[len(mark) :])
+
+    def _think(self, text: str) -> Iterator[Event]:
+        """Text of the reasoning. White space at its beginning and at its end is dropped."""
+        kind = Content if self._keeps_reasoning else Reasoning
+        for character in text:
+            if not character.isspace():
+                yield kind(self._blank + character)
+                self._blank, self._is_blank = "", False
+            elif not self._is_blank or self._keeps_reasoning:
+                self._blank += character
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
-    def _expect_call(self) -> None:
-        assert self._syntax is not None, "calls need a syntax"
-        self._expect((*self._syntax.opening, *self._syntax.header), _State.ARGUMENTS)
+    def _begin_header(self) -> None:
+        """Read the held text as the beginning of a call."""
+        held, self._held = self._held, ""
+        self._state = _State.HEADER
+        if self._in_thought:
+            self._raw = self._raw[: len(self._raw) - len(held)]
+        self._input.extendleft(reversed(held))
 
-    def _expect(self, elements: Sequence[str], then: _State) -> None:
-        self._elements, self._then, self._matched, self._name = list(elements), then, "", ""
-        self._state = _State.ELEMENTS
+    def _header(self, character: str) -> Iterator[Event]:
+        self._held += character
+        found = self._entries.match(self._held)
+        if found is True:
+            return
+        if found is False:
+            yield from self._give_back()
+            return
+        assert not isinstance(found, bool)
+        self._enter(found)
 
-    def _element(self, character: str, *, held: bool = False) -> Iterator[Event]:
-        if not held:
+    def _enter(self, found: tuple[CallReader, str]) -> None:
+        self._reader, rest = found
+        self._has_begun = False
+        self._state = _State.CALL
+        held = self._held
+        self._read_again(rest)
+        self._held = held[: len(held) - len(rest)]
+
+    def _call(self, character: str) -> Iterator[Event]:
+        reader = self._reader
+        assert reader is not None, "a call is being read"
+        if not self._has_begun:
             self._held += character
-        if not self._elements:  # after a header
-            yield from self._begin_arguments(character)
-        elif character.isspace() and not self._matched:
+        text = reader.push(character)
+        if reader.failed and not self._has_begun:
+            yield from self._give_back()
             return
-        elif character == "," and self._elements[0] == "}" and not self._matched:
-            self._held, self._depth = "", 1
-            self._state = _State.MEMBERS
-        elif self._elements[0] == NAME:
-            yield from self._name_character(character)
-        elif self._elements[0].startswith(self._matched + character):
-            self._matched += character
-            if self._matched == self._elements[0]:
-                self._next_element()
+        yield from self._report(reader, text)
+        if reader.done or reader.failed:
+            rest = reader.rest
+            self._state, self._reader = _State.AFTER_CALL, None
+            self._read_again(rest)
+
+    def _report(self, reader: CallReader, text: str) -> Iterator[Event]:
+        events: list[Event] = []
+        if reader.begun and not self._has_begun:
+            self._has_begun, self._held = True, ""
+            events.append(CallBegin(self._num_calls, self._make_id(), reader.name))
+            self._num_calls += 1
+        if text:
+            events.append(CallArguments(self._num_calls - 1, text))
+        if self._in_thought:
+            self._pending += events
         else:
-            yield from self._give_back()
-
-    def _next_element(self) -> None:
-        del self._elements[0]
-        self._matched = ""
-        if not self._elements and self._then is _State.AFTER_CALL:
-            self._state = _State.AFTER_CALL
-            self._held = ""
-
-    def _name_character(self, character: str) -> Iterator[Event]:
-        """Read a name in quotes, or a bare name up to the next element."""
-        self._matched += character
-        if self._matched.startswith('"'):
-            if len(self._matched) > 1 and character == '"':
-                self._name = self._matched[1:-1]
-                self._next_element()
-            return
-        following = self._elements[1] if len(self._elements) > 1 else "{"
-        if self._matched.endswith(following):
-            name = self._matched.removesuffix(following)
-            if self._syntax is not None and self._syntax.id_mark:
-                name = name.partition(self._syntax.id_mark)[0]
-            self._name = name.strip()
-            self._next_element()
-            if self._elements:
-                self._next_element()
-            elif following == "{":
-                yield from self._begin_arguments("{")
-
-    def _begin_arguments(self, character: str) -> Iterator[Event]:
-        if character.isspace():
-            return
-        if character != "{" or self._name not in self._names:
-            yield from self._give_back()
-            return
-        yield CallBegin(self._num_calls, self._make_id(), self._name)
-        self._num_calls += 1
-        self._held = ""
-        self._depth, self._in_string, self._escaped = 0, False, False
-        self._state = _State.ARGUMENTS
-        yield from self._argument(character)
+            self._is_blank, self._may_think = False, False
+            self._blank = ""
+            yield from events
 
     def _give_back(self) -> Iterator[Event]:
-        """Return the held text as content, because it is not a call. Its last character may start one."""
+        """Return the held text as text, because it is not a call. Its later characters may begin one."""
         held, self._held = self._held, ""
-        self._state = _State.TEXT
-        if self._then is not _State.AFTER_CALL:
-            yield Content(held[:-1])
-        for character in held[-1:]:
-            yield from self._text(character)
+        self._reader = None
+        if self._in_thought:
+            yield from self._quote(len(held))
+        else:
+            self._state = _State.TEXT
+            mark = self._text_marks.at(held)
+            size = 1
+            if mark in self._ends or mark in self._noise:
+                self._held = held
+                yield from self._act_without_call(mark)
+                return
+            yield from self._say(held[:size])
+            self._input.extendleft(reversed(held[size:]))
 
-    def _argument(self, character: str) -> Iterator[Event]:
-        """Read up to the end of the JSON object."""
-        yield CallArguments(self._num_calls - 1, character)
-        if self._closes(character):
-            assert self._syntax is not None, "calls need a syntax"
-            self._expect(self._syntax.footer, _State.AFTER_CALL)
-            if not self._syntax.footer:
-                self._state = _State.AFTER_CALL
+    def _act_without_call(self, mark: str) -> Iterator[Event]:
+        if mark in self._noise:
+            self._read_again(self._held[len(mark) :])
+        else:
+            self._end()
+        yield from ()
 
-    def _member(self, character: str) -> Iterator[Event]:
-        if self._closes(character):
-            self._state = _State.ELEMENTS
-            yield from self._element(character)
-
-    def _closes(self, character: str) -> bool:
-        """Track the nesting of JSON. Returns whether this character ends the outermost object."""
-        if self._escaped:
-            self._escaped = False
-        elif self._in_string:
-            self._escaped = character == "\\"
-            self._in_string = character != '"'
-        elif character == '"':
-            self._in_string = True
-        elif character in "{[":
-            self._depth += 1
-        elif character in "}]":
-            self._depth -= 1
-            return not self._depth
-        return False
+    def _quote(self, num_unread: int) -> Iterator[Event]:
+        """Calls inside the reasoning were a quotation: they become reasoning. Read the last characters again."""
+        raw, self._raw = self._raw, ""
+        self._in_thought, self._state = False, _State.REASONING
+        self._num_calls -= sum(isinstance(event, CallBegin) for event in self._pending)
+        self._pending = []
+        size = max(len(raw) - num_unread, 1)
+        yield from self._think(raw[:size])
+        self._held = ""
+        self._input.extendleft(reversed(raw[size:]))
 
     def _after_call(self, character: str) -> Iterator[Event]:
-        """Start the next call, or end the calls. White space between calls is dropped."""
-        syntax = self._syntax
-        assert syntax is not None, "calls need a syntax"
-        if character.isspace():
+        """Drop marks after calls and white space. Start the next call, or end the calls."""
+        self._held += character
+        if not (text := self._held.lstrip()):
             return
-        if character == syntax.separator:
-            self._expect(syntax.header, _State.ARGUMENTS)
-            self._held = character
-        elif character != syntax.closing:
-            self._state = _State.TEXT
-            yield from self._text(character)
+        found, footer = self._entries.match(text), self._footers.match(text)
+        if isinstance(found, tuple):
+            self._enter(found)
+        elif found or footer is True:
+            return
+        elif isinstance(footer, tuple):
+            self._read_again(text[footer[1].end() :])
+        elif self._in_thought:
+            yield from self._quote(len(self._held))
+        else:
+            self._state, self._is_blank, self._trims = _State.TEXT, False, False
+            self._read_again(text)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _finished(self) -> Iterator[Event]:
+        if self._pending_mark:
+            yield Content(self._pending_mark)
+        if self._state is _State.CALL and self._reader is not None:
+            text = self._reader.finish()
+            yield from self._report(self._reader, text) if self._has_begun else ()
+            if self._reader.done:
+                self._state = _State.AFTER_CALL
+        if self._in_thought:
+            if self._state is _State.AFTER_CALL:
+                yield from self._pending
+            else:
+                yield from self._quoted_at_the_end()
+            return
+        held, self._held = self._held, ""
+        match self._state:
+            case _State.REASONING:
+                yield from self._think(held)
+                if self._keeps_reasoning and self._blank:
+                    yield Content(self._blank)
+            case _State.TEXT | _State.HEADER:
+                if self._is_blank and self._trims:
+                    held = held.lstrip()
+                elif self._is_blank:
+                    held = self._blank + held
+                if held:
+                    yield Content(held)
+            case _State.CALL:
+                if held:
+                    yield Content(held)
+
+    def _quoted_at_the_end(self) -> Iterator[Event]:
+        """A call that the reasoning does not complete is a quotation, too. Its text may end the reasoning."""
+        self._triggers = frozenset()
+        self._thought_marks = Marks([*self._closers, *self._ends])
+        self._bare = False
+        self._held = ""
+        yield from self._quote(len(self._raw) - 1)
+        yield from self._read()
+        yield from self._finished()
 
 
-def _overlap(text: str, marker: str) -> int:
-    """The length of the longest suffix of the text that is a prefix of the marker."""
-    return next((n for n in range(min(len(marker), len(text)), 0, -1) if text.endswith(marker[:n])), 0)
+def _stripped(marks: Iterable[str]) -> frozenset[str]:
+    return frozenset(mark.lstrip() for mark in marks)
+
+
+def _footers(calls: Calls) -> list[str]:
+    """The marks that may follow a call's arguments, a call or the last call, each of which may be missing."""
+    texts: list[str] = [calls.separator, calls.end]
+    for form in calls.forms:
+        texts += [part for part in form[form.index(Slot.ARGUMENTS) :] if isinstance(part, str)]
+    marks = dict.fromkeys(mark for text in texts for mark in marks_in(text))
+    return [lenient(mark) for mark in marks] or [r"(?!)"]

@@ -133,7 +133,11 @@ class Learned:
     lists_tools: bool = False
     """Whether the template writes the tools of a request into the prompt."""
     renders_calls: bool = False
-    """Whether it writes earlier calls and their results into the prompt."""
+    """Whether it writes earlier calls into the prompt."""
+    renders_results: bool = False
+    """Whether it writes the results of tools into the prompt."""
+    one_call_per_message: bool = False
+    """Whether it loses all but the first call of a message."""
     arguments_as_text: bool = False
     """Whether it needs the arguments of earlier calls as JSON text instead of an object."""
     switches: tuple[str, ...] = ()

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
+from api.text.dialects.kinds import ALL_KINDS, Kinds, kinds_of
 from api.text.schemas import schema_rule
+from api.text.schemas.references import References
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tool:
     """A function that a request offers."""
 
@@ -29,6 +32,26 @@ class Tool:
         """The rule for its arguments. Raises SchemaError if it is strict and its schema cannot be enforced."""
         return schema_rule(self.schema(), strict=self.strict, is_object=True)
 
+    @cached_property
+    def properties(self) -> Mapping[str, Any]:
+        """The schemas of its named arguments; empty if the schema does not list them at its top."""
+        schema: Any = self.schema()
+        for _ in range(8):  # a reference may lead to the object
+            if not isinstance(schema, Mapping) or "$ref" not in schema or "properties" in schema:
+                break
+            place = self._references.find(str(schema["$ref"]), "")
+            schema = place.node if place is not None else {}
+        properties = schema.get("properties") if isinstance(schema, Mapping) else None
+        return properties if isinstance(properties, Mapping) else {}
+
+    def kinds(self, argument: str) -> Kinds:
+        """The JSON types that this argument may have."""
+        return kinds_of(self.properties[argument], self._references) if argument in self.properties else ALL_KINDS
+
+    @cached_property
+    def _references(self) -> References:
+        return References(self.schema())
+
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
@@ -38,3 +61,6 @@ class ToolUse:
     choice: Literal["auto", "required"]
     parallel: bool = True
     """Whether several calls may be made."""
+
+    def by_name(self) -> dict[str, Tool]:
+        return {tool.name: tool for tool in self.tools}

@@ -3,9 +3,10 @@
 import pytest
 
 from api.serving.choice import Choice, Delta
-from api.text.dialects import Hermes, Tool, ToolUse
+from api.text.dialects import Tool, ToolUse
 from api.text.tokenizer import Tokenizer
 from scheduler.messages import Output
+from tests import dialects
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 USE = ToolUse((Tool("weather", None, {}),), "auto")
@@ -18,7 +19,7 @@ USE = ToolUse((Tool("weather", None, {}),), "auto")
 def test_a_call_cut_by_a_stop_string_does_not_finish_as_tool_calls(
     tokenizer: Tokenizer, stop: str, finish_reason: str
 ) -> None:
-    choice = Choice(tokenizer.piece, [stop], Hermes().parser(USE))
+    choice = Choice(tokenizer.piece, [stop], dialects.hermes().parser(USE))
     deltas: list[Delta] = [choice.push(Output(1, [token])) for token in tokenizer.encode(CALL, parse_special=False)]
     deltas.append(choice.push(Output(1, [], "stop")))
     assert choice.finish_reason == finish_reason

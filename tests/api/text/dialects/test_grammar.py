@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from api.text.dialects import Dialect, Generic, Hermes, Llama, Mistral, Tool, ToolUse
+from api.text.dialects import Dialect, Tool, ToolUse
 from api.text.schemas import json_rule, schema_rule
 from api.text.tokenizer import Tokenizer
 from scheduler.llama.model import Model
+from tests import dialects
 
 CITY = {
     "type": "object",
@@ -62,7 +63,11 @@ HINTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("dialect", [Generic(), Hermes(), Llama(), Mistral()], ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize(
+    "dialect",
+    [dialects.in_words(), dialects.hermes(), dialects.llama(), dialects.mistral()],
+    ids=lambda dialect: dialect.name,
+)
 @pytest.mark.parametrize("name", HINTS)
 def test_unsupported_parts_of_a_tools_schema_are_left_out(vocabulary: LLTokenizer, dialect: Dialect, name: str) -> None:
     schema: dict[str, Any] = CITY | {"properties": {"it": HINTS[name]}, "required": ["it"]}
@@ -80,25 +85,25 @@ def test_supported_parts_of_a_schema_are_kept(vocabulary: LLTokenizer) -> None:
 
 CALLS: list[tuple[Dialect, str, str]] = [
     # one call, and two
-    (Hermes(), hermes("weather", '{"city": "Rome"}'), hermes("clock", "{}") + "\n" + hermes("clock", "{}")),
-    (Generic(), hermes("clock", "{}"), hermes("weather", '{"city": "a}\\""}') + "\n" + hermes("clock", "{}")),
+    (dialects.hermes(), hermes("weather", '{"city": "Rome"}'), hermes("clock", "{}") + "\n" + hermes("clock", "{}")),
+    (dialects.in_words(), hermes("clock", "{}"), hermes("weather", '{"city": "a}\\""}') + "\n" + hermes("clock", "{}")),
     (
-        Llama(),
+        dialects.llama(),
         '{"name": "weather", "parameters": {"city": "Rome"}}',
         '{"name": "clock", "parameters": {}}; {"name": "clock", "parameters": {}}',
     ),
     (
-        Mistral(),
+        dialects.mistral(),
         '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]',
         '[TOOL_CALLS][{"name": "clock", "arguments": {}}, {"name": "clock", "arguments": {}}]',
     ),
     (
-        Mistral("[CALL_ID] [ARGS]"),
+        dialects.mistral_named(),
         '[TOOL_CALLS]weather[CALL_ID]abcdef123[ARGS]{"city": "Rome"}',
         "[TOOL_CALLS]clock[CALL_ID]abcdef123[ARGS]{}[TOOL_CALLS]clock[ARGS]{}",
     ),
     (
-        Mistral("[ARGS]"),
+        dialects.mistral_named(),
         '[TOOL_CALLS]weather[ARGS]{"city": "Rome"}',
         "[TOOL_CALLS]clock[ARGS]{}[TOOL_CALLS]clock[ARGS]{}",
     ),
@@ -129,7 +134,7 @@ def test_an_optional_call_must_be_valid_once_it_starts(
     assert accepts(vocabulary, grammar, two)
     wrong = one.replace("weather", "whether").replace("clock", "cloak")
     assert not accepts(vocabulary, grammar, wrong)
-    if not isinstance(dialect, Llama):
+    if not dialect.name == "llama":
         assert accepts(vocabulary, grammar, f"Let me see.\n{one}")
         assert not accepts(vocabulary, grammar, f"Let me see.\n{wrong}")
 
@@ -146,7 +151,8 @@ def test_text_answers_can_be_constrained_too(vocabulary: LLTokenizer, dialect: D
 def test_a_model_may_reason_before_a_constrained_answer(
     vocabulary: LLTokenizer, dialect: Dialect, one: str, two: str
 ) -> None:
-    thinking = type(dialect)("</think>" + "".join(mark for mark in ("[CALL_ID]", "[ARGS]") if mark in one))
+    assert dialect.syntax.calls is not None
+    thinking = dialects.native(dialect.syntax.calls, dialect.name, thinks=True)
     grammar = grammar_of(thinking, "required")
     assert accepts(vocabulary, grammar, one)
     assert accepts(vocabulary, grammar, f"<think>\nHm.\n</think>\n\n{one}")
@@ -164,7 +170,7 @@ def test_special_tokens_are_used_by_id(vocabulary: LLTokenizer, tokenizer: Token
     ids = {text: tokenizer.special_ids[stand_in] for text, stand_in in stand_ins.items()}
     for choice in ("required", "auto"):
         use = ToolUse(TOOLS, choice)
-        follower = matcher(vocabulary, Hermes().grammar(use, content=None, token_id=ids.get))
+        follower = matcher(vocabulary, dialects.hermes().grammar(use, content=None, token_id=ids.get))
         body = vocabulary.tokenize_str('\n{"name": "clock", "arguments": {}}\n')
         answer = [ids["<tool_call>"], *body, ids["</tool_call>"]]
         if choice == "auto":
@@ -174,7 +180,7 @@ def test_special_tokens_are_used_by_id(vocabulary: LLTokenizer, tokenizer: Token
 
 
 def test_without_tools_and_content_there_is_no_constraint() -> None:
-    assert Hermes("</think>").grammar(None, content=None, token_id=lambda _: None) == ""
+    assert dialects.hermes(thinks=True).grammar(None, content=None, token_id=lambda _: None) == ""
 
 
 def test_json_has_a_compact_layout(vocabulary: LLTokenizer) -> None:

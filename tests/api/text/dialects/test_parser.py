@@ -14,15 +14,12 @@ from api.text.dialects import (
     Content,
     Dialect,
     Event,
-    Generic,
-    Hermes,
-    Llama,
-    Mistral,
     Reasoning,
     Tool,
     ToolUse,
     merged,
 )
+from tests import dialects
 
 USE = ToolUse((Tool("weather", None, {}), Tool("clock", None, {})), "auto")
 Part = str | tuple[str, str]
@@ -102,11 +99,11 @@ MISTRAL_NAMED: list[tuple[str, list[Part]]] = [
     ('[TOOL_CALLS]clock[ARGS]{}[TOOL_CALLS]weather[ARGS]{"a": []}', [("clock", "{}"), ("weather", '{"a": []}')]),
 ]
 RECORDED: list[tuple[Dialect, str, list[Part]]] = [
-    *((Hermes(), text, parts) for text, parts in HERMES),
-    *((Generic(), text, parts) for text, parts in HERMES),
-    *((Llama(), text, parts) for text, parts in LLAMA),
-    *((Mistral(), text, parts) for text, parts in MISTRAL),
-    *((Mistral("[ARGS]"), text, parts) for text, parts in MISTRAL_NAMED),
+    *((dialects.hermes(), text, parts) for text, parts in HERMES),
+    *((dialects.in_words(), text, parts) for text, parts in HERMES),
+    *((dialects.llama(), text, parts) for text, parts in LLAMA),
+    *((dialects.mistral(), text, parts) for text, parts in MISTRAL),
+    *((dialects.mistral_named(), text, parts) for text, parts in MISTRAL_NAMED),
 ]
 
 
@@ -133,7 +130,7 @@ def parts_of(events: Sequence[Event]) -> list[Part]:
 
 
 def name_of(value: object) -> str:
-    return type(value).__name__ if isinstance(value, Dialect) else str(value)[:50]
+    return value.name if isinstance(value, Dialect) else str(value)[:50]
 
 
 @pytest.mark.parametrize(("dialect", "text", "parts"), RECORDED, ids=name_of)
@@ -142,7 +139,7 @@ def test_recorded_answers_are_parsed(dialect: Dialect, text: str, parts: list[Pa
     assert parts_of(events) == parts
     ids = [event.id for event in events if isinstance(event, CallBegin)]
     assert len(set(ids)) == len(ids)
-    if isinstance(dialect, Mistral):
+    if dialect.name == "mistral":
         assert all(len(each) == 9 and each.isalnum() for each in ids)
 
 
@@ -176,7 +173,15 @@ PIECES = [
 
 @given(
     text=st.lists(st.sampled_from([*PIECES, " ", "\n"])).map("".join),
-    dialect=st.sampled_from([Hermes(), Llama(), Mistral(), Mistral("[ARGS]"), Hermes("</think>")]),
+    dialect=st.sampled_from(
+        [
+            dialects.hermes(),
+            dialects.llama(),
+            dialects.mistral(),
+            dialects.mistral_named(),
+            dialects.hermes(thinks=True),
+        ]
+    ),
 )
 def test_no_text_is_lost_or_invented(text: str, dialect: Dialect) -> None:
     """Text that is neither a call nor reasoning is content, except white space between them."""
@@ -202,24 +207,24 @@ def test_no_text_is_lost_or_invented(text: str, dialect: Dialect) -> None:
     ],
 )
 def test_reasoning_is_separated_from_content(text: str, tail: str, events: list[Event]) -> None:
-    dialect = Hermes("{{ '</think>' }}")
+    dialect = dialects.hermes(thinks=True)
     assert parsed(dialect.parser(None, tail), [text]) == events
     assert parsed(dialect.parser(None, tail), list(text)) == events
 
 
 def test_a_call_may_follow_reasoning() -> None:
     text = '<think>\nThe clock.\n</think>\n\n<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
-    begin, *rest = parsed(Hermes("</think>").parser(USE), list(text))
+    begin, *rest = parsed(dialects.hermes(thinks=True).parser(USE), list(text))
     assert begin == Reasoning("The clock.")
     assert parts_of(rest) == [("clock", "{}")]
 
 
 def test_without_tools_or_thoughts_there_is_nothing_to_parse() -> None:
-    assert Hermes().parser(None) is None
+    assert dialects.hermes().parser(None) is None
 
 
 def test_text_is_held_back_only_while_it_may_start_a_call() -> None:
-    parser = Hermes().parser(USE)
+    parser = dialects.hermes().parser(USE)
     assert parser is not None
     assert parser.push("a <b") == [Content("a <b")]
     assert parser.push("<tool") == []

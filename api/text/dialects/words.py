@@ -1,0 +1,78 @@
+"""Tools, calls and results as plain text, for templates that do not write them themselves."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from api.text.dialects.common import HERMES
+from api.text.dialects.history import Message, object_of
+from api.text.dialects.syntax import Calls
+from api.text.dialects.tools import Tool
+from api.text.dialects.writer import written
+
+CALLS: Final = HERMES
+"""What a model is told to write if its template shows nothing."""
+
+
+def with_written_calls(messages: Sequence[Message], calls: Calls) -> list[Message]:
+    """Calls become assistant text and results become user text.
+
+    Consecutive messages of one role are joined, because some templates require alternating roles.
+    """
+    if not any(message["role"] == "tool" or "tool_calls" in message for message in messages):
+        return list(messages)
+    return _joined([_as_text(message, calls) for message in messages])
+
+
+def with_instructions(messages: Sequence[Message], tools: Sequence[Tool], calls: Calls) -> list[Message]:
+    """List the tools in the system message, and explain how to call them."""
+    turns = list(messages)
+    system = turns.pop(0)["content"] if turns and turns[0]["role"] in ("system", "developer") else ""
+    turns.insert(0, {"role": "system", "content": f"{system}\n\n{_instructions(tools, calls)}".lstrip()})
+    return _joined(turns)
+
+
+def _joined(turns: Sequence[Message]) -> list[Message]:
+    joined: list[Message] = []
+    for message in turns:
+        if (
+            joined
+            and joined[-1]["role"] == message["role"]
+            and "tool_calls" not in message
+            and message["role"] != "tool"
+        ):
+            message = message | {"content": f"{joined.pop()['content']}\n{message['content']}"}
+        joined.append(message)
+    return joined
+
+
+def _as_text(message: Message, calls: Calls) -> Message:
+    content = message["content"]
+    if message["role"] == "tool":
+        return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
+    if "tool_calls" not in message:
+        return message
+    if calls == CALLS:
+        texts = [_exactly(call["function"]) for call in message["tool_calls"]]
+    else:
+        made = [(each["function"]["name"], object_of(each["function"]["arguments"])) for each in message["tool_calls"]]
+        texts = [written(calls, made)]
+    return {"role": message["role"], "content": "\n".join([content, *texts] if content else texts)}
+
+
+def _exactly(function: dict[str, Any]) -> str:
+    """A call with its arguments as the model wrote them, so that the prefix is found in the KV cache."""
+    name = json.dumps(function["name"])
+    return f'<tool_call>\n{{"name": {name}, "arguments": {function["arguments"]}}}\n</tool_call>'
+
+
+def _instructions(tools: Sequence[Tool], calls: Calls) -> str:
+    listed = "\n".join(json.dumps(tool.as_json()["function"], ensure_ascii=False) for tool in tools)
+    if calls == CALLS:
+        how = (
+            "To call one, answer with its name and arguments as JSON between tags:\n"
+            '<tool_call>\n{"name": "the function", "arguments": {"parameter": "value"}}\n</tool_call>\n'
+        )
+    else:
+        how = f"To call one, answer in this form:\n{written(calls, [('function', {'parameter': 'value'})])}\n"
+    return f"You can call these functions:\n{listed}\n\n{how}What it returns comes back between <tool_response> tags."
