@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+TAG: Final = re.compile(r"</?[\w:]{1,30}>")
 CONTROL_LIKE: Final = re.compile(
     r"<\|[^<>|\s{}'\"]{1,40}\|>|<\uff5c[^<>\uff5c\s{}]{1,40}\uff5c>|\[/?[A-Z][A-Z_]{2,}\]|</?(?:start|end)_of_(?:turn|text|role)>"
     r"|<\|[a-z_]{3,}>|<[a-z_]{3,}\|>|<\|\"\|>|\]<\]minimax\[>\["
 )
-_PIECES: Final = re.compile(CONTROL_LIKE.pattern + r"|</?[\w:]{1,30}>| ?\w+|\n+|[^\S\n]+|[^\w\s]")
+_PIECES: Final = re.compile(rf"{CONTROL_LIKE.pattern}|{TAG.pattern}| ?\w+|\n+|[^\S\n]+|[^\w\s]")
 PRINTED: Final = frozenset({"<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>"})
 """Control tokens of gpt-oss that llama.cpp prints like text."""
 
@@ -40,7 +41,7 @@ class StubTokenizer:
     def __init__(self, source: str, controls: Iterable[str] = (), user_defined: Iterable[str] = ()) -> None:
         """`source`: a chat template. `controls`: texts of control tokens, which print as nothing.
 
-        `user_defined`: texts of tokens that grammars refer to by id too, but which print as text.
+        `user_defined`: texts of tokens that grammars must name by their ids too, but which print as text.
         """
         self.chat_template: str | None = source
         self.bos_id: int | None = None
@@ -59,7 +60,7 @@ class StubTokenizer:
         self.control_texts: tuple[str, ...] = tuple(dict.fromkeys(found))
         marks = sorted(self.special_ids, key=len, reverse=True)
         self._pieces = re.compile("|".join([*map(re.escape, marks), _PIECES.pattern]))
-        self._control = re.compile("|".join(map(re.escape, sorted(self._controls.values(), key=len, reverse=True))))
+        self._marks = re.compile("|".join(map(re.escape, marks)))
 
     def id_of(self, text: str) -> int:
         """The id of the token with this text, which is made if it is new."""
@@ -89,11 +90,11 @@ class StubTokenizer:
         return [token for token, each in enumerate(self._texts) if text in each and token not in self._controls]
 
     def cut(self, text: str, size: int) -> list[int]:
-        """Tokens of `size` characters, 0 for as long as possible. Control tokens stay whole."""
+        """Tokens of `size` characters, 0 for as long as possible. Tokens with a special id stay whole."""
         tokens: list[int] = []
         at = 0
-        starts = [match.span() for match in self._control.finditer(text)] if self._controls else []
-        for start, end in [*starts, (len(text), len(text))]:
+        found = [match.span() for match in self._marks.finditer(text)] if self.special_ids else []
+        for start, end in [*found, (len(text), len(text))]:
             step = size or max(start - at, 1)
             tokens += [self.id_of(text[i : min(i + step, start)]) for i in range(at, start, step)]
             tokens += [self.id_of(text[start:end])] if end > start else []

@@ -39,5 +39,6 @@ def test_an_output_is_cut_into_tokens_of_a_size() -> None:
         assert [tokenizer.spelled(token) for token in tokenizer.cut("abcde", 3)] == [b"abc", b"de"]
         assert len(tokenizer.cut("abcde", 0)) == 1
         assert tokenizer.cut("", 1) == []
+    assert StubTokenizer(SOURCE, user_defined=["<tool>"]).cut("a<tool>", 0)[1:] == [0]
     pieces = [controlled.spelled(token) for token in controlled.cut("abcd[[call]]efg", 3)]
     assert pieces == [b"abc", b"d", b"[[call]]", b"efg"]

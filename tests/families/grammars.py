@@ -34,31 +34,35 @@ def check_on_smollm2() -> Check:
 
 
 def check_with_controls(tokenizer: StubTokenizer) -> Check:
-    """A check with a vocabulary of the control tokens of `tokenizer`, with their ids, and of all bytes."""
+    """A check with a vocabulary of the tokens of `tokenizer` that have special ids, and of all bytes.
+
+    As with real vocabularies, a grammar accepts such a token only if it names its id.
+    """
+    special = set(tokenizer.special_ids.values())
     vocabulary = _Vocabulary(list(tokenizer.special_ids))
     made = LLTokenizer(TokenizerWrapper(vocabulary))
 
     def check(grammar: str, text: str) -> str:
-        ids = tokenizer.cut(text, 1)
-        tokens = [t for i in ids for t in ([i] if not tokenizer.piece(i) else vocabulary(tokenizer.piece(i)))]
+        ids = tokenizer.encode(text, parse_special=True)
+        tokens = [part for i in ids for part in ([i] if i in special else vocabulary(tokenizer.piece(i)))]
         return _why_not(made, grammar, tokens)
 
     return check
 
 
 class _Vocabulary:
-    """Control tokens from id 0, then all bytes, then the end of the text. llguidance reads its attributes."""
+    """Special tokens from id 0, then all bytes, then the end of the text. llguidance reads its attributes."""
 
     bos_token_id = None
 
-    def __init__(self, controls: list[str]) -> None:
-        self._num_controls = len(controls)
-        self.tokens = [text.encode() for text in controls] + [bytes([value]) for value in range(256)] + [b"<end>"]
+    def __init__(self, special: list[str]) -> None:
+        self._num_special = len(special)
+        self.tokens = [text.encode() for text in special] + [bytes([value]) for value in range(256)] + [b"<end>"]
         self.eos_token_id = len(self.tokens) - 1
-        self.special_token_ids = [*range(len(controls)), self.eos_token_id]
+        self.special_token_ids = [*range(len(special)), self.eos_token_id]
 
     def __call__(self, text: bytes) -> list[int]:
-        return [self._num_controls + value for value in text]
+        return [self._num_special + value for value in text]
 
 
 def _why_not(vocabulary: LLTokenizer, grammar: str, tokens: list[int]) -> str:
@@ -72,7 +76,7 @@ def _why_not(vocabulary: LLTokenizer, grammar: str, tokens: list[int]) -> str:
 
 
 def measure_grammars(template: BareTemplate, family: Family, controlled: Family, check: Check) -> Grammar:
-    """`controlled`: the same template, with a vocabulary in which marks are control tokens."""
+    """`controlled`: the same template, with a vocabulary in which marks are tokens."""
     one, two = (written_call(template, family, count) for count in (1, 2))
     if one is None:
         return Grammar()

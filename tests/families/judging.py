@@ -36,14 +36,14 @@ def judge(family: Family, case: Case) -> Result:
 
 
 def judge_under_controls(family: Family, case: Case) -> str:
-    """Why the answer is wrong with a vocabulary in which marks are control tokens; empty if it is right."""
+    """Why the answer is wrong with a vocabulary in which marks are tokens; empty if it is right."""
     try:
-        prompt, [got] = family.answers(case, SIZES[:1])
+        prompt, answers = family.answers(case, SIZES)
     except RefusedError:
         return "request refused"
     except Exception as error:
         return f"exception: {type(error).__name__}"
-    return difference(case, got, prompt)
+    return next(filter(None, (difference(case, got, prompt) for got in answers)), "")
 
 
 def difference(case: Case, got: Answer, prompt: str) -> str:

@@ -1,5 +1,6 @@
 """Measures one template."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from tests.families.cases import Case
@@ -9,14 +10,14 @@ from tests.families.product import BareTemplate, Family, RefusedError
 from tests.families.rendering import render_all
 from tests.families.results import Report, Result
 from tests.families.written import refusal_of_calls
-from tests.stub_vocabulary import CONTROL_LIKE, PRINTED
+from tests.stub_vocabulary import CONTROL_LIKE, PRINTED, TAG
 
 
 def measure(name: str, source: str, cases: Sequence[Case], check: Check | None) -> Report:
     """`name`: of the template's file. Without a `check`, grammars are not measured."""
-    report = Report(name)
+    report, texts = Report(name), [source, *(case.raw for case in cases)]
     try:
-        family, controlled = Family(source), Family(source, _controls([source, *(case.raw for case in cases)]))
+        family, controlled = Family(source), Family(source, _controls(texts), _user_defined(texts))
     except RefusedError as refusal:
         report.compiles = str(refusal)
         report.results = [Result(case, "failed", "does not compile") for case in cases]
@@ -38,5 +39,13 @@ def measure(name: str, source: str, cases: Sequence[Case], check: Check | None) 
 
 def _controls(texts: Iterable[str]) -> list[str]:
     """What looks like a control token, without those that llama.cpp prints."""
-    found = dict.fromkeys(mark for text in texts for mark in CONTROL_LIKE.findall(text))
-    return [mark for mark in found if mark not in PRINTED]
+    return [mark for mark in _found(CONTROL_LIKE, texts) if mark not in PRINTED]
+
+
+def _user_defined(texts: Sequence[str]) -> list[str]:
+    """Control tokens that llama.cpp prints, and tags, which are user-defined tokens in many vocabularies."""
+    return [mark for mark in _found(CONTROL_LIKE, texts) if mark in PRINTED] + _found(TAG, texts)
+
+
+def _found(pattern: re.Pattern[str], texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(mark for text in texts for mark in pattern.findall(text)))

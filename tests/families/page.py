@@ -12,7 +12,7 @@ RESULTS: Final = ROOT / "bench" / "results" / "families.json"
 BEGIN: Final = "<!-- families: written by `make families` -->\n"
 END: Final = "<!-- end of families -->\n"
 _HEAD: Final = """\
-| template | learned | renders | cases | own calls | as control tokens |
+| template | learned | renders | cases | own calls | as tokens |
 |---|---|---|---|---|---|
 """
 

@@ -47,9 +47,9 @@ class Syntax:
 class Family:
     """A template, served by a model service without an engine."""
 
-    def __init__(self, source: str, controls: Iterable[str] = ()) -> None:
-        """`controls`: texts that are control tokens of the vocabulary. Raises RefusedError if it does not compile."""
-        self.tokenizer = StubTokenizer(source, controls)
+    def __init__(self, source: str, controls: Iterable[str] = (), user_defined: Iterable[str] = ()) -> None:
+        """The vocabulary is a StubTokenizer with these tokens. Raises RefusedError if `source` does not compile."""
+        self.tokenizer = StubTokenizer(source, controls, user_defined)
         try:
             self._service = ModelService(("m",), cast(Tokenizer, self.tokenizer), _engine(), max_waiting=8)
         except ModelError as error:

@@ -134,8 +134,8 @@ def _totals_of_controls(run: Run) -> Iterator[str]:
     passed = [result for result in measured if result.verdict == "passed"]
     right, same = ([r for r in some if r.under_controls == ""] for some in (measured, passed))
     yield (
-        f"controls (a note): {len(right)} of {len(measured)} cases are right if every mark that looks like a control "
-        f"token is one; {len(same)} of the {len(passed)} passed ones"
+        f"controls (a note): {len(right)} of {len(measured)} cases are right if every mark is a token; "
+        f"{len(same)} of the {len(passed)} passed ones"
     )
     tested = [r.grammar.under_controls for r in run.reports if r.grammar.under_controls is not None]
     yield f"controls (a note): {sum(not why for why in tested)} of {len(tested)} templates' own call accepted then"

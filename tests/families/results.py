@@ -25,8 +25,7 @@ class Result:
     trimmed: bool = False
     """Whether white space at the ends differs, which counts as right."""
     under_controls: str | None = None
-    """Why the answer is wrong if all marks that look like control tokens are such; empty if it is right; None if the
-    case is skipped."""
+    """Why the answer is wrong if all marks are tokens; empty if it is right; None if the case is skipped."""
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Grammar:
     two: str | None = None
     """For two calls."""
     under_controls: str | None = None
-    """For one call, if all marks that look like control tokens are such."""
+    """For one call, if all marks are tokens, which grammars must name by their ids."""
     auto: Literal["", "bent", "lost"] = ""
     """If `one` is refused, what happens under `tool_choice: auto`: `bent`: the grammar forces another form of call on
     the model. `lost`: the call stays in the content."""
@@ -111,7 +110,3 @@ class Run:
         passed = sum(result.verdict == "passed" for result in measured)
         right = sum(report.is_right for report in self.reports)
         return f"{passed} of {len(measured)} cases, {right} of {len(self.reports)} templates fully right"
-
-    @property
-    def is_right(self) -> bool:
-        return all(report.is_right for report in [*self.reports, *self.others])

@@ -87,15 +87,17 @@ def test_what_a_template_leaves_out_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("control", "grammar", "is_right"),
+    ("kind", "grammar", "is_right"),
     [
-        (True, "start: <[0]> /a+/", True),
-        (True, 'start: "[[call]]" /a+/', False),
-        (False, 'start: "[[call]]" /a+/', True),
+        ("controls", "start: <[0]> /a+/", True),
+        ("controls", 'start: "[[call]]" /a+/', False),
+        ("user_defined", "start: <[0]> /a+/", True),
+        ("user_defined", 'start: "[[call]]" /a+/', False),
+        ("", 'start: "[[call]]" /a+/', True),
     ],
 )
-def test_a_grammar_names_control_tokens_by_their_ids(control: bool, grammar: str, is_right: bool) -> None:
-    tokenizer = StubTokenizer("", ["[[call]]"] if control else [])
+def test_a_grammar_must_name_special_tokens_by_their_ids(kind: str, grammar: str, is_right: bool) -> None:
+    tokenizer = StubTokenizer("", **({kind: ["[[call]]"]} if kind else {}))
     why = check_with_controls(tokenizer)(f"%llguidance {{}}\n{grammar}", "[[call]]aa")
     assert (why == "") == is_right
 
