@@ -30,7 +30,7 @@ def measure(name: str, source: str, cases: Sequence[Case], check: Check | None) 
     for result in report.measured:
         result.under_controls = judge_under_controls(controlled, result.case)
     marks = _controls(case.raw for case in cases if case.expected.calls)
-    report.missing_markers = sorted(set(marks) - syntax.markers)
+    report.missing_markers = sorted(each for each in set(marks) if not any(each in mark for mark in syntax.marks))
     report.native = refusal_of_calls(template, source)
     if check is not None:
         report.grammar = measure_grammars(template, family, controlled, check)

@@ -38,8 +38,8 @@ class Syntax:
     name: str
     """Of the dialect."""
     thinks: bool
-    markers: frozenset[str]
-    """Control tokens that are part of an answer's text."""
+    marks: frozenset[str]
+    """The texts in answers whose control tokens are text for the parser."""
     learned: str
     """In a few words."""
 
@@ -59,7 +59,7 @@ class Family:
     def syntax(self) -> Syntax:
         dialect = self._service.prompts.dialect
         learned = f"{dialect.name}, {'with' if dialect.thinks else 'without'} thoughts"
-        return Syntax(dialect.name, dialect.thinks, frozenset(dialect.markers), learned)
+        return Syntax(dialect.name, dialect.thinks, dialect.marks, learned)
 
     def prompt(self, body: dict[str, Any]) -> str:
         """Raises RefusedError, like all below."""

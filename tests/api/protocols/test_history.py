@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.text.dialects import Generic, Hermes
 from api.text.template import ChatTemplate
 from api.text.tokenizer import Tokenizer
+from tests import dialects
 from tests.api.fakes import MODEL, Server
 
 Body = dict[str, Any]
@@ -33,7 +33,7 @@ def serving(tokenizer: Tokenizer) -> Callable[[], Server]:
         if not servers:
             servers.append(Server(tokenizer, max_waiting=1000))
             prompts = servers[0].service.prompts
-            prompts.dialect = Hermes("<think></think>")
+            prompts.dialect = dialects.hermes(thinks=True)
             prompts._template = ChatTemplate(TEMPLATE, tokenizer)
         return servers[0]
 
@@ -391,7 +391,7 @@ async def test_templates_that_read_objects_also_get_arguments_that_are_none(
     server = Server(tokenizer)
     messages = [USER, calling({"name": "weather", "arguments": arguments}), RESULT]
     for template, expected in ((READS_OBJECTS, read), (READS_TEXTS, written)):
-        server.service.prompts.dialect = Hermes(template)
+        server.service.prompts.dialect = dialects.hermes()
         server.service.prompts._template = ChatTemplate(template, tokenizer)
         prompt = await prompt_of(server, CHAT, {"messages": messages})
         assert f"assistant: <tool_call>{expected}</tool_call>" in prompt
@@ -399,7 +399,7 @@ async def test_templates_that_read_objects_also_get_arguments_that_are_none(
 
 async def test_a_template_that_refuses_a_conversation_still_refuses_it(tokenizer: Tokenizer) -> None:
     server = Server(tokenizer)
-    server.service.prompts.dialect = Hermes()
+    server.service.prompts.dialect = dialects.hermes()
     server.service.prompts._template = ChatTemplate("{{ raise_exception('roles must alternate') }}", tokenizer)
     body = {"model": MODEL, "messages": [USER, calling({"name": "weather", "arguments": "Rome"}), RESULT]}
     response = await server.client.post(CHAT, json=body)
@@ -411,7 +411,7 @@ async def test_invented_names_and_cut_arguments_are_rendered_as_text_for_a_model
     tokenizer: Tokenizer,
 ) -> None:
     server = Server(tokenizer)
-    assert isinstance(server.service.prompts.dialect, Generic)
+    assert server.service.prompts.dialect.name == "words"
     prompt = await prompt_of(server, CHAT, {"messages": [USER, calling({"name": "a b", "arguments": '{"c'}), RESULT]})
     assert '{"name": "a b", "arguments": {"c}' in prompt
 

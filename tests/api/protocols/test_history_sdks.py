@@ -32,9 +32,9 @@ from openai.types.responses.response_output_text import AnnotationFileCitation, 
 from openai.types.responses.response_reasoning_item import Content, Summary
 from pydantic import BaseModel
 
-from api.text.dialects import Hermes
 from api.text.template import ChatTemplate
 from api.text.tokenizer import Tokenizer
+from tests import dialects
 from tests.api.fakes import MODEL, Server
 from tests.api.sdks import Sdks
 
@@ -78,7 +78,7 @@ def turns(tokenizer: Tokenizer) -> Callable[[], Turns]:
     def get() -> Turns:
         if not made:
             server = Server(tokenizer, max_waiting=1000)
-            server.service.prompts.dialect = Hermes("<think></think>")
+            server.service.prompts.dialect = dialects.hermes(thinks=True)
             server.service.prompts._template = ChatTemplate(TEMPLATE, tokenizer)
             made.append(Turns(server, Sdks(server)))
         made[0].server.engine.posted.clear()

@@ -27,10 +27,10 @@ from api.protocols.messages import request as schemas
 from api.protocols.messages.answer import _input
 from api.protocols.messages.types import MessageAnswer, MessageError, MessageEvent
 from api.ranges import MAX_STOPS
-from api.text.dialects import Hermes
 from api.text.template import ChatTemplate
 from api.text.tokenizer import Tokenizer
 from scheduler.messages import Output, SamplingParams
+from tests import dialects
 from tests.api.fakes import INFO, MODEL, Server, Stream
 from tests.api.fakes import URL as CHAT_URL
 
@@ -57,7 +57,7 @@ def server(tokenizer: Tokenizer) -> Server:
 @pytest.fixture
 def thinker(server: Server) -> Server:
     """A server whose model may think before it answers."""
-    server.service.prompts.dialect = Hermes("<think></think>")
+    server.service.prompts.dialect = dialects.hermes(thinks=True)
     return server
 
 

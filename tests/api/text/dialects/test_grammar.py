@@ -134,7 +134,7 @@ def test_an_optional_call_must_be_valid_once_it_starts(
     assert accepts(vocabulary, grammar, two)
     wrong = one.replace("weather", "whether").replace("clock", "cloak")
     assert not accepts(vocabulary, grammar, wrong)
-    if not dialect.name == "llama":
+    if dialect.name != "llama":
         assert accepts(vocabulary, grammar, f"Let me see.\n{one}")
         assert not accepts(vocabulary, grammar, f"Let me see.\n{wrong}")
 
