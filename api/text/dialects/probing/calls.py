@@ -1,0 +1,199 @@
+"""Learns how calls are written."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from api.text.dialects.probing.arguments import ARGUMENTS, KEY, VALUE, learn_tagged, with_json_slots, with_slots
+from api.text.dialects.probing.marks import (
+    SLOTS,
+    as_form,
+    common_start,
+    digits,
+    is_bare,
+    num_marks,
+    repeated,
+    slot_positions,
+    squeezed,
+    units,
+)
+from api.text.dialects.probing.renders import (
+    CONTENT,
+    NAMES,
+    PROBE,
+    RESULT,
+    TWO_ARGUMENTS,
+    Call,
+    Renders,
+    assistant,
+    results,
+    with_calls,
+)
+from api.text.dialects.probing.thoughts import Plain
+from api.text.dialects.probing.vouch import is_vouched
+from api.text.dialects.syntax import Calls, JsonArguments, Slot, TaggedArguments
+
+NAME, INDEX = SLOTS[Slot.NAME], SLOTS[Slot.INDEX]
+_CONTENTS: Final = (CONTENT, "", None)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to give calls to a template."""
+
+    as_text: bool
+    """Whether the arguments are JSON text."""
+    content: str | None
+    is_followed: bool
+    """Whether the results follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Calls for which the template vouches."""
+
+    calls: Calls
+    way: Way
+    ends: tuple[str, ...]
+    """Marks that end a turn with calls."""
+
+
+def learn_calls(renders: Renders, plain: Plain) -> Found | None:
+    """Learn from the first way in which the template writes calls that can be written back.
+
+    Preferred are calls in the turn of the text, not in one that begins with the end of this turn.
+    """
+    other = None
+    for way in _ways():
+        if found := _learn(Sections(renders, plain, way)):
+            if not _head(found.calls).startswith(plain.ends or "\n"):
+                return found
+            other = other or found
+    return other
+
+
+def _head(calls: Calls) -> str:
+    first = calls.forms[0][0]
+    return calls.begin + (first if isinstance(first, str) else "")
+
+
+def _ways() -> Iterator[Way]:
+    for as_text in (False, True):
+        for content in _CONTENTS:
+            for is_followed in (False, True):
+                yield Way(as_text, content, is_followed)
+
+
+class Sections:
+    """The texts that call tools, as the template writes them in one way."""
+
+    def __init__(self, renders: Renders, plain: Plain, way: Way) -> None:
+        self._renders = renders
+        self._plain = plain
+        self.way = way
+
+    def __call__(self, calls: Sequence[Call]) -> str | None:
+        """The text between the text of an answer and the end of its turn, without white space around it."""
+        way = self.way
+        following = results(calls) if way.is_followed else []
+        turn = self._renders.turn(with_calls(calls, way.content, as_text=way.as_text), following, tools=True)
+        if turn is None or NAMES[0] not in turn:
+            return None
+        if following:
+            turn = turn.partition(RESULT)[0]
+        if way.content and way.content in turn.partition(NAMES[0])[0]:
+            text = turn.partition(way.content)[2].lstrip()
+        else:
+            plain = self._renders.turn(assistant(CONTENT), tools=True) or ""
+            text = turn[len(common_start(plain.partition(CONTENT)[0], turn)) :].lstrip()
+            for mark in (*self._plain.thoughts.begins, *self._plain.thoughts.ends) if self._plain.thoughts else ():
+                text = text.removeprefix(mark).lstrip()
+        if self._plain.content:
+            for mark in (*self._plain.content.begins, *self._plain.content.ends):
+                text = text.removeprefix(mark).lstrip()
+        return self._to_end(text, calls)
+
+    def _to_end(self, text: str, calls: Sequence[Call]) -> str | None:
+        name, arguments = calls[-1]
+        last = max([text.find(name), *(text.rfind(str(value)) for value in arguments.values() if value != {})])
+        ends = [at for end in self._plain.ends if (at := text.find(end, max(last, 0))) >= 0]
+        if not ends and self.way.is_followed:
+            return None
+        return text[: min(ends, default=len(text))].strip()
+
+
+def _learn(section: Sections) -> Found | None:
+    one = section(TWO_ARGUMENTS[:1])
+    if one is None:
+        return None
+    one = with_slots(with_json_slots(one, TWO_ARGUMENTS[:1]))
+    two = section(TWO_ARGUMENTS)
+    two = with_slots(with_json_slots(two, TWO_ARGUMENTS)) if two and NAMES[1] in two else None
+    arguments: JsonArguments | TaggedArguments = JsonArguments()
+    if ARGUMENTS not in one:
+        tagged = learn_tagged(one, section)
+        if tagged is None:
+            return None
+        arguments = tagged.arguments
+        one = one.replace(tagged.region, ARGUMENTS)
+        two = two and two.replace(tagged.region, ARGUMENTS)
+    if KEY in one or VALUE in one or one.count(ARGUMENTS) != 1 or NAME not in one:
+        return None
+    if two:
+        one, two = _with_indexes(one, two)
+    found = _calls(one, two, arguments)
+    if found is None or PROBE in found[0].begin + found[0].end + str(found[0].forms):
+        return None
+    calls, ends = found
+    if not is_vouched(calls, section, ends, has_two=two is not None):
+        return None
+    return Found(calls, section.way, ends)
+
+
+def _with_indexes(one: str, two: str) -> tuple[str, str]:
+    """The texts with INDEX where a number counts up from call to call."""
+    single, double = list(digits(one)), list(digits(two))
+    size = len(single)
+    if len(double) != 2 * size:
+        return one, two
+    counted = [i for i in range(size) if int(double[i + size].group()) == int(double[i].group()) + 1]
+    return (
+        _replaced(one, [single[i].span() for i in counted]),
+        _replaced(two, [double[i].span() for i in (*counted, *(i + size for i in counted))]),
+    )
+
+
+def _replaced(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    for start, end in reversed(spans):
+        text = text[:start] + INDEX + text[end:]
+    return text
+
+
+def _calls(
+    one: str, two: str | None, arguments: JsonArguments | TaggedArguments
+) -> tuple[Calls, tuple[str, ...]] | None:
+    """The syntax of calls and marks that end the turn, from the slotted sections of one call and of two."""
+    if two is None:
+        return Calls((as_form(one),), arguments, bare=is_bare(one[: slot_positions(one)[0]])), ()
+    places, both = slot_positions(one), slot_positions(two)
+    size = len(places)
+    if [one[i] for i in places] * 2 != [two[i] for i in both]:
+        return None
+    core = one[places[0] : places[-1] + 1]
+    split = repeated(two[: both[0]], two[both[size - 1] + 1 : both[size]], two[both[-1] + 1 :])
+    if squeezed(core) != squeezed(two[both[0] : both[size - 1] + 1]):
+        return None
+    form = split.item_begin + core + split.item_end
+    end, turn_end = _balanced(split.begin, split.end.strip())
+    head = split.begin + form[: slot_positions(form)[0]]
+    calls = Calls((as_form(form),), arguments, split.begin.lstrip(), split.separator, end, bare=is_bare(head))
+    return calls, (turn_end,) if turn_end else ()
+
+
+def _balanced(begin: str, end: str) -> tuple[str, str]:
+    """The end of a section, which has as many marks as its begin, and the mark behind it, which ends the turn."""
+    parts, size = units(end), 0
+    while num_marks(end) > num_marks(begin) and size < len(parts):
+        size += 1
+        end = "".join(parts[: len(parts) - size])
+    return end.rstrip(), "".join(parts[len(parts) - size :]).strip() if size else ""

@@ -1,0 +1,97 @@
+"""Checks a learned syntax: calls are written by it and compared with what the template writes."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from api.text.dialects.probing.marks import squeezed
+from api.text.dialects.probing.renders import IDS, KEYS, NAMES, Call
+from api.text.dialects.syntax import Calls, Form, Slot, TaggedArguments
+
+SPECIAL: Final = 'zq "it\'s" a\\b\nc'
+"""A string that must be escaped wherever strings are."""
+PLAIN: Final = "zq it is"
+_FIRST_INDEXES: Final = (0, 1)
+
+
+def is_vouched(
+    calls: Calls, section: Callable[[Sequence[Call]], str | None], ends: Sequence[str], *, has_two: bool
+) -> bool:
+    """Whether the template writes what the syntax says, white space apart, for one call and for two."""
+    strings = [SPECIAL]
+    style = calls.arguments
+    if isinstance(style, TaggedArguments) and (style.encoding == "python" or style.cdata):
+        strings.append(PLAIN)  # templates differ in what they escape
+    return any(_is_vouched(calls, section, "".join(ends), text, has_two) for text in strings)
+
+
+def _is_vouched(
+    calls: Calls, section: Callable[[Sequence[Call]], str | None], end: str, text: str, has_two: bool
+) -> bool:
+    given: list[Call] = [(NAMES[1], {KEYS[0]: 815, KEYS[1]: text}), (NAMES[0], {KEYS[0]: "zqother"})]
+    samples = [given[:1], given] if has_two else [given[:1]]
+    for sample in samples:
+        written = section(_renamed(sample))
+        if written is None:
+            return False
+        expected = {squeezed(written), squeezed(written.removesuffix(end))}
+        if len(sample) == 1 < len(samples):
+            expected.add(squeezed(written + calls.end))  # a template that ends a section only behind several calls
+        if not expected & {squeezed(write(calls, _renamed(sample), first)) for first in _FIRST_INDEXES}:
+            return False
+    return True
+
+
+def _renamed(calls: Sequence[Call]) -> list[Call]:
+    """The calls with the names in the order in which sections look for them."""
+    return [(NAMES[i], arguments) for i, (_, arguments) in enumerate(calls)]
+
+
+def write(calls: Calls, given: Sequence[Call], first_index: int) -> str:
+    """The text of these calls."""
+    texts = []
+    for i, (name, arguments) in enumerate(given):
+        texts.append(
+            _filled(
+                calls.forms[0],
+                {
+                    Slot.NAME: name,
+                    Slot.ID: IDS[i],
+                    Slot.INDEX: str(first_index + i),
+                    Slot.ARGUMENTS: _arguments(calls, arguments),
+                },
+            )
+        )
+    return calls.begin + calls.separator.join(texts) + calls.end
+
+
+def _filled(form: Form, texts: Mapping[Slot, str]) -> str:
+    return "".join(part if isinstance(part, str) else texts[part] for part in form)
+
+
+def _arguments(calls: Calls, arguments: Mapping[str, Any]) -> str:
+    style = calls.arguments
+    if not isinstance(style, TaggedArguments):
+        return json.dumps(arguments)
+    words = dict(style.types)
+    return style.separator.join(
+        _filled(
+            style.argument,
+            {
+                Slot.KEY: key,
+                Slot.VALUE: _value(value, style),
+                Slot.TYPE: words.get("string" if isinstance(value, str) else "number", ""),
+            },
+        )
+        for key, value in arguments.items()
+    )
+
+
+def _value(value: Any, style: TaggedArguments) -> str:
+    if style.encoding == "python":
+        return repr(value)
+    if not isinstance(value, str) or style.encoding == "json":
+        return json.dumps(value)
+    if style.encoding == "gemma":
+        return f'<|"|>{value}<|"|>'
+    return f"<![CDATA[{value}]]>" if style.cdata and "\n" in value else value
