@@ -119,7 +119,7 @@ def record(reports: list[Report]) -> Record:
 
 
 def test_the_table_has_a_line_for_each_template(reports: list[Report], record: Record) -> None:
-    assert [line.split()[:2] for line in list(table(reports))[1:]] == [["qwen", "hermes"], ["broken", "does"]]
+    assert [line.split()[:2] for line in list(table(reports))[1:]] == [["qwen", "native"], ["broken", "does"]]
     rows = markdown(record["templates"]).splitlines()[2:]
     assert "| all | 1 of 2 | one and two | 1 of 2, own call |" in rows[0]
     assert rows[1].startswith("| broken | does not compile")

@@ -316,7 +316,7 @@ def _members(text: str, argument: Form) -> list[tuple[str, str]] | None:
 
 
 def _matching_end(text: str, start: int, begin: str, end: str) -> int:
-    """Where the end of a member lies that begins before `start`; -1 if it has none. Members of its name may be inside."""
+    """Where the mark lies that ends a member; -1 if it has none. Members of its name may be inside."""
     depth, at = 1, start
     while depth:
         next_end, next_begin = text.find(end, at), text.find(begin, at)

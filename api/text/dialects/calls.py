@@ -26,14 +26,23 @@ MAX_HELD = 20_000
 class CallReader(Protocol):
     """Reads one call from the text after its beginning."""
 
-    name: str
-    """The function's name; empty until it is known."""
-    begun: bool
-    """Whether this certainly is a call. Its name is then known."""
-    done: bool
-    failed: bool
-    rest: str
-    """Text after the call, once it is done."""
+    @property
+    def name(self) -> str:
+        """The function's name; empty until it is known."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether this certainly is a call. Its name is then known."""
+
+    @property
+    def done(self) -> bool: ...
+
+    @property
+    def failed(self) -> bool: ...
+
+    @property
+    def rest(self) -> str:
+        """Text after the call, once it is done."""
 
     def push(self, character: str) -> str:
         """The JSON text of the arguments that becomes certain."""

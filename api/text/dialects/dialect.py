@@ -12,7 +12,7 @@ from api.text.dialects.history import Message, as_objects
 from api.text.dialects.lark import TokenId
 from api.text.dialects.marks import marks_of
 from api.text.dialects.parser import AnswerParser, call_id
-from api.text.dialects.probe import learn
+from api.text.dialects.probing import learn
 from api.text.dialects.syntax import AnswerSyntax, Learned
 from api.text.dialects.tools import Tool, ToolUse
 from api.text.template import ChatTemplate

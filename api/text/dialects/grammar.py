@@ -1,10 +1,11 @@
 """The grammar that an answer must match, made from the syntax of the model's answers."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
+from api.text.dialects.collector import Rules
 from api.text.dialects.lark import ANY_TEXT, TokenId
-from api.text.dialects.rules import Rules, call_rule
+from api.text.dialects.rules import call_rule
 from api.text.dialects.syntax import AnswerSyntax, Calls, Thoughts, Wrapper
 from api.text.dialects.tools import ToolUse
 
@@ -91,21 +92,24 @@ def _ending(rules: Rules, syntax: AnswerSyntax) -> str:
 
 def _calls(rules: Rules, calls: Calls, use: ToolUse) -> str:
     """One or more calls."""
-    call = call_rule(rules, calls, use.tools)
-    begin = rules.mark(calls.begin)
     if calls.bare and calls.begin:
-        begin = f"({begin})?" if rules.token_id(calls.begin) is not None else ""
-    return f"{begin} {call}{_more(rules, calls, use, call)} {rules.mark(calls.end)}"
+        first = call_rule(rules, calls, use.tools)
+        begin = f"({rules.mark(calls.begin)})?" if rules.token_id(calls.begin) is not None else ""
+    else:
+        first, begin = call_rule(rules, calls, use.tools, before=calls.begin), ""
+    return f"{begin} {first}{_more(rules, calls, use)} {rules.mark(calls.end)}"
 
 
-def _more(rules: Rules, calls: Calls, use: ToolUse, call: str) -> str:
-    return f" ({rules.mark(calls.separator)} {call}){{0,{MAX_CALLS - 1}}}" if use.parallel else ""
+def _more(rules: Rules, calls: Calls, use: ToolUse) -> str:
+    if not use.parallel:
+        return ""
+    return f" ({call_rule(rules, calls, use.tools, before=calls.separator)}){{0,{MAX_CALLS - 1}}}"
 
 
 def _trigger(calls: Calls) -> str:
     """The mark at which text becomes a call; empty if calls have none."""
     first = calls.begin or calls.forms[0][0]
-    if calls.bare or not isinstance(first, str):
+    if calls.bare or not isinstance(first, str) or not first.strip():
         return ""
     return first.lstrip()[: _first_mark_size(first.lstrip())]
 
@@ -121,13 +125,12 @@ def _triggered(rules: Rules, calls: Calls, use: ToolUse, trigger: str) -> str:
     """Any text, then a call; all calls of a section, if they share one."""
     text = rules.until(trigger, "trigger")
     if calls.begin:
-        rest = calls.begin.lstrip().removeprefix(trigger)
-        call = call_rule(rules, calls, use.tools)
-        return f"({text} {rules.mark(rest)} {call}{_more(rules, calls, use, call)} {rules.mark(calls.end)})"
+        first = call_rule(rules, calls, use.tools, before=calls.begin.lstrip().removeprefix(trigger))
+        return f"({text} {first}{_more(rules, calls, use)} {rules.mark(calls.end)})"
     return f"({text} {call_rule(rules, _stripped(calls), use.tools, without=trigger)})"
 
 
 def _stripped(calls: Calls) -> Calls:
     """White space before the first mark of a call is text."""
     forms = [(form[0].lstrip(), *form[1:]) if isinstance(form[0], str) else form for form in calls.forms]
-    return Calls(tuple(forms), calls.arguments, id_pattern=calls.id_pattern)
+    return replace(calls, forms=tuple(forms))

@@ -67,6 +67,7 @@ class AnswerParser:
         self._may_begin_with_closer = thoughts is not None and (thoughts.unopened or is_thinking)
         self._noise = _stripped((*syntax.noise, *(wrapper.begins + wrapper.ends if wrapper else ())))
         self._ends = _stripped(syntax.ends)
+        self._end_marks = Marks(self._ends)
         self._text_marks = Marks([*triggers, *self._begins, *self._closers, *self._noise, *self._ends])
         self._content_begins = _stripped(mark for mark in wrapper.begins if not mark[0].isalnum()) if wrapper else _NONE
         self._thought_marks = Marks([*triggers, *self._closers, *self._ends, *self._begins, *self._content_begins])
@@ -209,7 +210,8 @@ class AnswerParser:
             if mark in self._closers or mark in self._content_begins:  # the mark after the reasoning may be missing
                 yield from self._end_reasoning(mark)
             elif mark in self._triggers:
-                self._in_thought, self._raw = True, self._held
+                if not self._is_blank:
+                    self._in_thought, self._raw = True, self._held
                 self._begin_header()
             elif mark in self._ends:
                 self._end()
@@ -345,6 +347,10 @@ class AnswerParser:
             return
         elif isinstance(footer, tuple):
             self._read_again(text[footer[1].end() :])
+        elif self._end_marks.may_grow(text):
+            return
+        elif self._end_marks.at(text):
+            self._end()
         elif self._in_thought:
             yield from self._quote(len(self._held))
         else:

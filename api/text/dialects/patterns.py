@@ -106,9 +106,8 @@ def _path(value: Any, wanted: str) -> tuple[str, ...] | None:
 
 
 def _parts(text: str) -> Form:
-    slots = {char: slot for slot, char in _HOLDER.items()}
-    pieces = re.split(r"([\ue001-\ue004])", text)
-    return tuple(slots[piece] if piece in slots else piece for piece in pieces if piece)
+    slots: dict[str, str | Slot] = {char: slot for slot, char in _HOLDER.items()}
+    return tuple(slots.get(piece, piece) for piece in re.split(r"([\ue001-\ue004])", text) if piece)
 
 
 class Matcher:

@@ -184,7 +184,7 @@ def _calls(
     if squeezed(core) != squeezed(two[both[0] : both[size - 1] + 1]):
         return None
     form = split.item_begin + core + split.item_end
-    end, turn_end = _balanced(split.begin, split.end.strip())
+    end, turn_end = _balanced(split.begin, split.end.rstrip())
     head = split.begin + form[: slot_positions(form)[0]]
     calls = Calls((as_form(form),), arguments, split.begin.lstrip(), split.separator, end, bare=is_bare(head))
     return calls, (turn_end,) if turn_end else ()

@@ -1,0 +1,178 @@
+"""Rules for the values of arguments that are written one by one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from api.text.dialects.collector import Ref, Rules
+from api.text.dialects.kinds import kinds_of
+from api.text.dialects.lark import ANY_TEXT, literal, one_of
+from api.text.dialects.syntax import Slot, TaggedArguments
+from api.text.schemas import problem, schema_rule
+from api.text.schemas.references import References
+
+ANY_KEY: Final = r"/[A-Za-z_][A-Za-z0-9_.\-]{0,63}/"
+_PYTHON_STRING: Final = r"/'([^'\\\n]|\\.)*'/"
+_GEMMA_QUOTE: Final = '<|"|>'
+_MAX_DEPTH: Final = 8
+"""Objects inside of objects that keep their schema in a notation other than JSON."""
+
+
+class ValueRules:
+    """Makes the rules for values of arguments."""
+
+    def __init__(self, rules: Rules, syntax: TaggedArguments, root: Mapping[str, Any], *, strict: bool) -> None:
+        """`root`: the whole schema, for references."""
+        self._rules, self._syntax, self._strict = rules, syntax, strict
+        self._definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
+        self._references = References(root)
+
+    def kinds(self, schema: Any) -> list[str]:
+        """The JSON types of a value, in a fixed order."""
+        return sorted(kinds_of(schema, self._references))
+
+    def value(self, schema: Any, kinds: Sequence[str], tail: str, depth: int = 0) -> str:
+        """What matches a value and the text after it. `kinds`: its JSON types."""
+        match self._syntax.encoding:
+            case "raw":
+                return self._raw(schema, kinds, tail)
+            case "nested":
+                return self._nested(self._resolved(schema), kinds, tail, depth)
+            case "python":
+                value = self._python(schema, kinds)
+            case "gemma":
+                value = self._gemma(self._resolved(schema), kinds, depth)
+            case _:
+                value = self._json(schema)
+        return f"{value} {self._rules.mark(tail)}"
+
+    def _json(self, schema: Any) -> str:
+        whole = {**self._definitions, **schema} if isinstance(schema, Mapping) else schema
+        return self._rules.add(schema_rule(whole, strict=self._strict), "value")
+
+    def _resolved(self, schema: Any) -> Any:
+        for _ in range(_MAX_DEPTH):
+            if not isinstance(schema, Mapping) or "$ref" not in schema:
+                break
+            place = self._references.find(str(schema["$ref"]), "")
+            schema = place.node if place is not None else {}
+        return schema
+
+    def _raw(self, schema: Any, kinds: Sequence[str], tail: str) -> str:
+        if "string" not in kinds:
+            return f"{self._json(schema)} {self._rules.mark(tail)}"
+        mark, space = (tail.strip(), tail[len(tail.rstrip()) :]) if tail.strip() else (tail, "")
+        after = self._rules.mark(space)
+        resolved = self._resolved(schema)
+        if texts := _texts(resolved):
+            return f"{one_of(texts)} {self._rules.mark(tail)}"
+        limit = _limit(resolved) if list(kinds) == ["string"] else ""
+        if self._syntax.cdata and not limit:
+            begin, end = literal("<![CDATA["), self._rules.until("]]>" + mark, "value")
+            return f"({begin} {end} | {self._rules.until(mark, 'value')}) {after}"
+        return f"{self._rules.until(mark, 'value', limit or ANY_TEXT)} {after}"
+
+    def _python(self, schema: Any, kinds: Sequence[str]) -> str:
+        resolved = self._resolved(schema)
+        ways = [self._json(schema)]
+        if texts := _texts(resolved):
+            ways += [literal(repr(text)) for text in texts]
+        elif "string" in kinds and not _limit(resolved):
+            ways.append(_PYTHON_STRING)
+        if isinstance(resolved, Mapping) and not {"enum", "const"} & resolved.keys():
+            ways += ['"True"', '"False"'] if "boolean" in kinds else []
+            ways += ['"None"'] if "null" in kinds else []
+        return f"({' | '.join(ways)})"
+
+    def _gemma(self, schema: Any, kinds: Sequence[str], depth: int) -> str:
+        ways: list[str] = []
+        quote = self._rules.mark(_GEMMA_QUOTE)
+        texts = _texts(schema)
+        if texts:
+            ways.append(f"{quote} {one_of(texts)} {quote}")
+        elif "string" in kinds:
+            ways.append(f"{quote} {self._rules.until(_GEMMA_QUOTE, 'text')}")
+        scalars = [kind for kind in kinds if kind in ("number", "boolean", "null")]
+        if scalars and not texts:
+            ways.append(self._json(_only(schema, scalars)))
+        if "array" in kinds:
+            item = self._gemma_value(schema.get("items") if isinstance(schema, Mapping) else None, depth)
+            ways.append(f'"[" ({item} ("," {item})*)? "]"')
+        if "object" in kinds:
+            ways.append(self._gemma_object(schema, depth))
+        return f"({' | '.join(ways)})"
+
+    def _gemma_value(self, schema: Any, depth: int) -> str:
+        """The name of a rule for a value inside of another one."""
+        if not isinstance(schema, Mapping) or depth >= _MAX_DEPTH:
+            schema, depth = {"type": ["string", "number", "boolean", "null"]}, _MAX_DEPTH
+        return self._rules.add(self._gemma(self._resolved(schema), self.kinds(schema), depth + 1), "value")
+
+    def _gemma_object(self, schema: Any, depth: int) -> str:
+        properties = schema.get("properties") if isinstance(schema, Mapping) else None
+        if not properties or depth >= _MAX_DEPTH:
+            member = f'{ANY_KEY} ":" {self._gemma_value(None, depth)}'
+            return f'"{{" ({member} ("," {member})*)? "}}"'
+        rule_of = {key: self._gemma_value(value, depth) for key, value in properties.items()}
+        firsts = {key: self._rules.add(f"{literal(f'{key}:')} {rule}", "member") for key, rule in rule_of.items()}
+        laters = {key: self._rules.add(f"{literal(f',{key}:')} {rule}", "member") for key, rule in rule_of.items()}
+        required = set(schema.get("required", ()))
+        inside = self._rules.ordered(firsts, laters, required)
+        return f'"{{" {inside}{"" if required & rule_of.keys() else "?"} "}}"'
+
+    def _nested(self, schema: Any, kinds: Sequence[str], tail: str, depth: int) -> str:
+        if depth > _MAX_DEPTH or not isinstance(schema, Mapping) or "string" in kinds:
+            return self._raw(schema, kinds, tail)
+        if "object" in kinds and schema.get("properties"):
+            members, separator = schema["properties"].items(), self._syntax.separator
+            firsts = {key: self._tagged(key, value, depth) for key, value in members}
+            laters = {key: self._tagged(key, value, depth, separator) for key, value in members}
+            inside = self._rules.ordered(firsts, laters, set(schema.get("required", ())))
+            return self._rules.sequence([Ref(inside), tail])
+        if "array" in kinds and isinstance(schema.get("items"), Mapping):
+            return self._rules.sequence([Ref(self._tagged("item", schema["items"], depth) + "*"), tail])
+        return self._raw(schema, kinds, tail)
+
+    def _tagged(self, key: str, schema: Any, depth: int, before: str = "") -> str:
+        """The name of a rule for one member of a nested value."""
+        form = self._syntax.argument
+        at = form.index(Slot.VALUE)
+        head = [before, *(part if isinstance(part, str) else key for part in form[:at])]
+        tail = "".join(part if isinstance(part, str) else key for part in form[at + 1 :])
+        value = self._nested(self._resolved(schema), self.kinds(schema), tail, depth + 1)
+        return self._rules.add(self._rules.sequence([*head, Ref(value)]), "member")
+
+
+def _texts(schema: Any) -> list[str]:
+    """The strings that a schema allows if it lists them and nothing else."""
+    if not isinstance(schema, Mapping):
+        return []
+    values = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    return list(values) if values and all(isinstance(value, str) for value in values) else []
+
+
+def _only(schema: Any, kinds: Sequence[str]) -> Any:
+    """The schema for values of these types."""
+    if not isinstance(schema, Mapping):
+        return {"type": list(kinds)}
+    types = schema.get("type", list(kinds))
+    named = [
+        each
+        for each in ([types] if isinstance(types, str) else types)
+        if ("number" if each == "integer" else each) in kinds
+    ]
+    return {**schema, "type": named or list(kinds)}
+
+
+def _limit(schema: Any) -> str:
+    """The regular expression of a string's text; empty if the schema bounds it in no way that can be enforced."""
+    if not isinstance(schema, Mapping):
+        return ""
+    expression = ""
+    if isinstance(pattern := schema.get("pattern"), str):
+        begin, end = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
+        inner = pattern[begin : len(pattern) - end]
+        around = r"(.|\n)*"
+        expression = f"/{'' if begin else around}({inner}){'' if end else around}/".replace("\n", r"\n")
+    elif "minLength" in schema or "maxLength" in schema:
+        expression = f"/(.|\\n){{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}/"
+    return expression if expression and not problem(f"TEXT\nTEXT: {expression}") else ""
