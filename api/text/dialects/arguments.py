@@ -277,6 +277,8 @@ class _RawValue:
 def _nested(text: str, argument: Form, schema: Any, references: References) -> str:
     """The JSON text of a raw value that may repeat the form of an argument inside."""
     kinds = kinds_of(schema, references)
+    if not text.strip() and "string" not in kinds and kinds & {"array", "object"}:
+        return "[]" if "array" in kinds else "{}"
     members = _members(text, argument) if kinds & {"object", "array"} and "string" not in kinds else None
     if members is None:
         return typed(text, kinds)

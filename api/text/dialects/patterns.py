@@ -35,7 +35,7 @@ def slot_pattern(slot: Slot, group: str = "", known: Iterable[str] = ()) -> str:
     """`known`: the texts that NAME must be one of, or that KEY is most likely."""
     names = "|".join(regex.escape(name) for name in sorted(known, key=len, reverse=True))
     if slot is Slot.NAME:
-        pattern = names or r"(?!)"
+        pattern = rf"(?:{names})(?![\w-])" if names else r"(?!)"  # a longer name may have another one as its beginning
     elif slot is Slot.KEY:
         pattern = f"{names}|{_KEY}" if names else _KEY
     else:

@@ -13,7 +13,7 @@ _GEMMA_QUOTE: Final = '<|"|>'
 def written(calls: Calls, made: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """The text of an answer's calls, given by name and arguments."""
     texts = [_call(calls, name, arguments, number) for number, (name, arguments) in enumerate(made)]
-    return calls.begin + calls.separator.join(texts) + calls.end
+    return ("" if calls.bare else calls.begin) + calls.separator.join(texts) + calls.end
 
 
 def _call(calls: Calls, name: str, arguments: Mapping[str, Any], number: int) -> str:
@@ -44,7 +44,7 @@ def _value(syntax: TaggedArguments, value: Any) -> str:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             return f"<![CDATA[{text}]]>" if syntax.cdata and isinstance(value, str) and "<" in value else text
         case "python":
-            return repr(value)
+            return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping | list) else repr(value)
         case "gemma":
             return _gemma(value)
         case "nested":
