@@ -20,7 +20,7 @@ class MadeUp:
     end: str
     """The mark at the end of a turn."""
     has_end: bool = True
-    """Whether that belongs to the turn. Otherwise it begins the next one."""
+    """Whether an answer always ends there. Otherwise the mark begins the next turn, or may be text."""
     one: str = ""
     """A call: get_weather, city Lisbon, days 3."""
     two: str = ""
@@ -335,9 +335,9 @@ ATTRIBUTES: Final = MadeUp(
 
 NUMBERED: Final = MadeUp(
     name="numbered",
-    kind="calls with numbers, from 0",
+    kind="calls with numbers, from 0; asks whether `tools` is defined",
     source="""\
-{%- if tools %}{{ '<|tools|>' + tools | tojson + '<|stop|>' }}{% endif %}
+{%- if tools is defined %}{{ '<|tools|>' + tools | tojson + '<|stop|>' }}{% endif %}
 {%- for message in messages %}
 {{- '<|' + message.role + '|>' + message.content }}
 {%- for call in message.tool_calls or [] %}
@@ -609,6 +609,7 @@ BULLETS: Final = MadeUp(
 {%- if add_generation_prompt %}{{ '**assistant**\\n' }}{% endif %}
 """,
     end="\n---\n",
+    has_end=False,  # a line of text, too
     one='\n- **call** get_weather\n  - city: "Lisbon"\n  - days: 3',
     two='\n- **call** get_weather\n  - city: "Lisbon"\n  - days: 3'
     '\n- **call** get_weather\n  - city: "Oporto"\n  - days: 1',

@@ -437,9 +437,32 @@ OTHER_SWITCH: Final = MadeUp(
     switch="reason_first",
 )
 
+APPENDS: Final = MadeUp(
+    name="appends",
+    kind="collects the calls in a list of its own, with `append`",
+    source="""\
+{%- for message in messages %}
+{{- '<|' + message.role + '|>' + message.content }}
+{%- if message.tool_calls %}
+{%- set lines = [] %}
+{%- for call in message.tool_calls %}
+{%- set _ = lines.append(call.function.name ~ ' <- ' ~ (call.function.arguments | tojson)) %}
+{%- endfor %}
+{{- '<ops>\\n' + lines | join('\\n') + '\\n</ops>' }}
+{%- endif %}
+{{- '<|fin|>' }}
+{%- if loop.first and tools %}{{ '<|tools|>' + tools | tojson + '<|fin|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}
+""",
+    end="<|fin|>",
+    one='<ops>\nget_weather <- {"city": "Lisbon", "days": 3}\n</ops>',
+    two='<ops>\nget_weather <- {"city": "Lisbon", "days": 3}\nget_weather <- {"city": "Oporto", "days": 1}\n</ops>',
+)
+
 VARIATIONS: Final = (
     *(EVERYTHING, FROM_ONE, COLON, NAME_IN_MARK, KEY_VALUE_LINES, MACRO, TRAILING_LINE, WITH_RESULT, COMPACT),
-    *(WHOLE_OBJECT, INDENTED, ALL_TAGS, PYTHON_WORDS, PYTHON_LIST, OTHER_KEY, OTHER_SWITCH),
+    *(WHOLE_OBJECT, INDENTED, ALL_TAGS, PYTHON_WORDS, PYTHON_LIST, OTHER_KEY, OTHER_SWITCH, APPENDS),
 )
 
 STRIPPED: Final = MadeUp(
