@@ -1,4 +1,4 @@
-"""More chat templates of no known family: other mixtures of what made_up.py has, and habits of real templates."""
+"""More chat templates of no known family: other mixtures, and habits of real templates."""
 
 from typing import Final
 
@@ -460,9 +460,187 @@ APPENDS: Final = MadeUp(
     two='<ops>\nget_weather <- {"city": "Lisbon", "days": 3}\nget_weather <- {"city": "Oporto", "days": 1}\n</ops>',
 )
 
+REACT: Final = MadeUp(
+    name="react",
+    kind="thoughts, actions and their input behind labels; the text of an answer, too",
+    source="""\
+{%- for message in messages %}
+{%- if message.role == 'assistant' %}
+{%- if message.reasoning_content %}{{ 'Thought: ' + message.reasoning_content + '\\n' }}{% endif %}
+{%- if message.content %}{{ 'Final Answer: ' + message.content + '\\n' }}{% endif %}
+{%- for call in message.tool_calls or [] %}
+{{- 'Action: ' + call.function.name + '\\nAction Input: ' + call.function.arguments | tojson + '\\n' }}
+{%- endfor %}
+{{- '<|end|>\\n' }}
+{%- elif message.role == 'tool' %}{{ 'Observation: ' + message.content + '<|end|>\\n' }}
+{%- else %}{{ message.role | title + ': ' + message.content + '<|end|>\\n' }}
+{%- endif %}
+{%- if loop.first and tools %}
+{%- for tool in tools %}{{ tool.function.name + ': ' + tool.function | tojson + '\\n' }}{% endfor %}
+{%- endif %}
+{%- endfor %}
+""",
+    end="<|end|>",
+    one='Action: get_weather\nAction Input: {"city": "Lisbon", "days": 3}\n',
+    two='Action: get_weather\nAction Input: {"city": "Lisbon", "days": 3}\n'
+    'Action: get_weather\nAction Input: {"city": "Oporto", "days": 1}\n',
+    thought="Thought: Hm.\nFinal Answer: Sunny.\n",
+)
+
+NAME_BEHIND_EQUALS: Final = MadeUp(
+    name="name-behind-equals",
+    kind="a tag with the name behind an equals sign, and JSON inside; tools in the first message of the user",
+    source="""\
+{%- for message in messages %}
+{%- if message.role == 'user' %}
+{{- '<human>\\n' }}
+{%- if tools and loop.index0 == (1 if messages[0].role == 'system' else 0) %}
+{{- 'Here are functions:\\n' }}
+{%- for tool in tools %}{{ 'Use ' + tool.function.name + ': ' + tool.function | tojson + '\\n' }}{% endfor %}
+{%- endif %}
+{{- message.content + '\\n</human>\\n' }}
+{%- elif message.role == 'assistant' %}
+{{- '<machine>\\n' + message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- '<f=' + call.function.name + '>' + call.function.arguments | tojson + '</f>\\n' }}
+{%- endfor %}
+{{- '</machine>\\n' }}
+{%- else %}{{ '<' + message.role + '>\\n' + message.content + '\\n</' + message.role + '>\\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<machine>\\n' }}{% endif %}
+""",
+    end="</machine>",
+    one='<f=get_weather>{"city": "Lisbon", "days": 3}</f>\n',
+    two='<f=get_weather>{"city": "Lisbon", "days": 3}</f>\n<f=get_weather>{"city": "Oporto", "days": 1}</f>\n',
+)
+
+WHOLE_XML: Final = MadeUp(
+    name="whole-xml",
+    kind="tags for everything, with indents",
+    source="""\
+{%- for message in messages %}
+{{- '<message role="' + message.role + '">\\n' + message.content }}
+{%- if message.tool_calls %}
+{{- '<calls>\\n' }}
+{%- for call in message.tool_calls %}
+{{- '  <call>\\n    <name>' + call.function.name + '</name>\\n    <arguments>\\n' }}
+{%- for key, value in call.function.arguments | items %}
+{{- '      <' + key + '>' + (value if value is string else value | tojson) + '</' + key + '>\\n' }}
+{%- endfor %}
+{{- '    </arguments>\\n  </call>\\n' }}
+{%- endfor %}
+{{- '</calls>' }}
+{%- endif %}
+{{- '\\n</message>\\n' }}
+{%- if loop.first and tools %}{{ '<tools>\\n' + tools | tojson + '\\n</tools>\\n' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<message role="assistant">\\n' }}{% endif %}
+""",
+    end="\n</message>",
+    one="<calls>\n  <call>\n    <name>get_weather</name>\n    <arguments>\n      <city>Lisbon</city>\n"
+    "      <days>3</days>\n    </arguments>\n  </call>\n</calls>",
+    two="<calls>\n  <call>\n    <name>get_weather</name>\n    <arguments>\n      <city>Lisbon</city>\n"
+    "      <days>3</days>\n    </arguments>\n  </call>\n"
+    "  <call>\n    <name>get_weather</name>\n    <arguments>\n      <city>Oporto</city>\n"
+    "      <days>1</days>\n    </arguments>\n  </call>\n</calls>",
+)
+
+LIST_OF_ARGUMENTS: Final = MadeUp(
+    name="list-of-arguments",
+    kind="a JSON list of keys and values",
+    source="""\
+{%- for message in messages %}
+{{- '<|' + message.role + '|>' + message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- '<|op|>{"tool": "' + call.function.name + '", "args": [' }}
+{%- for key, value in call.function.arguments.items() %}
+{{- '{"key": "' + key + '", "value": ' + value | tojson + '}' + ('' if loop.last else ', ') }}
+{%- endfor %}
+{{- ']}<|/op|>' }}
+{%- endfor %}
+{{- '<|fin|>' }}
+{%- if loop.first and tools %}{{ '<|tools|>' + tools | tojson + '<|fin|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}
+""",
+    end="<|fin|>",
+    one='<|op|>{"tool": "get_weather", "args": [{"key": "city", "value": "Lisbon"}, '
+    '{"key": "days", "value": 3}]}<|/op|>',
+    two='<|op|>{"tool": "get_weather", "args": [{"key": "city", "value": "Lisbon"}, '
+    '{"key": "days", "value": 3}]}<|/op|>'
+    '<|op|>{"tool": "get_weather", "args": [{"key": "city", "value": "Oporto"}, '
+    '{"key": "days", "value": 1}]}<|/op|>',
+)
+
+LISP: Final = MadeUp(
+    name="lisp",
+    kind="keywords with colons in parentheses",
+    source="""\
+{%- for message in messages %}
+{{- ';; ' + message.role + '\\n' + message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- '\\n(call ' + call.function.name }}
+{%- for key, value in call.function.arguments.items() %}{{ ' :' + key + ' ' + value | tojson }}{% endfor %}
+{{- ')' }}
+{%- endfor %}
+{{- '\\n;; done\\n' }}
+{%- if loop.first and tools %}{{ ';; tools\\n' + tools | tojson + '\\n;; done\\n' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ ';; assistant\\n' }}{% endif %}
+""",
+    end="\n;; done\n",
+    one='\n(call get_weather :city "Lisbon" :days 3)',
+    two='\n(call get_weather :city "Lisbon" :days 3)\n(call get_weather :city "Oporto" :days 1)',
+)
+
+PARENTHESES: Final = MadeUp(
+    name="parentheses",
+    kind="a JSON object as the only argument of a function in a namespace",
+    source="""\
+{%- for message in messages %}
+{{- '<|' + message.role + '|>' + message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- '<|to|>functions.' + call.function.name + '(' + call.function.arguments | tojson + ')' }}
+{%- endfor %}
+{{- '<|fin|>' }}
+{%- if loop.first and tools %}{{ '<|tools|>' + tools | tojson + '<|fin|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}
+""",
+    end="<|fin|>",
+    one='<|to|>functions.get_weather({"city": "Lisbon", "days": 3})',
+    two='<|to|>functions.get_weather({"city": "Lisbon", "days": 3})'
+    '<|to|>functions.get_weather({"city": "Oporto", "days": 1})',
+    controls=("<|to|>", "<|fin|>"),
+)
+
+OMITS_EMPTY: Final = MadeUp(
+    name="omits-empty",
+    kind="a call without arguments has no member for them",
+    source="""\
+{%- for message in messages %}
+{{- '<' + message.role + '>' + message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- '<do>{"name": "' + call.function.name + '"' }}
+{%- if call.function.arguments %}{{ ', "arguments": ' + call.function.arguments | tojson }}{% endif %}
+{{- '}</do>' }}
+{%- endfor %}
+{{- '<fin>' }}
+{%- if loop.first and tools %}{{ '<tools>' + tools | tojson + '<fin>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<assistant>' }}{% endif %}
+""",
+    end="<fin>",
+    one='<do>{"name": "get_weather", "arguments": {"city": "Lisbon", "days": 3}}</do>',
+    two='<do>{"name": "get_weather", "arguments": {"city": "Lisbon", "days": 3}}</do>'
+    '<do>{"name": "get_weather", "arguments": {"city": "Oporto", "days": 1}}</do>',
+)
+
 VARIATIONS: Final = (
     *(EVERYTHING, FROM_ONE, COLON, NAME_IN_MARK, KEY_VALUE_LINES, MACRO, TRAILING_LINE, WITH_RESULT, COMPACT),
     *(WHOLE_OBJECT, INDENTED, ALL_TAGS, PYTHON_WORDS, PYTHON_LIST, OTHER_KEY, OTHER_SWITCH, APPENDS),
+    *(REACT, NAME_BEHIND_EQUALS, WHOLE_XML, LIST_OF_ARGUMENTS, LISP, PARENTHESES, OMITS_EMPTY),
 )
 
 STRIPPED: Final = MadeUp(
@@ -479,5 +657,7 @@ STRIPPED: Final = MadeUp(
 {%- if add_generation_prompt %}{{ '<|assistant|><thinking>\\n' }}{% endif %}
 """,
     end="<|/end|>",
+    thought="Hm.\n</thinking>\n\nSunny.",
+    opens=True,
     in_words=True,
 )
