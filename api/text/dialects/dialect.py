@@ -46,8 +46,8 @@ class Dialect:
         if self._nine_character_ids:
             messages = [_renumbered(message) for message in messages]
         assert self.syntax.calls is not None, "a dialect has calls"
-        if not (learned.renders_calls and learned.renders_results):
-            messages = words.with_written_calls(messages, self.syntax.calls)
+        if not learned.renders_calls:
+            messages = words.with_written_calls(messages, self.syntax.calls, keeps_results=learned.renders_results)
         elif not learned.arguments_as_text:
             messages = [as_objects(message) for message in messages]
         if tools and not learned.lists_tools:

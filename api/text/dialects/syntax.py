@@ -133,9 +133,9 @@ class Learned:
     lists_tools: bool = False
     """Whether the template writes the tools of a request into the prompt."""
     renders_calls: bool = False
-    """Whether it writes earlier calls into the prompt."""
+    """Whether it writes earlier calls and their results into the prompt."""
     renders_results: bool = False
-    """Whether it writes the results of tools into the prompt."""
+    """Whether it writes the results, if it does not write the calls."""
     one_call_per_message: bool = False
     """Whether it loses all but the first call of a message."""
     arguments_as_text: bool = False

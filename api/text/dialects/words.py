@@ -14,14 +14,19 @@ CALLS: Final = HERMES
 """What a model is told to write if its template shows nothing."""
 
 
-def with_written_calls(messages: Sequence[Message], calls: Calls) -> list[Message]:
-    """Calls become assistant text and results become user text.
+def with_written_calls(messages: Sequence[Message], calls: Calls, *, keeps_results: bool = False) -> list[Message]:
+    """Calls become assistant text and results become user text, unless the template writes the results itself.
 
     Consecutive messages of one role are joined, because some templates require alternating roles.
     """
     if not any(message["role"] == "tool" or "tool_calls" in message for message in messages):
         return list(messages)
-    return _joined([_as_text(message, calls) for message in messages])
+    return _joined(
+        [
+            message if keeps_results and message["role"] == "tool" else _as_text(message, calls)
+            for message in messages
+        ]
+    )
 
 
 def with_instructions(messages: Sequence[Message], tools: Sequence[Tool], calls: Calls) -> list[Message]:
