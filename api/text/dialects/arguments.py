@@ -139,9 +139,8 @@ class TaggedReader:
 
     def _begin_value(self, groups: Mapping[str, str | None], rest: str) -> str:
         key, word = groups.get("key") or "", groups.get("type")
-        kind = next((kind for kind, text in self._syntax.types if text == word), "") if word else ""
-        if word and sum(text == word for _, text in self._syntax.types) > 1:
-            kind = "" if kind != "string" else kind
+        kinds = [kind for kind, text in self._syntax.types if text == word] if word else []
+        kind = kinds[0] if len(kinds) == 1 else ""
         self._value = _value_reader(self._syntax, self._tail, self._space, self._tool, key, kind)
         begin = ("" if self.begun else "{") + (", " if self._num else "") + json.dumps(key, ensure_ascii=False) + ": "
         self.begun, self._held = True, ""

@@ -7,6 +7,7 @@ from api.text.dialects.collector import Ref, Rules
 from api.text.dialects.syntax import Calls, Form, JsonArguments, Slot, TaggedArguments
 from api.text.dialects.tools import Tool
 from api.text.dialects.value_rules import ANY_KEY, ValueRules
+from api.text.schemas import json_rule
 
 _INDEX: Final = "/[0-9]{1,4}/"
 
@@ -34,7 +35,9 @@ def _form(rules: Rules, calls: Calls, tool: Tool, form: Form) -> str:
     at = form.index(Slot.ARGUMENTS)
     before, after = _filled(calls, tool, form[:at]), _filled(calls, tool, form[at + 1 :])
     if isinstance(calls.arguments, JsonArguments):
-        return rules.sequence([*before, Ref(rules.add(tool.rule(), "arguments")), *after])
+        quoted = calls.arguments.quoted  # no grammar describes JSON inside of a string
+        rule = json_rule({"type": "string"}) if quoted else tool.rule()
+        return rules.sequence([*before, Ref(rules.add(rule, "arguments")), *after])
     some, may_be_none = arguments_rule(rules, calls.arguments, tool)
     ways = [rules.sequence([*before, Ref(some), *after])] if some else []
     if may_be_none:
@@ -81,18 +84,20 @@ def _argument(rules: Rules, syntax: TaggedArguments, schema: Any, tool: Tool, ke
     tail = "".join(part if isinstance(part, str) else (key or "") for part in syntax.argument[at + 1 :])
     values = ValueRules(rules, syntax, tool.schema(), strict=tool.strict)
     ways = []
-    for word, kinds in _by_type(syntax, values.kinds(schema)):
+    for word, kinds in _by_type(syntax, schema, values.kinds(schema)):
         filled: dict[Slot, str | Ref] = {Slot.KEY: name, Slot.TYPE: word}
         head = [before, *(part if isinstance(part, str) else filled[part] for part in syntax.argument[:at])]
         ways.append(rules.sequence([*head, Ref(values.value(_narrowed(schema, kinds), kinds, tail))]))
     return rules.add(" | ".join(ways), "argument")
 
 
-def _by_type(syntax: TaggedArguments, kinds: Sequence[str]) -> list[tuple[str, list[str]]]:
+def _by_type(syntax: TaggedArguments, schema: Any, kinds: Sequence[str]) -> list[tuple[str, list[str]]]:
     """The texts of TYPE with the JSON types that they stand for."""
     words = dict(syntax.types)
     if not words:
         return [("", list(kinds))]
+    if isinstance(schema, Mapping) and schema.get("type") == "integer":
+        words["number"] = words.get("integer", words.get("number", ""))
     word_of = {kind: words.get(kind, words.get("object", "")) for kind in kinds}
     return [(word, [kind for kind in kinds if word_of[kind] == word]) for word in dict.fromkeys(word_of.values())]
 

@@ -64,6 +64,9 @@ class Wrapper:
 class JsonArguments:
     """All arguments are one JSON object."""
 
+    quoted: bool = False
+    """Whether the object's text is written as a JSON string."""
+
 
 Encoding = Literal["raw", "json", "python", "gemma", "nested"]
 """How the value of one argument is written.
@@ -86,7 +89,10 @@ class TaggedArguments:
     """Between two arguments."""
     encoding: Encoding = "raw"
     types: tuple[tuple[str, str], ...] = ()
-    """Pairs of a JSON type (string, number, boolean, object, array, null) and the text of TYPE for it."""
+    """Pairs of a JSON type (string, number, boolean, object, array, null) and the text of TYPE for it.
+
+    `integer` is among them if its text differs from that of other numbers.
+    """
     cdata: bool = False
     """Whether strings with markup are written as `<![CDATA[...]]>`."""
 

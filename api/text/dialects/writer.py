@@ -29,13 +29,21 @@ def _call(calls: Calls, name: str, arguments: Mapping[str, Any], number: int) ->
 
 def arguments_text(syntax: JsonArguments | TaggedArguments, arguments: Mapping[str, Any]) -> str:
     if isinstance(syntax, JsonArguments):
-        return json.dumps(arguments, ensure_ascii=False)
+        text = json.dumps(arguments, ensure_ascii=False)
+        return json.dumps(text, ensure_ascii=False) if syntax.quoted else text
     return syntax.separator.join(_argument(syntax, key, value) for key, value in arguments.items())
 
 
 def _argument(syntax: TaggedArguments, key: str, value: Any) -> str:
-    texts = {Slot.KEY: key, Slot.VALUE: _value(syntax, value), Slot.TYPE: dict(syntax.types).get(kind_of(value), "")}
+    texts = {Slot.KEY: key, Slot.VALUE: _value(syntax, value), Slot.TYPE: _type(dict(syntax.types), value)}
     return "".join(part if isinstance(part, str) else texts[part] for part in syntax.argument)
+
+
+def _type(words: Mapping[str, str], value: Any) -> str:
+    kind = kind_of(value)
+    if kind == "number" and isinstance(value, int):
+        return words.get("integer", words.get(kind, ""))
+    return words.get(kind, "")
 
 
 def _value(syntax: TaggedArguments, value: Any) -> str:

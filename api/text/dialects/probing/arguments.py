@@ -15,25 +15,30 @@ KEY, VALUE, TYPE, ARGUMENTS = (SLOTS[slot] for slot in (Slot.KEY, Slot.VALUE, Sl
 NUMBER: Final = 4711
 INNER: Final = ("zqinner", "zqdeep")
 _SAMPLES: Final[Mapping[str, Any]] = {
-    "number": NUMBER,
+    "integer": NUMBER,
+    "number": NUMBER + 0.5,
     "boolean": True,
     "object": {INNER[0]: INNER[1]},
     "array": [NUMBER, NUMBER + 1],
     "null": None,
 }
 _QUOTES: Final[Mapping[str, Encoding]] = {'"': "json", "'": "python", '<|"|>': "gemma"}
+_REPR: Final = re.compile(rf"'{KEY}': ")
+"""Part of Python's text of a dictionary, which a template writes that expects JSON text."""
 MARKUP: Final = "zqa<zqb>&zqc"
 
 Section = Callable[[Sequence[Call]], str | None]
 """Renders calls and cuts the result to what the model writes to call them."""
 
 
-def with_json_slots(text: str, calls: Sequence[Call]) -> str:
-    """The text with ARGUMENTS in place of each call's arguments as a JSON object."""
+def with_json_slots(text: str, calls: Sequence[Call], *, quoted: bool = False) -> str:
+    """The text with ARGUMENTS in place of each call's arguments as a JSON object, or as JSON in a JSON string."""
     for _, arguments in calls:
-        for match in re.finditer(r"\{", text):
+        for match in re.finditer('"' if quoted else r"\{", text):
             try:
                 value, end = _DECODER.raw_decode(text, match.start())
+                if quoted:
+                    value = json.loads(value)
             except ValueError:
                 continue
             if value == arguments:
@@ -97,7 +102,7 @@ def _split(text: str) -> tuple[str, Repeated] | None:
         return None
     first, last, again, end = mine[0], mine[half - 1], mine[half], mine[-1]
     core = text[first : last + 1]
-    if core != text[again : end + 1] or VALUE not in core or KEY not in core:
+    if core != text[again : end + 1] or VALUE not in core or KEY not in core or _REPR.search(text):
         return None
     start = max((i + 1 for i in positions if i < first), default=0)
     stop = min((i for i in positions if i > end), default=len(text))
@@ -129,24 +134,26 @@ class _Types:
 
     def encoding(self) -> Encoding | None:
         """None if strings and numbers are not written in one of the known ways."""
-        if self._word("number") is not None:
+        if self._word("integer") is not None:
             return "raw"
         for quote, encoding in _QUOTES.items():
             if quote + VALUE + quote in self._simple:
                 self._quote = quote
                 self.reference = self.unquoted(self._simple)
-                if self._word("number") is not None:
+                if self._word("integer") is not None:
                     return "python" if encoding == "json" and "True" in self._text(True) else encoding
         return None
 
     def words(self) -> tuple[str, tuple[tuple[str, str], ...]]:
         """The reference with TYPE if the type of a value is written, and the words for types."""
         found = {kind: word for kind in _SAMPLES if (word := self._word(kind))}
-        if not found:
+        if "integer" not in found:
             return self.reference, ()
         at, string = next((at, string) for at, string, _ in found.values())
         words = {"string": string} | {kind: word for kind, (_, _, word) in found.items()}
         words |= {kind: string for kind in _SAMPLES if kind not in words and self._word(kind) == ()}
+        if words.get("integer") == words.get("number"):
+            del words["integer"]
         return self.reference[:at] + TYPE + self.reference[at + len(string) :], tuple(words.items())
 
     def is_nested(self, argument: str, words: Sequence[tuple[str, str]]) -> bool:

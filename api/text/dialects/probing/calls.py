@@ -1,18 +1,20 @@
 """Learns how calls are written."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from api.text.dialects.probing.arguments import ARGUMENTS, KEY, VALUE, learn_tagged, with_json_slots, with_slots
 from api.text.dialects.probing.marks import (
     SLOTS,
     as_form,
-    common_start,
+    behind,
     digits,
+    first_mark,
     is_bare,
     num_marks,
     repeated,
+    shared_words,
     slot_positions,
     squeezed,
     units,
@@ -34,6 +36,8 @@ from api.text.dialects.probing.vouch import is_vouched
 from api.text.dialects.syntax import Calls, JsonArguments, Slot, TaggedArguments
 
 NAME, INDEX = SLOTS[Slot.NAME], SLOTS[Slot.INDEX]
+SHORT_ID: Final = "[a-zA-Z0-9]{9}"
+LONG_ID: Final = "call_zqidcccc3"
 _CONTENTS: Final = (CONTENT, "", None)
 
 
@@ -105,13 +109,22 @@ class Sections:
             text = turn.partition(way.content)[2].lstrip()
         else:
             plain = self._renders.turn(assistant(CONTENT), tools=True) or ""
-            text = turn[len(common_start(plain.partition(CONTENT)[0], turn)) :].lstrip()
+            text = behind(turn, shared_words(plain.partition(CONTENT)[0], turn))
             for mark in (*self._plain.thoughts.begins, *self._plain.thoughts.ends) if self._plain.thoughts else ():
                 text = text.removeprefix(mark).lstrip()
         if self._plain.content:
             for mark in (*self._plain.content.begins, *self._plain.content.ends):
                 text = text.removeprefix(mark).lstrip()
+        if text.startswith(str(None)):
+            return None  # a template that writes a content of null
         return self._to_end(text, calls)
+
+    def takes_only_short_ids(self) -> bool:
+        """Whether the template refuses other ids than those of nine letters and digits."""
+        message = with_calls(TWO_ARGUMENTS[:1], self.way.content, as_text=self.way.as_text)
+        message["tool_calls"][0]["id"] = LONG_ID
+        following = [result | {"tool_call_id": LONG_ID} for result in results(TWO_ARGUMENTS[:1])]
+        return self._renders.turn(message, following if self.way.is_followed else (), tools=True) is None
 
     def _to_end(self, text: str, calls: Sequence[Call]) -> str | None:
         name, arguments = calls[-1]
@@ -123,13 +136,14 @@ class Sections:
 
 
 def _learn(section: Sections) -> Found | None:
-    one = section(TWO_ARGUMENTS[:1])
-    if one is None:
+    text = section(TWO_ARGUMENTS[:1])
+    if text is None:
         return None
-    one = with_slots(with_json_slots(one, TWO_ARGUMENTS[:1]))
+    quoted = ARGUMENTS in with_json_slots(text, TWO_ARGUMENTS[:1], quoted=True)
+    one = with_slots(with_json_slots(text, TWO_ARGUMENTS[:1], quoted=quoted))
     two = section(TWO_ARGUMENTS)
-    two = with_slots(with_json_slots(two, TWO_ARGUMENTS)) if two and NAMES[1] in two else None
-    arguments: JsonArguments | TaggedArguments = JsonArguments()
+    two = with_slots(with_json_slots(two, TWO_ARGUMENTS, quoted=quoted)) if two and NAMES[1] in two else None
+    arguments: JsonArguments | TaggedArguments = JsonArguments(quoted)
     if ARGUMENTS not in one:
         tagged = learn_tagged(one, section)
         if tagged is None:
@@ -147,6 +161,8 @@ def _learn(section: Sections) -> Found | None:
     calls, ends = found
     if not is_vouched(calls, section, ends, has_two=two is not None):
         return None
+    if section.takes_only_short_ids():
+        calls = replace(calls, id_pattern=SHORT_ID)
     return Found(calls, section.way, ends)
 
 
@@ -196,4 +212,4 @@ def _balanced(begin: str, end: str) -> tuple[str, str]:
     while num_marks(end) > num_marks(begin) and size < len(parts):
         size += 1
         end = "".join(parts[: len(parts) - size])
-    return end.rstrip(), "".join(parts[len(parts) - size :]).strip() if size else ""
+    return end.rstrip(), first_mark("".join(parts[len(parts) - size :])) if size else ""

@@ -6,7 +6,7 @@ from api.text.dialects.probing.calls import Way, learn_calls
 from api.text.dialects.probing.marks import first_mark
 from api.text.dialects.probing.renders import KEYS, NAMES, QUESTION, RESULT, TWO_ARGUMENTS, Renders, results, with_calls
 from api.text.dialects.probing.thoughts import Plain, learn_plain
-from api.text.dialects.syntax import AnswerSyntax, Calls, Learned, Slot, TaggedArguments
+from api.text.dialects.syntax import AnswerSyntax, Calls, Learned, TaggedArguments
 from api.text.template import ChatTemplate, PromptEnd
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def learn(template: ChatTemplate) -> Learned:
             switches=plain.switches,
         )
     except Exception:  # a template is a program: what it writes may be anything
-        log.exception("the chat template could not be probed for calls")
+        log.warning("the chat template could not be probed for calls", exc_info=True)
         return Learned(AnswerSyntax(plain.thoughts, plain.content, ends=plain.ends), switches=plain.switches)
 
 
@@ -71,12 +71,10 @@ def _described(calls: Calls | None) -> str:
     if calls is None:
         return "in words"
     head = calls.forms[0][0]
-    mark = "" if calls.bare else first_mark(calls.begin or (head if isinstance(head, str) else ""))
+    begin = (calls.begin or (head if isinstance(head, str) else "")).strip()
+    mark = "" if calls.bare else first_mark(begin) or begin.partition("\n")[0]
     if not isinstance(calls.arguments, TaggedArguments):
         style = "JSON"
     else:
         style = {"python": "Python", "json": "JSON values"}.get(calls.arguments.encoding, "tags")
     return f"{mark} {style}".lstrip()
-
-
-__all__ = ["Slot", "describe", "learn"]

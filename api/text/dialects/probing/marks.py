@@ -1,13 +1,15 @@
 """Finds which parts of texts belong together by comparing them, cut only where a mark or a word begins or ends."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Final, NamedTuple
 
 from api.text.dialects.syntax import Form, Slot
 
 _UNIT: Final = re.compile(r"<[^<>\s][^<>\n]*>|\[/?[A-Z][A-Z_ ]*\]|\w+|\s|.", re.DOTALL)
+_PUNCTUATION: Final = "\"',.?)"
+"""Ordinary text may begin with these. So does what Python writes behind a text in an object."""
 _JSON: Final = re.compile(r'"[^"]*"|[\s{}\[\]":,]')
 
 SLOTS: Final = {slot: chr(0x10FF00 + i) for i, slot in enumerate(Slot)}
@@ -32,6 +34,28 @@ def common_end(*texts: str) -> str:
     return "".join(reversed(_shared([units(text)[::-1] for text in texts])))
 
 
+def words(text: str) -> list[str]:
+    """The units that are not white space."""
+    return [unit for unit in units(text) if not unit.isspace()]
+
+
+def shared_words(*texts: str) -> list[str]:
+    """The words that all texts begin with."""
+    return _shared([words(text) for text in texts])
+
+
+def behind(text: str, start: Sequence[str]) -> str:
+    """The text behind the words that it begins with, without white space around it."""
+    parts = units(text)
+    for word in start:
+        while parts and parts[0].isspace():
+            del parts[0]
+        if parts[:1] != [word]:
+            break
+        del parts[0]
+    return "".join(parts).strip()
+
+
 def _shared(lists: list[list[str]]) -> list[str]:
     """What all of these lists begin with."""
     return [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*lists, strict=False))]
@@ -40,7 +64,7 @@ def _shared(lists: list[list[str]]) -> list[str]:
 def is_mark(text: str) -> bool:
     """Whether this is a mark rather than ordinary text."""
     text = text.strip()
-    return len(text) > 1 and not text[0].isalnum()
+    return len(text) > 1 and not text[0].isalnum() and text[0] not in _PUNCTUATION
 
 
 def is_bare(text: str) -> bool:

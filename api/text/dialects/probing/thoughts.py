@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from api.text.dialects.probing.marks import common_start, first_mark, is_mark, num_marks, units
+from api.text.dialects.probing.marks import behind, first_mark, is_mark, num_marks, shared_words, squeezed, units, words
 from api.text.dialects.probing.renders import (
     CONTENT,
     NEXT,
     PROBE,
+    QUESTION,
     REASON,
     TWO_ARGUMENTS,
     Message,
@@ -23,7 +24,9 @@ from api.text.template import PromptEnd
 
 _FIELDS: Final = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 """The members of a message in which templates look for its reasoning."""
-_CLOSING: Final = re.compile(r"(</|\[/|<\|/|<\|END_|<\|end_)([\w:]*think\w*)(\|?[>\]])", re.IGNORECASE)
+_CLOSING: Final = re.compile(
+    r"(</|\[/|<\|/|<\|END_|<\|end_)([\w:]*(?:think|thought|reason)\w*)(\|?[>\]])", re.IGNORECASE
+)
 """A mark that ends thoughts, in a template that drops the thoughts of earlier turns."""
 _OPENING: Final = {"</": "<", "[/": "[", "<|/": "<|", "<|END_": "<|START_", "<|end_": "<|start_"}
 _MAX_UNITS: Final = 12
@@ -51,16 +54,12 @@ def learn_plain(renders: Renders) -> Plain:
     plain = _plain_turn(renders)
     before, after = plain.split(CONTENT, 1) if plain else ("", "")
     reasoned = next(_reasoned(renders, on), None)
-    starts = [before] if plain else []
-    for variables in [{}, *({name: value} for name in changing for value in (False, True))]:
-        starts += filter(None, [renders.generation(variables)])
-    if reasoned:
-        starts.insert(0, reasoned.partition(REASON)[0])
-    header = _header(starts)
+    starts = [before, renders.generation(), reasoned and reasoned.partition(REASON)[0]]
+    header = _header([start for start in starts if start])
     thoughts = (_thoughts(reasoned, header) if reasoned else None) or _from_source(renders.source)
-    rest = before[len(header) :].strip()
+    rest = behind(before, header) if header else ""
     if thoughts:
-        is_open = any(header.rstrip().endswith(mark) for mark in thoughts.begins)
+        is_open = any("".join(header).endswith(squeezed(mark)) for mark in thoughts.begins)
         bare = rest.startswith(thoughts.ends) and not is_open
         thoughts = Thoughts(thoughts.begins, thoughts.ends, unopened=bare)
         rest = _without_thought(rest, thoughts)
@@ -72,14 +71,12 @@ def learn_plain(renders: Renders) -> Plain:
     return Plain(thoughts, content, (ends,) if ends else (), switches, noise)
 
 
-def _header(starts: Sequence[str]) -> str:
-    """What all turns begin with. A text that shares nothing belongs to another place, such as the question's end."""
-    header = starts[0] if starts else ""
-    for start in starts[1:]:
-        header = common_start(header, start) if common_start(header, start).strip() else header
-    last = units(header)[-1:]
-    if last and num_marks(last[0]) and starts[0][len(header) :][:1].isalnum():
-        header = header[: -len(last[0])]  # a mark and the word behind it belong together
+def _header(starts: Sequence[str]) -> list[str]:
+    """The words that all turns begin with."""
+    header = shared_words(*starts) if starts else []
+    follow = [behind(start, header) for start in starts]
+    if header and num_marks(header[-1]) and all(text[:1].isalnum() for text in follow):
+        del header[-1]  # a mark and the word behind it belong together
     return header
 
 
@@ -130,22 +127,21 @@ def _reasoned(renders: Renders, on: Mapping[str, Any]) -> Iterator[str]:
             yield turn
 
 
-def _thoughts(turn: str, header: str) -> Thoughts | None:
+def _thoughts(turn: str, header: list[str]) -> Thoughts | None:
     before, _, after = turn.partition(REASON)
-    begin = before[len(header) :].strip()
+    begin = behind(before, header) if header else ""
     end = first_mark(after.partition(CONTENT)[0])
     if not is_mark(end) or PROBE in begin + end:
         return None
     if not is_mark(begin):
-        begin = _pair(header, end)
+        begin = _pair(header or words(before), end)
     return Thoughts((begin,) if begin else (), (end,))
 
 
-def _pair(header: str, end: str) -> str:
+def _pair(header: list[str], end: str) -> str:
     """The mark at the end of the header that makes a pair with this one."""
-    parts = units(header.rstrip())
-    for size in range(1, min(len(parts), _MAX_UNITS) + 1):
-        begin = "".join(parts[-size:])
+    for size in range(1, min(len(header), _MAX_UNITS) + 1):
+        begin = "".join(header[-size:])
         if is_mark(begin) and _side_less(begin) and _side_less(begin) == _side_less(end):
             return begin
     return ""
@@ -197,16 +193,13 @@ def _changing(renders: Renders) -> list[str]:
 
 def _prompts(renders: Renders, name: str) -> tuple[str, str] | None:
     """The prompts without and with a boolean variable, if they differ in more than its own text."""
-    off, on = (
-        renders.text([{"role": "user", "content": "zquser"}], variables={name: value}, end=PromptEnd.NEW_TURN)
-        for value in (False, True)
-    )
+    off, on = (renders.text([QUESTION], variables={name: value}, end=PromptEnd.NEW_TURN) for value in (False, True))
     if off is None or on is None or off == on or on.count(str(True)) > off.count(str(True)):
         return None
     return off, on
 
 
 def _moves_mark(renders: Renders, name: str, marks: tuple[str, ...]) -> bool:
-    """Whether a boolean variable changes marks of thoughts in the prompt."""
-    off, on = _prompts(renders, name) or ("", "")
+    """Whether a boolean variable changes marks of thoughts behind the question."""
+    off, on = (renders.generation({name: value}) or "" for value in (False, True))
     return any(off.count(mark) != on.count(mark) for mark in marks)

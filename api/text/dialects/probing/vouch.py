@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any, Final
 
 from api.text.dialects.probing.marks import squeezed
@@ -20,7 +21,7 @@ def is_vouched(
     """Whether the template writes what the syntax says, white space apart, for one call and for two."""
     strings = [SPECIAL]
     style = calls.arguments
-    if isinstance(style, TaggedArguments) and (style.encoding == "python" or style.cdata):
+    if isinstance(style, TaggedArguments) and (style.encoding != "raw" or style.cdata):
         strings.append(PLAIN)  # templates differ in what they escape
     return any(_is_vouched(calls, section, "".join(ends), text, has_two) for text in strings)
 
@@ -34,10 +35,14 @@ def _is_vouched(
         written = section(_renamed(sample))
         if written is None:
             return False
-        expected = {squeezed(written), squeezed(written.removesuffix(end))}
+        theirs = {squeezed(written)}
         if len(sample) == 1 < len(samples):
-            expected.add(squeezed(written + calls.end))  # a template that ends a section only behind several calls
-        if not expected & {squeezed(write(calls, _renamed(sample), first)) for first in _FIRST_INDEXES}:
+            theirs.add(squeezed(written + calls.end))  # a template that ends a section only behind several calls
+        ways = product(_FIRST_INDEXES, (repr, json.dumps))
+        ours = {squeezed(write(calls, _renamed(sample), *way)) for way in ways}
+        if not ours & theirs and not (
+            end and squeezed(written).startswith(tuple(text + squeezed(end) for text in ours))
+        ):
             return False
     return True
 
@@ -47,8 +52,8 @@ def _renamed(calls: Sequence[Call]) -> list[Call]:
     return [(NAMES[i], arguments) for i, (_, arguments) in enumerate(calls)]
 
 
-def write(calls: Calls, given: Sequence[Call], first_index: int) -> str:
-    """The text of these calls."""
+def write(calls: Calls, given: Sequence[Call], first_index: int, quote: Callable[[str], str]) -> str:
+    """The text of these calls. Strings of Python are written by `quote`."""
     texts = []
     for i, (name, arguments) in enumerate(given):
         texts.append(
@@ -58,7 +63,7 @@ def write(calls: Calls, given: Sequence[Call], first_index: int) -> str:
                     Slot.NAME: name,
                     Slot.ID: IDS[i],
                     Slot.INDEX: str(first_index + i),
-                    Slot.ARGUMENTS: _arguments(calls, arguments),
+                    Slot.ARGUMENTS: _arguments(calls, arguments, quote),
                 },
             )
         )
@@ -69,27 +74,29 @@ def _filled(form: Form, texts: Mapping[Slot, str]) -> str:
     return "".join(part if isinstance(part, str) else texts[part] for part in form)
 
 
-def _arguments(calls: Calls, arguments: Mapping[str, Any]) -> str:
+def _arguments(calls: Calls, arguments: Mapping[str, Any], quote: Callable[[str], str]) -> str:
     style = calls.arguments
     if not isinstance(style, TaggedArguments):
-        return json.dumps(arguments)
+        text = json.dumps(arguments)
+        return json.dumps(text) if style.quoted else text
     words = dict(style.types)
+    number = words.get("integer", words.get("number", ""))
     return style.separator.join(
         _filled(
             style.argument,
             {
                 Slot.KEY: key,
-                Slot.VALUE: _value(value, style),
-                Slot.TYPE: words.get("string" if isinstance(value, str) else "number", ""),
+                Slot.VALUE: _value(value, style, quote),
+                Slot.TYPE: words.get("string", "") if isinstance(value, str) else number,
             },
         )
         for key, value in arguments.items()
     )
 
 
-def _value(value: Any, style: TaggedArguments) -> str:
+def _value(value: Any, style: TaggedArguments, quote: Callable[[str], str]) -> str:
     if style.encoding == "python":
-        return repr(value)
+        return quote(value) if isinstance(value, str) else repr(value)
     if not isinstance(value, str) or style.encoding == "json":
         return json.dumps(value)
     if style.encoding == "gemma":
