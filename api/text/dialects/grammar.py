@@ -1,16 +1,18 @@
 """The grammar that an answer must match, made from the syntax of the model's answers."""
 
+import re
 from dataclasses import replace
 from typing import Final
 
 from api.text.dialects.collector import Rules
 from api.text.dialects.lark import ANY_TEXT, TokenId
 from api.text.dialects.rules import call_rule
-from api.text.dialects.syntax import AnswerSyntax, Calls, Thoughts, Wrapper
-from api.text.dialects.tools import ToolUse
+from api.text.dialects.syntax import AnswerSyntax, Calls, Slot, Thoughts, Wrapper
+from api.text.dialects.tools import Tool, ToolUse
 
 MAX_CALLS: Final = 16
 """Maximum number of calls in an answer that consists of calls."""
+_TAG: Final = re.compile(r"<[^<>\s]*>|<[^<>\s]+|\[[^\[\]\s]+\]")
 _SPACE: Final = r"/[ \n]*/"
 
 
@@ -36,17 +38,21 @@ def _body(rules: Rules, syntax: AnswerSyntax, use: ToolUse | None, content: str 
     if syntax.content is not None:
         wrapped, preamble = _wrapped(rules, syntax.content, content, words)
     if use is None or syntax.calls is None:
-        return f"{preamble} {wrapped}" if not content else wrapped
+        return _after(preamble, wrapped)
     calls = _calls(rules, syntax.calls, use)
     if use.choice == "required":
         return f"{preamble} {calls}"
     if content is not None or syntax.content is not None:
-        return f"{preamble} ({wrapped} | {calls})" if content is None else f"{wrapped} | {calls}"
-    trigger = _trigger(syntax.calls)
-    if not trigger:
+        return _after(preamble, f"({wrapped} | {calls})")
+    triggered = _triggered(rules, syntax.calls, use)
+    if not triggered:
         return f"{words} | {calls}"
-    triggered = _triggered(rules, syntax.calls, use, trigger)
     return f"{triggered}* {words}" if use.parallel else f"{words} | {triggered}"
+
+
+def _after(preamble: str, last: str) -> str:
+    """A text with its end mark may also be the last one."""
+    return f"{preamble} {last}?" if preamble else last
 
 
 def _words(rules: Rules, content: str | None, limit: str) -> str:
@@ -106,28 +112,37 @@ def _more(rules: Rules, calls: Calls, use: ToolUse) -> str:
     return f" ({call_rule(rules, calls, use.tools, before=calls.separator)}){{0,{MAX_CALLS - 1}}}"
 
 
-def _trigger(calls: Calls) -> str:
-    """The mark at which text becomes a call; empty if calls have none."""
+def _triggered(rules: Rules, calls: Calls, use: ToolUse) -> str:
+    """Any text, then a call; all calls of a section, if they share one. Empty if no mark shows where a call begins."""
     first = calls.begin or calls.forms[0][0]
     if calls.bare or not isinstance(first, str) or not first.strip():
         return ""
-    return first.lstrip()[: _first_mark_size(first.lstrip())]
-
-
-def _first_mark_size(text: str) -> int:
-    """The size of the text up to the first white space or the end of its first tag."""
-    space = next((i for i, char in enumerate(text) if char.isspace()), len(text))
-    tag = text.find(">") + 1 if text[0] == "<" else 0
-    return tag if 0 < tag <= space else space
-
-
-def _triggered(rules: Rules, calls: Calls, use: ToolUse, trigger: str) -> str:
-    """Any text, then a call; all calls of a section, if they share one."""
+    trigger = _trigger(first.lstrip())
+    if not trigger:
+        return f"({' | '.join(_named(rules, calls, tool) for tool in use.tools)})"
     text = rules.until(trigger, "trigger")
     if calls.begin:
-        first = call_rule(rules, calls, use.tools, before=calls.begin.lstrip().removeprefix(trigger))
-        return f"({text} {first}{_more(rules, calls, use)} {rules.mark(calls.end)})"
+        first_call = call_rule(rules, calls, use.tools, before=calls.begin.lstrip().removeprefix(trigger))
+        return f"({text} {first_call}{_more(rules, calls, use)} {rules.mark(calls.end)})"
     return f"({text} {call_rule(rules, _stripped(calls), use.tools, without=trigger)})"
+
+
+def _trigger(text: str) -> str:
+    """The mark that a text begins with: a tag, or else its first line. Empty if text often has it."""
+    tag = _TAG.match(text)
+    mark = tag[0] if tag else text.partition("\n")[0].rstrip()
+    return mark if len(mark) > 2 else ""
+
+
+def _named(rules: Rules, calls: Calls, tool: Tool) -> str:
+    """Any text, then a call of this tool, whose name belongs to the mark."""
+    stripped = _stripped(calls)
+    form = stripped.forms[0]
+    if calls.begin or form[1:2] != (Slot.NAME,):
+        return call_rule(rules, calls, (tool,))
+    mark = f"{form[0]}{tool.name}{form[2] if isinstance(form[2], str) else ''}"
+    named = replace(stripped, forms=((mark, *form[3:]),))
+    return f"{rules.until(mark, 'trigger')} {call_rule(rules, named, (tool,), without=mark)}"
 
 
 def _stripped(calls: Calls) -> Calls:

@@ -39,10 +39,10 @@ def _form(rules: Rules, calls: Calls, tool: Tool, form: Form) -> str:
         rule = json_rule({"type": "string"}) if quoted else tool.rule()
         return rules.sequence([*before, Ref(rules.add(rule, "arguments")), *after])
     some, may_be_none = arguments_rule(rules, calls.arguments, tool)
-    ways = [rules.sequence([*before, Ref(some), *after])] if some else []
+    ways = [rules.sequence([Ref(some), *after])] if some else []
     if may_be_none:
-        ways.append(rules.sequence([*before, *_filled(calls, tool, _joined(form[:at], form[at + 1 :]))]))
-    return " | ".join(ways)
+        ways.append(rules.sequence(_filled(calls, tool, _joined(form[:at], form[at + 1 :]))))
+    return f"{rules.sequence(before)} ({' | '.join(ways)})"
 
 
 def _joined(before: Form, after: Form) -> Form:

@@ -22,10 +22,7 @@ def with_written_calls(messages: Sequence[Message], calls: Calls, *, keeps_resul
     if not any(message["role"] == "tool" or "tool_calls" in message for message in messages):
         return list(messages)
     return _joined(
-        [
-            message if keeps_results and message["role"] == "tool" else _as_text(message, calls)
-            for message in messages
-        ]
+        [message if keeps_results and message["role"] == "tool" else _as_text(message, calls) for message in messages]
     )
 
 
