@@ -115,7 +115,7 @@ class TaggedReader:
             self._value = None
             self._held = ""
             return text + self._close()
-        if not self.begun or (
+        if not (self.begun or self._closes_line) or (
             self._held.strip() and self._head.match(self._held) is False is self._end.match(self._held)
         ):
             return ""
@@ -131,7 +131,7 @@ class TaggedReader:
             return self._begin_value(head[1].groupdict(), self._held[head[1].end() :])
         if end or head:
             return ""
-        if not self._num:
+        if not self._num and not self._closes_line:
             self.failed = True
             return ""
         self.rest = self._held  # its end is missing

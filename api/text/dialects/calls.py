@@ -83,6 +83,8 @@ class Entry:
         head, _ = split_at(arguments.argument, Slot.VALUE)
         first = next((mark for part in head[:1] if isinstance(part, str) for mark in marks_in(part)), "")
         end = next((mark for part in self._footer if isinstance(part, str) for mark in marks_in(part)), "")
+        if not end:  # the end of the line is all that ends a call without arguments
+            return r"(?=[ \t]*\n)"
         follows = [lenient(first) if first else r"[^\s<>\"'=:,{}()\[\]|]"] + ([lenient(end)] if end else [])
         return rf"(?=\s*(?:{'|'.join(follows)}))"
 

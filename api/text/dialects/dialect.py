@@ -1,14 +1,15 @@
 """How one model is asked and how it answers: the prompts, the grammar and the parser that its template calls for."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 from api.text.dialects import words
 from api.text.dialects.families import family_of
 from api.text.dialects.grammar import answer_grammar
-from api.text.dialects.history import Message, as_objects
+from api.text.dialects.history import Message, as_objects, with_null_content
 from api.text.dialects.lark import TokenId
 from api.text.dialects.marks import marks_of
 from api.text.dialects.parser import AnswerParser, call_id
@@ -17,13 +18,19 @@ from api.text.dialects.syntax import AnswerSyntax, Learned
 from api.text.dialects.tools import Tool, ToolUse
 from api.text.template import ChatTemplate
 
+_NINE_CHARACTERS: Final = re.compile(r"length *(!=|==) *9\b|\[-9:\]")
+"""How templates check or cut the ids of calls."""
+
 
 class Dialect:
     """The tool calls and the reasoning of one model, in prompts, in grammars and in answers."""
 
     def __init__(self, learned: Learned, *, name: str = "native", nine_character_ids: bool = False) -> None:
         """A model whose template shows no syntax of calls is told in words how to call."""
-        self.name = name if learned.syntax.calls is not None else "words"
+        self.name = name
+        if learned.syntax.calls is None:
+            self.name = "words"
+            learned = replace(learned, lists_tools=False, renders_calls=False, renders_results=False)
         self.learned = learned
         calls = learned.syntax.calls or words.CALLS
         self.syntax: AnswerSyntax = replace(learned.syntax, calls=calls)
@@ -50,6 +57,8 @@ class Dialect:
             messages = words.with_written_calls(messages, self.syntax.calls, keeps_results=learned.renders_results)
         elif not learned.arguments_as_text:
             messages = [as_objects(message) for message in messages]
+        if learned.null_content:
+            messages = [with_null_content(message) for message in messages]
         if tools and not learned.lists_tools:
             messages = words.with_instructions(messages, tools, self.syntax.calls)
         listed = [tool.as_json() for tool in tools] if learned.lists_tools else []
@@ -105,10 +114,11 @@ class Dialect:
 def dialect_of(template: ChatTemplate) -> Dialect:
     """The dialect of a model, learned from its chat template."""
     learned = learn(template)
+    nine_character_ids = _NINE_CHARACTERS.search(template.source) is not None
     family = family_of(template.source)
     if family is None:
-        return Dialect(learned)
-    return Dialect(family.learn(learned), name=family.name, nine_character_ids=family.nine_character_ids)
+        return Dialect(learned, nine_character_ids=nine_character_ids)
+    return Dialect(family.learn(learned), name=family.name, nine_character_ids=nine_character_ids)
 
 
 def _renumbered(message: Message) -> Message:

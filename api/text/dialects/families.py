@@ -156,7 +156,6 @@ class Family:
     """Texts that are all in the template."""
     learn: Callable[[Learned], Learned]
     """What is known of it, from what probing finds."""
-    nine_character_ids: bool = False
 
 
 def _answers(syntax: AnswerSyntax) -> Callable[[Learned], Learned]:
@@ -202,8 +201,8 @@ FAMILIES: Final = (
     Family("command-r+", ("Action:", "`directly-answer`"), _answers(COMMAND_R_PLUS)),
     Family("firefunction", (" functools[",), _calls(FIREFUNCTION)),
     Family("deepseek-r1", ("<｜tool▁call▁begin｜>", "```json"), _calls(DEEPSEEK_R1)),
-    Family("mistral", ("[TOOL_CALLS]", "[ARGS]"), _calls(MISTRAL_NAMED), nine_character_ids=True),
-    Family("mistral", ("[TOOL_CALLS]",), _calls(MISTRAL), nine_character_ids=True),
+    Family("mistral", ("[TOOL_CALLS]", "[ARGS]"), _calls(MISTRAL_NAMED)),
+    Family("mistral", ("[TOOL_CALLS]",), _calls(MISTRAL)),
     Family("llama", ("ipython", '"parameters": '), _if_confirmed(LLAMA)),
 )
 

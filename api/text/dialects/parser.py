@@ -9,7 +9,7 @@ from typing import Final
 
 from api.text.dialects.calls import CallReader, Entries
 from api.text.dialects.events import CallArguments, CallBegin, Content, Event, Reasoning, merged
-from api.text.dialects.patterns import Marks, Matcher, lenient, marks_in
+from api.text.dialects.patterns import Marks, Matcher, form_pattern, lenient, marks_in
 from api.text.dialects.syntax import AnswerSyntax, Calls, Slot
 from api.text.dialects.tools import ToolUse
 
@@ -362,11 +362,7 @@ class AnswerParser:
     def _finished(self) -> Iterator[Event]:
         if self._pending_mark:
             yield Content(self._pending_mark)
-        if self._state is _State.CALL and self._reader is not None:
-            text = self._reader.finish()
-            yield from self._report(self._reader, text) if self._has_begun else ()
-            if self._reader.done:
-                self._state = _State.AFTER_CALL
+        yield from self._finished_call()
         if self._in_thought:
             if self._state is _State.AFTER_CALL:
                 yield from self._pending
@@ -390,6 +386,29 @@ class AnswerParser:
                 if held:
                     yield Content(held)
 
+    def _finished_call(self) -> Iterator[Event]:
+        """Complete a call after which only marks are missing. What is no call is text, with the marks of text."""
+        if self._state is _State.HEADER:
+            found = self._entries.match(self._held + "\n")  # the end of the answer also ends a line
+            if not isinstance(found, bool):
+                self._enter((found[0], ""))
+        while self._state is _State.HEADER or (self._state is _State.CALL and not self._has_begun):
+            reader = self._reader
+            text = reader.finish() if reader is not None else ""
+            if reader is not None and reader.done:
+                yield from self._report(reader, text)
+                self._state, self._reader = _State.AFTER_CALL, None
+                return
+            if self._in_thought:
+                return
+            yield from self._give_back()
+            yield from self._read()
+        if self._state is _State.CALL and self._reader is not None:
+            text = self._reader.finish()
+            yield from self._report(self._reader, text)
+            if self._reader.done:
+                self._state = _State.AFTER_CALL
+
     def _quoted_at_the_end(self) -> Iterator[Event]:
         """A call that the reasoning does not complete is a quotation, too. Its text may end the reasoning."""
         self._triggers = frozenset()
@@ -407,8 +426,11 @@ def _stripped(marks: Iterable[str]) -> frozenset[str]:
 
 def _footers(calls: Calls) -> list[str]:
     """The marks that may follow a call's arguments, a call or the last call, each of which may be missing."""
-    texts: list[str] = [calls.separator, calls.end]
+    texts, patterns = [calls.separator, calls.end], []
     for form in calls.forms:
-        texts += [part for part in form[form.index(Slot.ARGUMENTS) :] if isinstance(part, str)]
+        after = form[form.index(Slot.ARGUMENTS) + 1 :]
+        texts += [part for part in after if isinstance(part, str)]
+        if {Slot.ID, Slot.INDEX} & set(after) and Slot.NAME not in after:
+            patterns.append(form_pattern(after))
     marks = dict.fromkeys(mark for text in texts for mark in marks_in(text))
-    return [lenient(mark) for mark in marks] or [r"(?!)"]
+    return [*patterns, *map(lenient, marks)] or [r"(?!)"]

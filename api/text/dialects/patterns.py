@@ -117,14 +117,15 @@ class Matcher:
         self._patterns = [regex.compile(pattern) for pattern in patterns]
 
     def match(self, text: str) -> "tuple[int, regex.Match[str]] | bool":
-        """The first pattern that matches, with its match; else whether more text may match one."""
-        may_match = False
+        """The first pattern that matches, with its match; else whether more text may match one.
+
+        More text is awaited as long as an earlier pattern may match.
+        """
         for i, pattern in enumerate(self._patterns):
             found = pattern.match(text, partial=True)
-            if found is not None and not found.partial:
-                return i, found
-            may_match |= found is not None
-        return may_match
+            if found is not None:
+                return True if found.partial else (i, found)
+        return False
 
 
 class Marks:

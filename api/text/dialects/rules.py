@@ -7,7 +7,7 @@ from api.text.dialects.collector import Ref, Rules
 from api.text.dialects.syntax import Calls, Form, JsonArguments, Slot, TaggedArguments
 from api.text.dialects.tools import Tool
 from api.text.dialects.value_rules import ANY_KEY, ValueRules
-from api.text.schemas import json_rule
+from api.text.schemas import json_rule, laid_out
 
 _INDEX: Final = "/[0-9]{1,4}/"
 
@@ -36,7 +36,7 @@ def _form(rules: Rules, calls: Calls, tool: Tool, form: Form) -> str:
     before, after = _filled(calls, tool, form[:at]), _filled(calls, tool, form[at + 1 :])
     if isinstance(calls.arguments, JsonArguments):
         quoted = calls.arguments.quoted  # no grammar describes JSON inside of a string
-        rule = json_rule({"type": "string"}) if quoted else tool.rule()
+        rule = json_rule({"type": "string"}) if quoted else laid_out(tool.rule(), calls.arguments.layout)
         return rules.sequence([*before, Ref(rules.add(rule, "arguments")), *after])
     some, may_be_none = arguments_rule(rules, calls.arguments, tool)
     ways = [rules.sequence([Ref(some), *after])] if some else []

@@ -66,6 +66,8 @@ class JsonArguments:
 
     quoted: bool = False
     """Whether the object's text is written as a JSON string."""
+    layout: Literal["spaced", "compact", "indented"] = "spaced"
+    """Its white space: `{"a": 1, "b": 2}`, `{"a":1,"b":2}`, or lines that are indented."""
 
 
 Encoding = Literal["raw", "json", "python", "gemma", "nested"]
@@ -142,6 +144,8 @@ class Learned:
     """Whether it writes earlier calls and their results into the prompt."""
     renders_results: bool = False
     """Whether it writes the results, if it does not write the calls."""
+    null_content: bool = False
+    """Whether it needs null as the content of a message that only has calls."""
     one_call_per_message: bool = False
     """Whether it loses all but the first call of a message."""
     arguments_as_text: bool = False

@@ -37,10 +37,8 @@ class ValueRules:
                 return self._raw(schema, kinds, tail)
             case "nested":
                 return self._nested(self._resolved(schema), kinds, tail, depth)
-            case "python":
-                value = self._python(schema, kinds)
-            case "gemma":
-                value = self._gemma(self._resolved(schema), kinds, depth)
+            case "python" | "gemma":
+                value = self._notation(self._resolved(schema), kinds, depth)
             case _:
                 value = self._json(schema)
         return f"{value} {self._rules.mark(tail)}"
@@ -59,7 +57,8 @@ class ValueRules:
 
     def _raw(self, schema: Any, kinds: Sequence[str], tail: str) -> str:
         if "string" not in kinds:
-            return f"{self._json(schema)} {self._rules.mark(tail)}"
+            value = " | ".join([self._json(schema), *self._words(kinds)])  # some templates write Python's words
+            return f"({value}) {self._rules.mark(tail)}"
         mark, space = (tail.strip(), tail[len(tail.rstrip()) :]) if tail.strip() else (tail, "")
         after = self._rules.mark(space)
         resolved = self._resolved(schema)
@@ -71,53 +70,65 @@ class ValueRules:
             return f"({begin} {end} | {self._rules.until(mark, 'value')}) {after}"
         return f"{self._rules.until(mark, 'value', limit or ANY_TEXT)} {after}"
 
-    def _python(self, schema: Any, kinds: Sequence[str]) -> str:
-        resolved = self._resolved(schema)
-        ways = [self._json(schema)]
-        if texts := _texts(resolved):
-            ways += [literal(repr(text)) for text in texts]
-        elif "string" in kinds and not _limit(resolved):
-            ways.append(_PYTHON_STRING)
-        if isinstance(resolved, Mapping) and not {"enum", "const"} & resolved.keys():
-            ways += ['"True"', '"False"'] if "boolean" in kinds else []
-            ways += ['"None"'] if "null" in kinds else []
-        return f"({' | '.join(ways)})"
-
-    def _gemma(self, schema: Any, kinds: Sequence[str], depth: int) -> str:
-        ways: list[str] = []
-        quote = self._rules.mark(_GEMMA_QUOTE)
+    def _notation(self, schema: Any, kinds: Sequence[str], depth: int) -> str:
+        """A value in Python's or in Gemma's notation. Python's values may also be JSON, which models mix with it."""
+        is_python = self._syntax.encoding == "python"
+        ways = [self._json(schema)] if is_python else []
         texts = _texts(schema)
-        if texts:
-            ways.append(f"{quote} {one_of(texts)} {quote}")
-        elif "string" in kinds:
-            ways.append(f"{quote} {self._rules.until(_GEMMA_QUOTE, 'text')}")
+        if "string" in kinds:
+            ways += self._strings(texts, is_limited=is_python and bool(_limit(schema)))
+        if not texts and isinstance(schema, Mapping) and not {"enum", "const"} & schema.keys():
+            ways += self._words(kinds) if is_python else []
         scalars = [kind for kind in kinds if kind in ("number", "boolean", "null")]
-        if scalars and not texts:
+        if scalars and not is_python:
             ways.append(self._json(_only(schema, scalars)))
         if "array" in kinds:
-            item = self._gemma_value(schema.get("items") if isinstance(schema, Mapping) else None, depth)
-            ways.append(f'"[" ({item} ("," {item})*)? "]"')
+            item = self._inner(schema.get("items") if isinstance(schema, Mapping) else None, depth)
+            ways.append(f'"[" ({item} ({self._comma} {item})*)? "]"')
         if "object" in kinds:
-            ways.append(self._gemma_object(schema, depth))
+            ways.append(self._object(schema, depth))
         return f"({' | '.join(ways)})"
 
-    def _gemma_value(self, schema: Any, depth: int) -> str:
+    @property
+    def _comma(self) -> str:
+        return '", "' if self._syntax.encoding == "python" else '","'
+
+    def _strings(self, texts: Sequence[str], *, is_limited: bool) -> list[str]:
+        """The ways to write a string, besides JSON. `texts`: the only ones that are allowed, if there are any."""
+        if self._syntax.encoding == "python":
+            return [literal(repr(text)) for text in texts] or ([] if is_limited else [_PYTHON_STRING])
+        quote = self._rules.mark(_GEMMA_QUOTE)
+        return [f"{quote} {one_of(texts)} {quote}" if texts else f"{quote} {self._rules.until(_GEMMA_QUOTE, 'text')}"]
+
+    @staticmethod
+    def _words(kinds: Sequence[str]) -> list[str]:
+        """Python's words."""
+        return [*(['"True"', '"False"'] if "boolean" in kinds else []), *(['"None"'] if "null" in kinds else [])]
+
+    def _inner(self, schema: Any, depth: int) -> str:
         """The name of a rule for a value inside of another one."""
         if not isinstance(schema, Mapping) or depth >= _MAX_DEPTH:
             schema, depth = {"type": ["string", "number", "boolean", "null"]}, _MAX_DEPTH
-        return self._rules.add(self._gemma(self._resolved(schema), self.kinds(schema), depth + 1), "value")
+        return self._rules.add(self._notation(self._resolved(schema), self.kinds(schema), depth + 1), "value")
 
-    def _gemma_object(self, schema: Any, depth: int) -> str:
+    def _object(self, schema: Any, depth: int) -> str:
+        is_python = self._syntax.encoding == "python"
         properties = schema.get("properties") if isinstance(schema, Mapping) else None
         if not properties or depth >= _MAX_DEPTH:
-            member = f'{ANY_KEY} ":" {self._gemma_value(None, depth)}'
-            return f'"{{" ({member} ("," {member})*)? "}}"'
-        rule_of = {key: self._gemma_value(value, depth) for key, value in properties.items()}
-        firsts = {key: self._rules.add(f"{literal(f'{key}:')} {rule}", "member") for key, rule in rule_of.items()}
-        laters = {key: self._rules.add(f"{literal(f',{key}:')} {rule}", "member") for key, rule in rule_of.items()}
+            key = f'"\'" {ANY_KEY} "\': "' if is_python else f'{ANY_KEY} ":"'
+            member = f"{key} {self._inner(None, depth)}"
+            return f'"{{" ({member} ({self._comma} {member})*)? "}}"'
+        members = {}
+        for separator in ("", ", " if is_python else ","):
+            heads = {key: f"{separator}{key!r}: " if is_python else f"{separator}{key}:" for key in properties}
+            members[separator] = {
+                key: self._rules.add(f"{literal(heads[key])} {self._inner(value, depth)}", "member")
+                for key, value in properties.items()
+            }
+        firsts, laters = members.values()
         required = set(schema.get("required", ()))
         inside = self._rules.ordered(firsts, laters, required)
-        return f'"{{" {inside}{"" if required & rule_of.keys() else "?"} "}}"'
+        return f'"{{" {inside}{"" if required & firsts.keys() else "?"} "}}"'
 
     def _nested(self, schema: Any, kinds: Sequence[str], tail: str, depth: int) -> str:
         if depth > _MAX_DEPTH or not isinstance(schema, Mapping) or "string" in kinds:

@@ -11,6 +11,10 @@ from api.text.schemas.findings import Schema
 
 COMPACT: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """The JSON layout that models know best. With free white space a small model might generate it without end."""
+_LAYOUTS: Final = {
+    "compact": COMPACT | {"item_separator": ",", "key_separator": ":"},
+    "indented": {"whitespace_flexible": True},
+}
 LIMITS: Final = LLParserLimits(verbose_errors=False)
 MAX_NAMES: Final = 32
 """Patterns that match more names than this count as endless."""
@@ -23,6 +27,14 @@ _SHOWN: Final = re.compile(r"^ +\d+ \| ", re.MULTILINE)
 def json_rule(schema: dict[str, Any]) -> str:
     """A rule that matches a JSON schema, which llguidance must support."""
     return f"%json {orjson.dumps(schema | {'x-guidance': COMPACT}).decode()}"
+
+
+def laid_out(rule: str, layout: str) -> str:
+    """A rule of `json_rule` for JSON with the white space of a layout: spaced (as is), compact or indented."""
+    if layout not in _LAYOUTS:
+        return rule
+    head, _, tail = rule.rpartition(orjson.dumps(COMPACT).decode())
+    return head + orjson.dumps(_LAYOUTS[layout]).decode() + tail
 
 
 def problem(rule: str) -> str:

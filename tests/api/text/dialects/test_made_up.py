@@ -18,6 +18,8 @@ from tests.api.text.dialects.served import Answer, Call, Served, StubVocabulary
 SIZES: Final = (0, 1, 3)
 """Characters of an answer's tokens; 0 for words."""
 
+TURN_ENDS: Final = (PromptEnd.MESSAGES, PromptEnd.NEW_TURN)
+
 
 def function(name: str, description: str, properties: dict[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:
     parameters = {"type": "object", "properties": properties, "required": list(required)}
@@ -351,7 +353,8 @@ def test_the_prompt_has_all_that_was_said_in_the_templates_own_form(name: str) -
         for part in ("RULE-2 holds", "QUESTION-1 please", "get_weather", "city", "days", "clock", "RESULT-0 sunny"):
             assert part in prompt
         assert "{'" not in prompt
-        assert prompt.endswith(compiled(name).text([RULE, QUESTION], TOOLS)[-8:])
+        before, begun = (compiled(name).text([RULE, QUESTION], TOOLS, end=end) for end in TURN_ENDS)
+        assert prompt.endswith(begun.removeprefix(before))
 
 
 @pytest.mark.parametrize("name", [made_up.name for made_up in ALL if made_up.thought])
