@@ -65,20 +65,26 @@ class Found:
 def learn_calls(renders: Renders, plain: Plain) -> Found | None:
     """Learn from the first way in which the template writes calls that can be written back.
 
-    Preferred are calls in the turn of the text, not in one that begins with the end of this turn.
+    Text in front of the calls may have marks of its own, such as the end of its turn. So ways without text are
+    preferred if they give less.
     """
     other = None
     for way in _ways():
         if found := _learn(Sections(renders, plain, way)):
-            if not _head(found.calls).startswith(plain.ends or "\n"):
+            if not way.content or not _adds_marks(renders, plain, way):
                 return found
             other = other or found
     return other
 
 
-def _head(calls: Calls) -> str:
-    first = calls.forms[0][0]
-    return calls.begin + (first if isinstance(first, str) else "")
+def _adds_marks(renders: Renders, plain: Plain, way: Way) -> bool:
+    """Whether the calls have more in front of them than if there is no text."""
+    ours = squeezed(Sections(renders, plain, way)(TWO_ARGUMENTS[:1]) or "")
+    for content in _CONTENTS[1:]:
+        theirs = squeezed(Sections(renders, plain, replace(way, content=content))(TWO_ARGUMENTS[:1]) or "")
+        if theirs and theirs != ours and ours.endswith(theirs):
+            return True
+    return False
 
 
 def _ways() -> Iterator[Way]:
@@ -93,7 +99,10 @@ class Sections:
 
     def __init__(self, renders: Renders, plain: Plain, way: Way) -> None:
         self._renders = renders
-        self._plain = plain
+        self._ends = plain.ends
+        self._marks = [
+            mark for marks in (plain.thoughts, plain.content) if marks for mark in (*marks.begins, *marks.ends)
+        ]
         self.way = way
 
     def __call__(self, calls: Sequence[Call]) -> str | None:
@@ -105,19 +114,24 @@ class Sections:
             return None
         if following:
             turn = turn.partition(RESULT)[0]
+        plain = (self._renders.turn(assistant(CONTENT), tools=True) or "").partition(CONTENT)[0]
         if way.content and way.content in turn.partition(NAMES[0])[0]:
-            text = turn.partition(way.content)[2].lstrip()
+            before, _, text = turn.partition(way.content)
+            text = self._without_marks(text)
+            for _ in range(num_marks(self._without_marks(behind(before, shared_words(plain, before))))):
+                text = text.removeprefix(first_mark(text)).lstrip()  # the text has marks only in turns with calls
         else:
-            plain = self._renders.turn(assistant(CONTENT), tools=True) or ""
-            text = behind(turn, shared_words(plain.partition(CONTENT)[0], turn))
-            for mark in (*self._plain.thoughts.begins, *self._plain.thoughts.ends) if self._plain.thoughts else ():
-                text = text.removeprefix(mark).lstrip()
-        if self._plain.content:
-            for mark in (*self._plain.content.begins, *self._plain.content.ends):
-                text = text.removeprefix(mark).lstrip()
+            text = self._without_marks(behind(turn, shared_words(plain, turn)))
         if text.startswith(str(None)):
             return None  # a template that writes a content of null
         return self._to_end(text, calls)
+
+    def _without_marks(self, text: str) -> str:
+        """The text behind an empty thought and the marks of an empty text."""
+        text = text.lstrip()
+        for mark in self._marks:
+            text = text.removeprefix(mark).lstrip()
+        return text
 
     def takes_only_short_ids(self) -> bool:
         """Whether the template refuses other ids than those of nine letters and digits."""
@@ -129,7 +143,7 @@ class Sections:
     def _to_end(self, text: str, calls: Sequence[Call]) -> str | None:
         name, arguments = calls[-1]
         last = max([text.find(name), *(text.rfind(str(value)) for value in arguments.values() if value != {})])
-        ends = [at for end in self._plain.ends if (at := text.find(end, max(last, 0))) >= 0]
+        ends = [at for end in self._ends if (at := text.find(end, max(last, 0))) >= 0]
         if not ends and self.way.is_followed:
             return None
         return text[: min(ends, default=len(text))].strip()

@@ -40,8 +40,10 @@ def words(text: str) -> list[str]:
 
 
 def shared_words(*texts: str) -> list[str]:
-    """The words that all texts begin with."""
-    return _shared([words(text) for text in texts])
+    """The words that all texts begin with. A mark and the word behind it belong together."""
+    shared = _shared([words(text) for text in texts])
+    follow = [behind(text, shared)[:1] for text in texts]
+    return shared[:-1] if shared and num_marks(shared[-1]) and all(map(str.isalnum, follow)) else shared
 
 
 def behind(text: str, start: Sequence[str]) -> str:
@@ -64,7 +66,8 @@ def _shared(lists: list[list[str]]) -> list[str]:
 def is_mark(text: str) -> bool:
     """Whether this is a mark rather than ordinary text."""
     text = text.strip()
-    return len(text) > 1 and not text[0].isalnum() and text[0] not in _PUNCTUATION
+    has_length = len(text) > 1 or not text.isascii()
+    return has_length and not text[:1].isalnum() and text[:1] not in _PUNCTUATION
 
 
 def is_bare(text: str) -> bool:
@@ -122,10 +125,12 @@ def repeated(before: str, middle: str, after: str) -> Repeated:
 
 
 def _cut(middle: str, earliest: int, latest: int) -> int:
-    """Where an item ends: not behind a word, and where the brackets of marks are closed."""
+    """Where an item ends: with a mark, not behind a word, and where the brackets of marks are closed."""
     cut = earliest
     for unit in ["", *units(middle[earliest:latest])]:
         cut += len(unit)
+        if not cut:
+            continue
         end, begin = middle[:cut], middle[cut:]
         is_open = any(end[i:].count("<") > end[i:].count(">") for i in range(len(end)))
         closes = any(begin[:i].count(">") > begin[:i].count("<") for i in range(len(begin) + 1))

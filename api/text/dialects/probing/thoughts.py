@@ -1,7 +1,7 @@
 """Learns the marks of thoughts, the wrapper of the text, the end of a turn and the switches of thinking."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,8 +55,9 @@ def learn_plain(renders: Renders) -> Plain:
     before, after = plain.split(CONTENT, 1) if plain else ("", "")
     reasoned = next(_reasoned(renders, on), None)
     starts = [before, renders.generation(), reasoned and reasoned.partition(REASON)[0]]
-    header = _header([start for start in starts if start])
-    thoughts = (_thoughts(reasoned, header) if reasoned else None) or _from_source(renders.source)
+    header = shared_words(*filter(None, starts))
+    thoughts = _thoughts(reasoned, header) if reasoned else None
+    thoughts = thoughts or _from_source(renders.source) or _from_prompt(renders, header, on)
     rest = behind(before, header) if header else ""
     if thoughts:
         is_open = any("".join(header).endswith(squeezed(mark)) for mark in thoughts.begins)
@@ -69,15 +70,6 @@ def learn_plain(renders: Renders) -> Plain:
     marks = (*thoughts.begins, *thoughts.ends) if thoughts else ()
     switches = tuple(name for name in changing if _names_thinking(name) or _moves_mark(renders, name, marks))
     return Plain(thoughts, content, (ends,) if ends else (), switches, noise)
-
-
-def _header(starts: Sequence[str]) -> list[str]:
-    """The words that all turns begin with."""
-    header = shared_words(*starts) if starts else []
-    follow = [behind(start, header) for start in starts]
-    if header and num_marks(header[-1]) and all(text[:1].isalnum() for text in follow):
-        del header[-1]  # a mark and the word behind it belong together
-    return header
 
 
 def _end_before_next(renders: Renders, content: Wrapper | None) -> str:
@@ -135,6 +127,8 @@ def _thoughts(turn: str, header: list[str]) -> Thoughts | None:
         return None
     if not is_mark(begin):
         begin = _pair(header or words(before), end)
+    if not begin and not num_marks(end):
+        return None  # such as a line in Markdown
     return Thoughts((begin,) if begin else (), (end,))
 
 
@@ -153,6 +147,17 @@ def _from_source(source: str) -> Thoughts | None:
         return None
     opening, name, closing = found.groups()
     return Thoughts((_OPENING[opening] + name + closing,), (found.group(),))
+
+
+def _from_prompt(renders: Renders, header: list[str], on: Mapping[str, Any]) -> Thoughts | None:
+    """The two marks of an empty thought, with which the prompt ends if thinking is switched off."""
+    off = renders.generation(dict.fromkeys(on, False)) or ""
+    rest = behind(off, header)
+    begin = first_mark(rest)
+    end = rest.removeprefix(begin).strip()
+    if not on or not begin or not is_mark(end) or first_mark(end) != end or rest in (renders.generation(on) or ""):
+        return None
+    return Thoughts((begin,), (end,))
 
 
 def _side_less(mark: str) -> str:

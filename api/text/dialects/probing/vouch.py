@@ -19,11 +19,16 @@ def is_vouched(
     calls: Calls, section: Callable[[Sequence[Call]], str | None], ends: Sequence[str], *, has_two: bool
 ) -> bool:
     """Whether the template writes what the syntax says, white space apart, for one call and for two."""
-    strings = [SPECIAL]
+    return any(_is_vouched(calls, section, "".join(ends), text, has_two) for text in _strings(calls, section))
+
+
+def _strings(calls: Calls, section: Callable[[Sequence[Call]], str | None]) -> list[str]:
+    """The strings to try. Some templates do not escape strings where their models do."""
     style = calls.arguments
-    if isinstance(style, TaggedArguments) and (style.encoding != "raw" or style.cdata):
-        strings.append(PLAIN)  # templates differ in what they escape
-    return any(_is_vouched(calls, section, "".join(ends), text, has_two) for text in strings)
+    if isinstance(style, TaggedArguments):
+        return [SPECIAL, PLAIN] if style.encoding != "raw" or style.cdata else [SPECIAL]
+    is_raw = SPECIAL in (section([(NAMES[0], {KEYS[0]: SPECIAL})]) or "")
+    return [PLAIN] if is_raw else [SPECIAL]
 
 
 def _is_vouched(

@@ -1,5 +1,7 @@
 """What is learned from templates that were written for this test, one for each shape, is what they write."""
 
+from pathlib import Path
+
 import pytest
 
 from api.text.dialects.probing import describe, learn
@@ -109,6 +111,23 @@ SHAPES: dict[str, tuple[str, Calls]] = {
     "numbers": (
         EACH + "<call {{ loop.index }}>" + FUNCTION + "</call {{ loop.index }}>" + END,
         Calls((form('<call $index>{"name": "$name", "arguments": $arguments}</call $index>'),)),
+    ),
+    "JSON that the template writes itself": (
+        EACH
+        + "<c>"
+        + NAME
+        + "{{ '{' }}"
+        + ITEMS
+        + '"{{ k }}": {% if v is string %}"{{ v }}"{% else %}{{ v }}{% endif %}'
+        + COMMA
+        + END
+        + "{{ '}' }}</c>"
+        + END,
+        Calls((form("<c>$name$arguments</c>"),)),
+    ),
+    "pipes around arguments": (
+        EACH + "<c>" + NAME + "|" + ITEMS + "{{ k }}=" + VALUE + "|" + END + "</c>" + END,
+        Calls((form("<c>$name|$arguments</c>"),), TaggedArguments(form("$key=$value|"))),
     ),
     "pipes": (
         EACH + "|call|" + NAME + "|" + ARGUMENTS + "|end|" + END,
@@ -263,6 +282,17 @@ def test_calls_are_learned_from_a_template_that_takes_one_call_or_needs_its_resu
     )
 
 
+def test_marks_of_a_text_in_front_of_calls_are_no_part_of_them() -> None:
+    call = EACH + "<call>" + FUNCTION + "</call>" + END
+    expected = Calls((form('<call>{"name": "$name", "arguments": $arguments}</call>'),))
+    marked = "{% if m.tool_calls %}<|say|>{{ m.content }}<|/say|>{% else %}" + CONTENT + "{% endif %}"
+    of_its_own = (
+        "{% if m.tool_calls and m.content %}{{ m.content }}<|over|><|assistant|>{% else %}" + CONTENT + "{% endif %}"
+    )
+    assert learned(turns(marked + call)).syntax.calls == expected
+    assert learned(turns(of_its_own + call)).syntax.calls == expected
+
+
 def test_ids_of_nine_letters_are_learned() -> None:
     check = "{% if c.id | length != 9 %}{{ raise_exception('nine letters') }}{% endif %}"
     found = learned(turns(CONTENT + EACH + check + "[CALL]" + NAME + ARGUMENTS + END))
@@ -285,6 +315,10 @@ THOUGHTS: dict[str, tuple[str, Thoughts]] = {
     "brackets": (
         turns(REASON + "[[{{ m.reasoning_content }}]]{% endif %}" + CONTENT),
         Thoughts(("[[",), ("]]",)),
+    ),
+    "a symbol": (
+        turns(REASON + "🤔{{ m.reasoning_content }}💡{% endif %}" + CONTENT),
+        Thoughts(("🤔",), ("💡",)),
     ),
     "headings": (
         turns(REASON + "### Thinking\n{{ m.reasoning_content }}\n### Answer\n{% endif %}" + CONTENT),
@@ -313,6 +347,10 @@ THOUGHTS: dict[str, tuple[str, Thoughts]] = {
             "{% endfor %}{% endif %}"
         ),
         Thoughts(("<mull>",), ("</mull>",)),
+    ),
+    "an empty thought in the prompt": (
+        turns(CONTENT, "{% if not enable_thinking %}<|in>thought\n<in|>{% endif %}"),
+        Thoughts(("<|in>thought",), ("<in|>",)),
     ),
     "thoughts that the template drops": (
         turns("{{ (m.content or '').split('[/MY_THINKING]')[-1] }}"),
@@ -412,6 +450,26 @@ def test_a_line_describes_what_was_learned() -> None:
         CONTENT: "tool calls: in words, thoughts: none",
     }
     assert {answer: describe(learned(turns(answer))) for answer in lines} == lines
+
+
+FAMILIES = {
+    "gemma-2": "tool calls: in words, thoughts: none",
+    "hermes-2-pro": "tool calls: <tool_call> JSON, thoughts: none",
+    "llama-3.1": "tool calls: JSON, thoughts: none",
+    "llama-3.2": "tool calls: JSON, thoughts: none",
+    "mistral-nemo": "tool calls: [TOOL_CALLS] JSON, thoughts: none",
+    "mistral-small-3.2": "tool calls: [TOOL_CALLS] JSON, thoughts: none",
+    "phi-3.5": "tool calls: in words, thoughts: none",
+    "qwen-2.5": "tool calls: <tool_call> JSON, thoughts: none",
+    "qwen-3": "tool calls: <tool_call> JSON, thoughts: <think>",
+    "qwen-3-coder": "tool calls: <tool_call> tags, thoughts: none",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_templates_of_families_are_described(family: str) -> None:
+    source = (Path(__file__).parent / "templates" / f"{family}.jinja").read_text()
+    assert describe(learned(source)) == FAMILIES[family]
 
 
 def test_a_split_gives_the_texts_again() -> None:
