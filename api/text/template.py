@@ -1,18 +1,16 @@
 """Renders conversations to tokens by the model's chat template. Clients' text never becomes a control token."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from enum import Enum, auto
-from itertools import chain
-from typing import Any, Protocol
+from itertools import chain, takewhile
+from types import MappingProxyType
+from typing import Any, Final, Literal, Protocol
 
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import nodes
 
+from api.text.conventions import FIXED, find_conventions
+from api.text.environment import ChatEnvironment, RaisedError, Unchangeable
 from api.text.guard import Aside, Guard, TemplateRefusal
 from api.text.tokenizer import ModelError
 
@@ -23,8 +21,14 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """The template for models without one."""
-CHATML_END = "<|im_end|>"
+TemplateOrigin = Literal["file", "model.yaml", "ChatML (built in)"]
+BUILT_IN: Final = "ChatML (built in)"
 
+_MARK: Final = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]{2,}\]")
+"""What most templates write between the texts of messages."""
+_MARKS: Final = re.compile(rf"(?:\s*(?:{_MARK.pattern}))*")
+_SYMBOLS: Final = re.compile(r"(?=\w*[^\w\s]\w*[^\w\s])\S+")
+"""A word with two signs, such as MiniMax's end mark `[e~[`."""
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -55,6 +59,22 @@ class TokenizerLike(Protocol):
     def encode(self, text: str, *, parse_special: bool, continues: bool = False) -> list[int]: ...
 
 
+class _NoVocabulary:
+    """A vocabulary without tokens."""
+
+    bos_id: None = None
+    bos_token = eos_token = ""
+    add_bos = False
+    control_texts: tuple[str, ...] = ()
+
+    def encode(self, text: str, *, parse_special: bool, continues: bool = False) -> list[int]:  # noqa: ARG002
+        return []
+
+
+NO_VOCABULARY: Final[TokenizerLike] = _NoVocabulary()
+"""For templates whose text is needed, but no tokens."""
+
+
 class ChatTemplate:
     """A model's chat template. Calls change no state, so threads may share it."""
 
@@ -65,20 +85,21 @@ class ChatTemplate:
         """
         self._source = CHATML if source is None else source
         self._tokenizer = tokenizer
-        environment = _environment()
+        environment = ChatEnvironment()
         try:
-            self._template = environment.from_string(self._source)
-            written = list(_constants(environment.parse(self._source)))
+            tree = environment.parse(self._source)
+            self._template = environment.from_string(tree)
         except Exception as error:  # Jinja's parser also raises Python's errors, such as RecursionError
             raise ModelError(f"the model's chat template does not compile: {error}") from error
-        self._knows_developer = "developer" in self._source
-        written += [*_ROLES, tokenizer.bos_token, tokenizer.eos_token]
+        written = [*_constants(tree), *_ROLES, tokenizer.bos_token, tokenizer.eos_token]
         self._guard = Guard(tokenizer.control_texts, written)
-        self._knows_system = self._has_system_role()
-        self.end_marks = (CHATML_END,) if source is None else ()
-        """Texts that end an answer.
+        self._conventions = find_conventions(self._source, tree, self._run)
+        mark = end_of_turn(self)
+        self.end_marks = (mark,) if mark and mark not in tokenizer.control_texts else ()
+        """Texts that end an answer, in addition to the vocabulary's tokens.
 
-        A model whose file has no template often has no token for ChatML's end mark, so it writes the mark as text.
+        A vocabulary may lack the template's end mark as a token: a model whose file has no template gets ChatML, and
+        a `model.yaml` may set any template. Such a model writes the mark as text.
         """
 
     def render_tokens(
@@ -95,6 +116,7 @@ class ChatTemplate:
         JSON-like data. Templates may ignore variables. Tokenizing takes about 0.3 s per million characters, so large
         conversations need a thread. Raises TemplateRefusal if the template cannot render the conversation.
         """
+        messages = self._conventions.split(messages)
         prompt, aside = self._render(messages, tools, variables or {}, prefill, end)
         encode = self._tokenizer.encode
         if aside:
@@ -123,7 +145,11 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         end: PromptEnd = PromptEnd.NEW_TURN,
     ) -> str:
-        """The text of the prompt, for messages without control tokens. Raises TemplateRefusal like `render_tokens`."""
+        """The text of the prompt, for messages without control tokens.
+
+        Calls of one message are not divided among several, so this shows how the template itself writes them. Raises
+        TemplateRefusal like `render_tokens`.
+        """
         return self._render(messages, tools, variables or {}, "", end)[0]
 
     def _render(
@@ -140,113 +166,68 @@ class ChatTemplate:
         if end is PromptEnd.OPEN_MESSAGE:  # the prompt is cut at a mark, because templates differ in what they trim
             mark = aside.unused()
             messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + mark}]
-        context = {"documents": None} | {str(name): aside.put(value) for name, value in variables.items()}
+        extra = {name: value for name, value in variables.items() if name not in FIXED}
+        context = {str(name): aside.put(value) for name, value in (self._conventions.variables(tools) | extra).items()}
         context |= {
-            "messages": [
-                self._message(message, aside)
-                for message in (messages if self._knows_system else _with_system_as_user(messages))
-            ],
-            "tools": aside.put(tools) if tools else None,
+            "messages": Unchangeable(self._message(message, aside) for message in self._conventions.messages(messages)),
             "add_generation_prompt": end is PromptEnd.NEW_TURN,
-            "bos_token": self._tokenizer.bos_token,
-            "eos_token": self._tokenizer.eos_token,
         }
+        if tools:
+            context["tools"] = aside.put(tools)
         guarded_prefill = aside.put(prefill)
-        try:
-            prompt = self._template.render(context) + guarded_prefill
-        except Exception as error:  # a template is a program: it may raise anything
-            reason = str(error).translate({ord(char): text for char, text in aside.texts.items()})
-            raise TemplateRefusal(
-                reason if isinstance(error, _RaisedError) else f"the model's chat template failed: {reason}"
-            ) from error
+        prompt = self._run(context, aside.texts) + guarded_prefill
         if mark:
             prompt, found, _ = prompt.rpartition(mark)
             if not found:
                 raise TemplateRefusal("it does not render the end of the final message, which cannot be continued")
         return prompt, aside.texts
 
-    def _has_system_role(self) -> bool:
-        """Whether the template accepts system messages and renders their content. Gemma's templates do not."""
-        self._knows_system = True
-        question = {"role": "user", "content": "a question"}
+    def _run(self, context: Mapping[str, Any], aside: Mapping[str, str] = MappingProxyType({})) -> str:
+        """What the template makes of these variables. The texts `aside` are put back into the message of an error."""
+        own = {"bos_token": self._tokenizer.bos_token, "eos_token": self._tokenizer.eos_token}
         try:
-            self._render([question], None, {})
-        except TemplateRefusal:
-            return True  # it failed for another reason
-        try:
-            prompt, _ = self._render([{"role": "system", "content": "a rule"}, question], None, {})
-        except TemplateRefusal:
-            return False
-        return "a rule" in prompt
+            return self._template.render({**context, **own})
+        except Exception as error:  # a template is a program: it may raise anything
+            reason = str(error).translate({ord(char): text for char, text in aside.items()})
+            raise TemplateRefusal(
+                reason if isinstance(error, RaisedError) else f"the model's chat template failed: {reason}"
+            ) from error
 
-    def _message(self, message: Mapping[str, Any], aside: "Aside") -> dict[str, Any]:
-        role = message["role"]
-        if role == "developer" and not self._knows_developer:
-            role = "system"
-        return {"role": role} | {key: aside.put(value) for key, value in message.items() if key != "role"}
+    @staticmethod
+    def _message(message: Mapping[str, Any], aside: Aside) -> dict[str, Any]:
+        """A copy with guarded values. The template reads the keys, and the role is validated."""
+        return {key: value if key == "role" else aside.put(value) for key, value in message.items()}
 
 
-def _with_system_as_user(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Move system messages into the next user message, or into a user message of their own."""
-    moved: list[Mapping[str, Any]] = []
-    rules: list[str] = []
-    for message in messages:
-        if message["role"] in ("system", "developer"):
-            rules.append(message["content"])
-            continue
-        if rules and message["role"] == "user":
-            moved.append({**message, "content": "\n\n".join([*rules, message["content"]])})
-        else:
-            moved += [*_as_user(rules), message]
-        rules = []
-    return moved + _as_user(rules)
+def end_of_turn(template: ChatTemplate) -> str:
+    """The mark that ends an assistant's turn; empty if none is found. It may be the mark that begins the next turn."""
+    roles = {"question": "user", "answer": "assistant", "remark": "user"}
+    texts = [f"{name} of a conversation" for name in roles]
+    messages = [{"role": role, "content": text} for role, text in zip(roles.values(), texts, strict=True)]
+    try:
+        going_on = template.text(messages, end=PromptEnd.MESSAGES)
+    except TemplateRefusal:
+        return ""
+    between = going_on.rpartition(texts[2])[0].rpartition(texts[1])[2]
+    try:
+        last = template.text(messages[:2], end=PromptEnd.MESSAGES).rpartition(texts[1])[2]
+    except TemplateRefusal:
+        last = ""
+    common = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(between, last, strict=False)))
+    openers = _MARKS.match(going_on)
+    ends = [mark for mark in _MARK.findall(common) if openers is None or mark not in openers[0]]
+    if ends:
+        return str(ends[-1])
+    final = _MARK.match(last.lstrip())
+    if final and final[0] not in going_on:  # only the last turn ends with it, as with gpt-oss' <|return|>
+        return final[0]
+    other = _MARK.match(between.lstrip()) or _SYMBOLS.match(common.lstrip())
+    return other[0] if other else ""
 
 
-def _as_user(rules: list[str]) -> list[Mapping[str, Any]]:
-    return [{"role": "user", "content": "\n\n".join(rules)}] if rules else []
-
-
-class _RaisedError(TemplateError):
-    """The error of a template's raise_exception."""
-
-
-class _GenerationTag(Extension):
-    """Hugging Face's `{% generation %}`, which marks text to train on. Only its content is rendered."""
-
-    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The environment of Hugging Face's transformers. Nothing is escaped, because prompts are not HTML."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: object) -> None:
-    raise _RaisedError(str(message))
-
-
-def _strftime_now(format: str) -> str:  # noqa: A002 - the name that templates may use
-    return datetime.now().astimezone().strftime(format)
+def template_origin(model_yaml: str | None, file: str | None) -> TemplateOrigin:
+    """Where the template of a model comes from. The template of its model.yaml replaces the one of its file."""
+    return "model.yaml" if model_yaml else BUILT_IN if file is None else "file"
 
 
 def _constants(template: nodes.Template) -> Iterator[str]:
