@@ -1,4 +1,6 @@
-"""Checks that a GGUF file is complete. Its header has the offset of each tensor's data, and so the minimum file size.
+"""Checks that a GGUF file is complete, and reads its chat template.
+
+Its header has the offset of each tensor's data, and so the minimum file size.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -6,8 +8,9 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 import math
 import mmap
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
@@ -77,12 +80,7 @@ class _Header:
 
         Raises GgufError if the version cannot be loaded or the header is malformed.
         """
-        self._skip(4)
-        version = self._number("I")
-        if version not in _VERSIONS:
-            supported = " and ".join(map(str, _VERSIONS))
-            raise GgufError(f"is GGUF version {version}; versions {supported} can be loaded")
-        num_tensors, num_values = self._number("Q"), self._number("Q")
+        num_tensors, num_values = self._begin()
         alignment = _DEFAULT_ALIGNMENT
         for _ in range(num_values):
             key, kind = self._string(), self._number("I")
@@ -95,6 +93,28 @@ class _Header:
         ends = [self._tensor_end() for _ in range(num_tensors)]
         data_start = -(-self._offset // alignment) * alignment
         return data_start + max(ends, default=0)
+
+    def text(self, wanted: str) -> str | None:
+        """The value of a key; None if there is no such key or its value is no text.
+
+        Raises GgufError if the version cannot be loaded or the header is malformed.
+        """
+        _, num_values = self._begin()
+        for _ in range(num_values):
+            key, kind = self._string(), self._number("I")
+            if key == wanted.encode():
+                return self._string().decode(errors="replace") if kind == _STRING else None
+            self._skip_value(kind)
+        return None
+
+    def _begin(self) -> tuple[int, int]:
+        """The numbers of tensors and of values."""
+        self._skip(4)
+        version = self._number("I")
+        if version not in _VERSIONS:
+            supported = " and ".join(map(str, _VERSIONS))
+            raise GgufError(f"is GGUF version {version}; versions {supported} can be loaded")
+        return self._number("Q"), self._number("Q")
 
     def _tensor_end(self) -> int:
         """Reads the next tensor's entry. Returns the end of its data, relative to the start of all data."""
@@ -153,14 +173,25 @@ class _Header:
 
 def check(path: Path) -> None:
     """Raises GgufError unless `path` is a complete GGUF file, OSError if it cannot be read."""
-    with path.open("rb") as file:
-        _check_content(file)
-
-
-def _check_content(file: BinaryIO) -> None:
-    if file.read(4) != b"GGUF":
-        raise GgufError("is not a GGUF file")
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with _opened(path) as data:
         size, needed = len(data), _Header(data).data_end()
     if size < needed:
         raise GgufError(f"is cut short: it has {size:,} of {needed:,} bytes; download it again")
+
+
+def chat_template(path: Path) -> str | None:
+    """The chat template in a GGUF file; None if it has none.
+
+    Raises GgufError if the header is malformed, OSError if the file cannot be read.
+    """
+    with _opened(path) as data:
+        return _Header(data).text("tokenizer.chat_template")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[mmap.mmap]:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise GgufError("is not a GGUF file")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data

@@ -15,6 +15,7 @@ from api.models.files import ModelFilesError
 from api.serving.loader import ModelLoader
 from api.serving.service import ModelService
 from api.serving.state import TRANSITIONS, State, Status
+from api.text.template import TemplateOrigin
 from api.text.tokenizer import ModelError
 
 _log = logging.getLogger("cortex.api")
@@ -98,6 +99,16 @@ class ModelRuntime:
     def context_length(self) -> int | None:
         """Maximum number of tokens of prompt and answer, or of a text to embed; None while no engine is ready."""
         return self._service.context_length if self._service is not None else None
+
+    @property
+    def template_origin(self) -> TemplateOrigin | None:
+        """Where its chat template comes from; None while it is not loaded."""
+        return self._service.template_origin if self._service is not None else None
+
+    @property
+    def template_line(self) -> str | None:
+        """What its chat template shows about calls and thoughts; None while it is not loaded."""
+        return self._service.prompts.learned_line if self._service is not None else None
 
     @property
     def weight_bytes(self) -> int:

@@ -36,6 +36,8 @@ class PromptBuilder:
         self.dialect = dialect_of(self._template)
         self.end_marks = self._template.end_marks
         """Texts that end an answer in a conversation, unless a grammar decides where it ends."""
+        self.learned_line = ""
+        """What the template shows about calls and thoughts, in one line; empty if that is not known."""
 
     async def build(self, prompt: Conversation | Texts) -> list[Prompt]:
         """The prompts of a request. Raises ApiError 400 if the model's template or vocabulary does not allow one."""

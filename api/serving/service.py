@@ -19,6 +19,7 @@ from api.serving.prompts import Prompt, PromptBuilder, check_tokens
 from api.serving.spec import Constraint, Conversation, GenerationSpec, Texts
 from api.text.dialects import ToolUse
 from api.text.schemas import SchemaError
+from api.text.template import template_origin
 from api.text.tokenizer import Tokenizer
 from scheduler.messages import SamplingParams, Submit
 
@@ -64,6 +65,8 @@ class ModelService:
         self.admission = Admission(engine, max_waiting=max_waiting)
         self.draining = False
         """Whether it refuses new requests."""
+        self.template_origin = template_origin(self.defaults.template, tokenizer.chat_template)
+        """Where the chat template comes from."""
         self.prompts = PromptBuilder(tokenizer, self.defaults.template or tokenizer.chat_template)
         marks = self.prompts.dialect.marks
         self._markers = {

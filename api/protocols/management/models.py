@@ -28,4 +28,6 @@ def described(model: ModelRuntime, name: str) -> dict[str, Any]:
         "status": model.status,
         "context_length": length,
         "max_model_len": length,
+        "chat_template": model.template_origin,
+        "answer_syntax": model.template_line,
     }

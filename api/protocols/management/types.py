@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from api.protocols.types import Answer
+from api.text.template import TemplateOrigin
 
 ModelStatus = Literal["ready", "loading", "stopping", "unloaded", "failed"]
 ServerStatus = Literal["ok", "loading", "draining", "failed"]
@@ -21,6 +22,11 @@ class Model(Answer):
     """Maximum number of tokens of prompt and answer together, or of a text to embed; null while it is not loaded."""
     max_model_len: int | None
     """The same, with vLLM's name."""
+    chat_template: TemplateOrigin | None
+    """Where its chat template comes from: its file, its `model.yaml`, or ChatML because there is none; null while it is
+    not loaded."""
+    answer_syntax: str | None
+    """How it writes tool calls and thoughts, as its chat template shows; null while it is not loaded."""
 
 
 class ModelList(Answer):

@@ -17,6 +17,7 @@ def gguf(
     version: int = 3,
     alignment: int | None = None,
     data: int = 72,
+    template: str | None = None,
 ) -> bytes:
     """A GGUF file with tensors (dimensions, type, offset), metadata of many types, and `data` bytes of data."""
     values = [
@@ -28,6 +29,8 @@ def gguf(
     ]
     if alignment is not None:
         values.append(text("general.alignment") + struct.pack("<II", 4, alignment))
+    if template is not None:
+        values.append(text("tokenizer.chat_template") + struct.pack("<I", 8) + text(template))
     infos = [
         text(f"blk.{i}.weight") + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
         for i, (sizes, kind, offset) in enumerate(tensors)

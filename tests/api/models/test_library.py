@@ -18,8 +18,10 @@ from api.command import cli
 from api.command import models as models_command
 from api.flags import ModelOptions, ServerOptions
 from api.models.files import resolve
+from api.models.gguf import GgufError, chat_template
 from api.models.variants import PREFERRED, first_files, matching, parts, short_names
 from api.record import Health, ModelHealth, ServerRecord, hold_record
+from api.text.template import BUILT_IN
 from scheduler.config import EngineConfig
 from tests.api.models.gguf_files import gguf, write
 
@@ -114,7 +116,8 @@ def test_every_listed_name_resolves_to_its_model(cortex: Cortex, home: Path) -> 
     }
     for model in listed:
         assert str(resolve(model["name"])) == model["files"][0]
-        assert json.loads(cortex("get", model["name"], "--json").stdout) == model | {"model_yaml": None}
+        shown = {"model_yaml": None, "chat_template": "file" if model["name"] == "smollm2:135m" else BUILT_IN}
+        assert json.loads(cortex("get", model["name"], "--json").stdout) == model | shown
 
 
 def test_the_table_lists_the_models(cortex: Cortex, home: Path) -> None:
@@ -133,6 +136,28 @@ def test_a_models_own_defaults_are_shown(cortex: Cortex, home: Path) -> None:
     assert "top_k: 3" in cortex("get", "tiny:a").stdout
     path.with_name("model.yaml").write_text("topk: 3")
     assert_fails(cortex("get", "tiny:a"), "model.yaml: the key 'topk' is unknown")
+
+
+@given(cut=st.integers(0, 400))
+def test_reading_the_template_of_a_damaged_file_fails_in_one_way(
+    cut: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = gguf(template="{{ messages }}")
+    path = write(tmp_path_factory.getbasetemp() / "cut.gguf", content[:cut] or b"G")
+    try:
+        assert chat_template(path) == "{{ messages }}"
+    except GgufError:
+        assert cut < content.index(b"{{ messages }}") + len("{{ messages }}")
+
+
+def test_the_template_that_is_used_is_shown(cortex: Cortex, home: Path) -> None:
+    path = write(home / "models/tiny/a/m.gguf")
+    assert cortex("get", "tiny:a").stdout.splitlines()[-1] == f"  chat template: {BUILT_IN}"
+    path.write_bytes(gguf(template="{{ messages }"))
+    assert "  chat template: file; the model's chat template does not compile: " in cortex("get", "tiny:a").stdout
+    write(path.with_name("model.yaml"), b"chat_template: '{{ messages }}'\n")
+    assert cortex("get", "tiny:a").stdout.splitlines()[-1] == "  chat template: model.yaml"
+    assert json.loads(cortex("get", "tiny:a", "--json").stdout)["chat_template"] == "model.yaml"
 
 
 @pytest.mark.parametrize("command", ["get", "remove"])

@@ -1226,7 +1226,7 @@ async def test_the_models_are_the_served_one_and_its_aliases(server: Server) -> 
     for model in body["data"]:
         assert set(model) == {
             *("id", "object", "created", "owned_by", "status"),
-            *("context_length", "max_model_len"),
+            *("context_length", "max_model_len", "chat_template", "answer_syntax"),
         }
         assert model["context_length"] == model["max_model_len"] == INFO.ctx_len
         assert model["object"] == "model"

@@ -1,9 +1,10 @@
-"""A model without a chat template gets ChatML, whose end mark ends the answer, even if the model writes it as text."""
+"""A model without a chat template gets ChatML. A template's end mark ends an answer, even if it is written as text."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from api.models.defaults import ModelDefaults
 from api.text.tokenizer import Tokenizer
 from tests.api.fakes import Server, chat
 from tests.conftest import WriteVocab
@@ -60,6 +61,28 @@ async def test_completions_have_no_end_mark(server: Server) -> None:
     server.url = "/v1/completions"
     (choice,) = (await (await server.post({"model": "an-alias", "prompt": "2+2?"})).get_json())["choices"]
     assert "<|im_end|>" in choice["text"]
+
+
+@pytest.mark.parametrize("mark", ["<end_of_turn>", "<|im_end|>", "</answer>"])
+async def test_the_end_mark_of_any_template_ends_an_answer_if_the_vocabulary_lacks_it(
+    write_vocab: WriteVocab, mark: str
+) -> None:
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}" + mark + "\n{% endfor %}"
+    tokenizer = Tokenizer(write_vocab([("\u2581", 1)]))
+    server = Server(tokenizer, defaults=ModelDefaults(chat_template=template))
+    server.answers(f"Four.{mark}\n[user]And 3+3?", "length")
+    (choice,) = (await (await server.post(chat("2+2?"))).get_json())["choices"]
+    assert (choice["message"]["content"].strip(), choice["finish_reason"]) == ("Four.", "stop")
+    (model, _) = (await (await server.client.get("/v1/models")).get_json())["data"]
+    assert model["chat_template"] == "model.yaml"
+    tokenizer.close()
+
+
+async def test_the_models_say_which_template_is_used(server: Server, tokenizer: Tokenizer) -> None:
+    (model, _) = (await (await server.client.get("/v1/models")).get_json())["data"]
+    assert model["chat_template"] == "ChatML (built in)"
+    (model, _) = (await (await Server(tokenizer).client.get("/v1/models")).get_json())["data"]
+    assert model["chat_template"] == "file"
 
 
 async def test_a_template_of_the_file_sets_no_end_mark(tokenizer: Tokenizer) -> None:
