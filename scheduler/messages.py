@@ -58,6 +58,27 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class ThoughtLimit:
+    """A limit on the reasoning in an answer, and how the model marks its reasoning.
+
+    Marks are texts. Control tokens count with their text.
+    """
+
+    budget: int
+    """Maximum number of tokens of all reasoning of the answer, without the tokens that complete a mark."""
+    end: list[int]
+    """The tokens of the mark that is forced once the budget is used up; at least one."""
+    begins: list[str] = field(default_factory=list)
+    """Marks that begin reasoning."""
+    ends: list[str] = field(default_factory=list)
+    """Marks that end it."""
+    is_open: bool = False
+    """Whether the prompt ends inside reasoning."""
+    anywhere: bool = False
+    """Whether reasoning may begin after other text, too."""
+
+
+@dataclass(frozen=True, slots=True)
 class Submit:
     request_id: int
     tokens: list[int]
@@ -70,6 +91,8 @@ class Submit:
     """Whether to return the log probabilities of the prompt's tokens. Those tokens are then computed in any case."""
     grammar: str = ""
     """The grammar that the answer must match, in llguidance's syntax. Empty for no constraint."""
+    thoughts: ThoughtLimit | None = None
+    """The limit on the answer's reasoning; None for no limit."""
     answer: list[int] = field(default_factory=list)
     """Tokens of the answer that an earlier engine has generated. They count towards `max_tokens`."""
     num_scored: int = 0
@@ -196,7 +219,9 @@ def decode(line: bytes) -> Message:
 
 
 def _submit(body: dict[str, Any]) -> Submit:
-    return Submit(**body | {"params": SamplingParams(**body["params"])})
+    thoughts = body["thoughts"]
+    limit = ThoughtLimit(**thoughts) if thoughts is not None else None
+    return Submit(**body | {"params": SamplingParams(**body["params"]), "thoughts": limit})
 
 
 _DECODERS: dict[str, Any] = {

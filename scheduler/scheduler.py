@@ -9,6 +9,7 @@ The rule is vLLM v1's. Paged memory: Kwon et al., 2023. Chunked prefill: Agrawal
 
 import bisect
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -58,13 +59,15 @@ class Scheduler:
         token_budget: int,
         ctx_len: int,
         eog_tokens: frozenset[int] = frozenset(),
+        piece: Callable[[int], bytes] = lambda _: b"",
         max_top_k: int = 0,
         max_answers: int | None = None,
         policy: Policy | None = None,
     ) -> None:
         """`token_budget`: maximum tokens of a step. It must leave room for a chunk beside `max_seqs` decodes.
 
-        `eog_tokens` end a generation. `max_top_k` limits top_k of requests that do not need all logits; 0 for no limit.
+        `eog_tokens` end a generation. `piece` returns the text of a token, also of a control token. `max_top_k` limits
+        top_k of requests that do not need all logits; 0 for no limit.
         `max_answers`: maximum tokens of answers in a step; if there are more, the answers take turns. The default
         `policy` is FirstComeFirstServed.
         """
@@ -78,6 +81,7 @@ class Scheduler:
         """Lower than `max_seqs` after a step found no room in the KV memory."""
         self._ctx_len = ctx_len
         self._eog_tokens = eog_tokens
+        self._piece = piece
         self._max_top_k = max_top_k
         self._sequences: dict[int, Sequence] = {}
         """All sequences that have not ended, by request id."""
@@ -109,7 +113,7 @@ class Scheduler:
         if not submit.tokens or submit.max_tokens <= len(submit.answer) or num_tokens > self._ctx_len:
             reason = f"a prompt of {len(submit.tokens)} tokens and {submit.max_tokens} more do not fit the context"
             return Output(submit.request_id, [], FINISH_REASONS[Status.FAILED], error=reason)
-        sequence = Sequence(submit, self._arrivals, grammar)
+        sequence = Sequence(submit, self._arrivals, grammar, self._piece)
         if self._max_top_k and not sequence.needs_whole_rows:
             sequence.sampler.limit(self._max_top_k)
         self._arrivals += 1
@@ -258,8 +262,8 @@ class Scheduler:
             if status is not None:
                 output.finish_reason = self._end(sequence, status)
                 return
-            if len(tokens) > 1:  # the grammar forced tokens, so the rest of `sampled` does not fit here
-                return
+            if len(tokens) > 1 or (sequence.thoughts is not None and sequence.thoughts.forced is not None):
+                return  # other tokens are forced here, so the rest of `sampled` does not fit
 
     def _fail(self, sequence: Sequence, failure: RequestError, output: Output) -> None:
         """End a sequence with an error."""

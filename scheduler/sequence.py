@@ -1,5 +1,6 @@
 """The state of one sequence of tokens: known tokens, computed tokens, and status."""
 
+from collections.abc import Callable
 from enum import IntEnum
 
 import numpy as np
@@ -8,6 +9,7 @@ from kvcache.tree import TOKEN_BYTES, KVHandle
 from scheduler.grammar import Grammar
 from scheduler.messages import Submit
 from scheduler.sampling import SamplerState
+from scheduler.thoughts import ThoughtCounter
 
 
 class Status(IntEnum):
@@ -48,9 +50,17 @@ class Sequence:
         "request_id",
         "sampler",
         "status",
+        "thoughts",
     )
 
-    def __init__(self, submit: Submit, arrival: int, grammar: Grammar | None = None) -> None:
+    def __init__(
+        self,
+        submit: Submit,
+        arrival: int,
+        grammar: Grammar | None = None,
+        piece: Callable[[int], bytes] | None = None,
+    ) -> None:
+        """`piece` returns the text of a token, also of a control token. A limit on reasoning needs it."""
         self.request_id = submit.request_id
         self.arrival = arrival
         """Position in the order of arrival. A preemption does not change it."""
@@ -62,6 +72,10 @@ class Sequence:
         self.sampler = SamplerState(submit.params, submit.tokens)
         self.grammar = grammar
         """The grammar of the answer. It has consumed the known tokens of the answer."""
+        self.thoughts: ThoughtCounter | None = None
+        """Counts the reasoning of an answer whose reasoning is limited."""
+        if submit.thoughts is not None and piece is not None:
+            self.thoughts = ThoughtCounter(submit.thoughts, piece)
         self.logprobs = submit.logprobs
         """How many of the best tokens to return with each token; None for no log probabilities."""
         self.last_step = 0
@@ -147,3 +161,5 @@ class Sequence:
         self.known += token.to_bytes(TOKEN_BYTES, "little")
         self.last_token = token
         self.sampler.accept(token)
+        if self.thoughts is not None:
+            self.thoughts.accept(token)

@@ -83,6 +83,7 @@ def _load(config: EngineConfig) -> Parts:
         token_budget=min(sizes.batch_tokens, context.batch_tokens),
         ctx_len=sizes.ctx_len,
         eog_tokens=model.eog_tokens,
+        piece=model.piece,
         max_top_k=config.backend_top_k,
         max_answers=sizes.max_answers,
     )

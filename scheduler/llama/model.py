@@ -134,6 +134,16 @@ class Model:
         lib.llama_tokenize(vocab, data, len(data), tokens, len(tokens), False, False)
         faulthandler.cancel_dump_traceback_later()
 
+    def piece(self, token: int) -> bytes:
+        """Returns the text of a token. A control token has the text by which templates name it."""
+        vocab, room = lib.llama_model_get_vocab(self.pointer), 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count: int = lib.llama_token_to_piece(vocab, token, buffer, room, 0, True)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
     def grammar_tokenizer(self) -> LLTokenizer:
         """Returns the vocabulary for llguidance. This takes about a second. The result must not outlive the model."""
         vocab = lib.llama_model_get_vocab(self.pointer)

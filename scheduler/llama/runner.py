@@ -15,6 +15,7 @@ from scheduler.messages import TokenLogprob
 from scheduler.plan import Chunk, Plan, Result
 from scheduler.sampling import sample, sample_best
 from scheduler.sequence import Sequence
+from scheduler.thoughts import with_forced
 
 WARM_UP_TOKENS = 64
 WARM_UP_CHUNKS = 3
@@ -83,7 +84,8 @@ class LlamaRunner:
             masks = self._masks.finish(filling, grammars)
         failures: dict[int, RequestError] = {}
         if self._attached.issuperset(sequence.sequence_id for sequence in with_outputs):  # no logits were copied
-            tokens = _without_failures(sampling, self._sample_best(plan), failures)
+            best = with_forced([sequence.thoughts for sequence in sampling], self._sample_best(plan))
+            tokens = _without_failures(sampling, best, failures)
             return Result(tokens, time.perf_counter() - started, failures=failures)
         logits = self.logits(plan.num_outputs)
         ends = np.cumsum([chunk.num_outputs for chunk in plan.chunks], dtype=np.intp)
@@ -92,6 +94,7 @@ class LlamaRunner:
             logits = logits[ends[[chunk.samples for chunk in plan.chunks]] - 1]
         states = [sequence.sampler for sequence in sampling]
         sampled = sample(logits, states, self._eog_tokens, masks) if sampling else []
+        sampled = with_forced([sequence.thoughts for sequence in sampling], sampled, masks)
         tokens = _without_failures(sampling, sampled, failures)
         logprobs = _logprobs(sampling, logits, tokens, failures)
         return Result(tokens, time.perf_counter() - started, logprobs, prompt_logprobs, failures)

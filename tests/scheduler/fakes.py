@@ -3,6 +3,7 @@
 import base64
 from collections import deque
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from kvcache.tier import NO_TIER, Tier
 from kvcache.tree import num_pages_for
 from scheduler.failures import GrammarError, RequestError
 from scheduler.grammar import Grammar
-from scheduler.messages import Output, SamplingParams, Submit, TokenLogprob
+from scheduler.messages import Output, SamplingParams, Submit, ThoughtLimit, TokenLogprob
 from scheduler.pacing import Pacer
 from scheduler.plan import Chunk, Plan, Result, StepError, attempt_step
 from scheduler.queue import Policy
@@ -87,9 +88,13 @@ class FakeRunner:
 
     def _sample(self, chunk: Chunk) -> list[int]:
         known = self.memory.tokens(chunk.sequence.sequence_id)
+        counter = deepcopy(chunk.sequence.thoughts)
         tokens: list[int] = []
         for _ in range(self.num_tokens(chunk)):
-            tokens.append(self.sample(known + tokens))
+            forced = counter.forced if counter is not None else None
+            tokens.append(self.sample(known + tokens) if forced is None else forced)
+            if counter is not None:
+                counter.accept(tokens[-1])
         return tokens
 
 
@@ -201,6 +206,7 @@ class System:
         seconds: Callable[[Plan], float] = lambda plan: 0.001 * plan.num_tokens,
         lanes: bool = False,
         policy: Policy | None = None,
+        piece: Callable[[int], bytes] = lambda _: b"",
     ) -> None:
         """With `lanes`, there are `max_seqs` lanes of `ctx_len` tokens each."""
         self.memory: FakeMemory
@@ -223,6 +229,7 @@ class System:
             token_budget=token_budget,
             ctx_len=ctx_len,
             eog_tokens=frozenset({EOG}),
+            piece=piece,
             max_answers=max_answers,
             policy=policy,
         )
@@ -242,6 +249,7 @@ class System:
         num_scored: int = 0,
         logprobs: int | None = None,
         suspect: bool = False,
+        thoughts: ThoughtLimit | None = None,
     ) -> None:
         params = SamplingParams(temperature=0.0, ignore_eos=ignore_eos)
         submit = Submit(
@@ -254,6 +262,7 @@ class System:
             num_scored=num_scored,
             logprobs=logprobs,
             suspect=suspect,
+            thoughts=thoughts,
         )
         refusal = self.scheduler.submit(submit, grammar)
         self.tokens[request_id], self.outputs[request_id] = [], []

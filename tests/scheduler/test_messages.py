@@ -23,6 +23,7 @@ from scheduler.messages import (
     Step,
     Stop,
     Submit,
+    ThoughtLimit,
     decode,
     encode,
 )
@@ -33,6 +34,9 @@ INTS = st.integers(-(2**63), 2**63 - 1)
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=30)
 PLAIN = st.dictionaries(TEXT, st.one_of(st.none(), st.booleans(), INTS, NUMBERS, TEXT), max_size=5)
 
+THOUGHTS = st.builds(
+    ThoughtLimit, INTS, TOKENS, st.lists(TEXT, max_size=2), st.lists(TEXT, max_size=2), st.booleans(), st.booleans()
+)
 PARAMS = st.builds(
     SamplingParams,
     temperature=NUMBERS,
@@ -69,7 +73,9 @@ OUTPUTS = st.builds(
     error=st.none() | TEXT,
 )
 MESSAGES: dict[type[Message], st.SearchStrategy[Message]] = {
-    Submit: st.builds(Submit, request_id=INTS, tokens=TOKENS, max_tokens=INTS, params=PARAMS),
+    Submit: st.builds(
+        Submit, request_id=INTS, tokens=TOKENS, max_tokens=INTS, params=PARAMS, thoughts=st.none() | THOUGHTS
+    ),
     Embed: st.builds(Embed, request_id=INTS, texts=st.lists(TOKENS, max_size=5)),
     Cancel: st.builds(Cancel, request_id=INTS),
     Inspect: st.builds(Inspect),

@@ -11,7 +11,7 @@ from kvcache.cache import KVCache
 from kvcache.pool import PoolLayout
 from scheduler.llama.context import Context
 from scheduler.llama.runner import LlamaRunner
-from scheduler.messages import Output, SamplingParams, Submit
+from scheduler.messages import Output, SamplingParams, Submit, ThoughtLimit
 from scheduler.pacing import Pacer
 from scheduler.plan import StepError, attempt_step
 from scheduler.scheduler import Scheduler
@@ -80,13 +80,27 @@ class Engine:
             backend_top_k=backend_top_k,
         )
         self.scheduler = Scheduler(
-            self.cache, Pacer(0.001), max_seqs=16, token_budget=256, ctx_len=512, max_top_k=backend_top_k
+            self.cache,
+            Pacer(0.001),
+            max_seqs=16,
+            token_budget=256,
+            ctx_len=512,
+            piece=lambda token: f"<{token}>".encode(),
+            max_top_k=backend_top_k,
         )
         self.outputs: dict[int, Output] = {}
 
-    def submit(self, number: int, params: SamplingParams, *, logprobs: int | None = None, scores: bool = False) -> None:
+    def submit(
+        self,
+        number: int,
+        params: SamplingParams,
+        *,
+        logprobs: int | None = None,
+        scores: bool = False,
+        thoughts: ThoughtLimit | None = None,
+    ) -> None:
         prompt = [200 + number, *range(10 * number, 10 * number + 8)]
-        submit = Submit(number, prompt, MAX_TOKENS, params, logprobs=logprobs, score_prompt=scores)
+        submit = Submit(number, prompt, MAX_TOKENS, params, logprobs=logprobs, score_prompt=scores, thoughts=thoughts)
         assert self.scheduler.submit(submit) is None
         self.outputs[number] = Output(number)
 
@@ -207,3 +221,24 @@ def test_a_backend_without_candidates_fails_alone(caplog: pytest.LogCaptureFixtu
     outputs = engine.run()
     assert [outputs[number].finish_reason for number in range(3)] == ["length", "error", "length"]
     assert [bool(record.exc_info) for record in caplog.records if record.message == "a request failed"] == [True]
+
+
+@pytest.mark.parametrize("backend_top_k", [0, BACKEND_TOP_K], ids=["logits", "backend"])
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_the_mark_that_ends_reasoning_is_forced_for_its_request_only(backend_top_k: int, logprobs: int | None) -> None:
+    limit = ThoughtLimit(2, [31, 32], [], ["<31><32>"], is_open=True)
+
+    def submit(engine: Engine, *, limited: bool) -> None:
+        for number, params in enumerate(SAMPLERS):
+            thoughts = limit if limited and number % 2 else None
+            engine.submit(number, params, logprobs=logprobs, thoughts=thoughts)
+
+    free = served(None, lambda engine: submit(engine, limited=False), backend_top_k)
+    bound = served(None, lambda engine: submit(engine, limited=True), backend_top_k)
+    for number in range(len(SAMPLERS)):
+        if number % 2:
+            assert bound[number].tokens[:4] == [*free[number].tokens[:2], 31, 32]
+            assert len(bound[number].tokens) == len(free[number].tokens)
+        else:
+            assert bound[number] == free[number]
+        assert len(bound[number].logprobs) == (0 if logprobs is None else len(bound[number].tokens))
