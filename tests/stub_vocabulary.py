@@ -53,6 +53,7 @@ class StubTokenizer:
         self._ids: dict[str, int] = {}
         self._texts: list[str] = []
         self._controls = {self.id_of(text): text for text in controls}
+        self.end_texts: frozenset[str] = frozenset()
         self.special_ids: dict[str, int] = {
             text: self.id_of(text) for text in [*self._controls.values(), *user_defined]
         }

@@ -12,6 +12,7 @@ from api.engine.generation import INVALID_GRAMMAR, Generation
 from api.errors import ApiError
 from api.serving.choice import Delta
 from api.serving.service import ModelService, Prepared
+from api.text.dialects import Reasoning
 from scheduler.messages import Output
 
 PING_SECONDS: Final = 15.0
@@ -31,6 +32,8 @@ class Answer(ABC):
         self._place = prepared.place
         self._fingerprint = service.fingerprint()  # read now: the engine may have ended when the answer is complete
         self._generation = service.engine.generate(prepared.submits)
+        self._hides_reasoning = False
+        """Whether the client gets no reasoning."""
 
     async def whole(self) -> dict[str, Any]:
         """Returns the whole answer. Raises ApiError 400 for an unsupported grammar, 500 if the engine fails."""
@@ -96,10 +99,16 @@ class Answer(ABC):
         deltas = []
         for index, output in outputs:
             choice = self._choices[index]
-            deltas += [(index, choice.push(step)) for step in self._steps(output)]
+            deltas += [(index, self._shown(choice.push(step))) for step in self._steps(output)]
             if choice.finish_reason is not None:
                 generation.end(index)  # a stop string ended the choice; the engine does not detect that
         return deltas
+
+    def _shown(self, delta: Delta) -> Delta:
+        """The part of a delta that the client gets."""
+        if self._hides_reasoning:
+            delta.events = [event for event in delta.events if not isinstance(event, Reasoning)]
+        return delta
 
     def _steps(self, output: Output) -> Sequence[Output]:
         """The parts of an output that a choice processes one by one. Overridden to match texts with their tokens."""

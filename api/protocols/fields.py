@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from api.errors import ApiError
 from api.protocols.other_servers import Endpoint, OtherField, other_fields
@@ -227,43 +227,6 @@ class GenerationRequest(Strict):
             "min_tokens": self.min_tokens,
         }
         return {name: value for name, value in given.items() if value is not None}
-
-
-def _open_variables(variables: dict[str, Any]) -> dict[str, Any]:
-    taken = next((name for name in RENDERED if name in variables and variables[name] is not RENDERED[name]), None)
-    if taken is not None:
-        raise ValueError(f"{taken!r} is set by the server")
-    return variables
-
-
-RENDERED: Final = {
-    "messages": None,
-    "tools": None,
-    "add_generation_prompt": True,
-    "continue_final_message": False,
-    "bos_token": None,
-    "eos_token": None,
-}
-"""Template variables that the server sets, and the only value of each that a request may give."""
-TemplateVariables = Annotated[dict[str, Any], AfterValidator(_open_variables)]
-"""Other variables for the chat template."""
-
-
-def template_variables(
-    given: Mapping[str, Any] | None, effort: str | None = None, enable_thinking: bool | None = None
-) -> dict[str, Any]:
-    """A request's variables for the model's template. Templates turn reasoning on and off by the effort.
-
-    Raises ApiError 400 if `enable_thinking` is given twice with different values.
-    """
-    variables = dict(given or {})
-    if enable_thinking is not None and variables.setdefault("enable_thinking", enable_thinking) != enable_thinking:
-        message = "'enable_thinking' and 'chat_template_kwargs.enable_thinking' contradict each other."
-        raise ApiError(400, message, param="enable_thinking", code="invalid_value")
-    if effort is not None:
-        variables.setdefault("reasoning_effort", effort)
-        variables.setdefault("enable_thinking", effort != "none")
-    return variables
 
 
 def parse(model: type[RequestT], body: object) -> RequestT:

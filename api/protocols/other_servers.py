@@ -14,6 +14,7 @@ Verdict = Literal["served", "accepted", "refused"]
 
 GENERATING: Final[tuple[Endpoint, ...]] = ("chat", "completions", "responses")
 CHAT: Final[tuple[Endpoint, ...]] = ("chat",)
+COMPLETIONS: Final[tuple[Endpoint, ...]] = ("completions",)
 CHATS: Final[tuple[Endpoint, ...]] = ("chat", "responses")
 TEXTS: Final[tuple[Endpoint, ...]] = ("chat", "completions")
 EMBEDDING: Final[tuple[Endpoint, ...]] = ("embeddings",)
@@ -102,7 +103,7 @@ def _refused(
 
 
 _MODELS_TEMPLATE: Final = "the template is the model's own, or the one in its `model.yaml`"
-_APART: Final = "reasoning is always returned, apart from the content"
+_TEXT_ONLY: Final = "reasoning is part of a completion's text"
 _NO_LORA: Final = "adapters are not supported"
 _NO_TRACES: Final = "the answer has the fields of OpenAI's API only"
 _OWN_ID: Final = "the id of a request is the header `x-request-id`"
@@ -214,20 +215,45 @@ OTHER_FIELDS: Final = (
     *_served(
         "reasoning",
         f"{OPENROUTER}, {OLLAMA}",
-        "`effort` as `reasoning_effort`, `enabled` as `enable_thinking`; `max_tokens` and `exclude` are refused",
+        "`effort` as `reasoning_effort`, `enabled` as `enable_thinking`, `max_tokens` as `reasoning_budget`; with "
+        "`exclude`, reasoning is left out of the answer",
         CHAT,
     ),
-    *_refused("include_reasoning separate_reasoning", f"{VLLM}, {SGLANG}, {OPENROUTER}", (True,), _APART),
-    *_refused("stream_reasoning", SGLANG, (True,), "reasoning is streamed as it is generated"),
-    *_refused("reasoning_format", LLAMA, ("auto", "deepseek"), _APART),
-    *_refused("reasoning_in_content reasoning_control thinking_forced_open", LLAMA, (False,), _APART),
+    *_served(
+        "include_reasoning", f"{VLLM}, {OPENROUTER}", "with false, reasoning is left out of the answer", CHATS, (True,)
+    ),
+    *_served("separate_reasoning", SGLANG, "false means `reasoning_format` `none`", CHATS, (True,)),
     *_refused(
-        "reasoning_budget_tokens thinking_budget_tokens thinking_token_budget",
+        "include_reasoning separate_reasoning", f"{VLLM}, {SGLANG}, {OPENROUTER}", (True,), _TEXT_ONLY, COMPLETIONS
+    ),
+    *_refused("stream_reasoning", SGLANG, (True,), "reasoning is streamed as it is generated"),
+    *_served(
+        "reasoning_format",
+        LLAMA,
+        "`none` leaves reasoning in the text, with its marks; `auto` and `deepseek` return it apart from the text, as "
+        "without the field; `deepseek-legacy` is refused",
+        CHATS,
+        ("auto", "deepseek"),
+    ),
+    *_refused("reasoning_format", LLAMA, ("auto", "deepseek", "none"), _TEXT_ONLY, COMPLETIONS),
+    *_refused("reasoning_in_content", LLAMA, (False,), "use `reasoning_format`"),
+    *_refused("reasoning_control thinking_forced_open", LLAMA, (False,), "use `enable_thinking` or `reasoning_budget`"),
+    *_served(
+        "reasoning_budget reasoning_budget_tokens thinking_budget_tokens thinking_token_budget",
+        f"{LLAMA}, {VLLM}",
+        "maximum number of reasoning tokens; then the mark that ends reasoning is forced; 0 also turns reasoning off, "
+        "if nothing else says it; -1 is no limit",
+        CHATS,
+        (-1,),
+    ),
+    *_refused(
+        "reasoning_budget reasoning_budget_tokens thinking_budget_tokens thinking_token_budget",
         f"{LLAMA}, {VLLM}",
         (-1,),
-        "`max_tokens` limits reasoning and answer together",
+        _TEXT_ONLY,
+        COMPLETIONS,
     ),
-    *_refused("reasoning_budget_message", LLAMA, ("",), "`max_tokens` limits reasoning and answer together"),
+    *_refused("reasoning_budget_message", LLAMA, ("",), "nothing is written before the mark that ends reasoning"),
     *_refused("parse_tool_calls", LLAMA, (True,), "send no `tools` to get the text", CHATS),
     *_refused("think", OLLAMA, (), "use `enable_thinking` or `reasoning_effort`", TEXTS),
     # what the answer has

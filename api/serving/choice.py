@@ -29,13 +29,13 @@ class Choice:
         stops: Sequence[str],
         parser: AnswerParser | None = None,
         *,
-        end_marks: Sequence[str] = (),
+        begun: str = "",
         stop_tokens: Collection[int] = (),
         min_tokens: int = 0,
     ) -> None:
-        """Without a `parser`, all text is content.
+        """Without a `parser`, all text is content. `begun`: content before the first token, which the prompt has.
 
-        The model's `end_marks` end the answer as stop strings do. `stop_tokens` end it once it has `min_tokens` tokens.
+        `stop_tokens` end the answer once it has `min_tokens` tokens.
         """
         self._stops = stops
         self._stop_tokens = stop_tokens
@@ -43,8 +43,9 @@ class Choice:
         self._is_at_stop_token = False
         """Whether the next token is one of the stop tokens, which has no text and ends the answer."""
         self._piece = self._with_stop_token(piece) if stop_tokens else piece
-        self._detokenizer = Detokenizer(self._piece, [*stops, *end_marks])
+        self._detokenizer = Detokenizer(self._piece, stops)
         self._parser = parser
+        self._begun = begun
         self._calls_tools = False
         self.finish_reason: str | None = None
         self.cached_tokens = 0
@@ -71,7 +72,9 @@ class Choice:
         self.prompt_logprobs += output.prompt_logprobs
         before = self.num_tokens
         position = self._stop_position(output.tokens)
-        events = self._read(output.tokens[:position])
+        events: list[Event] = [Content(self._begun)] if self._begun else []
+        self._begun = ""
+        events += self._read(output.tokens[:position])
         if position is not None and not self._detokenizer.stopped:
             self._is_at_stop_token = True
             output = replace(output, tokens=output.tokens[: position + 1], finish_reason="stop")

@@ -1,6 +1,6 @@
 """Turns conversations and texts into prompt tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -8,10 +8,11 @@ import trio
 
 from api.errors import ApiError
 from api.serving.spec import Conversation, Texts
-from api.text.dialects import dialect_of, with_object_arguments
+from api.text.dialects import describe, dialect_of, with_object_arguments
 from api.text.guard import TemplateRefusal
 from api.text.template import ChatTemplate, PromptEnd, strings
 from api.text.tokenizer import Tokenizer
+from scheduler.messages import ThoughtLimit
 
 TAIL: Final = 32
 """Tokens at the end of a prompt that are searched for the beginning of reasoning."""
@@ -33,11 +34,9 @@ class PromptBuilder:
         """`template`: Jinja source; None means ChatML. Raises ModelError if it does not compile."""
         self._tokenizer = tokenizer
         self._template = ChatTemplate(template, tokenizer)
-        self.dialect = dialect_of(self._template)
-        self.end_marks = self._template.end_marks
-        """Texts that end an answer in a conversation, unless a grammar decides where it ends."""
-        self.learned_line = ""
-        """What the template shows about calls and thoughts, in one line; empty if that is not known."""
+        self.dialect = dialect_of(self._template, tokenizer.end_texts)
+        self.learned_line = describe(self.dialect.learned)
+        """What the template shows about calls and thoughts, in one line."""
 
     async def build(self, prompt: Conversation | Texts) -> list[Prompt]:
         """The prompts of a request. Raises ApiError 400 if the model's template or vocabulary does not allow one."""
@@ -55,7 +54,8 @@ class PromptBuilder:
         """
         messages = [message.for_template() for message in conversation.messages]
         prepared, listed = self.dialect.prepare(messages, list(conversation.tools))
-        variables, prefill, end = dict(conversation.variables), conversation.prefill, conversation.end
+        variables = with_switches(conversation.variables, self.dialect.learned.switches)
+        prefill, end = conversation.prefill, conversation.end
         try:
             if sum(map(len, strings([prepared, listed, variables, prefill]))) > INLINE_CHARACTERS:
                 render = self._render
@@ -93,6 +93,23 @@ class PromptBuilder:
         """The text at the prompt's end that may have begun reasoning, including all of the `begun` answer."""
         return self._tokenizer.text(prompt[-TAIL - 4 * len(begun) :])  # a character has at most four tokens
 
+    def thought_limit(self, budget: int | None, tail: str) -> ThoughtLimit | None:
+        """The limit on the reasoning of an answer after a prompt that ends with `tail`. None for no limit.
+
+        `budget`: maximum number of reasoning tokens; None for no limit. A model that does not reason needs no limit.
+        """
+        thoughts = self.dialect.thoughts
+        if budget is None or thoughts is None:
+            return None
+        return ThoughtLimit(
+            budget,
+            self._tokenizer.encode(thoughts.ends[0], parse_special=True, continues=True),
+            list(thoughts.begins),
+            list(thoughts.ends),
+            self.dialect.is_thinking(tail),
+            thoughts.anywhere,
+        )
+
     def _texts(self, texts: Texts) -> list[Prompt]:
         return [self._text(prompt, texts) for prompt in texts.prompts]
 
@@ -121,6 +138,16 @@ class PromptBuilder:
             message = "'suffix' is not supported: the model has no tokens for filling in the middle."
             raise ApiError(400, message, param="suffix", code="unsupported_parameter")
         return tokens
+
+
+def with_switches(variables: Mapping[str, Any], switches: Sequence[str]) -> dict[str, Any]:
+    """The variables, with the value of `enable_thinking` for each of the template's own switches that they do not set.
+
+    Templates have different names for the switch that turns reasoning on and off.
+    """
+    if "enable_thinking" not in variables:
+        return dict(variables)
+    return dict.fromkeys(switches, variables["enable_thinking"]) | dict(variables)
 
 
 def check_tokens(tokenizer: Tokenizer, tokens: Sequence[int], param: str) -> None:

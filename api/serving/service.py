@@ -121,6 +121,9 @@ class ModelService:
         params = await self._sampling(spec)
         limits = [self._limit(spec, len(prompt.tokens)) for prompt in prompts]
         grammar, new_choice = await self._answering(spec, prompts, params.min_tokens)
+        thoughts = None
+        if isinstance(spec.prompt, Conversation):
+            thoughts = self.prompts.thought_limit(spec.reasoning_budget, self._tail(spec.prompt, prompts))
         submits = [
             Submit(
                 self.engine.next_id(),
@@ -130,6 +133,7 @@ class ModelService:
                 logprobs=spec.logprobs,
                 score_prompt=spec.score_prompt,
                 grammar=grammar,
+                thoughts=thoughts,
             )
             for prompt, limit in zip(prompts, limits, strict=True)
             for number in range(spec.num_choices)
@@ -198,17 +202,20 @@ class ModelService:
         if isinstance(spec.prompt, Texts):
             grammar = await in_thread(spec.constraint.whole) if spec.constraint else ""
             return grammar, lambda: new_choice(self.tokenizer.piece)
-        tail = self.prompts.tail(prompts[0].tokens, spec.prompt.begun)
-        is_free = spec.tool_use is None and spec.constraint is None and spec.reasoning_budget is None
-        make = partial(self._chat_grammar, spec.tool_use, spec.constraint, tail, spec.reasoning_budget)
+        tail = self._tail(spec.prompt, prompts)
+        is_free = spec.tool_use is None and spec.constraint is None
+        make = partial(self._chat_grammar, spec.tool_use, spec.constraint, tail)
         grammar = "" if is_free else await in_thread(make)
-        ends = () if grammar else self.prompts.end_marks
-        parser = partial(self.prompts.dialect.parser, spec.tool_use, tail, keeps_reasoning=spec.keeps_reasoning)
-        return grammar, lambda: new_choice(self.answer_piece, parser=parser(), end_marks=ends)
+        dialect, keeps = self.prompts.dialect, spec.keeps_reasoning
+        parser = partial(dialect.parser, spec.tool_use, tail, keeps_reasoning=keeps)
+        begun = dialect.begun_thought(tail) if keeps else ""
+        return grammar, lambda: new_choice(self.answer_piece, parser=parser(), begun=begun)
 
-    def _chat_grammar(
-        self, use: ToolUse | None, content: Constraint | None, prompt_tail: str, budget: int | None
-    ) -> str:
+    def _tail(self, conversation: Conversation, prompts: Sequence[Prompt]) -> str:
+        """The end of a conversation's prompt, which may have begun reasoning."""
+        return self.prompts.tail(prompts[0].tokens, conversation.begun)
+
+    def _chat_grammar(self, use: ToolUse | None, content: Constraint | None, prompt_tail: str) -> str:
         """The grammar that an answer must match; empty for none.
 
         Raises ApiError 400 for constraints that exclude each other, or for a strict tool with an unsupported schema.
@@ -226,7 +233,7 @@ class ModelService:
             return content.text()
         rule = content.text() if content else None
         return self.prompts.dialect.grammar(
-            use, content=rule, token_id=self.tokenizer.special_ids.get, prompt_tail=prompt_tail, budget=budget
+            use, content=rule, token_id=self.tokenizer.special_ids.get, prompt_tail=prompt_tail
         )
 
     def answer_piece(self, token: int) -> bytes:

@@ -107,6 +107,10 @@ class Tokenizer:
         """Every text that `encode` with `parse_special` converts to a control token or an unknown token."""
         self._control_text = re.compile(f"({literals(self.control_texts)})")
 
+        ends = (text for token, text in controls.items() if llama_cpp.llama_vocab_is_eog(vocab, token))
+        self.end_texts: frozenset[str] = frozenset(ends)
+        """The texts of the tokens that end an answer."""
+
         bos, eos = llama_cpp.llama_vocab_bos(vocab), llama_cpp.llama_vocab_eos(vocab)
         self.bos_id: int | None = bos if bos >= 0 else None
         self.bos_token: str = _text(vocab, bos)

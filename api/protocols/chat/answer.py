@@ -22,6 +22,7 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
 
     def __init__(self, service: ModelService, request: ChatRequest, response_id: str, prepared: Prepared) -> None:
         super().__init__(service, request, response_id, prepared)
+        self._hides_reasoning = request.leaves_out_reasoning()
         self._custom = request.custom_names()
         self._readers: dict[tuple[int, int], InputReader] = {}
         """The readers of a stream's calls of custom tools, by choice and call."""

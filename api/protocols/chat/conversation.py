@@ -15,6 +15,8 @@ def as_spec(request: ChatRequest) -> GenerationSpec:
         constraint=constraint(request, format_constraint("response_format", request.response_format)),
         tool_use=request.tool_use(),
         logprobs=request.num_logprobs,
+        reasoning_budget=request.thought_budget(),
+        keeps_reasoning=request.keeps_reasoning,
     )
 
 

@@ -14,14 +14,13 @@ from api.protocols.fields import (
     FunctionName,
     GenerationRequest,
     Metadata,
-    No,
     ReasoningEffort,
     Strict,
-    Unserved,
 )
 from api.protocols.formats import ResponseFormat
 from api.protocols.hosted import HostedTool
 from api.protocols.template_fields import TemplateFields
+from api.protocols.thought_fields import Budget, ThoughtFields
 from api.protocols.tools import ToolChoice, tool_use
 from api.text.dialects import Tool, ToolUse
 
@@ -86,15 +85,17 @@ def _chosen(tool: NamedTool | NamedCustomTool) -> str:
 
 
 class ReasoningOptions(Strict):
-    """OpenRouter's and Ollama's form of `reasoning_effort` and `enable_thinking`."""
+    """OpenRouter's and Ollama's form of the fields about reasoning."""
 
     effort: ReasoningEffort | None = None
     enabled: bool | None = None
-    exclude: No = None
-    max_tokens: Unserved = None
+    exclude: bool | None = None
+    """The opposite of `include_reasoning`."""
+    max_tokens: Budget | None = None
+    """The same as `reasoning_budget`. A positive value turns reasoning on, if nothing else says it."""
 
 
-class ChatRequest(GenerationRequest, TemplateFields):
+class ChatRequest(GenerationRequest, TemplateFields, ThoughtFields):
     """A request for chat completions."""
 
     unserved = UNSERVED
@@ -130,6 +131,8 @@ class ChatRequest(GenerationRequest, TemplateFields):
         if self.reasoning_effort and self.reasoning and self.reasoning.effort not in (None, self.reasoning_effort):
             message = "'reasoning_effort' and 'reasoning.effort' contradict each other."
             raise ApiError(400, message, param="reasoning", code="invalid_value")
+        self.thought_budget()
+        self.leaves_out_reasoning()
         self.tool_use()
         return self
 
@@ -145,7 +148,19 @@ class ChatRequest(GenerationRequest, TemplateFields):
     def template_variables(self) -> dict[str, Any]:
         """Raises ApiError 400 if `enable_thinking` is given twice with different values."""
         reasoning = self.reasoning or ReasoningOptions()
-        return self.variables(self.reasoning_effort or reasoning.effort, enabled=reasoning.enabled)
+        return self.variables(
+            self.reasoning_effort or reasoning.effort,
+            enabled=reasoning.enabled,
+            budget=self.thought_budget(),
+            asks=reasoning.max_tokens is not None,
+        )
+
+    def thought_budget(self) -> int | None:
+        """Maximum number of reasoning tokens; None for no limit."""
+        return self.budget(self.reasoning.max_tokens if self.reasoning else None)
+
+    def leaves_out_reasoning(self) -> bool:
+        return self.hides_reasoning(excludes=bool(self.reasoning and self.reasoning.exclude))
 
     def all_tools(self) -> list[Tool]:
         return all_tools(self.tools)

@@ -41,6 +41,7 @@ def as_spec(request: MessagesRequest) -> GenerationSpec:
         stop=request.stop_sequences,
         constraint=None if schema is None else schema_constraint(schema_param, schema),
         tool_use=_tool_use(request),
+        reasoning_budget=request.thinking.budget_tokens if request.thinking else None,
     )
 
 
@@ -143,8 +144,11 @@ def _choice(request: CountTokensRequest) -> ToolChoice:
 def _template_variables(request: CountTokensRequest) -> dict[str, Any]:
     """The variables with which templates turn reasoning on and off, and make it longer."""
     variables: dict[str, Any] = {}
-    if request.thinking is not None:
-        variables["enable_thinking"] = request.thinking.type != "disabled"
-    if request.output_config is not None and request.output_config.effort is not None:
-        variables["reasoning_effort"] = request.output_config.effort
+    thinking, config = request.thinking, request.output_config
+    if thinking is not None:
+        variables["enable_thinking"] = thinking.type != "disabled"
+        if thinking.budget_tokens is not None:
+            variables["thinking_budget"] = thinking.budget_tokens
+    if config is not None and config.effort is not None:
+        variables["reasoning_effort"] = config.effort
     return variables

@@ -226,11 +226,21 @@ class ToolChoice(Strict):
 
 
 class Thinking(Strict):
-    """`budget_tokens` is accepted without effect: `max_tokens` limits reasoning and answer together."""
+    """Whether to think, and for how many tokens at most.
+
+    Anthropic needs a budget of 1024 at least, and less than `max_tokens`. Here every budget is served: small models
+    think less, and `max_tokens` limits thinking and answer together anyway.
+    """
 
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: Annotated[int, Field(ge=1)] | None = None
     display: Literal["summarized", "omitted"] | None = None
+
+    @model_validator(mode="after")
+    def _needs_its_budget(self) -> "Thinking":
+        if self.type == "disabled" and self.budget_tokens is not None:
+            raise ValueError("'budget_tokens' is not allowed with type 'disabled'")
+        return self
 
 
 class JsonOutput(Strict):

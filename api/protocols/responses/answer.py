@@ -37,6 +37,7 @@ class ModelResponse(Answer):
         """Raises ApiError 503 without an engine."""
         super().__init__(service, prepared)
         self._request = request
+        self._hides_reasoning = request.hides_reasoning()
         self._conversation = conversation
         self._kept = kept
         self._id = new_id("resp")

@@ -9,12 +9,12 @@ from pydantic import BaseModel
 
 from api.errors import ApiError
 from api.protocols.custom import arguments_of
-from api.protocols.fields import template_variables
 from api.protocols.hosted import names_of
 from api.protocols.responses.items import Item
-from api.protocols.responses.request import FlatJsonSchema, InputTokensRequest, ResponseRequest
+from api.protocols.responses.request import FlatJsonSchema, InputTokensRequest, ReasoningConfig, ResponseRequest
 from api.protocols.responses.tools import full_name, functions_of
 from api.protocols.structured import constraint, format_constraint, schema_constraint
+from api.protocols.template_fields import template_variables
 from api.protocols.tools import ToolChoice, tool_use
 from api.serving.spec import Constraint, Conversation, GenerationSpec, Message, ToolCall
 from api.text.dialects import ToolUse
@@ -32,6 +32,8 @@ def as_spec(request: ResponseRequest, items: Iterable[Item]) -> GenerationSpec:
         constraint=constraint(request, _format(request)),
         tool_use=_tool_use(request),
         logprobs=(request.top_logprobs or 0) if request.wants_logprobs else None,
+        reasoning_budget=request.thought_budget(),
+        keeps_reasoning=request.keeps_reasoning,
     )
 
 
@@ -44,8 +46,14 @@ def as_conversation(request: InputTokensRequest, items: Iterable[Item]) -> Conve
     _tool_use(request)
     instructions = [] if request.instructions is None else [Message("system", request.instructions)]
     listed = () if request.tool_choice == "none" else functions_of(request.tools)
-    effort = request.reasoning.effort if request.reasoning else None
-    variables = template_variables(request.chat_template_kwargs, effort, request.enable_thinking)
+    reasoning = request.reasoning or ReasoningConfig()
+    variables = template_variables(
+        request.chat_template_kwargs,
+        reasoning.effort,
+        request.enable_thinking,
+        request.thought_budget(),
+        asks=reasoning.max_tokens is not None,
+    )
     return Conversation([*instructions, *messages], listed, variables, param="input")
 
 

@@ -16,7 +16,6 @@ from api.protocols.fields import (
     Query,
     ReasoningEffort,
     Strict,
-    TemplateVariables,
     Unserved,
 )
 from api.protocols.formats import JsonObjectFormat, TextFormat
@@ -25,6 +24,8 @@ from api.protocols.kinds import check_type, tag
 from api.protocols.responses.input import Input, left_out_type, media_of
 from api.protocols.responses.items import called
 from api.protocols.responses.tools import Namespace, ToolChoice, Tools, custom_tools, full_name
+from api.protocols.template_fields import TemplateVariables
+from api.protocols.thought_fields import Budget, ThoughtFields
 from api.protocols.warnings import listing
 from scheduler.messages import SamplingParams
 
@@ -78,6 +79,8 @@ class ReasoningConfig(Strict):
     """Summaries are accepted without effect: the full reasoning is returned instead."""
 
     effort: ReasoningEffort | None = None
+    max_tokens: Budget | None = None
+    """OpenRouter's name of `reasoning_budget`."""
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
     mode: Literal["standard"] | None = None
@@ -124,6 +127,11 @@ class InputTokensRequest(Strict):
     chat_template_kwargs: TemplateVariables | None = None
     enable_thinking: bool | None = None
 
+    def thought_budget(self) -> int | None:
+        """Maximum number of reasoning tokens; None for no limit."""
+        limit = self.reasoning.max_tokens if self.reasoning else None
+        return None if limit is None or limit < 0 else limit
+
     @property
     def warnings(self) -> list[str]:
         tools, items, text = self.tools or (), self.input or (), self.text
@@ -136,7 +144,7 @@ class InputTokensRequest(Strict):
         ]
 
 
-class ResponseRequest(InputTokensRequest, GenerationRequest):
+class ResponseRequest(InputTokensRequest, GenerationRequest, ThoughtFields):
     """A request for a response to a conversation. Sampling extensions are those of chat completions."""
 
     unserved = UNSERVED
@@ -166,7 +174,12 @@ class ResponseRequest(InputTokensRequest, GenerationRequest):
         if self.top_logprobs and not self.wants_logprobs:
             message = f"'top_logprobs' is only allowed when 'include' has {LOGPROBS!r}."
             raise ApiError(400, message, param="top_logprobs")
+        self.thought_budget()
+        self.hides_reasoning()
         return self
+
+    def thought_budget(self) -> int | None:
+        return self.budget(self.reasoning.max_tokens if self.reasoning else None)
 
     @property
     def wants_logprobs(self) -> bool:

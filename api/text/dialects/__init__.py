@@ -5,6 +5,7 @@ from api.text.dialects.events import CallArguments, CallBegin, Content, Event, R
 from api.text.dialects.history import with_object_arguments
 from api.text.dialects.lark import one_of
 from api.text.dialects.parser import AnswerParser
+from api.text.dialects.probing import describe
 from api.text.dialects.tools import Tool, ToolUse
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Reasoning",
     "Tool",
     "ToolUse",
+    "describe",
     "dialect_of",
     "merged",
     "one_of",

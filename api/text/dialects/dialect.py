@@ -1,7 +1,7 @@
 """How one model is asked and how it answers: the prompts, the grammar and the parser that its template calls for."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final
@@ -9,12 +9,12 @@ from typing import Any, Final
 from api.text.dialects import words
 from api.text.dialects.families import family_of
 from api.text.dialects.grammar import answer_grammar
-from api.text.dialects.history import Message, as_objects, with_null_content
+from api.text.dialects.history import Message, as_objects
 from api.text.dialects.lark import TokenId
 from api.text.dialects.marks import marks_of
 from api.text.dialects.parser import AnswerParser, call_id
 from api.text.dialects.probing import learn
-from api.text.dialects.syntax import AnswerSyntax, Learned
+from api.text.dialects.syntax import AnswerSyntax, Learned, Thoughts
 from api.text.dialects.tools import Tool, ToolUse
 from api.text.template import ChatTemplate
 
@@ -41,6 +41,11 @@ class Dialect:
         return self.syntax.thoughts is not None
 
     @property
+    def thoughts(self) -> Thoughts | None:
+        """How the model marks its reasoning; None if it does not reason."""
+        return self.syntax.thoughts
+
+    @property
     def marks(self) -> frozenset[str]:
         """All literal texts of its syntax. Control tokens in them are part of an answer's text."""
         return marks_of(self.syntax)
@@ -57,28 +62,20 @@ class Dialect:
             messages = words.with_written_calls(messages, self.syntax.calls, keeps_results=learned.renders_results)
         elif not learned.arguments_as_text:
             messages = [as_objects(message) for message in messages]
-        if learned.null_content:
-            messages = [with_null_content(message) for message in messages]
         if tools and not learned.lists_tools:
             messages = words.with_instructions(messages, tools, self.syntax.calls)
         listed = [tool.as_json() for tool in tools] if learned.lists_tools else []
         return list(messages), listed or None
 
     def grammar(
-        self,
-        use: ToolUse | None,
-        *,
-        content: str | None,
-        token_id: TokenId,
-        prompt_tail: str = "",
-        budget: int | None = None,
+        self, use: ToolUse | None, *, content: str | None, token_id: TokenId, prompt_tail: str = ""
     ) -> str:
         """The llguidance grammar that an answer must match; empty if any answer is valid.
 
         `content` is the right-hand side of a rule for text answers; None allows any text. A reasoning model may reason
-        before its text or its calls, for `budget` tokens at most.
+        before its text or its calls.
         """
-        if use is None and content is None and (budget is None or not self.thinks):
+        if use is None and content is None:
             return ""
         return answer_grammar(
             self.syntax, use, content=content, token_id=token_id, is_thinking=self.is_thinking(prompt_tail)
@@ -87,7 +84,10 @@ class Dialect:
     def parser(
         self, use: ToolUse | None, prompt_tail: str = "", *, keeps_reasoning: bool = False
     ) -> AnswerParser | None:
-        """A parser for one answer; None if the whole answer is content."""
+        """A parser for one answer; None if the whole answer is content.
+
+        `keeps_reasoning`: reasoning and its marks are content.
+        """
         syntax = self.syntax
         if use is None and not (syntax.thoughts or syntax.content or syntax.noise or syntax.ends):
             return None
@@ -104,21 +104,36 @@ class Dialect:
 
     def is_thinking(self, prompt_tail: str) -> bool:
         """Whether the prompt ends inside the model's reasoning."""
+        return bool(self.begun_thought(prompt_tail))
+
+    def begun_thought(self, prompt_tail: str) -> str:
+        """The mark and the text of the reasoning that the prompt has begun; empty if it has begun none."""
         thoughts = self.syntax.thoughts
         if thoughts is None:
-            return False
+            return ""
         begun = max((prompt_tail.rfind(mark) for mark in thoughts.begins if mark), default=-1)
-        return begun > max((prompt_tail.rfind(mark) for mark in thoughts.ends), default=-1)
+        ended = max((prompt_tail.rfind(mark) for mark in thoughts.ends), default=-1)
+        return prompt_tail[begun:] if begun > ended else ""
 
 
-def dialect_of(template: ChatTemplate) -> Dialect:
-    """The dialect of a model, learned from its chat template."""
-    learned = learn(template)
+def dialect_of(template: ChatTemplate, end_texts: Collection[str] = ()) -> Dialect:
+    """The dialect of a model, learned from its chat template.
+
+    `end_texts`: the texts of the vocabulary's tokens that end an answer. Other marks at the end of a turn end it, too.
+    """
+    learned = _learned(template, end_texts)
     nine_character_ids = _NINE_CHARACTERS.search(template.source) is not None
     family = family_of(template.source)
     if family is None:
         return Dialect(learned, nine_character_ids=nine_character_ids)
     return Dialect(family.learn(learned), name=family.name, nine_character_ids=nine_character_ids)
+
+
+def _learned(template: ChatTemplate, end_texts: Collection[str]) -> Learned:
+    learned = learn(template)
+    ends = dict.fromkeys((*learned.syntax.ends, *template.end_marks))
+    kept = tuple(mark for mark in ends if mark not in end_texts)
+    return replace(learned, syntax=replace(learned.syntax, ends=kept))
 
 
 def _renumbered(message: Message) -> Message:

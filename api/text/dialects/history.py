@@ -21,11 +21,6 @@ def as_objects(message: Message) -> Message:
     return message | {"tool_calls": calls}
 
 
-def with_null_content(message: Message) -> Message:
-    """The message with null as its content if it only has calls."""
-    return message | {"content": None} if "tool_calls" in message and not message["content"] else message
-
-
 def with_object_arguments(messages: Sequence[Message]) -> list[Message]:
     """Prepared messages in which the arguments of every call are an object, which some templates need.
 

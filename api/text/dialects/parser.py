@@ -91,10 +91,6 @@ class AnswerParser:
         """Whether they are inside the reasoning. Then only the end of the answer shows that they are no quotation."""
         self._raw = ""
         self._pending: list[Event] = []
-        if is_thinking and keeps_reasoning and thoughts is not None:
-            self._pending_mark = thoughts.begins[0] if thoughts.begins else ""
-        else:
-            self._pending_mark = ""
 
     @property
     def is_reasoning(self) -> bool:
@@ -114,9 +110,6 @@ class AnswerParser:
         return merged(self._finished())
 
     def _read(self) -> Iterator[Event]:
-        if self._pending_mark:
-            yield Content(self._pending_mark)
-            self._pending_mark = ""
         while self._input and not self.ended:
             character = self._input.popleft()
             if self._in_thought:
@@ -360,8 +353,6 @@ class AnswerParser:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _finished(self) -> Iterator[Event]:
-        if self._pending_mark:
-            yield Content(self._pending_mark)
         yield from self._finished_call()
         if self._in_thought:
             if self._state is _State.AFTER_CALL:

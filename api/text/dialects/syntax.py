@@ -144,10 +144,6 @@ class Learned:
     """Whether it writes earlier calls and their results into the prompt."""
     renders_results: bool = False
     """Whether it writes the results, if it does not write the calls."""
-    null_content: bool = False
-    """Whether it needs null as the content of a message that only has calls."""
-    one_call_per_message: bool = False
-    """Whether it loses all but the first call of a message."""
     arguments_as_text: bool = False
     """Whether it needs the arguments of earlier calls as JSON text instead of an object."""
     switches: tuple[str, ...] = ()

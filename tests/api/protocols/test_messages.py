@@ -856,6 +856,8 @@ REFUSED: list[tuple[Body, str, str]] = [
     ({"tool_choice": {"type": "auto", "name": "weather"}, "tools": [WEATHER]}, "'tool_choice'", "'name'"),
     ({"tool_choice": {"type": "tool", "name": "clock"}, "tools": [WEATHER]}, "tool_choice", "'clock'"),
     ({"thinking": {"type": "between_tools"}}, "'thinking.type'", "'adaptive'"),
+    ({"thinking": {"type": "disabled", "budget_tokens": 1024}}, "'thinking'", "'budget_tokens' is not allowed"),
+    ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "'thinking.budget_tokens'", "1"),
     ({"output_config": {"task_budget": {"total": 5}}}, "'output_config.task_budget'", "is not supported"),
     ({"output_config": {"format": {"type": "json_object"}}}, "'output_config.format.type'", "'json_schema'"),
     (

@@ -225,6 +225,13 @@ CHAT_EXTENSIONS: dict[str, Any] = {
     "continue_final_message": False,
     "enable_thinking": True,
     "reasoning": {"effort": "low"},
+    "reasoning_budget": 0,
+    "reasoning_budget_tokens": 7,
+    "thinking_budget_tokens": 7,
+    "thinking_token_budget": 7,
+    "reasoning_format": "none",
+    "separate_reasoning": False,
+    "include_reasoning": False,
 }
 
 

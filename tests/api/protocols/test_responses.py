@@ -25,6 +25,7 @@ from api.protocols.fields import GenerationRequest
 from api.protocols.responses import types as wire
 from api.protocols.responses.request import UNSERVED, UNSERVED_IN_COUNTS, InputTokensRequest, ResponseRequest
 from api.protocols.store import MAX_RESPONSES, KeptItem, KeptResponse, KeptResponses
+from api.protocols.thought_fields import ThoughtFields
 from api.serving.prompts import PromptBuilder
 from api.text.tokenizer import Tokenizer
 from scheduler.messages import Output, SamplingParams
@@ -1233,7 +1234,7 @@ SERVED: dict[str, list[Any]] = {
     "metadata": [{"team": "blue"}],
     "model": [MODEL, "an-alias"],
     "parallel_tool_calls": [True, False],
-    "reasoning": [{"effort": "low"}],
+    "reasoning": [{"effort": "low"}, {"max_tokens": 100}],
     "store": [True, False],
     "stream": [True, False],
     "temperature": [0, 2.0],
@@ -1367,7 +1368,8 @@ def test_every_field_of_openai_and_of_ours_is_in_a_table() -> None:
     assert openais <= tables
     assert openais == {name for name in openais if name in ResponseRequest.model_fields or name in UNSERVED}
     assert set(UNSERVED) <= openais
-    extensions = set(GenerationRequest.model_fields) | {"chat_template_kwargs", "enable_thinking", "client_metadata"}
+    extensions = set(GenerationRequest.model_fields) | set(ThoughtFields.model_fields)
+    extensions |= {"chat_template_kwargs", "enable_thinking", "client_metadata"}
     assert set(ResponseRequest.model_fields) - openais <= extensions
 
 

@@ -34,7 +34,6 @@ def learn(template: ChatTemplate) -> Learned:
             lists_tools=_lists_tools(renders),
             renders_calls=_renders_calls(renders, way),
             arguments_as_text=way.as_text,
-            null_content=_rendering_way(renders).content is None,
             switches=plain.switches,
         )
     except Exception:  # a template is a program: what it writes may be anything

@@ -59,6 +59,7 @@ class StubVocabulary:
         self.metadata: dict[str, str] = {}
         self._control = re.compile(f"({literals(self.control_texts)})")
         self._texts = [""] * FIRST_ID
+        self.end_texts: frozenset[str] = frozenset()
         self.special_ids = dict(ids or {})
         for text, token in self.special_ids.items():
             self._texts[token] = text

@@ -1,0 +1,59 @@
+"""The request fields about reasoning that chats and responses share, with the names of other servers."""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from api.errors import ApiError
+from api.protocols.fields import Strict
+
+Budget = Annotated[int, Field(ge=-1)]
+"""Tokens of reasoning; -1 for no limit."""
+BUDGETS: Final = ("reasoning_budget", "reasoning_budget_tokens", "thinking_budget_tokens", "thinking_token_budget")
+"""The fields of a request that set the budget."""
+
+
+class ThoughtFields(Strict):
+    reasoning_budget: Budget | None = None
+    reasoning_budget_tokens: Budget | None = None
+    thinking_budget_tokens: Budget | None = None
+    thinking_token_budget: Budget | None = None
+    reasoning_format: Literal["none", "auto", "deepseek"] | None = None
+    """`none` leaves the reasoning in the text."""
+    separate_reasoning: bool | None = None
+    """False is the same as `reasoning_format` none."""
+    include_reasoning: bool | None = None
+    """Whether the answer has the reasoning."""
+
+    def budget(self, inner: int | None = None) -> int | None:
+        """Maximum number of reasoning tokens; None for no limit. `inner`: the value of `reasoning.max_tokens`.
+
+        Raises ApiError 400 if it is given twice with different values.
+        """
+        given = {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
+        if inner is not None:
+            given["reasoning.max_tokens"] = inner
+        if len(set(given.values())) > 1:
+            first = next(iter(given))
+            other = next(name for name in given if given[name] != given[first])
+            message = f"{first!r} and {other!r} contradict each other."
+            raise ApiError(400, message, param=other, code="invalid_value")
+        value = next(iter(given.values()), -1)
+        return None if value < 0 else value
+
+    @property
+    def keeps_reasoning(self) -> bool:
+        """Whether the reasoning stays in the text, with its marks."""
+        return self.reasoning_format == "none" or self.separate_reasoning is False
+
+    def hides_reasoning(self, *, excludes: bool = False) -> bool:
+        """Whether the answer leaves the reasoning out. `excludes`: the value of `reasoning.exclude`.
+
+        Raises ApiError 400 if it must stay in the text, too.
+        """
+        hides = excludes or self.include_reasoning is False
+        if hides and self.keeps_reasoning:
+            name = "reasoning_format" if self.reasoning_format == "none" else "separate_reasoning"
+            message = f"{name!r} keeps the reasoning in the text, so it cannot be left out of the answer."
+            raise ApiError(400, message, param=name, code="invalid_value")
+        return hides
