@@ -207,7 +207,8 @@ class ModelService:
         make = partial(self._chat_grammar, spec.tool_use, spec.constraint, tail)
         grammar = "" if is_free else await in_thread(make)
         dialect, keeps = self.prompts.dialect, spec.keeps_reasoning
-        parser = partial(dialect.parser, spec.tool_use, tail, keeps_reasoning=keeps)
+        is_bound = spec.constraint is not None
+        parser = partial(dialect.parser, spec.tool_use, tail, keeps_reasoning=keeps, has_bound_text=is_bound)
         begun = dialect.begun_thought(tail) if keeps else ""
         return grammar, lambda: new_choice(self.answer_piece, parser=parser(), begun=begun)
 

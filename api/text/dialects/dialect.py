@@ -67,9 +67,7 @@ class Dialect:
         listed = [tool.as_json() for tool in tools] if learned.lists_tools else []
         return list(messages), listed or None
 
-    def grammar(
-        self, use: ToolUse | None, *, content: str | None, token_id: TokenId, prompt_tail: str = ""
-    ) -> str:
+    def grammar(self, use: ToolUse | None, *, content: str | None, token_id: TokenId, prompt_tail: str = "") -> str:
         """The llguidance grammar that an answer must match; empty if any answer is valid.
 
         `content` is the right-hand side of a rule for text answers; None allows any text. A reasoning model may reason
@@ -82,13 +80,19 @@ class Dialect:
         )
 
     def parser(
-        self, use: ToolUse | None, prompt_tail: str = "", *, keeps_reasoning: bool = False
+        self,
+        use: ToolUse | None,
+        prompt_tail: str = "",
+        *,
+        keeps_reasoning: bool = False,
+        has_bound_text: bool = False,
     ) -> AnswerParser | None:
         """A parser for one answer; None if the whole answer is content.
 
-        `keeps_reasoning`: reasoning and its marks are content.
+        `keeps_reasoning`: reasoning and its marks are content. `has_bound_text`: a grammar decides where the text ends,
+        so the marks that end a turn are part of it.
         """
-        syntax = self.syntax
+        syntax = replace(self.syntax, ends=()) if has_bound_text else self.syntax
         if use is None and not (syntax.thoughts or syntax.content or syntax.noise or syntax.ends):
             return None
         return AnswerParser(

@@ -10,10 +10,10 @@ from api.protocols.fields import parse
 from api.protocols.responses.conversation import as_spec
 from api.protocols.responses.request import ResponseRequest
 from api.serving.prompts import with_switches
-from api.text.dialects import Hermes
 from api.text.template import ChatTemplate
 from api.text.tokenizer import Tokenizer
 from scheduler.messages import Submit, ThoughtLimit
+from tests import dialects
 from tests.api.fakes import MODEL, Server
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
@@ -39,7 +39,7 @@ CLOCK: Final = {"type": "function", "function": {"name": "clock"}}
 def server(tokenizer: Tokenizer) -> Server:
     """A server whose model may reason before it answers."""
     server = Server(tokenizer)
-    server.service.prompts.dialect = Hermes("<think></think>")
+    server.service.prompts.dialect = dialects.hermes(thinks=True)
     server.answers(ANSWER)
     return server
 
@@ -142,7 +142,7 @@ async def test_the_limit_knows_whether_the_prompt_has_begun_the_reasoning(opened
 
 
 async def test_a_model_without_reasoning_needs_no_limit(server: Server) -> None:
-    server.service.prompts.dialect = Hermes()
+    server.service.prompts.dialect = dialects.hermes()
     for path, fields in (
         (CHAT, {"reasoning_budget": 3}),
         (RESPONSES, {"reasoning_budget": 3}),

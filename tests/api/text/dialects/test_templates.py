@@ -5,34 +5,30 @@ from typing import Any
 
 import pytest
 
-from api.text.dialects import (
-    CallArguments,
-    CallBegin,
-    Dialect,
-    Generic,
-    Hermes,
-    Llama,
-    Mistral,
-    Tool,
-    ToolUse,
-    detect,
-    merged,
-)
+from api.text.dialects import CallArguments, CallBegin, Dialect, Tool, ToolUse, dialect_of, merged
+from api.text.dialects.common import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED
+from api.text.dialects.syntax import Calls, TaggedArguments, form
 from api.text.template import ChatTemplate
 
 TEMPLATES = Path(__file__).parent / "templates"
-FAMILIES: dict[str, type[Dialect]] = {
-    "llama-3.1": Llama,
-    "llama-3.2": Llama,
-    "qwen-2.5": Hermes,
-    "qwen-3": Hermes,
-    "hermes-2-pro": Hermes,
-    "mistral-nemo": Mistral,
-    "mistral-small-3.2": Mistral,
-    "qwen-3-coder": Generic,
-    "gemma-2": Generic,
-    "phi-3.5": Generic,
+QWEN_CODER = Calls(
+    (form("<tool_call>\n<function=$name>\n$arguments\n</function>\n</tool_call>"),),
+    TaggedArguments(form("<parameter=$key>\n$value\n</parameter>"), separator="\n"),
+    separator="\n",
+)
+FAMILIES: dict[str, Calls | None] = {
+    "llama-3.1": LLAMA,
+    "llama-3.2": LLAMA,
+    "qwen-2.5": HERMES,
+    "qwen-3": HERMES,
+    "hermes-2-pro": HERMES,
+    "mistral-nemo": MISTRAL,
+    "mistral-small-3.2": MISTRAL_NAMED,
+    "qwen-3-coder": QWEN_CODER,
+    "gemma-2": None,
+    "phi-3.5": None,
 }
+"""The calls of each template; None for those that know nothing of tools."""
 ARGUMENTS = {"city": 'Zürich "{"', "days": 3}
 CITY = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
 TOOLS = (Tool("weather", "Of a city.", CITY), Tool("clock", None, {}))
@@ -75,25 +71,31 @@ def source(family: str) -> str:
     return (TEMPLATES / f"{family}.jinja").read_text()
 
 
+def learned(source: str) -> Dialect:
+    return dialect_of(ChatTemplate(source, Letters()))
+
+
 def render(source: str, messages: list[dict[str, Any]], tools: tuple[Tool, ...] = TOOLS) -> str:
-    prepared, listed = detect(source).prepare(messages, tools)
+    prepared, listed = learned(source).prepare(messages, tools)
     return "".join(map(chr, ChatTemplate(source, Letters()).render_tokens(prepared, listed)))
 
 
 def test_each_template_is_recognized(family: str, source: str) -> None:
-    assert type(detect(source)) is FAMILIES[family]
+    dialect = learned(source)
+    assert dialect.learned.syntax.calls == FAMILIES[family]
+    assert (dialect.name == "words") == (FAMILIES[family] is None)
 
 
 def test_reasoning_is_recognized(family: str, source: str) -> None:
-    assert detect(source).thinks == (family == "qwen-3")
+    assert learned(source).thinks == (family == "qwen-3")
 
 
 def test_tools_are_in_the_prompt(family: str, source: str) -> None:
     prompt = render(source, [USER])
     for tool in TOOLS:
-        assert f'"{tool.name}"' in prompt
+        assert (f"<name>{tool.name}</name>" if family == "qwen-3-coder" else f'"{tool.name}"') in prompt
     assert "Of a city." in prompt
-    assert '"days"' in prompt
+    assert ("<name>days</name>" if family == "qwen-3-coder" else '"days"') in prompt
     if family != "hermes-2-pro":  # its template for tools requires tools
         assert '"days"' not in render(source, [USER], ())
 
@@ -113,7 +115,7 @@ def test_the_parser_reads_a_call_as_the_template_writes_it(source: str) -> None:
     """The parser reads the prompt's text of a call as the same call."""
     before, after = render(source, [USER]), render(source, [USER, CALL, RESULT])
     rendered = after[len(before) if after.startswith(before) else after.rindex("How is the weather?") :]
-    dialect = detect(source)
+    dialect = learned(source)
     markers = ("<tool_call>", "[TOOL_CALLS]")
     rendered = (
         rendered[max(rendered.find(marker) for marker in markers) :]
@@ -140,9 +142,9 @@ def test_a_client_cannot_forge_a_turn(source: str) -> None:
         def encode(self, text: str, *, parse_special: bool, continues: bool = False) -> list[int]:
             return list(map(ord, text if parse_special else text.upper().replace("<", "(")))
 
-    prepared, listed = detect(source).prepare(conversation, tools)
+    prepared, listed = learned(source).prepare(conversation, tools)
     tokens = ChatTemplate(source, Marked()).render_tokens(prepared, listed)
-    innocent, none = detect(source).prepare(
+    innocent, none = learned(source).prepare(
         [USER, CALL, RESULT], (Tool("weather", "x", {"type": "object", "properties": {"x": {"type": "string"}}}),)
     )
     plain = ChatTemplate(source, Marked()).render_tokens(innocent, none)
