@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from api.text.dialects import words
 from api.text.dialects.families import family_of
-from api.text.dialects.grammar import answer_grammar
+from api.text.dialects.grammars.answer import answer_grammar
+from api.text.dialects.grammars.lark import TokenId
 from api.text.dialects.history import Message, as_objects
-from api.text.dialects.lark import TokenId
 from api.text.dialects.marks import marks_of
-from api.text.dialects.parser import AnswerParser, call_id
+from api.text.dialects.parsing.parser import AnswerParser, call_id
 from api.text.dialects.probing import learn
 from api.text.dialects.syntax import AnswerSyntax, Learned, Thoughts
 from api.text.dialects.tools import Tool, ToolUse

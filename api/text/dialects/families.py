@@ -9,7 +9,7 @@ from itertools import product
 from typing import Final
 
 from api.text.dialects.common import LLAMA, MISTRAL, MISTRAL_NAMED
-from api.text.dialects.patterns import json_call
+from api.text.dialects.parsing.patterns import json_call
 from api.text.dialects.syntax import (
     AnswerSyntax,
     Calls,

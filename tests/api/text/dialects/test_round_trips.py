@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from api.text.dialects import CallArguments, CallBegin, Content, Tool, ToolUse, common, families, merged
-from api.text.dialects.grammar import answer_grammar
-from api.text.dialects.parser import AnswerParser
+from api.text.dialects.grammars.answer import answer_grammar
+from api.text.dialects.parsing.parser import AnswerParser
 from api.text.dialects.syntax import AnswerSyntax, Calls, Slot, TaggedArguments, form
 from api.text.dialects.writer import written
 from scheduler.llama.model import Model

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from api.text.dialects.lark import ANY_TEXT, TokenId, marker, text_until
+from api.text.dialects.grammars.lark import ANY_TEXT, TokenId, marker, text_until
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from api.text.dialects.collector import Ref, Rules
+from api.text.dialects.grammars.rules import Ref, Rules
+from api.text.dialects.grammars.values import ANY_KEY, ValueRules
 from api.text.dialects.syntax import Calls, Form, JsonArguments, Slot, TaggedArguments
 from api.text.dialects.tools import Tool
-from api.text.dialects.value_rules import ANY_KEY, ValueRules
 from api.text.schemas import json_rule, laid_out
 
 _INDEX: Final = "/[0-9]{1,4}/"

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 from typing import Final
 
-from api.text.dialects.calls import CallReader, Entries
 from api.text.dialects.events import CallArguments, CallBegin, Content, Event, Reasoning, merged
-from api.text.dialects.patterns import Marks, Matcher, form_pattern, lenient, marks_in
+from api.text.dialects.parsing.calls import CallReader, Entries
+from api.text.dialects.parsing.patterns import Marks, Matcher, form_pattern, lenient, marks_in
 from api.text.dialects.syntax import AnswerSyntax, Calls, Slot
 from api.text.dialects.tools import ToolUse
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from api.text.dialects.collector import Ref, Rules
+from api.text.dialects.grammars.lark import ANY_TEXT, literal, one_of
+from api.text.dialects.grammars.rules import Ref, Rules
 from api.text.dialects.kinds import kinds_of
-from api.text.dialects.lark import ANY_TEXT, literal, one_of
 from api.text.dialects.syntax import Slot, TaggedArguments
 from api.text.schemas import problem, schema_rule
 from api.text.schemas.references import References

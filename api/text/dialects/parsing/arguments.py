@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from api.text.dialects.kinds import kinds_of
-from api.text.dialects.patterns import Matcher, form_pattern, lenient, marks_in, split_at
+from api.text.dialects.parsing.patterns import Matcher, form_pattern, lenient, marks_in, split_at
+from api.text.dialects.parsing.values import JsonScanner, LiteralReader, nested_schema, quoted, typed
 from api.text.dialects.syntax import Form, JsonArguments, Slot, TaggedArguments
 from api.text.dialects.tools import Tool
-from api.text.dialects.values import JsonScanner, LiteralReader, nested_schema, quoted, typed
 from api.text.schemas.references import References
 
 _CDATA = ("<![CDATA[", "]]>")

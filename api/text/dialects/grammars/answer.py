@@ -4,9 +4,9 @@ import re
 from dataclasses import replace
 from typing import Final
 
-from api.text.dialects.collector import Rules
-from api.text.dialects.lark import ANY_TEXT, TokenId
-from api.text.dialects.rules import call_rule
+from api.text.dialects.grammars.calls import call_rule
+from api.text.dialects.grammars.lark import ANY_TEXT, TokenId
+from api.text.dialects.grammars.rules import Rules
 from api.text.dialects.syntax import AnswerSyntax, Calls, Slot, Thoughts, Wrapper
 from api.text.dialects.tools import Tool, ToolUse
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from api.text.dialects.arguments import ArgumentsReader, JsonReader, arguments_reader
-from api.text.dialects.patterns import (
+from api.text.dialects.parsing.arguments import ArgumentsReader, JsonReader, arguments_reader
+from api.text.dialects.parsing.patterns import (
     NAME_KEY,
     JsonCall,
     Matcher,
@@ -15,9 +15,9 @@ from api.text.dialects.patterns import (
     marks_in,
     split_at,
 )
+from api.text.dialects.parsing.values import JsonScanner
 from api.text.dialects.syntax import Calls, Form, JsonArguments, Slot
 from api.text.dialects.tools import Tool
-from api.text.dialects.values import JsonScanner
 
 MAX_HELD = 20_000
 """Characters of a text that may become a call. A longer one is no call."""
