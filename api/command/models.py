@@ -53,9 +53,10 @@ def get_model(name: Name, as_json: AsJson = False) -> None:
     model = library.find(name)
     defaults = own_defaults(model.path)
     values = defaults.model_dump(exclude_none=True) if defaults else None
-    template = _template(model, defaults)
+    template, answers = _template(model, defaults)
     if as_json:
-        typer.echo(json.dumps(_row(model) | {"model_yaml": values, "chat_template": template}, indent=2))
+        shown = {"model_yaml": values, "chat_template": template, "answer_syntax": answers}
+        typer.echo(json.dumps(_row(model) | shown, indent=2))
         return
     typer.echo(f"{model.name}: {bytes_text(model.size_bytes)}")
     for file in model.files:
@@ -65,6 +66,8 @@ def get_model(name: Name, as_json: AsJson = False) -> None:
         for line in model.settings.read_text().splitlines():
             typer.echo(f"    {line}")
     typer.echo(f"  chat template: {template}")
+    if answers:
+        typer.echo(f"  {answers}")
 
 
 @app.command("remove")
@@ -99,9 +102,10 @@ def _row(model: KeptModel) -> dict[str, Any]:
     }
 
 
-def _template(model: KeptModel, defaults: "ModelDefaults | None") -> str:
-    """Where the model's chat template comes from, and why it cannot be used, if so."""
-    from api.text.template import NO_VOCABULARY, ChatTemplate, template_origin  # imported late: this takes 0.3 s
+def _template(model: KeptModel, defaults: "ModelDefaults | None") -> tuple[str, str | None]:
+    """Where the model's chat template comes from, and why it cannot be used, if so; what it shows about answers."""
+    from api.text.dialects import describe, dialect_of  # imported late: this takes 0.3 s
+    from api.text.template import NO_VOCABULARY, ChatTemplate, template_origin
     from api.text.tokenizer import ModelError
 
     own = defaults.template if defaults else None
@@ -111,10 +115,10 @@ def _template(model: KeptModel, defaults: "ModelDefaults | None") -> str:
         raise ModelFilesError(f"{model.path} {error}") from error
     origin = template_origin(own, in_file)
     try:
-        ChatTemplate(own or in_file, NO_VOCABULARY)
+        template = ChatTemplate(own or in_file, NO_VOCABULARY)
     except ModelError as error:
-        return f"{origin}; {error}"
-    return origin
+        return f"{origin}; {error}", None
+    return origin, describe(dialect_of(template).learned)
 
 
 def _refuse_if_served(model: KeptModel) -> None:

@@ -82,12 +82,12 @@ class ModelLoader:
         async with self._one_at_a_time:
             weight_bytes = num_file_bytes(options.path)
             engine, info = await self._start_engine(options, nursery, may_make_room=may_make_room)
-            tokenizer = await trio.to_thread.run_sync(Tokenizer, options.path)
+            service = await trio.to_thread.run_sync(self._make_service, options, engine)
             await trio.lowlevel.checkpoint_if_cancelled()  # the model may have been stopped meanwhile
-        service = ModelService(
-            options.names, tokenizer, engine, max_waiting=self._max_waiting, defaults=options.defaults
-        )
         _log.info("%s %s", options.name, _abilities(info))
+        if info.generates:
+            _log.info("%s: %s", options.name, service.prompts.learned_line)
+        tokenizer = service.tokenizer
         if 0 < tokenizer.trained_context < info.ctx_len:
             _log.warning(
                 "%s was trained for a context of %d tokens and runs with %d: answers beyond the trained length may be "
@@ -95,6 +95,11 @@ class ModelLoader:
                 *(options.name, tokenizer.trained_context, info.ctx_len),
             )
         return LoadedModel(service, weight_bytes)
+
+    def _make_service(self, options: ModelOptions, engine: EngineClient) -> ModelService:
+        """Reads the vocabulary and probes the chat template, which takes up to a second."""
+        tokenizer, defaults = Tokenizer(options.path), options.defaults
+        return ModelService(options.names, tokenizer, engine, max_waiting=self._max_waiting, defaults=defaults)
 
     async def _start_engine(
         self, options: ModelOptions, nursery: trio.Nursery, *, may_make_room: bool

@@ -6,7 +6,7 @@ from api.text.dialects.syntax import AnswerSyntax, Calls, Thoughts, form
 
 THINK: Final = Thoughts(("<think>",), ("</think>",))
 HERMES: Final = Calls((form('<tool_call>\n{"name": "$name", "arguments": $arguments}\n</tool_call>'),), separator="\n")
-"""Hermes, Qwen 2.5, Qwen 3 and others. Models that are not trained for tool calls are told to write this, too."""
+"""Hermes, Qwen 2.5, Qwen 3 and others. The prompt of a model that is not trained for tool calls asks for it, too."""
 LLAMA: Final = Calls(
     (form('{"name": "$name", "parameters": $arguments}'),), begin="<|python_tag|>", separator="; ", bare=True
 )

@@ -26,7 +26,7 @@ class Dialect:
     """The tool calls and the reasoning of one model, in prompts, in grammars and in answers."""
 
     def __init__(self, learned: Learned, *, name: str = "native", nine_character_ids: bool = False) -> None:
-        """A model whose template shows no syntax of calls is told in words how to call."""
+        """If the template shows no syntax of calls, the prompt explains one in words."""
         self.name = name
         if learned.syntax.calls is None:
             self.name = "words"
@@ -108,6 +108,9 @@ class Dialect:
 
     def is_thinking(self, prompt_tail: str) -> bool:
         """Whether the prompt ends inside the model's reasoning."""
+        thoughts = self.syntax.thoughts
+        if thoughts is not None and not thoughts.begins:
+            return not prompt_tail.rstrip().endswith(thoughts.ends)  # each prompt begins it
         return bool(self.begun_thought(prompt_tail))
 
     def begun_thought(self, prompt_tail: str) -> str:

@@ -42,7 +42,7 @@ class Thoughts:
     """How a model marks its reasoning."""
 
     begins: tuple[str, ...]
-    """Marks that begin it, the usual one first. The prompt may end with one."""
+    """Marks that begin it, the usual one first. The prompt may end with one. None if each answer begins inside it."""
     ends: tuple[str, ...]
     """Marks that end it, the usual one first."""
     anywhere: bool = False

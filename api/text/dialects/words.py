@@ -11,7 +11,7 @@ from api.text.dialects.tools import Tool
 from api.text.dialects.writer import written
 
 CALLS: Final = HERMES
-"""What a model is told to write if its template shows nothing."""
+"""What the prompt asks for if the template shows nothing."""
 
 
 def with_written_calls(messages: Sequence[Message], calls: Calls, *, keeps_results: bool = False) -> list[Message]:

@@ -116,7 +116,8 @@ def test_every_listed_name_resolves_to_its_model(cortex: Cortex, home: Path) -> 
     }
     for model in listed:
         assert str(resolve(model["name"])) == model["files"][0]
-        shown = {"model_yaml": None, "chat_template": "file" if model["name"] == "smollm2:135m" else BUILT_IN}
+        origin = "file" if model["name"] == "smollm2:135m" else BUILT_IN
+        shown = {"model_yaml": None, "chat_template": origin, "answer_syntax": "tool calls: in words, thoughts: none"}
         assert json.loads(cortex("get", model["name"], "--json").stdout) == model | shown
 
 
@@ -152,11 +153,12 @@ def test_reading_the_template_of_a_damaged_file_fails_in_one_way(
 
 def test_the_template_that_is_used_is_shown(cortex: Cortex, home: Path) -> None:
     path = write(home / "models/tiny/a/m.gguf")
-    assert cortex("get", "tiny:a").stdout.splitlines()[-1] == f"  chat template: {BUILT_IN}"
+    shown = cortex("get", "tiny:a").stdout.splitlines()
+    assert shown[-2:] == [f"  chat template: {BUILT_IN}", "  tool calls: in words, thoughts: none"]
     path.write_bytes(gguf(template="{{ messages }"))
     assert "  chat template: file; the model's chat template does not compile: " in cortex("get", "tiny:a").stdout
     write(path.with_name("model.yaml"), b"chat_template: '{{ messages }}'\n")
-    assert cortex("get", "tiny:a").stdout.splitlines()[-1] == "  chat template: model.yaml"
+    assert cortex("get", "tiny:a").stdout.splitlines()[-2] == "  chat template: model.yaml"
     assert json.loads(cortex("get", "tiny:a", "--json").stdout)["chat_template"] == "model.yaml"
 
 

@@ -1,4 +1,4 @@
-"""Readers of values in an answer, one character at a time. They give the JSON text of what they read."""
+"""Readers of values in an answer, one character at a time. They convert them to JSON text."""
 
 import ast
 import json

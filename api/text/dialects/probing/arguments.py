@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from api.text.dialects.probing.marks import SLOTS, Repeated, as_form, repeated, slot_positions, squeezed
 from api.text.dialects.probing.renders import IDS, KEYS, NAMES, VALUES, Call
@@ -45,6 +45,19 @@ def with_json_slots(text: str, calls: Sequence[Call], *, quoted: bool = False) -
                 text = text[: match.start()] + ARGUMENTS + text[end:]
                 break
     return text
+
+
+def json_layout(text: str, arguments: Mapping[str, Any]) -> Literal["spaced", "compact", "indented"]:
+    """The white space of the arguments in a text that has them as a JSON object."""
+    for match in re.finditer(r"\{", text):
+        try:
+            value, end = _DECODER.raw_decode(text, match.start())
+        except ValueError:
+            continue
+        if value == arguments:
+            written = text[match.start() : end]
+            return "indented" if "\n" in written else "spaced" if '": ' in written else "compact"
+    return "spaced"
 
 
 def with_slots(text: str) -> str:

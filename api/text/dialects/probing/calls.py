@@ -4,7 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from api.text.dialects.probing.arguments import ARGUMENTS, KEY, VALUE, learn_tagged, with_json_slots, with_slots
+from api.text.dialects.probing.arguments import (
+    ARGUMENTS,
+    KEY,
+    VALUE,
+    json_layout,
+    learn_tagged,
+    with_json_slots,
+    with_slots,
+)
 from api.text.dialects.probing.marks import (
     SLOTS,
     as_form,
@@ -157,7 +165,7 @@ def _learn(section: Sections) -> Found | None:
     one = with_slots(with_json_slots(text, TWO_ARGUMENTS[:1], quoted=quoted))
     two = section(TWO_ARGUMENTS)
     two = with_slots(with_json_slots(two, TWO_ARGUMENTS, quoted=quoted)) if two and NAMES[1] in two else None
-    arguments: JsonArguments | TaggedArguments = JsonArguments(quoted)
+    arguments: JsonArguments | TaggedArguments = JsonArguments(quoted, json_layout(text, TWO_ARGUMENTS[0][1]))
     if ARGUMENTS not in one:
         tagged = learn_tagged(one, section)
         if tagged is None:

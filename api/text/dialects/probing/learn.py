@@ -63,7 +63,7 @@ def _renders_calls(renders: Renders, way: Way) -> bool:
 def describe(learned: Learned) -> str:
     """One line about calls and thoughts: `tool calls: <tool_call> JSON, thoughts: <think>`."""
     thoughts = learned.syntax.thoughts
-    mark = (*thoughts.begins, *thoughts.ends)[0] if thoughts else "none"
+    mark = (*thoughts.begins, *thoughts.ends)[0].strip() if thoughts else "none"
     return f"tool calls: {_described(learned.syntax.calls)}, thoughts: {mark}"
 
 

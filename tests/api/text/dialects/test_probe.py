@@ -102,7 +102,11 @@ SHAPES: dict[str, tuple[str, Calls]] = {
     ),
     "indented JSON in a fence": (
         EACH + LINE + "```json\n{{ c.function | tojson(indent=2) }}\n```" + END,
-        Calls((form('```json\n{\n  "name": "$name",\n  "arguments": $arguments\n}\n```'),), separator="\n"),
+        Calls(
+            (form('```json\n{\n  "name": "$name",\n  "arguments": $arguments\n}\n```'),),
+            JsonArguments(layout="indented"),
+            separator="\n",
+        ),
     ),
     "ids": (
         EACH + "[CALL]{{ c.id }} " + NAME + " " + ARGUMENTS + END,
