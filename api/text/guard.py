@@ -18,6 +18,18 @@ class TemplateRefusal(ValueError):  # noqa: N818 - a refusal of the template, no
     """The model's template cannot render this conversation. The message is the reason."""
 
 
+class Mark(str):
+    """A text of the server's own. Control tokens in it are meant as such."""
+
+    __slots__ = ()
+
+
+class Pieces(tuple[str, ...]):
+    """One text in pieces: marks, and clients' texts between them."""
+
+    __slots__ = ()
+
+
 class Aside:
     """Replaces client texts that must not be part of control tokens by private-use characters."""
 
@@ -38,6 +50,8 @@ class Aside:
         """
         if isinstance(value, str):
             return self._text(value, self._guard.find)
+        if isinstance(value, Pieces):
+            return "".join(str(piece) if isinstance(piece, Mark) else self.put(piece) for piece in value)
         if isinstance(value, Mapping):
             return {self._text(str(key), self._guard.find_whole): self.put(item) for key, item in value.items()}
         if isinstance(value, Sequence):

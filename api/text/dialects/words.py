@@ -8,7 +8,8 @@ from api.text.dialects.common import HERMES
 from api.text.dialects.history import Message, object_of
 from api.text.dialects.syntax import Calls
 from api.text.dialects.tools import Tool
-from api.text.dialects.writer import written
+from api.text.dialects.writer import pieces, written
+from api.text.guard import Mark, Pieces
 
 CALLS: Final = HERMES
 """What the prompt asks for if the template shows nothing."""
@@ -43,9 +44,20 @@ def _joined(turns: Sequence[Message]) -> list[Message]:
             and "tool_calls" not in message
             and message["role"] != "tool"
         ):
-            message = message | {"content": f"{joined.pop()['content']}\n{message['content']}"}
+            message = message | {"content": _lines(joined.pop()["content"], message["content"])}
         joined.append(message)
     return joined
+
+
+def _lines(*texts: str | Pieces) -> str | Pieces:
+    """The texts, one below the other."""
+    if all(isinstance(text, str) for text in texts):
+        return "\n".join(map(str, texts))
+    parts: list[str] = []
+    for text in texts:
+        parts += [Mark("\n")] if parts else []
+        parts += [text] if isinstance(text, str) else text
+    return Pieces(parts)
 
 
 def _as_text(message: Message, calls: Calls) -> Message:
@@ -54,12 +66,13 @@ def _as_text(message: Message, calls: Calls) -> Message:
         return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
     if "tool_calls" not in message:
         return message
+    texts: list[str | Pieces] = [content] if content else []
     if calls == CALLS:
-        texts = [_exactly(call["function"]) for call in message["tool_calls"]]
+        texts += [_exactly(call["function"]) for call in message["tool_calls"]]
     else:
         made = [(each["function"]["name"], object_of(each["function"]["arguments"])) for each in message["tool_calls"]]
-        texts = [written(calls, made)]
-    return {"role": message["role"], "content": "\n".join([content, *texts] if content else texts)}
+        texts.append(pieces(calls, made))
+    return {"role": message["role"], "content": _lines(*texts)}
 
 
 def _exactly(function: dict[str, Any]) -> str:

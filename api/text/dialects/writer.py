@@ -1,42 +1,61 @@
 """Writes calls as a model would, for templates that do not write them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from api.text.dialects.kinds import kind_of
 from api.text.dialects.syntax import Calls, Form, JsonArguments, Slot, TaggedArguments
+from api.text.guard import Mark, Pieces
 
 _GEMMA_QUOTE: Final = '<|"|>'
 
 
 def written(calls: Calls, made: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """The text of an answer's calls, given by name and arguments."""
-    texts = [_call(calls, name, arguments, number) for number, (name, arguments) in enumerate(made)]
-    return ("" if calls.bare else calls.begin) + calls.separator.join(texts) + calls.end
+    return "".join(pieces(calls, made))
 
 
-def _call(calls: Calls, name: str, arguments: Mapping[str, Any], number: int) -> str:
-    parts = calls.forms[0]
-    before, after = _around_arguments(parts)
-    text = arguments_text(calls.arguments, arguments)
-    if not text and before[-1:] and isinstance(before[-1], str) and before[-1][-1:].isspace():
+def pieces(calls: Calls, made: Sequence[tuple[str, Mapping[str, Any]]]) -> Pieces:
+    """The text of an answer's calls: the syntax's marks, and the texts of the model between them."""
+    parts: list[str] = [] if calls.bare else [Mark(calls.begin)]
+    for number, (name, arguments) in enumerate(made):
+        parts += [Mark(calls.separator)] if number else []
+        parts += _call(calls, name, arguments, number)
+    return Pieces([*parts, Mark(calls.end)])
+
+
+def _call(calls: Calls, name: str, arguments: Mapping[str, Any], number: int) -> Iterator[str]:
+    form = calls.forms[0]
+    at = form.index(Slot.ARGUMENTS)
+    before, after = form[:at], form[at + 1 :]
+    given = list(_arguments(calls.arguments, arguments))
+    if not given and before[-1:] and isinstance(before[-1], str) and before[-1][-1:].isspace():
         after = _without_leading_space(after)
-    filled = [*before, text, *after]
-    values = {Slot.NAME: name, Slot.ID: f"call{number:05}", Slot.INDEX: str(number)}
-    return "".join(part if isinstance(part, str) else values[part] for part in filled)
+    texts = {Slot.NAME: name, Slot.ID: f"call{number:05}", Slot.INDEX: str(number)}
+    yield from _filled(before, texts)
+    yield from given
+    yield from _filled(after, texts)
 
 
-def arguments_text(syntax: JsonArguments | TaggedArguments, arguments: Mapping[str, Any]) -> str:
+def _filled(form: Form, texts: Mapping[Slot, str]) -> Iterator[str]:
+    return (Mark(part) if isinstance(part, str) else texts[part] for part in form)
+
+
+def _arguments(syntax: JsonArguments | TaggedArguments, arguments: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(syntax, JsonArguments):
         text = json.dumps(arguments, ensure_ascii=False)
-        return json.dumps(text, ensure_ascii=False) if syntax.quoted else text
-    return syntax.separator.join(_argument(syntax, key, value) for key, value in arguments.items())
+        yield json.dumps(text, ensure_ascii=False) if syntax.quoted else text
+        return
+    for number, (key, value) in enumerate(arguments.items()):
+        if number:
+            yield Mark(syntax.separator)
+        yield from _argument(syntax, key, value)
 
 
-def _argument(syntax: TaggedArguments, key: str, value: Any) -> str:
+def _argument(syntax: TaggedArguments, key: str, value: Any) -> Iterator[str]:
     texts = {Slot.KEY: key, Slot.VALUE: _value(syntax, value), Slot.TYPE: _type(dict(syntax.types), value)}
-    return "".join(part if isinstance(part, str) else texts[part] for part in syntax.argument)
+    return _filled(syntax.argument, texts)
 
 
 def _type(words: Mapping[str, str], value: Any) -> str:
@@ -57,9 +76,9 @@ def _value(syntax: TaggedArguments, value: Any) -> str:
             return _gemma(value)
         case "nested":
             if isinstance(value, Mapping):
-                return "".join(_argument(syntax, key, inner) for key, inner in value.items())
+                return "".join(part for key, inner in value.items() for part in _argument(syntax, key, inner))
             if isinstance(value, list):
-                return "".join(_argument(syntax, "item", inner) for inner in value)
+                return "".join(part for inner in value for part in _argument(syntax, "item", inner))
             return value if isinstance(value, str) else json.dumps(value)
     return json.dumps(value, ensure_ascii=False)
 
@@ -72,11 +91,6 @@ def _gemma(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(map(_gemma, value)) + "]"
     return json.dumps(value)
-
-
-def _around_arguments(parts: Form) -> tuple[Form, Form]:
-    at = parts.index(Slot.ARGUMENTS)
-    return parts[:at], parts[at + 1 :]
 
 
 def _without_leading_space(parts: Form) -> Form:
