@@ -21,7 +21,7 @@ from api.text.dialects import ToolUse
 from api.text.schemas import SchemaError
 from api.text.template import template_origin
 from api.text.tokenizer import Tokenizer
-from scheduler.messages import SamplingParams, Submit
+from scheduler.messages import SamplingParams, Submit, ThoughtLimit
 
 DRY_BREAKERS: Final = ("\n", ":", '"', "*")
 """The defaults of llama.cpp."""
@@ -121,9 +121,7 @@ class ModelService:
         params = await self._sampling(spec)
         limits = [self._limit(spec, len(prompt.tokens)) for prompt in prompts]
         grammar, new_choice = await self._answering(spec, prompts, params.min_tokens)
-        thoughts = None
-        if isinstance(spec.prompt, Conversation):
-            thoughts = self.prompts.thought_limit(spec.reasoning_budget, self._tail(spec.prompt, prompts))
+        thoughts = self._thought_limit(spec, prompts)
         submits = [
             Submit(
                 self.engine.next_id(),
@@ -211,6 +209,13 @@ class ModelService:
         parser = partial(dialect.parser, spec.tool_use, tail, keeps_reasoning=keeps, has_bound_text=is_bound)
         begun = dialect.begun_thought(tail) if keeps else ""
         return grammar, lambda: new_choice(self.answer_piece, parser=parser(), begun=begun)
+
+    def _thought_limit(self, spec: GenerationSpec, prompts: Sequence[Prompt]) -> ThoughtLimit | None:
+        """The limit on the reasoning of each answer; None for no limit. A whole grammar has no place for reasoning."""
+        is_bound = spec.constraint is not None and spec.constraint.is_whole
+        if is_bound or not isinstance(spec.prompt, Conversation):
+            return None
+        return self.prompts.thought_limit(spec.reasoning_budget, self._tail(spec.prompt, prompts))
 
     def _tail(self, conversation: Conversation, prompts: Sequence[Prompt]) -> str:
         """The end of a conversation's prompt, which may have begun reasoning."""

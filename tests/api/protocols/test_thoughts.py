@@ -151,6 +151,15 @@ async def test_a_model_without_reasoning_needs_no_limit(server: Server) -> None:
         assert (await submitted(server, path, **fields)).thoughts is None
 
 
+async def test_a_whole_grammar_has_no_place_for_the_mark(opened: Server) -> None:
+    """The mark would end up inside of a string of the answer."""
+    grammar = 'start: /"[^"]*"/'
+    assert (await submitted(opened, CHAT, reasoning_budget=0, grammar=grammar)).thoughts is None
+    schema = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"const": "Rome"}}}
+    bound = await submitted(opened, CHAT, reasoning_budget=0, enable_thinking=True, response_format=schema)
+    assert bound.thoughts == limit(opened, 0, is_open=True)
+
+
 async def test_every_choice_has_the_whole_budget(server: Server) -> None:
     await submitted(server, CHAT, reasoning_budget=3, n=2)
     assert [submit.thoughts for submit in server.engine.submitted[-2:]] == [limit(server, 3)] * 2
