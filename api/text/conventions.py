@@ -12,7 +12,7 @@ from typing import Any, Final
 from jinja2 import meta, nodes
 
 from api.text.environment import Unchangeable
-from api.text.guard import TemplateRefusal
+from api.text.guard import Pieces, TemplateRefusal, joined
 
 Message = Mapping[str, Any]
 Render = Callable[[Mapping[str, Any]], str]
@@ -245,18 +245,18 @@ def _one_by_one(message: Message, results: Sequence[Message]) -> list[Message]:
 def _with_system_as_user(messages: Sequence[Message]) -> list[Message]:
     """Move system messages into the next user message, or into a user message of their own."""
     moved: list[Message] = []
-    rules: list[str] = []
+    rules: list[str | Pieces] = []
     for message in messages:
         if message["role"] in ("system", "developer"):
             rules.append(message["content"])
             continue
         if rules and message["role"] == "user":
-            moved.append({**message, "content": "\n\n".join([*rules, message["content"]])})
+            moved.append({**message, "content": joined("\n\n", [*rules, message["content"]])})
         else:
             moved += [*_as_user(rules), message]
         rules = []
     return moved + _as_user(rules)
 
 
-def _as_user(rules: list[str]) -> list[Message]:
-    return [{"role": "user", "content": "\n\n".join(rules)}] if rules else []
+def _as_user(rules: list[str | Pieces]) -> list[Message]:
+    return [{"role": "user", "content": joined("\n\n", rules)}] if rules else []

@@ -1,7 +1,7 @@
 """Keeps clients' text from becoming part of control tokens when a template is rendered."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -28,6 +28,18 @@ class Pieces(tuple[str, ...]):
     """One text in pieces: marks, and clients' texts between them."""
 
     __slots__ = ()
+
+
+def joined(separator: str, texts: Iterable[str | Pieces]) -> str | Pieces:
+    """The texts with a separator between them, in pieces if one of them is."""
+    listed = list(texts)
+    if all(isinstance(text, str) for text in listed):
+        return separator.join(map(str, listed))
+    parts: list[str] = []
+    for number, text in enumerate(listed):
+        parts += [Mark(separator)] if number else []
+        parts += [text] if isinstance(text, str) else text
+    return Pieces(parts)
 
 
 class Aside:

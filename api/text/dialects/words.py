@@ -8,11 +8,12 @@ from api.text.dialects.common import HERMES
 from api.text.dialects.history import Message, object_of
 from api.text.dialects.syntax import Calls
 from api.text.dialects.tools import Tool
-from api.text.dialects.writer import pieces, written
-from api.text.guard import Mark, Pieces
+from api.text.dialects.writer import pieces
+from api.text.guard import Pieces, joined
 
 CALLS: Final = HERMES
 """What the prompt asks for if the template shows nothing."""
+_EXAMPLE: Final = '<tool_call>\n{"name": "the function", "arguments": {"parameter": "value"}}\n</tool_call>'
 
 
 def with_written_calls(messages: Sequence[Message], calls: Calls, *, keeps_results: bool = False) -> list[Message]:
@@ -31,33 +32,20 @@ def with_instructions(messages: Sequence[Message], tools: Sequence[Tool], calls:
     """List the tools in the system message, and explain how to call them."""
     turns = list(messages)
     system = turns.pop(0)["content"] if turns and turns[0]["role"] in ("system", "developer") else ""
-    turns.insert(0, {"role": "system", "content": f"{system}\n\n{_instructions(tools, calls)}".lstrip()})
+    texts = [system, _instructions(tools, calls)] if system else [_instructions(tools, calls)]
+    turns.insert(0, {"role": "system", "content": joined("\n\n", texts)})
     return _joined(turns)
 
 
-def _joined(turns: Sequence[Message]) -> list[Message]:
-    joined: list[Message] = []
-    for message in turns:
-        if (
-            joined
-            and joined[-1]["role"] == message["role"]
-            and "tool_calls" not in message
-            and message["role"] != "tool"
-        ):
-            message = message | {"content": _lines(joined.pop()["content"], message["content"])}
-        joined.append(message)
-    return joined
-
-
-def _lines(*texts: str | Pieces) -> str | Pieces:
-    """The texts, one below the other."""
-    if all(isinstance(text, str) for text in texts):
-        return "\n".join(map(str, texts))
-    parts: list[str] = []
-    for text in texts:
-        parts += [Mark("\n")] if parts else []
-        parts += [text] if isinstance(text, str) else text
-    return Pieces(parts)
+def _joined(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with consecutive texts of one role in one message."""
+    turns: list[Message] = []
+    for message in messages:
+        is_text = "tool_calls" not in message and message["role"] != "tool"
+        if is_text and turns and turns[-1]["role"] == message["role"]:
+            message = message | {"content": joined("\n", [turns.pop()["content"], message["content"]])}
+        turns.append(message)
+    return turns
 
 
 def _as_text(message: Message, calls: Calls) -> Message:
@@ -72,7 +60,7 @@ def _as_text(message: Message, calls: Calls) -> Message:
     else:
         made = [(each["function"]["name"], object_of(each["function"]["arguments"])) for each in message["tool_calls"]]
         texts.append(pieces(calls, made))
-    return {"role": message["role"], "content": _lines(*texts)}
+    return {"role": message["role"], "content": joined("\n", texts)}
 
 
 def _exactly(function: dict[str, Any]) -> str:
@@ -81,13 +69,13 @@ def _exactly(function: dict[str, Any]) -> str:
     return f'<tool_call>\n{{"name": {name}, "arguments": {function["arguments"]}}}\n</tool_call>'
 
 
-def _instructions(tools: Sequence[Tool], calls: Calls) -> str:
+def _instructions(tools: Sequence[Tool], calls: Calls) -> Pieces:
     listed = "\n".join(json.dumps(tool.as_json()["function"], ensure_ascii=False) for tool in tools)
     if calls == CALLS:
-        how = (
-            "To call one, answer with its name and arguments as JSON between tags:\n"
-            '<tool_call>\n{"name": "the function", "arguments": {"parameter": "value"}}\n</tool_call>\n'
-        )
+        how = "To call one, answer with its name and arguments as JSON between tags:"
+        example = Pieces([_EXAMPLE])
     else:
-        how = f"To call one, answer in this form:\n{written(calls, [('function', {'parameter': 'value'})])}\n"
-    return f"You can call these functions:\n{listed}\n\n{how}What it returns comes back between <tool_response> tags."
+        how = "To call one, answer in this form:"
+        example = pieces(calls, [("function", {"parameter": "value"})])
+    end = "What it returns comes back between <tool_response> tags."
+    return Pieces([f"You can call these functions:\n{listed}\n\n{how}\n", *example, f"\n{end}"])
