@@ -70,6 +70,7 @@ class AnswerParser:
         self._end_marks = Marks(self._ends)
         self._text_marks = Marks([*triggers, *self._begins, *self._closers, *self._noise, *self._ends])
         self._content_begins = _stripped(mark for mark in wrapper.begins if not mark[0].isalnum()) if wrapper else _NONE
+        self._words = _stripped(mark for mark in wrapper.begins if mark[0].isalnum()) if wrapper else _NONE
         self._thought_marks = Marks([*triggers, *self._closers, *self._ends, *self._begins, *self._content_begins])
         self._input: deque[str] = deque()
         """Characters to read next."""
@@ -146,7 +147,9 @@ class AnswerParser:
             return
 
     def _acts(self, mark: str) -> bool:
-        """Whether a mark has a meaning at this point."""
+        """Whether a mark has a meaning at this point. A word has one only where the text begins."""
+        if mark in self._words:
+            return self._is_blank
         if mark in self._triggers or mark in self._noise or mark in self._ends:
             return True
         if mark in self._begins:
