@@ -5,11 +5,11 @@ from api.text.dialects.common import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, THIN
 from api.text.dialects.syntax import AnswerSyntax, Calls, Learned
 
 
-def native(calls: Calls, name: str, *, thinks: bool = False, nine_character_ids: bool = False) -> Dialect:
+def native(calls: Calls, name: str, *, thinks: bool = False) -> Dialect:
     """A model whose template lists tools and writes calls itself."""
     syntax = AnswerSyntax(THINK if thinks else None, calls=calls)
     learned = Learned(syntax, lists_tools=True, renders_calls=True)
-    return Dialect(learned, name=name, nine_character_ids=nine_character_ids)
+    return Dialect(learned, name=name)
 
 
 def hermes(*, thinks: bool = False) -> Dialect:
@@ -21,11 +21,11 @@ def llama(*, thinks: bool = False) -> Dialect:
 
 
 def mistral(*, thinks: bool = False) -> Dialect:
-    return native(MISTRAL, "mistral", thinks=thinks, nine_character_ids=True)
+    return native(MISTRAL, "mistral", thinks=thinks)
 
 
 def mistral_named(*, thinks: bool = False) -> Dialect:
-    return native(MISTRAL_NAMED, "mistral", thinks=thinks, nine_character_ids=True)
+    return native(MISTRAL_NAMED, "mistral", thinks=thinks)
 
 
 def in_words(*, thinks: bool = False) -> Dialect:

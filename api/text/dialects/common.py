@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from api.text.dialects.syntax import AnswerSyntax, Calls, Thoughts, form
+from api.text.dialects.syntax import SHORT_ID, AnswerSyntax, Calls, Thoughts, form
 
 THINK: Final = Thoughts(("<think>",), ("</think>",))
 HERMES: Final = Calls((form('<tool_call>\n{"name": "$name", "arguments": $arguments}\n</tool_call>'),), separator="\n")
@@ -19,12 +19,12 @@ MISTRAL: Final = Calls(
     begin="[TOOL_CALLS][",
     separator=", ",
     end="]",
-    id_pattern="[a-zA-Z0-9]{9}",
+    id_pattern=SHORT_ID,
 )
 """Mistral's earlier models."""
 MISTRAL_NAMED: Final = Calls(
     (form("[TOOL_CALLS]$name[CALL_ID]$id[ARGS]$arguments"), form("[TOOL_CALLS]$name[ARGS]$arguments")),
-    id_pattern="[a-zA-Z0-9]{9}",
+    id_pattern=SHORT_ID,
 )
 """Mistral's later models."""
 IN_WORDS: Final = AnswerSyntax(calls=HERMES)

@@ -1,10 +1,9 @@
 """How one model is asked and how it answers: the prompts, the grammar and the parser that its template calls for."""
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any
 
 from api.text.dialects import words
 from api.text.dialects.families import family_of
@@ -14,18 +13,15 @@ from api.text.dialects.history import Message, as_objects
 from api.text.dialects.marks import marks_of
 from api.text.dialects.parsing.parser import AnswerParser, call_id
 from api.text.dialects.probing import learn
-from api.text.dialects.syntax import AnswerSyntax, Learned, Thoughts
+from api.text.dialects.syntax import SHORT_ID, AnswerSyntax, Learned, Thoughts
 from api.text.dialects.tools import Tool, ToolUse
 from api.text.template import ChatTemplate
-
-_NINE_CHARACTERS: Final = re.compile(r"length *(!=|==) *9\b|\[-9:\]")
-"""How templates check or cut the ids of calls."""
 
 
 class Dialect:
     """The tool calls and the reasoning of one model, in prompts, in grammars and in answers."""
 
-    def __init__(self, learned: Learned, *, name: str = "native", nine_character_ids: bool = False) -> None:
+    def __init__(self, learned: Learned, *, name: str = "native") -> None:
         """If the template shows no syntax of calls, the prompt explains one in words."""
         self.name = name
         if learned.syntax.calls is None:
@@ -34,7 +30,7 @@ class Dialect:
         self.learned = learned
         calls = learned.syntax.calls or words.CALLS
         self.syntax: AnswerSyntax = replace(learned.syntax, calls=calls)
-        self._nine_character_ids = nine_character_ids
+        self._has_short_ids = calls.id_pattern == SHORT_ID
 
     @property
     def thinks(self) -> bool:
@@ -55,7 +51,7 @@ class Dialect:
     ) -> tuple[list[Message], list[dict[str, Any]] | None]:
         """The messages and the `tools` in the form that the template expects."""
         learned = self.learned
-        if self._nine_character_ids:
+        if self._has_short_ids:
             messages = [_renumbered(message) for message in messages]
         assert self.syntax.calls is not None, "a dialect has calls"
         if not learned.renders_calls:
@@ -104,7 +100,7 @@ class Dialect:
         )
 
     def make_id(self) -> str:
-        return _nine(call_id()) if self._nine_character_ids else call_id()
+        return _nine(call_id()) if self._has_short_ids else call_id()
 
     def is_thinking(self, prompt_tail: str) -> bool:
         """Whether the prompt ends inside the model's reasoning."""
@@ -129,11 +125,8 @@ def dialect_of(template: ChatTemplate, end_texts: Collection[str] = ()) -> Diale
     `end_texts`: the texts of the vocabulary's tokens that end an answer. Other marks at the end of a turn end it, too.
     """
     learned = _learned(template, end_texts)
-    nine_character_ids = _NINE_CHARACTERS.search(template.source) is not None
     family = family_of(template.source)
-    if family is None:
-        return Dialect(learned, nine_character_ids=nine_character_ids)
-    return Dialect(family.learn(learned), name=family.name, nine_character_ids=nine_character_ids)
+    return Dialect(learned) if family is None else Dialect(family.learn(learned), name=family.name)
 
 
 def _learned(template: ChatTemplate, end_texts: Collection[str]) -> Learned:

@@ -25,6 +25,8 @@ class Slot(Enum):
     """The value of an argument."""
 
 
+SHORT_ID: Final = "[a-zA-Z0-9]{9}"
+"""The pattern of Mistral's ids. Its templates accept no others."""
 Form = tuple[str | Slot, ...]
 """Text with slots. Models differ in white space, so a parser accepts any where the form has some."""
 
