@@ -427,4 +427,4 @@ def _footers(calls: Calls) -> list[str]:
         if {Slot.ID, Slot.INDEX} & set(after) and Slot.NAME not in after:
             patterns.append(form_pattern(after))
     marks = dict.fromkeys(mark for text in texts for mark in marks_in(text))
-    return [*patterns, *map(lenient, marks)] or [r"(?!)"]
+    return [*patterns, *map(lenient, sorted(marks, key=len, reverse=True))] or [r"(?!)"]

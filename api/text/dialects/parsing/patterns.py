@@ -16,7 +16,9 @@ _MARKS: Final = re.compile(
     r"\]<\]\w+\[>\[(?:</?[^<>\s]*>?)?"  # MiniMax's prefix and the tag after it
     r"|<[^<>\s]*>(?:[^\s<>\[\]{}]+(?:<[^<>\s]*>)?)?|<[^<>\s]*|\[[^\[\]\s<>]*\]|[\[\]{}]|[^\s<\[\]{}]+"
 )
-_KEY: Final = r"(?!/)[^\s<>\"'=:,{}()\[\]|]{1,128}"
+_KEY_CHARACTER: Final = r"[^\s<>\"'=:,{}()\[\]|]"
+_KEY: Final = rf"(?!/){_KEY_CHARACTER}{{1,128}}"
+_KEY_END: Final = r"(?=[\s<>\"'=:,{}()\[\]|])"
 _ANY: Final = {Slot.ID: r"[^\n]{0,200}?", Slot.INDEX: r"\d{1,6}", Slot.TYPE: r"[^\n<>]{0,40}?"}
 SPACE: Final = r"\s*"
 
@@ -35,9 +37,9 @@ def slot_pattern(slot: Slot, group: str = "", known: Iterable[str] = ()) -> str:
     """`known`: the texts that NAME must be one of, or that KEY is most likely."""
     names = "|".join(regex.escape(name) for name in sorted(known, key=len, reverse=True))
     if slot is Slot.NAME:
-        pattern = rf"(?:{names})(?![\w-])" if names else r"(?!)"  # a longer name may have another one as its beginning
+        pattern = rf"(?:{names})(?=[^\w-])" if names else r"(?!)"  # a longer name may have another one as its beginning
     elif slot is Slot.KEY:
-        pattern = f"{names}|{_KEY}" if names else _KEY
+        pattern = rf"(?:{names}|{_KEY}){_KEY_END}" if names else _KEY + _KEY_END
     else:
         pattern = _ANY[slot]
     return f"(?P<{group}>{pattern})" if group else f"(?:{pattern})"
