@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from api.text.dialects import Tool, ToolUse
+from api.text.guard import FUNCTION
 from api.text.template import PromptEnd
 
 
@@ -20,7 +21,7 @@ class ToolCall:
     def for_template(self) -> dict[str, Any]:
         """The call in OpenAI's form. Without any text it has no arguments."""
         arguments = self.arguments if self.arguments.strip() else "{}"
-        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
+        return {"id": self.id, "type": FUNCTION, "function": {"name": self.name, "arguments": arguments}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 from api.text.literals import literals
 
@@ -22,6 +22,10 @@ class Mark(str):
     """A text of the server's own. Control tokens in it are meant as such."""
 
     __slots__ = ()
+
+
+FUNCTION: Final = Mark("function")
+"""The type of tools and calls. Templates compare it, so it must stay as it is if it is a part of a control token."""
 
 
 class Pieces(tuple[str, ...]):
@@ -60,10 +64,12 @@ class Aside:
         In keys only whole control texts are replaced, because keys are rendered in quotes or read by the template.
         Raises TypeError for other data, TemplateRefusal if no private-use character is left.
         """
+        if isinstance(value, Mark):
+            return str(value)
         if isinstance(value, str):
             return self._text(value, self._guard.find)
         if isinstance(value, Pieces):
-            return "".join(str(piece) if isinstance(piece, Mark) else self.put(piece) for piece in value)
+            return "".join(map(self.put, value))
         if isinstance(value, Mapping):
             return {self._text(str(key), self._guard.find_whole): self.put(item) for key, item in value.items()}
         if isinstance(value, Sequence):

@@ -131,9 +131,12 @@ def dialect_of(template: ChatTemplate, end_texts: Collection[str] = ()) -> Diale
 
 def _learned(template: ChatTemplate, end_texts: Collection[str]) -> Learned:
     learned = learn(template)
-    ends = dict.fromkeys((*learned.syntax.ends, *template.end_marks))
-    kept = tuple(mark for mark in ends if mark not in end_texts)
-    return replace(learned, syntax=replace(learned.syntax, ends=kept))
+    syntax, calls = learned.syntax, learned.syntax.calls
+    ends = dict.fromkeys((*syntax.ends, *template.end_marks))
+    syntax = replace(syntax, ends=tuple(mark for mark in ends if mark not in end_texts))
+    if calls is not None and calls.end.strip() in end_texts:  # such a token ends the answer, so nothing requires it
+        syntax = replace(syntax, calls=replace(calls, end=""), noise=(*syntax.noise, calls.end))
+    return replace(learned, syntax=syntax)
 
 
 def _renumbered(message: Message) -> Message:

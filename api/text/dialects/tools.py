@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from api.text.dialects.kinds import ALL_KINDS, Kinds, kinds_of
+from api.text.guard import FUNCTION
 from api.text.schemas import schema_rule
 from api.text.schemas.references import References
 
@@ -23,7 +24,7 @@ class Tool:
 
     def as_json(self) -> dict[str, Any]:
         function: dict[str, Any] = {"name": self.name, "description": self.description or ""}
-        return {"type": "function", "function": function | {"parameters": self.schema()}}
+        return {"type": FUNCTION, "function": function | {"parameters": self.schema()}}
 
     def schema(self) -> dict[str, Any]:
         return dict(self.parameters) or {"type": "object", "properties": {}, "additionalProperties": False}

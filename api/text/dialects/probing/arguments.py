@@ -121,8 +121,8 @@ def _split(text: str) -> tuple[str, Repeated] | None:
     stop = min((i for i in positions if i > end), default=len(text))
     split = repeated(text[start:first], text[last + 1 : again], text[end + 1 : stop])
     gap = split.separator
-    if not split.item_end and "\n" in gap and not gap.strip() and split.end.startswith(gap):
-        split = split._replace(item_end=gap, separator="", end=split.end[len(gap) :])  # lines
+    if not split.item_end and not gap.strip() and gap.startswith("\n") and split.end.startswith("\n"):
+        split = split._replace(item_end="\n", separator=gap[1:], end=split.end[1:])  # lines
     return core, split
 
 

@@ -45,7 +45,7 @@ from api.text.dialects.syntax import Calls, JsonArguments, Slot, TaggedArguments
 
 NAME, INDEX = SLOTS[Slot.NAME], SLOTS[Slot.INDEX]
 SHORT_ID: Final = "[a-zA-Z0-9]{9}"
-LONG_ID: Final = "call_zqidcccc3"
+LONG_ID: Final = "call_zqidlonger"
 _CONTENTS: Final = (CONTENT, "", None)
 
 

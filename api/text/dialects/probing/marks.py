@@ -154,4 +154,5 @@ def squeezed(text: str) -> str:
 
 
 def digits(text: str) -> Iterator[re.Match[str]]:
-    return re.finditer(r"(?<![\w.])\d+(?![\w.])", text)
+    """The whole numbers in a text."""
+    return re.finditer(r"(?<![a-zA-Z0-9.])\d+(?![a-zA-Z0-9]|\.\d)", text)

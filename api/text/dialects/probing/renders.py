@@ -18,7 +18,7 @@ CONTENT: Final = "zqcontent"
 REASON: Final = "zqreason"
 RESULT: Final = "zqresult"
 NAMES: Final = ("zqplum", "zqpear")
-IDS: Final = ("zqidaaaa1", "zqidbbbb2")
+IDS: Final = ("zqidaaaa1", "zqidbbbb2", "zqidcccc3")
 """Nine letters and digits, which is the only form that Mistral's templates accept."""
 KEYS: Final = ("zqkeya", "zqkeyb")
 VALUES: Final = ("zqvala", "zqvalb", "zqvalc", "zqvald")

@@ -34,27 +34,24 @@ def _strings(calls: Calls, section: Callable[[Sequence[Call]], str | None]) -> l
 def _is_vouched(
     calls: Calls, section: Callable[[Sequence[Call]], str | None], end: str, text: str, has_two: bool
 ) -> bool:
-    given: list[Call] = [(NAMES[1], {KEYS[0]: 815, KEYS[1]: text}), (NAMES[0], {KEYS[0]: "zqother"})]
+    given: list[Call] = [(NAMES[0], {KEYS[0]: 815, KEYS[1]: text}), (NAMES[1], {KEYS[0]: "zqother"})]
     samples = [given[:1], given] if has_two else [given[:1]]
+    if has_two and any(char.isdigit() for char in calls.begin + calls.separator + calls.end):
+        samples.append([*given, (NAMES[1], {KEYS[0]: "zqthird"})])  # it may be a number that counts calls
     for sample in samples:
-        written = section(_renamed(sample))
+        written = section(sample)
         if written is None:
             return False
         theirs = {squeezed(written)}
         if len(sample) == 1 < len(samples):
             theirs.add(squeezed(written + calls.end))  # a template that ends a section only behind several calls
         ways = product(_FIRST_INDEXES, (repr, json.dumps))
-        ours = {squeezed(write(calls, _renamed(sample), *way)) for way in ways}
+        ours = {squeezed(write(calls, sample, *way)) for way in ways}
         if not ours & theirs and not (
             end and squeezed(written).startswith(tuple(text + squeezed(end) for text in ours))
         ):
             return False
     return True
-
-
-def _renamed(calls: Sequence[Call]) -> list[Call]:
-    """The calls with the names in the order in which sections look for them."""
-    return [(NAMES[i], arguments) for i, (_, arguments) in enumerate(calls)]
 
 
 def write(calls: Calls, given: Sequence[Call], first_index: int, quote: Callable[[str], str]) -> str:

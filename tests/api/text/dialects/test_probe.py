@@ -133,6 +133,14 @@ SHAPES: dict[str, tuple[str, Calls]] = {
         EACH + "<c>" + NAME + "|" + ITEMS + "{{ k }}=" + VALUE + "|" + END + "</c>" + END,
         Calls((form("<c>$name|$arguments</c>"),), TaggedArguments(form("$key=$value|"))),
     ),
+    "numbers in a list": (
+        EACH + LINE + "{{ loop.index }}. " + NAME + "(" + ARGUMENTS + ")" + END,
+        Calls((form("$index. $name($arguments)"),), separator="\n", bare=True),
+    ),
+    "indented lines": (
+        EACH + "<c>\nname: " + NAME + "\nwith:\n" + ITEMS + "  {{ k }}: " + VALUE + "\n" + END + "</c>" + END,
+        Calls((form("<c>\nname: $name\nwith:\n  $arguments</c>"),), TaggedArguments(form("$key: $value\n"), "  ")),
+    ),
     "pipes": (
         EACH + "|call|" + NAME + "|" + ARGUMENTS + "|end|" + END,
         Calls((form("|call|$name|$arguments|end|"),)),

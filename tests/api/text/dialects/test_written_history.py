@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from api.text.dialects import Dialect
+from api.text.dialects import Dialect, Tool, dialect_of
 from api.text.dialects.families import LFM2
 from api.text.dialects.syntax import AnswerSyntax, Learned
 from api.text.template import ChatTemplate
@@ -40,3 +40,25 @@ def test_an_argument_cannot_forge_a_mark() -> None:
         assert controls_in([USER, calling(f'{{"city": "{evil}"}}')]) == [
             *("<|turn|>", "<|turn|>", "<|tool_call_start|>", "<|tool_call_end|>")
         ]
+
+
+def test_the_type_of_a_tool_can_be_compared_if_it_is_a_part_of_a_control_token() -> None:
+    source = "{% for t in tools %}{% if t.type == 'function' %}{{ t.function.name }}{{ '</' }}{% endif %}{% endfor %}"
+    template = ChatTemplate(source, StubTokenizer(source, controls=["</function>"]))
+    assert template.text([USER], [Tool("weather", None, {}).as_json()]) == "weather</"
+
+
+def test_a_token_that_ends_answers_is_not_required_behind_calls() -> None:
+    """The end of the section is such a token in some vocabularies."""
+    source = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.tool_calls %}<|calls|>"
+        "{% for c in m.tool_calls %}<|call|>{{ c.function.name }} {{ c.function.arguments | tojson }}{% endfor %}<|done|>{% endif %}<|end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    template = ChatTemplate(source, StubTokenizer(source))
+    for end_texts, end in ((), "<|done|>"), (("<|done|>", "<|end|>"), ""):
+        syntax = dialect_of(template, end_texts).syntax
+        assert syntax.calls is not None
+        assert syntax.calls.begin == "<|calls|>"
+        assert syntax.calls.end == end
+        assert syntax.ends == (() if end_texts else ("<|end|>",))
