@@ -50,9 +50,10 @@ def test_the_type_of_a_tool_can_be_compared_if_it_is_a_part_of_a_control_token()
 
 def test_a_token_that_ends_answers_is_not_required_behind_calls() -> None:
     """The end of the section is such a token in some vocabularies."""
+    call = "<|call|>{{ c.function.name }} {{ c.function.arguments | tojson }}"
     source = (
-        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.tool_calls %}<|calls|>"
-        "{% for c in m.tool_calls %}<|call|>{{ c.function.name }} {{ c.function.arguments | tojson }}{% endfor %}<|done|>{% endif %}<|end|>"
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+        "{% if m.tool_calls %}<|calls|>{% for c in m.tool_calls %}" + call + "{% endfor %}<|done|>{% endif %}<|end|>"
         "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     template = ChatTemplate(source, StubTokenizer(source))
