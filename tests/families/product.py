@@ -17,7 +17,7 @@ from api.protocols.fields import parse
 from api.serving.choice import Choice
 from api.serving.service import ModelService, Prepared
 from api.serving.spec import Conversation
-from api.text.dialects import CallArguments, CallBegin, Content, Reasoning
+from api.text.dialects import CallArguments, CallBegin, Content, Reasoning, describe
 from api.text.template import ChatTemplate
 from api.text.tokenizer import ModelError, Tokenizer
 from scheduler.messages import Output
@@ -58,7 +58,7 @@ class Family:
     @property
     def syntax(self) -> Syntax:
         dialect = self._service.prompts.dialect
-        learned = f"{dialect.name}, {'with' if dialect.thinks else 'without'} thoughts"
+        learned = describe(dialect.learned)
         return Syntax(dialect.name, dialect.thinks, dialect.marks, learned)
 
     def prompt(self, body: dict[str, Any]) -> str:
