@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from typing import Any
 
 from api.text.dialects import words
@@ -52,7 +51,7 @@ class Dialect:
         """The messages and the `tools` in the form that the template expects."""
         learned = self.learned
         if self._has_short_ids:
-            messages = [_renumbered(message) for message in messages]
+            messages = [with_short_ids(message) for message in messages]
         assert self.syntax.calls is not None, "a dialect has calls"
         if not learned.renders_calls:
             messages = words.with_written_calls(messages, self.syntax.calls, keeps_results=learned.renders_results)
@@ -100,7 +99,7 @@ class Dialect:
         )
 
     def make_id(self) -> str:
-        return _nine(call_id()) if self._has_short_ids else call_id()
+        return short_id() if self._has_short_ids else call_id()
 
     def is_thinking(self, prompt_tail: str) -> bool:
         """Whether the prompt ends inside the model's reasoning."""
@@ -137,18 +136,3 @@ def _learned(template: ChatTemplate, end_texts: Collection[str]) -> Learned:
     if calls is not None and calls.end.strip() in end_texts:  # such a token ends the answer, so nothing requires it
         syntax = replace(syntax, calls=replace(calls, end=""), noise=(*syntax.noise, calls.end))
     return replace(learned, syntax=syntax)
-
-
-def _renumbered(message: Message) -> Message:
-    if "tool_call_id" in message:
-        return message | {"tool_call_id": _nine(message["tool_call_id"])}
-    if "tool_calls" in message:
-        return message | {"tool_calls": [call | {"id": _nine(call["id"])} for call in message["tool_calls"]]}
-    return message
-
-
-def _nine(text: str) -> str:
-    """An id of nine letters and digits for a text: a hash, or the text itself if it already has this form."""
-    if len(text) == 9 and text.isalnum():
-        return text
-    return blake2b(text.encode(), digest_size=5).hexdigest()[:9]

@@ -1,24 +1,18 @@
 """Parses answers into events, one character at a time, so that the pieces of an answer do not matter."""
 
-import secrets
-import string
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 from typing import Final
 
 from api.text.dialects.events import CallArguments, CallBegin, Content, Event, Reasoning, merged
+from api.text.dialects.ids import call_id
 from api.text.dialects.parsing.calls import CallReader, Entries
 from api.text.dialects.parsing.patterns import Marks, Matcher, form_pattern, lenient, marks_in
 from api.text.dialects.syntax import AnswerSyntax, Calls, Slot
 from api.text.dialects.tools import ToolUse
 
 _NONE: Final[frozenset[str]] = frozenset()
-_ALPHANUMERICS: Final = string.ascii_letters + string.digits
-
-
-def call_id() -> str:
-    return "call_" + "".join(secrets.choice(_ALPHANUMERICS) for _ in range(24))
 
 
 class _State(Enum):
