@@ -6,11 +6,11 @@ from typing import Any
 
 from api.text.dialects import words
 from api.text.dialects.families import family_of
-from api.text.dialects.grammars.answer import answer_grammar
-from api.text.dialects.grammars.lark import TokenId
+from api.text.dialects.grammars import TokenId, answer_grammar
 from api.text.dialects.history import Message, as_objects
+from api.text.dialects.ids import call_id, short_id, with_short_ids
 from api.text.dialects.marks import marks_of
-from api.text.dialects.parsing.parser import AnswerParser, call_id
+from api.text.dialects.parsing import AnswerParser
 from api.text.dialects.probing import learn
 from api.text.dialects.syntax import SHORT_ID, AnswerSyntax, Learned, Thoughts
 from api.text.dialects.tools import Tool, ToolUse
@@ -123,16 +123,19 @@ def dialect_of(template: ChatTemplate, end_texts: Collection[str] = ()) -> Diale
 
     `end_texts`: the texts of the vocabulary's tokens that end an answer. Other marks at the end of a turn end it, too.
     """
-    learned = _learned(template, end_texts)
-    family = family_of(template.source)
-    return Dialect(learned) if family is None else Dialect(family.learn(learned), name=family.name)
-
-
-def _learned(template: ChatTemplate, end_texts: Collection[str]) -> Learned:
     learned = learn(template)
-    syntax, calls = learned.syntax, learned.syntax.calls
-    ends = dict.fromkeys((*syntax.ends, *template.end_marks))
+    family = family_of(template.source)
+    if family is not None:
+        learned = family.learn(learned)
+    syntax = _fitted(learned.syntax, template.end_marks, end_texts)
+    return Dialect(replace(learned, syntax=syntax), name=family.name if family is not None else "native")
+
+
+def _fitted(syntax: AnswerSyntax, end_marks: Sequence[str], end_texts: Collection[str]) -> AnswerSyntax:
+    """The syntax for a vocabulary: what such a token ends, no other mark needs to end."""
+    ends = dict.fromkeys((*syntax.ends, *end_marks))
     syntax = replace(syntax, ends=tuple(mark for mark in ends if mark not in end_texts))
-    if calls is not None and calls.end.strip() in end_texts:  # such a token ends the answer, so nothing requires it
-        syntax = replace(syntax, calls=replace(calls, end=""), noise=(*syntax.noise, calls.end))
-    return replace(learned, syntax=syntax)
+    if syntax.calls is not None and syntax.calls.end.strip() in end_texts:
+        noise = (*syntax.noise, syntax.calls.end)
+        syntax = replace(syntax, calls=replace(syntax.calls, end=""), noise=noise)
+    return syntax
