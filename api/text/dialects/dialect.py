@@ -59,6 +59,8 @@ class Dialect:
             messages = [as_objects(message) for message in messages]
         if tools and not learned.lists_tools:
             messages = words.with_instructions(messages, tools, self.syntax.calls)
+        elif tools and learned.lists_tools_in_system and messages[0]["role"] not in ("system", "developer"):
+            messages = [{"role": "system", "content": ""}, *messages]
         listed = [tool.as_json() for tool in tools] if learned.lists_tools else []
         return list(messages), listed or None
 

@@ -142,6 +142,8 @@ class Learned:
     syntax: AnswerSyntax
     lists_tools: bool = False
     """Whether the template writes the tools of a request into the prompt."""
+    lists_tools_in_system: bool = False
+    """Whether it does so only in a system message."""
     renders_calls: bool = False
     """Whether it writes earlier calls and their results into the prompt."""
     renders_results: bool = False

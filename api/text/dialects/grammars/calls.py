@@ -38,18 +38,17 @@ def _form(rules: Rules, calls: Calls, tool: Tool, form: Form) -> str:
         quoted = calls.arguments.quoted  # no grammar describes JSON inside of a string
         rule = json_rule({"type": "string"}) if quoted else laid_out(tool.rule(), calls.arguments.layout)
         return rules.sequence([*before, Ref(rules.add(rule, "arguments")), *after])
-    some, may_be_none = arguments_rule(rules, calls.arguments, tool)
+    space = ""
+    if before and isinstance(last := before[-1], str):
+        space = last[len(last.rstrip()) :]
+        before[-1] = last.rstrip()
+    some, may_be_none = arguments_rule(rules, calls.arguments, tool, space)
     ways = [rules.sequence([Ref(some), *after])] if some else []
     if may_be_none:
-        ways.append(rules.sequence(_filled(calls, tool, _joined(form[:at], form[at + 1 :]))))
+        ends = [after, [space, *after]]  # templates differ in the white space around no arguments
+        is_spaced = bool(after) and isinstance(after[0], str) and after[0][:1].isspace()
+        ways += dict.fromkeys(rules.sequence(end) for end in ends[: 1 if is_spaced else 2])
     return f"{rules.sequence(before)} ({' | '.join(ways)})"
-
-
-def _joined(before: Form, after: Form) -> Form:
-    """The parts after the arguments if there are none: white space is not written twice."""
-    if before and after and isinstance(before[-1], str) and isinstance(after[0], str) and before[-1][-1:].isspace():
-        return (after[0].lstrip(), *after[1:])
-    return after
 
 
 def _filled(calls: Calls, tool: Tool, parts: Form) -> list[str | Ref]:
@@ -61,18 +60,20 @@ def _filled(calls: Calls, tool: Tool, parts: Form) -> list[str | Ref]:
     return [part if isinstance(part, str) else written[part] for part in parts]
 
 
-def arguments_rule(rules: Rules, syntax: TaggedArguments, tool: Tool) -> tuple[str, bool]:
+def arguments_rule(rules: Rules, syntax: TaggedArguments, tool: Tool, space: str) -> tuple[str, bool]:
     """The name of a rule for one or more arguments, empty if the tool has none; and whether there may be none.
+
+    `space`: white space before the first argument.
 
     Arguments come in the order of the schema. If the schema lists none, any may come.
     """
     schema, properties = tool.schema(), tool.properties
     if not properties and schema.get("additionalProperties") is not False and schema.keys() - {"type", "properties"}:
-        first, later = (_argument(rules, syntax, {}, tool, None, before) for before in ("", syntax.separator))
+        first, later = (_argument(rules, syntax, {}, tool, None, before) for before in (space, syntax.separator))
         return rules.add(f"{first} {later}*", "arguments"), True
     listed = schema.get("required", ())
     required = set(map(str, listed)) if isinstance(listed, list) else set()
-    firsts = {key: _argument(rules, syntax, value, tool, key) for key, value in properties.items()}
+    firsts = {key: _argument(rules, syntax, value, tool, key, space) for key, value in properties.items()}
     laters = {key: _argument(rules, syntax, value, tool, key, syntax.separator) for key, value in properties.items()}
     return rules.ordered(firsts, laters, required), not required & firsts.keys()
 

@@ -14,6 +14,7 @@ from api.text.dialects.parsing.patterns import (
     lenient,
     marks_in,
     split_at,
+    with_name,
 )
 from api.text.dialects.parsing.values import JsonScanner
 from api.text.dialects.syntax import Calls, Form, JsonArguments, Slot
@@ -73,8 +74,8 @@ class Entry:
             return JsonCallReader(self._json, self._tools)
         if not self._is_named:
             return NamedLastReader(self._footer, self._tools)
-        footer = tuple(name if part is Slot.NAME else part for part in self._footer)
-        return NamedReader(name, arguments_reader(self._calls.arguments, _merged(footer), self._tools[name]))
+        footer = with_name(self._footer, name)
+        return NamedReader(name, arguments_reader(self._calls.arguments, footer, self._tools[name]))
 
     def _lookahead(self) -> str:
         """What must follow, so that a name is not cut where a longer one continues."""
@@ -88,17 +89,6 @@ class Entry:
             return r"(?=[ \t]*\n)"
         follows = [lenient(first) if first else r"[^\s<>\"'=:,{}()\[\]|]"] + ([lenient(end)] if end else [])
         return rf"(?=\s*(?:{'|'.join(follows)}))"
-
-
-def _merged(parts: Form) -> Form:
-    """The parts with texts next to each other as one."""
-    merged: list[str | Slot] = []
-    for part in parts:
-        if isinstance(part, str) and merged and isinstance(before := merged[-1], str):
-            merged[-1] = before + part
-        else:
-            merged.append(part)
-    return tuple(merged)
 
 
 class Entries:

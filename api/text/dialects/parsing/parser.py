@@ -1,14 +1,14 @@
 """Parses answers into events, one character at a time, so that the pieces of an answer do not matter."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum, auto
 from typing import Final
 
 from api.text.dialects.events import CallArguments, CallBegin, Content, Event, Reasoning, merged
 from api.text.dialects.ids import call_id
 from api.text.dialects.parsing.calls import CallReader, Entries
-from api.text.dialects.parsing.patterns import Marks, Matcher, form_pattern, lenient, marks_in
+from api.text.dialects.parsing.patterns import Marks, Matcher, form_pattern, lenient, marks_in, with_name
 from api.text.dialects.syntax import AnswerSyntax, Calls, Slot
 from api.text.dialects.tools import ToolUse
 
@@ -53,7 +53,7 @@ class AnswerParser:
         if self._calls is not None and use is not None:
             self._entries = Entries(self._calls, use.by_name())
             triggers = list(self._entries.triggers(self._calls))
-            self._footers = Matcher(_footers(self._calls))
+            self._footers = Matcher(_footers(self._calls, list(use.by_name())))
         self._triggers = frozenset(triggers)
         self._begins = _stripped(thoughts.begins if thoughts else ())
         self._thoughts_anywhere = thoughts is not None and thoughts.anywhere
@@ -376,8 +376,8 @@ class AnswerParser:
 
     def _finished_call(self) -> Iterator[Event]:
         """Complete a call after which only marks are missing. What is no call is text, with the marks of text."""
-        if self._state is _State.HEADER:
-            found = self._entries.match(self._held + "\n")  # the end of the answer also ends a line
+        if self._state in (_State.HEADER, _State.AFTER_CALL) and self._held:
+            found = self._entries.match(self._held.lstrip() + "\n")  # the end of the answer also ends a line
             if not isinstance(found, bool):
                 self._enter((found[0], ""))
         while self._state is _State.HEADER or (self._state is _State.CALL and not self._has_begun):
@@ -412,13 +412,14 @@ def _stripped(marks: Iterable[str]) -> frozenset[str]:
     return frozenset(mark.lstrip() for mark in marks)
 
 
-def _footers(calls: Calls) -> list[str]:
+def _footers(calls: Calls, names: Sequence[str]) -> list[str]:
     """The marks that may follow a call's arguments, a call or the last call, each of which may be missing."""
     texts, patterns = [calls.separator, calls.end], []
     for form in calls.forms:
         after = form[form.index(Slot.ARGUMENTS) + 1 :]
-        texts += [part for part in after if isinstance(part, str)]
-        if {Slot.ID, Slot.INDEX} & set(after) and Slot.NAME not in after:
-            patterns.append(form_pattern(after))
+        if {Slot.ID, Slot.INDEX} & set(after):
+            patterns.append(form_pattern(after, names))
+        for name in names if Slot.NAME in after and Slot.NAME in form[: -len(after)] else names[:1]:
+            texts += [part for part in with_name(after, name) if isinstance(part, str)]
     marks = dict.fromkeys(mark for text in texts for mark in marks_in(text))
     return [*patterns, *map(lenient, sorted(marks, key=len, reverse=True))] or [r"(?!)"]

@@ -67,6 +67,17 @@ def split_at(parts: Form, slot: Slot) -> tuple[Form, Form]:
     return parts[:at], parts[at + 1 :]
 
 
+def with_name(parts: Form, name: str) -> Form:
+    """The parts with the function's name in its place, and with texts next to each other as one."""
+    merged: list[str | Slot] = []
+    for part in (name if part is Slot.NAME else part for part in parts):
+        if isinstance(part, str) and merged and isinstance(before := merged[-1], str):
+            merged[-1] = before + part
+        else:
+            merged.append(part)
+    return tuple(merged)
+
+
 @dataclass(frozen=True, slots=True)
 class JsonCall:
     """A call that is one JSON object. Models differ in the order of its members."""

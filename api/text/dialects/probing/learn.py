@@ -1,6 +1,8 @@
 """Learns the syntax of a model's answers by rendering conversations that differ in one thing."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any, Final
 
 from api.text.dialects.probing.calls import Way, learn_calls
 from api.text.dialects.probing.marks import first_mark
@@ -10,6 +12,7 @@ from api.text.dialects.syntax import AnswerSyntax, Calls, Learned, TaggedArgumen
 from api.text.template import ChatTemplate, PromptEnd
 
 log = logging.getLogger(__name__)
+_RULE: Final = {"role": "system", "content": "zqrule"}
 
 
 def learn(template: ChatTemplate) -> Learned:
@@ -31,7 +34,8 @@ def learn(template: ChatTemplate) -> Learned:
                 noise=plain.noise,
                 ends=(*plain.ends, *(found.ends if found else ())),
             ),
-            lists_tools=_lists_tools(renders),
+            lists_tools=_lists_tools(renders) or _lists_tools(renders, _RULE),
+            lists_tools_in_system=not _lists_tools(renders),
             renders_calls=_renders_calls(renders, way),
             arguments_as_text=way.as_text,
             switches=plain.switches,
@@ -41,8 +45,8 @@ def learn(template: ChatTemplate) -> Learned:
         return Learned(AnswerSyntax(plain.thoughts, plain.content, ends=plain.ends), switches=plain.switches)
 
 
-def _lists_tools(renders: Renders) -> bool:
-    prompt = renders.text([QUESTION], tools=True, end=PromptEnd.NEW_TURN) or ""
+def _lists_tools(renders: Renders, *before: Mapping[str, Any]) -> bool:
+    prompt = renders.text([*before, QUESTION], tools=True, end=PromptEnd.NEW_TURN) or ""
     return NAMES[0] in prompt and KEYS[0] in prompt
 
 

@@ -460,33 +460,6 @@ APPENDS: Final = MadeUp(
     two='<ops>\nget_weather <- {"city": "Lisbon", "days": 3}\nget_weather <- {"city": "Oporto", "days": 1}\n</ops>',
 )
 
-REACT: Final = MadeUp(
-    name="react",
-    kind="thoughts, actions and their input behind labels; the text of an answer, too",
-    source="""\
-{%- for message in messages %}
-{%- if message.role == 'assistant' %}
-{%- if message.reasoning_content %}{{ 'Thought: ' + message.reasoning_content + '\\n' }}{% endif %}
-{%- if message.content %}{{ 'Final Answer: ' + message.content + '\\n' }}{% endif %}
-{%- for call in message.tool_calls or [] %}
-{{- 'Action: ' + call.function.name + '\\nAction Input: ' + call.function.arguments | tojson + '\\n' }}
-{%- endfor %}
-{{- '<|end|>\\n' }}
-{%- elif message.role == 'tool' %}{{ 'Observation: ' + message.content + '<|end|>\\n' }}
-{%- else %}{{ message.role | title + ': ' + message.content + '<|end|>\\n' }}
-{%- endif %}
-{%- if loop.first and tools %}
-{%- for tool in tools %}{{ tool.function.name + ': ' + tool.function | tojson + '\\n' }}{% endfor %}
-{%- endif %}
-{%- endfor %}
-""",
-    end="<|end|>",
-    one='Action: get_weather\nAction Input: {"city": "Lisbon", "days": 3}\n',
-    two='Action: get_weather\nAction Input: {"city": "Lisbon", "days": 3}\n'
-    'Action: get_weather\nAction Input: {"city": "Oporto", "days": 1}\n',
-    thought="Thought: Hm.\nFinal Answer: Sunny.\n",
-)
-
 NAME_BEHIND_EQUALS: Final = MadeUp(
     name="name-behind-equals",
     kind="a tag with the name behind an equals sign, and JSON inside; tools in the first message of the user",
@@ -615,32 +588,10 @@ PARENTHESES: Final = MadeUp(
     controls=("<|to|>", "<|fin|>"),
 )
 
-OMITS_EMPTY: Final = MadeUp(
-    name="omits-empty",
-    kind="a call without arguments has no member for them",
-    source="""\
-{%- for message in messages %}
-{{- '<' + message.role + '>' + message.content }}
-{%- for call in message.tool_calls or [] %}
-{{- '<do>{"name": "' + call.function.name + '"' }}
-{%- if call.function.arguments %}{{ ', "arguments": ' + call.function.arguments | tojson }}{% endif %}
-{{- '}</do>' }}
-{%- endfor %}
-{{- '<fin>' }}
-{%- if loop.first and tools %}{{ '<tools>' + tools | tojson + '<fin>' }}{% endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<assistant>' }}{% endif %}
-""",
-    end="<fin>",
-    one='<do>{"name": "get_weather", "arguments": {"city": "Lisbon", "days": 3}}</do>',
-    two='<do>{"name": "get_weather", "arguments": {"city": "Lisbon", "days": 3}}</do>'
-    '<do>{"name": "get_weather", "arguments": {"city": "Oporto", "days": 1}}</do>',
-)
-
 VARIATIONS: Final = (
     *(EVERYTHING, FROM_ONE, COLON, NAME_IN_MARK, KEY_VALUE_LINES, MACRO, TRAILING_LINE, WITH_RESULT, COMPACT),
     *(WHOLE_OBJECT, INDENTED, ALL_TAGS, PYTHON_WORDS, PYTHON_LIST, OTHER_KEY, OTHER_SWITCH, APPENDS),
-    *(REACT, NAME_BEHIND_EQUALS, WHOLE_XML, LIST_OF_ARGUMENTS, LISP, PARENTHESES, OMITS_EMPTY),
+    *(NAME_BEHIND_EQUALS, WHOLE_XML, LIST_OF_ARGUMENTS, LISP, PARENTHESES),
 )
 
 STRIPPED: Final = MadeUp(
