@@ -1,7 +1,6 @@
 """Learns the syntax of a model's answers by rendering conversations that differ in one thing."""
 
 import logging
-from collections.abc import Mapping
 from typing import Any, Final
 
 from api.text.dialects.probing.calls import Way, learn_calls
@@ -12,7 +11,7 @@ from api.text.dialects.syntax import AnswerSyntax, Calls, Learned, TaggedArgumen
 from api.text.template import ChatTemplate, PromptEnd
 
 log = logging.getLogger(__name__)
-_RULE: Final = {"role": "system", "content": "zqrule"}
+_RULE: Final[dict[str, Any]] = {"role": "system", "content": "zqrule"}
 
 
 def learn(template: ChatTemplate) -> Learned:
@@ -45,7 +44,7 @@ def learn(template: ChatTemplate) -> Learned:
         return Learned(AnswerSyntax(plain.thoughts, plain.content, ends=plain.ends), switches=plain.switches)
 
 
-def _lists_tools(renders: Renders, *before: Mapping[str, Any]) -> bool:
+def _lists_tools(renders: Renders, *before: dict[str, Any]) -> bool:
     prompt = renders.text([*before, QUESTION], tools=True, end=PromptEnd.NEW_TURN) or ""
     return NAMES[0] in prompt and KEYS[0] in prompt
 
