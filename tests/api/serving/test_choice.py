@@ -4,6 +4,7 @@ import pytest
 
 from api.serving.choice import Choice, Delta
 from api.text.dialects import Tool, ToolUse
+from api.text.dialects.syntax import Calls, TaggedArguments, form
 from api.text.tokenizer import Tokenizer
 from scheduler.messages import Output
 from tests import dialects
@@ -24,3 +25,12 @@ def test_a_call_cut_by_a_stop_string_does_not_finish_as_tool_calls(
     deltas.append(choice.push(Output(1, [], "stop")))
     assert choice.finish_reason == finish_reason
     assert [delta.finish_reason for delta in deltas if delta.finish_reason] == [finish_reason]
+
+
+def test_a_call_without_an_end_mark_of_its_own_ends_with_the_answer(tokenizer: Tokenizer) -> None:
+    lines = Calls((form("call $name\n$arguments"),), TaggedArguments(form("- $key: $value\n"), encoding="json"))
+    choice = Choice(tokenizer.piece, [], dialects.native(lines, "lines").parser(USE))
+    choice.push(Output(1, tokenizer.encode("call weather\n- days: 3", parse_special=False)))
+    assert choice.finish_reason is None
+    last = choice.push(Output(1, [], "stop"))
+    assert last.finish_reason == "tool_calls"
