@@ -19,6 +19,7 @@ from api.text.dialects import (
     ToolUse,
     merged,
 )
+from api.text.dialects.syntax import AnswerSyntax, Calls, TaggedArguments, form
 from tests import dialects
 
 USE = ToolUse((Tool("weather", None, {}), Tool("clock", None, {})), "auto")
@@ -229,3 +230,15 @@ def test_text_is_held_back_only_while_it_may_start_a_call() -> None:
     assert parser.push("a <b") == [Content("a <b")]
     assert parser.push("<tool") == []
     assert parser.push("box>") == [Content("<toolbox>")]
+
+
+def test_a_name_in_the_last_mark_of_a_call_belongs_to_it() -> None:
+    """Its beginning is also that of the mark that ends the answer."""
+    calls = Calls((form("<do><$name>$arguments</$name></do>"),), TaggedArguments(form("<$key>$value</$key>")))
+    syntax = AnswerSyntax(calls=calls, ends=("</assistant>",))
+    parser = AnswerParser(syntax, ToolUse((Tool("clock", None, {}),), "auto"))
+    text = "<do><clock><zone>UTC</zone></clock></do>"
+    events = [*parser.push(f"{text}{text}</assistant>"), *parser.finish()]
+    assert not [event for event in events if isinstance(event, Content)]
+    assert sum(isinstance(event, CallBegin) for event in events) == 2
+    assert parser.ended
