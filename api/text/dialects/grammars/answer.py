@@ -13,7 +13,8 @@ from api.text.dialects.tools import Tool, ToolUse
 MAX_CALLS: Final = 16
 """Maximum number of calls in an answer that consists of calls."""
 _TAG: Final = re.compile(r"<[^<>\s]*>|<[^<>\s]+|\[[^\[\]\s]+\]")
-_SPACE: Final = r"/[ \n]*/"
+_SPACE: Final = r"/[ \n]{0,8}/"
+"""After reasoning. Without a limit, a model that wants no call could write white space for ever."""
 
 
 def answer_grammar(
@@ -41,7 +42,7 @@ def _body(rules: Rules, syntax: AnswerSyntax, use: ToolUse | None, content: str 
         return _after(preamble, wrapped)
     calls = _calls(rules, syntax.calls, use)
     if use.choice == "required":
-        return f"{preamble} {calls}"
+        return f"{_empty(rules, syntax.content)} {calls}"
     if content is not None or syntax.content is not None:
         return _after(preamble, f"({wrapped} | {calls})")
     triggered = _triggered(rules, syntax.calls, use)
@@ -76,6 +77,16 @@ def _wrapped(rules: Rules, wrapper: Wrapper, content: str | None, words: str) ->
         return f"{begin} {words}", ""
     preamble = f"({begin} {rules.until(wrapper.ends[0], 'text')})*"
     return f"({begin} {words} {end})", preamble if content is None else ""
+
+
+def _empty(rules: Rules, wrapper: Wrapper | None) -> str:
+    """The marks of a text without any text, which some families write before calls.
+
+    A text could go on until the answer is full, so that there would be no call.
+    """
+    if wrapper is None or not wrapper.ends:
+        return ""
+    return f"(({' | '.join(map(rules.mark, wrapper.begins))}) {rules.mark(wrapper.ends[0])})?"
 
 
 def _thoughts(rules: Rules, thoughts: Thoughts | None, *, is_thinking: bool) -> str:

@@ -8,6 +8,8 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from api.text.dialects import Dialect, Tool, ToolUse
+from api.text.dialects.common import HERMES
+from api.text.dialects.syntax import AnswerSyntax, Learned, Thoughts, Wrapper
 from api.text.schemas import json_rule, schema_rule
 from api.text.tokenizer import Tokenizer
 from scheduler.llama.model import Model
@@ -162,6 +164,24 @@ def test_a_model_may_reason_before_a_constrained_answer(
     )
     assert accepts(vocabulary, begun, "Hm.</think>\n5")
     assert not accepts(vocabulary, begun, "5")
+
+
+def test_a_required_call_comes_before_any_text(vocabulary: LLTokenizer) -> None:
+    """Also if the text has marks around it: a model could write it until the answer is full, and never call."""
+    syntax = AnswerSyntax(Thoughts(("<t>",), ("</t>",)), Wrapper(("<say>",), ("</say>",)), HERMES)
+    dialect = Dialect(Learned(syntax, lists_tools=True, renders_calls=True))
+    call, text = hermes("clock", "{}"), "<say>Hi.</say>"
+    answers = [call, f"<say></say>{call}", text + call, text]
+    for choice, allowed in (("auto", answers), ("required", answers[:2])):
+        grammar = grammar_of(dialect, choice)
+        assert [each for each in answers if accepts(vocabulary, grammar, f"<t>Hm.</t>\n{each}")] == allowed
+
+
+def test_white_space_after_reasoning_has_a_limit(vocabulary: LLTokenizer) -> None:
+    grammar = grammar_of(dialects.hermes(thinks=True), "required")
+    call = hermes("clock", "{}")
+    assert accepts(vocabulary, grammar, f"<think>Hm.</think>\n\n{call}")
+    assert not accepts(vocabulary, grammar, f"<think>Hm.</think>{chr(10) * 100}{call}")
 
 
 def test_special_tokens_are_used_by_id(vocabulary: LLTokenizer, tokenizer: Tokenizer) -> None:
