@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from api.text.dialects.kinds import kinds_of
-from api.text.dialects.parsing.patterns import Matcher, form_pattern, lenient, marks_in, split_at
+from api.text.dialects.parsing.patterns import SPACE, Matcher, form_pattern, lenient, marks_in, split_at
 from api.text.dialects.parsing.values import JsonScanner, LiteralReader, nested_schema, quoted, typed
 from api.text.dialects.syntax import Form, JsonArguments, Slot, TaggedArguments
 from api.text.dialects.tools import Tool
@@ -45,21 +45,26 @@ class JsonReader:
         self.begun = self.done = self.failed = False
         self.rest = ""
         self._scanner = JsonScanner()
+        self._text = ""  # of arguments that are no object
 
     def push(self, character: str) -> str:
-        scanner = self._scanner
-        belongs = scanner.push(character)
-        if not scanner.text:
+        is_text = self._scanner.in_string
+        self._scanner.push(character)
+        if not self.begun and not self._text:
+            if character.isspace():
+                return ""
+            self.begun = character == "{"
+            self.failed = character not in '{"n'
+        self.failed |= self._scanner.failed
+        if self.failed:
             return ""
-        if scanner.text[0] == "{":
-            self.begun, self.done = True, scanner.done
+        if is_text and character < " ":  # models often write line breaks as they are
+            character = quoted(character)
+        if self.begun:
+            self.done = self._scanner.done
             return character
-        self.failed = scanner.text[0] not in '"n'
-        if not scanner.done or self.failed:
-            return ""
-        if not belongs:
-            self.rest = character
-        return self._converted(scanner.text)
+        self._text += character
+        return self._converted(self._text) if self._scanner.done else ""
 
     def finish(self) -> str:
         return ""
@@ -85,7 +90,7 @@ class TaggedReader:
         self._syntax = arguments
         head, self._tail = split_at(arguments.argument, Slot.VALUE)
         self._space = _trailing_space(head)
-        space, separator = r"\s*", lenient(arguments.separator.strip())
+        space, separator = SPACE, lenient(arguments.separator.strip())
         head_pattern = form_pattern(_without_trailing_space(head), tool.properties)
         self._head = Matcher([f"{space}(?:{separator})?{space}{head_pattern}"])
         end = next((mark for part in footer if isinstance(part, str) for mark in marks_in(part)), "")
@@ -98,13 +103,14 @@ class TaggedReader:
     def push(self, character: str) -> str:
         if self._value is not None:
             text = self._value.push(character)
+            self.failed |= self._value.failed
             if not self._value.done:
                 return text
             self._held, self._value = self._value.rest, None
             rest, self._held = self._held, ""
             return text + "".join(self.push(each) for each in rest if not self.done)
-        self._held += character
-        return self._between()
+        self._held = (self._held + character).lstrip()
+        return self._between() if self._held else ""
 
     def finish(self) -> str:
         """Complete arguments after which only marks are missing."""
@@ -154,6 +160,7 @@ class TaggedReader:
 
 class _Value(Protocol):
     done: bool
+    failed: bool
     rest: str
 
     def push(self, character: str) -> str: ...
@@ -175,14 +182,16 @@ class _LiteralValue:
         quotes = {"json": ('"',), "python": ("'", '"'), "gemma": ('<|"|>',)}[syntax.encoding]
         self._reader = LiteralReader(quotes, escapes=syntax.encoding != "gemma")
         tail = tuple(key if part is Slot.KEY else part for part in tail)
-        self._tail = Matcher([r"\s*" + form_pattern(tail)])
+        self._tail = Matcher([SPACE + form_pattern(tail)])
         self._held = ""
-        self.done = False
+        self._scanner = JsonScanner()
+        self.done = self.failed = False
         self.rest = ""
 
     def push(self, character: str) -> str:
         if not self._reader.done:
             text, belongs = self._reader.push(character)
+            self.failed |= not all(map(self._scanner.push, text))
             if belongs:
                 return text
             return text + self._after(character)
@@ -222,7 +231,7 @@ class _RawValue:
         self._text = ""
         """The text that is not yet written."""
         self._wrote = False
-        self.done = False
+        self.done = self.failed = False
         self.rest = ""
 
     def push(self, character: str) -> str:
@@ -299,7 +308,7 @@ def _nested(text: str, argument: Form, schema: Any, references: References) -> s
 def _members(text: str, argument: Form) -> list[tuple[str, str]] | None:
     """The keys and texts of the members in a nested value; None if it has another form."""
     head, tail = split_at(argument, Slot.VALUE)
-    matcher = Matcher([r"\s*" + form_pattern(_without_trailing_space(head))])
+    matcher = Matcher([SPACE + form_pattern(_without_trailing_space(head))])
     members = []
     while text.strip():
         found = matcher.match(text)

@@ -7,6 +7,7 @@ from typing import Protocol
 from api.text.dialects.parsing.arguments import ArgumentsReader, JsonReader, arguments_reader
 from api.text.dialects.parsing.patterns import (
     NAME_KEY,
+    SPACE,
     JsonCall,
     Matcher,
     form_pattern,
@@ -62,11 +63,11 @@ class Entry:
         self._is_named = Slot.NAME in before
         if self._json is not None:
             self.head = self._json.before
-            self.pattern = form_pattern(self.head, tools) + r"\s*(?=\{)"
+            self.pattern = form_pattern(self.head, tools) + SPACE + r"(?=\{)"
             self.tail = self._json.after
         else:
             self.head, self.tail = before, self._footer
-            self.pattern = form_pattern(before, tools) + self._lookahead()
+            self.pattern = form_pattern(before, tools).removesuffix(SPACE) + self._lookahead()
 
     def reader(self, name: str) -> CallReader:
         """`name`: the function's name, if the text so far has it."""
@@ -81,14 +82,14 @@ class Entry:
         """What must follow, so that a name is not cut where a longer one continues."""
         arguments = self._calls.arguments
         if isinstance(arguments, JsonArguments):
-            return r"\s*(?=[{\"n])"
+            return SPACE + r"(?=[{\"n])"
         head, _ = split_at(arguments.argument, Slot.VALUE)
         first = next((mark for part in head[:1] if isinstance(part, str) for mark in marks_in(part)), "")
         end = next((mark for part in self._footer if isinstance(part, str) for mark in marks_in(part)), "")
         if not end:  # the end of the line is all that ends a call without arguments
             return r"(?=[ \t]*\n)"
         follows = [lenient(first) if first else r"[^\s<>\"'=:,{}()\[\]|]"] + ([lenient(end)] if end else [])
-        return rf"(?=\s*(?:{'|'.join(follows)}))"
+        return rf"(?={SPACE}(?:{'|'.join(follows)}))"
 
 
 class Entries:
@@ -96,13 +97,15 @@ class Entries:
 
     def __init__(self, calls: Calls, tools: Mapping[str, Tool]) -> None:
         self._entries = [Entry(calls, form, tools) for form in calls.forms]
-        prefixes = _optional(calls.begin) + (rf"(?:{lenient(calls.separator.strip())})?\s*" if calls.separator else "")
+        prefixes = _optional(calls.begin) + (
+            rf"(?:{lenient(calls.separator.strip())})?{SPACE}" if calls.separator else ""
+        )
         patterns = [prefixes + _with_optional_opener(entry, loose=calls.loose) for entry in self._entries]
         self._matcher = Matcher(patterns)
 
     def match(self, text: str) -> tuple[CallReader, str] | bool:
         """The reader of a call and the text that it has to read; else whether more text may begin a call."""
-        found = self._matcher.match(text) if len(text) < MAX_HELD else False
+        found = self._matcher.match(text)
         if not isinstance(found, tuple):
             return found
         i, match = found
@@ -124,7 +127,7 @@ def _is_own(marks: Sequence[str]) -> bool:
 
 def _optional(text: str) -> str:
     """The pattern of marks each of which may be missing."""
-    return "".join(rf"(?:{lenient(mark)})?\s*" for mark in marks_in(text))
+    return "".join(rf"(?:{lenient(mark)})?{SPACE}" for mark in marks_in(text))
 
 
 def _with_optional_opener(entry: Entry, *, loose: bool) -> str:
@@ -207,6 +210,8 @@ class JsonCallReader:
         """The keys of the members that are being read."""
         self._key: str | None = None
         self._scanner: JsonScanner | JsonReader | None = None
+        self._text = ""
+        """The text of a member that is no argument."""
         self._expected = "object"
         self._waiting: str | None = None
         """Arguments that were complete before the name."""
@@ -247,7 +252,7 @@ class JsonCallReader:
         return ""
 
     def _scan(self, character: str) -> None:
-        self._scanner = JsonScanner()
+        self._scanner, self._text = JsonScanner(), character
         self._scanner.push(character)
 
     def _begin_value(self, character: str) -> str:
@@ -290,17 +295,20 @@ class JsonCallReader:
 
     def _member(self, character: str, scanner: JsonScanner) -> str:
         belongs = scanner.push(character)
+        self.failed |= scanner.failed
+        if belongs:
+            self._text += character
         if not scanner.done:
             return ""
         self._scanner = None
         text = ""
         if self._expected == "key":
-            self._key, self._expected = _string(scanner.text), "colon"
+            self._key, self._expected = _string(self._text), "colon"
             self.failed = self._key is None
         else:
             self._expected = "comma"
             if (*self._path, self._key) == self._call.name_path:
-                text = self._named(_string(scanner.text))
+                text = self._named(_string(self._text))
         return text if belongs else text + self.push(character)
 
     def _named(self, name: str | None) -> str:

@@ -86,6 +86,10 @@ class AnswerParser:
         """Whether they are inside the reasoning. Then only the end of the answer shows that they are no quotation."""
         self._raw = ""
         self._pending: list[Event] = []
+        self._unread = ""
+        """The text of a call after what was reported of it."""
+        self._is_broken = False
+        """Whether a call that was reported turned out to be invalid."""
 
     @property
     def is_reasoning(self) -> bool:
@@ -93,8 +97,8 @@ class AnswerParser:
 
     @property
     def is_calling(self) -> bool:
-        """Whether the text ends inside a call that was reported with CallBegin."""
-        return self._state is _State.CALL and self._has_begun
+        """Whether a call that was reported with CallBegin is not complete."""
+        return self._is_broken or (self._state is _State.CALL and self._has_begun)
 
     def push(self, text: str) -> list[Event]:
         self._input.extend(text)
@@ -109,6 +113,9 @@ class AnswerParser:
             character = self._input.popleft()
             if self._in_thought:
                 self._raw += character
+                if self._state is _State.CALL and (end := self._end_of_quotation()):
+                    yield from self._quote(len(end))
+                    continue
             match self._state:
                 case _State.TEXT:
                     yield from self._text(character)
@@ -148,7 +155,7 @@ class AnswerParser:
             return True
         if mark in self._begins:
             return self._may_think or self._thoughts_anywhere
-        return self._is_blank and self._may_begin_with_closer
+        return mark in self._closers and self._is_blank and self._may_begin_with_closer
 
     def _act(self, mark: str) -> Iterator[Event]:
         if mark in self._begins and (self._may_think or self._thoughts_anywhere):
@@ -266,14 +273,27 @@ class AnswerParser:
         if not self._has_begun:
             self._held += character
         text = reader.push(character)
-        if reader.failed and not self._has_begun:
-            yield from self._give_back()
+        self._unread += character
+        if reader.failed:
+            yield from self._break() if self._has_begun else self._give_back()
             return
+        self._unread = "" if text else self._unread
         yield from self._report(reader, text)
-        if reader.done or reader.failed:
+        if reader.done:
             rest = reader.rest
-            self._state, self._reader = _State.AFTER_CALL, None
+            self._state, self._reader, self._unread = _State.AFTER_CALL, None, ""
             self._read_again(rest)
+
+    def _break(self) -> Iterator[Event]:
+        """What follows in an invalid call is text."""
+        self._reader = None
+        if self._in_thought:
+            yield from self._quote(len(self._unread))
+            return
+        unread, self._unread = self._unread, ""
+        self._state, self._is_broken = _State.TEXT, True
+        self._trims = False
+        self._read_again(unread)
 
     def _report(self, reader: CallReader, text: str) -> Iterator[Event]:
         events: list[Event] = []
@@ -314,6 +334,10 @@ class AnswerParser:
             self._end()
         yield from ()
 
+    def _end_of_quotation(self) -> str:
+        """The mark at the end of the text that ends the reasoning; empty if there is none."""
+        return next((mark for mark in self._closers if self._raw.endswith(mark)), "")
+
     def _quote(self, num_unread: int) -> Iterator[Event]:
         """Calls inside the reasoning were a quotation: they become reasoning. Read the last characters again."""
         raw, self._raw = self._raw, ""
@@ -329,6 +353,7 @@ class AnswerParser:
         """Drop marks after calls and white space. Start the next call, or end the calls."""
         self._held += character
         if not (text := self._held.lstrip()):
+            self._held = ""
             return
         found, footer = self._entries.match(text), self._footers.match(text)
         if isinstance(found, tuple):
@@ -399,9 +424,7 @@ class AnswerParser:
 
     def _quoted_at_the_end(self) -> Iterator[Event]:
         """A call that the reasoning does not complete is a quotation, too. Its text may end the reasoning."""
-        self._triggers = frozenset()
         self._thought_marks = Marks([*self._closers, *self._ends])
-        self._bare = False
         self._held = ""
         yield from self._quote(len(self._raw) - 1)
         yield from self._read()

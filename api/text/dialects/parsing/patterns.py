@@ -19,8 +19,11 @@ _MARKS: Final = re.compile(
 _KEY_CHARACTER: Final = r"[^\s<>\"'=:,{}()\[\]|]"
 _KEY: Final = rf"(?!/){_KEY_CHARACTER}{{1,128}}"
 _KEY_END: Final = r"(?=[\s<>\"'=:,{}()\[\]|])"
-_ANY: Final = {Slot.ID: r"[^\n]{0,200}?", Slot.INDEX: r"\d{1,6}", Slot.TYPE: r"[^\n<>]{0,40}?"}
-SPACE: Final = r"\s*"
+_ANY: Final = {Slot.ID: r"\S{0,200}?", Slot.INDEX: r"\d{1,6}", Slot.TYPE: r"[^\s<>]{0,40}?"}
+SPACE: Final = r"\s*+"
+"""No literal text and no slot begins with white space, so giving some back would only take time."""
+MAX_MATCHED: Final = 1000
+"""Characters in which a pattern must match: all marks, names and white space before a value."""
 
 
 def lenient(text: str) -> str:
@@ -132,12 +135,14 @@ class Matcher:
     def match(self, text: str) -> "tuple[int, regex.Match[str]] | bool":
         """The first pattern that matches, with its match; else whether more text may match one.
 
-        More text is awaited as long as an earlier pattern may match.
+        More text is awaited as long as an earlier pattern may match and the text is short.
         """
         for i, pattern in enumerate(self._patterns):
             found = pattern.match(text, partial=True)
-            if found is not None:
-                return True if found.partial else (i, found)
+            if found is not None and not found.partial:
+                return i, found
+            if found is not None and len(text) < MAX_MATCHED:
+                return True
         return False
 
 

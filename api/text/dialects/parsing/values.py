@@ -9,42 +9,126 @@ from api.text.dialects.kinds import Kinds, kind_of
 
 _ENDS: Final = frozenset(",]}) \t\r\n")
 """What ends a number or a word."""
+_HEXADECIMAL: Final = frozenset("0123456789abcdefABCDEF")
+_WORDS: Final = {"t": "rue", "f": "alse", "n": "ull"}
+_DIGIT: Final = ("0", "1")
+_EXPONENT: Final = {"e": "e", "E": "e"}
+_NUMBER: Final[Mapping[str, Mapping[str, str]]] = {
+    "begin": {"-": "-", "0": "0", "1": "1"},
+    "-": {"0": "0", "1": "1"},
+    "0": {".": "."} | _EXPONENT,
+    "1": dict.fromkeys(_DIGIT, "1") | {".": "."} | _EXPONENT,
+    ".": dict.fromkeys(_DIGIT, ".1"),
+    ".1": dict.fromkeys(_DIGIT, ".1") | _EXPONENT,
+    "e": dict.fromkeys(_DIGIT, "e1") | {"+": "e+", "-": "e+"},
+    "e+": dict.fromkeys(_DIGIT, "e1"),
+    "e1": dict.fromkeys(_DIGIT, "e1"),
+}
+"""The parts of a number, and the part after each character. A 1 stands for all digits but 0."""
+_NUMBER_ENDS: Final = frozenset({"0", "1", ".1", "e1"})
+"""The parts that a number may end with."""
 
 
 class JsonScanner:
-    """Finds the end of one JSON value. White space before it is not part of it."""
+    """Checks one JSON value and finds its end. White space before it is not part of it."""
 
     def __init__(self) -> None:
-        self.text = ""
         self.done = False
-        self._depth = 0
+        self.failed = False
+        """Whether this is no JSON. The last character then does not belong to the value."""
+        self._expected = "value"
+        """value, key, colon or comma; `first`: a key or the end of an object; `item`: a value or the end of a list."""
+        self._closers: list[str] = []
+        self._is_key = False
         self._in_string = False
-        self._escaped = False
+        self._escape = ""
+        """The characters of an escape that are expected yet: one of these, or so many hexadecimal digits."""
+        self._word = ""
+        """The rest of a word that is being read."""
+        self._number = ""
+        """The part of a number that is being read."""
+
+    @property
+    def in_string(self) -> bool:
+        return self._in_string
 
     def push(self, character: str) -> bool:
         """Whether the character belongs to the value. Once it is `done`, none does."""
-        if self.done:
+        if self.done or self.failed:
             return False
-        if not self.text and character.isspace():
-            return True
-        if self.text and not self._depth and not self._in_string and character in _ENDS:
-            self.done = True
-            return False
-        self.text += character
-        if self._escaped:
-            self._escaped = False
-        elif self._in_string:
-            self._escaped = character == "\\"
-            self._in_string = character != '"'
-            self.done = not self._in_string and not self._depth
+        if self._in_string:
+            self._string(character)
+        elif self._word:
+            self.failed = character != self._word[0]
+            self._word = self._word[1:]
+            self._end_value(is_ended=not self._word)
+        elif self._number:
+            return self._digit(character)
+        elif not character.isspace():
+            self._begin(character)
+        return not self.failed
+
+    def _string(self, character: str) -> None:
+        if self._escape == "\\":
+            self.failed = character not in '"\\/bfnrtu'
+            self._escape = "uuuu" if character == "u" else ""
+        elif self._escape:
+            self.failed = character not in _HEXADECIMAL
+            self._escape = self._escape[1:]
+        elif character == "\\":
+            self._escape = character
         elif character == '"':
+            self._in_string = False
+            if self._is_key:
+                self._expected = "colon"
+            else:
+                self._end_value()
+
+    def _digit(self, character: str) -> bool:
+        following = _NUMBER[self._number].get("1" if character in "123456789" else character)
+        if following is not None:
+            self._number = following
+            return True
+        self.failed = self._number not in _NUMBER_ENDS
+        self._number = ""
+        self._end_value()
+        return not self.done and self.push(character)
+
+    def _begin(self, character: str) -> None:
+        expected = self._expected
+        if character in "]}" and self._closers[-1:] == [character] and expected in ("comma", "first", "item"):
+            self.failed = expected == "item" and character == "}"
+            self._closers.pop()
+            self._end_value()
+        elif expected == "comma":
+            self.failed = character != ","
+            self._expected = "key" if self._closers[-1] == "}" else "value"
+        elif expected == "colon":
+            self.failed, self._expected = character != ":", "value"
+        elif expected in ("key", "first"):
+            self.failed = character != '"'
+            self._in_string = self._is_key = True
+        else:
+            self._begin_value(character)
+
+    def _begin_value(self, character: str) -> None:
+        self._is_key = False
+        if character == '"':
             self._in_string = True
         elif character in "{[":
-            self._depth += 1
-        elif character in "}]":
-            self._depth -= 1
-            self.done = self._depth <= 0
-        return True
+            self._closers.append("}" if character == "{" else "]")
+            self._expected = "first" if character == "{" else "item"
+        elif character in _WORDS:
+            self._word = _WORDS[character]
+        elif number := _NUMBER["begin"].get("1" if character in "123456789" else character):
+            self._number = number
+        else:
+            self.failed = True
+
+    def _end_value(self, *, is_ended: bool = True) -> None:
+        if is_ended and not self.failed:
+            self._expected = "comma"
+            self.done = not self._closers
 
 
 class LiteralReader:
@@ -58,6 +142,8 @@ class LiteralReader:
         self._quote = ""
         """The quote that ends the string that is being read; empty outside of strings."""
         self._held = ""
+        self._comma = ""
+        """A comma that is written before the next value. Python allows one after the last."""
         self.done = False
 
     def push(self, character: str) -> tuple[str, bool]:
@@ -68,12 +154,12 @@ class LiteralReader:
         if any(quote.startswith(self._held) for quote in self._quotes):
             if self._held in self._quotes:
                 self._quote, self._held = self._held, ""
-                return '"', True
+                return self._separated('"'), True
             return "", True
         if character not in _ENDS and character not in ":{[(":
             return "", True
         word, self._held = self._held[:-1], ""
-        text = self._word(word, is_key=character == ":") if word.strip() else ""
+        text = self._separated(self._word(word, is_key=character == ":")) if word.strip() else ""
         return self._structure(text, character, has_word=bool(text))
 
     def finish(self) -> str:
@@ -84,10 +170,14 @@ class LiteralReader:
         self.done = True
         return self._word(word, is_key=False)
 
+    def _separated(self, text: str) -> str:
+        comma, self._comma = self._comma, ""
+        return comma + text
+
     def _structure(self, text: str, character: str, *, has_word: bool) -> tuple[str, bool]:
         if character in "{[(":
             self._closers.append("}" if character == "{" else "]")
-            return text + ("{" if character == "{" else "["), True
+            return text + self._separated("{" if character == "{" else "["), True
         if not self._closers:
             if character.isspace() and not has_word:
                 return "", True
@@ -95,9 +185,12 @@ class LiteralReader:
             return text or "null", False
         if character in "]})":
             text += self._closers.pop()
+            self._comma = ""
             self.done = not self._closers
-        elif character in ",:":
-            text += f"{character} "
+        elif character == ",":
+            text, self._comma = text + self._comma, ", "
+        elif character == ":":
+            text += ": "
         return text, True
 
     def _in_string(self, character: str) -> str:
