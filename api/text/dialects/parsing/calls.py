@@ -1,27 +1,16 @@
 """Reads one tool call of an answer, one character at a time."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Final, Protocol
 
-from api.text.dialects.parsing.arguments import ArgumentsReader, JsonReader, arguments_reader
-from api.text.dialects.parsing.patterns import (
-    NAME_KEY,
-    SPACE,
-    JsonCall,
-    Matcher,
-    form_pattern,
-    json_call,
-    lenient,
-    marks_in,
-    split_at,
-    with_name,
-)
+from api.text.dialects.parsing.arguments import ArgumentsReader, JsonReader
+from api.text.dialects.parsing.patterns import NAME_KEY, JsonCall, Matcher, form_pattern
 from api.text.dialects.parsing.values import JsonScanner
-from api.text.dialects.syntax import Calls, Form, JsonArguments, Slot
+from api.text.dialects.syntax import Form, Slot
 from api.text.dialects.tools import Tool
 
-MAX_HELD = 20_000
+MAX_HELD: Final = 20_000
 """Characters of a text that may become a call. A longer one is no call."""
 
 
@@ -51,92 +40,6 @@ class CallReader(Protocol):
 
     def finish(self) -> str:
         """The JSON text at the end of the answer. Sets `done` if only marks are missing."""
-
-
-class Entry:
-    """One way in which a call begins."""
-
-    def __init__(self, calls: Calls, form: Form, tools: Mapping[str, Tool]) -> None:
-        self._calls, self._tools = calls, tools
-        self._json = json_call(form)
-        before, self._footer = split_at(form, Slot.ARGUMENTS)
-        self._is_named = Slot.NAME in before
-        if self._json is not None:
-            self.head = self._json.before
-            self.pattern = form_pattern(self.head, tools) + SPACE + r"(?=\{)"
-            self.tail = self._json.after
-        else:
-            self.head, self.tail = before, self._footer
-            self.pattern = form_pattern(before, tools).removesuffix(SPACE) + self._lookahead()
-
-    def reader(self, name: str) -> CallReader:
-        """`name`: the function's name, if the text so far has it."""
-        if self._json is not None:
-            return JsonCallReader(self._json, self._tools)
-        if not self._is_named:
-            return NamedLastReader(self._footer, self._tools)
-        footer = with_name(self._footer, name)
-        return NamedReader(name, arguments_reader(self._calls.arguments, footer, self._tools[name]))
-
-    def _lookahead(self) -> str:
-        """What must follow, so that a name is not cut where a longer one continues."""
-        arguments = self._calls.arguments
-        if isinstance(arguments, JsonArguments):
-            return SPACE + r"(?=[{\"n])"
-        head, _ = split_at(arguments.argument, Slot.VALUE)
-        first = next((mark for part in head[:1] if isinstance(part, str) for mark in marks_in(part)), "")
-        end = next((mark for part in self._footer if isinstance(part, str) for mark in marks_in(part)), "")
-        if not end:  # the end of the line is all that ends a call without arguments
-            return r"(?=[ \t]*\n)"
-        follows = [lenient(first) if first else r"[^\s<>\"'=:,{}()\[\]|]"] + ([lenient(end)] if end else [])
-        return rf"(?={SPACE}(?:{'|'.join(follows)}))"
-
-
-class Entries:
-    """All ways in which a call begins."""
-
-    def __init__(self, calls: Calls, tools: Mapping[str, Tool]) -> None:
-        self._entries = [Entry(calls, form, tools) for form in calls.forms]
-        prefixes = _optional(calls.begin) + (
-            rf"(?:{lenient(calls.separator.strip())})?{SPACE}" if calls.separator else ""
-        )
-        patterns = [prefixes + _with_optional_opener(entry, loose=calls.loose) for entry in self._entries]
-        self._matcher = Matcher(patterns)
-
-    def match(self, text: str) -> tuple[CallReader, str] | bool:
-        """The reader of a call and the text that it has to read; else whether more text may begin a call."""
-        found = self._matcher.match(text)
-        if not isinstance(found, tuple):
-            return found
-        i, match = found
-        return self._entries[i].reader(match.groupdict().get("name") or ""), text[match.end() :]
-
-    def triggers(self, calls: Calls) -> Iterator[str]:
-        """The marks that may begin a call anywhere."""
-        yield from marks_in(calls.begin)[:1]
-        for entry in self._entries:
-            marks = [mark for part in entry.head[:1] if isinstance(part, str) for mark in marks_in(part)]
-            if not (calls.bare or (not marks and calls.begin)):
-                yield from marks[: 2 if calls.loose and _is_own(marks[1:2]) else 1]
-
-
-def _is_own(marks: Sequence[str]) -> bool:
-    """Whether this is a mark that text rarely has."""
-    return bool(marks) and len(marks[0]) > 3 and marks[0][0] in "<["
-
-
-def _optional(text: str) -> str:
-    """The pattern of marks each of which may be missing."""
-    return "".join(rf"(?:{lenient(mark)})?{SPACE}" for mark in marks_in(text))
-
-
-def _with_optional_opener(entry: Entry, *, loose: bool) -> str:
-    first = entry.head[0] if entry.head else ""
-    marks = marks_in(first) if isinstance(first, str) else []
-    if not loose or not _is_own(marks[1:2]):
-        return entry.pattern
-    opener = lenient(marks[0])
-    return rf"(?:{opener})?" + entry.pattern.removeprefix(opener)
 
 
 class NamedReader:

@@ -1,18 +1,16 @@
 """Parses answers into events, one character at a time, so that the pieces of an answer do not matter."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
-from typing import Final
 
 from api.text.dialects.events import CallArguments, CallBegin, Content, Event, Reasoning, merged
 from api.text.dialects.ids import call_id
-from api.text.dialects.parsing.calls import CallReader, Entries
-from api.text.dialects.parsing.patterns import Marks, Matcher, form_pattern, lenient, marks_in, with_name
-from api.text.dialects.syntax import AnswerSyntax, Calls, Slot
+from api.text.dialects.parsing.calls import CallReader
+from api.text.dialects.parsing.entries import Entries
+from api.text.dialects.parsing.meanings import Meanings
+from api.text.dialects.syntax import AnswerSyntax
 from api.text.dialects.tools import ToolUse
-
-_NONE: Final[frozenset[str]] = frozenset()
 
 
 class _State(Enum):
@@ -40,32 +38,15 @@ class AnswerParser:
 
         `is_thinking`: the answer starts inside the reasoning. `keeps_reasoning`: reasoning and its marks are content.
         """
-        thoughts, wrapper = syntax.thoughts, syntax.content  # white space before a mark is dropped anyway
+        self._entries = Entries(syntax.calls, use.by_name()) if syntax.calls and use else None
+        self._bare = syntax.calls is not None and use is not None and syntax.calls.bare
+        triggers = self._entries.triggers if self._entries else ()
+        self._marks = Meanings(syntax, triggers, is_thinking=is_thinking)
         self._make_id = make_id
         self._keeps_reasoning = keeps_reasoning
-        self._calls = syntax.calls if use is not None else None
-        self._bare = self._calls is not None and self._calls.bare
         self._state = _State.REASONING if is_thinking else _State.TEXT
         self.ended = False
         """Whether the answer has a mark that ends it. Later text is dropped."""
-        # the marks in text and in reasoning
-        triggers: list[str] = []
-        if self._calls is not None and use is not None:
-            self._entries = Entries(self._calls, use.by_name())
-            triggers = list(self._entries.triggers(self._calls))
-            self._footers = Matcher(_footers(self._calls, list(use.by_name())))
-        self._triggers = frozenset(triggers)
-        self._begins = _stripped(thoughts.begins if thoughts else ())
-        self._thoughts_anywhere = thoughts is not None and thoughts.anywhere
-        self._closers = _stripped(thoughts.ends if thoughts else ())
-        self._may_begin_with_closer = thoughts is not None and (thoughts.unopened or is_thinking)
-        self._noise = _stripped((*syntax.noise, *(wrapper.begins + wrapper.ends if wrapper else ())))
-        self._ends = _stripped(syntax.ends)
-        self._end_marks = Marks(self._ends)
-        self._text_marks = Marks([*triggers, *self._begins, *self._closers, *self._noise, *self._ends])
-        self._content_begins = _stripped(mark for mark in wrapper.begins if not mark[0].isalnum()) if wrapper else _NONE
-        self._words = _stripped(mark for mark in wrapper.begins if mark[0].isalnum()) if wrapper else _NONE
-        self._thought_marks = Marks([*triggers, *self._closers, *self._ends, *self._begins, *self._content_begins])
         self._input: deque[str] = deque()
         """Characters to read next."""
         self._held = ""
@@ -135,38 +116,48 @@ class AnswerParser:
             self._blank += character
             return
         self._held += character
-        if self._is_blank and self._bare and self._entries.match(self._held):
+        if self._is_blank and self._bare and self._may_call(self._held):
             self._begin_header()
             return
-        while self._held and not self._text_marks.may_grow(self._held):
-            mark = self._text_marks.at(self._held)
-            if not mark or not self._acts(mark):
-                yield from self._say(self._held[0])
-                self._held = self._held[1:]
-                continue
-            yield from self._act(mark)
-            return
+        marks = self._marks.in_text
+        while self._held and not marks.may_grow(self._held):
+            mark = marks.at(self._held)
+            if mark and self._acts(mark):
+                yield from self._act(mark)
+                return
+            yield from self._say(self._held[0])
+            self._held = self._held[1:]
+
+    def _may_call(self, text: str) -> bool:
+        return self._entries is not None and self._entries.match(text) is not False
 
     def _acts(self, mark: str) -> bool:
-        """Whether a mark has a meaning at this point. A word has one only where the text begins."""
-        if mark in self._words:
+        """Whether a mark has a meaning at this point."""
+        marks = self._marks
+        if mark in marks.words:
             return self._is_blank
-        if mark in self._triggers or mark in self._noise or mark in self._ends:
+        if mark in marks.triggers or mark in marks.noise or mark in marks.ends:
             return True
-        if mark in self._begins:
-            return self._may_think or self._thoughts_anywhere
-        return mark in self._closers and self._is_blank and self._may_begin_with_closer
+        if mark in marks.thought_begins:
+            return self._may_think or marks.thoughts_anywhere
+        return mark in marks.thought_ends and self._is_blank and marks.may_begin_with_end
 
     def _act(self, mark: str) -> Iterator[Event]:
-        if mark in self._begins and (self._may_think or self._thoughts_anywhere):
+        marks = self._marks
+        if mark in marks.thought_begins and (self._may_think or marks.thoughts_anywhere):
             yield from self._begin_reasoning(mark)
-        elif mark in self._triggers:
+            self._read_again(self._held[len(mark) :])
+        elif mark in marks.triggers:
             self._begin_header()
-            return
-        elif mark in self._ends and mark not in self._noise:
+        else:
+            yield from self._act_without_call(mark)
+
+    def _act_without_call(self, mark: str) -> Iterator[Event]:
+        marks = self._marks
+        if mark in marks.ends and mark not in marks.noise:
             self._end()
             return
-        elif mark in self._closers and mark not in self._noise:
+        if mark in marks.thought_ends and mark not in marks.noise:
             self._trims, self._may_think = True, False
             if self._keeps_reasoning:
                 yield Content(mark)
@@ -202,24 +193,24 @@ class AnswerParser:
 
     def _reason(self, character: str) -> Iterator[Event]:
         self._held += character
-        while self._held and not self._thought_marks.may_grow(self._held):
-            mark = self._thought_marks.at(self._held)
-            if mark in self._closers or mark in self._content_begins:  # the mark after the reasoning may be missing
+        marks = self._marks
+        while self._held and not marks.in_thoughts.may_grow(self._held):
+            mark = marks.in_thoughts.at(self._held)
+            if mark in marks.thought_ends or mark in marks.text_begins:  # the mark behind reasoning may be missing
                 yield from self._end_reasoning(mark)
-            elif mark in self._triggers:
+                return
+            if mark in marks.triggers:
                 if not self._is_blank:
                     self._in_thought, self._raw = True, self._held
                 self._begin_header()
-            elif mark in self._ends:
+                return
+            if mark in marks.ends:
                 self._end()
-            elif mark in self._begins and self._is_blank:
-                self._held = self._held[len(mark) :]  # the model repeats the mark that the prompt ends with
-                continue
-            else:
+                return
+            size = len(mark) if mark and self._is_blank else 1  # a model may repeat the mark that the prompt ends with
+            if size == 1:
                 yield from self._think(self._held[0])
-                self._held = self._held[1:]
-                continue
-            return
+            self._held = self._held[size:]
 
     def _end_reasoning(self, mark: str) -> Iterator[Event]:
         if self._keeps_reasoning:
@@ -250,14 +241,11 @@ class AnswerParser:
 
     def _header(self, character: str) -> Iterator[Event]:
         self._held += character
-        found = self._entries.match(self._held)
-        if found is True:
-            return
-        if found is False:
+        found = self._entries.match(self._held) if self._entries else False
+        if isinstance(found, tuple):
+            self._enter(found)
+        elif not found:
             yield from self._give_back()
-            return
-        assert not isinstance(found, bool)
-        self._enter(found)
 
     def _enter(self, found: tuple[CallReader, str]) -> None:
         self._reader, rest = found
@@ -316,27 +304,19 @@ class AnswerParser:
         self._reader = None
         if self._in_thought:
             yield from self._quote(len(held))
+            return
+        self._state = _State.TEXT
+        mark = self._marks.in_text.at(held)
+        if mark in self._marks.ends or mark in self._marks.noise:
+            self._held = held
+            yield from self._act_without_call(mark)
         else:
-            self._state = _State.TEXT
-            mark = self._text_marks.at(held)
-            size = 1
-            if mark in self._ends or mark in self._noise:
-                self._held = held
-                yield from self._act_without_call(mark)
-                return
-            yield from self._say(held[:size])
-            self._input.extendleft(reversed(held[size:]))
-
-    def _act_without_call(self, mark: str) -> Iterator[Event]:
-        if mark in self._noise:
-            self._read_again(self._held[len(mark) :])
-        else:
-            self._end()
-        yield from ()
+            yield from self._say(held[0])
+            self._input.extendleft(reversed(held[1:]))
 
     def _end_of_quotation(self) -> str:
         """The mark at the end of the text that ends the reasoning; empty if there is none."""
-        return next((mark for mark in self._closers if self._raw.endswith(mark)), "")
+        return next((mark for mark in self._marks.thought_ends if self._raw.endswith(mark)), "")
 
     def _quote(self, num_unread: int) -> Iterator[Event]:
         """Calls inside the reasoning were a quotation: they become reasoning. Read the last characters again."""
@@ -355,17 +335,18 @@ class AnswerParser:
         if not (text := self._held.lstrip()):
             self._held = ""
             return
-        found, footer = self._entries.match(text), self._footers.match(text)
+        assert self._entries is not None, "there was a call"
+        found, footer = self._entries.match(text), self._entries.footer(text)
         if isinstance(found, tuple):
             self._enter(found)
         elif found or footer is True:
             return
         elif isinstance(footer, tuple):
             self._read_again(text[footer[1].end() :])
-        elif self._end_marks.may_grow(text):
-            return
-        elif self._end_marks.at(text):
+        elif self._marks.of_ends.at(text):
             self._end()
+        elif self._marks.of_ends.may_grow(text):
+            return
         elif self._in_thought:
             yield from self._quote(len(self._held))
         else:
@@ -401,7 +382,7 @@ class AnswerParser:
 
     def _finished_call(self) -> Iterator[Event]:
         """Complete a call after which only marks are missing. What is no call is text, with the marks of text."""
-        if self._state in (_State.HEADER, _State.AFTER_CALL) and self._held:
+        if self._entries and self._state in (_State.HEADER, _State.AFTER_CALL) and self._held:
             found = self._entries.match(self._held.lstrip() + "\n")  # the end of the answer also ends a line
             if not isinstance(found, bool):
                 self._enter((found[0], ""))
@@ -424,25 +405,8 @@ class AnswerParser:
 
     def _quoted_at_the_end(self) -> Iterator[Event]:
         """A call that the reasoning does not complete is a quotation, too. Its text may end the reasoning."""
-        self._thought_marks = Marks([*self._closers, *self._ends])
+        self._marks.forget_calls()
         self._held = ""
         yield from self._quote(len(self._raw) - 1)
         yield from self._read()
         yield from self._finished()
-
-
-def _stripped(marks: Iterable[str]) -> frozenset[str]:
-    return frozenset(mark.lstrip() for mark in marks)
-
-
-def _footers(calls: Calls, names: Sequence[str]) -> list[str]:
-    """The marks that may follow a call's arguments, a call or the last call, each of which may be missing."""
-    texts, patterns = [calls.separator, calls.end], []
-    for form in calls.forms:
-        after = form[form.index(Slot.ARGUMENTS) + 1 :]
-        if {Slot.ID, Slot.INDEX} & set(after):
-            patterns.append(form_pattern(after, names))
-        for name in names if Slot.NAME in after and Slot.NAME in form[: -len(after)] else names[:1]:
-            texts += [part for part in with_name(after, name) if isinstance(part, str)]
-    marks = dict.fromkeys(mark for text in texts for mark in marks_in(text))
-    return [*patterns, *map(lenient, sorted(marks, key=len, reverse=True))] or [r"(?!)"]
