@@ -76,6 +76,32 @@ def write_mamba(path: Path, vocabulary: str, vocabulary_kind: str = "gpt2") -> N
     _write(writer)
 
 
+def write_llama(path: Path, vocabulary: str) -> None:
+    """Writes a model like Llama (Touvron et al., 2023) with the vocabulary of the model file `vocabulary`."""
+    random = np.random.default_rng(5)
+    writer = gguf.GGUFWriter(path, "llama")
+    num_tokens = _copy_vocabulary(gguf.GGUFReader(vocabulary), writer)
+    writer.add_context_length(4096)
+    writer.add_embedding_length(EMBEDDING)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_block_count(LAYERS)
+    writer.add_layer_norm_rms_eps(1e-6)
+    shapes = {"token_embd.weight": (num_tokens, EMBEDDING)}
+    norms = ["output_norm"]
+    for layer in range(LAYERS):
+        block = f"blk.{layer}"
+        shapes |= {f"{block}.attn_{name}.weight": (EMBEDDING, EMBEDDING) for name in ("q", "k", "v", "output")}
+        shapes |= {f"{block}.ffn_{name}.weight": (INNER, EMBEDDING) for name in ("gate", "up")}
+        shapes |= {f"{block}.ffn_down.weight": (EMBEDDING, INNER)}
+        norms += [f"{block}.attn_norm", f"{block}.ffn_norm"]
+    for name, shape in shapes.items():
+        writer.add_tensor(name, _weights(random, shape))
+    for name in norms:
+        writer.add_tensor(f"{name}.weight", np.ones(EMBEDDING, np.float32))
+    _write(writer)
+
+
 def write_windowed(path: Path, window: int) -> None:
     """Writes a model like Gemma 3 (2025): one layer with a sliding window, then one that attends to all tokens.
 
