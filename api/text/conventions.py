@@ -168,14 +168,16 @@ def _rendered(render: Render, found: Conventions, messages: Sequence[Message], *
 
 def _with_thoughts(render: Render, found: Conventions, words: Sequence[str], names: Collection[str]) -> Conventions:
     """The conventions with the place where a template without `reasoning_content` reads thoughts, if there is one."""
-    messages = [_QUESTION, {"role": "assistant", "content": "an answer", _OPENAI_NAME: _THOUGHTS}]
+    answer: Message = {"role": "assistant", "content": "an answer", _OPENAI_NAME: _THOUGHTS}
+    call: Message = {"role": "assistant", "content": "", _OPENAI_NAME: _THOUGHTS, "tool_calls": [_call({})]}
     switched_on = {name: True for name in names if _THOUGHT_WORD.search(name)}
-    for variables in ({}, switched_on) if switched_on else ({},):
-        for name in filter(_THOUGHT_WORD.fullmatch, words):
-            for place in ThoughtsAs:
-                tried = replace(found, thoughts_name=name, thoughts_as=place)
-                if _IN_PROSE.search(_rendered(render, tried, messages, **variables) or ""):
-                    return tried
+    for messages in ([_QUESTION, answer], [_QUESTION, call, _RESULT]):  # some write thoughts only beside calls
+        for variables in ({}, switched_on) if switched_on else ({},):
+            for name in filter(_THOUGHT_WORD.fullmatch, words):
+                for place in ThoughtsAs:
+                    tried = replace(found, thoughts_name=name, thoughts_as=place)
+                    if _IN_PROSE.search(_rendered(render, tried, messages, **variables) or ""):
+                        return tried
     return found
 
 

@@ -206,6 +206,15 @@ def test_thoughts_are_given_where_the_template_reads_them(source: str) -> None:
     assert template.text([QUESTION, THOUGHTFUL]) == "[Hm.]So.|"
 
 
+def test_thoughts_are_found_that_are_only_written_beside_calls() -> None:
+    source = (
+        "{% for m in messages %}{% if m.tool_calls %}{{ m.thinking }}:{{ m.tool_calls[0].function.name }}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    conversation = [{"role": "user", "content": "?"}, answer("f", reasoning_content="Hm."), result("f", "!")]
+    assert Served(source).prompt(conversation) == "?Hm.:f!"
+
+
 def test_thoughts_are_found_behind_the_templates_switch() -> None:
     template = Served(
         ROLES + "{% if add_thoughts and m.thought %}[{{ m.thought }}]{% endif %}{{ m.content }}{% endfor %}"

@@ -16,6 +16,9 @@ _TAG: Final = re.compile(r"<[^<>\s]*>|<[^<>\s]+|\[[^\[\]\s]+\]")
 _SPACE: Final = r"/[ \n]{0,8}/"
 """After reasoning. Without a limit, a model that wants no call could write white space for ever."""
 
+_LEAD: Final = r"/\n{1,2}/"
+"""Line breaks that some templates write before calls."""
+
 
 def answer_grammar(
     syntax: AnswerSyntax, use: ToolUse | None, *, content: str | None, token_id: TokenId, is_thinking: bool = False
@@ -42,7 +45,7 @@ def _body(rules: Rules, syntax: AnswerSyntax, use: ToolUse | None, content: str 
         return _after(preamble, wrapped)
     calls = _calls(rules, syntax.calls, use)
     if use.choice == "required":
-        return f"{_empty(rules, syntax.content)} {calls}"
+        return f"{_LEAD}? {_empty(rules, syntax.content)} {calls}"
     if content is not None or syntax.content is not None:
         return _after(preamble, f"({wrapped} | {calls})")
     triggered = _triggered(rules, syntax.calls, use)
@@ -104,6 +107,7 @@ def _thoughts(rules: Rules, thoughts: Thoughts | None, *, is_thinking: bool) -> 
 def _ending(rules: Rules, syntax: AnswerSyntax) -> str:
     """The mark of a turn's end where the vocabulary has no token that ends an answer."""
     marks = [mark for mark in syntax.ends if rules.token_id(mark) is None]
+    marks = [mark if mark[0] in "<[" else f"\n{mark}" for mark in marks]  # a value without an end mark may be before it
     return f"({' | '.join(map(rules.mark, marks))})?" if marks else ""
 
 

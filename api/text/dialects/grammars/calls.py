@@ -85,22 +85,34 @@ def _argument(rules: Rules, syntax: TaggedArguments, schema: Any, tool: Tool, ke
     tail = "".join(part if isinstance(part, str) else (key or "") for part in syntax.argument[at + 1 :])
     values = ValueRules(rules, syntax, tool.schema(), strict=tool.strict)
     ways = []
-    for word, kinds in _by_type(syntax, schema, values.kinds(schema)):
+    for word, kinds, narrowed in _by_type(syntax, schema, values.kinds(schema)):
         filled: dict[Slot, str | Ref] = {Slot.KEY: name, Slot.TYPE: word}
         head = [before, *(part if isinstance(part, str) else filled[part] for part in syntax.argument[:at])]
-        ways.append(rules.sequence([*head, Ref(values.value(_narrowed(schema, kinds), kinds, tail))]))
+        ways.append(rules.sequence([*head, Ref(values.value(narrowed, kinds, tail))]))
     return rules.add(" | ".join(ways), "argument")
 
 
-def _by_type(syntax: TaggedArguments, schema: Any, kinds: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """The texts of TYPE with the JSON types that they stand for."""
+def _by_type(syntax: TaggedArguments, schema: Any, kinds: Sequence[str]) -> list[tuple[str, list[str], Any]]:
+    """The texts of TYPE with the JSON types that they stand for, and the schema for values of these types."""
     words = dict(syntax.types)
     if not words:
-        return [("", list(kinds))]
-    if isinstance(schema, Mapping) and schema.get("type") == "integer":
-        words["number"] = words.get("integer", words.get("number", ""))
+        return [("", list(kinds), schema)]
     word_of = {kind: words.get(kind, words.get("object", "")) for kind in kinds}
-    return [(word, [kind for kind in kinds if word_of[kind] == word]) for word in dict.fromkeys(word_of.values())]
+    groups = {word: [kind for kind in kinds if word_of[kind] == word] for word in word_of.values()}
+    ways = [(word, group, _narrowed(schema, group)) for word, group in groups.items()]
+    if "number" not in kinds or "integer" not in words:
+        return ways
+    only = schema.get("type") == "integer" if isinstance(schema, Mapping) else False
+    kept = [way for way in ways if not (only and way[1] == ["number"])]
+    return [*kept, (words["integer"], ["number"], _whole(schema))]
+
+
+def _whole(schema: Any) -> Any:
+    """The schema, for whole numbers only."""
+    if not isinstance(schema, Mapping):
+        return {"type": "integer"}
+    values = [value for value in schema.get("enum", ()) if isinstance(value, int) and not isinstance(value, bool)]
+    return {**schema, "type": "integer"} | ({"enum": values} if values else {})
 
 
 def _narrowed(schema: Any, kinds: Sequence[str]) -> Any:

@@ -9,7 +9,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from api.text.dialects import Dialect, Tool, ToolUse
 from api.text.dialects.common import HERMES
-from api.text.dialects.syntax import AnswerSyntax, Learned, Thoughts, Wrapper
+from api.text.dialects.syntax import AnswerSyntax, Calls, Learned, TaggedArguments, Thoughts, Wrapper, form
 from api.text.schemas import json_rule, schema_rule
 from api.text.tokenizer import Tokenizer
 from scheduler.llama.model import Model
@@ -207,3 +207,43 @@ def test_json_has_a_compact_layout(vocabulary: LLTokenizer) -> None:
     grammar = f"start: {json_rule({'type': 'object', 'properties': {'a': {'type': 'array'}}, 'required': ['a']})}"
     assert accepts(vocabulary, grammar, json.dumps({"a": [1, 2]}))
     assert not accepts(vocabulary, grammar, '{  "a": []}')
+
+
+TYPED = Calls(
+    (form("<call $name>$arguments</call>"),),
+    TaggedArguments(
+        form('<arg name="$key" type="$type">$value</arg>'),
+        types=(("string", "string"), ("number", "number"), ("integer", "integer")),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("schema", "word", "value", "is_right"),
+    [
+        ({"type": "integer"}, "integer", "3", True),
+        ({"type": "integer"}, "number", "3", False),
+        ({"type": "number"}, "number", "3.5", True),
+        ({"type": "number"}, "integer", "3", True),
+        ({"type": "number"}, "integer", "3.5", False),
+        ({"enum": [1, 3]}, "integer", "3", True),
+        ({"enum": [1, 3]}, "integer", "2", False),
+        ({"type": ["string", "integer"]}, "integer", "2", True),
+        ({"type": ["string", "integer"]}, "string", "2", True),
+        ({"type": "string"}, "integer", "2", False),
+    ],
+)
+def test_the_word_for_a_type_fits_the_value(
+    vocabulary: LLTokenizer, schema: dict[str, Any], word: str, value: str, is_right: bool
+) -> None:
+    use = ToolUse((Tool("f", None, {"type": "object", "properties": {"a": schema}, "required": ["a"]}),), "required")
+    grammar = dialects.native(TYPED, "typed").grammar(use, content=None, token_id=lambda _: None)
+    text = f'<call f><arg name="a" type="{word}">{value}</arg></call>'
+    assert accepts(vocabulary, grammar, text) == is_right
+
+
+def test_a_required_call_may_follow_line_breaks(vocabulary: LLTokenizer) -> None:
+    """Some templates write them before calls, so their models do, too."""
+    grammar = grammar_of(dialects.hermes(), "required")
+    assert accepts(vocabulary, grammar, "\n" + hermes("clock", "{}"))
+    assert not accepts(vocabulary, grammar, "\n\n\n" + hermes("clock", "{}"))
