@@ -54,7 +54,7 @@ def _arguments(syntax: JsonArguments | TaggedArguments, arguments: Mapping[str, 
 
 
 def _argument(syntax: TaggedArguments, key: str, value: Any) -> Iterator[str]:
-    texts = {Slot.KEY: key, Slot.VALUE: _value(syntax, value), Slot.TYPE: _type(dict(syntax.types), value)}
+    texts = {Slot.KEY: key, Slot.VALUE: value_text(syntax, value), Slot.TYPE: _type(dict(syntax.types), value)}
     return _filled(syntax.argument, texts)
 
 
@@ -65,7 +65,7 @@ def _type(words: Mapping[str, str], value: Any) -> str:
     return words.get(kind, "")
 
 
-def _value(syntax: TaggedArguments, value: Any) -> str:
+def value_text(syntax: TaggedArguments, value: Any) -> str:
     match syntax.encoding:
         case "raw":
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,5 +1,6 @@
 """Rules for the values of arguments that are written one by one."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -7,12 +8,15 @@ from api.text.dialects.grammars.lark import ANY_TEXT, literal, one_of
 from api.text.dialects.grammars.rules import Ref, Rules
 from api.text.dialects.kinds import kinds_of
 from api.text.dialects.syntax import Slot, TaggedArguments
+from api.text.dialects.writer import value_text
 from api.text.schemas import problem, schema_rule
 from api.text.schemas.references import References
 
 ANY_KEY: Final = r"/[A-Za-z_][A-Za-z0-9_.\-]{0,63}/"
 _PYTHON_STRING: Final = r"/'([^'\\\n]|\\.)*'/"
 _GEMMA_QUOTE: Final = '<|"|>'
+_MAX_ITEMS: Final = 1000
+"""Sizes of lists above it are not enforced in a notation other than JSON."""
 _MAX_DEPTH: Final = 8
 """Objects inside of objects that keep their schema in a notation other than JSON."""
 
@@ -25,6 +29,9 @@ class ValueRules:
         self._rules, self._syntax, self._strict = rules, syntax, strict
         self._definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
         self._references = References(root)
+        self._inner_names: dict[tuple[str, int], str] = {}
+        """Rules for values inside of others by schema and depth. A schema may refer to itself more than once."""
+        self._tagged_names: dict[tuple[str, str, int, str], str] = {}
 
     def kinds(self, schema: Any) -> list[str]:
         """The JSON types of a value, in a fixed order."""
@@ -75,16 +82,23 @@ class ValueRules:
         is_python = self._syntax.encoding == "python"
         ways = [self._json(schema)] if is_python else []
         texts = _texts(schema)
+        if is_python and not texts and (self._strict or _lists(schema)):  # only JSON's notation keeps all of the schema
+            return f"({' | '.join([*ways, *([] if _lists(schema) else self._words(kinds))])})"
+        if not is_python and not texts and _lists(schema):
+            values = [schema["const"]] if "const" in schema else schema["enum"]
+            return f"({' | '.join(self._rules.mark(value_text(self._syntax, value)) for value in values)})"
+        if options := _options(schema):
+            return f"({' | '.join([*ways, *(self._inner(option, depth) for option in options)])})"
         if "string" in kinds:
-            ways += self._strings(texts, is_limited=is_python and bool(_limit(schema)))
-        if not texts and isinstance(schema, Mapping) and not {"enum", "const"} & schema.keys():
+            ways += self._strings(texts, limit=_limit(schema))
+        if not texts and not _lists(schema):
             ways += self._words(kinds) if is_python else []
         scalars = [kind for kind in kinds if kind in ("number", "boolean", "null")]
         if scalars and not is_python:
             ways.append(self._json(_only(schema, scalars)))
         if "array" in kinds:
             item = self._inner(schema.get("items") if isinstance(schema, Mapping) else None, depth)
-            ways.append(f'"[" ({item} ({self._comma} {item})*)? "]"')
+            ways.append(f'"[" {_repeated(schema, item, self._comma)} "]"')
         if "object" in kinds:
             ways.append(self._object(schema, depth))
         return f"({' | '.join(ways)})"
@@ -93,12 +107,16 @@ class ValueRules:
     def _comma(self) -> str:
         return '", "' if self._syntax.encoding == "python" else '","'
 
-    def _strings(self, texts: Sequence[str], *, is_limited: bool) -> list[str]:
+    def _strings(self, texts: Sequence[str], *, limit: str) -> list[str]:
         """The ways to write a string, besides JSON. `texts`: the only ones that are allowed, if there are any."""
         if self._syntax.encoding == "python":
-            return [literal(repr(text)) for text in texts] or ([] if is_limited else [_PYTHON_STRING])
+            return [literal(repr(text)) for text in texts] or ([] if limit else [_PYTHON_STRING])
         quote = self._rules.mark(_GEMMA_QUOTE)
-        return [f"{quote} {one_of(texts)} {quote}" if texts else f"{quote} {self._rules.until(_GEMMA_QUOTE, 'text')}"]
+        return [
+            f"{quote} {one_of(texts)} {quote}"
+            if texts
+            else f"{quote} {self._rules.until(_GEMMA_QUOTE, 'text', limit or ANY_TEXT)}"
+        ]
 
     @staticmethod
     def _words(kinds: Sequence[str]) -> list[str]:
@@ -109,7 +127,11 @@ class ValueRules:
         """The name of a rule for a value inside of another one."""
         if not isinstance(schema, Mapping) or depth >= _MAX_DEPTH:
             schema, depth = {"type": ["string", "number", "boolean", "null"]}, _MAX_DEPTH
-        return self._rules.add(self._notation(self._resolved(schema), self.kinds(schema), depth + 1), "value")
+        key = (json.dumps(schema, sort_keys=True), depth)
+        if key not in self._inner_names:
+            right = self._notation(self._resolved(schema), self.kinds(schema), depth + 1)
+            self._inner_names[key] = self._rules.add(right, "value")
+        return self._inner_names[key]
 
     def _object(self, schema: Any, depth: int) -> str:
         is_python = self._syntax.encoding == "python"
@@ -145,6 +167,12 @@ class ValueRules:
 
     def _tagged(self, key: str, schema: Any, depth: int, before: str = "") -> str:
         """The name of a rule for one member of a nested value."""
+        place = (key, json.dumps(schema, sort_keys=True), depth, before)
+        if place not in self._tagged_names:
+            self._tagged_names[place] = self._new_tagged(key, schema, depth, before)
+        return self._tagged_names[place]
+
+    def _new_tagged(self, key: str, schema: Any, depth: int, before: str) -> str:
         form = self._syntax.argument
         at = form.index(Slot.VALUE)
         head = [before, *(part if isinstance(part, str) else key for part in form[:at])]
@@ -159,6 +187,29 @@ def _texts(schema: Any) -> list[str]:
         return []
     values = [schema["const"]] if "const" in schema else schema.get("enum", [])
     return list(values) if values and all(isinstance(value, str) for value in values) else []
+
+
+def _options(schema: Any) -> list[Any]:
+    """The schemas one of which a value must match, if its schema says nothing else of it."""
+    if not isinstance(schema, Mapping) or {"properties", "items", "enum", "const"} & schema.keys():
+        return []
+    options = schema.get("anyOf", schema.get("oneOf"))
+    return options if isinstance(options, list) else []
+
+
+def _lists(schema: Any) -> bool:
+    """Whether a schema lists the values that it allows."""
+    return isinstance(schema, Mapping) and not {"enum", "const"}.isdisjoint(schema)
+
+
+def _repeated(schema: Any, item: str, comma: str) -> str:
+    """The items of a list, as many as the schema allows."""
+    sizes = [schema.get(key) if isinstance(schema, Mapping) else None for key in ("minItems", "maxItems")]
+    fewest, most = (size if isinstance(size, int) and 0 <= size <= _MAX_ITEMS else None for size in sizes)
+    if most == 0:
+        return ""
+    rest = f"({comma} {item}){{{max((fewest or 0) - 1, 0)},{'' if most is None else most - 1}}}"
+    return f"({item} {rest})" + ("" if fewest else "?")
 
 
 def _only(schema: Any, kinds: Sequence[str]) -> Any:

@@ -227,13 +227,27 @@ class LiteralReader:
         word = word.strip()
         if is_key:
             return json.dumps(word, ensure_ascii=False)
-        for read in (json.loads, ast.literal_eval):
-            try:
-                json.dumps(value := read(word), allow_nan=False)
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-                continue
-            return word if read is json.loads else json.dumps(value, ensure_ascii=False)
-        return json.dumps(word, ensure_ascii=False)
+        written = _json_of(word)
+        return json.dumps(word, ensure_ascii=False) if written is None else written[0]
+
+
+def _json_of(text: str) -> tuple[str, Any] | None:
+    """The JSON text and the value of a text in JSON's or in Python's notation; None if it is neither."""
+    text = text.strip()
+    try:
+        return text, json.loads(text, parse_constant=_refuse, parse_int=float)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        value = ast.literal_eval(text)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False), value
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _refuse(constant: str) -> Any:
+    """JSON has no infinite numbers. A finite one may be too large for Python and stays as it is written."""
+    raise ValueError(constant)
 
 
 def quoted(text: str) -> str:
@@ -248,14 +262,9 @@ def typed(text: str, kinds: Kinds, kind: str = "") -> str:
     """
     if kind == "string" or (not kind and kinds == {"string"}):
         return json.dumps(text, ensure_ascii=False)
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value: Any = read(text.strip())
-            written = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            continue
-        if kind or kind_of(value) in kinds:
-            return text.strip() if read is json.loads else written
+    written = _json_of(text)
+    if written is not None and (kind or kind_of(written[1]) in kinds):
+        return written[0]
     return json.dumps(text, ensure_ascii=False)
 
 

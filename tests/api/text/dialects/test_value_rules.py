@@ -1,0 +1,97 @@
+"""Values in notations other than JSON: the grammar keeps the schema, and the parser reads what the grammar allows."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from llguidance import LLTokenizer
+
+from api.text.dialects import Tool, ToolUse, families
+from api.text.dialects.grammars.answer import answer_grammar
+from api.text.dialects.kinds import ALL_KINDS
+from api.text.dialects.parsing.values import typed
+from api.text.dialects.syntax import AnswerSyntax
+from scheduler.llama.model import Model
+from tests.api.text.dialects.test_round_trips import refused
+
+PYTHON = AnswerSyntax(calls=families.LFM2)
+TREE: dict[str, Any] = {"$ref": "#/$defs/Node"}
+NODE: dict[str, Any] = {"type": "object", "properties": dict.fromkeys(("left", "right", "middle"), TREE)}
+
+
+@pytest.fixture(scope="module")
+def vocabulary(model_path: str) -> Iterator[LLTokenizer]:
+    model = Model(model_path, 0)
+    yield model.grammar_tokenizer()
+    model.close()
+
+
+def grammar(syntax: AnswerSyntax, schema: Any, *, strict: bool = False, others: Any = None) -> str:
+    parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"], **(others or {})}
+    use = ToolUse((Tool("f", None, parameters, strict),), "required")
+    return answer_grammar(syntax, use, content=None, token_id=lambda _: None)
+
+
+def python(value: str) -> str:
+    return f"<|tool_call_start|>[f(x={value})]<|tool_call_end|>"
+
+
+def gemma(value: str) -> str:
+    return f"<|tool_call>call:f{{x:{value}}}<tool_call|>"
+
+
+MIXED = {"enum": ["a", 1, None]}
+PAIR = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2}
+EITHER = {"anyOf": [{"type": "object", "properties": {"v": {"type": "integer"}}, "required": ["v"]}, {"type": "null"}]}
+SHORT = {"type": "string", "maxLength": 3}
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        (MIXED, ['"a"', "1", "null"], ['"b"', "'b'", "2"]),
+        (PAIR, ['["a"]', '["a", "b"]'], ["[]", '["a", "b", "c"]', "[1]"]),
+        (EITHER, ['{"v": 1}', "null"], ["{}", "{'v': 'a'}"]),
+        (SHORT, ['"abc"'], ['"abcd"', "'abcd'"]),
+    ],
+)
+def test_strict_arguments_in_python_match_the_schema(
+    vocabulary: LLTokenizer, schema: Any, right: list[str], wrong: list[str]
+) -> None:
+    rules = grammar(PYTHON, schema, strict=True, others={"additionalProperties": False})
+    assert [refused(vocabulary, rules, python(value)) for value in right] == [""] * len(right)
+    assert all(refused(vocabulary, rules, python(value)) for value in wrong)
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        (MIXED, ['<|"|>a<|"|>', "1", "null"], ['<|"|>b<|"|>', "2"]),
+        (PAIR, ['[<|"|>a<|"|>]', '[<|"|>a<|"|>,<|"|>b<|"|>]'], ["[]", '[<|"|>a<|"|>,<|"|>b<|"|>,<|"|>c<|"|>]', "[1]"]),
+        (EITHER, ["{v:1}", "null"], ["{}", '{v:<|"|>a<|"|>}']),
+        (SHORT, ['<|"|>abc<|"|>'], ['<|"|>abcd<|"|>']),
+    ],
+)
+def test_arguments_of_gemma_match_the_schema(
+    vocabulary: LLTokenizer, schema: Any, right: list[str], wrong: list[str]
+) -> None:
+    rules = grammar(families.GEMMA4, schema)
+    assert [refused(vocabulary, rules, gemma(value)) for value in right] == [""] * len(right)
+    assert all(refused(vocabulary, rules, gemma(value)) for value in wrong)
+
+
+@pytest.mark.parametrize("syntax", [families.GEMMA4, families.MINIMAX_M3, PYTHON], ids=["gemma", "nested", "python"])
+def test_a_schema_that_refers_to_itself_often_gives_few_rules(syntax: AnswerSyntax) -> None:
+    rules = grammar(syntax, TREE, others={"$defs": {"Node": NODE}})
+    assert len(rules.splitlines()) < 500
+
+
+@pytest.mark.parametrize("text", ["-9e4374", "1E999", "9" * 5000])
+def test_numbers_of_any_size_stay_numbers(text: str) -> None:
+    assert typed(text, ALL_KINDS - {"string"}) == text
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "[NaN]"])
+def test_what_json_cannot_write_is_a_string(text: str) -> None:
+    assert json.loads(typed(text, ALL_KINDS)) == text
