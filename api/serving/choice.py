@@ -86,9 +86,10 @@ class Choice:
             self.finish_reason = output.finish_reason
             if text := self._detokenizer.finish():
                 events += self._parse(text)
+        is_cut = self._parser is not None and self._parser.is_calling
         if self.finish_reason is not None and self._parser is not None:
             events += self._parser.finish()
-        is_cut = self._parser is not None and self._parser.is_calling
+            is_cut = self._parser.is_calling or (is_cut and self._detokenizer.stopped)
         self._calls_tools |= any(isinstance(event, CallBegin) for event in events)
         if self.finish_reason == "stop" and self._calls_tools and not is_cut:  # a stop string may occur in a call
             self.finish_reason = "tool_calls"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from api.text.dialects.kinds import ALL_KINDS, Kinds, kinds_of
+from api.text.dialects.kinds import Kinds, kinds_of
 from api.text.guard import FUNCTION
 from api.text.schemas import schema_rule
 from api.text.schemas.references import References
@@ -47,7 +47,8 @@ class Tool:
 
     def kinds(self, argument: str) -> Kinds:
         """The JSON types that this argument may have."""
-        return kinds_of(self.properties[argument], self._references) if argument in self.properties else ALL_KINDS
+        others = self.schema().get("additionalProperties")
+        return kinds_of(self.properties.get(argument, others), self._references)
 
     @cached_property
     def _references(self) -> References:

@@ -34,3 +34,20 @@ def test_a_call_without_an_end_mark_of_its_own_ends_with_the_answer(tokenizer: T
     assert choice.finish_reason is None
     last = choice.push(Output(1, [], "stop"))
     assert last.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason"),
+    [
+        ('<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}', "tool_calls"),
+        ('<tool_call>\n{"name": "weather", "arguments": {"city": "Ro', "stop"),
+        ('<tool_call>\n{"name": "weather", "arguments": {"city" Rome}}\n</tool_call>', "stop"),
+    ],
+)
+def test_a_model_may_leave_out_the_last_mark_of_a_call_but_no_argument(
+    tokenizer: Tokenizer, text: str, finish_reason: str
+) -> None:
+    choice = Choice(tokenizer.piece, [], dialects.hermes().parser(USE))
+    choice.push(Output(1, tokenizer.encode(text, parse_special=False)))
+    choice.push(Output(1, [], "stop"))
+    assert choice.finish_reason == finish_reason

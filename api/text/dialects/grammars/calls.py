@@ -69,7 +69,8 @@ def arguments_rule(rules: Rules, syntax: TaggedArguments, tool: Tool, space: str
     """
     schema, properties = tool.schema(), tool.properties
     if not properties and schema.get("additionalProperties") is not False and schema.keys() - {"type", "properties"}:
-        first, later = (_argument(rules, syntax, {}, tool, None, before) for before in (space, syntax.separator))
+        others = schema.get("additionalProperties", {})
+        first, later = (_argument(rules, syntax, others, tool, None, before) for before in (space, syntax.separator))
         return rules.add(f"{first} {later}*", "arguments"), True
     listed = schema.get("required", ())
     required = set(map(str, listed)) if isinstance(listed, list) else set()
@@ -82,13 +83,15 @@ def _argument(rules: Rules, syntax: TaggedArguments, schema: Any, tool: Tool, ke
     """The name of a rule for one argument. `key` None: of any name. `before`: text in front of it."""
     at = syntax.argument.index(Slot.VALUE)
     name = Ref(ANY_KEY) if key is None else key
-    tail = "".join(part if isinstance(part, str) else (key or "") for part in syntax.argument[at + 1 :])
+    after = [part if isinstance(part, str) else name for part in syntax.argument[at + 1 :]]
+    num_literal = next((i for i, part in enumerate(after) if isinstance(part, Ref)), len(after))
+    tail, rest = "".join(map(str, after[:num_literal])), after[num_literal:]  # no grammar repeats a free name
     values = ValueRules(rules, syntax, tool.schema(), strict=tool.strict)
     ways = []
     for word, kinds, narrowed in _by_type(syntax, schema, values.kinds(schema)):
         filled: dict[Slot, str | Ref] = {Slot.KEY: name, Slot.TYPE: word}
         head = [before, *(part if isinstance(part, str) else filled[part] for part in syntax.argument[:at])]
-        ways.append(rules.sequence([*head, Ref(values.value(narrowed, kinds, tail))]))
+        ways.append(rules.sequence([*head, Ref(values.value(narrowed, kinds, tail)), *rest]))
     return rules.add(" | ".join(ways), "argument")
 
 

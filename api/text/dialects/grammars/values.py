@@ -162,7 +162,7 @@ class ValueRules:
             inside = self._rules.ordered(firsts, laters, set(schema.get("required", ())))
             return self._rules.sequence([Ref(inside), tail])
         if "array" in kinds and isinstance(schema.get("items"), Mapping):
-            return self._rules.sequence([Ref(self._tagged("item", schema["items"], depth) + "*"), tail])
+            return self._rules.sequence([Ref(self._tagged("item", schema["items"], depth) + _times(schema)), tail])
         return self._raw(schema, kinds, tail)
 
     def _tagged(self, key: str, schema: Any, depth: int, before: str = "") -> str:
@@ -202,10 +202,22 @@ def _lists(schema: Any) -> bool:
     return isinstance(schema, Mapping) and not {"enum", "const"}.isdisjoint(schema)
 
 
-def _repeated(schema: Any, item: str, comma: str) -> str:
-    """The items of a list, as many as the schema allows."""
+def _sizes(schema: Any) -> tuple[int | None, int | None]:
+    """The least and the greatest number of items; None for no limit."""
     sizes = [schema.get(key) if isinstance(schema, Mapping) else None for key in ("minItems", "maxItems")]
     fewest, most = (size if isinstance(size, int) and 0 <= size <= _MAX_ITEMS else None for size in sizes)
+    return fewest, most
+
+
+def _times(schema: Any) -> str:
+    """How often an item may come."""
+    fewest, most = _sizes(schema)
+    return "*" if not fewest and most is None else f"{{{fewest or 0},{'' if most is None else most}}}"
+
+
+def _repeated(schema: Any, item: str, comma: str) -> str:
+    """The items of a list, as many as the schema allows."""
+    fewest, most = _sizes(schema)
     if most == 0:
         return ""
     rest = f"({comma} {item}){{{max((fewest or 0) - 1, 0)},{'' if most is None else most - 1}}}"

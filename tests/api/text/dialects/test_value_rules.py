@@ -12,6 +12,7 @@ from api.text.dialects.grammars.answer import answer_grammar
 from api.text.dialects.kinds import ALL_KINDS
 from api.text.dialects.parsing.values import typed
 from api.text.dialects.syntax import AnswerSyntax
+from api.text.dialects.writer import written
 from scheduler.llama.model import Model
 from tests.api.text.dialects.test_round_trips import refused
 
@@ -95,3 +96,23 @@ def test_numbers_of_any_size_stay_numbers(text: str) -> None:
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "[NaN]"])
 def test_what_json_cannot_write_is_a_string(text: str) -> None:
     assert json.loads(typed(text, ALL_KINDS)) == text
+
+
+@pytest.mark.parametrize("syntax", [families.MINIMAX_M3, PYTHON, families.KIMI_K3], ids=["nested", "python", "typed"])
+def test_arguments_without_a_list_of_names_have_the_type_of_the_schema(
+    vocabulary: LLTokenizer, syntax: AnswerSyntax
+) -> None:
+    tool = Tool("f", None, {"type": "object", "additionalProperties": {"type": "integer"}})
+    rules = answer_grammar(syntax, ToolUse((tool,), "required"), content=None, token_id=lambda _: None)
+    assert syntax.calls is not None
+    assert refused(vocabulary, rules, written(syntax.calls, [("f", {"x": 1, "y": 2})])) == ""
+    assert refused(vocabulary, rules, written(syntax.calls, [("f", {"x": "one"})]))
+    assert tool.kinds("x") == {"number"}
+
+
+def test_nested_lists_are_as_long_as_the_schema_says(vocabulary: LLTokenizer) -> None:
+    syntax = families.MINIMAX_M3
+    assert syntax.calls is not None
+    rules = grammar(syntax, PAIR)
+    texts = [written(syntax.calls, [("f", {"x": ["a"] * size})]) for size in range(4)]
+    assert [not refused(vocabulary, rules, text) for text in texts] == [False, True, True, False]
