@@ -19,10 +19,10 @@ _MARKS: Final = re.compile(
 _KEY_CHARACTER: Final = r"[^\s<>\"'=:,{}()\[\]|]"
 _KEY: Final = rf"(?!/){_KEY_CHARACTER}{{1,128}}"
 _KEY_END: Final = r"(?=[\s<>\"'=:,{}()\[\]|])"
-_ANY: Final = {Slot.ID: r"\S{0,200}?", Slot.INDEX: r"\d{1,6}", Slot.TYPE: r"[^\s<>]{0,40}?"}
+_ANY: Final = {Slot.ID: r"[^\s\[\]<>{}]{0,100}?", Slot.INDEX: r"\d{1,6}", Slot.TYPE: r"[^\s<>]{0,40}?"}
 SPACE: Final = r"\s*+"
 """No literal text and no slot begins with white space, so giving some back would only take time."""
-MAX_MATCHED: Final = 1000
+MAX_MATCHED: Final = 500
 """Characters in which a pattern must match: all marks, names and white space before a value."""
 
 

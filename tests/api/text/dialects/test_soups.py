@@ -187,3 +187,10 @@ def test_a_tag_may_follow_much_white_space() -> None:
     )
     _, events = parsed(SHAPES["keys and values"], [text])
     assert events[1:] == [CallArguments(0, '{"city": "Rome", "days": 3}')]
+
+
+def test_an_id_has_no_marks() -> None:
+    """A mark that comes instead of the id's end shows at once that this is no call."""
+    begun = "[TOOL_CALLS]get[CALL_ID]call"
+    parser = AnswerParser(SHAPES["name, id and JSON"], USE)
+    assert parser.push(begun + begun) == [Content(begun)]
