@@ -115,7 +115,7 @@ class Calls:
     end: str = ""
     """Mark after the last call, if calls share a section."""
     bare: bool = False
-    """Whether a call without the mark `begin` starts an answer. Its form then has no mark of its own."""
+    """Whether a call may start an answer without a mark. `begin` is then optional, unless the section has an `end`."""
     loose: bool = True
     """Whether a call is recognized if its first mark is missing and another mark follows."""
     id_pattern: str = "[a-zA-Z0-9_-]{1,64}"

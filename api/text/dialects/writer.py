@@ -18,7 +18,7 @@ def written(calls: Calls, made: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 
 def pieces(calls: Calls, made: Sequence[tuple[str, Mapping[str, Any]]]) -> Pieces:
     """The text of an answer's calls: the syntax's marks, and the texts of the model between them."""
-    parts: list[str] = [] if calls.bare else [Mark(calls.begin)]
+    parts: list[str] = [] if calls.bare and not calls.end else [Mark(calls.begin)]
     for number, (name, arguments) in enumerate(made):
         parts += [Mark(calls.separator)] if number else []
         parts += _call(calls, name, arguments, number)

@@ -69,7 +69,11 @@ def _plain_limit(calls: Calls | None, use: ToolUse | None, content: str | None) 
     if calls is None or use is None or use.choice == "required" or content is not None or not calls.bare:
         return ANY_TEXT
     first = calls.forms[0][0]
-    return rf"/([^{first[0]} \n](.|\n)*)?/" if isinstance(first, str) and first[0] in "{[<" else ANY_TEXT
+    if not isinstance(first, str) or first[0] not in "{[<":
+        return ANY_TEXT
+    if calls.end:  # a list of calls: other lists are text
+        return rf"/([^\[ \n](.|\n)*|\[([^{re.escape(first[0])} \n](.|\n)*)?)?/" if calls.begin == "[" else ANY_TEXT
+    return rf"/([^{first[0]} \n](.|\n)*)?/"
 
 
 def _wrapped(rules: Rules, wrapper: Wrapper, content: str | None, words: str) -> tuple[str, str]:
@@ -113,7 +117,7 @@ def _ending(rules: Rules, syntax: AnswerSyntax) -> str:
 
 def _calls(rules: Rules, calls: Calls, use: ToolUse) -> str:
     """One or more calls."""
-    if calls.bare and calls.begin:
+    if calls.bare and calls.begin and not calls.end:
         first = call_rule(rules, calls, use.tools)
         begin = f"({rules.mark(calls.begin)})?" if rules.token_id(calls.begin) is not None else ""
     else:
