@@ -96,7 +96,8 @@ def learn_tagged(text: str, section: Section) -> Tagged | None:
         return None
     types = _Types(section, simple)
     encoding = types.encoding()
-    if encoding is None or not _is_ended(encoding, core, split.item_end):
+    is_python = text[: text.index(region)].endswith(SLOTS[Slot.NAME] + "(") and core.startswith(KEY + "=")
+    if encoding is None or not (is_python or _is_ended(encoding, core, split.item_end)):
         return None
     marked, words = types.words()
     argument = marked[at : len(marked) - (len(types.reference) - at - len(types.unquoted(one)))]

@@ -1,5 +1,6 @@
 """Learns how calls are written."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -47,6 +48,10 @@ NAME, INDEX = SLOTS[Slot.NAME], SLOTS[Slot.INDEX]
 SHORT_ID: Final = "[a-zA-Z0-9]{9}"
 LONG_ID: Final = "call_zqidlonger"
 _CONTENTS: Final = (CONTENT, "", None)
+_PYTHON_VALUES: Final = ((("=",), ()), (('="',), ('"',)), (("='",), ("'",)))
+"""What is before and behind a value."""
+_INDENT: Final = re.compile(r"(?<![\n ]) {2,}")
+"""White space of the template's source. Models do not write it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ class Found:
     way: Way
     ends: tuple[str, ...]
     """Marks that end a turn with calls."""
+    is_miswritten: bool = False
+    """Whether the template writes values or commas otherwise than the language of the calls asks for."""
 
 
 def learn_calls(renders: Renders, plain: Plain) -> Found | None:
@@ -178,14 +185,48 @@ def _learn(section: Sections) -> Found | None:
     if two:
         one, two = _with_indexes(one, two)
     found = _calls(one, two, arguments)
-    if found is None or PROBE in found[0].begin + found[0].end + str(found[0].forms):
+    if found is None or PROBE in found[0].begin + found[0].end + str(found[0].forms) or _is_broken(found[0]):
         return None
     calls, ends = found
     if not is_vouched(calls, section, ends, has_two=two is not None):
         return None
     if section.takes_only_short_ids():
         calls = replace(calls, id_pattern=SHORT_ID)
-    return Found(calls, section.way, ends)
+    corrected = as_python(calls)
+    return Found(corrected or calls, section.way, ends, is_miswritten=bool(corrected) and _lacks_quotes(calls))
+
+
+def _is_broken(calls: Calls) -> bool:
+    """Whether a name has a quote before it and none behind it: the template has an error that its model has not."""
+    return any(
+        part is Slot.NAME and str(form[i - 1]).endswith('"') and not str(form[i + 1]).startswith('"')
+        for form in calls.forms
+        for i, part in enumerate(form[:-1])
+        if i
+    )
+
+
+def as_python(calls: Calls) -> Calls | None:
+    """Calls that look like Python's, with Python's values and commas; None if they do not look like them.
+
+    Some templates write strings without quotes, numbers with quotes, or no commas. Their models write Python.
+    """
+    form, style = calls.forms[0], calls.arguments
+    at = form.index(Slot.ARGUMENTS)
+    if not isinstance(style, TaggedArguments) or form[at - 2 : at] != (Slot.NAME, "("):
+        return None
+    head, tail = style.argument[1:2], style.argument[3:]
+    if style.argument[:3:2] != (Slot.KEY, Slot.VALUE) or (head, tail) not in _PYTHON_VALUES:
+        return None
+    separator = style.separator if "," in style.separator else ", "
+    argument = (Slot.KEY, "=", Slot.VALUE)
+    return replace(calls, arguments=TaggedArguments(argument, separator, encoding="python"))
+
+
+def _lacks_quotes(calls: Calls) -> bool:
+    """Whether the values of calls that look like Python's are not Python, or have no commas between them."""
+    style = calls.arguments
+    return isinstance(style, TaggedArguments) and (style.encoding == "raw" or "," not in style.separator)
 
 
 def _with_indexes(one: str, two: str) -> tuple[str, str]:
@@ -212,7 +253,9 @@ def _calls(
 ) -> tuple[Calls, tuple[str, ...]] | None:
     """The syntax of calls and marks that end the turn, from the slotted sections of one call and of two."""
     if two is None:
+        one = _INDENT.sub("", one)
         return Calls((as_form(one),), arguments, bare=is_bare(one[: slot_positions(one)[0]])), ()
+    one, two = _INDENT.sub("", one), _INDENT.sub("", two)
     places, both = slot_positions(one), slot_positions(two)
     size = len(places)
     if [one[i] for i in places] * 2 != [two[i] for i in both]:

@@ -25,6 +25,8 @@ def learn(template: ChatTemplate) -> Learned:
         plain = learn_plain(renders)
         found = learn_calls(renders, plain)
         way = found.way if found else _rendering_way(renders)
+        renders_calls = _renders_calls(renders, way)
+        is_miswritten = found is not None and found.is_miswritten
         return Learned(
             AnswerSyntax(
                 thoughts=plain.thoughts,
@@ -35,7 +37,8 @@ def learn(template: ChatTemplate) -> Learned:
             ),
             lists_tools=_lists_tools(renders) or _lists_tools(renders, _RULE),
             lists_tools_in_system=not _lists_tools(renders),
-            renders_calls=_renders_calls(renders, way),
+            renders_calls=renders_calls and not is_miswritten,
+            renders_results=renders_calls and is_miswritten,
             arguments_as_text=way.as_text,
             switches=plain.switches,
         )
