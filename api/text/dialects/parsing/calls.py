@@ -14,6 +14,10 @@ MAX_HELD: Final = 20_000
 """Characters of a text that may become a call. A longer one is no call."""
 
 
+_ARGUMENTS: Final = {"arguments", "parameters"}
+"""Keys that models take for each other."""
+
+
 class CallReader(Protocol):
     """Reads one call from the text after its beginning."""
 
@@ -178,7 +182,7 @@ class JsonCallReader:
         for key, expected in zip(path, wanted, strict=True):
             if expected == NAME_KEY and key in self._tools:
                 self.name = key
-            elif key != expected:
+            elif key != expected and (not {key, expected} <= _ARGUMENTS or self.begun or self._waiting is not None):
                 return False
         return True
 

@@ -20,6 +20,8 @@ from api.text.dialects.syntax import Calls, Form, JsonArguments, Slot
 from api.text.dialects.tools import Tool
 
 _NOTHING = r"(?!)"
+_FENCE = rf"(?:```\w*{SPACE})?"
+"""Models put lists of calls in a block of code, as Python or as JSON."""
 
 
 class Entries:
@@ -30,8 +32,14 @@ class Entries:
         before = _optional(calls.begin)
         if calls.separator:
             before += rf"(?:{lenient(calls.separator.strip())})?{SPACE}"
+        if calls.bare and calls.end:
+            before = _FENCE + before
         self._heads = Matcher([before + entry.optional_pattern for entry in self._entries])
-        self._footers = Matcher(_footers(calls, list(tools)))
+        footers = _footers(calls, list(tools))
+        self._footers = Matcher(footers)
+        self._fenced_footers = Matcher([*footers, "```"])
+        self._is_fenced = False
+        """Whether the calls are in a block of code."""
         marks = dict.fromkeys(marks_in(calls.begin)[:1])
         for entry in self._entries:
             marks |= dict.fromkeys(entry.triggers)
@@ -44,11 +52,12 @@ class Entries:
         if not isinstance(found, tuple):
             return found
         i, match = found
+        self._is_fenced |= match.group().startswith("```")
         return self._entries[i].reader(match.groupdict().get("name") or ""), text[match.end() :]
 
     def footer(self, text: str) -> "tuple[int, regex.Match[str]] | bool":
         """The mark behind a call at the beginning of the text; else whether more text may be one."""
-        return self._footers.match(text)
+        return (self._fenced_footers if self._is_fenced else self._footers).match(text)
 
 
 class _Entry:

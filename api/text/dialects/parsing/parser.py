@@ -174,6 +174,8 @@ class AnswerParser(TextParser):
         if mark in self._marks.ends or mark in self._marks.noise:
             self._held = held
             yield from self._act_without_call(mark)
+        elif self._marks.in_text.may_grow(held):
+            self._held = held
         else:
             yield from self._say(held[0])
             self._input.extendleft(reversed(held[1:]))

@@ -168,6 +168,9 @@ class TextParser(ABC):
     def _finished_text(self) -> Iterator[Event]:
         """The text that was held back."""
         held, self._held = self._held, ""
+        is_reasoning = self._state is State.REASONING and not self._keeps_reasoning
+        if held in (self._marks.thought_ends if is_reasoning else self._marks.ends):
+            held = ""  # a mark that is the beginning of a longer one
         if self._state is State.REASONING:
             yield from self._think(held)
             if self._keeps_reasoning and self._blank:
