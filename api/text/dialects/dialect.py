@@ -8,7 +8,7 @@ from api.text.dialects import words
 from api.text.dialects.families import family_of
 from api.text.dialects.grammars import TokenId, answer_grammar
 from api.text.dialects.history import Message, as_objects
-from api.text.dialects.ids import call_id, short_id, with_short_ids
+from api.text.dialects.ids import call_id, short_id, with_names_in_ids, with_short_ids
 from api.text.dialects.marks import marks_of
 from api.text.dialects.parsing import AnswerParser
 from api.text.dialects.probing import learn
@@ -52,6 +52,8 @@ class Dialect:
         learned = self.learned
         if self._has_short_ids:
             messages = [with_short_ids(message) for message in messages]
+        if learned.names_in_ids:
+            messages = with_names_in_ids(messages)
         assert self.syntax.calls is not None, "a dialect has calls"
         if not learned.renders_calls:
             messages = words.with_written_calls(messages, self.syntax.calls, keeps_results=learned.renders_results)

@@ -81,6 +81,27 @@ LFM2: Final = Calls(
     end="]<|tool_call_end|>",
 )
 
+PHI4_MINI: Final = Calls(
+    (form('{"name": "$name", "arguments": $arguments}'),), begin="functools[", separator=", ", end="]"
+)
+
+APERTUS: Final = Thoughts(("<|inner_prefix|>",), ("<|inner_suffix|>",), anywhere=True)
+
+GLM4: Final = Calls((form("$name\n$arguments"),), separator="\n", bare=True, loose=False)
+"""GLM-4 of 2024 and 2025. A turn with calls ends where the model expects their results."""
+
+HYPERCLOVA: Final = AnswerSyntax(
+    thoughts=Thoughts(("/think\n",), ("<|im_end|>\n<|im_start|>assistant", "<|im_end|>")),
+    calls=Calls(
+        (form('{"name": "$name", "arguments": $arguments}'),),
+        begin=" -> tool/function_call\n[",
+        separator=", ",
+        end="]",
+    ),
+    ends=("<|im_end|>", "<|endofturn|>", "<|stop|>"),
+)
+"""HyperCLOVA X: the header of each message, which the model completes, says whether it is reasoning or calls."""
+
 KIMI_K2: Final = Calls(
     (form("<|tool_call_begin|>functions.$name:$index<|tool_call_argument_begin|>$arguments<|tool_call_end|>"),),
     begin="<|tool_calls_section_begin|>",
@@ -183,8 +204,53 @@ def _if_confirmed(calls: Calls) -> Callable[[Learned], Learned]:
 
 
 def _lfm2(learned: Learned) -> Learned:
-    """Most of its templates write results, but no calls."""
+    """Most of its templates write results, but no calls. MiniCPM 3 uses its mark for calls of another form."""
+    found = learned.syntax.calls
+    if found is not None and not found.begin.startswith(LFM2.begin):
+        return learned
     return replace(_calls(LFM2)(learned), renders_results=True)
+
+
+def _kimi_k2(learned: Learned) -> Learned:
+    """Most of its templates take the names of earlier calls from their ids."""
+    return replace(_calls(KIMI_K2)(learned), renders_calls=True, names_in_ids=True)
+
+
+def _apertus(learned: Learned) -> Learned:
+    """Its template reads thoughts only from messages in a form of its own."""
+    return replace(learned, syntax=replace(learned.syntax, thoughts=APERTUS))
+
+
+def _hunyuan(learned: Learned) -> Learned:
+    """Its answers have marks around the text that its template does not write."""
+    return replace(learned, syntax=replace(learned.syntax, noise=("<answer>", "</answer>")))
+
+
+def _mistral(learned: Learned) -> Learned:
+    """Earlier templates have a space between the mark and the list, as earlier vocabularies do."""
+    found = learned.syntax.calls
+    begin = found.begin if found and "".join(found.begin.split()) == MISTRAL.begin else MISTRAL.begin
+    return _calls(replace(MISTRAL, begin=begin))(learned)
+
+
+def _phi4_mini(learned: Learned) -> Learned:
+    """Its template writes calls without the mark that it asks for."""
+    return replace(_calls(PHI4_MINI)(learned), renders_calls=False, renders_results=True)
+
+
+def _glm4(learned: Learned) -> Learned:
+    """Its template writes neither calls nor results of the protocols' form."""
+    return replace(
+        learned, syntax=replace(learned.syntax, calls=GLM4, ends=("<|observation|>", "<|user|>", "<|endoftext|>"))
+    )
+
+
+def _llama4(learned: Learned) -> Learned:
+    """Its marks of code may stand around calls, which are JSON as before, or Python."""
+    found = learned.syntax.calls
+    if found is None or not isinstance(found.arguments, TaggedArguments):
+        learned = _calls(LLAMA)(learned)
+    return replace(learned, syntax=replace(learned.syntax, noise=("<|python_start|>", "<|python_end|>")))
 
 
 FAMILIES: Final = (
@@ -192,17 +258,23 @@ FAMILIES: Final = (
     Family("muse", (" to=self<|message|>", "atem:invoke"), _answers(MUSE)),
     Family("gemma-4", ("<|tool_call>call:", "<|channel>"), _answers(GEMMA4)),
     Family("kimi-k3", ("open_tag('think')", "<|open|>"), _answers(KIMI_K3)),
-    Family("kimi-k2", ("<|tool_call_begin|>", "<|tool_call_argument_begin|>"), _calls(KIMI_K2)),
+    Family("kimi-k2", ("<|tool_call_begin|>", "<|tool_call_argument_begin|>"), _kimi_k2),
     Family("minimax-m3", (_MINIMAX,), _answers(MINIMAX_M3)),
     Family("functionary-3.2", (">>>all\\n", "recipient==all"), _answers(FUNCTIONARY)),
     Family("lfm2", ("<|im_start|>", "List of tools: ["), _lfm2),
     Family("lfm2", ("<|tool_list_start|>",), _lfm2),
     Family("lfm2", ("<|tool_call_start|>",), _lfm2),
     Family("command-r+", ("Action:", "`directly-answer`"), _answers(COMMAND_R_PLUS)),
+    Family("phi-4-mini", ("functools marker",), _phi4_mini),
     Family("firefunction", (" functools[",), _calls(FIREFUNCTION)),
     Family("deepseek-r1", ("<｜tool▁call▁begin｜>", "```json"), _calls(DEEPSEEK_R1)),
     Family("mistral", ("[TOOL_CALLS]", "[ARGS]"), _calls(MISTRAL_NAMED)),
-    Family("mistral", ("[TOOL_CALLS]",), _calls(MISTRAL)),
+    Family("mistral", ("[TOOL_CALLS]",), _mistral),
+    Family("apertus", ("<|inner_prefix|>", "<|inner_suffix|>"), _apertus),
+    Family("hunyuan-a13b", ("<|extra_0|>", "<tool_calls>"), _hunyuan),
+    Family("glm-4", ("[gMASK]", "metadata", "observation"), _glm4),
+    Family("hyperclova-x", ("assistant -> tool/function_call",), _answers(HYPERCLOVA)),
+    Family("llama-4", ("<|header_start|>", "ipython"), _llama4),
     Family("llama", ("ipython", '"parameters": '), _if_confirmed(LLAMA)),
 )
 

@@ -2,6 +2,7 @@
 
 import secrets
 import string
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -27,6 +28,23 @@ def with_short_ids(message: Message) -> Message:
     if "tool_calls" in message:
         return message | {"tool_calls": [call | {"id": _short(call["id"])} for call in message["tool_calls"]]}
     return message
+
+
+def with_names_in_ids(messages: Sequence[Message]) -> list[Message]:
+    """The messages with ids such as `functions.NAME:0` of calls, which are counted through the conversation."""
+    ids: dict[str, str] = {}
+    named: list[Message] = []
+    for message in messages:
+        if "tool_calls" in message:
+            calls = []
+            for call in message["tool_calls"]:
+                ids[call["id"]] = f"functions.{call['function']['name']}:{len(ids)}"
+                calls.append(call | {"id": ids[call["id"]]})
+            message = message | {"tool_calls": calls}
+        elif (call_id := message.get("tool_call_id")) in ids:
+            message = message | {"tool_call_id": ids[str(call_id)]}
+        named.append(message)
+    return named
 
 
 def _short(text: str) -> str:

@@ -150,5 +150,7 @@ class Learned:
     """Whether it writes the results, if it does not write the calls."""
     arguments_as_text: bool = False
     """Whether it needs the arguments of earlier calls as JSON text instead of an object."""
+    names_in_ids: bool = False
+    """Whether it takes the names of earlier calls from ids such as `functions.NAME:0`."""
     switches: tuple[str, ...] = ()
     """Its boolean variables that turn reasoning on and off, such as `enable_thinking`."""
