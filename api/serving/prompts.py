@@ -65,7 +65,7 @@ class PromptBuilder:
         except TemplateRefusal as error:
             message = f"The model's chat template refuses these messages: {error}"
             raise ApiError(400, message, param=conversation.param, code="invalid_messages") from error
-        if conversation.begun and self.dialect.is_thinking(self.tail(tokens, conversation.begun)):
+        if conversation.begun and self.dialect.is_thinking(self.tail(tokens, conversation)):
             message = "'messages' cannot end with an assistant message (prefill): this model begins with reasoning."
             if end is PromptEnd.OPEN_MESSAGE:
                 message = "The final message cannot be continued: it ends inside the model's reasoning."
@@ -89,9 +89,19 @@ class PromptBuilder:
                 raise
             return self._template.render_tokens(repaired, tools, variables, prefill, end)
 
-    def tail(self, prompt: Sequence[int], begun: str = "") -> str:
-        """The text at the prompt's end that may have begun reasoning, including all of the `begun` answer."""
-        return self._tokenizer.text(prompt[-TAIL - 4 * len(begun) :])  # a character has at most four tokens
+    def tail(self, prompt: Sequence[int], conversation: Conversation) -> str:
+        """The text at the prompt's end that may have begun reasoning, including all of the answer that is begun.
+
+        Marks in the last message are the client's text, so it is left out as far as it is found.
+        """
+        begun = conversation.begun
+        text = self._tokenizer.text(prompt[-TAIL - 4 * len(begun) :])  # a character has at most four tokens
+        if conversation.end is PromptEnd.OPEN_MESSAGE or not conversation.messages:
+            return text
+        said = conversation.messages[-1].content.strip()
+        ends = (said[-size:] for size in (40, 20, 10, 5))  # the tail may have only a part of a long message
+        end = next((end for end in ends if end and end in text), "")
+        return text.partition(end)[2] if end else text
 
     def thought_limit(self, budget: int | None, tail: str) -> ThoughtLimit | None:
         """The limit on the reasoning of an answer after a prompt that ends with `tail`. None for no limit.

@@ -219,7 +219,7 @@ class ModelService:
 
     def _tail(self, conversation: Conversation, prompts: Sequence[Prompt]) -> str:
         """The end of a conversation's prompt, which may have begun reasoning."""
-        return self.prompts.tail(prompts[0].tokens, conversation.begun)
+        return self.prompts.tail(prompts[0].tokens, conversation)
 
     def _chat_grammar(self, use: ToolUse | None, content: Constraint | None, prompt_tail: str) -> str:
         """The grammar that an answer must match; empty for none.
