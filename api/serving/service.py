@@ -238,6 +238,7 @@ class ModelService:
                 raise ApiError(400, message, param=content.param, code="invalid_value")
             return content.text()
         rule = content.text() if content else None
+        self.prompts.dialect.parser(use, prompt_tail)  # compiles its patterns in this thread, not on the event loop
         return self.prompts.dialect.grammar(
             use, content=rule, token_id=self.tokenizer.special_ids.get, prompt_tail=prompt_tail
         )

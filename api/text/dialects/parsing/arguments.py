@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from api.text.dialects.kinds import kinds_of
-from api.text.dialects.parsing.patterns import SPACE, Matcher, form_pattern, lenient, marks_in, split_at
+from api.text.dialects.parsing.patterns import SPACE, Matcher, form_pattern, is_plain_key, lenient, marks_in, split_at
 from api.text.dialects.parsing.values import JsonScanner, LiteralReader, nested_schema, quoted, typed
 from api.text.dialects.syntax import Form, JsonArguments, Slot, TaggedArguments
 from api.text.dialects.tools import Tool
@@ -91,8 +91,10 @@ class TaggedReader:
         head, self._tail = split_at(arguments.argument, Slot.VALUE)
         self._space = _trailing_space(head)
         space, separator = SPACE, lenient(arguments.separator.strip())
-        head_pattern = form_pattern(_without_trailing_space(head), tool.properties)
-        self._head = Matcher([f"{space}(?:{separator})?{space}{head_pattern}"])
+        head, before = _without_trailing_space(head), f"{space}(?:{separator})?{space}"
+        odd = [key for key in tool.properties if key and not is_plain_key(key)]
+        heads = [form_pattern(head, odd, only_known=True)] if odd else []  # first, to wait for the whole of such a key
+        self._head = Matcher([before + each for each in (*heads, form_pattern(head, tool.properties))])
         end = next((mark for part in footer if isinstance(part, str) for mark in marks_in(part)), "")
         self._end = Matcher([f"{space}(?:{separator})?{space}{lenient(end)}"] if end else [r"(?!)"])
         self._closes_line = not end
@@ -244,10 +246,12 @@ class _RawValue:
 
     def finish(self) -> str:
         """The text of a value whose end is missing."""
-        if not self._streams:
-            return ""
         text, self._text = self._text, ""
-        return ("" if self._wrote else '"') + quoted(text)
+        if not self._streams and text.strip():
+            scanner = JsonScanner()
+            if all(scanner.push(character) for character in text.strip()):
+                return text.strip()
+        return ("" if self._wrote or not text else '"') + quoted(text)
 
     def _skip(self) -> bool:
         """Drop the white space of the form and a CDATA mark. Returns whether the value has begun."""

@@ -36,19 +36,25 @@ def marks_in(text: str) -> list[str]:
     return _MARKS.findall(text)
 
 
-def slot_pattern(slot: Slot, group: str = "", known: Iterable[str] = ()) -> str:
-    """`known`: the texts that NAME must be one of, or that KEY is most likely."""
+def is_plain_key(key: str) -> bool:
+    """Whether KEY matches this text even if it is not known."""
+    return regex.fullmatch(_KEY, key) is not None
+
+
+def slot_pattern(slot: Slot, group: str = "", known: Iterable[str] = (), *, only_known: bool = False) -> str:
+    """`known`: the texts that NAME must be one of, or that KEY is most likely, or must be with `only_known`."""
     names = "|".join(regex.escape(name) for name in sorted(known, key=len, reverse=True))
     if slot is Slot.NAME:
         pattern = rf"(?:{names})(?=[^\w-])" if names else r"(?!)"  # a longer name may have another one as its beginning
     elif slot is Slot.KEY:
-        pattern = rf"(?:{names}|{_KEY}){_KEY_END}" if names else _KEY + _KEY_END
+        ways = [way for way in (names, "" if only_known else _KEY) if way]
+        pattern = rf"(?:{'|'.join(ways)}){_KEY_END}"
     else:
         pattern = _ANY[slot]
     return f"(?P<{group}>{pattern})" if group else f"(?:{pattern})"
 
 
-def form_pattern(parts: Form, known: Iterable[str] = ()) -> str:
+def form_pattern(parts: Form, known: Iterable[str] = (), *, only_known: bool = False) -> str:
     """The pattern of a part of a form. Its NAME and KEY become groups of these names, and must repeat the same text."""
     patterns: list[str] = []
     seen: set[Slot] = set()
@@ -59,7 +65,8 @@ def form_pattern(parts: Form, known: Iterable[str] = ()) -> str:
             patterns.append(f"(?P={part.value})")
         else:
             group = part.value if part not in seen else ""
-            patterns.append(slot_pattern(part, group, known if part in (Slot.NAME, Slot.KEY) else ()))
+            names = known if part in (Slot.NAME, Slot.KEY) else ()
+            patterns.append(slot_pattern(part, group, names, only_known=only_known))
             seen.add(part)
     return "".join(patterns)
 

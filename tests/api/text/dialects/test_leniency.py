@@ -222,3 +222,24 @@ def test_arguments_are_streamed() -> None:
     assert parser.push("me\n</par") == [CallArguments(0, "me")]
     assert parser.push("ameter>\n</function>") == [CallArguments(0, '"}')]
     assert not parser.is_calling
+
+
+ODD = Tool("put", None, {"type": "object", "properties": {"a>b": {"type": "string"}, "a": {"type": "object"}}})
+
+
+def pushed(text: str) -> str:
+    """The arguments of a call that is cut."""
+    parser = AnswerParser(TAGS, ToolUse((ODD,), "auto"))
+    events = parser.push(f"<tool_call>\n<function=put>\n{text}") + parser.finish()
+    return "".join(event.text for event in events if isinstance(event, CallArguments))
+
+
+def test_a_key_may_have_characters_of_marks() -> None:
+    assert pushed("<parameter=a>b>\nx\n</parameter>\n</function>") == '{"a>b": "x"}'
+    assert pushed('<parameter=a>\n{"x": 1}\n</parameter>\n</function>') == '{"a": {"x": 1}}'
+
+
+def test_no_text_of_a_cut_argument_is_lost() -> None:
+    assert pushed('<parameter=a>\n{"x": 1') == '{"a": {"x": 1'
+    assert pushed("<parameter=a>\nno JSON") == '{"a": "no JSON'
+    assert pushed("<parameter=a>\n") == '{"a": '
