@@ -13,7 +13,10 @@ from api.text.schemas import problem, schema_rule
 from api.text.schemas.references import References
 
 ANY_KEY: Final = r"/[A-Za-z_][A-Za-z0-9_.\-]{0,63}/"
-_PYTHON_STRING: Final = r"/'([^'\\\n]|\\.)*'/"
+_PYTHON_ESCAPE: Final = (
+    r"\\([^NUux\n]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U(000[0-9a-fA-F]|0010)[0-9a-fA-F]{4})"  # none that is too short
+)
+_PYTHON_STRING: Final = rf"/'([^'\\\n]|{_PYTHON_ESCAPE})*'/"
 _GEMMA_QUOTE: Final = '<|"|>'
 _MAX_ITEMS: Final = 1000
 """Sizes of lists above it are not enforced in a notation other than JSON."""

@@ -10,6 +10,11 @@ from api.text.dialects.kinds import Kinds, kind_of
 _ENDS: Final = frozenset(",]}) \t\r\n")
 """What ends a number or a word."""
 _HEXADECIMAL: Final = frozenset("0123456789abcdefABCDEF")
+_OCTAL: Final = frozenset("01234567")
+_ESCAPES: Final = {"x": (4, _HEXADECIMAL), "u": (6, _HEXADECIMAL), "U": (10, _HEXADECIMAL)} | dict.fromkeys(
+    _OCTAL, (4, _OCTAL)
+)
+"""The greatest size of an escape, with its backslash, and its digits. All others have two characters."""
 _WORDS: Final = {"t": "rue", "f": "alse", "n": "ull"}
 _DIGIT: Final = ("0", "1")
 _EXPONENT: Final = {"e": "e", "E": "e"}
@@ -209,18 +214,14 @@ class LiteralReader:
 
     def _escape(self) -> str:
         held = self._held
-        size = {"x": 4, "u": 6, "U": 10}.get(held[1:2], 2)
+        size, digits = _ESCAPES.get(held[1:2], (2, _HEXADECIMAL))
+        if len(held) > 2 and held[-1] not in digits:  # it is too short, as in 'C:\\x'
+            self._held = ""
+            return _unescaped(held[:-1]) + self._in_string(held[-1])
         if len(held) < size:
             return ""
         self._held = ""
-        if held[1] == "u":
-            return held if all(each in "0123456789abcdefABCDEF" for each in held[2:]) else quoted(held)
-        try:
-            return (
-                quoted(str(ast.literal_eval(f'"{held}"'))) if held[1] not in "\n'\"/" else quoted(held[1].strip("\n"))
-            )
-        except (SyntaxError, ValueError):
-            return quoted(held)
+        return _unescaped(held)
 
     @staticmethod
     def _word(word: str, *, is_key: bool) -> str:
@@ -229,6 +230,18 @@ class LiteralReader:
             return json.dumps(word, ensure_ascii=False)
         written = _json_of(word)
         return json.dumps(word, ensure_ascii=False) if written is None else written[0]
+
+
+def _unescaped(escape: str) -> str:
+    """What an escape stands for, as it is inside of a JSON string. What is no escape stays as it is written."""
+    if escape[1] == "u" and len(escape) == 6:  # it may be one half of a pair
+        return escape
+    if escape[1] in "\n'\"/":
+        return quoted(escape[1].strip("\n"))
+    try:
+        return quoted(str(ast.literal_eval(f'"{escape}"')))
+    except (SyntaxError, ValueError):
+        return quoted(escape)
 
 
 def _json_of(text: str) -> tuple[str, Any] | None:

@@ -1,0 +1,64 @@
+"""Values that are literals: the text after one never becomes part of it, and what is none is not changed into one."""
+
+import json
+from typing import Any
+
+import pytest
+from llguidance import LLTokenizer
+
+from api.text.dialects import CallArguments, Tool, ToolUse, merged
+from api.text.dialects.parsing import AnswerParser
+from api.text.dialects.syntax import AnswerSyntax
+from tests.api.text.dialects.test_round_trips import refused
+from tests.api.text.dialects.test_value_rules import PYTHON, grammar, python, vocabulary
+
+__all__ = ["vocabulary"]
+USE = ToolUse((Tool("f", None, {"type": "object", "properties": {"a": {}, "b": {}}}),), "auto")
+
+
+def arguments(syntax: AnswerSyntax, text: str) -> tuple[str, bool]:
+    """The JSON text of a call's arguments, and whether the call is complete."""
+    parser = AnswerParser(syntax, USE)
+    events = [event for character in text for event in parser.push(character)] + parser.finish()
+    pieces = [event.text for event in merged(events) if isinstance(event, CallArguments)]
+    return "".join(pieces), bool(pieces) and not parser.is_calling
+
+
+def value(syntax: AnswerSyntax, text: str) -> Any:
+    read, is_complete = arguments(syntax, text)
+    assert is_complete, read
+    return json.loads(read)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"C:\x", r"C:\x"),
+        (r"\u12", r"\u12"),
+        (r"\U0001", r"\U0001"),
+        (r"\x4\x41", r"\x4A"),
+        (r"\xé\n", "\\xé\n"),
+        (r"\u12\\", "\\u12\\"),
+        (r"\033[0m\0", "\x1b[0m\0"),
+        (r"\x41\u0041\U00000041", "AAA"),
+        (r"\d+\/", r"\d+/"),
+    ],
+)
+def test_an_escape_ends_where_its_digits_end(written: str, read: str) -> None:
+    call = f"<|tool_call_start|>[f(a='{written}', b=1)]<|tool_call_end|>"
+    assert value(PYTHON, call) == {"a": read, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_allowed"),
+    [
+        (r"'C:\x'", False),
+        (r"'\u12'", False),
+        (r"'\U0001'", False),
+        (r"'\U00110000'", False),
+        (r"'\N'", False),
+        (r"'\x41 \u0041 \U0001F600 \d \0 \' \\'", True),
+    ],
+)
+def test_the_grammar_allows_complete_escapes_only(vocabulary: LLTokenizer, text: str, is_allowed: bool) -> None:
+    assert (refused(vocabulary, grammar(PYTHON, {"type": "string"}), python(text)) == "") == is_allowed
