@@ -5,7 +5,18 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from api.text.dialects.kinds import kinds_of
-from api.text.dialects.parsing.patterns import SPACE, Matcher, form_pattern, is_plain_key, lenient, marks_in, split_at
+from api.text.dialects.parsing.patterns import (
+    SPACE,
+    Matcher,
+    first_marks,
+    form_pattern,
+    is_plain_key,
+    lenient,
+    marks_in,
+    split_at,
+    trailing_space,
+    without_trailing_space,
+)
 from api.text.dialects.parsing.values import JsonScanner, LiteralReader, nested_schema, quoted, typed
 from api.text.dialects.syntax import Form, JsonArguments, Slot, TaggedArguments
 from api.text.dialects.tools import Tool
@@ -89,15 +100,16 @@ class TaggedReader:
         self._tool = tool
         self._syntax = arguments
         head, self._tail = split_at(arguments.argument, Slot.VALUE)
-        self._space = _trailing_space(head)
+        self._space = trailing_space(head)
         space, separator = SPACE, lenient(arguments.separator.strip())
-        head, before = _without_trailing_space(head), f"{space}(?:{separator})?{space}"
+        head, before = without_trailing_space(head), f"{space}(?:{separator})?{space}"
         odd = [key for key in tool.properties if key and not is_plain_key(key)]
         heads = [form_pattern(head, odd, only_known=True)] if odd else []  # first, to wait for the whole of such a key
         self._head = Matcher([before + each for each in (*heads, form_pattern(head, tool.properties))])
         end = next((mark for part in footer if isinstance(part, str) for mark in marks_in(part)), "")
         self._end = Matcher([f"{space}(?:{separator})?{space}{lenient(end)}"] if end else [r"(?!)"])
         self._closes_line = not end
+        self._ends = first_marks(self._tail, (arguments.separator,), head, footer)
         self._num = 0
         self._held = ""
         self._value: _Value | None = None
@@ -149,11 +161,16 @@ class TaggedReader:
         key, word = groups.get("key") or "", groups.get("type")
         kinds = [kind for kind, text in self._syntax.types if text == word] if word else []
         kind = kinds[0] if len(kinds) == 1 else ""
-        self._value = _value_reader(self._syntax, self._tail, self._space, self._tool, key, kind)
+        self._value = self._value_reader(key, kind)
         begin = ("" if self.begun else "{") + (", " if self._num else "") + json.dumps(key, ensure_ascii=False) + ": "
         self.begun, self._held = True, ""
         self._num += 1
         return begin + "".join(self.push(each) for each in rest)
+
+    def _value_reader(self, key: str, kind: str) -> "_RawValue | _LiteralValue":
+        if self._syntax.encoding in ("raw", "nested"):
+            return _RawValue(self._syntax, self._tail, self._space, self._tool, key, kind)
+        return _LiteralValue(self._syntax, self._tail, self._ends, key)
 
     def _close(self) -> str:
         begun, self.begun, self.done, self._held = self.begun, True, True, ""
@@ -169,20 +186,13 @@ class _Value(Protocol):
     def finish(self) -> str: ...
 
 
-def _value_reader(
-    syntax: TaggedArguments, tail: Form, space: str, tool: Tool, key: str, kind: str
-) -> "_RawValue | _LiteralValue":
-    if syntax.encoding in ("raw", "nested"):
-        return _RawValue(syntax, tail, space, tool, key, kind)
-    return _LiteralValue(syntax, tail, key)
-
-
 class _LiteralValue:
     """A value that shows where it ends."""
 
-    def __init__(self, syntax: TaggedArguments, tail: Form, key: str) -> None:
+    def __init__(self, syntax: TaggedArguments, tail: Form, ends: frozenset[str], key: str) -> None:
+        """`ends`: the characters that the text after the value may begin with."""
         quotes = {"json": ('"',), "python": ("'", '"'), "gemma": ('<|"|>',)}[syntax.encoding]
-        self._reader = LiteralReader(quotes, escapes=syntax.encoding != "gemma")
+        self._reader = LiteralReader(quotes, ends, escapes=syntax.encoding != "gemma")
         tail = tuple(key if part is Slot.KEY else part for part in tail)
         self._tail = Matcher([SPACE + form_pattern(tail)])
         self._held = ""
@@ -312,7 +322,7 @@ def _nested(text: str, argument: Form, schema: Any, references: References) -> s
 def _members(text: str, argument: Form) -> list[tuple[str, str]] | None:
     """The keys and texts of the members in a nested value; None if it has another form."""
     head, tail = split_at(argument, Slot.VALUE)
-    matcher = Matcher([SPACE + form_pattern(_without_trailing_space(head))])
+    matcher = Matcher([SPACE + form_pattern(without_trailing_space(head))])
     members = []
     while text.strip():
         found = matcher.match(text)
@@ -341,14 +351,3 @@ def _matching_end(text: str, start: int, begin: str, end: str) -> int:
         else:
             depth, at = depth - 1, next_end + len(end)
     return at - len(end)
-
-
-def _trailing_space(parts: Form) -> str:
-    last = parts[-1] if parts else ""
-    return last[len(last.rstrip()) :] if isinstance(last, str) else ""
-
-
-def _without_trailing_space(parts: Form) -> Form:
-    if parts and isinstance(parts[-1], str):
-        return (*parts[:-1], parts[-1].rstrip())
-    return parts

@@ -77,6 +77,24 @@ def split_at(parts: Form, slot: Slot) -> tuple[Form, Form]:
     return parts[:at], parts[at + 1 :]
 
 
+def first_marks(*forms: Form) -> frozenset[str]:
+    """The characters that the forms begin with, without those that numbers and words consist of."""
+    firsts = [next((part for part in form if isinstance(part, Slot) or part.strip()), Slot.VALUE) for form in forms]
+    marks = {first.strip()[0] for first in firsts if not isinstance(first, Slot)}
+    return frozenset(mark for mark in marks if not mark.isalnum() and mark not in "_+-.")
+
+
+def trailing_space(parts: Form) -> str:
+    last = parts[-1] if parts else ""
+    return last[len(last.rstrip()) :] if isinstance(last, str) else ""
+
+
+def without_trailing_space(parts: Form) -> Form:
+    if parts and isinstance(parts[-1], str):
+        return (*parts[:-1], parts[-1].rstrip())
+    return parts
+
+
 def with_name(parts: Form, name: str) -> Form:
     """The parts with the function's name in its place, and with texts next to each other as one."""
     merged: list[str | Slot] = []

@@ -139,9 +139,13 @@ class JsonScanner:
 class LiteralReader:
     """Converts one value in a notation like JSON to JSON: Python's literals, or Gemma's with bare keys."""
 
-    def __init__(self, quotes: tuple[str, ...], *, escapes: bool) -> None:
-        """`quotes`: what strings are between. `escapes`: whether a backslash escapes characters in them."""
+    def __init__(self, quotes: tuple[str, ...], ends: frozenset[str], *, escapes: bool) -> None:
+        """`quotes`: what strings are between. `escapes`: whether a backslash escapes characters in them.
+
+        `ends`: characters that end the whole value if it is a number or a word.
+        """
         self._quotes = quotes
+        self._ends = ends
         self._escapes = escapes
         self._closers: list[str] = []
         self._quote = ""
@@ -161,10 +165,14 @@ class LiteralReader:
                 self._quote, self._held = self._held, ""
                 return self._separated('"'), True
             return "", True
-        if character not in _ENDS and character not in ":{[(":
+        ends_all = character in self._ends and not self._closers and bool(self._held[:-1].strip())
+        if character not in _ENDS and character not in ":{[(" and not ends_all:
             return "", True
         word, self._held = self._held[:-1], ""
         text = self._separated(self._word(word, is_key=character == ":")) if word.strip() else ""
+        if ends_all:
+            self.done = True
+            return text, False
         return self._structure(text, character, has_word=bool(text))
 
     def finish(self) -> str:

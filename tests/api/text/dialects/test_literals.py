@@ -8,7 +8,7 @@ from llguidance import LLTokenizer
 
 from api.text.dialects import CallArguments, Tool, ToolUse, merged
 from api.text.dialects.parsing import AnswerParser
-from api.text.dialects.syntax import AnswerSyntax
+from api.text.dialects.syntax import AnswerSyntax, Calls, TaggedArguments, form
 from tests.api.text.dialects.test_round_trips import refused
 from tests.api.text.dialects.test_value_rules import PYTHON, grammar, python, vocabulary
 
@@ -62,3 +62,28 @@ def test_an_escape_ends_where_its_digits_end(written: str, read: str) -> None:
 )
 def test_the_grammar_allows_complete_escapes_only(vocabulary: LLTokenizer, text: str, is_allowed: bool) -> None:
     assert (refused(vocabulary, grammar(PYTHON, {"type": "string"}), python(text)) == "") == is_allowed
+
+
+VALUES = [5, -1.5e3, True, False, None, "x <v> y", [1, "<"], {"c": 2}]
+
+
+@pytest.mark.parametrize("read", VALUES, ids=json.dumps)
+@pytest.mark.parametrize(
+    ("argument", "separator", "footer"),
+    [
+        ("<k>$key</k><v>$value</v>\n", "", "</call>"),
+        ("<k>$key</k><v>$value</v>", "", "</call>"),
+        ("<k>$key</k>$value", "", "</call>"),
+        ("<k>$key</k>$value", "|", "</call>"),
+        ("$key is $value", "; ", "[/call]"),
+        ("$key: $value\n", "", "</call>"),
+    ],
+)
+def test_a_value_ends_before_the_text_after_it(argument: str, separator: str, footer: str, read: Any) -> None:
+    calls = Calls(
+        (form(f"<call>$name\n$arguments{footer}"),),
+        TaggedArguments(form(argument), separator=separator, encoding="json"),
+    )
+    made = {"a": read, "b": read}
+    members = separator.join(argument.replace("$key", key).replace("$value", json.dumps(read)) for key in made)
+    assert value(AnswerSyntax(calls=calls), f"<call>f\n{members}{footer}") == made

@@ -53,6 +53,12 @@ SHAPES: dict[str, AnswerSyntax] = {
             separator="\n",
         )
     ),
+    "JSON values in tags": AnswerSyntax(
+        calls=Calls(
+            (form("<call>$name\n$arguments</call>"),),
+            TaggedArguments(form("<k>$key</k><v>$value</v>\n"), encoding="json"),
+        )
+    ),
     "name as key": AnswerSyntax(
         calls=Calls((form('{"$name": $arguments}'),), begin="<calls>[", separator=", ", end="]</calls>")
     ),
