@@ -153,6 +153,8 @@ class LiteralReader:
         self._held = ""
         self._comma = ""
         """A comma that is written before the next value. Python allows one after the last."""
+        self._awaits_key = False
+        """Whether the next word is a key. White space does not end it."""
         self.done = False
 
     def push(self, character: str) -> tuple[str, bool]:
@@ -167,6 +169,8 @@ class LiteralReader:
             return "", True
         ends_all = character in self._ends and not self._closers and bool(self._held[:-1].strip())
         if character not in _ENDS and character not in ":{[(" and not ends_all:
+            return "", True
+        if self._awaits_key and character.isspace() and self._held.strip():
             return "", True
         word, self._held = self._held[:-1], ""
         text = self._separated(self._word(word, is_key=character == ":")) if word.strip() else ""
@@ -188,6 +192,8 @@ class LiteralReader:
         return comma + text
 
     def _structure(self, text: str, character: str, *, has_word: bool) -> tuple[str, bool]:
+        if not character.isspace():
+            self._awaits_key = character == "{" or (character == "," and self._closers[-1:] == ["}"])
         if character in "{[(":
             self._closers.append("}" if character == "{" else "]")
             return text + self._separated("{" if character == "{" else "["), True

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from llguidance import LLTokenizer
 
-from api.text.dialects import CallArguments, Tool, ToolUse, merged
+from api.text.dialects import CallArguments, Tool, ToolUse, families, merged
 from api.text.dialects.parsing import AnswerParser
 from api.text.dialects.syntax import AnswerSyntax, Calls, TaggedArguments, form
 from tests.api.text.dialects.test_round_trips import refused
-from tests.api.text.dialects.test_value_rules import PYTHON, grammar, python, vocabulary
+from tests.api.text.dialects.test_value_rules import PYTHON, gemma, grammar, python, vocabulary
 
 __all__ = ["vocabulary"]
-USE = ToolUse((Tool("f", None, {"type": "object", "properties": {"a": {}, "b": {}}}),), "auto")
+USE = ToolUse((Tool("f", None, {"type": "object", "properties": {"a": {}, "b": {}, "x": {}}}),), "auto")
 
 
 def arguments(syntax: AnswerSyntax, text: str) -> tuple[str, bool]:
@@ -87,3 +87,17 @@ def test_a_value_ends_before_the_text_after_it(argument: str, separator: str, fo
     made = {"a": read, "b": read}
     members = separator.join(argument.replace("$key", key).replace("$value", json.dumps(read)) for key in made)
     assert value(AnswerSyntax(calls=calls), f"<call>f\n{members}{footer}") == made
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("{x y:1}", {"x y": 1}),
+        ("{ x y z : 1, u  v:{w x:[true]} }", {"x y z": 1, "u  v": {"w x": [True]}}),
+        ('[{a b:<|"|>c d<|"|>,e:null , f g:2}]', [{"a b": "c d", "e": None, "f g": 2}]),
+        ('{ <|"|>a b<|"|> : 1 }', {"a b": 1}),
+        ("{ }", {}),
+    ],
+)
+def test_a_bare_key_may_have_white_space(written: str, read: Any) -> None:
+    assert value(families.GEMMA4, gemma(written)) == {"x": read}
