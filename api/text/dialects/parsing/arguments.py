@@ -203,7 +203,7 @@ class _LiteralValue:
     def push(self, character: str) -> str:
         if not self._reader.done:
             text, belongs = self._reader.push(character)
-            self.failed |= not all(map(self._scanner.push, text))
+            self.failed |= self._reader.failed or not all(map(self._scanner.push, text))
             if belongs:
                 return text
             return text + self._after(character)

@@ -155,12 +155,18 @@ class LiteralReader:
         """A comma that is written before the next value. Python allows one after the last."""
         self._awaits_key = False
         """Whether the next word is a key. White space does not end it."""
+        self._has_ended = False
+        """Whether a value inside of another one has ended. A comma, a colon or the end of the outer one must follow."""
         self.done = False
+        self.failed = False
 
     def push(self, character: str) -> tuple[str, bool]:
         """The JSON text that becomes certain, and whether the character belongs to the value."""
         if self._quote:
             return self._in_string(character), True
+        if self._has_ended and not character.isspace() and character not in ",:]})":
+            self.failed = True
+            return "", True
         self._held += character
         if any(quote.startswith(self._held) for quote in self._quotes):
             if self._held in self._quotes:
@@ -192,10 +198,12 @@ class LiteralReader:
         return comma + text
 
     def _structure(self, text: str, character: str, *, has_word: bool) -> tuple[str, bool]:
+        self._has_ended = character in "]})" or (character.isspace() and (has_word or self._has_ended))
         if not character.isspace():
             self._awaits_key = character == "{" or (character == "," and self._closers[-1:] == ["}"])
         if character in "{[(":
-            self._closers.append("}" if character == "{" else "]")
+            self.failed = has_word
+            self._closers.append({"{": "}", "[": "]", "(": ")"}[character])
             return text + self._separated("{" if character == "{" else "["), True
         if not self._closers:
             if character.isspace() and not has_word:
@@ -203,7 +211,8 @@ class LiteralReader:
             self.done = True
             return text or "null", False
         if character in "]})":
-            text += self._closers.pop()
+            self.failed = self._closers.pop() != character
+            text += "}" if character == "}" else "]"
             self._comma = ""
             self.done = not self._closers
         elif character == ",":
@@ -218,7 +227,7 @@ class LiteralReader:
             return self._escape()
         if self._held == self._quote:
             self._quote, self._held = "", ""
-            self.done = not self._closers
+            self._has_ended, self.done = True, not self._closers
             return '"'
         if self._quote.startswith(self._held):
             return ""

@@ -101,3 +101,38 @@ def test_a_value_ends_before_the_text_after_it(argument: str, separator: str, fo
 )
 def test_a_bare_key_may_have_white_space(written: str, read: Any) -> None:
     assert value(families.GEMMA4, gemma(written)) == {"x": read}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "[1 2]",
+        "[1,2)",
+        "(1, 2]",
+        "{'c': 1]",
+        "['c' 'd']",
+        "['c''d']",
+        "[[1] 2]",
+        "['c' d]",
+        "[c(1)]",
+        "c(1)",
+        "['c'(1)]",
+    ],
+)
+def test_what_is_no_literal_breaks_the_call(written: str) -> None:
+    read, is_complete = arguments(PYTHON, f"<|tool_call_start|>[f(a={written}, b=1)]<|tool_call_end|>")
+    assert not is_complete
+    assert "b" not in read
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("[1 , 2 ,]", [1, 2]),
+        ("( 1 , 'c' )", [1, "c"]),
+        ("{ 'c' : (1,) , \"d\" : { } }", {"c": [1], "d": {}}),
+        ("[[ ] , [1 ] , True\n]", [[], [1], True]),
+    ],
+)
+def test_a_literal_may_have_white_space(written: str, read: Any) -> None:
+    assert value(PYTHON, f"<|tool_call_start|>[f(a={written}, b=1)]<|tool_call_end|>") == {"a": read, "b": 1}
