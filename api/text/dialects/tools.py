@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from api.text.dialects.kinds import Kinds, kinds_of
+from api.text.dialects.schema import well_typed
 from api.text.guard import FUNCTION
 from api.text.schemas import schema_rule
 from api.text.schemas.references import References
@@ -34,25 +35,30 @@ class Tool:
         return schema_rule(self.schema(), strict=self.strict, is_object=True)
 
     @cached_property
+    def hints(self) -> dict[str, Any]:
+        """What is well typed of its schema. The check of strict tools refuses the rest."""
+        return dict(well_typed(self.schema()))
+
+    @cached_property
     def properties(self) -> Mapping[str, Any]:
         """The schemas of its named arguments; empty if the schema does not list them at its top."""
-        schema: Any = self.schema()
+        schema: Any = self.hints
         for _ in range(8):  # a reference may lead to the object
             if not isinstance(schema, Mapping) or "$ref" not in schema or "properties" in schema:
                 break
-            place = self._references.find(str(schema["$ref"]), "")
-            schema = place.node if place is not None else {}
+            place = self.references.find(str(schema["$ref"]), "")
+            schema = well_typed(place.node) if place is not None else {}
         properties = schema.get("properties") if isinstance(schema, Mapping) else None
         return properties if isinstance(properties, Mapping) else {}
 
     def kinds(self, argument: str) -> Kinds:
         """The JSON types that this argument may have."""
-        others = self.schema().get("additionalProperties")
-        return kinds_of(self.properties.get(argument, others), self._references)
+        others = self.hints.get("additionalProperties")
+        return kinds_of(self.properties.get(argument, others), self.references)
 
     @cached_property
-    def _references(self) -> References:
-        return References(self.schema())
+    def references(self) -> References:
+        return References(self.hints)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,13 +67,12 @@ def arguments_rule(rules: Rules, syntax: TaggedArguments, tool: Tool, space: str
 
     Arguments come in the order of the schema. If the schema lists none, any may come.
     """
-    schema, properties = tool.schema(), tool.properties
+    schema, properties = tool.hints, tool.properties
     if not properties and schema.get("additionalProperties") is not False and schema.keys() - {"type", "properties"}:
         others = schema.get("additionalProperties", {})
         first, later = (_argument(rules, syntax, others, tool, None, before) for before in (space, syntax.separator))
         return rules.add(f"{first} {later}*", "arguments"), True
-    listed = schema.get("required", ())
-    required = set(map(str, listed)) if isinstance(listed, list) else set()
+    required = set(schema.get("required", ()))
     firsts = {key: _argument(rules, syntax, value, tool, key, space) for key, value in properties.items()}
     laters = {key: _argument(rules, syntax, value, tool, key, syntax.separator) for key, value in properties.items()}
     return rules.ordered(firsts, laters, required), not required & firsts.keys()
@@ -86,7 +85,7 @@ def _argument(rules: Rules, syntax: TaggedArguments, schema: Any, tool: Tool, ke
     after = [part if isinstance(part, str) else name for part in syntax.argument[at + 1 :]]
     num_literal = next((i for i, part in enumerate(after) if isinstance(part, Ref)), len(after))
     tail, rest = "".join(map(str, after[:num_literal])), after[num_literal:]  # no grammar repeats a free name
-    values = ValueRules(rules, syntax, tool.schema(), strict=tool.strict)
+    values = ValueRules(rules, syntax, tool.hints, strict=tool.strict)
     ways = []
     for word, kinds, narrowed in _by_type(syntax, schema, values.kinds(schema)):
         filled: dict[Slot, str | Ref] = {Slot.KEY: name, Slot.TYPE: word}

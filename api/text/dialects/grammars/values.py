@@ -7,6 +7,7 @@ from typing import Any, Final
 from api.text.dialects.grammars.lark import ANY_TEXT, literal, one_of
 from api.text.dialects.grammars.rules import Ref, Rules
 from api.text.dialects.kinds import kinds_of
+from api.text.dialects.schema import well_typed
 from api.text.dialects.syntax import Slot, TaggedArguments
 from api.text.dialects.writer import value_text
 from api.text.schemas import problem, schema_rule
@@ -28,7 +29,7 @@ class ValueRules:
     """Makes the rules for values of arguments."""
 
     def __init__(self, rules: Rules, syntax: TaggedArguments, root: Mapping[str, Any], *, strict: bool) -> None:
-        """`root`: the whole schema, for references."""
+        """`root`: the whole schema, well typed, for references."""
         self._rules, self._syntax, self._strict = rules, syntax, strict
         self._definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
         self._references = References(root)
@@ -62,7 +63,7 @@ class ValueRules:
             if not isinstance(schema, Mapping) or "$ref" not in schema:
                 break
             place = self._references.find(str(schema["$ref"]), "")
-            schema = place.node if place is not None else {}
+            schema = well_typed(place.node) if place is not None else {}
         return schema
 
     def _raw(self, schema: Any, kinds: Sequence[str], tail: str) -> str:
@@ -196,8 +197,7 @@ def _options(schema: Any) -> list[Any]:
     """The schemas one of which a value must match, if its schema says nothing else of it."""
     if not isinstance(schema, Mapping) or {"properties", "items", "enum", "const"} & schema.keys():
         return []
-    options = schema.get("anyOf", schema.get("oneOf"))
-    return options if isinstance(options, list) else []
+    return list(schema.get("anyOf", schema.get("oneOf", ())))
 
 
 def _lists(schema: Any) -> bool:

@@ -238,7 +238,7 @@ class _RawValue:
         self._kinds = tool.kinds(key)
         self._kind = kind
         self._schema = tool.properties.get(key, {})
-        self._references = References(tool.schema())
+        self._references = tool.references
         self._streams = kind == "string" or (not kind and self._kinds == {"string"})
         self._text = ""
         """The text that is not yet written."""

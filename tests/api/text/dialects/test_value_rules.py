@@ -5,16 +5,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from llguidance import LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 
-from api.text.dialects import Tool, ToolUse, families
+from api.text.dialects import CallArguments, Tool, ToolUse, families
 from api.text.dialects.grammars.answer import answer_grammar
 from api.text.dialects.kinds import ALL_KINDS
+from api.text.dialects.parsing.parser import AnswerParser
 from api.text.dialects.parsing.values import typed
 from api.text.dialects.syntax import AnswerSyntax
 from api.text.dialects.writer import written
 from scheduler.llama.model import Model
-from tests.api.text.dialects.test_round_trips import refused
+from tests.api.text.dialects.test_round_trips import SHAPES, refused
 
 PYTHON = AnswerSyntax(calls=families.LFM2)
 TREE: dict[str, Any] = {"$ref": "#/$defs/Node"}
@@ -116,3 +117,62 @@ def test_nested_lists_are_as_long_as_the_schema_says(vocabulary: LLTokenizer) ->
     rules = grammar(syntax, PAIR)
     texts = [written(syntax.calls, [("f", {"x": ["a"] * size})]) for size in range(4)]
     assert [not refused(vocabulary, rules, text) for text in texts] == [False, True, True, False]
+
+
+ODD: list[Any] = [
+    "string",
+    None,
+    True,
+    False,
+    {"enum": 5},
+    {"enum": []},
+    {"type": 5},
+    {"type": [5]},
+    {"type": []},
+    {"type": "any"},
+    {"type": "integer", "enum": None},
+    {"anyOf": None},
+    {"oneOf": "x"},
+    {"allOf": {}},
+    {"anyOf": []},
+    {"anyOf": [5, None]},
+    {"type": "object", "additionalProperties": 5},
+    {"type": "object", "properties": ["x"]},
+    *({"type": "object", "properties": {"x": 5}, "required": odd} for odd in (True, None, [["x"]], "x")),
+    {"type": "array", "items": "string"},
+    {"type": "array", "items": [5]},
+    {"$ref": 5},
+    {"$ref": "#/odd"},
+    {"type": "string", "minLength": None},
+    {"type": "string", "maxLength": True},
+    {"type": "string", "pattern": 5},
+]
+ODD_OBJECTS: list[Any] = [
+    {"properties": ["a"]},
+    {"properties": {"a": {}}, "required": True},
+    {"properties": {"a": {}}, "required": [["a"]]},
+    {"additionalProperties": 5},
+    {"$ref": "#/odd"},
+    {"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": 5},
+    {"type": 5},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_odd_schema_is_a_hint_that_breaks_nothing(vocabulary: LLTokenizer, shape: str) -> None:
+    """Whatever a schema holds, the grammar compiles and the parser reads calls."""
+    syntax = SHAPES[shape]
+    assert syntax.calls is not None
+    odd_properties = {f"a{i}": schema for i, schema in enumerate(ODD)}
+    whole = {"type": "object", "properties": odd_properties, "odd": {"type": 5, "properties": 5, "required": 5}}
+    schemas = [whole, *({"type": "object"} | odd for odd in ODD_OBJECTS)]
+    for schema in (*schemas, {"type": "object", "properties": {"a0": whole, "a1": {"type": "array", "items": whole}}}):
+        use = ToolUse((Tool("f", None, schema),), "required")
+        rules = answer_grammar(syntax, use, content=None, token_id=lambda _: None)
+        assert LLMatcher.validate_grammar(rules, vocabulary) == ""
+        for value in ("x", 5, {"a0": 5, "x": [1]}, [{"a1": None}], None):
+            given = dict.fromkeys(("a", *schema.get("properties", ())), value)
+            parser = AnswerParser(syntax, use)
+            events = [*parser.push(written(syntax.calls, [("f", given)])), *parser.finish()]
+            arguments = "".join(event.text for event in events if isinstance(event, CallArguments))
+            assert isinstance(json.loads(arguments), dict)
