@@ -79,7 +79,9 @@ class ValueRules:
         if self._syntax.cdata and not limit:
             begin, end = literal("<![CDATA["), self._rules.until("]]>" + mark, "value")
             return f"({begin} {end} | {self._rules.until(mark, 'value')}) {after}"
-        return f"{self._rules.until(mark, 'value', limit or ANY_TEXT)} {after}"
+        if limit:  # the white space before the mark is not part of the text that the limit counts
+            return f"{self._rules.until(tail.removesuffix(space), 'value', limit)} {after}"
+        return f"{self._rules.until(mark, 'value')} {after}"
 
     def _notation(self, schema: Any, kinds: Sequence[str], depth: int) -> str:
         """A value in Python's or in Gemma's notation. Python's values may also be JSON, which models mix with it."""

@@ -176,3 +176,24 @@ def test_an_odd_schema_is_a_hint_that_breaks_nothing(vocabulary: LLTokenizer, sh
             events = [*parser.push(written(syntax.calls, [("f", given)])), *parser.finish()]
             arguments = "".join(event.text for event in events if isinstance(event, CallArguments))
             assert isinstance(json.loads(arguments), dict)
+
+
+@pytest.mark.parametrize("shape", ["tags", "keys and values", "markup in CDATA", "nested tags", "typed arguments"])
+@pytest.mark.parametrize(
+    ("limit", "right", "wrong"),
+    [
+        ({"pattern": "^[a-z]+$"}, ["ab"], ["aB", "", "ab\n"]),
+        ({"minLength": 2}, ["ab", "a\n"], ["a"]),
+        ({"maxLength": 2}, ["", "ab"], ["abc", "ab\n"]),
+    ],
+)
+def test_a_limit_counts_the_text_and_not_the_form_around_it(
+    vocabulary: LLTokenizer, shape: str, limit: Any, right: list[str], wrong: list[str]
+) -> None:
+    syntax = SHAPES[shape]
+    assert syntax.calls is not None
+    rules = grammar(syntax, {"type": "string", **limit})
+    assert [refused(vocabulary, rules, written(syntax.calls, [("f", {"x": text})])) for text in right] == [""] * len(
+        right
+    )
+    assert all(refused(vocabulary, rules, written(syntax.calls, [("f", {"x": text})])) for text in wrong)
