@@ -208,10 +208,10 @@ def _lists(schema: Any) -> bool:
 
 
 def _sizes(schema: Any) -> tuple[int | None, int | None]:
-    """The least and the greatest number of items; None for no limit."""
+    """The least and the greatest number of items; None for no limit. A greatest below the least is none."""
     sizes = [schema.get(key) if isinstance(schema, Mapping) else None for key in ("minItems", "maxItems")]
-    fewest, most = (size if isinstance(size, int) and 0 <= size <= _MAX_ITEMS else None for size in sizes)
-    return fewest, most
+    fewest, most = (size if type(size) is int and 0 <= size <= _MAX_ITEMS else None for size in sizes)
+    return fewest, most if most is None or most >= (fewest or 0) else None
 
 
 def _times(schema: Any) -> str:

@@ -197,3 +197,24 @@ def test_a_limit_counts_the_text_and_not_the_form_around_it(
         right
     )
     assert all(refused(vocabulary, rules, written(syntax.calls, [("f", {"x": text})])) for text in wrong)
+
+
+@pytest.mark.parametrize("shape", ["nested tags", "other quotes"])
+@pytest.mark.parametrize(
+    ("sizes", "right", "wrong"),
+    [
+        ({"minItems": 3, "maxItems": 2}, [3, 4], [2]),
+        ({"minItems": 1, "maxItems": 0}, [1, 2], []),
+        ({"maxItems": True}, [1, 2], []),
+        ({"minItems": True}, [1, 2], []),
+        ({"minItems": 2.5, "maxItems": -1}, [1, 2], []),
+    ],
+)
+def test_sizes_that_no_list_has_are_no_limit(
+    vocabulary: LLTokenizer, shape: str, sizes: Any, right: list[int], wrong: list[int]
+) -> None:
+    syntax = SHAPES[shape]
+    assert syntax.calls is not None
+    rules = grammar(syntax, {"type": "array", "items": {"type": "string"}, **sizes})
+    texts = {size: written(syntax.calls, [("f", {"x": ["a"] * size})]) for size in (*right, *wrong)}
+    assert [size for size in texts if not refused(vocabulary, rules, texts[size])] == right
