@@ -18,8 +18,15 @@ def literal(text: str) -> str:
 
 
 def one_of(texts: Iterable[str]) -> str:
-    """One regular expression for a choice of texts. Among thousands of separate literals llguidance gives up."""
-    return f"/{'|'.join(''.join(map(_escaped, text)) for text in texts)}/"
+    """One regular expression for a choice of texts. Among thousands of separate literals llguidance gives up.
+
+    An empty text is no part of it: two slashes begin a comment.
+    """
+    listed = list(texts)
+    options = "|".join("".join(map(_escaped, text)) for text in listed if text)
+    if not options:
+        return '""'
+    return f"(/{options}/)?" if "" in listed else f"/{options}/"
 
 
 def _escaped(char: str) -> str:

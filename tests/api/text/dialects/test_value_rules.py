@@ -218,3 +218,14 @@ def test_sizes_that_no_list_has_are_no_limit(
     rules = grammar(syntax, {"type": "array", "items": {"type": "string"}, **sizes})
     texts = {size: written(syntax.calls, [("f", {"x": ["a"] * size})]) for size in (*right, *wrong)}
     assert [size for size in texts if not refused(vocabulary, rules, texts[size])] == right
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("listed", [{"enum": [""]}, {"const": ""}, {"enum": ["", "a/b", "C"]}], ids=json.dumps)
+def test_an_empty_text_may_be_a_choice(vocabulary: LLTokenizer, shape: str, listed: Any) -> None:
+    syntax = SHAPES[shape]
+    assert syntax.calls is not None
+    rules = grammar(syntax, {"type": "string", **listed})
+    texts = {text: written(syntax.calls, [("f", {"x": text})]) for text in ("", "a/b", "C", "D")}
+    allowed = [text for text in texts if not refused(vocabulary, rules, texts[text])]
+    assert allowed == listed.get("enum", [""])
