@@ -3,14 +3,20 @@
 import json
 from collections.abc import Iterator
 from datetime import datetime
+from types import BuiltinMethodType
 from typing import Any, Final
 
 from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
+MAX_GROWN: Final = 10_000
+"""The most items that a list may have after a template has added some. No real template comes near it."""
 _CHANGEABLE: Final = (list, dict)
+_GROWING: Final = frozenset({"append", "extend", "insert"})
 
 
 class RaisedError(TemplateError):
@@ -24,7 +30,8 @@ class Unchangeable(list[Any]):
 class ChatEnvironment(ImmutableSandboxedEnvironment):
     """A sandbox in which templates may change lists and objects with their methods, such as `append` and `update`.
 
-    Each rendering must get copies of all lists and objects, so that no change reaches another one.
+    Each rendering must get copies of all lists and objects, so that no change reaches another one. A template cannot
+    make a list longer than MAX_GROWN, because a loop over a list whose body makes it longer would not end.
     """
 
     def __init__(self) -> None:
@@ -39,6 +46,13 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             return SandboxedEnvironment.is_safe_attribute(self, obj, attr, value)
         return super().is_safe_attribute(obj, attr, value)
 
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if type(obj) is BuiltinMethodType and type(obj.__self__) is list:
+            return _call_of_list(context, obj, args, kwargs)
+        if not self.is_safe_callable(obj):  # the rest is Jinja's own method; to call it would slow down each call
+            raise SecurityError(f"{obj!r} is not safely callable")
+        return context.call(obj, *args, **kwargs)
+
 
 class _GenerationTag(Extension):
     """Hugging Face's `{% generation %}`, which marks text to train on. Only its content is rendered."""
@@ -48,6 +62,20 @@ class _GenerationTag(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _call_of_list(context: Context, method: BuiltinMethodType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a method of a list returns. Raises TemplateError if it makes the list too long."""
+    if "key" in kwargs:  # `sort` would call it without a check: it may be another list's `append`
+        raise SecurityError("the argument 'key' of sort is unsafe; use the filter 'sort'")
+    if method.__name__ not in _GROWING:
+        return context.call(method, *args, **kwargs)
+    # an iterator may read from the list itself, and `extend` would then not end
+    args = tuple(list(each) if isinstance(each, Iterator) else each for each in args)
+    returned = context.call(method, *args, **kwargs)
+    if len(method.__self__) > MAX_GROWN:  # type: ignore[arg-type]
+        raise TemplateError(f"it makes a list longer than {MAX_GROWN} items")
+    return returned
 
 
 def _to_json(

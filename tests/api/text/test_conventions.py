@@ -147,11 +147,41 @@ def test_what_a_template_changes_reaches_no_other_rendering(source: str, expecte
         "{{ {}.__class__.__base__ }}",
         "{{ messages[0].__init__.x }}",
         "{{ messages[0].update.__call__() }}",
+        "{% set l = [1] %}{% for x in l %}{% set _ = [1].sort(key=l.append) %}{% endfor %}",
     ],
 )
 def test_the_sandbox_forbids_the_rest(source: str) -> None:
     with pytest.raises(TemplateRefusal, match="unsafe"):
         Served(source).prompt()
+
+
+ENDLESS = [
+    "{% set l = [1] %}{% for x in l %}{% set _ = l.append(1) %}{% endfor %}",
+    "{% set l = [1] %}{% for x in l %}{{ loop.index }}{% set _ = l.append(1) %}{% endfor %}",
+    "{% set l = [1] %}{% set add = l.append %}{% for x in l %}{% set _ = add(1) %}{% endfor %}",
+    "{% set l = [1] %}{% for x in l %}{% set _ = l.insert(0, 1) %}{% endfor %}",
+    "{% set l = [1] %}{% for x in l | map('string') %}{% set _ = l.append(1) %}{% endfor %}",
+    "{% set l = [1] %}{% for x in l if x %}{% set _ = l.append(1) %}{% endfor %}",
+    "{% set l = [1] %}{% for x in l recursive %}{% set _ = l.append(1) %}{% endfor %}",
+    "{% set l = [1] %}{% for x in l %}{% set _ = l.extend([1, 1]) %}{% endfor %}",
+    "{% set l = [1] %}{% for i in range(99) %}{% set _ = l.extend(l | map('string')) %}{% endfor %}",
+    "{% set l = messages[1:] %}{% for m in l %}{% set _ = l.append(m) %}{% endfor %}",
+    "{% for t in tools %}{% set _ = tools.append(t) %}{% endfor %}",
+    "{% set c = messages[1].tool_calls %}{% for t in c %}{% set _ = c.append(t) %}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("source", ENDLESS)
+def test_a_loop_over_a_list_ends_although_its_body_makes_the_list_longer(source: str) -> None:
+    with pytest.raises(TemplateRefusal, match="the model's chat template failed: it makes a list longer than 10000"):
+        Served(source).prompt([QUESTION, answer("get_time")], TOOLS)
+
+
+def test_long_lists_can_be_read_and_shortened() -> None:
+    rest = "{% set rest = messages[1:] %}{% set _ = rest.pop() %}{{ rest | length }}"
+    assert Served(rest).prompt([QUESTION] * 10_003) == "10001"
+    collected = "{% set l = [] %}{% for m in messages %}{% set _ = l.append(m.role) %}{% endfor %}{{ l | length }}"
+    assert Served(collected).prompt([QUESTION] * 10_000) == "10000"
 
 
 # Filters
