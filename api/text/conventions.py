@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum, auto
+from itertools import combinations
 from typing import Any, Final
 
 from jinja2 import meta, nodes
@@ -59,8 +60,9 @@ class Conventions:
     has_developer: bool = True
     """Whether it knows the role."""
     nulls: tuple[str, ...] = ()
-    """Variables that are null if they have no value, because the template compares them with it. Others are undefined,
-    because more templates ask whether a variable is defined, or go through an undefined one as an empty list."""
+    """Variables that are null if they have no value, because the template compares them with it, or refuses a question
+    if they are undefined. Others are undefined, because more templates ask whether a variable is defined, or go through
+    an undefined one as an empty list."""
     functions: FunctionsAs | None = None
     """None if it does not read the variable `functions`."""
     has_date: bool = False
@@ -142,8 +144,8 @@ def find_conventions(source: str, tree: nodes.Template, render: Render) -> Conve
     """What a template expects. `tree`: the source, parsed."""
     names = meta.find_undeclared_variables(tree)
     words = set(_words(tree))
-    nulls = tuple(name for name in _OPTIONAL if name in names and _compares_with_null(tree, name))
-    found = Conventions(has_developer="developer" in source, nulls=nulls, has_date="datetime" in names)
+    found = Conventions(has_developer="developer" in source, has_date="datetime" in names)
+    found = _with_nulls(tree, render, found, [name for name in _OPTIONAL if name in names])
     if "functions" in names and "tools" not in names:
         as_list = _rendered(render, found, [_QUESTION], functions=[{"name": "a_tool"}])
         found = replace(found, functions=FunctionsAs.TEXT if as_list is None else FunctionsAs.LIST)
@@ -164,6 +166,17 @@ def _rendered(render: Render, found: Conventions, messages: Sequence[Message], *
         return render(context)
     except TemplateRefusal:
         return None
+
+
+def _with_nulls(tree: nodes.Template, render: Render, found: Conventions, names: Sequence[str]) -> Conventions:
+    """The conventions with the null variables: those the template compares with null, unless it then refuses."""
+    asked = {name for name in names if _compares_with_null(tree, name)}
+    choices = [{*chosen} for count in range(len(names) + 1) for chosen in combinations(names, count)]
+    tried = [
+        replace(found, nulls=tuple(name for name in names if name in choice))
+        for choice in sorted(choices, key=lambda choice: len(choice ^ asked))
+    ]
+    return next((each for each in tried if _rendered(render, each, [_QUESTION]) is not None), tried[0])
 
 
 def _with_thoughts(render: Render, found: Conventions, words: Sequence[str], names: Collection[str]) -> Conventions:
@@ -226,10 +239,20 @@ def _words(tree: nodes.Template) -> Iterator[str]:
 
 def _compares_with_null(tree: nodes.Template, name: str) -> bool:
     """Whether a template asks if a variable is null, and never if it is defined."""
-    asked = {
-        test.name for test in tree.find_all(nodes.Test) if isinstance(test.node, nodes.Name) and test.node.name == name
-    }
+    asked = {test.name for test in tree.find_all(nodes.Test) if _is_name(test.node, name)}
+    for compare in tree.find_all(nodes.Compare):
+        sides = [compare.expr, *(operand.expr for operand in compare.ops if operand.op in ("eq", "ne"))]
+        if any(_is_name(side, name) for side in sides) and any(_is_null(side) for side in sides):
+            asked.add("none")
     return "none" in asked and asked.isdisjoint({"defined", "undefined"})
+
+
+def _is_name(node: nodes.Node, name: str) -> bool:
+    return isinstance(node, nodes.Name) and node.name == name
+
+
+def _is_null(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Const) and node.value is None
 
 
 def _one_by_one(message: Message, results: Sequence[Message]) -> list[Message]:

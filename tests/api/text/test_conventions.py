@@ -69,6 +69,13 @@ def result(name: str, content: str) -> Message:
         ("{% if not $ is defined %}{% set $ = none %}{% endif %}{{ $ is none }}", "True"),
         ("{% if $ is not none %}{{ $ | tojson }}{% endif %}", ""),
         ("{{ 'none' if $ is none else 'some' }}", "none"),
+        ("{% if $ != none %}{{ $ | tojson }}{% endif %}", ""),
+        ("{% if not ($ == none) %}Known: {% for each in $ %}{{ each }}{% endfor %}{% endif %}", ""),
+        ("{% if none != $ %}Known: {% for each in $ %}{{ each }}{% endfor %}{% endif %}", ""),
+        ("{% if $ is defined %}{% endif %}{% if $ is not none %}{{ $ | tojson }}{% endif %}", ""),
+        ("{% set given = $ %}{% if given is not none %}{{ given | tojson }}{% endif %}", ""),
+        ("{% if $ is none %}{% endif %}{% for each in $ %}{{ each }}{% endfor %}", ""),
+        ("{% if tools != none %}{{ tools | tojson }}{% endif %}{% for each in documents %}{{ each }}{% endfor %}", ""),
     ],
 )
 def test_what_a_request_does_not_have_is_undefined_or_null_as_the_template_asks(
