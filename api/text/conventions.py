@@ -27,6 +27,7 @@ _OPTIONAL: Final = ("tools", "documents")
 _THOUGHT_WORD: Final = re.compile(r"(reasoning|thinking|think|thoughts?)(_\w+)?")
 _QUESTION: Final = {"role": "user", "content": "a question"}
 _RESULT: Final = {"role": "tool", "tool_call_id": "c00000000", "content": "a result"}
+_UNKNOWN_ROLE: Final = "librarian"
 _THOUGHTS: Final = "these thoughts"
 _IN_PROSE: Final = re.compile(f"(?<!['\"]){_THOUGHTS}(?!['\"])")
 """The thoughts, but not as a string in the text of a whole list or object."""
@@ -58,7 +59,7 @@ class Conventions:
     has_system: bool = True
     """Whether it accepts system messages and renders their content. Gemma's templates do not."""
     has_developer: bool = True
-    """Whether it knows the role."""
+    """Whether it knows the role: it renders its content, and not just as that of any role."""
     nulls: tuple[str, ...] = ()
     """Variables that are null if they have no value, because the template compares them with it, or refuses a question
     if they are undefined. Others are undefined, because more templates ask whether a variable is defined, or go through
@@ -151,7 +152,8 @@ def find_conventions(source: str, tree: nodes.Template, render: Render) -> Conve
         found = replace(found, functions=FunctionsAs.TEXT if as_list is None else FunctionsAs.LIST)
     if _rendered(render, found, [_QUESTION]) is not None:  # otherwise it fails for another reason
         text = _rendered(render, found, [{"role": "system", "content": "a rule"}, _QUESTION])
-        found = replace(found, has_system="a rule" in (text or ""))
+        has_developer = found.has_developer and _knows_developer(render, found)
+        found = replace(found, has_system="a rule" in (text or ""), has_developer=has_developer)
     if _OPENAI_NAME not in words:
         found = _with_thoughts(render, found, sorted(words), names)
     return _with_calls(render, found) if "tool_calls" in words else found
@@ -166,6 +168,15 @@ def _rendered(render: Render, found: Conventions, messages: Sequence[Message], *
         return render(context)
     except TemplateRefusal:
         return None
+
+
+def _knows_developer(render: Render, found: Conventions) -> bool:
+    """Whether it renders the role `developer`, and otherwise than a role that no template knows."""
+    own, other = (
+        _rendered(render, found, [{"role": role, "content": "a rule"}, _QUESTION])
+        for role in ("developer", _UNKNOWN_ROLE)
+    )
+    return own is not None and "a rule" in own and own != (other or "").replace(_UNKNOWN_ROLE, "developer")
 
 
 def _with_nulls(tree: nodes.Template, render: Render, found: Conventions, names: Sequence[str]) -> Conventions:

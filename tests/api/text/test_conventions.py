@@ -113,6 +113,34 @@ def test_the_date_is_given_to_a_template_that_reads_it() -> None:
     assert Served("{{ datetime }}").prompt(datetime="once") == "once"
 
 
+# Roles
+
+
+EACH = "{% for m in messages %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ 'Help the developer.' }}" + EACH + "<{{ m.role }}>{{ m.content }}{% endfor %}", "system"),
+        ("{# developer #}" + EACH + "<{{ m.role }}>{{ m.content }}{% endfor %}", "system"),
+        ("{% for m in messages if m.role != 'developer' %}<{{ m.role }}>{{ m.content }}{% endfor %}", "system"),
+        (
+            EACH + "{{ raise_exception('No!') if m.role == 'developer' }}<{{ m.role }}>{{ m.content }}{% endfor %}",
+            "system",
+        ),
+        (
+            EACH + "{{ 1 / (m.role in 'user developer system') }}<{{ m.role }}>{{ m.content }}{% endfor %}",
+            "developer",
+        ),
+        (EACH + "{{ '<dev' if m.role == 'developer' else '<' ~ m.role }}>{{ m.content }}{% endfor %}", "dev"),
+    ],
+)
+def test_the_developer_role_is_kept_for_templates_that_render_it_as_their_own(source: str, expected: str) -> None:
+    prompt = Served(source).prompt([{"role": "developer", "content": "Be kind."}, QUESTION])
+    assert prompt.endswith(f"<{expected}>Be kind.<user>Why?")
+
+
 # Changes
 
 
