@@ -111,11 +111,12 @@ class Conventions:
         while message is not None:
             results: list[Message] = []
             after = next(following, None)
-            if len(message.get("tool_calls") or ()) > 1:
+            several = len(message.get("tool_calls") or ()) > 1
+            if several:
                 while after is not None and after["role"] == "tool":
                     results.append(after)
                     after = next(following, None)
-            split += _one_by_one(message, results) if results else [message]
+            split += _one_by_one(message, results) if several else [message]
             message = after
         return split
 

@@ -345,6 +345,8 @@ def test_calls_are_divided_for_a_template_that_knows_one_in_a_message(written: s
     ]
     assert template.prompt(called) == "u:Why?a:So.<f>t:1a:<g>a:<h>t:3t:?u:Why?"
     assert template.prompt([QUESTION, answer("f"), result("f", "1")]) == "u:Why?a:<f>t:1"
+    assert template.prompt([QUESTION, answer("f", "g", content="So.")]) == "u:Why?a:So.<f>a:<g>"
+    assert template.prompt([answer("f", "g"), QUESTION]) == "a:<f>a:<g>u:Why?"
 
 
 def test_calls_stay_together_for_other_templates_and_in_a_templates_own_text() -> None:
