@@ -76,6 +76,8 @@ class ThoughtLimit:
     """Whether the prompt ends inside reasoning."""
     anywhere: bool = False
     """Whether reasoning may begin after other text, too."""
+    then: list[int] = field(default_factory=list)
+    """The tokens that begin the text of the answer, without reasoning; empty if text needs no mark."""
 
 
 @dataclass(frozen=True, slots=True)

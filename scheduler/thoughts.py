@@ -1,7 +1,7 @@
 """Limits the reasoning in an answer: counts its tokens, and then forces the mark that ends it.
 
 A grammar cannot do this. llguidance counts tokens only for a rule without an end mark of its own, and its counting rule
-with `stop` panics when the model writes the mark itself. Here, answers without a grammar need none, either.
+with `stop` panics when the model writes the mark itself. The counter also works for answers without a grammar.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,8 @@ class ThoughtCounter:
     """Counts the reasoning tokens of one answer. Its state depends on the answer's tokens only.
 
     Marks are found in the text, because models write the same mark with different tokens. A character whose bytes are
-    in several tokens is completed before the end mark is forced.
+    in several tokens is completed before the end mark is forced. If the model begins another thought after that, what
+    begins the text is forced, too: otherwise it could begin thoughts until `max_tokens`.
     """
 
     def __init__(self, limit: ThoughtLimit, piece: Callable[[int], bytes]) -> None:
@@ -44,12 +45,16 @@ class ThoughtCounter:
         self._overdue = 0
         """Tokens after the budget that complete a character."""
         self._forced: list[int] = []
-        """The tokens that must come next, last one first."""
+        """The tokens that must come next, last one first: the rest of the end mark, and of what begins the text."""
+        self._num_then = 0
+        """How many tokens after the end mark begin the text."""
+        self._has_closed = False
+        """Whether the end mark was forced before."""
         self._update_forced()
 
     @property
     def forced(self) -> int | None:
-        """The token that must come next; None if any may."""
+        """The token that must come next; None if any token may come next."""
         return self._forced[-1] if self._forced else None
 
     def accept(self, token: int) -> None:
@@ -57,7 +62,7 @@ class ThoughtCounter:
 
         If it is not the forced one, a grammar did not allow that. Then no more tokens are forced for this reasoning.
         """
-        if not (self._is_open or self._can_begin):
+        if not (self._is_open or self._can_begin or self._forced):
             return
         self._text += self._piece(token)
         if self._forced:
@@ -72,11 +77,13 @@ class ThoughtCounter:
 
     def _take(self, token: int) -> None:
         """Consume a token at a position where one is forced."""
-        if token == self._forced.pop():
-            if not self._forced:
-                self._close(b"")
-        else:
+        is_forced = token == self._forced.pop()
+        if not is_forced:
             self._forced.clear()
+        if not self._is_open:  # after the end mark
+            self._read_marks()
+            self._update_forced()
+        elif not is_forced or len(self._forced) == self._num_then:
             self._close(b"")
 
     def _read_marks(self) -> None:
@@ -111,7 +118,9 @@ class ThoughtCounter:
         if _is_cut(self._text) and self._overdue < MAX_CHARACTER - 1:
             self._overdue += 1
             return
-        self._forced = self._limit.end[self._num_written() :][::-1]
+        then = self._limit.then if self._has_closed else []
+        self._forced = [*self._limit.end[self._num_written() :], *then][::-1]
+        self._num_then, self._has_closed = len(then), True
 
     def _num_written(self) -> int:
         """How many tokens of the end mark the model has written itself, or tokens with the same text."""

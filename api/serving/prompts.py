@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -108,16 +109,18 @@ class PromptBuilder:
 
         `budget`: maximum number of reasoning tokens; None for no limit. A model that does not reason needs no limit.
         """
-        thoughts = self.dialect.thoughts
+        thoughts, content = self.dialect.thoughts, self.dialect.syntax.content
         if budget is None or thoughts is None:
             return None
+        encode = partial(self._tokenizer.encode, parse_special=True, continues=True)
         return ThoughtLimit(
             budget,
-            self._tokenizer.encode(thoughts.ends[0], parse_special=True, continues=True),
+            encode(thoughts.ends[0]),
             list(thoughts.begins),
             list(thoughts.ends),
             self.dialect.is_thinking(tail),
             thoughts.anywhere,
+            encode(content.begins[0]) if content is not None and thoughts.anywhere else [],
         )
 
     def _texts(self, texts: Texts) -> list[Prompt]:

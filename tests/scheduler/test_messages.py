@@ -35,7 +35,14 @@ TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=30)
 PLAIN = st.dictionaries(TEXT, st.one_of(st.none(), st.booleans(), INTS, NUMBERS, TEXT), max_size=5)
 
 THOUGHTS = st.builds(
-    ThoughtLimit, INTS, TOKENS, st.lists(TEXT, max_size=2), st.lists(TEXT, max_size=2), st.booleans(), st.booleans()
+    ThoughtLimit,
+    INTS,
+    TOKENS,
+    st.lists(TEXT, max_size=2),
+    st.lists(TEXT, max_size=2),
+    st.booleans(),
+    st.booleans(),
+    TOKENS,
 )
 PARAMS = st.builds(
     SamplingParams,

@@ -30,8 +30,14 @@ def text_of(tokens: Iterable[int]) -> bytes:
     return b"".join(map(piece, tokens))
 
 
-def limit(budget: int, *, end: list[int] = FORCED, is_open: bool = True, anywhere: bool = False) -> ThoughtLimit:
-    return ThoughtLimit(budget, end, [BEGIN], [END], is_open, anywhere)
+TEXT_MARK = [16, 5, 6]
+"""The tokens of a mark that begins the text of an answer."""
+
+
+def limit(
+    budget: int, *, end: list[int] = FORCED, is_open: bool = True, anywhere: bool = False, then: Iterable[int] = ()
+) -> ThoughtLimit:
+    return ThoughtLimit(budget, end, [BEGIN], [END], is_open, anywhere, list(then))
 
 
 def written(given: ThoughtLimit, wanted: Iterable[int]) -> tuple[list[int], list[int]]:
@@ -116,6 +122,24 @@ def test_text_is_free_unless_thoughts_may_begin_in_it() -> None:
 def test_all_thoughts_of_an_answer_share_the_budget() -> None:
     given = limit(3, anywhere=True)
     assert written(given, [5, 9, 5, 8, 5, 5, 8, 5])[0] == [5, 9, 5, 8, 5, 5, *FORCED, 8, *FORCED, 5]
+
+
+def test_a_model_cannot_begin_thoughts_without_end() -> None:
+    given = limit(2, anywhere=True, then=TEXT_MARK)
+    tokens, _ = written(given, [5, 5, 8, 8, 7])
+    assert tokens == [5, 5, *FORCED, 8, *FORCED, *TEXT_MARK, 8, *FORCED, *TEXT_MARK, 7]
+    assert written(given, [5, 9, 8, 5, 7, 8, 7])[0] == [5, 9, 8, 5, *FORCED, 7, 8, *FORCED, *TEXT_MARK, 7]
+    assert written(limit(0, then=TEXT_MARK), [5, 8, 5])[0] == [*FORCED, 5, 8, 5], "no other thought may begin"
+
+
+def test_a_grammar_may_refuse_the_mark_of_the_text() -> None:
+    for allowed in (7, 8):
+        counter = ThoughtCounter(limit(0, anywhere=True, then=TEXT_MARK), piece)
+        for token in [*FORCED, 8, *FORCED, TEXT_MARK[0]]:
+            counter.accept(token)
+        assert chosen(counter, allowed, np.array([1 << allowed], np.int32)) == allowed
+        counter.accept(allowed)
+        assert counter.forced == (FORCED[0] if allowed == 8 else None), "another thought is ended, too"
 
 
 def test_a_mark_that_the_model_has_begun_is_completed() -> None:

@@ -10,6 +10,9 @@ from api.protocols.fields import parse
 from api.protocols.responses.conversation import as_spec
 from api.protocols.responses.request import ResponseRequest
 from api.serving.prompts import with_switches
+from api.text.dialects import Dialect, families
+from api.text.dialects.common import THINK
+from api.text.dialects.syntax import AnswerSyntax, Learned
 from api.text.template import ChatTemplate
 from api.text.tokenizer import Tokenizer
 from scheduler.messages import Submit, ThoughtLimit
@@ -139,6 +142,18 @@ async def test_the_limit_knows_whether_the_prompt_has_begun_the_reasoning(opened
     assert (await submitted(opened, CHAT, reasoning_budget=9)).thoughts == limit(opened, 9, is_open=True)
     closed = await submitted(opened, CHAT, reasoning_budget=9, enable_thinking=False)
     assert closed.thoughts == limit(opened, 9)
+
+
+async def test_the_limit_has_the_mark_of_the_text_if_thoughts_may_begin_anywhere(server: Server) -> None:
+    def texts(syntax: AnswerSyntax) -> str:
+        server.service.prompts.dialect = Dialect(Learned(syntax))
+        thoughts = server.service.prompts.thought_limit(3, "")
+        assert thoughts is not None
+        return server.tokenizer.text(thoughts.then)
+
+    assert texts(families.HARMONY) == "<|channel|>final<|message|>"
+    assert texts(families.MUSE) == " to=user<|message|>"
+    assert texts(families.GEMMA4) == texts(AnswerSyntax(THINK)) == ""
 
 
 async def test_a_model_without_reasoning_needs_no_limit(server: Server) -> None:
