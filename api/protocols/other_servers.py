@@ -331,7 +331,7 @@ def _row(field: OtherField) -> tuple[str, str, str]:
 def _verdict(field: OtherField) -> str:
     if field.verdict != "refused" or not field.nothing:
         return field.verdict
-    return f"refused, except {' and '.join(f'`{_json(value)}`' for value in field.nothing)}"
+    return f"refused, except {', '.join(f'`{_json(value)}`' for value in field.nothing)}"
 
 
 def _json(value: object) -> str:
