@@ -130,7 +130,7 @@ EACH = "{% for m in messages %}"
             "system",
         ),
         (
-            EACH + "{{ 1 / (m.role in 'user developer system') }}<{{ m.role }}>{{ m.content }}{% endfor %}",
+            EACH + "{{ '' if m.role in 'user developer system' else 1 / 0 }}<{{ m.role }}>{{ m.content }}{% endfor %}",
             "developer",
         ),
         (EACH + "{{ '<dev' if m.role == 'developer' else '<' ~ m.role }}>{{ m.content }}{% endfor %}", "dev"),
