@@ -220,9 +220,12 @@ OTHER_FIELDS: Final = (
         CHAT,
     ),
     *_served(
-        "include_reasoning", f"{VLLM}, {OPENROUTER}", "with false, reasoning is left out of the answer", CHATS, (True,)
+        "include_reasoning",
+        f"{VLLM}, {OPENROUTER}",
+        "with false, reasoning is left out of the answer; not with `logprobs` in chats",
+        CHATS,
     ),
-    *_served("separate_reasoning", SGLANG, "false means `reasoning_format` `none`", CHATS, (True,)),
+    *_served("separate_reasoning", SGLANG, "false means `reasoning_format` `none`", CHATS),
     *_refused(
         "include_reasoning separate_reasoning", f"{VLLM}, {SGLANG}, {OPENROUTER}", (True,), _TEXT_ONLY, COMPLETIONS
     ),
@@ -230,10 +233,10 @@ OTHER_FIELDS: Final = (
     *_served(
         "reasoning_format",
         LLAMA,
-        "`none` leaves reasoning in the text, with its marks; `auto` and `deepseek` return it apart from the text, as "
-        "without the field; `deepseek-legacy` is refused",
+        "`none` leaves reasoning in the text, with its marks; `deepseek` returns it apart from the text; `auto` is the "
+        "same as without the field; `deepseek-legacy` is refused",
         CHATS,
-        ("auto", "deepseek"),
+        ("auto",),
     ),
     *_refused("reasoning_format", LLAMA, ("auto", "deepseek", "none"), _TEXT_ONLY, COMPLETIONS),
     *_refused("reasoning_in_content", LLAMA, (False,), "use `reasoning_format`"),

@@ -20,7 +20,7 @@ from api.protocols.fields import (
 from api.protocols.formats import ResponseFormat
 from api.protocols.hosted import HostedTool
 from api.protocols.template_fields import TemplateFields
-from api.protocols.thought_fields import Budget, ThoughtFields
+from api.protocols.thought_fields import Budget, ThoughtFields, contradiction
 from api.protocols.tools import ToolChoice, tool_use
 from api.text.dialects import Tool, ToolUse
 
@@ -129,10 +129,11 @@ class ChatRequest(GenerationRequest, TemplateFields, ThoughtFields):
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
         if self.reasoning_effort and self.reasoning and self.reasoning.effort not in (None, self.reasoning_effort):
-            message = "'reasoning_effort' and 'reasoning.effort' contradict each other."
-            raise ApiError(400, message, param="reasoning", code="invalid_value")
+            raise contradiction("reasoning_effort", "reasoning.effort", param="reasoning")
         self.thought_budget()
-        self.leaves_out_reasoning()
+        if self.leaves_out_reasoning() and self.logprobs:
+            message = "'logprobs' would return the reasoning, which is left out of the answer. Leave out 'logprobs'."
+            raise ApiError(400, message, param="logprobs", code="invalid_value")
         self.tool_use()
         return self
 
@@ -160,7 +161,7 @@ class ChatRequest(GenerationRequest, TemplateFields, ThoughtFields):
         return self.budget(self.reasoning.max_tokens if self.reasoning else None)
 
     def leaves_out_reasoning(self) -> bool:
-        return self.hides_reasoning(excludes=bool(self.reasoning and self.reasoning.exclude))
+        return self.hides_reasoning(self.reasoning.exclude if self.reasoning else None)
 
     def all_tools(self) -> list[Tool]:
         return all_tools(self.tools)

@@ -25,7 +25,7 @@ from api.protocols.responses.input import Input, left_out_type, media_of
 from api.protocols.responses.items import called
 from api.protocols.responses.tools import Namespace, ToolChoice, Tools, custom_tools, full_name
 from api.protocols.template_fields import TemplateVariables
-from api.protocols.thought_fields import Budget, ThoughtFields
+from api.protocols.thought_fields import Budget, BudgetFields, ThoughtFields
 from api.protocols.warnings import listing
 from scheduler.messages import SamplingParams
 
@@ -109,7 +109,7 @@ Includable = Literal[
 ]
 
 
-class InputTokensRequest(Strict):
+class InputTokensRequest(BudgetFields):
     """The fields of a request that become its prompt."""
 
     unserved = UNSERVED_IN_COUNTS
@@ -128,9 +128,8 @@ class InputTokensRequest(Strict):
     enable_thinking: bool | None = None
 
     def thought_budget(self) -> int | None:
-        """Maximum number of reasoning tokens; None for no limit."""
-        limit = self.reasoning.max_tokens if self.reasoning else None
-        return None if limit is None or limit < 0 else limit
+        """Maximum number of reasoning tokens; None for no limit. Raises ApiError 400 for two different budgets."""
+        return self.budget(self.reasoning.max_tokens if self.reasoning else None)
 
     @property
     def warnings(self) -> list[str]:
@@ -177,9 +176,6 @@ class ResponseRequest(InputTokensRequest, GenerationRequest, ThoughtFields):
         self.thought_budget()
         self.hides_reasoning()
         return self
-
-    def thought_budget(self) -> int | None:
-        return self.budget(self.reasoning.max_tokens if self.reasoning else None)
 
     @property
     def wants_logprobs(self) -> bool:

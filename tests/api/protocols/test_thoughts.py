@@ -20,10 +20,12 @@ from tests import dialects
 from tests.api.fakes import MODEL, Server
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+COUNT: Final = "/v1/responses/input_tokens"
 USER: Final = {"role": "user", "content": "Hello"}
 BODIES: Final[dict[str, dict[str, Any]]] = {
     CHAT: {"model": MODEL, "messages": [USER]},
     RESPONSES: {"model": MODEL, "input": "Hello"},
+    COUNT: {"model": MODEL, "input": "Hello"},
     MESSAGES: {"model": MODEL, "messages": [USER], "max_tokens": 100},
 }
 NAMES: Final = ("reasoning_budget", "reasoning_budget_tokens", "thinking_budget_tokens", "thinking_token_budget")
@@ -118,6 +120,18 @@ async def test_without_a_budget_reasoning_has_no_limit(server: Server, path: str
         (CHAT, {"reasoning": {"max_tokens": 1.5}}, "reasoning.max_tokens", "integer"),
         (CHAT, {"reasoning_budget": 7, "thinking_budget_tokens": 8}, "thinking_budget_tokens", "'reasoning_budget'"),
         (RESPONSES, {"reasoning_budget": 0, "reasoning": {"max_tokens": 8}}, "reasoning.max_tokens", "contradict"),
+        *[
+            (path, {"reasoning_format": kind, "separate_reasoning": apart}, "separate_reasoning", "contradict")
+            for path in (CHAT, RESPONSES)
+            for kind, apart in (("deepseek", False), ("none", True))
+        ],
+        *[
+            (CHAT, {"include_reasoning": x, "reasoning": {"exclude": x}}, "reasoning.exclude", "contradict")
+            for x in (True, False)
+        ],
+        (CHAT, {"include_reasoning": False, "logprobs": True}, "logprobs", "Leave out 'logprobs'"),
+        (CHAT, {"reasoning": {"exclude": True}, "logprobs": True}, "logprobs", "Leave out 'logprobs'"),
+        (COUNT, {"reasoning_budget": 0, "reasoning": {"max_tokens": 8}}, "reasoning.max_tokens", "contradict"),
         (CHAT, {"reasoning_format": "deepseek-legacy"}, "reasoning_format", "'none'"),
         (CHAT, {"reasoning_format": "none", "include_reasoning": False}, "reasoning_format", "keeps"),
         (RESPONSES, {"separate_reasoning": False, "include_reasoning": False}, "separate_reasoning", "keeps"),
@@ -267,6 +281,14 @@ async def test_reasoning_can_be_left_out(server: Server, fields: dict[str, Any])
 async def test_no_budget_turns_reasoning_off(opened: Server, path: str, fields: dict[str, Any], thinks: bool) -> None:
     prompt = prompt_of(opened, await submitted(opened, path, **fields))
     assert prompt.endswith("<think>\n" if thinks else "</think>\n\n")
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_count_has_the_budget_of_its_response(opened: Server, name: str) -> None:
+    for budget in (0, 5):
+        submit = await submitted(opened, RESPONSES, **{name: budget})
+        status, body = await post(opened, COUNT, {name: budget})
+        assert (status, body.get("input_tokens")) == (200, len(submit.tokens)), body
 
 
 def variables_of(**fields: Any) -> dict[str, Any]:
