@@ -45,7 +45,7 @@ class ThoughtCounter:
         self._overdue = 0
         """Tokens after the budget that complete a character."""
         self._forced: list[int] = []
-        """The tokens that must come next, last one first: the rest of the end mark, and the mark that begins the text."""
+        """The next tokens, last one first: the rest of the end mark, and the mark that begins the text."""
         self._num_then = 0
         """How many tokens after the end mark begin the text."""
         self._has_closed = False

@@ -102,13 +102,18 @@ class ModelRuntime:
 
     @property
     def template_origin(self) -> TemplateOrigin | None:
-        """Where its chat template comes from; None while it is not loaded."""
-        return self._service.template_origin if self._service is not None else None
+        """Where its chat template comes from; None while it is not loaded, or if it generates no text."""
+        return self._service.template_origin if self._service is not None and self._generates else None
 
     @property
     def template_line(self) -> str | None:
-        """What its chat template shows about calls and thoughts; None while it is not loaded."""
-        return self._service.prompts.learned_line if self._service is not None else None
+        """What its chat template shows about calls and thoughts; None like `template_origin`."""
+        return self._service.prompts.learned_line if self._service is not None and self._generates else None
+
+    @property
+    def _generates(self) -> bool:
+        info = self._service.engine.info if self._service is not None else None
+        return info is None or info.generates
 
     @property
     def weight_bytes(self) -> int:
