@@ -1,16 +1,18 @@
 """The messages between the API process and its engine: one JSON object per line, with its type and its body.
 
-The API sends Submit, Embed, Cancel, Inspect and Stop. The engine sends Ready or Failed once, then Step, Embedded and
-Report. Both sides ignore messages about unknown or finished requests, because a Cancel may cross the end of its
-request.
+The API sends Submit, Embed, Cancel, Inspect and Stop. The engine sends Ready or Failed once, then Step, Queue,
+Embedded and Report. Both sides ignore messages about unknown or finished requests, because a Cancel may cross the end
+of its request.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from scheduler.config import EngineInfo
+
+DEFAULT_PRIORITY: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,14 @@ class Submit:
     """Whether the request was in the step in which an earlier engine crashed, so that it may be the cause."""
     num_alone: int = 1
     """Number of tokens that a suspect must get in steps of its own."""
+    tenant: str = ""
+    """Who is charged for the sequence."""
+    weight: float = 1.0
+    """The tenant's share compared with the shares of others; more than 0."""
+    priority: int = DEFAULT_PRIORITY
+    """The sequence's class. A lower number goes first."""
+    cache_salt: str = ""
+    """Prefixes are shared only between sequences of the same salt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,10 @@ class Embed:
     request_id: int
     texts: list[list[int]]
     """The tokens of each text, special tokens included; at least one."""
+    tenant: str = ""
+    """As in Submit."""
+    weight: float = 1.0
+    priority: int = DEFAULT_PRIORITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +173,8 @@ class Output:
     cached_tokens: int = 0
     """Prompt tokens that were found in the cache. Set with the first token."""
     error: str | None = None
+    queue_seconds: float = 0.0
+    """Seconds from the submission to the first admission. Set with the first token."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """Log probabilities of `tokens`, if requested."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -170,12 +186,21 @@ class Output:
         self.logprobs.extend(later.logprobs)
         self.prompt_logprobs.extend(later.prompt_logprobs)
         self.cached_tokens = self.cached_tokens or later.cached_tokens
+        self.queue_seconds = self.queue_seconds or later.queue_seconds
         self.finish_reason, self.error = later.finish_reason, later.error
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     outputs: list[Output]
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The order of the waiting requests, at most once a second while requests wait."""
+
+    request_ids: list[int]
+    """The next one first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +224,7 @@ class Report:
     """Empty if the model makes no embeddings."""
 
 
-Message = Submit | Embed | Cancel | Inspect | Stop | Ready | Failed | Step | Embedded | Report
+Message = Submit | Embed | Cancel | Inspect | Stop | Ready | Failed | Step | Queue | Embedded | Report
 
 
 def encode(message: Message) -> bytes:
@@ -235,6 +260,7 @@ _DECODERS: dict[str, Any] = {
     "Ready": lambda body: Ready(EngineInfo(**body["info"])),
     "Failed": lambda body: Failed(**body),
     "Step": lambda body: Step([Output(**output) for output in body["outputs"]]),
+    "Queue": lambda body: Queue(**body),
     "Embedded": lambda body: Embedded(**body),
     "Report": lambda body: Report(**body),
 }

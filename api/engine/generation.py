@@ -140,7 +140,7 @@ class Embedding:
 
     def message(self, request_id: int) -> Embed:
         """The message that requests the missing embeddings (for the engine client)."""
-        return Embed(request_id, self._embed.texts[len(self._embeddings) :])
+        return replace(self._embed, request_id=request_id, texts=self._embed.texts[len(self._embeddings) :])
 
     def fail(self, request_id: int, reason: str) -> None:
         """End the request with an error (for the engine client)."""

@@ -6,6 +6,8 @@ from quart import request
 
 from api.errors import ApiError
 from api.http.operation import Scope
+from api.protocols.fields import Wire
+from api.tenants.tenant import Tenant
 
 
 def check(scope: Scope) -> None:
@@ -22,6 +24,12 @@ def check(scope: Scope) -> None:
         raise ApiError(415, "The request body must be application/json.", code="unsupported_media_type")
     if not is_local() or any(name in request.headers for name in ("Origin", "Forwarded", "X-Forwarded-For")):
         raise ApiError(403, "Models can only be started and stopped from the server's own machine.", code="forbidden")
+
+
+def tenant(parsed: Wire | None) -> Tenant:
+    """The tenant of the current request: the user that it names, else its address."""
+    user = parsed.end_user if parsed is not None else None
+    return Tenant(f"user:{user}" if user else f"address:{request.remote_addr}")
 
 
 def is_local() -> bool:

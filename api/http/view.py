@@ -64,7 +64,9 @@ def view(operation: Operation, server: Server) -> Callable[..., Awaitable[Respon
         access.check(operation.scope)
         parsed = await _read(operation)
         _note_warnings(parsed)
-        reply = await operation.handler(Call(server, parsed, g.request_id, path, access.is_local()))
+        reply = await operation.handler(
+            Call(server, parsed, g.request_id, path, access.tenant(parsed), access.is_local())
+        )
         if isinstance(reply, Answer):
             return await _stream(reply) if parsed.stream else json_response(await reply.whole())
         if isinstance(reply, Reply):

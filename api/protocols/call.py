@@ -1,11 +1,13 @@
 """The input of an operation's handler, and one kind of its result."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from api.protocols.store import KeptResponses
 from api.serving.fleet import Fleet
+from api.serving.spec import GenerationSpec
+from api.tenants.tenant import LOCAL, Tenant
 
 RequestT = TypeVar("RequestT")
 
@@ -32,8 +34,14 @@ class Call(Generic[RequestT]):
     request_id: str
     path: Mapping[str, str] = field(default_factory=dict)
     """The parameters in the URL's path."""
+    tenant: Tenant = LOCAL
+    """Who sent it."""
     is_local: bool = False
     """Whether the client is on the server's own machine."""
+
+    def owned(self, spec: GenerationSpec) -> GenerationSpec:
+        """The request in neutral form, with the tenant that sent it."""
+        return replace(spec, tenant=self.tenant)
 
 
 @dataclass(frozen=True, slots=True)

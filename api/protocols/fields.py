@@ -35,6 +35,11 @@ class Wire(BaseModel):
         """What the request asks for and does not get, if it is served without that."""
         return []
 
+    @property
+    def end_user(self) -> str | None:
+        """The client's user for whom the request is, if it names one."""
+        return getattr(self, "user", None) or getattr(self, "safety_identifier", None)
+
 
 class Strict(Wire):
     """Input as JSON, without type coercion."""

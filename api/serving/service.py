@@ -132,6 +132,10 @@ class ModelService:
                 score_prompt=spec.score_prompt,
                 grammar=grammar,
                 thoughts=thoughts,
+                tenant=spec.tenant.name,
+                weight=spec.tenant.weight,
+                priority=max(spec.tenant.priority, spec.priority or spec.tenant.priority),
+                cache_salt=spec.cache_salt,
             )
             for prompt, limit in zip(prompts, limits, strict=True)
             for number in range(spec.num_choices)

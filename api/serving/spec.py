@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from api.tenants.tenant import LOCAL, Priority, Tenant
 from api.text.dialects import Tool, ToolUse
 from api.text.guard import FUNCTION
 from api.text.template import PromptEnd
@@ -125,5 +126,11 @@ class GenerationSpec:
     """Whether to return the log probabilities of the prompt's tokens, too."""
     reasoning_budget: int | None = None
     """Maximum number of reasoning tokens, after which the reasoning's closing mark is forced. None for no limit."""
+    tenant: Tenant = LOCAL
+    """Who is charged for the answers."""
+    priority: Priority | None = None
+    """The class of the request; None for the tenant's. It can only be lower than the tenant's."""
+    cache_salt: str = ""
+    """Prefixes are shared only with requests of the same salt."""
     keeps_reasoning: bool = False
     """Whether reasoning and its marks are part of the text instead of being separated from it."""

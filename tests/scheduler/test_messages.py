@@ -17,6 +17,7 @@ from scheduler.messages import (
     Inspect,
     Message,
     Output,
+    Queue,
     Ready,
     Report,
     SamplingParams,
@@ -90,6 +91,7 @@ MESSAGES: dict[type[Message], st.SearchStrategy[Message]] = {
     Ready: st.builds(Ready, info=INFOS),
     Failed: st.builds(Failed, reason=TEXT),
     Step: st.builds(Step, outputs=st.lists(OUTPUTS, max_size=5)),
+    Queue: st.builds(Queue, request_ids=st.lists(INTS, max_size=5)),
     Embedded: st.builds(Embedded, request_id=INTS, embeddings=st.lists(TEXT, max_size=5), error=st.none() | TEXT),
     Report: st.builds(Report, scheduler=PLAIN, cache=PLAIN, embedder=PLAIN),
 }

@@ -28,9 +28,10 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
         """The readers of a stream's calls of custom tools, by choice and call."""
 
     @classmethod
-    async def create(cls, service: ModelService, request: ChatRequest) -> Self:
+    async def create(cls, service: ModelService, call: Call[ChatRequest]) -> Self:
         """Raises ApiError 400 if the model cannot serve the request."""
-        return cls(service, request, f"chatcmpl-{uuid.uuid4().hex}", await service.prepare(as_spec(request)))
+        prepared = await service.prepare(call.owned(as_spec(call.request)))
+        return cls(service, call.request, f"chatcmpl-{uuid.uuid4().hex}", prepared)
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return super()._object(kind, choices) | {"service_tier": "default"}
@@ -91,7 +92,7 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
 
 async def create(call: Call[ChatRequest]) -> ChatCompletion:
     service = await call.server.fleet.accepting(call.request.model)
-    return await ChatCompletion.create(service, call.request)
+    return await ChatCompletion.create(service, call)
 
 
 def _piece(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:

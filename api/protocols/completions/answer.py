@@ -24,9 +24,10 @@ class TextCompletion(ChunkedAnswer[CompletionRequest]):
     kind = chunk_kind = "text_completion"
 
     @classmethod
-    async def create(cls, service: ModelService, request: CompletionRequest) -> Self:
+    async def create(cls, service: ModelService, call: Call[CompletionRequest]) -> Self:
         """Raises ApiError 400 if the model cannot serve the request."""
-        return cls(service, request, f"cmpl-{uuid.uuid4().hex}", await service.prepare(_as_spec(request)))
+        prepared = await service.prepare(call.owned(_as_spec(call.request)))
+        return cls(service, call.request, f"cmpl-{uuid.uuid4().hex}", prepared)
 
     @cached_property
     def _logprob_formats(self) -> dict[int, CompletionLogprobs]:
@@ -110,7 +111,7 @@ def _as_spec(request: CompletionRequest) -> GenerationSpec:
 
 async def create(call: Call[CompletionRequest]) -> TextCompletion:
     service = await call.server.fleet.accepting(call.request.model)
-    return await TextCompletion.create(service, call.request)
+    return await TextCompletion.create(service, call)
 
 
 def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:

@@ -25,10 +25,11 @@ async def embed(call: Call[EmbeddingsRequest]) -> dict[str, Any]:
     request = call.request
     service = await call.server.fleet.accepting(request.model, embeds=True)
     with service.admission.enter() as place:
-        return await _embed(service, request, place)
+        return await _embed(service, call, place)
 
 
-async def _embed(service: ModelService, request: EmbeddingsRequest, place: Place) -> dict[str, Any]:
+async def _embed(service: ModelService, call: Call[EmbeddingsRequest], place: Place) -> dict[str, Any]:
+    request = call.request
     info = service.engine.ready_info()
     size = request.dimensions or info.embedding_size
     if size > info.embedding_size:
@@ -39,7 +40,7 @@ async def _embed(service: ModelService, request: EmbeddingsRequest, place: Place
         texts = await trio.to_thread.run_sync(_tokenized, service.tokenizer, inputs, info.max_text_tokens)
     else:
         texts = _tokenized(service.tokenizer, inputs, info.max_text_tokens)
-    with service.engine.embed(texts) as running:
+    with service.engine.embed(texts, call.tenant) as running:
         place.release()
         embeddings = await running.receive()
     shortened = size if request.dimensions is not None else None

@@ -52,7 +52,7 @@ def error_body(error: ApiError, request_id: str) -> dict[str, Any]:
 
 async def create(call: Call[MessagesRequest]) -> "MessageAnswer":
     service = await call.server.fleet.accepting(call.request.model)
-    return await MessageAnswer.create(service, call.request, call.request_id)
+    return await MessageAnswer.create(service, call)
 
 
 async def count_tokens(call: Call[CountTokensRequest]) -> dict[str, Any]:
@@ -65,9 +65,10 @@ class MessageAnswer(Answer):
     """The message that answers a conversation."""
 
     @classmethod
-    async def create(cls, service: ModelService, request: MessagesRequest, request_id: str) -> Self:
+    async def create(cls, service: ModelService, call: Call[MessagesRequest]) -> Self:
         """Raises ApiError 400 if the model cannot serve the request."""
-        return cls(service, request, request_id, await service.prepare(as_spec(request)))
+        prepared = await service.prepare(call.owned(as_spec(call.request)))
+        return cls(service, call.request, call.request_id, prepared)
 
     def __init__(self, service: ModelService, request: MessagesRequest, request_id: str, prepared: Prepared) -> None:
         super().__init__(service, prepared)

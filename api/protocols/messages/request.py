@@ -331,3 +331,7 @@ class MessagesRequest(CountTokensRequest):
     top_k: Annotated[int, Field(ge=0)] | None = None
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+
+    @property
+    def end_user(self) -> str | None:
+        return self.metadata.user_id if self.metadata else None

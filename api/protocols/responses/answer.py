@@ -46,14 +46,16 @@ class ModelResponse(Answer):
         self._num_events = 0
 
     @classmethod
-    async def create(cls, service: ModelService, request: ResponseRequest, kept: KeptResponses) -> Self:
+    async def create(cls, service: ModelService, call: Call[ResponseRequest]) -> Self:
         """Raises ApiError 400 if the model cannot serve the request, 400 or 404 for references that are not stored."""
+        request, kept = call.request, call.server.responses
         conversation = _conversation(request, kept)
         items = items_of(conversation)
         if request.truncation == "auto":
             room = request.max_output_tokens or service.defaults.token_limit or 1
             items = await _fitting(service, request, items, room)
-        return cls(service, request, conversation, await service.prepare(as_spec(request, items)), kept)
+        prepared = await service.prepare(call.owned(as_spec(request, items)))
+        return cls(service, request, conversation, prepared, kept)
 
     def _steps(self, output: Output) -> Sequence[Output]:
         """One output for each token if log probabilities are requested, to match texts with their tokens."""
@@ -152,7 +154,7 @@ class ModelResponse(Answer):
 
 async def create(call: Call[ResponseRequest]) -> ModelResponse:
     service = await call.server.fleet.accepting(call.request.model)
-    return await ModelResponse.create(service, call.request, call.server.responses)
+    return await ModelResponse.create(service, call)
 
 
 def _conversation(request: InputTokensRequest, kept: KeptResponses) -> tuple[KeptItem, ...]:

@@ -1,0 +1,45 @@
+"""A tenant: one user of the server, to whom shares, limits, kept responses and usage belong."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+
+class Priority(IntEnum):
+    """The classes of requests. A lower number goes first."""
+
+    INTERACTIVE = 0
+    DEFAULT = 1
+    BATCH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that a tenant may have or use. None for no limit of its own."""
+
+    waiting: int | None = None
+    """Sequences and embedding requests that wait for their first result."""
+    concurrent: int | None = None
+    """Sequences and embedding requests that have not ended."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Prompt tokens and answer tokens together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    name: str
+    """Unique among all tenants of a server."""
+    weight: float = 1.0
+    """Its share compared with the shares of other tenants of the same class; more than 0."""
+    priority: Priority = Priority.DEFAULT
+    """The highest class of its requests."""
+    limits: Limits = field(default_factory=Limits)
+    models: tuple[str, ...] = ()
+    """The names of the models that it may use; empty for all."""
+    is_admin: bool = False
+    """Whether it may manage the server."""
+
+
+LOCAL: Final = Tenant("local")
+"""The tenant of requests that come from no client, such as those of tests."""
