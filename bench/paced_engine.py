@@ -8,13 +8,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from itertools import count
 
 from llguidance import LLTokenizer
 
+from bench.null_memory import NullMemory
 from kvcache.cache import KVCache
-from kvcache.memory import Blob
 from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineInfo
@@ -30,27 +29,6 @@ MAX_SEQS = 256
 CTX_LEN = 4096
 # Ordinary tokens in any vocabulary, because control tokens and bytes have lower ids.
 TOKENS = range(1000, 2000)
-
-
-class NullMemory:
-    """A KV memory that stores nothing."""
-
-    def intact_from(self, sequence_id: int) -> int:
-        return 0
-
-    def share(self, source: int, target: int, start: int, stop: int) -> bool:
-        return True
-
-    def merge(self, source: int, target: int, start: int, stop: int) -> None: ...
-
-    def remove(self, sequence_id: int, start: int, stop: int) -> bool:
-        return True
-
-    def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
-        raise AssertionError("there is no tier")
-
-    def load(self, sequence_id: int, start: int, stop: int, blobs: Sequence[Blob]) -> bool:
-        raise AssertionError("there is no tier")
 
 
 class PacedRunner:

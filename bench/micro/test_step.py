@@ -7,7 +7,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from api.engine.mailbox import Mailbox
-from bench.paced_engine import NullMemory
+from bench.null_memory import NullMemory
 from kvcache.cache import KVCache
 from kvcache.pool import PoolLayout
 from kvcache.tree import TOKEN_BYTES, KVHandle

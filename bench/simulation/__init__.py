@@ -1,0 +1,1 @@
+"""The scheduler, the cache and virtual clients in virtual time, without a model."""

@@ -1,0 +1,291 @@
+"""Scenarios of tenants that share a machine, and what a fair scheduler must reach in each."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from random import Random
+from typing import Final
+
+import numpy as np
+
+from bench.shares import jain, largest_gap, service_bound
+from bench.simulation.machine import MAX_SEQS, TOKEN_BUDGET, VirtualRunner, chunk_seconds, scheduler_for
+from bench.simulation.simulator import Prompt, Request, Simulator, Step, Tenant, batch, closed_loop, open_loop
+from bench.stats import Measures, ratio
+from scheduler.pacing import MIN_CHUNK
+from scheduler.queue import FirstComeFirstServed, Policy
+
+POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
+    "first-come": lambda: FirstComeFirstServed(TOKEN_BUDGET),
+}
+QUANTUM: Final = 0.0
+"""Service by which the policy refills the credit of a tenant at once."""
+
+VOCABULARY: Final = 49_152
+TEMPLATE: Final = list(range(1, 25)), list(range(25, 31))
+"""Tokens of the chat template before and after a question."""
+LONG: Final = 60, 32
+"""Words of a question and tokens of its answer: of the tenant with much work."""
+SHORT: Final = 12, 8
+"""The same of the tenant with a short question from time to time."""
+IN_FLIGHT: Final = 64
+LIST_PROMPTS: Final = 1024
+SYSTEM_TOKENS: Final = 700
+IDLE_SECONDS: Final = 10.0
+"""How long the short questions are asked without other load."""
+WARM_UP_SECONDS: Final = 15.0
+"""Until then there are steps of prompts only, which take much longer than later ones. They do not count as a limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a measure must be. Both ends are allowed values."""
+
+    measure: str
+    at_least: float = float("-inf")
+    at_most: float = float("inf")
+
+    def is_met(self, measures: Measures) -> bool:
+        value = measures[self.measure]
+        return value is not None and self.at_least <= value <= self.at_most
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """The service of each tenant over time, for a plot."""
+
+    times: list[float]
+    served: dict[str, list[float]]
+    """Tokens computed up to each time, by tenant."""
+    weights: dict[str, float]
+    bound: float
+    """Maximum difference of the service of two tenants, each divided by its weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    measures: Measures
+    curves: Curves | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """`run` takes the policy's name and the virtual seconds of each phase."""
+
+    description: str
+    run: Callable[[str, float], Outcome]
+    limits: tuple[Limit, ...] = field(default=())
+
+
+def simulator_with(policy: str) -> Simulator:
+    runner = VirtualRunner()
+    return Simulator(scheduler_for(POLICIES[policy]()), runner)
+
+
+def questions(shape: tuple[int, int], rng: Random, system: Sequence[int] = ()) -> Iterator[Prompt]:
+    """Questions of random words. They share the template, and the system prompt if there is one."""
+    num_words, max_tokens = shape
+    before, after = TEMPLATE
+    while True:
+        words = [rng.randrange(1000, VOCABULARY) for _ in range(num_words)]
+        yield Prompt([*before, *system, *words, *after], max_tokens)
+
+
+# -- one tenant with much work, another one with short questions -----------------------------------------------------
+
+
+def beside(policy: str, seconds: float, load: Callable[[Simulator], None], stranger: Tenant) -> Outcome:
+    """The short questions alone, the load alone, then both together."""
+    idle = simulator_with(policy)
+    _ask(idle, stranger, IDLE_SECONDS)
+    alone = simulator_with(policy)
+    load(alone)
+    together = simulator_with(policy)
+    load(together)
+    _ask(together, stranger, seconds)
+    for each, until in ((idle, IDLE_SECONDS + 1), (alone, seconds), (together, seconds)):
+        each.run(until)
+    idle_ttft = float(np.median([ttft(request, idle.now) for request in idle.requests[1:]]))
+    ttfts = [ttft(each, together.now) for each in together.requests if each.tenant == stranger.name]
+    p50, p95 = map(float, np.percentile(ttfts, (50, 95)))
+    longest = max(step.seconds for step in together.steps if step.end > WARM_UP_SECONDS)
+    others = {each.tenant for each in alone.requests}
+    rates = [answer_tokens(each, others) for each in (alone, together)]
+    return Outcome(
+        {
+            "idle_ttft_s": idle_ttft,
+            "ttft_p50_s": p50,
+            "ttft_p95_s": p95,
+            "ttft_max_s": max(ttfts),
+            "longest_step_s": longest,
+            "preemptions": together.scheduler.statistics().preemptions,
+            "alone_tokens_per_s": rates[0],
+            "tokens_per_s": rates[1],
+            "ttft_p50_ratio": p50 / idle_ttft,
+            "ttft_p95_over_step_s": p95 - idle_ttft - longest,
+            "ttft_p95_over_chunk_s": p95 - idle_ttft - chunk_seconds(MIN_CHUNK),
+            "throughput_ratio": ratio(rates[1], rates[0]),
+        }
+    )
+
+
+def _ask(simulator: Simulator, stranger: Tenant, seconds: float) -> None:
+    """Once a second, from the start on."""
+    open_loop(simulator, stranger, range(int(seconds)), questions(SHORT, Random("stranger")))
+
+
+def ttft(request: Request, now: float) -> float:
+    """The time to the first token. A request without one counts with its wait until now."""
+    return now - request.submitted if request.ttft is None else request.ttft
+
+
+def answer_tokens(simulator: Simulator, tenants: Collection[str] = ()) -> float:
+    """Answer tokens a second of these tenants; of all without any."""
+    counted = (each.num_tokens for each in simulator.requests if not tenants or each.tenant in tenants)
+    return sum(counted) / simulator.now
+
+
+def flood(policy: str, seconds: float) -> Outcome:
+    return beside(policy, seconds, _flooding(Tenant("A")), Tenant("B"))
+
+
+def interactive(policy: str, seconds: float) -> Outcome:
+    return beside(policy, seconds, _flooding(Tenant("A", priority=2)), Tenant("B", priority=0))
+
+
+def _flooding(tenant: Tenant) -> Callable[[Simulator], None]:
+    return lambda simulator: closed_loop(simulator, tenant, IN_FLIGHT, questions(LONG, Random(tenant.name)))
+
+
+def prompts_of_one_request(policy: str, seconds: float) -> Outcome:
+    def load(simulator: Simulator) -> None:
+        batch(simulator, Tenant("A"), list(islice(questions(LONG, Random("list")), LIST_PROMPTS)))
+
+    return beside(policy, seconds, load, Tenant("B"))
+
+
+# -- shares of tenants that always wait ------------------------------------------------------------------------------
+
+
+def weights(policy: str, seconds: float) -> Outcome:
+    """Both tenants flood. The heavy one has three times the weight."""
+    tenants = [Tenant("heavy", weight=3.0), Tenant("light")]
+    simulator = simulator_with(policy)
+    for tenant in tenants:
+        closed_loop(simulator, tenant, IN_FLIGHT, questions(LONG, Random(tenant.name)))
+    simulator.run(seconds)
+    curves = curves_of(simulator, tenants, sum(map(len, TEMPLATE)) + LONG[0], MAX_SEQS * LONG[1])
+    heavy, light = (curves.served[tenant.name][-1] for tenant in tenants)
+    gap = largest_gap(*(service(simulator.steps, each.name, each.weight) for each in tenants))
+    return Outcome(
+        {
+            "heavy_tokens": heavy,
+            "light_tokens": light,
+            "tokens_ratio": ratio(heavy, light),
+            "answer_tokens_ratio": ratio(*(answer_tokens(simulator, {each.name}) for each in tenants)),
+            "gap_tokens": gap,
+            "bound_tokens": curves.bound,
+            "gap_ratio": gap / curves.bound,
+            "preemptions": simulator.scheduler.statistics().preemptions,
+        },
+        curves,
+    )
+
+
+def equal(policy: str, seconds: float) -> Outcome:
+    """Eight tenants of equal weight keep 8, 16, ... 64 requests in flight."""
+    tenants = [Tenant(f"tenant {number}") for number in range(1, 9)]
+    simulator = simulator_with(policy)
+    for number, tenant in enumerate(tenants, 1):
+        closed_loop(simulator, tenant, 8 * number, questions(LONG, Random(tenant.name)))
+    simulator.run(seconds)
+    curves = curves_of(simulator, tenants, sum(map(len, TEMPLATE)) + LONG[0], MAX_SEQS * LONG[1])
+    shares = [curves.served[tenant.name][-1] for tenant in tenants]
+    return Outcome(
+        {
+            "jain": jain(shares),
+            "smallest_tokens": min(shares),
+            "largest_tokens": max(shares),
+            "tokens_per_s": answer_tokens(simulator),
+            "preemptions": simulator.scheduler.statistics().preemptions,
+        },
+        curves,
+    )
+
+
+def curves_of(simulator: Simulator, tenants: Sequence[Tenant], longest_prompt: int, running_tokens: int) -> Curves:
+    served = {each.name: np.cumsum(service(simulator.steps, each.name)).astype(float).tolist() for each in tenants}
+    bound = service_bound(longest_prompt, running_tokens, QUANTUM)
+    return Curves([step.end for step in simulator.steps], served, {t.name: t.weight for t in tenants}, bound)
+
+
+def service(steps: Sequence[Step], tenant: str, weight: float = 1.0) -> list[float]:
+    """The tokens of a tenant that each step computed, divided by its weight.
+
+    On this machine a token of an answer in a full step takes as long as a token of a prompt, so both count the same.
+    """
+    return [(step.prefill.get(tenant, 0) + step.decode.get(tenant, 0)) / weight for step in steps]
+
+
+# -- locality --------------------------------------------------------------------------------------------------------
+
+
+def prefixes(policy: str, seconds: float) -> Outcome:
+    """Eight tenants with a long system prompt each. The baseline is first come, first served."""
+    measured = {name: _with_system_prompts(name, seconds) for name in ("first-come", policy)}
+    (baseline_rate, baseline_hits), (rate, hits) = measured["first-come"], measured[policy]
+    return Outcome(
+        {
+            "baseline_tokens_per_s": baseline_rate,
+            "tokens_per_s": rate,
+            "baseline_hit_rate": baseline_hits,
+            "hit_rate": hits,
+            "throughput_ratio": ratio(rate, baseline_rate),
+            "hit_rate_loss": baseline_hits - hits,
+        }
+    )
+
+
+def _with_system_prompts(policy: str, seconds: float) -> tuple[float, float]:
+    """Answer tokens a second, and the share of the prompts' tokens that were found in the cache."""
+    simulator = simulator_with(policy)
+    for number in range(8):
+        rng = Random(f"system {number}")
+        system = [rng.randrange(1000, VOCABULARY) for _ in range(SYSTEM_TOKENS)]
+        closed_loop(simulator, Tenant(f"tenant {number}"), 8, questions((20, LONG[1]), rng, system))
+    simulator.run(seconds)
+    begun = [request for request in simulator.requests if request.first is not None]
+    hits = sum(each.cached_tokens for each in begun) / sum(len(each.prompt.tokens) for each in begun)
+    return answer_tokens(simulator), hits
+
+
+_STRANGER: Final = (Limit("ttft_p50_ratio", at_most=2.2), Limit("ttft_p95_over_step_s", at_most=0.0))
+_KEEPS: Final = Limit("throughput_ratio", at_least=0.85)
+
+SCENARIOS: Final[Mapping[str, Scenario]] = {
+    "flood": Scenario(
+        "A keeps 64 requests in flight, B asks a short question every second", flood, (*_STRANGER, _KEEPS)
+    ),
+    "list": Scenario(
+        "A sends one request with 1,024 prompts, B asks every second", prompts_of_one_request, (*_STRANGER, _KEEPS)
+    ),
+    "interactive": Scenario(
+        "as flood, with A in the class batch and B in the class interactive",
+        interactive,
+        (Limit("ttft_p95_over_chunk_s", at_most=0.0), _KEEPS),
+    ),
+    "weights": Scenario(
+        "two tenants flood, with weights 3 and 1",
+        weights,
+        (Limit("tokens_ratio", at_least=2.85, at_most=3.15), Limit("gap_ratio", at_most=1.0)),
+    ),
+    "equal": Scenario("eight tenants flood with 8 to 64 requests each", equal, (Limit("jain", at_least=0.98),)),
+    "prefixes": Scenario(
+        "eight tenants with a system prompt of 700 tokens each",
+        prefixes,
+        (Limit("throughput_ratio", at_least=0.95), Limit("hit_rate_loss", at_most=0.02)),
+    ),
+}
+
+DRAWN: Final = ("weights", "equal")
+"""The scenarios with curves."""

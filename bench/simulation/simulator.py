@@ -1,0 +1,175 @@
+"""Virtual clients of the real scheduler, in virtual time. A minute of load takes about a second."""
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+
+from bench.simulation.machine import VirtualRunner
+from scheduler.messages import DEFAULT_PRIORITY, SamplingParams, Submit
+from scheduler.plan import Plan
+from scheduler.scheduler import Scheduler
+
+LATENCY = 0.005
+"""Seconds from the end of a client's request to the arrival of its next one."""
+
+_GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    name: str
+    weight: float = 1.0
+    priority: int = DEFAULT_PRIORITY
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a client asks."""
+
+    tokens: list[int]
+    max_tokens: int
+    """Tokens of the answer. It always has this length."""
+
+
+@dataclass(slots=True)
+class Request:
+    """A request and what happened to it. Times are virtual seconds; None means not yet."""
+
+    number: int
+    tenant: str
+    prompt: Prompt
+    submitted: float
+    first: float | None = None
+    """When the first token arrived."""
+    ended: float | None = None
+    cached_tokens: int = 0
+    num_tokens: int = 0
+    on_end: Callable[[], object] = lambda: None
+
+    @property
+    def ttft(self) -> float | None:
+        return None if self.first is None else self.first - self.submitted
+
+
+@dataclass(slots=True)
+class Step:
+    """When a step ended, how long it took, and the computed tokens of each tenant in it."""
+
+    end: float
+    seconds: float
+    prefill: dict[str, int] = field(default_factory=dict)
+    decode: dict[str, int] = field(default_factory=dict)
+
+
+class Simulator:
+    """Runs a scheduler step by step. Events happen between the steps, like the messages of an engine."""
+
+    def __init__(self, scheduler: Scheduler, runner: VirtualRunner) -> None:
+        self.scheduler = scheduler
+        self.requests: list[Request] = []
+        """All requests, in order of submission. The index is the request id."""
+        self.steps: list[Step] = []
+        self._runner = runner
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
+        self._order = count()
+
+    @property
+    def now(self) -> float:
+        return self._runner.now
+
+    def at(self, seconds: float, event: Callable[[], object]) -> None:
+        """Calls `event` at this time, or when the step that runs then has ended."""
+        heapq.heappush(self._events, (seconds, next(self._order), event))
+
+    def submit(self, tenant: Tenant, prompt: Prompt, due: float, on_end: Callable[[], object] = lambda: None) -> None:
+        """Submits a request. `due` is when the client sent it: its waiting time begins there."""
+        request = Request(len(self.requests), tenant.name, prompt, due, on_end=on_end)
+        self.requests.append(request)
+        refusal = self.scheduler.submit(
+            Submit(
+                request.number,
+                prompt.tokens,
+                prompt.max_tokens,
+                _GREEDY,
+                tenant=tenant.name,
+                weight=tenant.weight,
+                priority=tenant.priority,
+            )
+        )
+        assert refusal is None, "the prompts of scenarios fit the context"
+
+    def run(self, until: float) -> None:
+        """Run until this time. A step that has begun before ends."""
+        while self.now < until:
+            while self._events and self._events[0][0] <= self.now:
+                heapq.heappop(self._events)[2]()
+            if self.scheduler.has_work:
+                self._step()
+            elif self._events:
+                self._runner.now = self._events[0][0]
+            else:
+                return
+
+    def drain(self, max_steps: int) -> None:
+        """Run until all events have happened and all requests have ended. Fails after `max_steps` steps."""
+        last = len(self.steps) + max_steps
+        while self._events or self.scheduler.has_work:
+            self.run(self.now + 1.0)
+            assert len(self.steps) <= last, "some request never ends"
+
+    def _step(self) -> None:
+        plan = self.scheduler.plan()
+        assert plan.chunks, "each step computes something"
+        tenants = [self.requests[chunk.sequence.request_id].tenant for chunk in plan.chunks]
+        result = self._runner.run(plan)
+        self.steps.append(_step(plan, tenants, self.now, result.seconds))
+        for output in self.scheduler.commit(plan, result):
+            request = self.requests[output.request_id]
+            if request.first is None:
+                request.first, request.cached_tokens = self.now, output.cached_tokens
+            request.num_tokens += len(output.tokens)
+            if output.finish_reason is not None:
+                assert output.finish_reason == "length", output.error
+                request.ended = self.now
+                request.on_end()
+
+
+def _step(plan: Plan, tenants: list[str], end: float, seconds: float) -> Step:
+    step = Step(end, seconds)
+    for index, (chunk, tenant) in enumerate(zip(plan.chunks, tenants, strict=True)):
+        counts = step.decode if index < plan.num_answers else step.prefill
+        counts[tenant] = counts.get(tenant, 0) + chunk.num_tokens
+    return step
+
+
+# -- clients -----------------------------------------------------------------------------------------------------------
+
+
+def closed_loop(
+    simulator: Simulator, tenant: Tenant, in_flight: int, prompts: Iterator[Prompt], begin: float = 0.0
+) -> None:
+    """Keeps `in_flight` requests in flight: each that ends is followed by another one."""
+
+    def send(due: float) -> None:
+        simulator.at(due, lambda: simulator.submit(tenant, next(prompts), due, lambda: send(simulator.now + LATENCY)))
+
+    for _ in range(in_flight):
+        send(begin)
+
+
+def open_loop(simulator: Simulator, tenant: Tenant, times: Iterable[float], prompts: Iterator[Prompt]) -> None:
+    """Sends one request at each of these times, even if earlier ones still run."""
+    for due in times:
+        simulator.at(due, partial(_send, simulator, tenant, prompts, due))
+
+
+def batch(simulator: Simulator, tenant: Tenant, prompts: list[Prompt], due: float = 0.0) -> None:
+    """Sends one request with a list of prompts: each becomes a sequence at once."""
+    for prompt in prompts:
+        simulator.at(due, partial(simulator.submit, tenant, prompt, due))
+
+
+def _send(simulator: Simulator, tenant: Tenant, prompts: Iterator[Prompt], due: float) -> None:
+    simulator.submit(tenant, next(prompts), due)

@@ -1,0 +1,99 @@
+"""What each policy reaches in the scenarios of tenants that share a machine."""
+
+from functools import cache
+from pathlib import Path
+
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from bench.__main__ import app
+from bench.simulation.scenarios import SCENARIOS, Limit, Outcome
+from bench.stats import Measures
+
+SECONDS = 60.0
+
+
+@cache
+def outcome(scenario: str, policy: str) -> Outcome:
+    return SCENARIOS[scenario].run(policy, SECONDS)
+
+
+def missed(scenario: str, policy: str) -> dict[str, float | None]:
+    measures = outcome(scenario, policy).measures
+    return {each.measure: measures[each.measure] for each in SCENARIOS[scenario].limits if not each.is_met(measures)}
+
+
+@pytest.mark.parametrize("scenario", ["flood", "list", "interactive"])
+def test_with_first_come_first_served_a_stranger_waits_for_the_queue_of_others(scenario: str) -> None:
+    measures = outcome(scenario, "first-come").measures
+    ratio, worst = measures["ttft_p50_ratio"], measures["ttft_max_s"]
+    assert ratio is not None
+    assert worst is not None
+    assert ratio > 100
+    assert worst > 20
+    assert "throughput_ratio" not in missed(scenario, "first-come")
+
+
+def test_with_first_come_first_served_shares_follow_the_number_of_requests() -> None:
+    assert set(missed("weights", "first-come")) == {"tokens_ratio", "gap_ratio"}
+    assert set(missed("equal", "first-come")) == {"jain"}
+
+
+def test_first_come_first_served_is_the_baseline_of_locality() -> None:
+    measures = outcome("prefixes", "first-come").measures
+    assert missed("prefixes", "first-come") == {}
+    assert measures["throughput_ratio"] == 1.0
+    hit_rate = measures["hit_rate"]
+    assert hit_rate is not None
+    assert hit_rate > 0.85  # each system prompt is computed once
+
+
+def test_the_stranger_is_idle_but_for_its_own_questions() -> None:
+    measures = outcome("flood", "first-come").measures
+    idle = measures["idle_ttft_s"]
+    assert idle == pytest.approx(0.095, abs=0.01)
+
+
+def test_a_limit_includes_both_ends() -> None:
+    limit = Limit("x", at_least=1.0, at_most=2.0)
+    cases: list[tuple[float | None, bool]] = [(0.9, False), (1.0, True), (2.0, True), (2.1, False), (None, False)]
+    for value, is_met in cases:
+        measures: Measures = {"x": value}
+        assert limit.is_met(measures) is is_met
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_tables_and_writes_files(tmp_path: Path) -> None:
+    out, plot = tmp_path / "simulated.json", tmp_path / "weights.png"
+    command = ["simulate", "--scenario", "weights", "--policy", "first-come", "--seconds", "20"]
+    result = CliRunner().invoke(app, [*command, "--out", str(out), "--plot", str(plot)])
+    assert result.exit_code == 1  # a limit is not met
+    assert "tokens_ratio" in result.stdout
+    assert "NOT met" in result.stdout
+    document = orjson.loads(out.read_bytes())
+    assert document["policy"] == "first-come"
+    assert document["scenarios"] == orjson.loads(result.stdout.splitlines()[-1])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_exit_code_is_0_if_all_limits_are_met() -> None:
+    command = ["simulate", "--scenario", "prefixes", "--policy", "first-come", "--seconds", "20"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--policy", "luck"], "--policy luck"),
+        (["--scenario", "peace"], "--scenario peace"),
+        (["--scenario", "flood", "--seconds", "20", "--plot", "flood.png"], "--plot needs"),
+    ],
+)
+def test_wrong_options_are_reported_in_one_line(arguments: list[str], error: str) -> None:
+    result = CliRunner().invoke(app, ["simulate", *arguments])
+    assert result.exit_code == 2
+    assert error in result.stderr
+    assert result.stderr.count("\n") == 1
