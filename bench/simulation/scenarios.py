@@ -15,9 +15,10 @@ from bench.stats import Measures, ratio
 from scheduler.pacing import MIN_CHUNK
 from scheduler.queue import FirstComeFirstServed, Policy
 
-POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
-    "first-come": lambda: FirstComeFirstServed(TOKEN_BUDGET),
+POLICIES: Final[Mapping[str, Callable[[Callable[[], float]], Policy]]] = {
+    "first-come": lambda _: FirstComeFirstServed(TOKEN_BUDGET),
 }
+"""By name, makes a policy with a virtual clock."""
 QUANTUM: Final = 0.0
 """Service by which the policy refills the credit of a tenant at once."""
 
@@ -79,7 +80,7 @@ class Scenario:
 
 def simulator_with(policy: str) -> Simulator:
     runner = VirtualRunner()
-    return Simulator(scheduler_for(POLICIES[policy]()), runner)
+    return Simulator(scheduler_for(POLICIES[policy](runner.clock)), runner)
 
 
 def questions(shape: tuple[int, int], rng: Random, system: Sequence[int] = ()) -> Iterator[Prompt]:

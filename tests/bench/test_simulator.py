@@ -122,7 +122,7 @@ MIXES = st.lists(
 @settings(max_examples=15)
 def test_every_request_of_a_random_mix_is_answered(policy: str, lanes: bool, mix: Mix) -> None:
     runner = VirtualRunner()
-    mixed = Simulator(scheduler_for(POLICIES[policy](), lanes=lanes, max_seqs=8), runner)
+    mixed = Simulator(scheduler_for(POLICIES[policy](runner.clock), lanes=lanes, max_seqs=8), runner)
     rng = Random(0)
     for number, (weight, requests) in enumerate(mix):
         tenant = Tenant(f"tenant {number}", weight)
