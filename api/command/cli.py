@@ -13,16 +13,19 @@ import typer
 from api import package_version
 from api.command import completion
 from api.command.flags import with_server_flags
+from api.command.keys import app as keys_app
 from api.command.launch import CommandError, end, ensure_served, is_last, require_free_port, stop_model
 from api.command.models import app as models_app
 from api.command.pull import obtain, obtain_name
 from api.command.terminal import bytes_text, chat, print_models, print_tuning, spinner
 from api.command.tune import measure
+from api.command.usage import usage
 from api.errors import os_error_text
 from api.flags import ServerFlags
 from api.flags.config_file import ConfigFileError
 from api.models.files import ModelFilesError, num_file_bytes, resolve
 from api.record import AlreadyRunningError, ModelHealth, ServerRecord, ask_health, read_record, started_record
+from api.tenants.errors import TenantsError
 
 LOG_LINES = 15
 STOP_MARGIN_SECONDS = 10.0
@@ -30,6 +33,7 @@ STOP_MARGIN_SECONDS = 10.0
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.add_typer(models_app, name="models")
+app.add_typer(keys_app, name="keys")
 
 Model = Annotated[
     str,
@@ -55,7 +59,7 @@ def main() -> None:
     except CommandError as error:
         lines = _last_lines(error.log)
         _fail(f"{error}; the end of {error.log}:" if lines else str(error), 1, lines)
-    except (ModelFilesError, AlreadyRunningError) as error:
+    except (ModelFilesError, AlreadyRunningError, TenantsError) as error:
         _fail(str(error), 1)
     except OSError as error:
         _fail(os_error_text(error), 1)
@@ -191,6 +195,9 @@ def stop(
     if not ended:
         typer.echo(f"cortex: {name} did not end within {patience:g} seconds and was killed", err=True)
     typer.echo(f"{name} stopped.")
+
+
+app.command()(usage)
 
 
 def _describe(record: ServerRecord) -> list[dict[str, Any]]:

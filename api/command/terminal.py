@@ -4,13 +4,16 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     import httpx
+    from rich.console import JustifyMethod
+
+    from api.tenants.usage import Used
 
 PROMPT = "> "
 _FAREWELL = "exit()"
@@ -277,6 +280,58 @@ def print_kept_models(models: list[dict[str, Any]]) -> None:
         first, *more = model["files"]
         files = f"{first} and {len(more)} more" if more else first
         table.add_row(*map(Text, (model["name"], bytes_text(model["size_bytes"]), model["modified"], files)))
+    console.print(table)
+
+
+def print_tenants(tenants: list[dict[str, Any]]) -> None:
+    """Print the table of `cortex keys list`. `tenants` is its JSON output."""
+    rows = []
+    for each in tenants:
+        limits = [
+            f"{each[name]} {text}"
+            for name, text in (
+                ("max_waiting", "waiting"),
+                ("max_concurrent", "concurrent"),
+                ("requests_per_minute", "requests/min"),
+                ("tokens_per_minute", "tokens/min"),
+            )
+            if each[name] is not None
+        ]
+        rows.append(
+            (
+                each["name"],
+                each["state"] + (", admin" if each["admin"] else ""),
+                ", ".join(f"...{key['ending']}" for key in each["keys"]) or "-",
+                f"{each['weight']:g}",
+                each["priority"],
+                ", ".join(limits) or "-",
+                ", ".join(each["models"]) or "all",
+                each["expires"] or "never",
+            )
+        )
+    _print_table(("NAME", "STATE", "KEY", "WEIGHT", "PRIORITY", "LIMITS", "MODELS", "EXPIRES"), rows)
+
+
+def print_usage(by: str, rows: list[tuple[str, "Used"]]) -> None:
+    """Print the table of `cortex usage`."""
+    heads = (by.upper(), "REQUESTS", "PROMPT TOKENS", "CACHED", "ANSWER TOKENS")
+    numbers = [(used.requests, used.prompt_tokens, used.cached_tokens, used.answer_tokens) for _, used in rows]
+    cells = [(name, *(f"{each:,}" for each in row)) for (name, _), row in zip(rows, numbers, strict=True)]
+    _print_table(heads, cells, justify="right")
+
+
+def _print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], justify: "JustifyMethod" = "left") -> None:
+    """Print a table whose first column is always on the left."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    table = Table(box=None, pad_edge=False)
+    for number, head in enumerate(heads):
+        table.add_column(head, overflow="fold", justify=justify if number else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
     console.print(table)
 
 

@@ -43,3 +43,7 @@ class Tenant:
 
 LOCAL: Final = Tenant("local")
 """The tenant of requests that come from no client, such as those of tests."""
+OWNER: Final = Tenant("owner", is_admin=True)
+"""The server's owner, who can read the secret in its folder."""
+OTHERS: Final = "others"
+"""The name under which tenants without keys are counted if there are too many of them."""

@@ -1,0 +1,105 @@
+"""The values of a tenant as a user writes them, on the command line and in a keys file."""
+
+import math
+import re
+from datetime import date, datetime, time, timedelta
+from typing import Final
+
+from api.tenants.tenant import LOCAL, OTHERS, OWNER, Priority
+
+MAX_NAME_LENGTH: Final = 64
+MIN_WEIGHT: Final = 0.01
+MAX_WEIGHT: Final = 1000.0
+MAX_LIMIT: Final = 2**53
+PRIORITIES: Final = tuple(each.name.lower() for each in Priority)
+RESERVED: Final = frozenset({LOCAL.name, OWNER.name, OTHERS})
+"""Names that the server gives itself."""
+_NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{MAX_NAME_LENGTH - 1}}}")
+_DURATION: Final = re.compile(r"(\d{1,6})([mhdw])")
+_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def checked_name(name: str) -> str:
+    """The name of a tenant. It has no colon, so it differs from the names of users without keys (`user:...`).
+
+    Raises ValueError if it is not valid.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is not a name of 1 to {MAX_NAME_LENGTH} letters, digits, '.', '_', '@' and '-', "
+            "which begins with a letter or a digit"
+        )
+    if name in RESERVED:
+        raise ValueError(f"the server itself uses the name {name!r}")
+    return name
+
+
+def checked_weight(weight: float) -> float:
+    """Raises ValueError if it is not valid."""
+    if not (math.isfinite(weight) and MIN_WEIGHT <= weight <= MAX_WEIGHT):
+        raise ValueError(f"a weight is a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")
+    return weight
+
+
+def priority_of(text: str) -> Priority:
+    """Raises ValueError if it is not valid."""
+    if text not in PRIORITIES:
+        raise ValueError(f"{text!r} is not one of {', '.join(PRIORITIES)}")
+    return Priority[text.upper()]
+
+
+def limit_of(text: str) -> int | None:
+    """A limit; None for `none`. Raises ValueError if it is not valid."""
+    if text == "none":
+        return None
+    if not text.isascii() or not text.isdigit() or int(text[:32]) > MAX_LIMIT:
+        raise ValueError(f"{text!r} is neither a whole number of at most {MAX_LIMIT} nor 'none'")
+    return int(text)
+
+
+def expiry_of(text: str, now: float) -> float | None:
+    """The time of a text such as `30d`, `2030-01-31` or `2030-01-31T12:00+01:00`, in seconds since the epoch.
+
+    A day lasts until its end. Times without a zone are local. None for `never`. Raises ValueError if the text is not
+    valid, or if the time is not after `now`.
+    """
+    if text == "never":
+        return None
+    try:
+        at = _time_of(text, now)
+    except (ValueError, OverflowError, OSError):
+        message = (
+            f"{text!r} is neither a time from now such as 12h, 30d or 8w, nor a date such as 2030-01-31, nor 'never'"
+        )
+        raise ValueError(message) from None
+    if at <= now:
+        raise ValueError(f"{text!r} is in the past")
+    return at
+
+
+def seconds_of(text: str) -> float:
+    """The seconds of a text such as `90m`, `12h`, `30d` or `8w`. Raises ValueError if it is not valid."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a time such as 90m, 12h, 30d or 8w")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])}).total_seconds()
+
+
+def _time_of(text: str, now: float) -> float:
+    if _DURATION.fullmatch(text):
+        at = now + seconds_of(text)
+        datetime.fromtimestamp(at)  # raises an error if no calendar has it
+        return at
+    return (
+        end_of(date.fromisoformat(text)) if len(text) == len("2030-01-31") else datetime.fromisoformat(text).timestamp()
+    )
+
+
+def end_of(day: date) -> float:
+    """The end of a local day, in seconds since the epoch."""
+    return datetime.combine(day + timedelta(days=1), time()).timestamp()
+
+
+def time_text(at: float) -> str:
+    """A time in seconds since the epoch, as local time with its zone."""
+    return datetime.fromtimestamp(int(at)).astimezone().isoformat()
