@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+import trio
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Response, g, request
 from quart_cors import cors
 from quart_trio import QuartTrio
@@ -20,6 +22,7 @@ from api.protocols.call import Server
 from api.protocols.messages.answer import error_body, is_ours
 from api.protocols.warnings import HEADER
 from api.serving.fleet import Fleet
+from api.serving.observer import CURRENT, Observers, RequestRecord
 
 _log = logging.getLogger("cortex.api")
 
@@ -32,16 +35,21 @@ def create_app(
     *,
     cors_origins: tuple[str, ...] = (),
     model_flags: Mapping[str, object] = MappingProxyType({}),
+    observers: Observers | None = None,
 ) -> QuartTrio:
-    """The application for these models. `model_flags`: defaults for the flags of models that a request starts."""
+    """The application for these models. `model_flags`: defaults for the flags of models that a request starts.
+
+    `observers` are told of each request.
+    """
     app = QuartTrio("cortex")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.url_map.converters |= {"segment": Segment, "segments": Segments}
     if cors_origins:
         app = cors(app, allow_origin=list(cors_origins), expose_headers=["x-request-id", "request-id", HEADER])
+    server = Server(fleet, time.monotonic(), model_flags, observers=observers or Observers())
     _name_requests(app)
     _handle_errors(app)
-    server = Server(fleet, time.monotonic(), model_flags)
+    app.asgi_app = _recorded(app.asgi_app, server.observers)  # type: ignore[method-assign, assignment]
     for each in OPERATIONS:
         respond = view(each, server)
         for rule in rules(each, OPERATIONS):
@@ -49,11 +57,31 @@ def create_app(
     return app
 
 
+def _recorded(app: ASGIFramework, observers: Observers) -> ASGIFramework:
+    """Gives each request a record, which ends with the request: after its last byte, or when its client has left."""
+
+    async def framework(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        record = RequestRecord(arrived_at=time.time(), arrival=trio.current_time())
+        CURRENT.set(record)
+        try:
+            await app(scope, receive, send)
+        finally:
+            observers.ended(record, trio.current_time())
+
+    return framework
+
+
 def _name_requests(app: QuartTrio) -> None:
     @app.before_request
     async def name_request() -> None:
         given = request.headers.get("x-request-id", "")
         g.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        g.record = CURRENT.get() or RequestRecord()
+        g.record.request_id = g.request_id
+        g.record.traceparent = request.headers.get("traceparent", "")
 
     @app.after_request
     async def return_request_id(response: Response) -> Response:
@@ -62,6 +90,7 @@ def _name_requests(app: QuartTrio) -> None:
             response.headers["request-id"] = g.request_id
         if "warning" in g:
             response.headers[HEADER] = g.warning
+        g.record.status = response.status_code
         return response
 
 
@@ -92,6 +121,7 @@ def _handle_errors(app: QuartTrio) -> None:
 
 
 def _refusal(error: ApiError) -> Response:
+    g.record.error = error.code or ""
     body = error_body(error, g.request_id) if is_ours(request.path) else error.body()
     return json_response(body, error.status)
 

@@ -16,6 +16,7 @@ from api.protocols.answer import Answer
 from api.protocols.call import Call, Reply, Server
 from api.protocols.fields import Strict, Wire, parse, parse_query
 from api.protocols.warnings import header_value
+from api.serving.observer import RequestRecord
 
 _log = logging.getLogger("cortex.api")
 
@@ -61,12 +62,16 @@ def _rule(path: str, operation: Operation, operations: tuple[Operation, ...]) ->
 
 def view(operation: Operation, server: Server) -> Callable[..., Awaitable[Response]]:
     async def respond(**path: str) -> Response:
+        record: RequestRecord = g.record
+        record.operation = operation.name
+        if operation.is_observed:
+            server.observers.began(record)
         access.check(operation.scope)
         parsed = await _read(operation)
         _note_warnings(parsed)
-        reply = await operation.handler(
-            Call(server, parsed, g.request_id, path, access.tenant(parsed), access.is_local())
-        )
+        tenant = access.tenant(parsed)
+        record.tenant, record.model = tenant.name, server.fleet.own_name(getattr(parsed, "model", None))
+        reply = await operation.handler(Call(server, parsed, g.request_id, path, tenant, access.is_local(), record))
         if isinstance(reply, Answer):
             return await _stream(reply) if parsed.stream else json_response(await reply.whole())
         if isinstance(reply, Reply):

@@ -11,6 +11,7 @@ import trio
 from api.engine.generation import INVALID_GRAMMAR, Generation
 from api.errors import ApiError
 from api.serving.choice import Delta
+from api.serving.observer import finish_of
 from api.serving.service import ModelService, Prepared
 from api.text.dialects import Reasoning
 from scheduler.messages import Output
@@ -30,6 +31,7 @@ class Answer(ABC):
         self._choices = prepared.choices
         self._grammar_param = prepared.grammar_param
         self._place = prepared.place
+        self._record = prepared.record
         self._fingerprint = service.fingerprint()  # read now: the engine may have ended when the answer is complete
         self._generation = service.engine.generate(prepared.submits)
         self._hides_reasoning = False
@@ -39,7 +41,7 @@ class Answer(ABC):
         """Returns the whole answer. Raises ApiError 400 for an unsupported grammar, 500 if the engine fails."""
         deltas: list[list[Delta]] = [[] for _ in self._choices]
         with self._generation as generation:
-            self._place.release()
+            self._note_submission()
             while not self._finished:
                 for index, delta in await self._receive(generation):
                     deltas[index].append(delta)
@@ -60,7 +62,7 @@ class Answer(ABC):
         accepted = not self._has_grammar
         try:
             with self._generation as generation:
-                self._place.release()
+                self._note_submission()
                 deltas = [] if accepted else await self._receive(generation)
                 accepted = True
                 if data := self._beginning() + self._written(deltas):
@@ -75,7 +77,12 @@ class Answer(ABC):
         except ApiError as error:
             if not accepted:
                 raise
+            self._record.finish, self._record.error = finish_of(error.status), error.code or ""
             yield self._failure(error)
+
+    def _note_submission(self) -> None:
+        self._place.release()
+        self._record.submitted = trio.current_time()
 
     def _written(self, deltas: list[tuple[int, Delta]]) -> bytes:
         data = b"".join(self._news(index, delta) for index, delta in deltas)
@@ -97,11 +104,17 @@ class Answer(ABC):
                 error.param = self._grammar_param
             raise
         deltas = []
+        now = trio.current_time()
         for index, output in outputs:
             choice = self._choices[index]
+            num_before = choice.num_tokens
             deltas += [(index, self._shown(choice.push(step))) for step in self._steps(output)]
+            self._record.received(index, output, choice.num_tokens - num_before, now)
             if choice.finish_reason is not None:
                 generation.end(index)  # a stop string ended the choice; the engine does not detect that
+        if self._finished:
+            is_cut = any(choice.finish_reason == "length" for choice in self._choices)
+            self._record.finish = "length" if is_cut else "stop"
         return deltas
 
     def _shown(self, delta: Delta) -> Delta:

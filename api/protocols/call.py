@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 from api.protocols.store import KeptResponses
 from api.serving.fleet import Fleet
+from api.serving.observer import Observers, RequestRecord
 from api.serving.spec import GenerationSpec
 from api.tenants.tenant import LOCAL, Tenant
 
@@ -22,6 +23,8 @@ class Server:
     model_flags: Mapping[str, object] = field(default_factory=dict)
     """Defaults for the flags of models that a request starts."""
     responses: KeptResponses = field(default_factory=KeptResponses)
+    observers: Observers = field(default_factory=Observers)
+    """They are told of each request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +41,12 @@ class Call(Generic[RequestT]):
     """Who sent it."""
     is_local: bool = False
     """Whether the client is on the server's own machine."""
+    record: RequestRecord = field(default_factory=RequestRecord)
+    """Where the stations of the request are recorded."""
 
     def owned(self, spec: GenerationSpec) -> GenerationSpec:
-        """The request in neutral form, with the tenant that sent it."""
-        return replace(spec, tenant=self.tenant)
+        """The request in neutral form, with the tenant that sent it and the record of its stations."""
+        return replace(spec, tenant=self.tenant, record=self.record)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,11 @@ class Fleet:
             raise self._unknown(name)
         return model
 
+    def own_name(self, name: str | None) -> str:
+        """The own name of the model with this name or alias; of the first model for None; empty if there is none."""
+        model = self._find(name) if name is not None else next(iter(self._models.values()), None)
+        return model.names[0] if model is not None else ""
+
     async def service(self, name: str | None) -> ModelService:
         """The service of a model, or of the first model for None. Loads an unloaded model and waits until it is ready.
 

@@ -15,6 +15,7 @@ from api.models.defaults import NOTHING, ModelDefaults
 from api.serving.admission import Admission, Place
 from api.serving.choice import Choice
 from api.serving.grammars import in_thread, invalid_schema
+from api.serving.observer import RequestRecord
 from api.serving.prompts import Prompt, PromptBuilder, check_tokens
 from api.serving.spec import Constraint, Conversation, GenerationSpec, Texts
 from api.text.dialects import ToolUse
@@ -42,6 +43,8 @@ class Prepared:
     """The request's field that the grammar comes from, if there is a grammar."""
     place: Place
     """Counts the sequences until they are submitted."""
+    record: RequestRecord
+    """Where the stations of the request are recorded."""
 
 
 class ModelService:
@@ -105,6 +108,7 @@ class ModelService:
         Raises ApiError 400 if its constraints are invalid, or if the model's template, vocabulary or context does not
         allow it, 429 if its sequences and those that wait are too many.
         """
+        spec.record.model = self.names[0]
         prompt, several = spec.prompt, spec.num_choices
         if isinstance(prompt, Texts) and len(prompt.prompts) > 1:
             place = self.admission.enter(several * len(prompt.prompts), prompt.param)
@@ -141,7 +145,10 @@ class ModelService:
             for number in range(spec.num_choices)
         ]
         choices = [new_choice() for _ in submits]
-        return Prepared(prompts, submits, choices, spec.constraint.param if spec.constraint else "tools", place)
+        num_prompt = sum(len(prompt.tokens) for prompt in prompts)
+        spec.record.prepared(prompt_tokens=num_prompt, num_sequences=len(submits), num_prompts=len(prompts))
+        grammar_param = spec.constraint.param if spec.constraint else "tools"
+        return Prepared(prompts, submits, choices, grammar_param, place, spec.record)
 
     async def _sampling(self, spec: GenerationSpec) -> SamplingParams:
         """Precedence: request, the model's own defaults, OpenAI's defaults. The default seed is random."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from api.serving.observer import RequestRecord
 from api.tenants.tenant import LOCAL, Priority, Tenant
 from api.text.dialects import Tool, ToolUse
 from api.text.guard import FUNCTION
@@ -132,5 +133,7 @@ class GenerationSpec:
     """The class of the request; None for the tenant's. It can only be lower than the tenant's."""
     cache_salt: str = ""
     """Prefixes are shared only with requests of the same salt."""
+    record: RequestRecord = field(default_factory=RequestRecord, repr=False, compare=False)
+    """Where the stations of the request are recorded."""
     keeps_reasoning: bool = False
     """Whether reasoning and its marks are part of the text instead of being separated from it."""

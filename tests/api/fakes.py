@@ -19,6 +19,7 @@ from api.http.app import create_app
 from api.models.defaults import ModelDefaults
 from api.protocols.answer import PING_SECONDS
 from api.serving.fleet import Fleet
+from api.serving.observer import Observers
 from api.serving.service import ModelService
 from api.text.tokenizer import Tokenizer
 from scheduler.config import EngineConfig, EngineInfo
@@ -202,6 +203,7 @@ class Server:
         cors_origins: tuple[str, ...] = (),
         url: str = URL,
         defaults: ModelDefaults | None = None,
+        observers: Observers | None = None,
     ) -> None:
         self.url = url
         """The path that requests are posted to."""
@@ -210,7 +212,7 @@ class Server:
         self.service = ModelService(names, tokenizer, self.engine, max_waiting=max_waiting, defaults=defaults)
         self.fleet = Fleet(max_waiting=max_waiting)
         self.fleet.adopt(ModelOptions(MODEL, PATH, EngineConfig(str(PATH)), ("an-alias",)), self.service)
-        self.app: QuartTrio = create_app(self.fleet, cors_origins=cors_origins)
+        self.app: QuartTrio = create_app(self.fleet, cors_origins=cors_origins, observers=observers)
         self.client = self.app.test_client()
         self.tokenizer = tokenizer
         self.url = url

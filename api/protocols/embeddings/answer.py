@@ -24,6 +24,7 @@ async def embed(call: Call[EmbeddingsRequest]) -> dict[str, Any]:
     """Raises ApiError 400 for texts or dimensions that the model does not support, 500 if the engine fails."""
     request = call.request
     service = await call.server.fleet.accepting(request.model, embeds=True)
+    call.record.model = service.names[0]
     with service.admission.enter() as place:
         return await _embed(service, call, place)
 
@@ -40,9 +41,13 @@ async def _embed(service: ModelService, call: Call[EmbeddingsRequest], place: Pl
         texts = await trio.to_thread.run_sync(_tokenized, service.tokenizer, inputs, info.max_text_tokens)
     else:
         texts = _tokenized(service.tokenizer, inputs, info.max_text_tokens)
+    num_tokens = sum(map(len, texts))
+    call.record.prepared(prompt_tokens=num_tokens, num_sequences=len(texts))
     with service.engine.embed(texts, call.tenant) as running:
         place.release()
+        call.record.submitted = trio.current_time()
         embeddings = await running.receive()
+    call.record.last_output, call.record.finish = trio.current_time(), "stop"
     shortened = size if request.dimensions is not None else None
     if request.encoding_format == "base64" and shortened is None:
         written: Sequence[Any] = embeddings  # already in the requested format
@@ -50,7 +55,6 @@ async def _embed(service: ModelService, call: Call[EmbeddingsRequest], place: Pl
         written = await trio.to_thread.run_sync(_written, embeddings, shortened, request.encoding_format)
     else:
         written = _written(embeddings, shortened, request.encoding_format)
-    num_tokens = sum(map(len, texts))
     return {
         "object": "list",
         "data": [{"object": "embedding", "index": index, "embedding": each} for index, each in enumerate(written)],
