@@ -39,7 +39,7 @@ def create_app(
 ) -> QuartTrio:
     """The application for these models. `model_flags`: defaults for the flags of models that a request starts.
 
-    `observers` are told of each request.
+    `observers` get each request.
     """
     app = QuartTrio("cortex")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES

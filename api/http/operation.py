@@ -74,7 +74,7 @@ class Operation:
 
     @property
     def is_observed(self) -> bool:
-        """Whether observers are told of its requests. Those of probes and scrapers would hide all others."""
+        """Whether observers get its requests. Those of probes and scrapers would hide all others."""
         return self.scope in (Scope.USER, Scope.OWNER)
 
     @property

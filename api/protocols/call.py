@@ -24,7 +24,7 @@ class Server:
     """Defaults for the flags of models that a request starts."""
     responses: KeptResponses = field(default_factory=KeptResponses)
     observers: Observers = field(default_factory=Observers)
-    """They are told of each request."""
+    """They get each request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What happens to each request, and who is told of it: metrics, logs, traces, usage."""
+"""The stations of each request, and its observers: metrics, logs, traces, usage."""
 
 import logging
 from bisect import bisect_left
@@ -124,7 +124,7 @@ def finish_of(status: int) -> Finish:
 
 
 class Observer(Protocol):
-    """Is told of each request. Its methods must not wait, and must be quick: all streams wait for them."""
+    """Gets each request. Its methods must not wait, and must be quick: all streams wait for them."""
 
     def began(self, record: RequestRecord) -> None:
         """The request has arrived. Only its id, operation and arrival are known."""
@@ -141,7 +141,7 @@ class Observers:
         self._open: set[RequestRecord] = set()
 
     def add(self, observer: Observer) -> None:
-        """Tell one more observer. Must be called before the first request."""
+        """Add an observer. Must be called before the first request."""
         self._observers.append(observer)
 
     def began(self, record: RequestRecord) -> None:

@@ -1,4 +1,4 @@
-"""The record of a request's stations, and the observers that are told of it."""
+"""The record of a request's stations, and its observers."""
 
 import pytest
 
