@@ -12,7 +12,7 @@ from api.engine.generation import Embedding, Generation
 from api.engine.supervisor import Launcher, Supervisor
 from api.engine.suspicion import Suspicion
 from api.errors import unavailable
-from api.tenants.tenant import LOCAL, Tenant
+from api.tenants.tenant import LOCAL, Priority, Tenant
 from scheduler.config import EngineInfo
 from scheduler.messages import Cancel, Embed, Embedded, Message, Output, Report, Step, Submit
 
@@ -107,9 +107,13 @@ class EngineClient:
         """
         return Generation(self, submits)
 
-    def embed(self, texts: list[list[int]], tenant: Tenant = LOCAL) -> Embedding:
-        """A request for the embeddings of tokenized texts, submitted when its `with` block is entered."""
-        return Embedding(self, Embed(self.next_id(), texts, tenant.name, tenant.weight, tenant.priority))
+    def embed(self, texts: list[list[int]], tenant: Tenant = LOCAL, priority: Priority | None = None) -> Embedding:
+        """A request for the embeddings of tokenized texts, submitted when its `with` block is entered.
+
+        `priority`: the class that it asks for; None for the tenant's.
+        """
+        embed = Embed(self.next_id(), texts, tenant.name, tenant.weight, tenant.class_of(priority))
+        return Embedding(self, embed)
 
     async def wait_idle(self) -> None:
         """Wait until all requests have ended."""

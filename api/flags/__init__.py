@@ -1,6 +1,6 @@
 """The table of flags, and the options made from their values."""
 
-from api.flags.options import DEFAULT_PORT, ModelOptions, ServerOptions, ServerSettings, own_defaults
+from api.flags.options import DEFAULT_PORT, CacheScope, ModelOptions, ServerOptions, ServerSettings, own_defaults
 from api.flags.row import MAX_NAME_LENGTH, Flag, Row, num_bytes
 from api.flags.table import MODEL_ROWS, ROWS, SERVER_ROWS, ModelFlags, ServerFlags
 
@@ -10,6 +10,7 @@ __all__ = [
     "MODEL_ROWS",
     "ROWS",
     "SERVER_ROWS",
+    "CacheScope",
     "Flag",
     "ModelFlags",
     "ModelOptions",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from api.models.files import SETTINGS_NAME
 from scheduler.config import EngineConfig
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from api.models.defaults import ModelDefaults
 
 DEFAULT_PORT = 39281
+CacheScope = Literal["server", "tenant"]
+"""Who shares prefixes in the KV cache: all clients, or the requests of one tenant."""
 
 
 def _nothing(_name: str) -> None:
@@ -65,6 +67,8 @@ class ServerSettings:
     """Maximum number of requests that wait for memory or a sequence. Further requests are refused."""
     grace_seconds: float = 30.0
     """Seconds that running requests may continue after the server begins to stop."""
+    cache_scope: CacheScope | None = None
+    """None for the default, which depends on whether the server demands keys."""
     idle_limit: float = 0.0
     """Seconds without requests after which a model is unloaded until the next request; 0 is never."""
 

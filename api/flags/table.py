@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 
-from api.flags.options import ModelOptions, ServerOptions, ServerSettings, own_defaults
+from api.flags.options import CacheScope, ModelOptions, ServerOptions, ServerSettings, own_defaults
 from api.flags.row import MAX_NAME_LENGTH, Flag, Row
 from api.home import home
 from api.models.files import AmbiguousNameError, ModelNotFoundError, resolve_name
@@ -188,6 +188,15 @@ class ServerFlags(ModelFlags):
     max_waiting: Annotated[
         int | None,
         Flag(min=0, help="Maximum number of waiting requests. Further requests are refused.", note="They get a 429."),
+    ] = None
+    cache_scope: Annotated[
+        str | None,
+        Flag(
+            choices=get_args(CacheScope),
+            help="Who shares prefixes in the KV cache: all clients of the server, or the requests of one tenant.",
+            default="tenant if keys are demanded, else server",
+            note="With `tenant`, nobody can find out from times or from `cached_tokens` what others asked.",
+        ),
     ] = None
     grace: Annotated[
         float | None,

@@ -16,6 +16,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from api.errors import ApiError, server_error
+from api.flags import CacheScope
 from api.http.operations import OPERATIONS
 from api.http.view import Segment, Segments, json_response, rules, view
 from api.protocols.call import Server
@@ -36,6 +37,7 @@ def create_app(
     cors_origins: tuple[str, ...] = (),
     model_flags: Mapping[str, object] = MappingProxyType({}),
     observers: Observers | None = None,
+    cache_scope: CacheScope = "server",
 ) -> QuartTrio:
     """The application for these models. `model_flags`: defaults for the flags of models that a request starts.
 
@@ -46,7 +48,7 @@ def create_app(
     app.url_map.converters |= {"segment": Segment, "segments": Segments}
     if cors_origins:
         app = cors(app, allow_origin=list(cors_origins), expose_headers=["x-request-id", "request-id", HEADER])
-    server = Server(fleet, time.monotonic(), model_flags, observers=observers or Observers())
+    server = Server(fleet, time.monotonic(), model_flags, observers=observers or Observers(), cache_scope=cache_scope)
     _name_requests(app)
     _handle_errors(app)
     app.asgi_app = _recorded(app.asgi_app, server.observers)  # type: ignore[method-assign, assignment]

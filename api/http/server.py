@@ -20,6 +20,7 @@ from api.errors import os_error_text
 from api.flags import ModelOptions, ServerOptions
 from api.http.app import create_app
 from api.record import AlreadyRunningError, hold_record
+from api.serving import salts
 from api.serving.fleet import Fleet, StartError
 
 _log = logging.getLogger("cortex.api")
@@ -64,7 +65,12 @@ async def _run(options: ServerOptions, sockets: list[socket.socket], engine_comm
         on_demand=options.on_demand,
         engine_command=engine_command,
     )
-    app = create_app(fleet, cors_origins=options.cors_origins, model_flags=options.model_flags)
+    app = create_app(
+        fleet,
+        cors_origins=options.cors_origins,
+        model_flags=options.model_flags,
+        cache_scope=salts.resolved(options.cache_scope, demands_keys=False),
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_drain_on_signal, fleet, options.grace_seconds, drained)
         await nursery.start(fleet.run)

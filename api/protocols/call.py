@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+from api.flags import CacheScope
 from api.protocols.store import KeptResponses
 from api.serving.fleet import Fleet
 from api.serving.observer import Observers, RequestRecord
+from api.serving.salts import salt_of
 from api.serving.spec import GenerationSpec
 from api.tenants.tenant import LOCAL, Tenant
 
@@ -25,6 +27,8 @@ class Server:
     responses: KeptResponses = field(default_factory=KeptResponses)
     observers: Observers = field(default_factory=Observers)
     """They get each request."""
+    cache_scope: CacheScope = "server"
+    """Who shares prefixes with whom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,9 @@ class Call(Generic[RequestT]):
     """Where the stations of the request are recorded."""
 
     def owned(self, spec: GenerationSpec) -> GenerationSpec:
-        """The request in neutral form, with the tenant that sent it and the record of its stations."""
-        return replace(spec, tenant=self.tenant, record=self.record)
+        """The request in neutral form, with its tenant, its record, and the salt that separates it from others."""
+        salt = salt_of(self.server.cache_scope, self.tenant.name, spec.cache_salt)
+        return replace(spec, tenant=self.tenant, cache_salt=salt, record=self.record)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Fields and validation that the requests of several protocols share."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
@@ -8,14 +9,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from api.errors import ApiError
 from api.protocols.other_servers import Endpoint, OtherField, other_fields
+from api.protocols.priorities import PriorityField, wished_class
 from api.ranges import Penalty, RepeatPenalty, Share, Stop, Stops, Window
 from api.serving.spec import Conversation, GenerationSpec, Texts
+from api.tenants.tenant import Priority
 from api.text.schemas import MAX_ALTERNATIVES
 
 MAX_CHOICES: Final = 128
 MAX_TOP_LOGPROBS: Final = 20
 MAX_TOOLS: Final = 1024
 MAX_STOP_TOKENS: Final = 1024
+MAX_SALT_LENGTH: Final = 512
 
 UnservedFields = Mapping[str, tuple[object, ...]]
 
@@ -130,7 +134,23 @@ MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], MetadataValue], Field(max_length=16)]
 
 
-class GenerationRequest(Strict):
+class SharedFields(Strict):
+    """How a request shares the engine with others."""
+
+    priority: PriorityField | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_LENGTH)] | None = None
+
+    def sharing(self, spec: GenerationSpec) -> GenerationSpec:
+        """The request in neutral form, with these fields."""
+        return replace(spec, priority=self.wished_class, cache_salt=self.cache_salt or "")
+
+    @property
+    def wished_class(self) -> Priority | None:
+        """The class that the request asks for; None if it asks for none."""
+        return wished_class(self.priority, getattr(self, "service_tier", None))
+
+
+class GenerationRequest(SharedFields):
     """Null always means the default."""
 
     model: str
@@ -195,7 +215,7 @@ class GenerationRequest(Strict):
 
     def generation(self, prompt: Conversation | Texts) -> GenerationSpec:
         """The request in neutral form, as far as all protocols have the same fields."""
-        return GenerationSpec(
+        spec = GenerationSpec(
             prompt,
             num_choices=self.num_choices,
             sampling=self._sampling(),
@@ -203,6 +223,7 @@ class GenerationRequest(Strict):
             stop=self.stop,
             stop_tokens=self.stop_token_ids or (),
         )
+        return self.sharing(spec)
 
     def _sampling(self) -> dict[str, Any]:
         """The fields of SamplingParams that the request sets."""

@@ -138,7 +138,7 @@ class ModelService:
                 thoughts=thoughts,
                 tenant=spec.tenant.name,
                 weight=spec.tenant.weight,
-                priority=max(spec.tenant.priority, spec.priority or spec.tenant.priority),
+                priority=spec.tenant.class_of(spec.priority),
                 cache_salt=spec.cache_salt,
             )
             for prompt, limit in zip(prompts, limits, strict=True)

@@ -40,6 +40,10 @@ class Tenant:
     is_admin: bool = False
     """Whether it may manage the server."""
 
+    def class_of(self, wished: Priority | None) -> Priority:
+        """The class of a request that asks for `wished`; None for no wish. It is never higher than the tenant's."""
+        return self.priority if wished is None else max(self.priority, wished)
+
 
 LOCAL: Final = Tenant("local")
 """The tenant of requests that come from no client, such as those of tests."""

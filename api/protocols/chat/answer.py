@@ -9,6 +9,7 @@ from api.protocols.chat.request import ChatRequest
 from api.protocols.chunks import ChunkedAnswer
 from api.protocols.custom import InputReader, input_of
 from api.protocols.logprobs import chat_logprobs
+from api.protocols.priorities import served_tier
 from api.serving.choice import Delta
 from api.serving.service import ModelService, Prepared
 from api.text.dialects import CallArguments, CallBegin, Content, Event, Reasoning
@@ -34,7 +35,8 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
         return cls(service, call.request, f"chatcmpl-{uuid.uuid4().hex}", prepared)
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return super()._object(kind, choices) | {"service_tier": "default"}
+        tier = served_tier(self._request.service_tier, self._submits[0].priority)
+        return super()._object(kind, choices) | {"service_tier": tier}
 
     def _whole_choices(self, deltas: list[list[Delta]]) -> list[dict[str, Any]]:
         return [self._whole_choice(index, parts) for index, parts in enumerate(deltas)]

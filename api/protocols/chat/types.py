@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from api.protocols.priorities import ServedTier
 from api.protocols.types import Answer, TokenLogprob, Usage
 
 
@@ -63,7 +64,7 @@ class ChatCompletion(Answer):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    service_tier: Literal["default"]
+    service_tier: ServedTier
     system_fingerprint: str
 
 
@@ -113,5 +114,5 @@ class ChatCompletionChunk(Answer):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
-    service_tier: Literal["default"]
+    service_tier: ServedTier
     system_fingerprint: str

@@ -43,7 +43,7 @@ async def _embed(service: ModelService, call: Call[EmbeddingsRequest], place: Pl
         texts = _tokenized(service.tokenizer, inputs, info.max_text_tokens)
     num_tokens = sum(map(len, texts))
     call.record.prepared(prompt_tokens=num_tokens, num_sequences=len(texts))
-    with service.engine.embed(texts, call.tenant) as running:
+    with service.engine.embed(texts, call.tenant, request.wished_class) as running:
         place.release()
         call.record.submitted = trio.current_time()
         embeddings = await running.receive()

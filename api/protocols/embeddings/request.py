@@ -6,6 +6,8 @@ from typing import Annotated, Final, Literal
 from pydantic import Discriminator, Field, Tag
 
 from api.protocols.fields import Strict, Tokens
+from api.protocols.priorities import PriorityField, wished_class
+from api.tenants.tenant import Priority
 
 MAX_INPUTS: Final = 2048
 """OpenAI's limit."""
@@ -45,6 +47,12 @@ class EmbeddingsRequest(Strict):
     dimensions: Annotated[int, Field(ge=1)] | None = None
     """Embeddings are truncated to this many components and renormalized. For models that were trained for it."""
     user: str | None = None
+    priority: PriorityField | None = None
+
+    @property
+    def wished_class(self) -> Priority | None:
+        """The class that the request asks for; None if it asks for none."""
+        return wished_class(self.priority, None)
 
     def inputs(self) -> dict[str, str | list[int]]:
         """The inputs by their wire names, such as `input[0]`."""

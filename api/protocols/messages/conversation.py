@@ -34,7 +34,7 @@ def as_spec(request: MessagesRequest) -> GenerationSpec:
     sampling = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
     schema_param = "output_format" if request.output_format else "output_config.format"
     schema = request.schema_to_match
-    return GenerationSpec(
+    spec = GenerationSpec(
         as_conversation(request),
         max_tokens=max(request.max_tokens, 1),
         sampling={name: value for name, value in sampling.items() if value is not None},
@@ -43,6 +43,7 @@ def as_spec(request: MessagesRequest) -> GenerationSpec:
         tool_use=_tool_use(request),
         reasoning_budget=request.thinking.budget_tokens if request.thinking else None,
     )
+    return request.sharing(spec)
 
 
 def as_conversation(request: CountTokensRequest) -> Conversation:

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from api.errors import ApiError
 from api.protocols import hosted
-from api.protocols.fields import MAX_TOOLS, FunctionName, Lenient, Strict, Unserved
+from api.protocols.fields import MAX_TOOLS, FunctionName, Lenient, SharedFields, Strict, Unserved
 from api.protocols.hosted import HostedTool
 from api.protocols.kinds import check_type, not_supported, type_of
 from api.protocols.messages.media import HISTORY_TAG, HistoryBlock, MediaBlock, history_type
@@ -318,7 +318,7 @@ class CountTokensRequest(Strict):
         return wanted.schema_ if wanted else None
 
 
-class MessagesRequest(CountTokensRequest):
+class MessagesRequest(CountTokensRequest, SharedFields):
     """A request for the answer to a conversation."""
 
     max_tokens: Annotated[int, Field(ge=0)]

@@ -11,6 +11,7 @@ from api.errors import ApiError
 from api.protocols.answer import Answer, event
 from api.protocols.call import Call
 from api.protocols.logprobs import chat_logprobs
+from api.protocols.priorities import served_tier
 from api.protocols.responses.conversation import as_conversation, as_spec
 from api.protocols.responses.items import Item, ItemReference, new_id, new_item_id
 from api.protocols.responses.output_items import Event, OutputItems
@@ -128,7 +129,7 @@ class ModelResponse(Answer):
         return response
 
     def _object(self, status: str) -> dict[str, Any]:
-        params = self._submits[0].params
+        [submit] = self._submits
         return {
             "id": self._id,
             "object": "response",
@@ -139,7 +140,11 @@ class ModelResponse(Answer):
             "incomplete_details": None,
             "output": self._output.items,
             "usage": None,
-        } | self._request.echo(params, self._request.max_output_tokens or self._service.defaults.token_limit)
+        } | self._request.echo(
+            submit.params,
+            self._request.max_output_tokens or self._service.defaults.token_limit,
+            served_tier(self._request.service_tier, submit.priority),
+        )
 
     def _usage(self) -> dict[str, Any]:
         [choice], [submit] = self._choices, self._submits

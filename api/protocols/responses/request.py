@@ -21,6 +21,7 @@ from api.protocols.fields import (
 from api.protocols.formats import JsonObjectFormat, TextFormat
 from api.protocols.hosted import HostedTool
 from api.protocols.kinds import check_type, tag
+from api.protocols.priorities import ServedTier
 from api.protocols.responses.input import Input, left_out_type, media_of
 from api.protocols.responses.items import called
 from api.protocols.responses.tools import Namespace, ToolChoice, Tools, custom_tools, full_name
@@ -155,12 +156,12 @@ class ResponseRequest(InputTokensRequest, GenerationRequest, ThoughtFields):
     include: list[Includable] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     store: bool | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
     # no effect on the answer
     metadata: Metadata | None = None
     client_metadata: dict[str, str] | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     """Limits calls of OpenAI's own tools, which do not exist here."""
-    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
     # repeated in the response and stored with it, hence the limits
     user: Annotated[str, Field(max_length=512)] | None = None
     safety_identifier: Annotated[str, Field(max_length=128)] | None = None
@@ -198,7 +199,7 @@ class ResponseRequest(InputTokensRequest, GenerationRequest, ThoughtFields):
             for tool in each.tools
         }
 
-    def echo(self, params: SamplingParams, max_output_tokens: int | None) -> dict[str, Any]:
+    def echo(self, params: SamplingParams, max_output_tokens: int | None, tier: ServedTier) -> dict[str, Any]:
         """The fields that a response repeats. Fields that were not given have the values that were used."""
         reasoning, text, choice = self.reasoning, self.text, self.tool_choice
         return {
@@ -223,7 +224,7 @@ class ResponseRequest(InputTokensRequest, GenerationRequest, ThoughtFields):
             "background": False,
             "metadata": self.metadata or {},
             "user": self.user,
-            "service_tier": "default",
+            "service_tier": tier,
             "safety_identifier": self.safety_identifier,
             "prompt_cache_key": self.prompt_cache_key,
         }

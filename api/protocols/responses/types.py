@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, RootModel
 
+from api.protocols.priorities import ServedTier
 from api.protocols.responses.item_types import ListedItem, OutputItem, ReasoningText, ResponseText
 from api.protocols.types import Answer, TokenLogprob
 
@@ -114,7 +115,7 @@ class Response(Answer):
     background: Literal[False]
     metadata: dict[str, str]
     user: str | None
-    service_tier: Literal["default"]
+    service_tier: ServedTier
     safety_identifier: str | None
     prompt_cache_key: str | None
 
