@@ -1,11 +1,11 @@
-"""Sends one streaming chat completion and measures it. A failure becomes `Record.error`, not an exception."""
+"""Sends one streaming completion and measures it. A failure becomes `Record.error`, not an exception."""
 
 import ipaddress
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import orjson
@@ -19,6 +19,8 @@ CONNECT_SECONDS = 30.0
 DRAIN_SECONDS = 2.0
 MAX_ERROR_CHARS = 300
 
+Identify = Literal["user", "keys"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -31,6 +33,8 @@ class Target:
     top_p: float | None = None
     ignore_eos: bool = True
     fields: Mapping[str, Any] = field(default_factory=dict)  # further fields of every request
+    identify: Identify = "user"  # how a request names its tenant: OpenAI's field `user`, or the tenant's API key
+    keys: Mapping[str, str] = field(default_factory=dict)  # API keys by tenant
     timeout: float = 600.0
     time_limit: float = 3600.0
 
@@ -101,7 +105,7 @@ class _Answer:
             for choice in event.get("choices") or ():
                 self.finish_reason = choice.get("finish_reason") or self.finish_reason
                 delta = choice.get("delta") or {}
-                if content := delta.get("content"):
+                if content := delta.get("content") or choice.get("text"):
                     self.pieces.append(str(content))
                 # Reasoning counts for the times, because the user sees it, but it is not part of the answer.
                 if content or delta.get("reasoning_content") or delta.get("reasoning"):
@@ -166,7 +170,8 @@ class Client:
         self, ask: Ask, answer: _Answer, limit: trio.CancelScope, watch: Callable[[int], None] | None
     ) -> None:
         decoder = SSEDecoder()
-        async with self._http.stream("POST", f"{self._target.url}/chat/completions", json=self._body(ask)) as response:
+        url = f"{self._target.url}/{'completions' if ask.prompts else 'chat/completions'}"
+        async with self._http.stream("POST", url, json=self._body(ask), headers=self._headers(ask)) as response:
             if response.status_code != httpx.codes.OK:
                 answer.fail(f"HTTP {response.status_code}: {_text(await response.aread())}", time.perf_counter())
                 return
@@ -180,11 +185,16 @@ class Client:
                 if answer.end is not None:
                     limit.deadline = min(limit.deadline, trio.current_time() + DRAIN_SECONDS)
 
+    def _headers(self, ask: Ask) -> dict[str, str]:
+        if not ask.tenant or self._target.identify != "keys":
+            return {}
+        return {"authorization": f"Bearer {self._target.keys[ask.tenant]}"}
+
     def _body(self, ask: Ask) -> dict[str, Any]:
         target = self._target
         body: dict[str, Any] = {
             "model": target.model,
-            "messages": ask.messages,
+            **({"prompt": ask.prompts} if ask.prompts else {"messages": ask.messages}),
             "max_tokens": ask.max_tokens,
             "temperature": target.temperature,
             "stream": True,
@@ -196,6 +206,8 @@ class Client:
             body["top_p"] = target.top_p
         if target.ignore_eos:
             body["ignore_eos"] = True
+        if ask.tenant and target.identify == "user":
+            body["user"] = ask.tenant
         return body
 
 

@@ -7,7 +7,7 @@ from random import Random
 
 import trio
 
-from bench import workloads
+from bench import fairness, workloads
 from bench.records import Ask, BenchError, Chat, Message, Record
 from bench.stats import Measures, interference_measures, ratio, summarize, wall_seconds
 from bench.workloads import Session, Settings, Workload
@@ -148,6 +148,15 @@ async def interference(settings: Settings, rng: Random, chat: Chat) -> Repetitio
     return Repetition([*records, long], [idle], interference_measures(records, long, idle))
 
 
+def _of_tenants(
+    play: Callable[[Settings, Random, Chat], Awaitable[fairness.Result]],
+) -> Callable[[Settings, Random, Chat], Awaitable[Repetition]]:
+    async def played(settings: Settings, rng: Random, chat: Chat) -> Repetition:
+        return Repetition(*await play(settings, rng, chat))
+
+    return played
+
+
 PLAYERS: Mapping[Workload, Callable[[Settings, Random, Chat], Awaitable[Repetition]]] = {
     "single": uniform,
     "uniform": uniform,
@@ -158,6 +167,9 @@ PLAYERS: Mapping[Workload, Callable[[Settings, Random, Chat], Awaitable[Repetiti
     "multiturn": multiturn,
     "agents": agents,
     "trace": trace,
+    "fairness": _of_tenants(fairness.fairness),
+    "weights": _of_tenants(fairness.weights),
+    "tenants": _of_tenants(fairness.tenants),
 }
 
 

@@ -19,6 +19,8 @@ class Ask:
     max_tokens: int
     role: str = ""  # the request's role in its workload: "stream", "long", "alone", ...
     fields: Mapping[str, Any] = field(default_factory=dict)  # further fields of the request
+    tenant: str = ""  # who asks; see Target.identify
+    prompts: tuple[str, ...] = ()  # a text completion of all of these instead of a chat
 
 
 @dataclass(frozen=True, slots=True)

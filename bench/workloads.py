@@ -1,7 +1,7 @@
 """The workloads as scripts: the messages of every user, and when they are due. This module sends nothing."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
@@ -40,7 +40,25 @@ TURN_TOKENS = 60  # a question of a conversation
 AGENT_TOKENS = 20  # the result of a tool, in an agent's next turn
 STREAM_TOKENS = 400  # enough for a stream to outlive the long prompt beside it
 
-Workload = Literal["single", "uniform", "shared", "burst", "interference", "multiturn", "agents", "structured", "trace"]
+SHORT = 12, 8  # words of a stranger's question and tokens of its answer (fairness)
+LIST_PROMPTS = 1024  # prompts of one request (fairness)
+NUM_TENANTS = 8  # with a system prompt each (tenants)
+
+Workload = Literal[
+    "single",
+    "uniform",
+    "shared",
+    "burst",
+    "interference",
+    "multiturn",
+    "agents",
+    "structured",
+    "trace",
+    "fairness",
+    "weights",
+    "tenants",
+]
+Variant = Literal["flood", "list", "priority"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +75,8 @@ class Settings:
     output_tokens: int = 0
     turns: int = 0  # per conversation
     settle_s: float = 1.0  # quiet time between the phases of a repetition
+    seconds: float = 0.0  # of load (weights, tenants)
+    variant: Variant = "flood"  # the load beside the stranger (fairness)
     trace: Path | None = None
     speed: float = 1.0
     max_context: int = 1024
@@ -92,7 +112,11 @@ _DEFAULTS: dict[Workload, tuple[int, int, int, int]] = {
     "agents": (8, 48, 1034, 24),
     "structured": (16, 16, 130, 64),
     "trace": (0, 0, 0, 0),
+    "fairness": (64, 30, 90, 32),
+    "weights": (64, 0, 90, 32),
+    "tenants": (8, 0, 734, 32),
 }
+_SECONDS: dict[Workload, float] = {"weights": 60.0, "tenants": 60.0}
 _TURNS: dict[Workload, int] = {"multiturn": 4, "agents": 6}
 # Settings that a workload fixes, so the user cannot set them.
 _FIXED: dict[Workload, frozenset[str]] = {
@@ -101,6 +125,8 @@ _FIXED: dict[Workload, frozenset[str]] = {
     "interference": frozenset({"requests"}),
     "structured": frozenset({"requests"}),
     "trace": frozenset({"users", "requests", "prompt_tokens", "output_tokens"}),
+    "weights": frozenset({"requests"}),
+    "tenants": frozenset({"requests"}),
 }
 
 
@@ -110,6 +136,10 @@ def resolve(given: Settings) -> Settings:
     for name in sorted(_FIXED.get(workload, ())):
         if getattr(given, name):
             raise BenchError(f"--{name.replace('_', '-')} does not apply to the workload {workload}")
+    if given.seconds and workload not in _SECONDS:
+        raise BenchError(f"--seconds does not apply to the workload {workload}")
+    if given.variant != "flood" and workload != "fairness":
+        raise BenchError(f"--variant does not apply to the workload {workload}")
     users, requests, prompt_tokens, output_tokens = _DEFAULTS[workload]
     users = given.users or users
     turns = given.turns or _TURNS.get(workload, 1)
@@ -129,6 +159,7 @@ def resolve(given: Settings) -> Settings:
         prompt_tokens=given.prompt_tokens or prompt_tokens,
         output_tokens=given.output_tokens or output_tokens,
         turns=turns,
+        seconds=given.seconds or _SECONDS.get(workload, 0.0),
     )
 
 
@@ -251,6 +282,25 @@ def streams(settings: Settings, rng: Random) -> list[Ask]:
 
 def long_prompt(settings: Settings, rng: Random, role: str) -> Ask:
     return Ask((_user(words(settings.prompt_tokens - BARE_TEMPLATE, rng)),), settings.output_tokens, role)
+
+
+def tenants_of(settings: Settings) -> tuple[str, ...]:
+    """The names of the tenants of a workload; none if its requests name none."""
+    match settings.workload:
+        case "fairness":
+            return "A", "B"
+        case "weights":
+            return "heavy", "light"
+        case "tenants":
+            return tuple(f"tenant{number}" for number in range(1, NUM_TENANTS + 1))
+    return ()
+
+
+def asks(tenant: str, n_words: int, max_tokens: int, rng: Random, system: str = "") -> Iterator[Ask]:
+    """Questions of a tenant, without an end."""
+    while True:
+        turn = _single(words(n_words, rng), max_tokens, system=system).turns[0]
+        yield Ask(turn.messages, max_tokens, tenant, tenant=tenant)
 
 
 def read_trace(path: Path, limit: int) -> list[tuple[float, int, int]]:

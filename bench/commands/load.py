@@ -3,6 +3,7 @@
 import secrets
 import shlex
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +16,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import report
-from bench.client import Client, Target, first_model, open_http, require_loopback
+from bench.client import Client, Identify, Target, first_model, open_http, require_loopback
 from bench.commands.common import FAILED, USAGE
 from bench.load import Repetition, repeat
 from bench.records import BenchError
-from bench.workloads import Settings, Workload, resolve
+from bench.workloads import Settings, Variant, Workload, resolve, tenants_of
 
 INTERFERENCE_REPEAT = 5
 
@@ -59,6 +60,29 @@ def load(
     ] = 1024,
     max_output: Annotated[int, typer.Option(min=1, help="Maximum output tokens of a request (trace).")] = 64,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Number of rows to play (trace).")] = 64,
+    variant: Annotated[
+        Variant,
+        typer.Option(
+            help="The load beside the stranger (fairness): many chats; one completion of 1,024 prompts; "
+            "chats in the class batch, beside a stranger in the class interactive."
+        ),
+    ] = "flood",
+    seconds: Annotated[
+        float, typer.Option(min=0.0, max=3600.0, help="Seconds of load (weights, tenants). 0: 60 seconds.")
+    ] = 0.0,
+    identify: Annotated[
+        Identify,
+        typer.Option(help="How requests name their tenant (fairness, weights, tenants): the field `user`, or keys."),
+    ] = "user",
+    tenant_keys: Annotated[
+        str,
+        typer.Option(
+            "--tenant-keys",
+            envvar="BENCH_TENANT_KEYS",
+            help="API keys for --identify keys: TENANT=KEY, separated by commas. The tenants are A and B (fairness), "
+            "heavy and light (weights), tenant1 to tenant8 (tenants).",
+        ),
+    ] = "",
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
     ignore_eos: Annotated[bool, typer.Option(help="Send ignore_eos, so that all answers have full length.")] = True,
@@ -99,8 +123,11 @@ def load(
                 max_context=max_context,
                 max_output=max_output,
                 limit=limit,
+                seconds=seconds,
+                variant=variant,
             )
         )
+        keys = _keys(tenant_keys, tenants_of(settings)) if identify == "keys" else {}
         if out is not None:  # fail before the run, not after it
             out.parent.mkdir(parents=True, exist_ok=True)
             out.touch()
@@ -111,6 +138,8 @@ def load(
             temperature=temperature,
             top_p=top_p,
             ignore_eos=ignore_eos,
+            identify=identify,
+            keys=keys,
             timeout=timeout,
             time_limit=time_limit,
         )
@@ -125,9 +154,9 @@ def load(
     outcome = report.result({**head, "seed": seed, "salt": salt, "started": started.isoformat()}, repetitions)
     if out is not None:
         how = {
-            "command": shlex.join(["python", "-m", "bench", *_redacted(api_key, sys.argv[1:])]),
+            "command": shlex.join(["python", "-m", "bench", *_redacted([api_key, *keys.values()], sys.argv[1:])]),
             "settings": asdict(settings),
-            "target": asdict(replace(target, api_key=None)),
+            "target": asdict(replace(target, api_key=None, keys={})),
         }
         out.write_bytes(report.document(outcome, how, repetitions))
     report.show(outcome, repetitions, Console())
@@ -158,5 +187,17 @@ async def _measure(
     return target, repetitions
 
 
-def _redacted(secret: str, arguments: list[str]) -> list[str]:
-    return [argument.replace(secret, "***") for argument in arguments] if secret else arguments
+def _keys(given: str, tenants: Sequence[str]) -> dict[str, str]:
+    """Raises BenchError if a tenant of the workload has no key."""
+    pairs = (each.partition("=") for each in given.split(",") if each.strip())
+    keys = {name.strip(): key.strip() for name, _, key in pairs}
+    missing = [name for name in tenants if not keys.get(name)]
+    if missing:
+        raise BenchError(f"--identify keys needs --tenant-keys with a key for {', '.join(missing)}")
+    return keys
+
+
+def _redacted(secrets: Iterable[str], arguments: list[str]) -> list[str]:
+    for secret in filter(None, secrets):
+        arguments = [argument.replace(secret, "***") for argument in arguments]
+    return arguments

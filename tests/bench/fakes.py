@@ -81,7 +81,7 @@ class FakeServer:
         if head.startswith(b"GET /v1/models "):
             await stream.send_all(plain("200 OK", b'{"data": [{"id": "fake"}]}'))
             return
-        assert head.startswith(b"POST /v1/chat/completions ")
+        assert head.startswith((b"POST /v1/chat/completions ", b"POST /v1/completions "))
         length = next(
             int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
         )

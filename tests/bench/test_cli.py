@@ -8,6 +8,7 @@ import pytest
 import trio
 from typer.testing import CliRunner, Result
 
+from bench import fairness
 from bench.__main__ import app
 from tests.bench.fakes import DONE, EVENTS, SECONDS, Script, content, finish, plain, role, sending, serving, usage
 
@@ -63,6 +64,21 @@ async def test_the_file_holds_every_record(tmp_path: Path) -> None:
         assert alone["end"] <= record["start"] <= record["chunks"][0] <= record["chunks"][1] <= record["end"]
 
 
+async def test_keys_of_tenants_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fairness, "WARM_UP_SECONDS", 0.0)
+    out = tmp_path / "run.json"
+    keys = "heavy=first-key, light=second-key"
+    arguments = ["--workload", "weights", "--seconds", "0.2", "--users", "1", "--out", str(out)]
+    result = await invoke(OK, *arguments, "--identify", "keys", "--tenant-keys", keys)
+    assert result.exit_code == 0, result.output
+    outcome = last_line(result)
+    assert outcome["errors"] == 0
+    assert outcome["summary"]["tokens_ratio"] > 0
+    assert b"first-key" not in out.read_bytes()
+    assert b"second-key" not in out.read_bytes()
+    assert orjson.loads(out.read_bytes())["target"]["identify"] == "keys"
+
+
 async def test_the_exit_code_is_1_if_every_request_failed() -> None:
     result = await invoke(sending(plain("500 No", b'{"error": {"message": "out of luck [x]"}}')), "--users", "2")
     assert result.exit_code == 1
@@ -110,6 +126,7 @@ async def test_interference_against_a_server() -> None:
         (["--workload", "burst", "--requests", "2"], "--requests does not apply"),
         (["--workload", "trace", "--trace", "/nowhere.csv", "--model", "m"], "/nowhere.csv"),
         (["--out", "/dev/null/x.json"], "/dev/null"),
+        (["--workload", "weights", "--identify", "keys", "--tenant-keys", "heavy=a"], "a key for light"),
     ],
 )
 def test_invalid_settings_are_reported_in_one_line(arguments: list[str], error: str) -> None:

@@ -3,6 +3,7 @@
 import re
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from bench import client as client_module
-from bench.client import Client, Target, first_model, open_http, require_loopback
+from bench.client import Client, Identify, Target, first_model, open_http, require_loopback
 from bench.records import Ask, BenchError, Record
 from tests.bench.fakes import (
     DONE,
@@ -219,6 +220,36 @@ async def test_the_fields_of_a_request() -> None:
         "stream_options": {"include_usage": True},
     }
     assert not {"ignore_eos", "top_p"} & set(second)
+
+
+@pytest.mark.parametrize("identify", ["user", "keys"])
+async def test_a_request_names_its_tenant(identify: Identify) -> None:
+    async with serving(sending(EVENTS, content("one"), finish(), DONE)) as server:
+        target = Target(url=server.url, model="fake", api_key="own", identify=identify, keys={"A": "a-key"})
+        async with open_http(target.api_key, target.timeout) as http:
+            client = Client(http, target)
+            for tenant in ("A", ""):
+                await client.chat(replace(ASK, tenant=tenant))
+    users = [body.get("user") for body in server.bodies]
+    keys = [re.findall(rb"(?i)authorization: Bearer (\S+)", head) for head in server.heads]
+    if identify == "user":
+        assert (users, keys) == (["A", None], [[b"own"], [b"own"]])
+    else:
+        assert (users, keys) == ([None, None], [[b"a-key"], [b"own"]])
+
+
+async def test_a_list_of_prompts_is_one_completion() -> None:
+    def text(index: int) -> bytes:
+        return event({"choices": [{"index": index, "text": "word", "finish_reason": None}]})
+
+    async with serving(sending(EVENTS, text(0), text(1), finish(), usage(20, 2), DONE)) as server:
+        target = Target(url=server.url, model="fake")
+        async with open_http(target.api_key, target.timeout) as http:
+            record = await Client(http, target).chat(Ask((), 8, prompts=("one", "two")))
+    assert (record.error, len(record.chunks), record.completion_tokens) == (None, 2, 2)
+    assert server.heads[0].startswith(b"POST /v1/completions ")
+    assert server.bodies[0]["prompt"] == ["one", "two"]
+    assert "messages" not in server.bodies[0]
 
 
 async def test_requests_do_not_queue_in_the_client() -> None:

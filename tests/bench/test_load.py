@@ -1,5 +1,6 @@
 """How workloads are played, in virtual time, against a chat of given durations."""
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -120,16 +121,32 @@ async def test_interference_does_not_wait_for_streams_that_never_flow(
 
 
 @pytest.mark.parametrize(
-    "workload", ["single", "uniform", "shared", "burst", "interference", "multiturn", "structured"]
+    "workload",
+    [
+        "single",
+        "uniform",
+        "shared",
+        "burst",
+        "interference",
+        "multiturn",
+        "structured",
+        "fairness",
+        "weights",
+        "tenants",
+    ],
 )
 async def test_no_two_repetitions_or_runs_send_the_same_texts(
     autojump_clock: MockClock, workload: workloads.Workload
 ) -> None:
+    given = Settings(workload=workload)
+    if workload == "fairness":
+        given = replace(given, users=2, requests=3)
+    elif workload in ("weights", "tenants"):
+        given = replace(given, users=2, seconds=3.0)
+
     async def texts(*, times: int, seed: int = 0, salt: int = 0) -> set[str]:
         chat = FakeChat()
-        repetitions = await repeat(
-            resolve(Settings(workload=workload)), chat, times=times, seed=seed, salt=salt, time_limit=60
-        )
+        repetitions = await repeat(resolve(given), chat, times=times, seed=seed, salt=salt, time_limit=60)
         assert len(repetitions) == times
         return {ask.messages[0]["content"] for ask in chat.asks}
 

@@ -153,6 +153,8 @@ def test_a_trace_that_cannot_be_read_is_an_error(tmp_path: Path, text: str) -> N
         (Settings(workload="shared"), 16, 48),
         (Settings(workload="multiturn", users=2, turns=3), 2, 6),
         (Settings(workload="burst", users=5), 5, 16),
+        (Settings(workload="fairness"), 64, 30),
+        (Settings(workload="tenants", users=2), 2, 0),
     ],
 )
 def test_default_users_and_requests(given: Settings, users: int, requests: int) -> None:
@@ -169,6 +171,9 @@ def test_default_users_and_requests(given: Settings, users: int, requests: int) 
         (Settings(workload="interference", requests=3), "--requests does not apply"),
         (Settings(workload="trace", trace=Path("x"), prompt_tokens=3), "--prompt-tokens does not apply"),
         (Settings(workload="trace"), "needs --trace"),
+        (Settings(workload="weights", requests=3), "--requests does not apply"),
+        (Settings(workload="fairness", seconds=3), "--seconds does not apply"),
+        (Settings(workload="tenants", variant="list"), "--variant does not apply"),
         (Settings(workload="trace", trace=Path("x"), max_context=100, max_output=90), "no room"),
     ],
 )
