@@ -66,8 +66,10 @@ class KVCache:
 
     # -- a sequence, from lookup to release --------------------------------------------------------------------------
 
-    def lookup(self, tokens: bytes, max_tokens: int | None = None) -> Hit:
+    def lookup(self, tokens: bytes, max_tokens: int | None = None, salt: bytes = b"") -> Hit:
         """Returns the longest known prefix of the tokens, at most `max_tokens` long.
+
+        Only sequences of the same `salt` have prefixes in common.
 
         The last token is never part of the hit: it must be computed to get logits. The hit is valid until the cache
         changes. A lookup changes no handle, but a tier may start to read pages from the disk.
@@ -76,11 +78,11 @@ class KVCache:
         if max_tokens is not None:
             limit = min(limit, max_tokens)
         tokens = tokens[: limit * TOKEN_BYTES]
-        hit = self._tree.find(tokens)
+        hit = self._tree.find(tokens, salt)
         stored = self._tier.find(tokens, hit)
         if stored.stop <= hit.num_tokens:
             return replace(hit, stored=Stored(arriving=True)) if stored.arriving else hit
-        resident = self._tree.find(tokens[: stored.start * TOKEN_BYTES])
+        resident = self._tree.find(tokens[: stored.start * TOKEN_BYTES], salt)
         return replace(resident, stored=stored) if resident.num_tokens == stored.start else hit
 
     def wait(self) -> None:
@@ -88,7 +90,7 @@ class KVCache:
         self._tier.wait()
 
     def acquire(self, tokens: bytes, hit: Hit | None = None, spare_pages: int = 0) -> KVHandle | None:
-        """Returns a running handle with pages for all `tokens`. It already holds the hit (by default the longest one).
+        """Returns a running handle with pages for all `tokens`. It already holds the hit, by default `lookup(tokens)`.
 
         Evicts other pages if necessary. Returns None if the pages and `spare_pages` more are not available, or if every
         sequence id runs. If the memory refuses to share or to load some of the hit, the handle holds less.
@@ -105,11 +107,11 @@ class KVCache:
             handle = hit.source
             if handle.num_tokens != hit.num_tokens:  # the memory could not cut it to the hit
                 self._drop_if_superfluous(handle)
-                return self.acquire(tokens, self.lookup(tokens, hit.num_known), spare_pages)
+                return self.acquire(tokens, self.lookup(tokens, hit.num_known, hit.salt), spare_pages)
             self._resume(handle)
         elif placement.eviction is not None and placement.eviction.handle is hit.source:
             # The source itself was evicted. Other handles may hold a shorter part of the hit.
-            return self.acquire(tokens, self.lookup(tokens, hit.num_known), spare_pages)
+            return self.acquire(tokens, self.lookup(tokens, hit.num_known, hit.salt), spare_pages)
         else:
             forked = self._fork(placement.id, hit)
             if forked is None:
@@ -119,7 +121,8 @@ class KVCache:
         assert reserved, "place() checked that there are enough pages"
         if hit.stored.num_tokens and not self._load(handle, tokens, hit.stored):
             self._abandon(handle)
-            return self.acquire(tokens, self._tree.find(tokens[: hit.num_tokens * TOKEN_BYTES]), spare_pages)
+            resident = self._tree.find(tokens[: hit.num_tokens * TOKEN_BYTES], hit.salt)
+            return self.acquire(tokens, resident, spare_pages)
         self._hit_tokens += hit.num_known
         return handle
 

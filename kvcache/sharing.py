@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator
 from operator import attrgetter
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, TOKEN_BYTES, Hit, KVHandle, Page, common_bytes
 
@@ -14,8 +15,8 @@ class Tree(Protocol):
     """Whether sequences can use the same cells. If not, a state cannot be cut either. It is then saved at the end of
     each prompt and of each answer, because another request may continue there."""
 
-    def find(self, tokens: bytes) -> Hit:
-        """Returns the longest prefix of the tokens that some handle holds in memory."""
+    def find(self, tokens: bytes, salt: bytes) -> Hit:
+        """Returns the longest prefix of the tokens that some handle of this salt holds in memory."""
 
     def page(self, parent: Page, key: bytes) -> Page:
         """Returns the page with these tokens after `parent`: an existing one, or a new one without holders.
@@ -37,18 +38,37 @@ IntactFrom = Callable[[KVHandle], int]
 """Returns the smallest number of tokens of a handle that another one can share; see `Memory.intact_from`."""
 
 
+class Roots:
+    """The root for each salt. A root lives as long as a handle or a page refers to it."""
+
+    def __init__(self, *, private: bool) -> None:
+        self._private = private
+        self._by_salt: WeakValueDictionary[bytes, Page] = WeakValueDictionary()
+
+    def of(self, salt: bytes) -> Page:
+        root = self._by_salt.get(salt)
+        if root is None:
+            root = self._by_salt[salt] = Page(salt, None, private=self._private)
+        return root
+
+    def all(self) -> list[Page]:
+        return list(self._by_salt.values())
+
+
 class PrefixTree:
     """Finds any handle, running or idle, by the tokens that it holds."""
 
     sharing = True
 
     def __init__(self, intact_from: IntactFrom = lambda _handle: 0) -> None:
-        self._root = Page(b"", None)
+        self._roots = Roots(private=False)
         self._intact_from = intact_from
 
-    def find(self, tokens: bytes) -> Hit:
+    def find(self, tokens: bytes, salt: bytes) -> Hit:
         """See `Tree.find`. Of several sources takes the shortest, because lanes copy all of the source."""
-        page, pages, offset = self._root, [], 0
+        root = page = self._roots.of(salt)
+        pages: list[Page] = []
+        offset = 0
         while (child := page.children.get(tokens[offset : offset + PAGE_BYTES])) is not None:
             page = child
             pages.append(page)
@@ -58,8 +78,8 @@ class PrefixTree:
             source = min(self._intact(page.holders, offset), key=attrgetter("num_tokens"), default=None)
             if source is None:
                 pages.pop()
-                page, offset = pages[-1] if pages else self._root, offset - PAGE_BYTES
-        return Hit(self._root, (offset + inside) // TOKEN_BYTES, pages, source)
+                page, offset = pages[-1] if pages else root, offset - PAGE_BYTES
+        return Hit(root, (offset + inside) // TOKEN_BYTES, pages, source)
 
     def _intact(self, handles: Iterable[KVHandle], num_bytes: int) -> Iterator[KVHandle]:
         """Yields the handles of which others can share this many bytes of tokens."""
@@ -91,7 +111,8 @@ class PrefixTree:
 
     def check_integrity(self, pages: Collection[Page]) -> None:
         shared = {page for page in pages if not page.private}
-        assert set(_descendants(self._root)) == shared, "the tree contains exactly the pages that handles hold"
+        found = {page for root in self._roots.all() for page in _descendants(root)}
+        assert found == shared, "the tree contains exactly the pages that handles hold"
         assert all(len(page.holders) == 1 for page in pages if page.private), "a private page has one holder"
 
 
@@ -101,10 +122,10 @@ class PrivatePaths:
     sharing = False
 
     def __init__(self) -> None:
-        self._root = Page(b"", None, private=True)
+        self._roots = Roots(private=True)
 
-    def find(self, tokens: bytes) -> Hit:  # noqa: ARG002
-        return Hit(self._root)
+    def find(self, tokens: bytes, salt: bytes) -> Hit:  # noqa: ARG002
+        return Hit(self._roots.of(salt))
 
     def page(self, parent: Page, key: bytes) -> Page:
         return Page(key, parent, private=True)
@@ -116,7 +137,7 @@ class PrivatePaths:
         return 0
 
     def check_integrity(self, pages: Collection[Page]) -> None:
-        assert not self._root.children, "the tree is empty"
+        assert not any(root.children for root in self._roots.all()), "the tree is empty"
         assert all(len(page.holders) == 1 and not page.children for page in pages), "nothing is shared"
 
 

@@ -18,17 +18,32 @@ PAGE_BYTES: Final = PAGE_TOKENS * TOKEN_BYTES
 
 
 class Page:
-    """A full page: the KV of the PAGE_TOKENS tokens that follow its parent's. The root is a page without tokens."""
+    """A full page: the KV of the PAGE_TOKENS tokens that follow its parent's.
 
-    __slots__ = ("children", "digest", "ends", "holders", "key", "last_used", "num_running", "parent", "private")
+    A root is a page without tokens. Its key is the salt of its sequences: there is one root for each salt, so sequences
+    of different salts share nothing.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "children",
+        "digest",
+        "ends",
+        "holders",
+        "key",
+        "last_used",
+        "num_running",
+        "parent",
+        "private",
+    )
 
     def __init__(self, key: bytes, parent: "Page | None", *, private: bool = False) -> None:
         self.key = key
         self.parent = parent
         self.private = private
         """Whether the page belongs to one handle, and no search finds it."""
-        self.digest: bytes = digest_of(parent.digest, key) if parent is not None else b""
-        """Identifies the page and all pages before it, also in other tiers and after a restart."""
+        self.digest: bytes = digest_of(parent.digest if parent is not None else b"", key) if key else b""
+        """Identifies the page, all pages before it and the salt, also in other tiers and after a restart."""
         self.children: dict[bytes, Page] = {}
         self.holders: set[KVHandle] = set()
         """Handles whose path contains this page. In a pool they share its cells; in lanes each has a copy."""
@@ -170,6 +185,10 @@ class Hit:
     def num_known(self) -> int:
         """Number of tokens that need not be computed."""
         return self.num_tokens + self.stored.num_tokens
+
+    @property
+    def salt(self) -> bytes:
+        return self.root.key
 
     @property
     def adoptable(self) -> bool:

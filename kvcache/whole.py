@@ -36,7 +36,7 @@ class WholeTier:
     def find(self, tokens: bytes, hit: Hit) -> Stored:
         """Returns the longest stored sequence that is a prefix of `tokens`, if it is longer than the hit."""
         self._take_arrivals()
-        for digest in reversed(list(self._digests(tokens))):
+        for digest in reversed(list(self._digests(tokens, hit.root.digest))):
             if _length_of(digest) <= hit.num_tokens:
                 break
             blob = self._blobs.get(digest)
@@ -47,9 +47,9 @@ class WholeTier:
                 return Stored(arriving=True)
         return NOTHING_STORED
 
-    def _digests(self, tokens: bytes) -> Iterator[bytes]:
+    def _digests(self, tokens: bytes, root: bytes) -> Iterator[bytes]:
         """Yields the digest of each prefix whose length is in `_lengths`, shortest first."""
-        hashed, so_far = blake2b(digest_size=_HASH_BYTES), 0
+        hashed, so_far = blake2b(root, digest_size=_HASH_BYTES), 0
         for length in sorted(self._lengths):
             stop = length * TOKEN_BYTES
             if stop > len(tokens):
@@ -60,7 +60,7 @@ class WholeTier:
 
     def save(self, handle: KVHandle, num_kept: int, memory: Memory) -> None:  # noqa: ARG002
         """Save all of the handle. Ignores `num_kept`."""
-        digest = whole_digest(handle.tokens)
+        digest = whole_digest(handle.tokens, handle.root.digest)
         if handle.num_tokens and digest not in self._blobs:
             for blob in memory.save(handle.id, 0, handle.num_tokens):  # one, or none if it cannot be saved
                 self._lengths.add(handle.num_tokens)
@@ -123,10 +123,13 @@ class WholeTier:
         assert {_length_of(digest) for digest in self._blobs} <= self._lengths, "every stored length is known"
 
 
-def whole_digest(tokens: bytes) -> bytes:
-    """Returns the name of a sequence: its length, then a hash. Lengths from the disk show which prefixes to hash."""
+def whole_digest(tokens: bytes, root: bytes = b"") -> bytes:
+    """Returns the name of a sequence: its length, then a hash. Lengths from the disk show which prefixes to hash.
+
+    `root`: the digest of the root for its salt.
+    """
     length = len(tokens) // TOKEN_BYTES
-    return length.to_bytes(_LENGTH_BYTES, "little") + blake2b(tokens, digest_size=_HASH_BYTES).digest()
+    return length.to_bytes(_LENGTH_BYTES, "little") + blake2b(root + tokens, digest_size=_HASH_BYTES).digest()
 
 
 def _length_of(digest: bytes) -> int:

@@ -1,5 +1,7 @@
 """The cache on a fake memory: sharing, eviction, and accounting."""
 
+from itertools import product
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -20,8 +22,8 @@ class Bench:
         self.memory = FakeMemory(num_pages)
         self.cache = KVCache(self.memory, PoolLayout(num_pages, num_ids))
 
-    def start(self, tokens: list[int]) -> KVHandle:
-        handle = self.cache.acquire(as_bytes(tokens))
+    def start(self, tokens: list[int], salt: bytes = b"") -> KVHandle:
+        handle = self.cache.acquire(as_bytes(tokens), self.cache.lookup(as_bytes(tokens), salt=salt))
         assert handle is not None
         return handle
 
@@ -31,9 +33,9 @@ class Bench:
         self.cache.commit(handle, as_bytes(tokens))
         self.cache.check_integrity()
 
-    def run(self, tokens: list[int]) -> KVHandle:
+    def run(self, tokens: list[int], salt: bytes = b"") -> KVHandle:
         """Acquire a handle and compute the tokens after the hit."""
-        handle = self.start(tokens)
+        handle = self.start(tokens, salt)
         self.compute(handle, tokens[handle.num_tokens :])
         return handle
 
@@ -49,6 +51,17 @@ def text(start: int, length: int) -> list[int]:
 def test_everything_is_free_at_first() -> None:
     statistics = Bench().cache.statistics()
     assert (statistics.free_pages, statistics.cached_pages, statistics.held_pages) == (8, 0, 0)
+
+
+def test_sequences_of_different_salts_share_nothing() -> None:
+    bench = Bench()
+    bench.run(text(0, 40), salt=b"one")
+    for salt, found in ((b"", 0), (b"other", 0), (b"one", 39)):
+        assert bench.cache.lookup(as_bytes(text(0, 40)), salt=salt).num_tokens == found
+    bench.run(text(0, 70), salt=b"other")
+    bench.run(text(0, 70))
+    assert bench.cache.statistics().merged_pages == 0
+    assert bench.cache.statistics().held_pages == 2 + 3 + 3
 
 
 def test_a_hit_may_end_inside_a_page_of_a_running_sequence() -> None:
@@ -184,6 +197,7 @@ def test_without_sharing_nothing_is_cached() -> None:
     assert (cache.num_free, memory.num_used) == (8, 0)
 
 
+SALTS = [b"", b"one", b"other"]
 PREFIXES = [text(0, 24), text(0, 24) + text(300, 60), text(0, 24) + text(300, 8) + text(400, 40), text(600, 96)]
 
 
@@ -198,12 +212,20 @@ class CacheMachine(RuleBasedStateMachine):
     def open(self) -> Bench:
         return Bench(num_pages=12, num_ids=5)
 
-    @rule(prefix=st.sampled_from(PREFIXES), cut=st.integers(1, 96), own=st.integers(0, 50), at=st.integers(0, 3))
-    def start(self, prefix: list[int], cut: int, own: int, at: int) -> None:
+    @rule(
+        prefix=st.sampled_from(PREFIXES),
+        cut=st.integers(1, 96),
+        own=st.integers(0, 50),
+        at=st.integers(0, 3),
+        salt=st.sampled_from(SALTS),
+    )
+    def start(self, prefix: list[int], cut: int, own: int, at: int, salt: bytes) -> None:
         tokens = prefix[:cut] + text(1000 * (at + 1), own)
-        handle = self.bench.cache.acquire(as_bytes(tokens))
+        cache = self.bench.cache
+        handle = cache.acquire(as_bytes(tokens), cache.lookup(as_bytes(tokens), salt=salt))
         if handle is not None:
             assert handle.num_tokens < len(tokens)
+            assert handle.root.key == salt
             self.known[handle] = tokens
 
     @precondition(lambda self: self.known)
@@ -243,9 +265,10 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def hits_match_the_memory(self) -> None:
-        for prefix in PREFIXES:
-            hit = self.bench.cache.lookup(as_bytes(prefix))
+        for prefix, salt in product(PREFIXES, SALTS):
+            hit = self.bench.cache.lookup(as_bytes(prefix), salt=salt)
             if hit.source is not None:
+                assert hit.source.root.key == salt
                 assert self.bench.memory.tokens(hit.source.id)[: hit.num_tokens] == prefix[: hit.num_tokens]
 
 

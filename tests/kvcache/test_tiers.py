@@ -43,11 +43,11 @@ class Tiered:
         self.tier = PageTier(host_bytes, disk)
         self.cache = KVCache(self.memory, PoolLayout(num_pages, 4, max_cached=max_cached), self.tier)
 
-    def run(self, tokens: list[int]) -> int:
+    def run(self, tokens: list[int], salt: bytes = b"") -> int:
         """Serve a sequence like the scheduler. Returns how many tokens were found instead of computed."""
-        while self.cache.lookup(as_bytes(tokens)).stored.arriving:
+        while (hit := self.cache.lookup(as_bytes(tokens), salt=salt)).stored.arriving:
             self.cache.wait()
-        handle = self.cache.acquire(as_bytes(tokens))
+        handle = self.cache.acquire(as_bytes(tokens), hit)
         assert handle is not None
         found = handle.num_tokens
         self.memory.compute(handle.id, found, tokens[found:])
@@ -65,6 +65,15 @@ def test_evicted_pages_are_loaded() -> None:
     assert tiered.cache.lookup(as_bytes(text(0, 150))).num_tokens < 150
     assert tiered.run(text(0, 150)) == 149
     assert tiered.cache.statistics().loaded_tokens > 0
+
+
+def test_the_tier_returns_pages_only_to_sequences_of_their_salt() -> None:
+    tiered = Tiered(max_cached=0)
+    tiered.run(text(0, 70), salt=b"one")
+    assert tiered.run(text(0, 70)) == 0
+    assert tiered.run(text(0, 70), salt=b"other") == 0
+    assert tiered.run(text(0, 70), salt=b"one") == 69
+    assert tiered.tier.statistics().host_pages == 3 * 3
 
 
 def test_the_tail_of_a_sequence_is_loaded() -> None:

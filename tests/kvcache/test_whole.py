@@ -63,18 +63,18 @@ class Whole:
         layout: Layout = LaneLayout(8, 4, keeps_evicted=True) if in_lanes else PoolLayout(20, 4)
         self.cache = KVCache(self.memory, layout, self.tier, sharing=False)
 
-    def begin(self, tokens: list[int]) -> KVHandle | None:
-        while self.cache.lookup(as_bytes(tokens)).stored.arriving:
+    def begin(self, tokens: list[int], salt: bytes = b"") -> KVHandle | None:
+        while (hit := self.cache.lookup(as_bytes(tokens), salt=salt)).stored.arriving:
             self.cache.wait()
-        return self.cache.acquire(as_bytes(tokens))
+        return self.cache.acquire(as_bytes(tokens), hit)
 
     def compute(self, handle: KVHandle, tokens: list[int]) -> None:
         self.memory.compute(handle.id, tokens)
         self.cache.commit(handle, as_bytes(tokens))
 
-    def run(self, tokens: list[int]) -> int:
+    def run(self, tokens: list[int], salt: bytes = b"") -> int:
         """Serve a sequence. Returns how many tokens were found instead of computed."""
-        handle = self.begin(tokens)
+        handle = self.begin(tokens, salt)
         assert handle is not None
         found = handle.num_tokens
         self.compute(handle, tokens[found:])
@@ -93,6 +93,14 @@ def test_a_continued_sequence_is_found(in_lanes: bool) -> None:
     assert whole.run(text(0, 60)) == 51, "the longest stored prefix"
     assert whole.cache.num_free == whole.cache.num_pages
     assert whole.cache.statistics().hit_tokens == 50 + 51 + 51
+
+
+def test_a_state_is_found_only_with_its_salt() -> None:
+    whole = Whole()
+    whole.run(text(0, 50), salt=b"one")
+    assert whole.run(text(0, 60)) == 0
+    assert whole.run(text(0, 60), salt=b"other") == 0
+    assert whole.run(text(0, 60), salt=b"one") == 50
 
 
 def test_a_prompt_is_saved_before_its_answer_is_complete() -> None:
