@@ -26,6 +26,9 @@ _log = logging.getLogger("cortex.engine")
 SMALLEST_BATCH: Final = 32
 """Tokens that a batch may have in any case. A smaller batch would mostly pay for reading the weights."""
 
+Charge = Callable[[str, float, int, int], None]
+"""Charges a tenant with a weight and a class for a number of tokens; see Policy.charge."""
+
 
 @dataclass(frozen=True, slots=True)
 class EmbedderStatistics:
@@ -45,12 +48,18 @@ class Embedder:
     """Queues requests, plans batches of their texts, and returns the embeddings."""
 
     def __init__(
-        self, open_reader: Callable[[], Reader], limits: Limits, pooling: str, seconds_per_token: float
+        self,
+        open_reader: Callable[[], Reader],
+        limits: Limits,
+        pooling: str,
+        seconds_per_token: float,
+        charge: Charge = lambda *_: None,
     ) -> None:
         """`open_reader` may raise ModelError. It is called before the first batch, because it takes memory.
 
-        `seconds_per_token` is the initial estimate of the cost of a token.
+        `seconds_per_token` is the initial estimate of the cost of a token. `charge` is told of computed tokens.
         """
+        self._charge = charge
         self._open_reader = open_reader
         self._reader: Reader | None = None
         self._limits = limits
@@ -79,7 +88,7 @@ class Embedder:
             limit = self._limits.max_text_tokens
             return Embedded(embed.request_id, error=f"texts must have 1 to {limit} tokens each")
         texts = [Text(embed.request_id, np.array(tokens, np.int32)) for tokens in embed.texts]
-        self._queue.add(embed.request_id, texts)
+        self._queue.add(embed, texts)
         return None
 
     def cancel(self, request_id: int) -> None:
@@ -157,6 +166,8 @@ class Embedder:
         failed: dict[int, RequestError] = {}
         for piece, embedding in zip(batch.pieces, pooled.embeddings, strict=True):
             request_id = piece.text.request_id
+            owner = self._queue.requests[request_id].embed
+            self._charge(owner.tenant, owner.weight, owner.priority, piece.num_tokens)
             if self._suspects:
                 self._suspects.passed(request_id, sampled=True)
             whole = attempt(self._pool, piece, embedding)

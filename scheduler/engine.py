@@ -2,13 +2,15 @@
 
 import dataclasses
 import logging
+import math
+import time
 from typing import Final, Protocol
 
 from scheduler.crash_record import CrashRecord
 from scheduler.embedder import Embedder
 from scheduler.failures import RequestError, attempt
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler
-from scheduler.messages import Cancel, Embed, Embedded, Inspect, Message, Output, Report, Stop, Submit
+from scheduler.messages import Cancel, Embed, Embedded, Inspect, Message, Output, Queue, Report, Stop, Submit
 from scheduler.plan import Runner, StepError, attempt_step
 from scheduler.scheduler import Scheduler
 
@@ -16,6 +18,7 @@ _log = logging.getLogger("cortex.engine")
 
 CLOSE_SECONDS: Final = 3.0
 """Time limit for writing pages to the disk when the engine stops."""
+QUEUE_SECONDS: Final = 1.0
 
 
 class Wire(Protocol):
@@ -49,12 +52,15 @@ class Engine:
         self._compiling: set[int] = set()
         """Requests whose grammars are being compiled. They are not in the scheduler yet."""
         self._stopping = False
+        self._queue_reported = -math.inf
+        """When the API was told last who waits, on the monotonic clock."""
 
     def run(self) -> None:
         """Serve requests until a Stop message."""
         while not self._stopping:
             if not self._scheduler.has_work:
                 self._scheduler.cache.check_integrity()
+            self._report_queue()
             for message in self._wire.receive(wait=not (self._scheduler.has_work or self._has_texts)):
                 self._handle(message)
             if self._scheduler.has_work and not self._stopping:
@@ -64,6 +70,13 @@ class Engine:
                 self._read_texts()
                 self._record.computing(())
         self._scheduler.cache.close(CLOSE_SECONDS)
+
+    def _report_queue(self) -> None:
+        """Tell the API at most once in QUEUE_SECONDS who waits."""
+        now = time.monotonic()
+        if now - self._queue_reported >= QUEUE_SECONDS and (request_ids := self._scheduler.queue()):
+            self._queue_reported = now
+            self._wire.send(Queue(request_ids))
 
     @property
     def _has_texts(self) -> bool:

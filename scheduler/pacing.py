@@ -12,6 +12,8 @@ SMALLEST_CHUNK: Final = 32
 """A chunk may have this many tokens in any case."""
 STRETCH: Final = 1.5
 """A step may take this many times its target to fit a chunk of MIN_CHUNK, unless the user gave the target."""
+MIN_ANSWER_COST: Final = 0.5
+MAX_ANSWER_COST: Final = 4.0
 
 
 class Pacer:
@@ -33,6 +35,8 @@ class Pacer:
         self._given_target = target_seconds
         self._decode_seconds = 0.0
         """Smoothed duration of a step without prompts."""
+        self._answer_seconds = 0.0
+        """The same, divided by the number of the step's tokens."""
 
     def mixes(self, num_tokens: int) -> bool:
         """Whether prompts and answers may share a step of `num_tokens` tokens."""
@@ -42,12 +46,24 @@ class Pacer:
         """Record the duration of a step. `num_pairs`: the sum over its tokens of the cells that each attends to."""
         if not num_prefill:
             self._decode_seconds += SMOOTHING * (seconds - self._decode_seconds)
+            self._answer_seconds += SMOOTHING * (seconds / max(num_decode, 1) - self._answer_seconds)
         if num_prefill < SMALLEST_CHUNK:  # mostly the cost of reading the weights
             return
         num_tokens = num_decode + num_prefill
         self._cost.observe(num_tokens, num_pairs, seconds)
         if num_prefill >= MIN_CHUNK:  # the machine may have been busy during the first measurement
             self._best = min(self._best, seconds / num_tokens)
+
+    @property
+    def answer_cost(self) -> float:
+        """Cost of a token of an answer, in prompt tokens, for the number of answers that ran lately.
+
+        Limited to MIN_ANSWER_COST and MAX_ANSWER_COST. A GPU computes hundreds of prompt tokens in the time of a single
+        answer's step, but that step would have had room for others.
+        """
+        if not self._answer_seconds or not self._best:
+            return 1.0
+        return min(max(self._answer_seconds / self._best, MIN_ANSWER_COST), MAX_ANSWER_COST)
 
     @property
     def target_seconds(self) -> float:

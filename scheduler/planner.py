@@ -18,7 +18,7 @@ _by_id = attrgetter("sequence.sequence_id")
 
 
 class Planner:
-    """Plans steps. Remembers whether the last step continued answers, so that answers and prompts can take turns."""
+    """Plans steps. Remembers when answers were continued last, so that answers and prompts can take turns."""
 
     def __init__(self, pacer: Pacer, policy: Policy, *, token_budget: int, max_decode: int) -> None:
         """`max_decode`: maximum tokens of answers in a step. If there are more, the answers take turns."""
@@ -26,7 +26,8 @@ class Planner:
         self._policy = policy
         self._token_budget = token_budget
         self._max_decode = max_decode
-        self._answered_last = False
+        self._num_unanswered = 1
+        """Number of steps since the last one that continued answers."""
 
     def plan(self, running: list[Sequence]) -> Plan:
         """Returns the next step's plan. `running`, in order of arrival, must have pages for all known tokens."""
@@ -35,12 +36,12 @@ class Planner:
         if prompts:
             self._plan_prefills(plan, prompts)
         if plan.num_decode and plan.num_prefill and not self._pacer.mixes(plan.num_tokens):
-            self._take_turns(plan)
+            self._take_turns(plan, prompts)
         return plan
 
     def observe(self, plan: Plan, seconds: float) -> None:
         """Record a computed step and its duration."""
-        self._answered_last = plan.num_decode > 0
+        self._num_unanswered = 0 if plan.num_decode else self._num_unanswered + 1
         self._pacer.observe(plan.num_decode, plan.num_prefill, plan.num_pairs, seconds)
 
     def spare_seconds(self, running: list[Sequence]) -> float | None:
@@ -52,7 +53,7 @@ class Planner:
         num_answers = sum(sequence.is_answering for sequence in running)
         if not num_answers:
             return math.inf
-        if not self._answered_last:
+        if self._num_unanswered:
             return None
         return self._pacer.spare_seconds / (1 if num_answers == len(running) else 2)
 
@@ -76,10 +77,10 @@ class Planner:
         return others
 
     def _leave_some_out(self, plan: Plan) -> None:
-        """Divide the answers among several equal steps. The answers that waited longest come first."""
+        """Divide the answers among several equal steps, in the policy's order."""
         num_steps = -(-plan.num_decode // self._max_decode)
         room = -(-plan.num_decode // num_steps)
-        plan.chunks.sort(key=lambda chunk: chunk.sequence.last_step)
+        plan.chunks = self._policy.turns(plan.chunks)
         ends = list(accumulate(chunk.num_tokens for chunk in plan.chunks))
         count = max(1, bisect_right(ends, room))
         del plan.chunks[count:]
@@ -113,9 +114,9 @@ class Planner:
         is_uneven = len({chunk.num_tokens for chunk in chunks}) > 1
         plan.chunks += sorted(chunks, key=_by_id, reverse=is_uneven)
 
-    def _take_turns(self, plan: Plan) -> None:
+    def _take_turns(self, plan: Plan, prompts: list[Sequence]) -> None:
         """Defer either the answers or the prompts to the next step."""
-        if self._answered_last:
+        if not self._num_unanswered or (self._num_unanswered == 1 and self._policy.is_urgent(prompts)):
             del plan.chunks[: plan.num_answers]
             plan.num_answers = plan.num_decode = 0
         else:

@@ -7,9 +7,9 @@ scheduler reports every event of a sequence to the policy, so a policy can keep 
 import bisect
 from collections.abc import Callable, Iterable
 from operator import attrgetter
-from typing import Protocol
+from typing import Any, Protocol
 
-from scheduler.plan import Plan
+from scheduler.plan import Chunk, Plan
 from scheduler.sequence import Sequence, Status
 
 _by_arrival = attrgetter("arrival")
@@ -39,6 +39,9 @@ class Policy(Protocol):
     def ended(self, sequence: Sequence) -> None:
         """The sequence has ended, for any reason. Its status still shows whether it waited or ran."""
 
+    def charge(self, tenant: str, weight: float, priority: int, num_tokens: int) -> None:
+        """Tokens were computed for this tenant outside of the scheduler's steps, such as those of embeddings."""
+
     # -- decisions ---------------------------------------------------------------------------------------------------
 
     def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:
@@ -49,6 +52,15 @@ class Policy(Protocol):
         `num_cached` returns how many tokens of a sequence are in the cache now. It takes some microseconds.
         """
 
+    def contends(self) -> bool:
+        """Whether a waiting sequence may take the place of a running one. Cheap, because every full step asks it."""
+
+    def gives_way(self, sequence: Sequence, running: list[Sequence]) -> Sequence | None:
+        """Returns the sequence of `running` to preempt for a candidate that does not fit; None if the candidate waits.
+
+        The scheduler asks again until the candidate fits or the answer is None.
+        """
+
     def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
         """Returns the order in which this step computes `prompts` (at least one, in order of arrival).
 
@@ -56,8 +68,22 @@ class Policy(Protocol):
         `budget` that the sequences before it left, so the sum of the shares may exceed the budget.
         """
 
+    def is_urgent(self, prompts: list[Sequence]) -> bool:
+        """Whether the prompts (at least one) may be computed in a second step in a row while answers wait."""
+
+    def turns(self, answers: list[Chunk]) -> list[Chunk]:
+        """Returns the answers in the order of their turns, if there are too many for one step."""
+
     def victim(self, running: list[Sequence]) -> Sequence:
-        """Returns the sequence of `running` (at least one, in order of arrival) to preempt."""
+        """Returns the sequence of `running` (at least one, in order of arrival) to preempt, so that others can grow."""
+
+    # -- reports -----------------------------------------------------------------------------------------------------
+
+    def waiting(self) -> list[Sequence]:
+        """Returns the waiting sequences in about the order in which they will be admitted."""
+
+    def statistics(self) -> list[dict[str, Any]]:
+        """Returns what each tenant has and was served, as plain values; empty if the policy knows no tenants."""
 
 
 class FirstComeFirstServed:
@@ -81,6 +107,9 @@ class FirstComeFirstServed:
     def computed(self, plan: Plan) -> None:
         """Does nothing: the order of arrival does not depend on computed tokens."""
 
+    def charge(self, tenant: str, weight: float, priority: int, num_tokens: int) -> None:
+        """Does nothing."""
+
     def ended(self, sequence: Sequence) -> None:
         if sequence.status < Status.RUNNING:
             self._waiting.remove(sequence)
@@ -88,23 +117,46 @@ class FirstComeFirstServed:
     def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:  # noqa: ARG002
         return tuple(self._waiting)
 
+    def contends(self) -> bool:
+        return False
+
+    def gives_way(self, sequence: Sequence, running: list[Sequence]) -> Sequence | None:  # noqa: ARG002
+        return None
+
     def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
-        """See `Policy.prefill_shares`. Gives the oldest prompt at least half of the budget, then the shortest ones.
+        return oldest_then_shortest(prompts, budget, self._token_budget)
 
-        So a short prompt does not wait behind a long one, and a long one does not starve. A prompt's length counts in
-        steps. Prompts of one step stay in order of arrival, which is also the order of their lanes, so their answers
-        start in consecutive lanes.
-        """
-        oldest, *others = prompts
-        share = budget
-        if self._num_steps(oldest) > 1:
-            share = max(budget - sum(sequence.num_remaining for sequence in others), budget // 2)
-        others.sort(key=self._num_steps)
-        return [(oldest, share), *((sequence, budget) for sequence in others)]
+    def is_urgent(self, prompts: list[Sequence]) -> bool:  # noqa: ARG002
+        return False
 
-    def _num_steps(self, sequence: Sequence) -> int:
-        """Returns how many steps without answers compute the rest of the sequence."""
-        return -(-sequence.num_remaining // self._token_budget)
+    def turns(self, answers: list[Chunk]) -> list[Chunk]:
+        """See `Policy.turns`. The answers that waited longest come first."""
+        return sorted(answers, key=lambda chunk: chunk.sequence.last_step)
 
     def victim(self, running: list[Sequence]) -> Sequence:
         return running[-1]
+
+    def waiting(self) -> list[Sequence]:
+        return list(self._waiting)
+
+    def statistics(self) -> list[dict[str, Any]]:
+        return []
+
+
+def oldest_then_shortest(prompts: list[Sequence], budget: int, token_budget: int) -> Iterable[tuple[Sequence, int]]:
+    """Returns shares as `Policy.prefill_shares` does: at least half for the oldest prompt, then the shortest ones.
+
+    So a short prompt does not wait behind a long one, and a long one does not starve. A prompt's length counts in steps
+    of `token_budget` tokens. Prompts of one step stay in order of arrival, which is also the order of their lanes, so
+    their answers start in consecutive lanes.
+    """
+
+    def num_steps(sequence: Sequence) -> int:
+        return -(-sequence.num_remaining // token_budget)
+
+    oldest, *others = prompts
+    share = budget
+    if num_steps(oldest) > 1:
+        share = max(budget - sum(sequence.num_remaining for sequence in others), budget // 2)
+    others.sort(key=num_steps)
+    return [(oldest, share), *((sequence, budget) for sequence in others)]

@@ -9,9 +9,11 @@ The rule is vLLM v1's. Paged memory: Kwon et al., 2023. Chunked prefill: Agrawal
 
 import bisect
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 from kvcache.cache import KVCache
 from kvcache.tree import TOKEN_BYTES, Hit
@@ -45,6 +47,8 @@ class SchedulerStatistics:
     failed: int
     preemptions: int
     failed_steps: int
+    tenants: list[dict[str, Any]]
+    """What each tenant has and was served; see Policy.statistics."""
 
 
 class Scheduler:
@@ -63,6 +67,7 @@ class Scheduler:
         max_top_k: int = 0,
         max_answers: int | None = None,
         policy: Policy | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`token_budget`: maximum tokens of a step. It must leave room for a chunk beside `max_seqs` decodes.
 
@@ -72,6 +77,7 @@ class Scheduler:
         `policy` is FirstComeFirstServed.
         """
         self.cache = cache
+        self._clock = clock
         self._policy = policy or FirstComeFirstServed(token_budget)
         max_decode = max_answers or max(max_seqs, token_budget // 2)
         self._planner = Planner(pacer, self._policy, token_budget=token_budget, max_decode=max_decode)
@@ -113,7 +119,7 @@ class Scheduler:
         if not submit.tokens or submit.max_tokens <= len(submit.answer) or num_tokens > self._ctx_len:
             reason = f"a prompt of {len(submit.tokens)} tokens and {submit.max_tokens} more do not fit the context"
             return Output(submit.request_id, [], FINISH_REASONS[Status.FAILED], error=reason)
-        sequence = Sequence(submit, self._arrivals, grammar, self._piece)
+        sequence = Sequence(submit, self._arrivals, grammar, self._piece, self._clock())
         if self._max_top_k and not sequence.needs_whole_rows:
             sequence.sampler.limit(self._max_top_k)
         self._arrivals += 1
@@ -128,6 +134,14 @@ class Scheduler:
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self._end(sequence, Status.CANCELLED)
+
+    def charge(self, tenant: str, weight: float, priority: int, num_tokens: int) -> None:
+        """Charge a tenant for tokens that were computed outside of the scheduler's steps."""
+        self._policy.charge(tenant, weight, priority, num_tokens)
+
+    def queue(self) -> list[int]:
+        """Returns the ids of the waiting requests, in about the order in which they will be admitted."""
+        return [sequence.request_id for sequence in self._policy.waiting()]
 
     # -- plan --------------------------------------------------------------------------------------------------------
 
@@ -153,32 +167,49 @@ class Scheduler:
     def _admit_ready(self) -> bool:
         """Admit in the policy's order while there are pages and ids. Returns whether a sequence waits for the disk."""
         is_arriving = False
-        if len(self._running) >= self._max_running:
+        if self._is_full and not self._policy.contends():
             return False
         for sequence in self._policy.candidates(self._num_cached):
-            if len(self._running) >= self._max_running:
-                break
-            known = bytes(sequence.known)
-            hit = self.cache.lookup(known, sequence.max_hit)
+            hit = self._lookup(sequence)
             if hit.stored.arriving:
                 is_arriving = True
                 continue
-            if sequence.max_hit is None and self._is_being_computed(known, hit):
+            if sequence.max_hit is None and self._is_being_computed(sequence, hit):
                 continue
-            sequence.handle = self.cache.acquire(known, hit, len(self._running))
-            if sequence.handle is None:
+            if not self._acquire(sequence, hit):
                 break
             sequence.status = Status.RUNNING
             if sequence.cached_tokens is None:
                 sequence.cached_tokens = sequence.num_computed
+                sequence.queue_seconds = self._clock() - sequence.submitted_at
             bisect.insort(self._running, sequence, key=_by_arrival)
             self._policy.admitted(sequence)
         return is_arriving
 
-    def _num_cached(self, sequence: Sequence) -> int:
-        return self.cache.lookup(bytes(sequence.known), sequence.max_hit).num_known
+    @property
+    def _is_full(self) -> bool:
+        return len(self._running) >= self._max_running
 
-    def _is_being_computed(self, known: bytes, hit: Hit) -> bool:
+    def _acquire(self, sequence: Sequence, hit: Hit) -> bool:
+        """Give the sequence memory, and preempt others as far as the policy wants. Returns whether there is enough."""
+        while True:
+            if not self._is_full:
+                sequence.handle = self.cache.acquire(bytes(sequence.known), hit, len(self._running))
+            if sequence.handle is not None:
+                return True
+            victim = self._policy.gives_way(sequence, self._running)
+            if victim is None:
+                return False
+            self._preempt(victim)
+            hit = self._lookup(sequence)
+
+    def _lookup(self, sequence: Sequence) -> Hit:
+        return self.cache.lookup(bytes(sequence.known), sequence.max_hit, sequence.cache_salt)
+
+    def _num_cached(self, sequence: Sequence) -> int:
+        return self._lookup(sequence).num_known
+
+    def _is_being_computed(self, sequence: Sequence, hit: Hit) -> bool:
         """Whether a running sequence will compute the first token after the hit. It is better to wait and share it.
 
         This is checked again in every plan. So if the running sequence is cancelled or preempted, the waiting ones can
@@ -186,10 +217,15 @@ class Scheduler:
         """
         if not self.cache.sharing:
             return False
-        prefix = known[: (hit.num_known + 1) * TOKEN_BYTES]
-        if len(prefix) == len(known):  # each sequence computes its last token itself
+        if hit.num_known + 1 >= sequence.num_known:  # each sequence computes its last token itself
             return False
-        return any(other.num_computed <= hit.num_known and other.known.startswith(prefix) for other in self._running)
+        prefix = bytes(sequence.known[: (hit.num_known + 1) * TOKEN_BYTES])
+        return any(
+            other.num_computed <= hit.num_known
+            and other.known.startswith(prefix)
+            and other.cache_salt == sequence.cache_salt
+            for other in self._running
+        )
 
     def _reserve(self, sequence: Sequence) -> None:
         """Reserve pages for the sequence's known tokens. Preempts other sequences, or itself, if necessary."""
@@ -241,6 +277,7 @@ class Scheduler:
                     sequence.last_step = self._steps
                     if sequence.num_known == sequence.num_prompt:
                         output.cached_tokens = sequence.cached_tokens or 0
+                        output.queue_seconds = sequence.queue_seconds
                         self.cache.prompt_done(sequence.handle)
                     self._advance(sequence, sampled, output)
                     if sampled_logprobs:
@@ -325,4 +362,5 @@ class Scheduler:
             failed=self._ended[Status.FAILED],
             preemptions=self._preemptions,
             failed_steps=self._failed_steps,
+            tenants=self._policy.statistics(),
         )

@@ -36,6 +36,7 @@ class Sequence:
 
     __slots__ = (
         "arrival",
+        "cache_salt",
         "cached_tokens",
         "grammar",
         "handle",
@@ -47,10 +48,15 @@ class Sequence:
         "num_prompt",
         "num_sampled",
         "num_unscored",
+        "priority",
+        "queue_seconds",
         "request_id",
         "sampler",
         "status",
+        "submitted_at",
+        "tenant",
         "thoughts",
+        "weight",
     )
 
     def __init__(
@@ -59,9 +65,20 @@ class Sequence:
         arrival: int,
         grammar: Grammar | None = None,
         piece: Callable[[int], bytes] | None = None,
+        now: float = 0.0,
     ) -> None:
-        """`piece` returns the text of a token, also of a control token. A limit on reasoning needs it."""
+        """`piece` returns the text of a token, also of a control token. A limit on reasoning needs it.
+
+        `now`: when the sequence arrived, on the scheduler's clock.
+        """
         self.request_id = submit.request_id
+        self.tenant = submit.tenant
+        self.weight = submit.weight
+        self.priority = submit.priority
+        self.cache_salt = submit.cache_salt.encode()
+        self.submitted_at = now
+        self.queue_seconds = 0.0
+        """Seconds from its arrival to its first admission."""
         self.arrival = arrival
         """Position in the order of arrival. A preemption does not change it."""
         self.known = bytearray(np.array(submit.tokens, dtype="<i4").tobytes())

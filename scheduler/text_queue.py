@@ -4,20 +4,34 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from scheduler.messages import Embed
 from scheduler.texts import Batch, Limits, Piece, Text
+
+Owner = tuple[int, str]
+"""The class of a request and its tenant."""
 
 
 @dataclass(eq=False, slots=True)
 class Request:
-    id: int
+    embed: Embed
     waiting: deque[Text]
     """Texts that no batch has started."""
     num_left: int
     """Number of texts without an embedding."""
 
+    @property
+    def id(self) -> int:
+        return self.embed.request_id
+
+    @property
+    def owner(self) -> Owner:
+        return self.embed.priority, self.embed.tenant
+
 
 class TextQueue:
-    """Plans batches of texts. Requests take turns with one text each, and the texts of a request stay in order.
+    """Plans batches of texts. Tenants take turns by the tokens that they got, higher classes first.
+
+    The requests of a tenant take turns with one text each. The texts of a request stay in order.
 
     Only one text at a time is cut, so a context has to hold one long text and one batch. The cut text gets half of each
     batch and the room that the others leave. Texts of up to half a batch are never cut.
@@ -29,6 +43,8 @@ class TextQueue:
         """All requests that have not ended, by id."""
         self._line: deque[Request] = deque()
         """Requests with waiting texts, in the order of their turns, without the request of the cut text."""
+        self._served: dict[Owner, float] = {}
+        """Tokens that each tenant with requests got, divided by its weight."""
         self.cut: Text | None = None
         """The text of which some batches have computed a part."""
         self._free_ids = list(range(limits.max_texts - 1, -1, -1))
@@ -38,14 +54,20 @@ class TextQueue:
         """Number of computed tokens of the cut text; 0 if there is none."""
         return self.cut.num_computed if self.cut is not None else 0
 
-    def add(self, request_id: int, texts: list[Text]) -> None:
+    def add(self, embed: Embed, texts: list[Text]) -> None:
         """Queue a request of at least one text."""
-        request = self.requests[request_id] = Request(request_id, deque(texts), len(texts))
+        request = Request(embed, deque(texts), len(texts))
+        if request.owner not in self._served:
+            others = [served for (priority, _), served in self._served.items() if priority == embed.priority]
+            self._served[request.owner] = min(others, default=0.0)
+        self.requests[embed.request_id] = request
         self._line.append(request)
 
     def remove(self, request_id: int) -> Text | None:
         """Remove a request. Returns its cut text, if any; the caller must free the text and call `return_id`."""
         request = self.requests.pop(request_id)
+        if all(other.owner != request.owner for other in self.requests.values()):
+            del self._served[request.owner]
         if request in self._line:
             self._line.remove(request)
         cut = self.cut
@@ -103,16 +125,21 @@ class TextQueue:
 
     def _next_to_cut(self, longest_whole: int) -> Text | None:
         """Start the first text of more than `longest_whole` tokens, and take its request out of the line."""
-        long = (request for request in self._line if len(request.waiting[0].tokens) > longest_whole)
-        request = next(long, None) if self._free_ids else None
-        if request is None:
+        long = [request for request in self._line if len(request.waiting[0].tokens) > longest_whole]
+        if not long or not self._free_ids:
             return None
+        request = min(long, key=self._turn)
         self._line.remove(request)
         return self._begin(request)
+
+    def _turn(self, request: Request) -> tuple[int, float]:
+        """The order of turns of tenants. Among equals, the line decides."""
+        return request.embed.priority, self._served[request.owner]
 
     def _begin(self, request: Request) -> Text:
         text = request.waiting.popleft()
         text.sequence_id = self._free_ids.pop()
+        self._served[request.owner] += len(text.tokens) / request.embed.weight
         return text
 
     def _pack(self, batch: Batch, room: int) -> int:
@@ -123,7 +150,8 @@ class TextQueue:
         """
         left, too_long = room, []
         while self._line and self._free_ids and left > 0:
-            request = self._line.popleft()
+            request = min(self._line, key=self._turn)
+            self._line.remove(request)
             length = len(request.waiting[0].tokens)
             if length > left and (self._limits.cuts or batch.pieces):
                 too_long.append(request)

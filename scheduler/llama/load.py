@@ -10,6 +10,7 @@ from kvcache.pool import PoolLayout
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.embedder import Embedder
 from scheduler.errors import ModelError
+from scheduler.fair import FairShares
 from scheduler.grammar import GrammarCompiler
 from scheduler.llama.device import open_device
 from scheduler.llama.info import encoder_info, generator_info
@@ -76,22 +77,25 @@ def _load(config: EngineConfig) -> Parts:
         threads=ThreadController(sizes.threads) if adapts_threads else None,
     )
     seconds_per_token = runner.warm_up()
+    pacer = Pacer(seconds_per_token, sizes.max_mixed_tokens, config.itl_target)
+    token_budget = min(sizes.batch_tokens, context.batch_tokens)
     scheduler = Scheduler(
         device.cache,
-        Pacer(seconds_per_token, sizes.max_mixed_tokens, config.itl_target),
+        pacer,
         max_seqs=sizes.max_seqs,
-        token_budget=min(sizes.batch_tokens, context.batch_tokens),
+        token_budget=token_budget,
         ctx_len=sizes.ctx_len,
         eog_tokens=model.eog_tokens,
         piece=model.piece,
         max_top_k=config.backend_top_k,
         max_answers=sizes.max_answers,
+        policy=FairShares(token_budget, lambda: pacer.answer_cost),
     )
     embedder = None
     if attention is not None:
         limits = text_limits(config, model, attention, sizes.ctx_len)
         open_reader = partial(LlamaReader, model, config, limits, pooling, sizes.threads)
-        embedder = Embedder(open_reader, limits, pooling, seconds_per_token)
+        embedder = Embedder(open_reader, limits, pooling, seconds_per_token, scheduler.charge)
     info = generator_info(config, model, device, pooling, started)
     return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder)
 
@@ -108,5 +112,5 @@ def _load_encoder(config: EngineConfig, model: Model, attention: Attention, pool
     scheduler = Scheduler(cache, Pacer(seconds_per_token), max_seqs=1, token_budget=1, ctx_len=0)
     runner = LlamaRunner(context, model.eog_tokens, max_seqs=1, vocab_size=model.vocab_size)
     info = encoder_info(config, model, limits, threads, pooling, started)
-    embedder = Embedder(lambda: reader, limits, pooling, seconds_per_token)
+    embedder = Embedder(lambda: reader, limits, pooling, seconds_per_token, scheduler.charge)
     return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder)

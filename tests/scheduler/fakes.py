@@ -27,6 +27,8 @@ from tests.kvcache.fakes import FakeLanes, FakeMemory
 
 EOG = 0
 GREEDY = SamplingParams(temperature=0.0)
+MakePolicy = Callable[[Callable[[], float]], Policy]
+"""Makes a policy with this clock."""
 
 
 def next_token(tokens: list[int]) -> int:
@@ -205,10 +207,13 @@ class System:
         max_answers: int | None = None,
         seconds: Callable[[Plan], float] = lambda plan: 0.001 * plan.num_tokens,
         lanes: bool = False,
-        policy: Policy | None = None,
+        policy: Policy | MakePolicy | None = None,
         piece: Callable[[int], bytes] = lambda _: b"",
     ) -> None:
-        """With `lanes`, there are `max_seqs` lanes of `ctx_len` tokens each."""
+        """With `lanes`, there are `max_seqs` lanes of `ctx_len` tokens each.
+
+        The clock is that of the steps: each step takes its `seconds`. A function `policy` gets the clock.
+        """
         self.memory: FakeMemory
         self.layout: Layout
         tier: Tier = NO_TIER
@@ -231,10 +236,14 @@ class System:
             eog_tokens=frozenset({EOG}),
             piece=piece,
             max_answers=max_answers,
-            policy=policy,
+            policy=policy(self.clock) if callable(policy) else policy,
+            clock=self.clock,
         )
         self.tokens: dict[int, list[int]] = {}
         self.outputs: dict[int, list[Output]] = {}
+
+    def clock(self) -> float:
+        return self.runner.now
 
     def submit(
         self,
@@ -250,6 +259,10 @@ class System:
         logprobs: int | None = None,
         suspect: bool = False,
         thoughts: ThoughtLimit | None = None,
+        tenant: str = "",
+        weight: float = 1.0,
+        priority: int = 1,
+        cache_salt: str = "",
     ) -> None:
         params = SamplingParams(temperature=0.0, ignore_eos=ignore_eos)
         submit = Submit(
@@ -263,6 +276,10 @@ class System:
             logprobs=logprobs,
             suspect=suspect,
             thoughts=thoughts,
+            tenant=tenant,
+            weight=weight,
+            priority=priority,
+            cache_salt=cache_salt,
         )
         refusal = self.scheduler.submit(submit, grammar)
         self.tokens[request_id], self.outputs[request_id] = [], []

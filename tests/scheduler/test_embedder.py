@@ -1,6 +1,7 @@
 """The embedder: batches, the order of texts, failures and cancels."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -27,7 +28,8 @@ class Texts:
     ) -> None:
         limits = Limits(MAX_TEXT, batch_tokens, max_texts, cuts)
         self.reader = FakeReader(pooling, max_tokens=MAX_TEXT + batch_tokens)
-        self.embedder = Embedder(lambda: self.reader, limits, pooling, 0.001)
+        self.charges = Counter[str]()
+        self.embedder = Embedder(lambda: self.reader, limits, pooling, 0.001, self._charge)
         self.pooling = pooling
         self.embedder.submit(Embed(0, [[0]]))
         self.embedder.step(math.inf)  # opens the reader
@@ -38,14 +40,17 @@ class Texts:
         self.errors: dict[int, str] = {}
         self._next_token = 1
 
-    def submit(self, *lengths: int) -> int:
+    def _charge(self, tenant: str, weight: float, priority: int, num_tokens: int) -> None:
+        self.charges[tenant] += num_tokens
+
+    def submit(self, *lengths: int, tenant: str = "", weight: float = 1.0, priority: int = 1) -> int:
         """Submit a request with unique tokens. Returns its id."""
         number = len(self.submitted) + 1
         texts = []
         for length in lengths:
             texts.append(list(range(self._next_token, self._next_token + length)))
             self._next_token += length
-        assert self.embedder.submit(Embed(number, texts)) is None
+        assert self.embedder.submit(Embed(number, texts, tenant, weight, priority)) is None
         self.submitted[number], self.received[number] = texts, []
         return number
 
@@ -312,3 +317,28 @@ def test_requests_are_recorded_before_the_context_is_opened() -> None:
     embedder.submit(Embed(1, [[5]]))
     embedder.submit(Embed(2, [[6]]))
     embedder.step(math.inf, lambda ids: recorded.append(list(ids)))
+
+
+def test_tenants_take_turns_however_many_requests_they_have() -> None:
+    texts = Texts(max_texts=2, batch_tokens=20)
+    crowd = [texts.submit(10, 10, tenant="a") for _ in range(20)]
+    texts.step()
+    stranger = texts.submit(10, tenant="b")
+    texts.step()
+    assert len(texts.received[stranger]) == 1
+    assert sum(len(texts.received[number]) for number in crowd) == 3
+    texts.run()
+    assert texts.charges["b"] == 10
+    assert texts.charges["a"] == 400
+
+
+def test_tenants_get_tokens_by_weight_and_higher_classes_first() -> None:
+    texts = Texts(max_texts=4, batch_tokens=40)
+    numbers = {
+        name: texts.submit(*[10] * 60, tenant=name, weight=weight, priority=priority)
+        for name, weight, priority in (("low", 1.0, 2), ("light", 1.0, 1), ("heavy", 3.0, 1))
+    }
+    for _ in range(10):
+        texts.step()
+    got = {name: len(texts.received[number]) for name, number in numbers.items()}
+    assert got == {"low": 0, "light": 10, "heavy": 30}

@@ -1,6 +1,7 @@
 """The engine's main loop: messages are handled between steps, and the engine waits only without work."""
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from scheduler.embedder import Embedder
 from scheduler.engine import Engine
 from scheduler.failures import GrammarError, RequestError
 from scheduler.grammar import Compiled, GrammarCompiler
-from scheduler.messages import Cancel, Embed, Embedded, Failed, Inspect, Message, Output, Report, Stop, Submit
+from scheduler.messages import Cancel, Embed, Embedded, Failed, Inspect, Message, Output, Queue, Report, Stop, Submit
 from scheduler.plan import Plan, Result
 from scheduler.texts import Batch, Limits, Pooled
 from tests.scheduler.fakes import (
@@ -235,10 +236,7 @@ def test_a_report_shows_the_current_numbers() -> None:
         *QUIET,
         [Inspect()],
     )
-    first, second, last = wire.sent
-    assert isinstance(first, Report)
-    assert isinstance(second, Report)
-    assert isinstance(last, Report)
+    first, second, last = [message for message in wire.sent if isinstance(message, Report)]
     assert (first.scheduler["running"], first.scheduler["waiting"], first.scheduler["steps"]) == (0, 0, 0)
     assert (second.scheduler["running"], second.scheduler["waiting"], second.scheduler["steps"]) == (1, 1, 1)
     assert second.scheduler["prefill_tokens"] == 40
@@ -247,6 +245,14 @@ def test_a_report_shows_the_current_numbers() -> None:
     assert (last.scheduler["running"], last.scheduler["waiting"], last.scheduler["finished"]) == (0, 0, 2)
     assert last.cache["held_pages"] == 0
     assert last.cache["free_pages"] + last.cache["cached_pages"] == 8
+
+
+def test_the_queue_is_reported_while_requests_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.engine.QUEUE_SECONDS", math.inf)
+    system = System(max_seqs=1)
+    wire = serve(system, [submit(1, prompt(0, 40), 3), submit(2, prompt(900, 20), 3)], *QUIET)
+    reports = [message for message in wire.sent if isinstance(message, Queue)]
+    assert [report.request_ids for report in reports] == [[2]], "the next report would come after QUEUE_SECONDS"
 
 
 def test_stop_ends_the_engine_with_work_left() -> None:

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from random import Random
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcache.tree import PAGE_TOKENS
-from scheduler.plan import NoRoomError, Plan
+from scheduler.plan import Chunk, NoRoomError, Plan
 from scheduler.queue import FirstComeFirstServed
 from scheduler.sequence import Sequence, Status
 from tests.scheduler.fakes import System, expected, prompt
@@ -19,41 +20,61 @@ class Queue:
     """The base of the policies here. Checks each event."""
 
     def __init__(self) -> None:
-        self.waiting: list[Sequence] = []
+        self.queued: list[Sequence] = []
         self.running: list[Sequence] = []
         self.events: list[tuple[str, int]] = []
 
     def submitted(self, sequence: Sequence) -> None:
         self._note("submitted", sequence)
-        self.waiting.append(sequence)
+        self.queued.append(sequence)
 
     def admitted(self, sequence: Sequence) -> None:
         self._note("admitted", sequence)
         assert sequence.status is Status.RUNNING
-        self.waiting.remove(sequence)
+        self.queued.remove(sequence)
         self.running.append(sequence)
 
     def preempted(self, sequence: Sequence) -> None:
         self._note("preempted", sequence)
         assert sequence.num_computed == 0
         self.running.remove(sequence)
-        self.waiting.append(sequence)
+        self.queued.append(sequence)
 
     def computed(self, plan: Plan) -> None:
         assert {chunk.sequence for chunk in plan.chunks} <= set(self.running)
 
     def ended(self, sequence: Sequence) -> None:
         self._note("ended", sequence)
-        (self.running if sequence.status is Status.RUNNING else self.waiting).remove(sequence)
+        (self.running if sequence.status is Status.RUNNING else self.queued).remove(sequence)
 
     def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:
-        return tuple(self.waiting)
+        return tuple(self.queued)
 
     def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
         return [(sequence, budget) for sequence in prompts]
 
+    def charge(self, tenant: str, weight: float, priority: int, num_tokens: int) -> None: ...
+
+    def contends(self) -> bool:
+        return False
+
+    def gives_way(self, sequence: Sequence, running: list[Sequence]) -> Sequence | None:
+        return None
+
+    def is_urgent(self, prompts: list[Sequence]) -> bool:
+        return False
+
+    def turns(self, answers: list[Chunk]) -> list[Chunk]:
+        return answers
+
     def victim(self, running: list[Sequence]) -> Sequence:
         return running[-1]
+
+    def waiting(self) -> list[Sequence]:
+        return list(self.queued)
+
+    def statistics(self) -> list[dict[str, Any]]:
+        return []
 
     def admissions(self) -> list[int]:
         return [request_id for event, request_id in self.events if event == "admitted"]
@@ -64,7 +85,7 @@ class Queue:
 
 class LastComeFirstServed(Queue):
     def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:
-        return sorted(self.waiting, key=lambda sequence: -sequence.arrival)
+        return sorted(self.queued, key=lambda sequence: -sequence.arrival)
 
     def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
         return [(sequence, budget) for sequence in reversed(prompts)]
@@ -75,7 +96,7 @@ class LastComeFirstServed(Queue):
 
 class LongestPrefixFirst(Queue):
     def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:
-        left = list(self.waiting)
+        left = list(self.queued)
         while left:
             best = max(left, key=num_cached)
             left.remove(best)
@@ -95,7 +116,7 @@ class LeastServedFirst(Queue):
             self.served[chunk.sequence.request_id % 2] += chunk.num_tokens
 
     def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:
-        return sorted(self.waiting, key=self._rank)
+        return sorted(self.queued, key=self._rank)
 
     def victim(self, running: list[Sequence]) -> Sequence:
         return max(running, key=self._rank)
@@ -112,11 +133,23 @@ class AnyOrder(Queue):
         self._random = Random(seed)
 
     def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:
-        return self._random.sample(self.waiting, len(self.waiting))
+        return self._random.sample(self.queued, len(self.queued))
 
     def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
         order = self._random.sample(prompts, len(prompts))
         return [(sequence, self._random.randint(1, max(1, budget))) for sequence in order]
+
+    def contends(self) -> bool:
+        return self._random.random() < 0.5
+
+    def gives_way(self, sequence: Sequence, running: list[Sequence]) -> Sequence | None:
+        return self._random.choice(running) if running and self._random.random() < 0.1 else None
+
+    def is_urgent(self, prompts: list[Sequence]) -> bool:
+        return self._random.random() < 0.5
+
+    def turns(self, answers: list[Chunk]) -> list[Chunk]:
+        return self._random.sample(answers, len(answers))
 
     def victim(self, running: list[Sequence]) -> Sequence:
         return self._random.choice(running)
@@ -238,7 +271,7 @@ def test_a_random_policy_does_not_change_any_answer(traffic: Traffic, seed: int)
     system = system_for(traffic, policy)
     cancelled = serve(system, traffic)
     check_answers(system, traffic, cancelled)
-    assert policy.waiting == policy.running == []
+    assert policy.queued == policy.running == []
     events = Counter(policy.events)
     for request in range(len(traffic.requests)):
         assert events["submitted", request] == events["ended", request] == 1

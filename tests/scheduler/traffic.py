@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kvcache.tree import num_pages_for
 from scheduler.queue import Policy
-from tests.scheduler.fakes import System, expected, prompt
+from tests.scheduler.fakes import MakePolicy, System, expected, prompt
 
 MAX_PAGES = 7
 """Maximum pages of a request. Each system here has at least as many."""
@@ -54,7 +54,11 @@ TRAFFIC = st.builds(
 )
 
 
-def system_for(traffic: Traffic, policy: Policy | None = None, max_answers: int | None = None) -> System:
+def system_for(
+    traffic: Traffic,
+    policy: Policy | MakePolicy | None = None,
+    max_answers: int | None = None,
+) -> System:
     return System(
         num_pages=traffic.num_pages,
         num_ids=traffic.max_seqs + 2,

@@ -1,0 +1,313 @@
+"""Fair shares: tenants with credit go first, and among their sequences the one with the longest prefix in the cache.
+
+Every tenant is charged what was computed for it. It has credit while its service (`scheduler.accounts`) is little more
+than the least service of the tenants that wait. This is deficit longest prefix match (DLPM, arXiv 2501.14312) on the
+virtual token counter of Sheng et al. (OSDI 2024). Classes (`scheduler.classes`) come before tenants.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+from scheduler.accounts import Account, Standing
+from scheduler.classes import Classes
+from scheduler.pacing import MIN_CHUNK
+from scheduler.plan import Chunk, Plan
+from scheduler.queue import oldest_then_shortest
+from scheduler.sequence import Sequence, Status
+
+QUANTUM: Final = 512.0
+"""How much more service, in prompt tokens at weight 1, a tenant may have than another one that waits and still have
+credit. More of it leaves more room for the longest prefix, less of it keeps the tenants closer together."""
+TURN: Final = 2 * QUANTUM
+"""If the services of two tenants differ by more, a sequence of the one with more gives way even if it is its only one.
+So nobody waits for the end of a long answer."""
+HIT_COST: Final = 0.01
+"""Cost of a token that was found in the cache. Copying KV takes about a hundredth of the time of computing it."""
+MAX_WAIT: Final = 5.0
+"""Seconds after which a sequence goes before younger ones of its tenant, whatever prefixes they have."""
+NUM_HEADS: Final = 8
+"""Sequences of each tenant whose prefixes are compared at a time. A lookup takes some microseconds."""
+RECENT: Final = 10.0
+"""Seconds for which a tenant counts as present after its last sequence arrived or ended."""
+MAX_LEFT_OUT: Final = 3
+"""Steps with prompts in a row that may leave out the prompts of tenants that run far more than their share."""
+MAX_TENANTS_REPORTED: Final = 64
+
+Standings = dict[int, Standing]
+"""By class."""
+
+
+class FairShares:
+    """See the module. The sequences of one tenant go in order of arrival, longer prefixes first."""
+
+    def __init__(
+        self,
+        token_budget: int,
+        answer_cost: Callable[[], float] = lambda: 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`token_budget`: maximum tokens of a step that holds prompts only.
+
+        `answer_cost` returns the cost of a token of an answer, in prompt tokens.
+        """
+        self._token_budget = token_budget
+        self._answer_cost = answer_cost
+        self._clock = clock
+        self._classes = Classes()
+        self._accounts: dict[int, Account] = {}
+        """The account of each sequence that has not ended, by request id."""
+        self._prepaid: dict[int, float] = {}
+        """Tokens of each running sequence that were charged at its admission and are not computed yet."""
+        self._leaves_out = False
+        """Whether the planned step leaves out some prompts."""
+        self._num_left_out = 0
+        """Computed steps with prompts in a row that left out some."""
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def submitted(self, sequence: Sequence) -> None:
+        account = self._classes.of(sequence.priority).arriving(sequence.tenant, sequence.weight, self._clock())
+        account.add(sequence)
+        self._accounts[sequence.request_id] = account
+
+    def admitted(self, sequence: Sequence) -> None:
+        account = self._accounts[sequence.request_id]
+        account.waiting.remove(sequence)
+        account.num_running += 1
+        # The prompt is charged now. If it were charged when it is computed, one tenant could fill all free places.
+        self._prepaid[sequence.request_id] = sequence.num_remaining
+        self._charge(account, sequence.num_remaining + HIT_COST * sequence.num_computed)
+
+    def preempted(self, sequence: Sequence) -> None:
+        account = self._accounts[sequence.request_id]
+        self._stop(account, sequence)
+        account.add(sequence)
+
+    def computed(self, plan: Plan) -> None:
+        if plan.num_prefill:
+            self._num_left_out = self._num_left_out + 1 if self._leaves_out else 0
+        answer_cost = self._answer_cost()
+        for number, chunk in enumerate(plan.chunks):
+            request_id, num_tokens = chunk.sequence.request_id, chunk.num_tokens
+            prepaid = self._prepaid[request_id]
+            if prepaid:
+                num_tokens -= int(min(prepaid, num_tokens))
+                self._prepaid[request_id] = max(prepaid - chunk.num_tokens, 0)
+            if num_tokens:
+                cost = num_tokens * (answer_cost if number < plan.num_answers else 1.0)
+                self._charge(self._accounts[request_id], cost)
+
+    def ended(self, sequence: Sequence) -> None:
+        account = self._accounts.pop(sequence.request_id)
+        if sequence.status is Status.RUNNING:
+            self._stop(account, sequence)
+        else:
+            account.waiting.remove(sequence)
+        self._classes.of(account.priority).leaving(account, self._clock())
+
+    def _stop(self, account: Account, sequence: Sequence) -> None:
+        account.num_running -= 1
+        self._charge(account, -self._prepaid.pop(sequence.request_id))
+
+    def charge(self, tenant: str, weight: float, priority: int, num_tokens: int) -> None:
+        """Charge a tenant for tokens that were computed outside of the scheduler's steps."""
+        self._charge(self._classes.of(priority).arriving(tenant, weight, self._clock()), num_tokens)
+
+    def _charge(self, account: Account, cost: float) -> None:
+        account.service += cost / account.weight
+        self._classes.charge(account.priority, cost)
+
+    # -- admission ---------------------------------------------------------------------------------------------------
+
+    def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:
+        """See `Policy.candidates`. Ranks the first sequences of each tenant, and ranks again after each admission."""
+        now = self._clock()
+        cached: dict[int, int] = {}
+        lines = [_Line(account) for account in self._classes if account.waiting]
+
+        def order(line: _Line, sequence: Sequence) -> tuple[float, ...]:
+            is_overdue = now - sequence.submitted_at > MAX_WAIT
+            if not is_overdue and sequence.request_id not in cached:
+                cached[sequence.request_id] = num_cached(sequence)
+            prefix = 0 if is_overdue else -cached[sequence.request_id]
+            return *line.rank, not is_overdue, prefix, line.account.service, sequence.arrival
+
+        while lines := [line for line in lines if line.fill()]:
+            standings = self._classes.standings()
+            for line in lines:
+                line.rank = self._rank(line.account, standings)
+            heads = [(order(line, each), line, each) for line in lines for each in line.heads]
+            for _, line, sequence in sorted(heads, key=_first):
+                line.heads.remove(sequence)
+                yield sequence
+                if sequence.status is Status.RUNNING:
+                    break
+
+    def _rank(self, account: Account, standings: Standings) -> tuple[float, ...]:
+        """The order of accounts: class, then those that run less than their share, then those with credit."""
+        has_credit = _has_credit(account, standings)
+        is_below = has_credit and _is_below(account, standings)
+        return self._classes.rank(account.priority), not is_below, not has_credit
+
+    def contends(self) -> bool:
+        active = [account for account in self._classes if not account.is_idle]
+        return len(active) > 1 and any(account.waiting for account in active)
+
+    def gives_way(self, sequence: Sequence, running: list[Sequence]) -> Sequence | None:
+        """See `Policy.gives_way`. Takes the latest sequence of the account that `_excess` finds."""
+        account, standings = self._accounts[sequence.request_id], self._classes.standings()
+        holders = [each for each in self._classes if each.num_running and self._yields(each, account, standings)]
+        if not holders:
+            return None
+        return self._latest(running, max(holders, key=lambda each: self._excess(each, standings)))
+
+    def _yields(self, holder: Account, account: Account, standings: Standings) -> bool:
+        """Whether a running sequence of `holder` gives way to a waiting one of `account`."""
+        if holder.priority != account.priority:
+            return self._classes.rank(holder.priority) > self._classes.claim(account.priority)
+        if holder is account:
+            return False
+        if holder.service - account.service > TURN:
+            return True
+        is_above = holder.num_running - 1 >= standings[holder.priority].fair_share(holder)
+        return is_above and _is_below(account, standings) and _has_credit(account, standings)
+
+    def victim(self, running: list[Sequence]) -> Sequence:
+        """See `Policy.victim`. Takes the latest sequence of the account that `_excess` finds."""
+        accounts = {id(account): account for account in (self._accounts[each.request_id] for each in running)}
+        standings = self._classes.standings()
+        return self._latest(running, max(accounts.values(), key=lambda each: self._excess(each, standings)))
+
+    def _excess(self, account: Account, standings: Standings) -> tuple[float, ...]:
+        """The order of victims: the lowest class, and in it the tenant that runs most compared with its share."""
+        share = standings[account.priority].fair_share(account)
+        return self._classes.rank(account.priority), account.num_running / share, account.service
+
+    def _latest(self, running: list[Sequence], account: Account) -> Sequence:
+        return next(each for each in reversed(running) if self._accounts[each.request_id] is account)
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
+        """See `Policy.prefill_shares`.
+
+        Prompts of lower classes wait. So do those of a tenant that runs far more than its share, because a short prompt
+        beside them would take as long as all of them; but not for more than MAX_LEFT_OUT steps. Beside a tenant that
+        runs most of the sequences, steps stay short, because others may come at any time.
+        """
+        first = self._first(prompts, self._classes.standings())
+        self._leaves_out = len(first) < len(prompts)
+        shares = oldest_then_shortest(first, budget, self._token_budget)
+        return _limited(shares, MIN_CHUNK) if self._is_crowded(first) else shares
+
+    def _first(self, prompts: list[Sequence], standings: Standings) -> list[Sequence]:
+        """The prompts that the next step may compute."""
+        accounts = [self._accounts[each.request_id] for each in prompts]
+        ranks = [
+            (self._classes.rank(each.priority), _is_far_above(each, standings) and self._num_left_out < MAX_LEFT_OUT)
+            for each in accounts
+        ]
+        best = min(ranks)
+        return [each for each, rank in zip(prompts, ranks, strict=True) if rank == best]
+
+    def _is_crowded(self, prompts: list[Sequence]) -> bool:
+        """Whether one tenant of these prompts runs most of all sequences, and others are present."""
+        now = self._clock()
+        present = [each for each in self._classes if not each.is_idle or now - each.last_active < RECENT]
+        num_running = sum(account.num_running for account in present)
+        own = (self._accounts[each.request_id] for each in prompts)
+        return len(present) > 1 and any(2 * account.num_running > num_running for account in own)
+
+    def is_urgent(self, prompts: list[Sequence]) -> bool:
+        """See `Policy.is_urgent`: if a lower class or a tenant far above its share runs beside the first prompts."""
+        standings = self._classes.standings()
+        first = {id(account): account for account in map(self._account, self._first(prompts, standings))}
+        if any(_is_far_above(account, standings) for account in first.values()):
+            return False
+        highest = min(account.priority for account in first.values())
+        others = [each for each in self._classes if each.num_running and id(each) not in first]
+        return any(each.priority > highest or _is_far_above(each, standings) for each in others)
+
+    def turns(self, answers: list[Chunk]) -> list[Chunk]:
+        """See `Policy.turns`. Takes one of each tenant in turn, by weight, those that waited longest first."""
+        places: dict[int, int] = {}
+
+        def order(chunk: Chunk) -> tuple[float, ...]:
+            account = self._account(chunk.sequence)
+            place = places[id(account)] = places.get(id(account), 0) + 1
+            return self._classes.rank(account.priority), place / account.weight, chunk.sequence.last_step
+
+        oldest_first = sorted(answers, key=lambda chunk: chunk.sequence.last_step)
+        return [chunk for _, chunk in sorted([(order(chunk), chunk) for chunk in oldest_first], key=_first)]
+
+    def _account(self, sequence: Sequence) -> Account:
+        return self._accounts[sequence.request_id]
+
+    # -- reports -----------------------------------------------------------------------------------------------------
+
+    def waiting(self) -> list[Sequence]:
+        """See `Policy.waiting`. An estimate: prefixes and later arrivals change the order."""
+        places = [
+            ((self._classes.rank(account.priority), place / account.weight, sequence.arrival), sequence)
+            for account in self._classes
+            for place, sequence in enumerate(account.waiting, 1)
+        ]
+        return [sequence for _, sequence in sorted(places, key=_first)]
+
+    def statistics(self) -> list[dict[str, Any]]:
+        """See `Policy.statistics`. The tenants that have sequences, those with most of them first."""
+        active = [account for account in self._classes if not account.is_idle]
+        active.sort(key=lambda account: -(account.num_running + len(account.waiting)))
+        return [
+            {
+                "tenant": account.tenant,
+                "priority": account.priority,
+                "running": account.num_running,
+                "waiting": len(account.waiting),
+                "service": round(account.service, 1),
+            }
+            for account in active[:MAX_TENANTS_REPORTED]
+        ]
+
+
+def _has_credit(account: Account, standings: Standings) -> bool:
+    return account.service <= standings[account.priority].least_service + QUANTUM
+
+
+def _is_below(account: Account, standings: Standings) -> bool:
+    """Whether the account may run one more sequence within its share."""
+    return account.num_running + 1 <= standings[account.priority].fair_share(account)
+
+
+def _is_far_above(account: Account, standings: Standings) -> bool:
+    share = standings[account.priority].fair_share(account)
+    return account.num_running - share >= max(2.0, share / 4)
+
+
+class _Line:
+    """The waiting sequences of an account, and those at its head that are ranked."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.heads: list[Sequence] = []
+        self.rank: tuple[float, ...] = ()
+        self._rest = iter(tuple(account.waiting))
+
+    def fill(self) -> bool:
+        """Take as many heads as are missing. Returns whether there are any."""
+        while len(self.heads) < NUM_HEADS and (sequence := next(self._rest, None)) is not None:
+            self.heads.append(sequence)
+        return bool(self.heads)
+
+
+def _first(ranked: tuple[Any, ...]) -> Any:
+    return ranked[0]
+
+
+def _limited(shares: Iterable[tuple[Sequence, int]], budget: int) -> Iterator[tuple[Sequence, int]]:
+    """Yields shares of at most `budget` tokens in all."""
+    for sequence, share in shares:
+        num_tokens = min(share, sequence.num_remaining, budget)
+        budget -= num_tokens
+        yield sequence, num_tokens

@@ -1,0 +1,285 @@
+"""Fair shares: who goes first, who gives way, and what tenants are charged. Answers never depend on the policy."""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.accounts import MAX_ACCOUNTS
+from scheduler.fair import MAX_LEFT_OUT, MAX_WAIT, QUANTUM, FairShares
+from scheduler.pacing import MIN_CHUNK
+from scheduler.plan import Plan
+from tests.scheduler.fakes import System, expected, prompt
+from tests.scheduler.traffic import TRAFFIC, Request, Traffic, check_answers, serve, system_for
+
+INTERACTIVE, DEFAULT, BATCH = 0, 1, 2
+BUDGET = 256
+
+
+def fair(clock: Callable[[], float]) -> FairShares:
+    return FairShares(BUDGET, clock=clock)
+
+
+def system(**options: object) -> System:
+    given: dict[str, object] = {"policy": fair, "token_budget": BUDGET, "max_seqs": 4, "lanes": True} | options
+    return System(**given)  # type: ignore[arg-type]
+
+
+def flood(running: System, tenant: str, count: int, *, first: int = 0, length: int = 40, **fields: object) -> None:
+    """Submit requests of one tenant without common prefixes."""
+    for number in range(first, first + count):
+        running.submit(number, prompt(1000 * number, length), 20, tenant=tenant, **fields)  # type: ignore[arg-type]
+
+
+def running_of(plan: Plan) -> Counter[str]:
+    return Counter(chunk.sequence.tenant for chunk in plan.chunks)
+
+
+def admitted_first(running: System, requests: set[int], max_steps: int = 400) -> list[int]:
+    """Returns the requests in the order of their first tokens."""
+    order: list[int] = []
+    for _ in range(max_steps):
+        running.step()
+        order += [each for each in requests if running.tokens[each] and each not in order]
+        if len(order) == len(requests):
+            return order
+    raise AssertionError("some request never begins")
+
+
+def service_of(running: System) -> dict[str, float]:
+    return {each["tenant"]: each["service"] for each in running.scheduler.statistics().tenants}
+
+
+def test_a_stranger_takes_the_place_of_a_tenant_that_runs_everything() -> None:
+    busy = system()
+    flood(busy, "a", 12)
+    for _ in range(6):
+        busy.step()
+    flood(busy, "b", 1, first=50)
+    chunks = busy.chunks(busy.step())
+    assert list(chunks) == [50], "its prompt is computed at once and alone"
+    assert busy.scheduler.statistics().preemptions == 1
+    busy.run()
+    for number in [*range(12), 50]:
+        assert busy.tokens[number] == expected(prompt(1000 * number, 40), 20), "the preempted answer goes on"
+
+
+def test_a_tenant_keeps_its_share() -> None:
+    busy = system()
+    flood(busy, "a", 2)
+    flood(busy, "b", 8, first=50)
+    for _ in range(4):
+        busy.step()
+    flood(busy, "b", 8, first=80)
+    busy.step()
+    assert busy.scheduler.statistics().preemptions == 0, "half of the places are a's"
+
+
+def test_places_follow_weights() -> None:
+    busy = system(max_seqs=8)
+    flood(busy, "a", 40, weight=3.0)
+    for _ in range(8):
+        busy.step()
+    flood(busy, "b", 40, first=50, weight=1.0)
+    seen = Counter[str]()
+    for _ in range(60):
+        seen += running_of(busy.step())
+    assert 2.5 <= seen["a"] / seen["b"] <= 3.5
+
+
+def test_service_follows_weights_while_both_wait() -> None:
+    busy = system(max_seqs=8)
+    for number in range(200):
+        busy.submit(number, prompt(1000 * number, 40), 20, tenant="ab"[number % 2], weight=(3.0, 1.0)[number % 2])
+    for _ in range(400):
+        busy.step()
+        services = service_of(busy)
+        assert abs(services["a"] - services["b"]) <= QUANTUM + 8 * 60
+
+
+def test_an_idle_tenant_saves_up_no_service() -> None:
+    busy = system()
+    flood(busy, "b", 1, first=90)
+    busy.run()
+    flood(busy, "a", 40)
+    for _ in range(100):
+        busy.step()
+    flood(busy, "b", 20, first=60)
+    services = service_of(busy)
+    assert services["b"] >= services["a"]
+
+
+def test_the_longest_prefix_of_a_tenant_with_credit_goes_first() -> None:
+    alone = system(max_seqs=1)
+    alone.submit(0, prompt(0, 120), 1, tenant="a")
+    alone.run()
+    alone.submit(1, prompt(9000, 60), 4, tenant="a")
+    alone.step()
+    alone.submit(2, prompt(5000, 60), 1, tenant="a")
+    alone.submit(3, prompt(0, 100) + prompt(7000, 10), 1, tenant="b")
+    alone.submit(4, prompt(0, 60) + prompt(8000, 10), 1, tenant="a")
+    assert admitted_first(alone, {2, 3, 4}) == [3, 4, 2]
+
+
+def test_a_sequence_that_waited_long_goes_before_longer_prefixes() -> None:
+    busy = system(max_seqs=1, seconds=lambda _: MAX_WAIT / 40)
+    busy.submit(0, prompt(0, 120), 1, tenant="a")
+    busy.run()
+    busy.submit(1, prompt(9000, 60), 1, tenant="a")
+    busy.submit(2, prompt(5000, 60), 1, tenant="a")
+    for number in range(3, 150):
+        busy.submit(number, prompt(0, 100) + prompt(1000 * number, 10), 1, tenant="a")
+    order = admitted_first(busy, set(range(1, 150)))
+    assert order.index(2) < 60, "it overtakes the others after MAX_WAIT"
+    assert order.index(2) > 20, "until then, the others go first"
+
+
+def test_a_prompt_of_a_flood_waits_for_a_strangers_but_not_for_ever() -> None:
+    busy = system(max_seqs=8, lanes=False, num_pages=400, num_ids=32, ctx_len=2000)
+    flood(busy, "a", 6, length=900)
+    busy.step()
+    flood(busy, "b", 2, first=50, length=900)
+    tenants = [set(running_of(busy.step())) for _ in range(8)]
+    assert tenants[0] == {"b"}
+    assert any("a" in each for each in tenants[: MAX_LEFT_OUT + 1])
+
+
+def test_steps_stay_short_beside_a_tenant_that_runs_most() -> None:
+    busy = system(max_seqs=8)
+    flood(busy, "a", 30, length=200)
+    assert busy.step().num_prefill > MIN_CHUNK, "nobody else is present"
+    flood(busy, "b", 1, first=50)
+    while busy.finish_reason(50) is None if busy.outputs[50] else True:
+        busy.step()
+    assert max(busy.step().num_prefill for _ in range(30)) <= MIN_CHUNK
+
+
+@pytest.mark.parametrize(("others", "gives_way"), [(BATCH, True), (DEFAULT, False)])
+def test_a_lower_class_gives_way_at_once(others: int, gives_way: bool) -> None:
+    busy = system()
+    flood(busy, "a", 4, priority=others)
+    flood(busy, "a", 4, first=20, priority=others)
+    for _ in range(6):
+        busy.step()
+    flood(busy, "a", 4, first=50, priority=DEFAULT)
+    busy.step()
+    assert (busy.scheduler.statistics().preemptions == 4) == gives_way
+
+
+def test_a_lower_class_keeps_its_guaranteed_part() -> None:
+    busy = system()
+    flood(busy, "a", 200, priority=INTERACTIVE)
+    flood(busy, "b", 50, first=300, priority=BATCH)
+    tokens = Counter[str]()
+    for _ in range(600):
+        for chunk in busy.step().chunks:
+            tokens[chunk.sequence.tenant] += chunk.num_tokens
+    assert 0.05 <= tokens["b"] / tokens["a"] <= 0.2
+
+
+def test_many_prompts_of_one_request_leave_places_to_others() -> None:
+    busy = system(max_seqs=8)
+    flood(busy, "a", 500)
+    for _ in range(10):
+        busy.step()
+    for number in range(20):
+        flood(busy, "b", 1, first=600 + number)
+        steps = 0
+        while not busy.tokens[600 + number]:
+            busy.step()
+            steps += 1
+        assert steps <= 2
+        while not busy.finish_reason(600 + number):
+            busy.step()
+
+
+def test_a_charge_is_what_was_computed() -> None:
+    one = system()
+    one.submit(1, prompt(0, 100), 11, tenant="a")
+    for _ in range(5):
+        one.step()
+    assert service_of(one)["a"] == pytest.approx(100 + 4)
+    one.submit(2, prompt(0, 100), 11, tenant="b")
+    one.step()
+    assert service_of(one)["b"] == pytest.approx(service_of(one)["a"], abs=4), "lifted, and a hit is nearly free"
+
+
+def test_a_cancelled_prompt_is_charged_only_for_what_was_computed() -> None:
+    busy = system()
+    busy.submit(1, prompt(0, 10), 500, tenant="a")
+    busy.submit(2, prompt(5000, 1500), 5, tenant="a")
+    busy.step()
+    computed = sum(chunk.num_tokens for plan in busy.runner.plans for chunk in plan.chunks)
+    busy.scheduler.cancel(2)
+    assert service_of(busy)["a"] == pytest.approx(computed)
+
+
+def test_embeddings_are_charged() -> None:
+    busy = system()
+    flood(busy, "a", 1)
+    busy.step()
+    before = service_of(busy)["a"]
+    busy.scheduler.charge("a", 2.0, DEFAULT, 100)
+    assert service_of(busy)["a"] == before + 50
+
+
+def test_accounts_of_tenants_that_left_are_forgotten() -> None:
+    busy = system(seconds=lambda _: 0.001)
+    for number in range(3 * MAX_ACCOUNTS):
+        busy.submit(number, [1, 2, 3], 1, tenant=f"user {number}")
+        busy.scheduler.cancel(number)
+    policy = busy.scheduler._policy
+    assert isinstance(policy, FairShares)
+    assert len(list(policy._classes)) <= MAX_ACCOUNTS
+
+
+def test_the_queue_is_reported_in_turns() -> None:
+    busy = system(max_seqs=1)
+    flood(busy, "a", 4)
+    busy.step()
+    flood(busy, "b", 2, first=50)
+    assert busy.scheduler.queue() == [1, 50, 2, 51, 3]
+
+
+def test_sequences_of_different_salts_share_nothing() -> None:
+    salted = system(max_seqs=4)
+    salted.submit(1, prompt(0, 100), 5, cache_salt="one")
+    salted.submit(2, prompt(0, 100), 5, cache_salt="other")
+    salted.run()
+    salted.submit(3, prompt(0, 100), 5)
+    salted.submit(4, prompt(0, 100), 5, cache_salt="one")
+    salted.run()
+    cached = {number: sum(output.cached_tokens for output in salted.outputs[number]) for number in (1, 2, 3, 4)}
+    assert cached == {1: 0, 2: 0, 3: 0, 4: 99}
+    computed = Counter[int]()
+    for plan in salted.runner.plans:
+        for chunk in plan.chunks:
+            computed[chunk.sequence.request_id] += chunk.num_tokens
+    assert computed[1] == computed[2] == computed[3], "a miss costs the same whether others have the prefix or not"
+
+
+OWNERS = st.lists(
+    st.tuples(st.sampled_from("abc"), st.sampled_from([0.5, 1.0, 3.0]), st.integers(0, 2)), min_size=9, max_size=9
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(TRAFFIC, OWNERS)
+def test_fair_shares_do_not_change_any_answer(traffic: Traffic, owners: list[tuple[str, float, int]]) -> None:
+    busy = system_for(traffic, partial(FairShares, traffic.budget, lambda: 1.5))  # the clock comes last
+
+    def submit(running: System, number: int, request: Request) -> None:
+        tenant, weight, priority = owners[number]
+        running.submit(number, request.prompt, request.max_tokens, tenant=tenant, weight=weight, priority=priority)
+
+    cancelled = serve(busy, traffic, submit)
+    check_answers(busy, traffic, cancelled)
+    policy = busy.scheduler._policy
+    assert isinstance(policy, FairShares)
+    assert not policy._accounts
+    assert not policy._prepaid
+    assert all(account.is_idle for account in policy._classes)
+    assert all(account.service >= 0 for account in policy._classes)
