@@ -173,7 +173,7 @@ class Output:
     cached_tokens: int = 0
     """Prompt tokens that were found in the cache. Set with the first token."""
     error: str | None = None
-    queue_seconds: float = 0.0
+    queue_seconds: float = field(default=0.0, compare=False)
     """Seconds from the submission to the first admission. Set with the first token."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """Log probabilities of `tokens`, if requested."""
