@@ -5,7 +5,7 @@ from itertools import combinations
 from pathlib import Path
 
 from bench.records import BenchError
-from bench.simulation.scenarios import Curves
+from bench.simulation.service import Curves
 
 
 def draw(curves: Curves, title: str, path: Path) -> None:

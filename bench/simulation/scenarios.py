@@ -10,7 +10,8 @@ import numpy as np
 
 from bench.shares import jain, largest_gap, service_bound
 from bench.simulation.machine import MAX_SEQS, TOKEN_BUDGET, VirtualRunner, chunk_seconds, scheduler_for
-from bench.simulation.simulator import Prompt, Request, Simulator, Step, Tenant, batch, closed_loop, open_loop
+from bench.simulation.service import Curves, curves_of, service
+from bench.simulation.simulator import Prompt, Request, Simulator, Tenant, batch, closed_loop, open_loop
 from bench.stats import Measures, ratio
 from scheduler.pacing import MIN_CHUNK
 from scheduler.queue import FirstComeFirstServed, Policy
@@ -29,6 +30,8 @@ LONG: Final = 60, 32
 """Words of a question and tokens of its answer: of the tenant with much work."""
 SHORT: Final = 12, 8
 """The same of the tenant with a short question from time to time."""
+BOUND: Final = service_bound(sum(map(len, TEMPLATE)) + LONG[0], MAX_SEQS * LONG[1], QUANTUM)
+"""Of the gap between two tenants that ask long questions, in tokens at weight 1."""
 IN_FLIGHT: Final = 64
 LIST_PROMPTS: Final = 1024
 SYSTEM_TOKENS: Final = 700
@@ -49,18 +52,6 @@ class Limit:
     def is_met(self, measures: Measures) -> bool:
         value = measures[self.measure]
         return value is not None and self.at_least <= value <= self.at_most
-
-
-@dataclass(frozen=True, slots=True)
-class Curves:
-    """The service of each tenant over time, for a plot."""
-
-    times: list[float]
-    served: dict[str, list[float]]
-    """Tokens computed up to each time, by tenant."""
-    weights: dict[str, float]
-    bound: float
-    """Maximum difference of the service of two tenants, each divided by its weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +166,7 @@ def weights(policy: str, seconds: float) -> Outcome:
     for tenant in tenants:
         closed_loop(simulator, tenant, IN_FLIGHT, questions(LONG, Random(tenant.name)))
     simulator.run(seconds)
-    curves = curves_of(simulator, tenants, sum(map(len, TEMPLATE)) + LONG[0], MAX_SEQS * LONG[1])
+    curves = curves_of(simulator, tenants, BOUND)
     heavy, light = (curves.served[tenant.name][-1] for tenant in tenants)
     gap = largest_gap(*(service(simulator.steps, each.name, each.weight) for each in tenants))
     return Outcome(
@@ -185,8 +176,8 @@ def weights(policy: str, seconds: float) -> Outcome:
             "tokens_ratio": ratio(heavy, light),
             "answer_tokens_ratio": ratio(*(answer_tokens(simulator, {each.name}) for each in tenants)),
             "gap_tokens": gap,
-            "bound_tokens": curves.bound,
-            "gap_ratio": gap / curves.bound,
+            "bound_tokens": BOUND,
+            "gap_ratio": gap / BOUND,
             "preemptions": simulator.scheduler.statistics().preemptions,
         },
         curves,
@@ -200,7 +191,7 @@ def equal(policy: str, seconds: float) -> Outcome:
     for number, tenant in enumerate(tenants, 1):
         closed_loop(simulator, tenant, 8 * number, questions(LONG, Random(tenant.name)))
     simulator.run(seconds)
-    curves = curves_of(simulator, tenants, sum(map(len, TEMPLATE)) + LONG[0], MAX_SEQS * LONG[1])
+    curves = curves_of(simulator, tenants, BOUND)
     shares = [curves.served[tenant.name][-1] for tenant in tenants]
     return Outcome(
         {
@@ -212,20 +203,6 @@ def equal(policy: str, seconds: float) -> Outcome:
         },
         curves,
     )
-
-
-def curves_of(simulator: Simulator, tenants: Sequence[Tenant], longest_prompt: int, running_tokens: int) -> Curves:
-    served = {each.name: np.cumsum(service(simulator.steps, each.name)).astype(float).tolist() for each in tenants}
-    bound = service_bound(longest_prompt, running_tokens, QUANTUM)
-    return Curves([step.end for step in simulator.steps], served, {t.name: t.weight for t in tenants}, bound)
-
-
-def service(steps: Sequence[Step], tenant: str, weight: float = 1.0) -> list[float]:
-    """The tokens of a tenant that each step computed, divided by its weight.
-
-    On this machine a token of an answer in a full step takes as long as a token of a prompt, so both count the same.
-    """
-    return [(step.prefill.get(tenant, 0) + step.decode.get(tenant, 0)) / weight for step in steps]
 
 
 # -- locality --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bench.simulation.machine import MAX_SEQS, TOKEN_BUDGET, VirtualRunner, chunk_seconds, scheduler_for
 from bench.simulation.scenarios import POLICIES, questions, simulator_with
+from bench.simulation.service import most_overtaken
 from bench.simulation.simulator import LATENCY, Prompt, Simulator, Tenant, batch, closed_loop, open_loop
 from scheduler.queue import FirstComeFirstServed
 
@@ -116,22 +117,40 @@ MIXES = st.lists(
 )
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("lanes", [True, False])
-@given(mix=MIXES)
-@settings(max_examples=15)
-def test_every_request_of_a_random_mix_is_answered(policy: str, lanes: bool, mix: Mix) -> None:
+MIX_SEQS = 8
+"""So few sequences run at once that most requests wait."""
+
+
+def played(policy: str, lanes: bool, mix: Mix) -> tuple[Simulator, list[Tenant]]:
+    """A mix that was served to its end. A third of each prompt is new, the rest is its tenant's own prefix."""
     runner = VirtualRunner()
-    mixed = Simulator(scheduler_for(POLICIES[policy](runner.clock), lanes=lanes, max_seqs=8), runner)
+    mixed = Simulator(scheduler_for(POLICIES[policy](runner.clock), lanes=lanes, max_seqs=MIX_SEQS), runner)
+    tenants = [Tenant(f"tenant {number}", weight) for number, (weight, _) in enumerate(mix)]
     rng = Random(0)
-    for number, (weight, requests) in enumerate(mix):
-        tenant = Tenant(f"tenant {number}", weight)
+    for tenant, (_, requests) in zip(tenants, mix, strict=True):
         prefix = [rng.randrange(50_000) for _ in range(300)]
         for length, max_tokens, at in requests:
             own = length // 3
             prompt = Prompt(prefix[: length - own] + [rng.randrange(50_000) for _ in range(own)], max_tokens)
             open_loop(mixed, tenant, [at], iter([prompt]))
     mixed.drain(max_steps=sum(length + tokens for _, requests in mix for length, tokens, _ in requests) + 100)
+    return mixed, tenants
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("lanes", [True, False])
+@given(mix=MIXES)
+@settings(max_examples=15)
+def test_every_request_of_a_random_mix_is_answered(policy: str, lanes: bool, mix: Mix) -> None:
+    mixed, _ = played(policy, lanes, mix)
     assert all(request.num_tokens == request.prompt.max_tokens for request in mixed.requests)
     mixed.scheduler.cache.check_integrity()
     assert mixed.scheduler.cache.num_held == 0
+
+
+MANY_AND_ONE: Mix = [(1.0, [(300, 40, 0.0)] * 25), (1.0, [(9, 2, 1.0)])]
+
+
+def test_with_first_come_first_served_one_request_waits_for_all_before_it() -> None:
+    mixed, tenants = played("first-come", lanes=True, mix=MANY_AND_ONE)
+    assert most_overtaken(mixed, tenants) > 25 * 100
