@@ -53,7 +53,7 @@ class Engine:
         """Requests whose grammars are being compiled. They are not in the scheduler yet."""
         self._stopping = False
         self._queue_reported = -math.inf
-        """When the API was told last who waits, on the monotonic clock."""
+        """When the last Queue was sent, on the monotonic clock."""
 
     def run(self) -> None:
         """Serve requests until a Stop message."""
@@ -72,7 +72,7 @@ class Engine:
         self._scheduler.cache.close(CLOSE_SECONDS)
 
     def _report_queue(self) -> None:
-        """Tell the API at most once in QUEUE_SECONDS who waits."""
+        """Send the order of the waiting requests to the API, at most once in QUEUE_SECONDS."""
         now = time.monotonic()
         if now - self._queue_reported >= QUEUE_SECONDS and (request_ids := self._scheduler.queue()):
             self._queue_reported = now
