@@ -57,7 +57,7 @@ class Embedder:
     ) -> None:
         """`open_reader` may raise ModelError. It is called before the first batch, because it takes memory.
 
-        `seconds_per_token` is the initial estimate of the cost of a token. `charge` gets the tokens that were computed for a tenant.
+        `seconds_per_token` is the initial estimate of the cost of a token. `charge` gets the number of computed tokens.
         """
         self._charge = charge
         self._open_reader = open_reader
