@@ -49,6 +49,11 @@ class EngineClient:
         return self._supervisor.failure
 
     @property
+    def num_restarts(self) -> int:
+        """Number of engines that became ready after the first one."""
+        return self._supervisor.num_restarts
+
+    @property
     def resident_bytes(self) -> int:
         """Resident memory of the engine, weights included; 0 while no engine is ready."""
         return self._supervisor.resident_bytes

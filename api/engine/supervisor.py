@@ -73,6 +73,8 @@ class Supervisor:
         """Properties of the ready engine; None while no engine is ready."""
         self.failure = ""
         """Why the last start failed; empty once an engine is ready again."""
+        self.num_restarts = 0
+        """Number of engines that became ready after the first one."""
         self._connection: Connection | None = None
         self._settled = trio.Event()
         """Set while an engine is ready, or after a failed start."""
@@ -201,6 +203,8 @@ class Supervisor:
         if not self._was_ready:
             self._was_ready = True
             task_status.started(info)
+        else:
+            self.num_restarts += 1
         self._listener.on_ready()
 
     def _leave_service(self) -> None:

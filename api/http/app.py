@@ -51,6 +51,7 @@ def create_app(
     server = Server(fleet, time.monotonic(), model_flags, observers=observers or Observers(), cache_scope=cache_scope)
     _name_requests(app)
     _handle_errors(app)
+    server.observers.add(server.metrics.requests)
     app.asgi_app = _recorded(app.asgi_app, server.observers)  # type: ignore[method-assign, assignment]
     for each in OPERATIONS:
         respond = view(each, server)

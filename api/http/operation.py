@@ -45,7 +45,7 @@ class Operation:
     summary: str
     handler: Handler
     answer: type[BaseModel] | None = None
-    """The type of the answer with status 200. None for descriptions of the API, which OpenAPI leaves out."""
+    """The type of the answer with status 200. None for answers that are no JSON, which OpenAPI leaves out."""
     request: type[Strict] | None = None
     """The type of the body."""
     query: type[Query] | None = None

@@ -19,9 +19,9 @@ from api.protocols.embeddings import answer as embeddings
 from api.protocols.embeddings.request import EmbeddingsRequest
 from api.protocols.embeddings.types import Embeddings
 from api.protocols.management import answer as management
-from api.protocols.management import health, models, version
-from api.protocols.management.request import StartRequest, StopRequest
-from api.protocols.management.types import Health, Model, ModelList, Readiness
+from api.protocols.management import health, metrics, models, version
+from api.protocols.management.request import LoadsQuery, StartRequest, StopRequest
+from api.protocols.management.types import Health, Loads, Model, ModelList, Readiness, Ready
 from api.protocols.messages import answer as messages
 from api.protocols.messages.request import CountTokensRequest, MessagesRequest
 from api.protocols.messages.types import MessageAnswer, MessageError, MessageEvent, TokenCount
@@ -258,6 +258,35 @@ OPERATIONS: Final = (
         health.readiness,
         Readiness,
         unhealthy=503,
+        scope=Scope.PUBLIC,
+    ),
+    Operation(
+        "ready",
+        "GET",
+        "/readyz",
+        "Whether a request to the first model would be answered now",
+        health.ready,
+        Ready,
+        unhealthy=503,
+        scope=Scope.PUBLIC,
+    ),
+    Operation(
+        "loads",
+        "GET",
+        "/v1/loads",
+        "The load of each model, for routers",
+        metrics.loads,
+        Loads,
+        query=LoadsQuery,
+        errors=(400,),
+        scope=Scope.PUBLIC,
+    ),
+    Operation(
+        "metrics",
+        "GET",
+        "/metrics",
+        "What the server counts, in Prometheus' text format",
+        metrics.metrics,
         scope=Scope.PUBLIC,
     ),
     Operation(

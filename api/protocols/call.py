@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 from api.flags import CacheScope
 from api.protocols.store import KeptResponses
 from api.serving.fleet import Fleet
+from api.serving.metrics import Metrics
 from api.serving.observer import Observers, RequestRecord
 from api.serving.salts import salt_of
 from api.serving.spec import GenerationSpec
@@ -27,6 +28,7 @@ class Server:
     responses: KeptResponses = field(default_factory=KeptResponses)
     observers: Observers = field(default_factory=Observers)
     """They get each request."""
+    metrics: Metrics = field(default_factory=Metrics)
     cache_scope: CacheScope = "server"
     """Who shares prefixes with whom."""
 

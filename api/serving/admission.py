@@ -44,6 +44,15 @@ class Admission:
         """Number of sequences that the engine client does not have yet."""
         return sum(place.num_sequences for place in self._places)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a request for one sequence would be refused now."""
+        try:
+            self.check()
+        except ApiError:
+            return True
+        return False
+
     def check(self, num_sequences: int = 1, param: str | None = None) -> None:
         """Raises ApiError 503 without an engine, 429 while too many wait, 400 if so many can never wait at once."""
         max_seqs = self._engine.ready_info().max_seqs

@@ -6,6 +6,7 @@ from typing import Any
 
 import trio
 
+from api.engine.client import EngineClient
 from api.engine.process import ENGINE_COMMAND, EngineLauncher
 from api.engine.supervisor import Launcher
 from api.errors import ApiError, unavailable
@@ -15,8 +16,9 @@ from api.serving.loader import ModelLoader
 from api.serving.memory_policy import MemoryPolicy
 from api.serving.model import ModelRuntime, not_loaded, still_loading
 from api.serving.service import ModelService
-from api.serving.state import State
+from api.serving.state import State, UnreadyReason
 from scheduler.config import EngineConfig
+from scheduler.messages import Report
 
 
 class StartError(Exception):
@@ -240,6 +242,38 @@ class Fleet:
             return "draining"
         statuses = {model.status for model in self.models}
         return next((why for why in ("loading", "failed") if why in statuses and "ready" not in statuses), "ok")
+
+    @property
+    def unready_reason(self) -> UnreadyReason | None:
+        """Why a request to the first model would not be answered now; None if it would.
+
+        An unloaded model is no reason: the request loads it.
+        """
+        if self.draining:
+            return "draining"
+        model = next(iter(self._models.values()), None)
+        if model is None:
+            return "no_model"
+        if model.status == "unloaded":
+            return None
+        if model.status != "ready":
+            return model.status
+        return "queue_full" if model.service is not None and model.service.admission.is_full else None
+
+    async def reports(self) -> dict[str, Report]:
+        """The statistics of each model with an engine, by the models' own names: old ones if it is too busy."""
+        reports: dict[str, Report] = {}
+
+        async def ask(name: str, engine: EngineClient) -> None:
+            report = await engine.inspect()
+            if report is not None:
+                reports[name] = report
+
+        async with trio.open_nursery() as nursery:  # all at once: a busy engine answers late
+            for model in self.models:
+                if model.service is not None:
+                    nursery.start_soon(ask, model.names[0], model.service.engine)
+        return reports
 
     async def health(self) -> dict[str, Any]:
         """The status of the server, and the health of each model."""

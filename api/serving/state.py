@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from enum import Enum, auto
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 Status = Literal["loading", "ready", "stopping", "unloaded", "failed"]
 """The states that clients see."""
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+UnreadyReason = Literal["loading", "stopping", "failed", "draining", "no_model", "queue_full"]
+"""Why a request would not be answered now."""
 
 
 class State(Enum):

@@ -49,5 +49,12 @@ LOCAL: Final = Tenant("local")
 """The tenant of requests that come from no client, such as those of tests."""
 OWNER: Final = Tenant("owner", is_admin=True)
 """The server's owner, who can read the secret in its folder."""
+KEYLESS: Final = "keyless"
+"""The name under which metrics count all tenants without keys. Clients choose their names."""
 OTHERS: Final = "others"
 """The name under which tenants without keys are counted if there are too many of them."""
+
+
+def is_keyless(name: str) -> bool:
+    """Whether this is the name of a tenant without a key: `user:...` or `address:...`. Names of keys have no colon."""
+    return ":" in name

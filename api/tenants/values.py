@@ -5,14 +5,14 @@ import re
 from datetime import date, datetime, time, timedelta
 from typing import Final
 
-from api.tenants.tenant import LOCAL, OTHERS, OWNER, Priority
+from api.tenants.tenant import KEYLESS, LOCAL, OTHERS, OWNER, Priority
 
 MAX_NAME_LENGTH: Final = 64
 MIN_WEIGHT: Final = 0.01
 MAX_WEIGHT: Final = 1000.0
 MAX_LIMIT: Final = 2**53
 PRIORITIES: Final = tuple(each.name.lower() for each in Priority)
-RESERVED: Final = frozenset({LOCAL.name, OWNER.name, OTHERS})
+RESERVED: Final = frozenset({LOCAL.name, OWNER.name, KEYLESS, OTHERS})
 """Names that the server gives itself."""
 _NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{MAX_NAME_LENGTH - 1}}}")
 _DURATION: Final = re.compile(r"(\d{1,6})([mhdw])")

@@ -1,4 +1,4 @@
-"""GET /healthz and /health: the state of the server and of its models."""
+"""GET /healthz, /health and /readyz: the state of the server and of its models."""
 
 import os
 import time
@@ -24,6 +24,13 @@ async def health(call: Call[None]) -> Reply:
 async def readiness(call: Call[None]) -> Reply:
     """The server's status in the form of llama-server. Asks no engine."""
     return _reply({"status": call.server.fleet.status})
+
+
+async def ready(call: Call[None]) -> Reply:
+    """Whether a request to the first model would be answered now. Asks no engine."""
+    reason = call.server.fleet.unready_reason
+    body = {"ready": reason is None, "reason": reason}
+    return Reply(orjson.dumps(body), 200 if reason is None else 503)
 
 
 def _reply(body: dict[str, Any]) -> Reply:

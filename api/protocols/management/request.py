@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field, create_model
 
 from api.flags import MAX_NAME_LENGTH, MODEL_ROWS, ModelFlags, Row
-from api.protocols.fields import Strict
+from api.protocols.fields import Query, Strict
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
 
@@ -50,3 +50,8 @@ StartRequest: Final[type[ModelStart]] = create_model(
 
 class StopRequest(Strict):
     model: Name
+
+
+class LoadsQuery(Query):
+    include: str | None = None
+    """Which numbers a router wants. The answer has all numbers in any case."""

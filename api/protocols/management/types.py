@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from api.protocols.types import Answer
+from api.serving.state import UnreadyReason
 from api.text.template import TemplateOrigin
 
 ModelStatus = Literal["ready", "loading", "stopping", "unloaded", "failed"]
@@ -36,6 +37,37 @@ class ModelList(Answer):
 
 class Readiness(Answer):
     status: ServerStatus
+
+
+class Ready(Answer):
+    ready: bool
+    reason: UnreadyReason | None
+    """Why a request to the first model would not be answered now."""
+
+
+class Load(Answer):
+    """The load of one model, with SMG's names."""
+
+    model: str
+    dp_rank: int
+    """The number of the model on this server, from 0."""
+    num_running_reqs: int
+    num_waiting_reqs: int
+    num_waiting_uncached_tokens: int
+    """Prompt tokens of requests that wait for their first token; the cache may have some of them."""
+    num_used_tokens: int
+    """Tokens of KV memory that running sequences hold. Idle cached pages do not count."""
+    max_total_num_tokens: int
+    token_usage: float
+    """The part of the KV memory that running sequences hold, from 0 to 1."""
+    gen_throughput: float
+    """Answer tokens per second, between this request and an earlier one."""
+    cache_hit_rate: float
+    """The part of all prompt tokens that was found in the cache, since the server started."""
+
+
+class Loads(Answer):
+    loads: list[Load]
 
 
 class KvMemory(Answer):

@@ -1,0 +1,35 @@
+"""GET /metrics and /v1/loads: what the server counts, for Prometheus and for routers."""
+
+from typing import Any
+
+from api.protocols.call import Call, Reply
+from api.protocols.management.request import LoadsQuery
+from api.serving.metrics import CONTENT_TYPE, EngineState
+
+
+async def metrics(call: Call[None]) -> Reply:
+    return Reply(await call.server.metrics.text(call.server.fleet), content_type=CONTENT_TYPE)
+
+
+async def loads(call: Call[LoadsQuery]) -> dict[str, Any]:
+    """The load of each model, in the form that SMG reads."""
+    states = await call.server.metrics.engines(call.server.fleet)
+    waiting = call.server.metrics.requests.tokens_before_answers()
+    return {"loads": [_load(rank, state, waiting.get(state.name, 0)) for rank, state in enumerate(states)]}
+
+
+def _load(rank: int, state: EngineState, waiting_tokens: int) -> dict[str, Any]:
+    page, totals = state.cache("page_tokens"), state.totals
+    needed = totals["hit_tokens"] + totals["prefill_tokens"]
+    return {
+        "model": state.name,
+        "dp_rank": rank,
+        "num_running_reqs": state.running,
+        "num_waiting_reqs": state.waiting,
+        "num_waiting_uncached_tokens": waiting_tokens,
+        "num_used_tokens": int(state.cache("held_pages") * page),
+        "max_total_num_tokens": int(state.cache("pages") * page),
+        "token_usage": round(state.kv_usage, 4),
+        "gen_throughput": round(state.answer_tokens_per_second, 2),
+        "cache_hit_rate": round(totals["hit_tokens"] / needed, 4) if needed else 0.0,
+    }

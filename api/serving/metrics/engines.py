@@ -1,0 +1,68 @@
+"""Adds up the counters of engines. An engine counts from zero, so each restart would lose what was counted before."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any, Final
+
+from scheduler.messages import Report
+
+COUNTERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "scheduler": ("steps", "step_seconds", "prefill_tokens", "decode_tokens", "failed_steps", "preemptions"),
+    "cache": ("hit_tokens", "loaded_tokens", "evicted_pages", "merged_pages"),
+}
+"""The counters of a Report that are added up, by its part."""
+
+
+class GrowingTotal:
+    """The sum of a counter over its restarts."""
+
+    __slots__ = ("_last", "_source", "total")
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._source: Hashable = None
+        self._last = 0.0
+
+    def update(self, source: Hashable, value: float) -> None:
+        """`source`: what counts, such as the process. Another one, or a smaller value, means that it began again."""
+        if source != self._source or value < self._last:
+            self._last = 0.0
+        self.total += value - self._last
+        self._source, self._last = source, value
+
+
+class Rate:
+    """How fast a growing total grows, per second, measured between two looks at it."""
+
+    SHORTEST: Final = 1.0
+    """Seconds that a measurement takes at least. Between them, the last rate stays."""
+
+    def __init__(self) -> None:
+        self._rate = 0.0
+        self._total = 0.0
+        self._since: float | None = None
+
+    def update(self, total: float, now: float) -> float:
+        """Returns the rate. `now`: seconds on any clock."""
+        if self._since is None:
+            self._total, self._since = total, now
+        elif now - self._since >= self.SHORTEST:
+            self._rate = (total - self._total) / (now - self._since)
+            self._total, self._since = total, now
+        return self._rate
+
+
+class EngineTotals:
+    """The totals of one model's engines since the server started."""
+
+    def __init__(self) -> None:
+        self._totals = {name: GrowingTotal() for names in COUNTERS.values() for name in names}
+
+    def update(self, pid: int, report: Report) -> None:
+        """Add the newest statistics of the engine with this process id. Statistics that come twice count once."""
+        parts: dict[str, dict[str, Any]] = {"scheduler": report.scheduler, "cache": report.cache}
+        for part, names in COUNTERS.items():
+            for name in names:
+                self._totals[name].update(pid, parts[part].get(name, 0))
+
+    def __getitem__(self, name: str) -> float:
+        return self._totals[name].total

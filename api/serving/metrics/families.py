@@ -1,0 +1,187 @@
+"""The names, help texts and labels of all metrics. Names with `vllm:` mean what they mean in vLLM."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from api.serving.metrics.engines import EngineTotals
+from api.serving.metrics.histogram import Histogram
+from api.serving.metrics.requests import ModelTotals, RequestTotals, TenantLabels, TenantTotals
+from api.serving.state import STATUSES, Status
+from scheduler.messages import Report
+
+MODEL: Final = ("model_name",)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What is known of one model and its engine."""
+
+    name: str
+    status: Status
+    report: Report | None
+    """The newest statistics; None without an engine."""
+    report_age: float
+    """Seconds since they arrived."""
+    num_active: int
+    """Sequences and embedding requests that have not ended."""
+    restarts: float
+    totals: EngineTotals
+    answer_tokens_per_second: float
+    """Between this look at the engine and an earlier one."""
+
+    @property
+    def running(self) -> int:
+        return self.report.scheduler["running"] + self.report.embedder.get("requests", 0) if self.report else 0
+
+    @property
+    def waiting(self) -> int:
+        """Without an engine, everything waits."""
+        return self.report.scheduler["waiting"] if self.report else self.num_active
+
+    @property
+    def kv_usage(self) -> float:
+        """The part of the KV cache that running sequences hold. Idle cached pages are free for others."""
+        return self.cache("held_pages") / max(1.0, self.cache("pages"))
+
+    def cache(self, name: str) -> float:
+        """A current number of the cache; 0 without an engine."""
+        return float(self.report.cache.get(name, 0)) if self.report else 0.0
+
+
+_GAUGES: Final[tuple[tuple[str, str, Callable[[EngineState], float]], ...]] = (
+    ("vllm:num_requests_running", "Sequences that run, and requests for embeddings.", lambda each: each.running),
+    ("vllm:num_requests_waiting", "Sequences that wait.", lambda each: each.waiting),
+    (
+        "vllm:kv_cache_usage_perc",
+        "Part of the KV cache that running sequences hold, from 0 to 1. Idle cached pages do not count.",
+        lambda each: each.kv_usage,
+    ),
+    ("cortex_report_age_seconds", "Age of the engine's numbers. It reports between two steps.", lambda e: e.report_age),
+)
+_COUNTERS: Final[tuple[tuple[str, str, Callable[[EngineTotals], float]], ...]] = (
+    (
+        "vllm:prefix_cache_queries",
+        "Prompt tokens that sequences needed: found in the cache or computed.",
+        lambda totals: totals["hit_tokens"] + totals["prefill_tokens"],
+    ),
+    ("vllm:prefix_cache_hits", "Prompt tokens that were found in the cache.", lambda totals: totals["hit_tokens"]),
+    ("vllm:num_preemptions", "Sequences that gave way to others.", lambda totals: totals["preemptions"]),
+    ("cortex_steps", "Steps of the engine.", lambda totals: totals["steps"]),
+    ("cortex_step_seconds", "Time of all steps, in seconds.", lambda totals: totals["step_seconds"]),
+    ("cortex_failed_steps", "Steps that failed and were rolled back.", lambda totals: totals["failed_steps"]),
+    ("cortex_prefill_tokens", "Prompt tokens that steps computed.", lambda totals: totals["prefill_tokens"]),
+    ("cortex_decode_tokens", "Answer tokens that steps computed.", lambda totals: totals["decode_tokens"]),
+    (
+        "cortex_tier_loaded_tokens",
+        "Prompt tokens that were loaded from host memory or from the disk.",
+        lambda totals: totals["loaded_tokens"],
+    ),
+    ("cortex_evicted_pages", "KV pages that were evicted.", lambda totals: totals["evicted_pages"]),
+    ("cortex_merged_pages", "KV pages of which an equal page existed.", lambda totals: totals["merged_pages"]),
+)
+_HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[ModelTotals], Histogram]], ...]] = (
+    (
+        "vllm:time_to_first_token_seconds",
+        "Time from the arrival of a request to its first token.",
+        lambda totals: totals.first_token,
+    ),
+    ("vllm:inter_token_latency_seconds", "Time between two tokens of an answer.", lambda totals: totals.gaps),
+    (
+        "vllm:request_queue_time_seconds",
+        "Time that the first sequence of a request waited in the engine.",
+        lambda totals: totals.queue,
+    ),
+    (
+        "vllm:e2e_request_latency_seconds",
+        "Time from the arrival of a request to the end of its answer.",
+        lambda totals: totals.whole,
+    ),
+)
+_MODEL_TOKENS: Final[tuple[tuple[str, str, Callable[[ModelTotals], int]], ...]] = (
+    ("vllm:prompt_tokens", "Prompt tokens, those in the cache included.", lambda totals: totals.prompt_tokens),
+    ("vllm:generation_tokens", "Answer tokens.", lambda totals: totals.answer_tokens),
+)
+_TENANT_TOKENS: Final[tuple[tuple[str, str, Callable[[TenantTotals], int]], ...]] = (
+    ("cortex_tenant_prompt_tokens", "Prompt tokens, those in the cache included.", lambda t: t.prompt_tokens),
+    ("cortex_tenant_cached_tokens", "Prompt tokens that were found in the cache.", lambda t: t.cached_tokens),
+    ("cortex_tenant_answer_tokens", "Answer tokens.", lambda t: t.answer_tokens),
+)
+_TENANT_NOW: Final = {
+    "running": ("cortex_tenant_running", "Sequences of the tenant that run."),
+    "waiting": ("cortex_tenant_waiting", "Sequences of the tenant that wait."),
+    "service": ("cortex_tenant_service", "What the tenant was charged for, in the scheduler's units."),
+}
+
+
+def of_engines(states: Sequence[EngineState], labels: TenantLabels) -> list[Metric]:
+    """The metrics of models, engines, KV caches and tiers."""
+    metrics: list[Metric] = []
+    for name, text, number in _GAUGES:
+        metrics.append(_gauge(name, text, MODEL, (((each.name,), number(each)) for each in states)))
+    for name, text, total in _COUNTERS:
+        metrics.append(_counter(name, text, MODEL, (((each.name,), total(each.totals)) for each in states)))
+    restarts = (((each.name,), each.restarts) for each in states)
+    metrics.append(_counter("cortex_engine_restarts", "Engines that replaced another one.", MODEL, restarts))
+    status = (((e.name, status), float(e.status == status)) for e in states for status in STATUSES)
+    metrics.append(_gauge("cortex_model_status", "1 for the status of the model.", (*MODEL, "status"), status))
+    pages = (((e.name, use), e.cache(f"{use}_pages")) for e in states for use in ("held", "cached", "free"))
+    metrics.append(_gauge("cortex_kv_pages", "Pages of the KV cache by their use.", (*MODEL, "use"), pages))
+    for unit, text in (("bytes", "Bytes of KV in a tier."), ("pages", "Pages, or sequences, of KV in a tier.")):
+        tiers = (((e.name, tier), e.cache(f"{tier}_{unit}")) for e in states for tier in ("host", "disk"))
+        metrics.append(_gauge(f"cortex_tier_{unit}", text, (*MODEL, "tier"), tiers))
+    return metrics + _of_tenants_now(states, labels)
+
+
+def _of_tenants_now(states: Sequence[EngineState], labels: TenantLabels) -> list[Metric]:
+    """What the schedulers report of each tenant. Tenants that share a label are added up."""
+    numbers: dict[str, Counter[tuple[str, ...]]] = {key: Counter() for key in _TENANT_NOW}
+    for state in states:
+        for tenant in state.report.scheduler.get("tenants", ()) if state.report else ():
+            for key, counts in numbers.items():
+                counts[state.name, labels.of(tenant["name"])] += tenant.get(key, 0)
+    return [_gauge(name, text, (*MODEL, "tenant"), numbers[key].items()) for key, (name, text) in _TENANT_NOW.items()]
+
+
+def of_requests(totals: RequestTotals) -> list[Metric]:
+    """The metrics of requests, by model, tenant and operation."""
+    models, tenants = totals.models, totals.tenants
+    metrics: list[Metric] = []
+    for name, text, histogram in _HISTOGRAMS:
+        family = HistogramMetricFamily(name, text, labels=MODEL)
+        for model, each in models.items():
+            shown = histogram(each)
+            family.add_metric((model,), shown.buckets, shown.sum)
+        metrics.append(family)
+    for name, text, tokens in _MODEL_TOKENS:
+        metrics.append(_counter(name, text, MODEL, (((model,), tokens(each)) for model, each in models.items())))
+    finished = (((model, reason), count) for model, e in models.items() for reason, count in e.finished.items())
+    text = "Requests by how they ended. Refused ones are not among them."
+    metrics.append(_counter("vllm:request_success", text, (*MODEL, "finished_reason"), finished))
+    ended = (((name, finish), count) for name, e in tenants.items() for finish, count in e.finished.items())
+    text = "Requests of the tenant by how they ended."
+    metrics.append(_counter("cortex_tenant_requests", text, ("tenant", "finish"), ended))
+    for name, text, number in _TENANT_TOKENS:
+        metrics.append(_counter(name, text, ("tenant",), (((label,), number(e)) for label, e in tenants.items())))
+    responses = (((operation, str(status)), count) for (operation, status), count in totals.responses.items())
+    text = "Requests by operation and HTTP status; 499 if the client left."
+    metrics.append(_counter("cortex_http_requests", text, ("operation", "status"), responses))
+    return metrics
+
+
+def _gauge(name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], float]]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for values, number in rows:
+        family.add_metric(values, number)
+    return family
+
+
+def _counter(name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], float]]) -> Metric:
+    """prometheus_client adds `_total` to the name."""
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, number in rows:
+        family.add_metric(values, number)
+    return family

@@ -1,0 +1,41 @@
+"""Counters of engines grow over the restarts of the engines."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.serving.metrics.engines import EngineTotals, GrowingTotal, Rate
+from scheduler.messages import Report
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.lists(st.integers(0, 1000), min_size=1))))
+def test_no_increase_counts_twice_or_is_lost(engines: list[tuple[int, list[int]]]) -> None:
+    """Each engine counts from zero, and is looked at after each increase, or several times."""
+    total = GrowingTotal()
+    expected = 0
+    for number, (times, increases) in enumerate(engines):
+        value = 0
+        for increase in increases:
+            value, expected = value + increase, expected + increase
+            for _ in range(times):
+                total.update(number, value)
+                assert total.total == expected
+
+
+def test_a_smaller_value_of_the_same_process_id_is_another_engine() -> None:
+    total = GrowingTotal()
+    for value in (10, 3):
+        total.update(77, value)
+    assert total.total == 13
+
+
+def test_the_totals_of_an_engine_survive_it() -> None:
+    totals = EngineTotals()
+    totals.update(1, Report({"steps": 5, "preemptions": 1}, {"hit_tokens": 40}))
+    totals.update(2, Report({"steps": 2, "preemptions": 0}, {"hit_tokens": 8}))
+    assert (totals["steps"], totals["preemptions"], totals["hit_tokens"], totals["merged_pages"]) == (7, 1, 48, 0)
+
+
+def test_a_rate_is_measured_over_a_second_or_more() -> None:
+    rate = Rate()
+    looks = [(100.0, 0.0), (150.0, 0.5), (200.0, 2.0), (500.0, 2.9), (500.0, 4.0)]
+    assert [rate.update(*look) for look in looks] == [0.0, 0.0, 50.0, 50.0, 150.0]
