@@ -38,6 +38,10 @@ class Account:
     def is_idle(self) -> bool:
         return not self.waiting and not self.num_running
 
+    def charge(self, cost: float) -> None:
+        """Add a cost in prompt tokens; a negative one is a refund."""
+        self.service += cost / self.weight
+
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait."""
         bisect.insort(self.waiting, sequence, key=_by_arrival)

@@ -34,8 +34,8 @@ class Classes:
     def standings(self) -> dict[int, Standing]:
         return {priority: accounts.standing() for priority, accounts in self._accounts.items()}
 
-    def charge(self, priority: int, cost: float) -> None:
-        """Note that a class was served; a negative cost is a refund."""
+    def served(self, priority: int, cost: float) -> None:
+        """Note that something of this cost was computed for a class."""
         for other, accounts in self._accounts.items():
             if other > priority and accounts.active:
                 self._owe(other, GUARANTEED * cost)

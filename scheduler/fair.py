@@ -16,10 +16,10 @@ from scheduler.plan import Chunk, Plan
 from scheduler.queue import oldest_then_shortest
 from scheduler.sequence import Sequence, Status
 
-QUANTUM: Final = 512.0
+QUANTUM: Final = 128.0
 """How much more service, in prompt tokens at weight 1, a tenant may have than another one that waits and still have
 credit. More of it leaves more room for the longest prefix, less of it keeps the tenants closer together."""
-TURN: Final = 2 * QUANTUM
+TURN: Final = 8 * QUANTUM
 """If the services of two tenants differ by more, a sequence of the one with more gives way even if it is its only one.
 So nobody waits for the end of a long answer."""
 HIT_COST: Final = 0.01
@@ -57,7 +57,7 @@ class FairShares:
         self._classes = Classes()
         self._accounts: dict[int, Account] = {}
         """The account of each sequence that has not ended, by request id."""
-        self._prepaid: dict[int, float] = {}
+        self._prepaid: dict[int, int] = {}
         """Tokens of each running sequence that were charged at its admission and are not computed yet."""
         self._leaves_out = False
         """Whether the planned step leaves out some prompts."""
@@ -77,7 +77,7 @@ class FairShares:
         account.num_running += 1
         # The prompt is charged now. If it were charged when it is computed, one tenant could fill all free places.
         self._prepaid[sequence.request_id] = sequence.num_remaining
-        self._charge(account, sequence.num_remaining + HIT_COST * sequence.num_computed)
+        account.charge(sequence.num_remaining + HIT_COST * sequence.num_computed)
 
     def preempted(self, sequence: Sequence) -> None:
         account = self._accounts[sequence.request_id]
@@ -89,14 +89,12 @@ class FairShares:
             self._num_left_out = self._num_left_out + 1 if self._leaves_out else 0
         answer_cost = self._answer_cost()
         for number, chunk in enumerate(plan.chunks):
-            request_id, num_tokens = chunk.sequence.request_id, chunk.num_tokens
-            prepaid = self._prepaid[request_id]
-            if prepaid:
-                num_tokens -= int(min(prepaid, num_tokens))
-                self._prepaid[request_id] = max(prepaid - chunk.num_tokens, 0)
-            if num_tokens:
-                cost = num_tokens * (answer_cost if number < plan.num_answers else 1.0)
-                self._charge(self._accounts[request_id], cost)
+            request_id = chunk.sequence.request_id
+            account, each = self._accounts[request_id], answer_cost if number < plan.num_answers else 1.0
+            prepaid = min(self._prepaid[request_id], chunk.num_tokens)
+            self._prepaid[request_id] -= prepaid
+            account.charge(each * (chunk.num_tokens - prepaid))
+            self._classes.served(account.priority, each * chunk.num_tokens)
 
     def ended(self, sequence: Sequence) -> None:
         account = self._accounts.pop(sequence.request_id)
@@ -108,15 +106,12 @@ class FairShares:
 
     def _stop(self, account: Account, sequence: Sequence) -> None:
         account.num_running -= 1
-        self._charge(account, -self._prepaid.pop(sequence.request_id))
+        account.charge(-self._prepaid.pop(sequence.request_id))
 
     def charge(self, tenant: str, weight: float, priority: int, num_tokens: int) -> None:
         """Charge a tenant for tokens that were computed outside of the scheduler's steps."""
-        self._charge(self._classes.of(priority).arriving(tenant, weight, self._clock()), num_tokens)
-
-    def _charge(self, account: Account, cost: float) -> None:
-        account.service += cost / account.weight
-        self._classes.charge(account.priority, cost)
+        self._classes.of(priority).arriving(tenant, weight, self._clock()).charge(num_tokens)
+        self._classes.served(priority, num_tokens)
 
     # -- admission ---------------------------------------------------------------------------------------------------
 
@@ -199,7 +194,7 @@ class FairShares:
         first = self._first(prompts, self._classes.standings())
         self._leaves_out = len(first) < len(prompts)
         shares = oldest_then_shortest(first, budget, self._token_budget)
-        return _limited(shares, MIN_CHUNK) if self._is_crowded(first) else shares
+        return _short(shares) if self._is_crowded(first) else shares
 
     def _first(self, prompts: list[Sequence], standings: Standings) -> list[Sequence]:
         """The prompts that the next step may compute."""
@@ -305,9 +300,12 @@ def _first(ranked: tuple[Any, ...]) -> Any:
     return ranked[0]
 
 
-def _limited(shares: Iterable[tuple[Sequence, int]], budget: int) -> Iterator[tuple[Sequence, int]]:
-    """Yields shares of at most `budget` tokens in all."""
+def _short(shares: Iterable[tuple[Sequence, int]]) -> Iterator[tuple[Sequence, int]]:
+    """Yields shares of at most MIN_CHUNK tokens in all. The end of a prompt may make it half more."""
+    left = MIN_CHUNK
     for sequence, share in shares:
-        num_tokens = min(share, sequence.num_remaining, budget)
-        budget -= num_tokens
+        num_tokens = min(share, sequence.num_remaining)
+        if num_tokens > left + MIN_CHUNK // 2 or left <= 0:
+            num_tokens = max(left, 0)
+        left -= num_tokens
         yield sequence, num_tokens

