@@ -19,7 +19,7 @@ def largest_gap(one: Sequence[float], other: Sequence[float]) -> float:
     return max(differences) - min(differences)
 
 
-def service_bound(longest_prompt: int, running_tokens: int, quantum: float) -> float:
+def service_bound(longest_prompt: float, running_tokens: float, quantum: float) -> float:
     """Returns the bound of DLPM (arXiv 2501.14312) on the gap between two backlogged tenants: 2 * (U + Q).
 
     U is the most service between a tenant's admission and its next charge that can stop it: a prompt, and the tokens

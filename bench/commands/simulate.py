@@ -11,8 +11,9 @@ from rich.table import Table
 
 from bench.commands.common import FAILED, USAGE, command_line
 from bench.records import BenchError
+from bench.simulation.machine import POLICIES
 from bench.simulation.plot import draw
-from bench.simulation.scenarios import DRAWN, POLICIES, SCENARIOS, Limit, Outcome, Scenario
+from bench.simulation.scenarios import DRAWN, SCENARIOS, Limit, Outcome, Scenario
 
 
 def simulate(

@@ -3,7 +3,7 @@
 The durations are those of SmolLM2 135M (Q4_1) in lanes on two cores without a GPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Final
 
@@ -16,9 +16,10 @@ from kvcache.layout import Layout
 from kvcache.pages import PageTier
 from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_TOKENS
+from scheduler.fair import FairShares
 from scheduler.pacing import Pacer
 from scheduler.plan import Plan, Result
-from scheduler.queue import Policy
+from scheduler.queue import FirstComeFirstServed, Policy
 from scheduler.scheduler import Scheduler
 
 MAX_SEQS: Final = 32
@@ -78,8 +79,18 @@ class VirtualRunner:
         return Result([[1 + next(self._numbers) % 1000] for _ in range(sampled)], seconds)
 
 
-def scheduler_for(policy: Policy, *, lanes: bool = True, max_seqs: int = MAX_SEQS) -> Scheduler:
+Clock = Callable[[], float]
+
+POLICIES: Final[Mapping[str, Callable[[Pacer, Clock], Policy]]] = {
+    "fair": lambda pacer, clock: FairShares(TOKEN_BUDGET, lambda: pacer.answer_cost, clock),
+    "first-come": lambda pacer, clock: FirstComeFirstServed(TOKEN_BUDGET),  # noqa: ARG005
+}
+"""The first one is that of `cortex serve`."""
+
+
+def scheduler_for(policy: str, clock: Clock, *, lanes: bool = True, max_seqs: int = MAX_SEQS) -> Scheduler:
     """Returns a scheduler as `cortex serve` makes it on this machine. Without `lanes` it has a pool of two contexts."""
+    pacer = Pacer(1 / max(CHUNK_SPEEDS), 0 if lanes else MAX_MIXED_TOKENS)
     layout: Layout
     if lanes:
         layout = LaneLayout(CTX_LEN // PAGE_TOKENS, max_seqs, keeps_evicted=True)
@@ -87,10 +98,11 @@ def scheduler_for(policy: Policy, *, lanes: bool = True, max_seqs: int = MAX_SEQ
         layout = PoolLayout(2 * CTX_LEN // PAGE_TOKENS, 4 * max_seqs)
     return Scheduler(
         KVCache(NullMemory(BYTES_PER_TOKEN), layout, PageTier(HOST_BYTES)),
-        Pacer(1 / max(CHUNK_SPEEDS), 0 if lanes else MAX_MIXED_TOKENS),
+        pacer,
         max_seqs=max_seqs,
         token_budget=TOKEN_BUDGET,
         ctx_len=CTX_LEN,
         max_answers=TOKEN_BUDGET if lanes else MAX_MIXED_TOKENS,
-        policy=policy,
+        policy=POLICIES[policy](pacer, clock),
+        clock=clock,
     )

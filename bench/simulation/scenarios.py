@@ -9,19 +9,12 @@ from typing import Final
 import numpy as np
 
 from bench.shares import jain, largest_gap, service_bound
-from bench.simulation.machine import MAX_SEQS, TOKEN_BUDGET, VirtualRunner, chunk_seconds, scheduler_for
+from bench.simulation.machine import MAX_SEQS, VirtualRunner, chunk_seconds, scheduler_for
 from bench.simulation.service import Curves, curves_of, service
 from bench.simulation.simulator import Prompt, Request, Simulator, Tenant, batch, closed_loop, open_loop
 from bench.stats import Measures, ratio
+from scheduler.fair import QUANTUM
 from scheduler.pacing import MIN_CHUNK
-from scheduler.queue import FirstComeFirstServed, Policy
-
-POLICIES: Final[Mapping[str, Callable[[Callable[[], float]], Policy]]] = {
-    "first-come": lambda _: FirstComeFirstServed(TOKEN_BUDGET),
-}
-"""By name, makes a policy with a virtual clock."""
-QUANTUM: Final = 0.0
-"""Service by which the policy refills the credit of a tenant at once."""
 
 VOCABULARY: Final = 49_152
 TEMPLATE: Final = list(range(1, 25)), list(range(25, 31))
@@ -71,7 +64,7 @@ class Scenario:
 
 def simulator_with(policy: str) -> Simulator:
     runner = VirtualRunner()
-    return Simulator(scheduler_for(POLICIES[policy](runner.clock)), runner)
+    return Simulator(scheduler_for(policy, runner.clock), runner)
 
 
 def questions(shape: tuple[int, int], rng: Random, system: Sequence[int] = ()) -> Iterator[Prompt]:

@@ -63,6 +63,11 @@ def test_a_limit_includes_both_ends() -> None:
         assert limit.is_met(measures) is is_met
 
 
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_with_fair_shares_every_limit_is_met(scenario: str) -> None:
+    assert missed(scenario, "fair") == {}
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 

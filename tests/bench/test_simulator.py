@@ -7,18 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.simulation.machine import MAX_SEQS, TOKEN_BUDGET, VirtualRunner, chunk_seconds, scheduler_for
-from bench.simulation.scenarios import POLICIES, questions, simulator_with
+from bench.shares import service_bound
+from bench.simulation.machine import POLICIES, VirtualRunner, chunk_seconds, scheduler_for
+from bench.simulation.scenarios import questions, simulator_with
 from bench.simulation.service import most_overtaken
 from bench.simulation.simulator import LATENCY, Prompt, Simulator, Tenant, batch, closed_loop, open_loop
-from scheduler.queue import FirstComeFirstServed
+from scheduler.fair import QUANTUM
 
 A, B = Tenant("A"), Tenant("B")
 
 
-def simulator(*, lanes: bool = True, max_seqs: int = MAX_SEQS) -> Simulator:
+def simulator() -> Simulator:
     runner = VirtualRunner()
-    return Simulator(scheduler_for(FirstComeFirstServed(TOKEN_BUDGET), lanes=lanes, max_seqs=max_seqs), runner)
+    return Simulator(scheduler_for("first-come", runner.clock), runner)
 
 
 def test_one_request_takes_the_time_of_its_steps() -> None:
@@ -124,7 +125,7 @@ MIX_SEQS = 8
 def played(policy: str, lanes: bool, mix: Mix) -> tuple[Simulator, list[Tenant]]:
     """A mix that was served to its end. A third of each prompt is new, the rest is its tenant's own prefix."""
     runner = VirtualRunner()
-    mixed = Simulator(scheduler_for(POLICIES[policy](runner.clock), lanes=lanes, max_seqs=MIX_SEQS), runner)
+    mixed = Simulator(scheduler_for(policy, runner.clock, lanes=lanes, max_seqs=MIX_SEQS), runner)
     tenants = [Tenant(f"tenant {number}", weight) for number, (weight, _) in enumerate(mix)]
     rng = Random(0)
     for tenant, (_, requests) in zip(tenants, mix, strict=True):
@@ -148,9 +149,24 @@ def test_every_request_of_a_random_mix_is_answered(policy: str, lanes: bool, mix
     assert mixed.scheduler.cache.num_held == 0
 
 
+@pytest.mark.parametrize("lanes", [True, False])
+@given(mix=MIXES)
+@settings(max_examples=30)
+def test_with_fair_shares_nobody_is_overtaken_by_more_than_the_bound(lanes: bool, mix: Mix) -> None:
+    mixed, tenants = played("fair", lanes, mix)
+    smallest = min(tenant.weight for tenant in tenants)
+    prompt, answer = 300 / smallest, 40 / smallest
+    assert most_overtaken(mixed, tenants) <= service_bound(prompt, MIX_SEQS * answer, QUANTUM)
+
+
 MANY_AND_ONE: Mix = [(1.0, [(300, 40, 0.0)] * 25), (1.0, [(9, 2, 1.0)])]
 
 
 def test_with_first_come_first_served_one_request_waits_for_all_before_it() -> None:
     mixed, tenants = played("first-come", lanes=True, mix=MANY_AND_ONE)
     assert most_overtaken(mixed, tenants) > 25 * 100
+
+
+def test_with_fair_shares_one_request_waits_for_the_running_step_only() -> None:
+    mixed, tenants = played("fair", lanes=True, mix=MANY_AND_ONE)
+    assert most_overtaken(mixed, tenants) < 64
