@@ -11,6 +11,7 @@ import sys
 
 import orjson
 
+from scheduler import logs
 from scheduler.config import EngineConfig
 from scheduler.crash_record import EXIT_CRASHED, CrashRecord
 from scheduler.failures import describe
@@ -21,14 +22,15 @@ _log = logging.getLogger("cortex.engine")
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    config = EngineConfig(**orjson.loads(sys.argv[2]))
+    logs.configure(config.log_format)
     logging.getLogger("llama.cpp").setLevel(logging.ERROR)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the API stops the engine
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     record = CrashRecord(int(sys.argv[3]))
     link = Link(socket.socket(fileno=int(sys.argv[1])), record)
     try:
-        code = _serve(EngineConfig(**orjson.loads(sys.argv[2])), link, record)
+        code = _serve(config, link, record)
     except BaseException as error:  # llguidance's panics are no Exceptions
         record.explain(describe(error))
         _log.critical("the engine ends because of an exception", exc_info=True)

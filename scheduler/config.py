@@ -46,6 +46,8 @@ class EngineConfig:
     """Bytes of other models' weights. The system counts them as available, because it can read them again from disk."""
     backend_top_k: int = 0
     """Number of best tokens that the backend finds in each step, so that no logits leave the GPU. 0 is off."""
+    log_format: str = "text"
+    """text or json; see scheduler.logs."""
     pooling: str = "auto"
     """How token embeddings are pooled to a text's embedding. auto: as in the model file. none: no embeddings."""
 

@@ -69,6 +69,10 @@ class ServerSettings:
     """Seconds that running requests may continue after the server begins to stop."""
     cache_scope: CacheScope | None = None
     """None for the default, which depends on whether the server demands keys."""
+    log_format: str = "text"
+    """text, or json for one JSON object per line."""
+    log_requests: bool = False
+    """Whether the log has a line for each request."""
     idle_limit: float = 0.0
     """Seconds without requests after which a model is unloaded until the next request; 0 is never."""
 

@@ -16,6 +16,7 @@ from api.flags.row import MAX_NAME_LENGTH, Flag, Row
 from api.home import home
 from api.models.files import AmbiguousNameError, ModelNotFoundError, resolve_name
 from scheduler.config import FLASH_ATTN, KV_LAYOUTS, KV_TYPES, POOLINGS, EngineConfig
+from scheduler.logs import LOG_FORMATS
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,13 @@ class ServerFlags(ModelFlags):
             metavar="SECONDS",
             help="Unload a model after this time without requests. The next request loads it again. 0 is never.",
         ),
+    ] = None
+    log_format: Annotated[
+        str | None, Flag(choices=LOG_FORMATS, help="Format of the log; json is one JSON object per line.")
+    ] = None
+    log_requests: Annotated[
+        bool | None,
+        Flag(help="Write a log line for each request that has ended.", note="It has no prompts and no answers."),
     ] = None
     on_demand: Annotated[
         bool | None,

@@ -85,6 +85,7 @@ def _name_requests(app: QuartTrio) -> None:
         g.record = CURRENT.get() or RequestRecord()
         g.record.request_id = g.request_id
         g.record.traceparent = request.headers.get("traceparent", "")
+        g.record.tracestate = request.headers.get("tracestate", "")
 
     @app.after_request
     async def return_request_id(response: Response) -> Response:

@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import AsyncIterable, Iterator
 from typing import Final
@@ -19,9 +18,13 @@ from api.engine.process import ENGINE_COMMAND
 from api.errors import os_error_text
 from api.flags import ModelOptions, ServerOptions
 from api.http.app import create_app
+from api.http.observers import TracingError, observing
 from api.record import AlreadyRunningError, hold_record
 from api.serving import salts
 from api.serving.fleet import Fleet, StartError
+from api.serving.observer import Observers
+from api.serving.request_log import RequestContext
+from scheduler import logs
 
 _log = logging.getLogger("cortex.api")
 
@@ -36,20 +39,22 @@ because Hypercorn shields its sends from cancellation."""
 
 def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_COMMAND) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code. An error that prevents serving is logged as one line."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logs.configure(options.log_format, RequestContext())
     exit_code = 0
     try:
         sockets = _listen(options.host, options.port)
-        with hold_record(options, sockets[0].getsockname()[1]):
-            trio.run(_run, options, sockets, engine_command)
-    except* (AlreadyRunningError, StartError, OSError) as errors:
+        with observing(options) as observers, hold_record(options, sockets[0].getsockname()[1]):
+            trio.run(_run, options, sockets, engine_command, observers)
+    except* (AlreadyRunningError, StartError, TracingError, OSError) as errors:
         for error in _leaves(errors):
             _log.error("%s", os_error_text(error) if isinstance(error, OSError) else error)
         exit_code = 1
     return exit_code
 
 
-async def _run(options: ServerOptions, sockets: list[socket.socket], engine_command: tuple[str, ...]) -> None:
+async def _run(
+    options: ServerOptions, sockets: list[socket.socket], engine_command: tuple[str, ...], observers: Observers
+) -> None:
     config = Config()
     config.bind = [f"fd://{sock.fileno()}" for sock in sockets]
     config.accesslog = None
@@ -64,11 +69,13 @@ async def _run(options: ServerOptions, sockets: list[socket.socket], engine_comm
         idle_limit=options.idle_limit,
         on_demand=options.on_demand,
         engine_command=engine_command,
+        log_format=options.log_format,
     )
     app = create_app(
         fleet,
         cors_origins=options.cors_origins,
         model_flags=options.model_flags,
+        observers=observers,
         cache_scope=salts.resolved(options.cache_scope, demands_keys=False),
     )
     async with trio.open_nursery() as nursery:

@@ -1,6 +1,7 @@
 """The models of one server by name: finds, starts and stops them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Fleet:
         idle_limit: float = 0.0,
         on_demand: Callable[[str], ModelOptions | None] = lambda _: None,
         engine_command: tuple[str, ...] = ENGINE_COMMAND,
+        log_format: str = "text",
     ) -> None:
         """`on_demand` finds a requested model on disk, or returns None if it may not be loaded. It runs in a thread. It
         raises ModelFilesError if the model's files are broken, ModelNotFoundError if the name is ambiguous.
@@ -47,6 +49,7 @@ class Fleet:
         self._grace_seconds = grace_seconds
         self._on_demand = on_demand
         self._engine_command = engine_command
+        self._log_format = log_format
         self._models: dict[str, ModelRuntime] = {}
         """By the models' own names, in order of their start."""
         self._memory = MemoryPolicy(lambda: self.models, idle_limit=idle_limit)
@@ -202,7 +205,7 @@ class Fleet:
                 self._forget(model)
 
     def _launcher(self, config: EngineConfig) -> Launcher:
-        return EngineLauncher(config, command=self._engine_command)
+        return EngineLauncher(replace(config, log_format=self._log_format), command=self._engine_command)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

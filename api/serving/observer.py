@@ -37,6 +37,8 @@ class RequestRecord:
     """The model's own name; empty if the request names no model that is served."""
     traceparent: str = ""
     """The client's trace, as the W3C header of this name; empty without one."""
+    tracestate: str = ""
+    """The same of the second W3C header."""
     arrived_at: float = 0.0
     """When its head arrived, in seconds since the epoch."""
     arrival: float = 0.0
