@@ -88,13 +88,16 @@ class FairShares:
         if plan.num_prefill:
             self._num_left_out = self._num_left_out + 1 if self._leaves_out else 0
         answer_cost = self._answer_cost()
+        costs: dict[int, float] = {}
         for number, chunk in enumerate(plan.chunks):
             request_id = chunk.sequence.request_id
             account, each = self._accounts[request_id], answer_cost if number < plan.num_answers else 1.0
             prepaid = min(self._prepaid[request_id], chunk.num_tokens)
             self._prepaid[request_id] -= prepaid
             account.charge(each * (chunk.num_tokens - prepaid))
-            self._classes.served(account.priority, each * chunk.num_tokens)
+            costs[account.priority] = costs.get(account.priority, 0.0) + each * chunk.num_tokens
+        for priority, cost in costs.items():
+            self._classes.served(priority, cost)
 
     def ended(self, sequence: Sequence) -> None:
         account = self._accounts.pop(sequence.request_id)
