@@ -6,9 +6,10 @@ from typing import Final
 
 import trio
 
+from api.engine.drain import DrainRate
 from api.engine.embeds import Embeds
 from api.engine.ending import Ending
-from api.engine.generation import Embedding, Generation
+from api.engine.generation import Embedding, Generation, Watcher
 from api.engine.supervisor import Launcher, Supervisor
 from api.engine.suspicion import Suspicion
 from api.errors import unavailable
@@ -35,6 +36,8 @@ class EngineClient:
         self._idle = trio.Event()
         self._idle.set()
         self._last_request_id = 0
+        self.drain = DrainRate(0.0)
+        """How fast sequences and requests for embeddings end."""
 
     # -- the engine --------------------------------------------------------------------------------------------------
 
@@ -105,20 +108,26 @@ class EngineClient:
         self._last_request_id += 1
         return self._last_request_id
 
-    def generate(self, submits: Sequence[Submit]) -> Generation:
+    def generate(self, submits: Sequence[Submit], watcher: Watcher | None = None) -> Generation:
         """A request of one or more sequences, submitted when its `with` block is entered.
 
         The ids of the submits must come from `next_id`.
         """
-        return Generation(self, submits)
+        return Generation(self, submits, watcher)
 
-    def embed(self, texts: list[list[int]], tenant: Tenant = LOCAL, priority: Priority | None = None) -> Embedding:
+    def embed(
+        self,
+        texts: list[list[int]],
+        tenant: Tenant = LOCAL,
+        priority: Priority | None = None,
+        watcher: Watcher | None = None,
+    ) -> Embedding:
         """A request for the embeddings of tokenized texts, submitted when its `with` block is entered.
 
         `priority`: the class that it asks for; None for the tenant's.
         """
         embed = Embed(self.next_id(), texts, tenant.name, tenant.weight, tenant.class_of(priority))
-        return Embedding(self, embed)
+        return Embedding(self, embed, watcher)
 
     async def wait_idle(self) -> None:
         """Wait until all requests have ended."""
@@ -130,6 +139,7 @@ class EngineClient:
         self.ready_info()
         if not self._requests:
             self._idle = trio.Event()
+            self.drain.restart(trio.current_time())
         self._requests[request_id] = request
         self._submit(request_id, request)
 
@@ -149,7 +159,8 @@ class EngineClient:
         self.cancel(request_id)
 
     def _forget(self, request_id: int) -> None:
-        del self._requests[request_id]
+        self._requests.pop(request_id).forget(request_id)
+        self.drain.left(trio.current_time())
         self._suspicion.forget(request_id)
         self._embeds.end(request_id)
         if not self._requests:

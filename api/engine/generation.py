@@ -23,6 +23,16 @@ class Engine(Protocol):
     def cancel(self, request_id: int) -> None: ...
 
 
+class Watcher(Protocol):
+    """Is informed when the sequences of a request, or a request for embeddings, come forward and end."""
+
+    def advanced(self, index: int, num_tokens: int) -> None:
+        """A sequence has an output with this many tokens."""
+
+    def ended(self, index: int) -> None:
+        """A sequence has ended, for any reason. Called once for each that has begun."""
+
+
 class Generation:
     """The sequences of one request. They run in the engine while the `with` block around this object lasts.
 
@@ -30,8 +40,9 @@ class Generation:
     that is being cancelled can leave the block.
     """
 
-    def __init__(self, engine: Engine, submits: Sequence[Submit]) -> None:
+    def __init__(self, engine: Engine, submits: Sequence[Submit], watcher: Watcher | None = None) -> None:
         self._engine = engine
+        self._watcher = watcher
         self._submits = submits
         self._mailbox = Mailbox()
         self._indexes = {submit.request_id: index for index, submit in enumerate(submits)}
@@ -77,6 +88,8 @@ class Generation:
         self._answers[index] += output.tokens
         self._num_scored[index] += len(output.prompt_logprobs)
         self._mailbox.put(output)
+        if self._watcher is not None:
+            self._watcher.advanced(index, len(output.tokens))
         return is_read
 
     def message(self, request_id: int, *, num_alone: int = 0) -> Submit:
@@ -93,6 +106,11 @@ class Generation:
             num_alone=num_alone,
         )
 
+    def forget(self, request_id: int) -> None:
+        """The engine has ended a sequence, or will (for the engine client)."""
+        if self._watcher is not None:
+            self._watcher.ended(self._indexes[request_id])
+
     def fail(self, request_id: int, reason: str) -> None:
         """End a sequence with an error (for the engine client)."""
         self.deliver(Output(request_id, [], "error", error=reason))
@@ -104,8 +122,9 @@ class Embedding:
     As with a Generation, leaving the block cancels the request, and only `receive` is asynchronous.
     """
 
-    def __init__(self, engine: Engine, embed: Embed) -> None:
+    def __init__(self, engine: Engine, embed: Embed, watcher: Watcher | None = None) -> None:
         self._engine = engine
+        self._watcher = watcher
         self._embed = embed
         self._embeddings: list[str] = []
         self._error: str | None = None
@@ -134,6 +153,8 @@ class Embedding:
         """Hand over some embeddings or an error (for the engine client). Returns whether the request has ended."""
         self._embeddings += embedded.embeddings
         self._error = embedded.error
+        if self._watcher is not None:
+            self._watcher.advanced(0, 0)
         if self._error is not None or len(self._embeddings) == len(self._embed.texts):
             self._ended.set()
         return self._ended.is_set()
@@ -141,6 +162,11 @@ class Embedding:
     def message(self, request_id: int) -> Embed:
         """The message that requests the missing embeddings (for the engine client)."""
         return replace(self._embed, request_id=request_id, texts=self._embed.texts[len(self._embeddings) :])
+
+    def forget(self, request_id: int) -> None:  # noqa: ARG002 - as a generation has it
+        """The engine has ended the request, or will (for the engine client)."""
+        if self._watcher is not None:
+            self._watcher.ended(0)
 
     def fail(self, request_id: int, reason: str) -> None:
         """End the request with an error (for the engine client)."""

@@ -64,9 +64,19 @@ class ServerSettings:
     """0 takes any free port."""
     cors_origins: tuple[str, ...] = ()
     max_waiting: int = 1024
-    """Maximum number of requests that wait for memory or a sequence. Further requests are refused."""
+    """Maximum number of requests to one model that wait for memory or a sequence. Further requests are refused."""
     grace_seconds: float = 30.0
     """Seconds that running requests may continue after the server begins to stop."""
+    max_concurrent: int = 0
+    """Sequences and requests for embeddings that run and wait, of all tenants together. 0 is no limit, as below."""
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    """Of all tenants together: prompt tokens and answer tokens."""
+    tenant_max_waiting: int = 0
+    """The limits of a tenant that has none of its own."""
+    tenant_max_concurrent: int = 0
+    tenant_requests_per_minute: int = 0
+    tenant_tokens_per_minute: int = 0
     cache_scope: CacheScope | None = None
     """None for the default, which depends on whether the server demands keys."""
     log_format: str = "text"

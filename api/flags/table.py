@@ -188,7 +188,34 @@ class ServerFlags(ModelFlags):
     ] = None
     max_waiting: Annotated[
         int | None,
-        Flag(min=0, help="Maximum number of waiting requests. Further requests are refused.", note="They get a 429."),
+        Flag(
+            min=0,
+            help="Maximum number of waiting requests to one model. Further requests are refused.",
+            note="They get a 429.",
+        ),
+    ] = None
+    max_concurrent: Annotated[
+        int | None,
+        Flag(min=0, help="Maximum number of sequences of all clients together that run and wait. 0 is no limit."),
+    ] = None
+    requests_per_minute: Annotated[
+        int | None, Flag(min=0, help="Requests of all clients together in a minute. 0 is no limit.")
+    ] = None
+    tokens_per_minute: Annotated[
+        int | None,
+        Flag(min=0, help="Tokens of prompts and answers of all clients together in a minute. 0 is no limit."),
+    ] = None
+    tenant_max_waiting: Annotated[
+        int | None, Flag(min=0, help="Maximum number of sequences of one tenant without any output yet. 0 is no limit.")
+    ] = None
+    tenant_max_concurrent: Annotated[
+        int | None, Flag(min=0, help="Maximum number of sequences of one tenant that run and wait. 0 is no limit.")
+    ] = None
+    tenant_requests_per_minute: Annotated[
+        int | None, Flag(min=0, help="Requests of one tenant in a minute. 0 is no limit.")
+    ] = None
+    tenant_tokens_per_minute: Annotated[
+        int | None, Flag(min=0, help="Tokens of prompts and answers of one tenant in a minute. 0 is no limit.")
     ] = None
     cache_scope: Annotated[
         str | None,

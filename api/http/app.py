@@ -22,12 +22,16 @@ from api.http.view import Segment, Segments, json_response, rules, view
 from api.protocols.call import Server
 from api.protocols.messages.answer import error_body, is_ours
 from api.protocols.warnings import HEADER
+from api.serving import limits
 from api.serving.fleet import Fleet
+from api.serving.limits import Limiter
 from api.serving.observer import CURRENT, Observers, RequestRecord
 
 _log = logging.getLogger("cortex.api")
 
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+EXPOSED: Final = ["x-request-id", "request-id", HEADER, "retry-after", *limits.HEADERS]
+"""The headers that a web page of another origin may read."""
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -37,6 +41,7 @@ def create_app(
     cors_origins: tuple[str, ...] = (),
     model_flags: Mapping[str, object] = MappingProxyType({}),
     observers: Observers | None = None,
+    limiter: Limiter | None = None,
     cache_scope: CacheScope = "server",
 ) -> QuartTrio:
     """The application for these models. `model_flags`: defaults for the flags of models that a request starts.
@@ -47,8 +52,16 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.url_map.converters |= {"segment": Segment, "segments": Segments}
     if cors_origins:
-        app = cors(app, allow_origin=list(cors_origins), expose_headers=["x-request-id", "request-id", HEADER])
-    server = Server(fleet, time.monotonic(), model_flags, observers=observers or Observers(), cache_scope=cache_scope)
+        app = cors(app, allow_origin=list(cors_origins), expose_headers=EXPOSED)
+    server = Server(
+        fleet,
+        time.monotonic(),
+        model_flags,
+        observers=observers or Observers(),
+        limiter=limiter or Limiter(),
+        cache_scope=cache_scope,
+    )
+    server.observers.add(server.tickets)
     _name_requests(app)
     _handle_errors(app)
     server.observers.add(server.metrics.requests)
@@ -94,6 +107,8 @@ def _name_requests(app: QuartTrio) -> None:
             response.headers["request-id"] = g.request_id
         if "warning" in g:
             response.headers[HEADER] = g.warning
+        if "limits" in g:
+            response.headers.update(g.limits())
         g.record.status = response.status_code
         return response
 

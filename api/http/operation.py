@@ -73,6 +73,11 @@ class Operation:
         return self.path.removeprefix("/v1") if self.path.startswith("/v1/") and self.scope is not Scope.OWNER else None
 
     @property
+    def is_limited(self) -> bool:
+        """Whether it generates or embeds, so that it counts toward the limits of its tenant."""
+        return 429 in self.errors
+
+    @property
     def is_observed(self) -> bool:
         """Whether observers get its requests. Those of probes and scrapers would hide all others."""
         return self.scope in (Scope.USER, Scope.OWNER)

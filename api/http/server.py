@@ -16,14 +16,16 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 
 from api.engine.process import ENGINE_COMMAND
 from api.errors import os_error_text
-from api.flags import ModelOptions, ServerOptions
+from api.flags import ModelOptions, ServerOptions, ServerSettings
 from api.http.app import create_app
 from api.http.observers import TracingError, observing
 from api.record import AlreadyRunningError, hold_record
 from api.serving import salts
 from api.serving.fleet import Fleet, StartError
+from api.serving.limits import Limiter
 from api.serving.observer import Observers
 from api.serving.request_log import RequestContext
+from api.tenants.tenant import Limits
 from scheduler import logs
 
 _log = logging.getLogger("cortex.api")
@@ -76,6 +78,7 @@ async def _run(
         cors_origins=options.cors_origins,
         model_flags=options.model_flags,
         observers=observers,
+        limiter=_limiter(options),
         cache_scope=salts.resolved(options.cache_scope, demands_keys=False),
     )
     async with trio.open_nursery() as nursery:
@@ -87,6 +90,23 @@ async def _run(
         with trio.move_on_after(FLUSH_SECONDS):
             await fleet.close()
         nursery.cancel_scope.cancel()
+
+
+def _limiter(options: ServerSettings) -> Limiter:
+    """The limits that the flags set."""
+    return Limiter(
+        total=Limits(
+            concurrent=options.max_concurrent,
+            requests_per_minute=options.requests_per_minute,
+            tokens_per_minute=options.tokens_per_minute,
+        ),
+        default=Limits(
+            options.tenant_max_waiting,
+            options.tenant_max_concurrent,
+            options.tenant_requests_per_minute,
+            options.tenant_tokens_per_minute,
+        ),
+    )
 
 
 async def _start_first(fleet: Fleet, options: ModelOptions) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -17,6 +18,7 @@ from api.protocols.call import Call, Reply, Server
 from api.protocols.fields import Strict, Wire, parse, parse_query
 from api.protocols.warnings import header_value
 from api.serving.observer import RequestRecord
+from api.serving.tickets import Ticket
 
 _log = logging.getLogger("cortex.api")
 
@@ -71,7 +73,13 @@ def view(operation: Operation, server: Server) -> Callable[..., Awaitable[Respon
         _note_warnings(parsed)
         tenant = access.tenant(parsed)
         record.tenant, record.model = tenant.name, server.fleet.own_name(getattr(parsed, "model", None))
-        reply = await operation.handler(Call(server, parsed, g.request_id, path, tenant, access.is_local(), record))
+        ticket = Ticket()
+        if operation.is_limited:
+            g.limits = partial(server.limiter.headers, tenant)
+            ticket = server.limiter.enter(tenant, parsed.num_sequences, parsed.sequences_field)
+            server.tickets.add(record, ticket)
+        call = Call(server, parsed, g.request_id, path, tenant, access.is_local(), record, ticket)
+        reply = await operation.handler(call)
         if isinstance(reply, Answer):
             return await _stream(reply) if parsed.stream else json_response(await reply.whole())
         if isinstance(reply, Reply):

@@ -33,7 +33,7 @@ class Answer(ABC):
         self._place = prepared.place
         self._record = prepared.record
         self._fingerprint = service.fingerprint()  # read now: the engine may have ended when the answer is complete
-        self._generation = service.engine.generate(prepared.submits)
+        self._generation = service.engine.generate(prepared.submits, prepared.ticket)
         self._hides_reasoning = False
         """Whether the client gets no reasoning."""
 

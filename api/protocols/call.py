@@ -7,10 +7,12 @@ from typing import Generic, TypeVar
 from api.flags import CacheScope
 from api.protocols.store import KeptResponses
 from api.serving.fleet import Fleet
+from api.serving.limits import Limiter
 from api.serving.metrics import Metrics
 from api.serving.observer import Observers, RequestRecord
 from api.serving.salts import salt_of
 from api.serving.spec import GenerationSpec
+from api.serving.tickets import OpenTickets, Ticket
 from api.tenants.tenant import LOCAL, Tenant
 
 RequestT = TypeVar("RequestT")
@@ -29,6 +31,9 @@ class Server:
     observers: Observers = field(default_factory=Observers)
     """They get each request."""
     metrics: Metrics = field(default_factory=Metrics)
+    limiter: Limiter = field(default_factory=Limiter)
+    """Knows what tenants have and use."""
+    tickets: OpenTickets = field(default_factory=OpenTickets)
     cache_scope: CacheScope = "server"
     """Who shares prefixes with whom."""
 
@@ -49,11 +54,13 @@ class Call(Generic[RequestT]):
     """Whether the client is on the server's own machine."""
     record: RequestRecord = field(default_factory=RequestRecord)
     """Where the stations of the request are recorded."""
+    ticket: Ticket = field(default_factory=Ticket)
+    """Counts the request toward limits."""
 
     def owned(self, spec: GenerationSpec) -> GenerationSpec:
-        """The request in neutral form, with its tenant, its record, and the salt that separates it from others."""
+        """The request in neutral form, with its tenant, record and ticket, and with the salt that separates it."""
         salt = salt_of(self.server.cache_scope, self.tenant.name, spec.cache_salt)
-        return replace(spec, tenant=self.tenant, cache_salt=salt, record=self.record)
+        return replace(spec, tenant=self.tenant, cache_salt=salt, record=self.record, ticket=self.ticket)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,16 @@ class Wire(BaseModel):
         return []
 
     @property
+    def num_sequences(self) -> int:
+        """How many sequences it generates. A request for embeddings counts as one."""
+        return 1
+
+    @property
+    def sequences_field(self) -> str:
+        """The field that asks for many sequences."""
+        return "n"
+
+    @property
     def end_user(self) -> str | None:
         """The client's user for whom the request is, if it names one."""
         return getattr(self, "user", None) or getattr(self, "safety_identifier", None)
@@ -208,6 +218,10 @@ class GenerationRequest(SharedFields):
     @property
     def num_choices(self) -> int:
         return self.n or 1
+
+    @property
+    def num_sequences(self) -> int:
+        return self.num_choices
 
     @property
     def include_usage(self) -> bool:

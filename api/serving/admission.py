@@ -4,7 +4,10 @@ from types import TracebackType
 from typing import Self
 from weakref import WeakSet
 
+import trio
+
 from api.engine.client import EngineClient
+from api.engine.drain import retry_after
 from api.errors import ApiError
 
 
@@ -63,9 +66,11 @@ class Admission:
                 f"{max_seqs} run and {self._max_waiting} wait. Send several requests with fewer prompts or choices."
             )
             raise ApiError(400, message, param=param, code="invalid_value")
-        if self._engine.num_active + self.num_entering + num_sequences > limit:
-            message = f"Too many requests: {max_seqs} run and {self._max_waiting} wait. Please try again shortly."
-            raise ApiError(429, message, kind="rate_limit_error", code="rate_limit_exceeded", retry_after=1)
+        excess = self._engine.num_active + self.num_entering + num_sequences - limit
+        if excess > 0:
+            seconds = retry_after(self._engine.drain.seconds_until(excess, trio.current_time()))
+            message = f"Too many requests: {max_seqs} run and {self._max_waiting} wait. Please try again in {seconds}s."
+            raise ApiError(429, message, kind="requests", code="rate_limit_exceeded", retry_after=seconds)
 
     def enter(self, num_sequences: int = 1, param: str | None = None) -> Place:
         """Count the sequences of a new request. Raises the errors of `check`."""

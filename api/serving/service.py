@@ -18,6 +18,7 @@ from api.serving.grammars import in_thread, invalid_schema
 from api.serving.observer import RequestRecord
 from api.serving.prompts import Prompt, PromptBuilder, check_tokens
 from api.serving.spec import Constraint, Conversation, GenerationSpec, Texts
+from api.serving.tickets import Ticket
 from api.text.dialects import ToolUse
 from api.text.schemas import SchemaError
 from api.text.template import template_origin
@@ -45,6 +46,8 @@ class Prepared:
     """Counts the sequences until they are submitted."""
     record: RequestRecord
     """Where the stations of the request are recorded."""
+    ticket: Ticket
+    """Counts the request toward limits."""
 
 
 class ModelService:
@@ -106,7 +109,7 @@ class ModelService:
         """The sequences and choices of a request.
 
         Raises ApiError 400 if its constraints are invalid, or if the model's template, vocabulary or context does not
-        allow it, 429 if its sequences and those that wait are too many.
+        allow it, 429 if its sequences and those that wait are too many, or if its tenant has used its tokens.
         """
         spec.record.model = self.names[0]
         prompt, several = spec.prompt, spec.num_choices
@@ -122,6 +125,8 @@ class ModelService:
 
     async def _prepared(self, spec: GenerationSpec, place: Place) -> Prepared:
         prompts = await self.prompts.build(spec.prompt)
+        num_prompt = sum(len(prompt.tokens) for prompt in prompts)
+        spec.ticket.reserve(num_prompt)
         params = await self._sampling(spec)
         limits = [self._limit(spec, len(prompt.tokens)) for prompt in prompts]
         grammar, new_choice = await self._answering(spec, prompts, params.min_tokens)
@@ -145,10 +150,9 @@ class ModelService:
             for number in range(spec.num_choices)
         ]
         choices = [new_choice() for _ in submits]
-        num_prompt = sum(len(prompt.tokens) for prompt in prompts)
         spec.record.prepared(prompt_tokens=num_prompt, num_sequences=len(submits), num_prompts=len(prompts))
         grammar_param = spec.constraint.param if spec.constraint else "tools"
-        return Prepared(prompts, submits, choices, grammar_param, place, spec.record)
+        return Prepared(prompts, submits, choices, grammar_param, place, spec.record, spec.ticket)
 
     async def _sampling(self, spec: GenerationSpec) -> SamplingParams:
         """Precedence: request, the model's own defaults, OpenAI's defaults. The default seed is random."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from api.serving.observer import RequestRecord
+from api.serving.tickets import Ticket
 from api.tenants.tenant import LOCAL, Priority, Tenant
 from api.text.dialects import Tool, ToolUse
 from api.text.guard import FUNCTION
@@ -135,5 +136,7 @@ class GenerationSpec:
     """Prefixes are shared only with requests of the same salt."""
     record: RequestRecord = field(default_factory=RequestRecord, repr=False, compare=False)
     """Where the stations of the request are recorded."""
+    ticket: Ticket = field(default_factory=Ticket, repr=False, compare=False)
+    """Counts the request toward limits."""
     keeps_reasoning: bool = False
     """Whether reasoning and its marks are part of the text instead of being separated from it."""

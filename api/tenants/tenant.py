@@ -15,7 +15,7 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most that a tenant may have or use. None for no limit of its own."""
+    """The most that a tenant may have or use. None for the server's default, 0 for no limit."""
 
     waiting: int | None = None
     """Sequences and embedding requests that wait for their first result."""

@@ -19,6 +19,7 @@ from api.http.app import create_app
 from api.models.defaults import ModelDefaults
 from api.protocols.answer import PING_SECONDS
 from api.serving.fleet import Fleet
+from api.serving.limits import Limiter
 from api.serving.observer import Observers
 from api.serving.service import ModelService
 from api.text.tokenizer import Tokenizer
@@ -204,6 +205,7 @@ class Server:
         url: str = URL,
         defaults: ModelDefaults | None = None,
         observers: Observers | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         self.url = url
         """The path that requests are posted to."""
@@ -212,7 +214,7 @@ class Server:
         self.service = ModelService(names, tokenizer, self.engine, max_waiting=max_waiting, defaults=defaults)
         self.fleet = Fleet(max_waiting=max_waiting)
         self.fleet.adopt(ModelOptions(MODEL, PATH, EngineConfig(str(PATH)), ("an-alias",)), self.service)
-        self.app: QuartTrio = create_app(self.fleet, cors_origins=cors_origins, observers=observers)
+        self.app: QuartTrio = create_app(self.fleet, cors_origins=cors_origins, observers=observers, limiter=limiter)
         self.client = self.app.test_client()
         self.tokenizer = tokenizer
         self.url = url

@@ -52,6 +52,14 @@ class CompletionRequest(GenerationRequest):
         return self.best_of or self.num_choices
 
     @property
+    def num_sequences(self) -> int:
+        return len(self.prompts()) * self.num_candidates
+
+    @property
+    def sequences_field(self) -> str:
+        return "prompt" if len(self.prompts()) > 1 else "best_of" if self.best_of else "n"
+
+    @property
     def scores_prompt(self) -> bool:
         return bool(self.echo) and self.logprobs is not None
 

@@ -21,7 +21,7 @@ INLINE_NUMBERS: Final = 20_000
 
 
 async def embed(call: Call[EmbeddingsRequest]) -> dict[str, Any]:
-    """Raises ApiError 400 for texts or dimensions that the model does not support, 500 if the engine fails."""
+    """Raises ApiError 400 for texts or dimensions that do not fit the model, 429 over a limit, 500 on failure."""
     request = call.request
     service = await call.server.fleet.accepting(request.model, embeds=True)
     call.record.model = service.names[0]
@@ -42,8 +42,9 @@ async def _embed(service: ModelService, call: Call[EmbeddingsRequest], place: Pl
     else:
         texts = _tokenized(service.tokenizer, inputs, info.max_text_tokens)
     num_tokens = sum(map(len, texts))
+    call.ticket.reserve(num_tokens)
     call.record.prepared(prompt_tokens=num_tokens, num_sequences=len(texts))
-    with service.engine.embed(texts, call.tenant, request.wished_class) as running:
+    with service.engine.embed(texts, call.tenant, request.wished_class, call.ticket) as running:
         place.release()
         call.record.submitted = trio.current_time()
         embeddings = await running.receive()

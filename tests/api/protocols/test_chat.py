@@ -1099,7 +1099,7 @@ async def test_a_full_queue_is_a_429_until_a_request_ends(tokenizer: Tokenizer) 
         for stream in (False, True):
             response = await server.post(chat(stream=stream))
             error = await assert_error(response, 429, "rate_limit_exceeded", None, f"{INFO.max_seqs} run", "1 wait")
-            assert error["type"] == "rate_limit_error"
+            assert error["type"] == "requests"
             assert int(response.headers["Retry-After"]) >= 1
         server.engine.emit([], "stop", request_id=server.engine.submitted[0].request_id)
         server.answers()
