@@ -18,6 +18,7 @@ from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineInfo
 from scheduler.engine import Engine
+from scheduler.fair import FairShares
 from scheduler.grammar import GrammarCompiler
 from scheduler.link import Link
 from scheduler.messages import Ready
@@ -66,6 +67,7 @@ def main() -> int:
         max_seqs=MAX_SEQS,
         token_budget=MAX_SEQS * CTX_LEN,
         ctx_len=CTX_LEN,
+        policy=FairShares(MAX_SEQS * CTX_LEN),
     )
     info = EngineInfo(
         pid=os.getpid(),

@@ -11,6 +11,7 @@ from bench.null_memory import NullMemory
 from kvcache.cache import KVCache
 from kvcache.pool import PoolLayout
 from kvcache.tree import TOKEN_BYTES, KVHandle
+from scheduler.fair import FairShares
 from scheduler.messages import Output, SamplingParams, Step, Submit, decode, encode
 from scheduler.pacing import Pacer
 from scheduler.plan import Plan, Result
@@ -34,7 +35,13 @@ def decoding(num_seqs: int) -> Scheduler:
     """A scheduler whose sequences have all finished their prefill."""
     cache = KVCache(NullMemory(), PoolLayout(num_pages=num_seqs * 64, num_ids=num_seqs))
     scheduler = Scheduler(
-        cache, Pacer(0.004), max_seqs=num_seqs, token_budget=4096, ctx_len=4096, eog_tokens=frozenset({2})
+        cache,
+        Pacer(0.004),
+        max_seqs=num_seqs,
+        token_budget=4096,
+        ctx_len=4096,
+        eog_tokens=frozenset({2}),
+        policy=FairShares(4096),
     )
     for request in range(num_seqs):
         scheduler.submit(Submit(request, prompt(request), 1500, SamplingParams(temperature=0.0)))
