@@ -4,15 +4,16 @@ import dataclasses
 import logging
 import math
 import time
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+from kvcache.statistics import CacheStatistics
 from scheduler.crash_record import CrashRecord
-from scheduler.embedder import Embedder
+from scheduler.embedder import Embedder, EmbedderStatistics
 from scheduler.failures import RequestError, attempt
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler
 from scheduler.messages import Cancel, Embed, Embedded, Inspect, Message, Output, Queue, Report, Stop, Submit
 from scheduler.plan import Runner, StepError, attempt_step
-from scheduler.scheduler import Scheduler
+from scheduler.scheduler import Scheduler, SchedulerStatistics
 
 _log = logging.getLogger("cortex.engine")
 
@@ -118,13 +119,7 @@ class Engine:
                 if self._embedder is not None:
                     self._embedder.cancel(request_id)
             case Inspect():
-                self._wire.send(
-                    Report(
-                        dataclasses.asdict(self._scheduler.statistics()),
-                        dataclasses.asdict(self._scheduler.cache.statistics()),
-                        dataclasses.asdict(self._embedder.statistics()) if self._embedder is not None else {},
-                    )
-                )
+                self._wire.send(report(self._scheduler, self._embedder))
             case Stop():
                 self._stopping = True
             case _:
@@ -156,6 +151,17 @@ class Engine:
             refusal = Embedded(embed.request_id, error=str(refusal))
         if refusal is not None:
             self._wire.send(refusal)
+
+
+def report(scheduler: Scheduler, embedder: Embedder | None = None) -> Report:
+    """The statistics of an engine."""
+    embeddings = _plain(embedder.statistics()) if embedder is not None else {}
+    return Report(_plain(scheduler.statistics()), _plain(scheduler.cache.statistics()), embeddings)
+
+
+def _plain(statistics: SchedulerStatistics | CacheStatistics | EmbedderStatistics) -> dict[str, Any]:
+    """The fields by name. Unlike `asdict` it copies nothing, which took most of the time with many tenants."""
+    return {item.name: getattr(statistics, item.name) for item in dataclasses.fields(statistics)}
 
 
 def _failed(submit: Submit, failure: RequestError) -> Output:

@@ -33,7 +33,7 @@ def queries() -> list[str]:
 async def samples(tokenizer: Tokenizer) -> Samples:
     """What a server shows after a request, with tenants in the scheduler."""
     server = Server(tokenizer)
-    tenants = [{"name": "ann", "running": 1, "waiting": 0, "service": 1.0}]
+    tenants = [{"tenant": "ann", "priority": 1, "running": 1, "waiting": 0, "service": 1.0}]
     server.engine.report = Report(SCHEDULER | {"tenants": tenants}, CACHE)
     server.answers()
     await server.post(chat())

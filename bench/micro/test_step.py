@@ -31,7 +31,7 @@ def prompt(request: int, length: int = PROMPT_TOKENS) -> list[int]:
     return [*range(24), *range(1000 * (request + 1), 1000 * (request + 1) + length - 24)]
 
 
-def decoding(num_seqs: int) -> Scheduler:
+def decoding(num_seqs: int, num_tenants: int = 1) -> Scheduler:
     """A scheduler whose sequences have all finished their prefill."""
     cache = KVCache(NullMemory(), PoolLayout(num_pages=num_seqs * 64, num_ids=num_seqs))
     scheduler = Scheduler(
@@ -44,7 +44,8 @@ def decoding(num_seqs: int) -> Scheduler:
         policy=FairShares(4096),
     )
     for request in range(num_seqs):
-        scheduler.submit(Submit(request, prompt(request), 1500, SamplingParams(temperature=0.0)))
+        params, tenant = SamplingParams(temperature=0.0), str(request % num_tenants)
+        scheduler.submit(Submit(request, prompt(request), 1500, params, tenant=tenant))
     plan = scheduler.plan()
     while plan.num_decode < num_seqs:
         scheduler.commit(plan, result(plan))

@@ -11,6 +11,7 @@ from api.serving.metrics.engines import EngineTotals
 from api.serving.metrics.histogram import Histogram
 from api.serving.metrics.requests import ModelTotals, RequestTotals, TenantLabels, TenantTotals
 from api.serving.state import STATUSES, Status
+from api.tenants.tenant import Priority
 from scheduler.messages import Report
 
 MODEL: Final = ("model_name",)
@@ -110,11 +111,6 @@ _TENANT_TOKENS: Final[tuple[tuple[str, str, Callable[[TenantTotals], int]], ...]
     ("cortex_tenant_cached_tokens", "Prompt tokens that were found in the cache.", lambda t: t.cached_tokens),
     ("cortex_tenant_answer_tokens", "Answer tokens.", lambda t: t.answer_tokens),
 )
-_TENANT_NOW: Final = {
-    "running": ("cortex_tenant_running", "Sequences of the tenant that run."),
-    "waiting": ("cortex_tenant_waiting", "Sequences of the tenant that wait."),
-    "service": ("cortex_tenant_service", "What the tenant was charged for, in the scheduler's units."),
-}
 
 
 def of_engines(states: Sequence[EngineState], labels: TenantLabels) -> list[Metric]:
@@ -137,13 +133,22 @@ def of_engines(states: Sequence[EngineState], labels: TenantLabels) -> list[Metr
 
 
 def _of_tenants_now(states: Sequence[EngineState], labels: TenantLabels) -> list[Metric]:
-    """What the schedulers report of each tenant. Tenants that share a label are added up."""
-    numbers: dict[str, Counter[tuple[str, ...]]] = {key: Counter() for key in _TENANT_NOW}
+    """What the schedulers report of each tenant and class. If tenants share a label, the largest service is shown."""
+    running: Counter[tuple[str, ...]] = Counter()
+    waiting: Counter[tuple[str, ...]] = Counter()
+    service: dict[tuple[str, ...], float] = {}
     for state in states:
-        for tenant in state.report.scheduler.get("tenants", ()) if state.report else ():
-            for key, counts in numbers.items():
-                counts[state.name, labels.of(tenant["name"])] += tenant.get(key, 0)
-    return [_gauge(name, text, (*MODEL, "tenant"), numbers[key].items()) for key, (name, text) in _TENANT_NOW.items()]
+        for account in state.report.scheduler.get("tenants", ()) if state.report else ():
+            key = state.name, labels.of(account["tenant"]), Priority(account["priority"]).name.lower()
+            running[key] += account["running"]
+            waiting[key] += account["waiting"]
+            service[key] = max(service.get(key, 0.0), account["service"])
+    keys = (*MODEL, "tenant", "priority")
+    return [
+        _gauge("cortex_tenant_running", "Sequences of the tenant that run.", keys, running.items()),
+        _gauge("cortex_tenant_waiting", "Sequences of the tenant that wait.", keys, waiting.items()),
+        _gauge("cortex_tenant_service", "Cost of all work for the tenant, by its weight.", keys, service.items()),
+    ]
 
 
 def of_requests(totals: RequestTotals) -> list[Metric]:

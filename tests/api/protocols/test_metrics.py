@@ -12,9 +12,18 @@ from trio.testing import MockClock
 from api.flags import ModelOptions
 from api.serving.fleet import Fleet
 from api.serving.service import ModelService
+from api.tenants.tenant import Priority
 from api.text.tokenizer import Tokenizer
+from bench.null_memory import NullMemory
+from kvcache.cache import KVCache
+from kvcache.pool import PoolLayout
 from scheduler.config import EngineConfig
+from scheduler.engine import report
+from scheduler.fair import FairShares
 from scheduler.messages import Report, Submit
+from scheduler.pacing import Pacer
+from scheduler.plan import Result
+from scheduler.scheduler import Scheduler
 from tests.api.fakes import INFO, MODEL, PATH, FakeEngine, Server, chat
 
 SCHEDULER = {
@@ -124,17 +133,29 @@ async def test_the_numbers_of_requests(tokenizer: Tokenizer) -> None:
 
 async def test_what_schedulers_report_of_tenants_has_bounded_labels(tokenizer: Tokenizer) -> None:
     server = Server(tokenizer)
-    tenants = [
-        {"name": "ann", "running": 1, "waiting": 2, "service": 7.5},
-        {"name": "user:bob", "running": 1, "waiting": 0, "service": 1.0},
-        {"name": "address:::1", "running": 0, "waiting": 1, "service": 2.0},
-    ]
-    server.engine.report = Report(SCHEDULER | {"tenants": tenants}, CACHE)
+    scheduler = fair_scheduler()
+    for request, tenant in enumerate(("ann", "ann", "user:bob", "address:::1", "user:eve")):
+        scheduler.submit(Submit(request, [request] * 40, 8, tenant=tenant, priority=Priority.BATCH))
+    plan = scheduler.plan()
+    scheduler.commit(plan, Result([[7]] * sum(chunk.samples for chunk in plan.chunks), 0.01))
+    server.engine.report = report(scheduler)
     samples = await scrape(server)
-    assert of_model(samples, "cortex_tenant_service", tenant="ann") == 7.5
-    assert of_model(samples, "cortex_tenant_service", tenant="keyless") == 3.0
-    assert of_model(samples, "cortex_tenant_waiting", tenant="keyless") == 1
-    assert len(samples["cortex_tenant_running"]) == 2
+    assert len(samples["cortex_tenant_service"]) == 2
+    counts = {
+        (name, tenant): of_model(samples, f"cortex_tenant_{name}", tenant=tenant, priority="batch")
+        for name in ("running", "waiting")
+        for tenant in ("ann", "keyless")
+    }
+    assert sum(counts.values()) == 5
+    assert counts["running", "ann"] + counts["running", "keyless"] == of_model(samples, "vllm:num_requests_running")
+    assert of_model(samples, "cortex_tenant_service", tenant="ann", priority="batch") > 0
+
+
+def fair_scheduler() -> Scheduler:
+    """A real scheduler, over memory that keeps nothing."""
+    cache = KVCache(NullMemory(), PoolLayout(num_pages=64, num_ids=4))
+    policy = FairShares(128, lambda: 4.0)
+    return Scheduler(cache, Pacer(0.004), max_seqs=3, token_budget=128, ctx_len=512, policy=policy)
 
 
 class AskedEngine(FakeEngine):
