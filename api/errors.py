@@ -15,8 +15,9 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        should_retry: bool | None = None,
     ) -> None:
-        """`param`: path of the invalid field. `retry_after`: seconds."""
+        """`param`: path of the invalid field. `retry_after`: seconds. `should_retry`: None if the status says it."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -24,6 +25,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_after = retry_after
+        self.should_retry = should_retry
 
     def body(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}

@@ -232,7 +232,7 @@ class EngineClient:
             return False
         self._suspicion.advance(request_id, len(output.tokens))  # the engine computes suspects alone
         if not generation.deliver(output):
-            _log.warning("request %d was dropped: its client stopped reading", request_id)
+            _log.warning("request %d was dropped: its client does not read its answer", request_id)
             self.cancel(request_id)
         elif output.finish_reason is not None:
             self._forget(request_id)

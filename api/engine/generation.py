@@ -7,6 +7,7 @@ from typing import Final, Protocol, Self
 
 import trio
 
+from api.engine.deadline import NEVER, Deadline
 from api.engine.mailbox import Mailbox
 from api.errors import ApiError, server_error
 from scheduler.messages import Embed, Embedded, Output, Submit
@@ -14,6 +15,7 @@ from scheduler.messages import Embed, Embedded, Output, Submit
 UNREAD_LIMIT: Final = 60.0
 """Seconds that a stream may leave tokens unread while the engine generates more. Then the request is dropped."""
 INVALID_GRAMMAR: Final = "invalid_grammar"
+_LATE: Final = "the deadline is over"
 
 
 class Engine(Protocol):
@@ -50,6 +52,8 @@ class Generation:
         """All tokens received so far, for each sequence."""
         self._num_scored = [0] * len(submits)
         """Number of prompt log probabilities received so far, for each sequence."""
+        self.deadline: Deadline = NEVER
+        """When the sequences end, even if nobody reads them."""
 
     def __enter__(self) -> Self:
         for submit in self._submits:
@@ -69,20 +73,29 @@ class Generation:
     async def receive(self) -> list[tuple[int, Output]]:
         """Returns the outputs since the last call, each with the index of its sequence. Waits if there are none.
 
-        Raises ApiError 400 if the engine refused the grammar, 500 if it failed or the request was dropped.
+        Raises ApiError 400 if the engine refused the grammar, 500 if it failed or the request was dropped, 504 if it
+        was dropped after its deadline.
         """
         outputs = await self._mailbox.get()
         for output in outputs:
             if output.finish_reason == "refused":
                 raise ApiError(400, f"The grammar is not supported: {output.error}", code=INVALID_GRAMMAR)
+            if output.error == _LATE:
+                raise self.deadline.error()
             if output.error is not None:
                 raise server_error(output.error)
         return [(self._indexes[output.request_id], output) for output in outputs]
 
     def deliver(self, output: Output) -> bool:
-        """Hand over an output (for the engine client). Returns False if outputs were left unread for too long."""
+        """Hand over an output (for the engine client).
+
+        Returns False if outputs were left unread for too long, or after the deadline.
+        """
+        is_late = trio.current_time() > self.deadline.at
         is_read = self._mailbox.seconds_unread <= UNREAD_LIMIT
-        if not is_read:
+        if is_late:
+            output = Output(output.request_id, [], "error", error=_LATE)
+        elif not is_read:
             output = Output(output.request_id, [], "error", error="the client did not read the answer for too long")
         index = self._indexes[output.request_id]
         self._answers[index] += output.tokens
@@ -90,7 +103,7 @@ class Generation:
         self._mailbox.put(output)
         if self._watcher is not None:
             self._watcher.advanced(index, len(output.tokens))
-        return is_read
+        return is_read and not is_late
 
     def message(self, request_id: int, *, num_alone: int = 0) -> Submit:
         """The message that starts or resumes a sequence (for the engine client).

@@ -77,6 +77,8 @@ class ServerSettings:
     tenant_max_concurrent: int = 0
     tenant_requests_per_minute: int = 0
     tenant_tokens_per_minute: int = 0
+    request_timeout: float = 0.0
+    """Seconds after which a request ends that sets no limit itself; 0 is never."""
     cache_scope: CacheScope | None = None
     """None for the default, which depends on whether the server demands keys."""
     log_format: str = "text"

@@ -217,6 +217,15 @@ class ServerFlags(ModelFlags):
     tenant_tokens_per_minute: Annotated[
         int | None, Flag(min=0, help="Tokens of prompts and answers of one tenant in a minute. 0 is no limit.")
     ] = None
+    request_timeout: Annotated[
+        float | None,
+        Flag(
+            min=0,
+            metavar="SECONDS",
+            help="End a request that takes longer than this. 0 is never.",
+            note="A request can set another time with the header `X-Request-Timeout`.",
+        ),
+    ] = None
     cache_scope: Annotated[
         str | None,
         Flag(

@@ -43,10 +43,11 @@ def create_app(
     observers: Observers | None = None,
     limiter: Limiter | None = None,
     cache_scope: CacheScope = "server",
+    request_timeout: float = 0.0,
 ) -> QuartTrio:
     """The application for these models. `model_flags`: defaults for the flags of models that a request starts.
 
-    `observers` get each request.
+    `observers` get each request. `request_timeout`: seconds for a request that sets none; 0 for no limit.
     """
     app = QuartTrio("cortex")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
@@ -60,6 +61,7 @@ def create_app(
         observers=observers or Observers(),
         limiter=limiter or Limiter(),
         cache_scope=cache_scope,
+        request_timeout=request_timeout,
     )
     server.observers.add(server.tickets)
     _name_requests(app)
@@ -119,6 +121,8 @@ def _handle_errors(app: QuartTrio) -> None:
         response = _refusal(error)
         if error.retry_after is not None:
             response.headers["Retry-After"] = str(error.retry_after)
+        if error.should_retry is not None:  # OpenAI's and Anthropic's SDKs read it
+            response.headers["x-should-retry"] = str(error.should_retry).lower()
         return response
 
     @app.errorhandler(HTTPException)

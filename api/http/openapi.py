@@ -27,6 +27,7 @@ STATUSES: Final = {
     429: "Too many requests wait. Try again shortly.",
     500: "The engine or the server failed.",
     503: "The model is not ready, or the server is shutting down.",
+    504: "The request has not ended within its time limit.",
 }
 
 

@@ -33,7 +33,7 @@ from api.protocols.tokens import answer as tokens
 from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from api.protocols.tokens.types import RenderedPrompt, Text, Tokens
 
-GENERATES: Final = (400, 404, 413, 429, 500, 503)
+GENERATES: Final = (400, 404, 413, 429, 500, 503, 504)
 READS: Final = (400, 404, 413, 503)
 RESPONSE_ID: Final = {"response_id": Parameter("The response's id.")}
 MODEL_NAME: Final = {"name": Parameter("The model's name.", has_slashes=True)}

@@ -79,6 +79,7 @@ async def _run(
         model_flags=options.model_flags,
         observers=observers,
         limiter=_limiter(options),
+        request_timeout=options.request_timeout,
         cache_scope=salts.resolved(options.cache_scope, demands_keys=False),
     )
     async with trio.open_nursery() as nursery:

@@ -1,7 +1,7 @@
 """Quart views of operations: read the request, call the operation's handler, and write its answer."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -10,8 +10,11 @@ import trio
 from quart import Response, g, request
 from werkzeug.routing import BaseConverter, Map
 
+from api.engine.deadline import NEVER, Deadline
 from api.errors import ApiError
 from api.http import access
+from api.http.deadlines import HEADER as TIMEOUT_HEADER
+from api.http.deadlines import deadline_of
 from api.http.operation import Operation, taken
 from api.protocols.answer import Answer
 from api.protocols.call import Call, Reply, Server
@@ -68,6 +71,14 @@ def view(operation: Operation, server: Server) -> Callable[..., Awaitable[Respon
         record.operation = operation.name
         if operation.is_observed:
             server.observers.began(record)
+        deadline = NEVER
+        if operation.is_limited:
+            deadline = deadline_of(request.headers.get(TIMEOUT_HEADER), server.request_timeout, record.arrival)
+        with trio.CancelScope(deadline=deadline.at):
+            return await answered(path, record, deadline)
+        raise deadline.error()
+
+    async def answered(path: Mapping[str, str], record: RequestRecord, deadline: Deadline) -> Response:
         access.check(operation.scope)
         parsed = await _read(operation)
         _note_warnings(parsed)
@@ -81,7 +92,7 @@ def view(operation: Operation, server: Server) -> Callable[..., Awaitable[Respon
         call = Call(server, parsed, g.request_id, path, tenant, access.is_local(), record, ticket)
         reply = await operation.handler(call)
         if isinstance(reply, Answer):
-            return await _stream(reply) if parsed.stream else json_response(await reply.whole())
+            return await _stream(reply, deadline) if parsed.stream else json_response(await reply.whole())
         if isinstance(reply, Reply):
             return Response(reply.data, reply.status, content_type=reply.content_type)
         return json_response(reply)
@@ -116,9 +127,9 @@ def _parse(data: str | bytes, model: type[Strict]) -> Strict:
     return parse(model, body)
 
 
-async def _stream(answer: Answer) -> Response:
+async def _stream(answer: Answer, deadline: Deadline) -> Response:
     response = Response(
-        await answer.stream(),
+        await answer.stream(deadline),
         content_type="text/event-stream; charset=utf-8",
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )

@@ -8,6 +8,7 @@ from typing import Any, Final
 import orjson
 import trio
 
+from api.engine.deadline import NEVER, Deadline
 from api.engine.generation import INVALID_GRAMMAR, Generation
 from api.errors import ApiError
 from api.serving.choice import Delta
@@ -47,18 +48,19 @@ class Answer(ABC):
                     deltas[index].append(delta)
         return self._whole(deltas)
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self, deadline: Deadline = NEVER) -> AsyncIterator[bytes]:
         """Server-sent events: the pieces of the choices when they are generated, and why the choices ended.
 
         Returns immediately, but with a grammar only once the engine has accepted it. Raises ApiError 400 for an
-        unsupported grammar.
+        unsupported grammar. The caller cancels this call at the deadline. After it, the stream ends with an error then.
         """
-        events = self._events()
+        self._generation.deadline = deadline
+        events = self._events(deadline)
         if not self._has_grammar:
             return events  # the first iteration submits the request: a client that leaves earlier costs nothing
         return _resumed(await anext(events), events)
 
-    async def _events(self) -> AsyncGenerator[bytes]:
+    async def _events(self, deadline: Deadline) -> AsyncGenerator[bytes]:
         accepted = not self._has_grammar
         try:
             with self._generation as generation:
@@ -68,9 +70,12 @@ class Answer(ABC):
                 if data := self._beginning() + self._written(deltas):
                     yield data
                 while not self._finished:
-                    with trio.move_on_after(PING_SECONDS) as silence:
+                    until = min(trio.current_time() + PING_SECONDS, deadline.at)
+                    with trio.CancelScope(deadline=until) as silence:
                         deltas = await self._receive(generation)
                     if silence.cancelled_caught:
+                        if until == deadline.at:
+                            raise deadline.error()
                         yield self._ping()
                     elif data := self._written(deltas):
                         yield data

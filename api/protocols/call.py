@@ -36,6 +36,8 @@ class Server:
     tickets: OpenTickets = field(default_factory=OpenTickets)
     cache_scope: CacheScope = "server"
     """Who shares prefixes with whom."""
+    request_timeout: float = 0.0
+    """Seconds for a request that sets none; 0 for no limit."""
 
 
 @dataclass(frozen=True, slots=True)

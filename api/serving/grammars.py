@@ -14,8 +14,8 @@ _limiter: Final = trio.CapacityLimiter(4)
 
 
 async def in_thread(make: Callable[[], str]) -> str:
-    """Make a grammar outside of the event loop."""
-    return await trio.to_thread.run_sync(make, limiter=_limiter)
+    """Make a grammar outside of the event loop. A request that is cancelled does not wait for it."""
+    return await trio.to_thread.run_sync(make, limiter=_limiter, abandon_on_cancel=True)
 
 
 def invalid_schema(error: SchemaError, what: str, param: str) -> ApiError:

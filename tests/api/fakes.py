@@ -206,6 +206,7 @@ class Server:
         defaults: ModelDefaults | None = None,
         observers: Observers | None = None,
         limiter: Limiter | None = None,
+        request_timeout: float = 0.0,
     ) -> None:
         self.url = url
         """The path that requests are posted to."""
@@ -214,7 +215,13 @@ class Server:
         self.service = ModelService(names, tokenizer, self.engine, max_waiting=max_waiting, defaults=defaults)
         self.fleet = Fleet(max_waiting=max_waiting)
         self.fleet.adopt(ModelOptions(MODEL, PATH, EngineConfig(str(PATH)), ("an-alias",)), self.service)
-        self.app: QuartTrio = create_app(self.fleet, cors_origins=cors_origins, observers=observers, limiter=limiter)
+        self.app: QuartTrio = create_app(
+            self.fleet,
+            cors_origins=cors_origins,
+            observers=observers,
+            limiter=limiter,
+            request_timeout=request_timeout,
+        )
         self.client = self.app.test_client()
         self.tokenizer = tokenizer
         self.url = url

@@ -24,6 +24,7 @@ _ERROR_TYPES: Final = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 _NO_THREADS: Final = {"error_code": "thread_unsupported_request"}
 """Makes the SDK's tool runner send whole conversations."""

@@ -75,6 +75,7 @@ class MessageErrorDetails(Answer):
         "rate_limit_error",
         "api_error",
         "overloaded_error",
+        "timeout_error",
     ]
     message: str
     details: ThreadDetails | None
