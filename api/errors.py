@@ -1,5 +1,6 @@
 """Errors in the format of OpenAI's API."""
 
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -35,6 +36,15 @@ def os_error_text(error: OSError) -> str:
     """The error in one line, with the file's name if there is one."""
     reason = error.strerror or str(error)
     return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions of a group and of the groups in it, or the exception itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
 
 
 def unavailable(message: str, code: str) -> ApiError:

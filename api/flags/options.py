@@ -63,6 +63,10 @@ class ServerSettings:
     port: int = DEFAULT_PORT
     """0 takes any free port."""
     cors_origins: tuple[str, ...] = ()
+    max_connections: int = 4096
+    """Maximum number of connections in all; 0 is no limit."""
+    max_connections_per_address: int = 3072
+    """Maximum number of connections from one address; 0 is no limit."""
     max_waiting: int = 1024
     """Maximum number of requests to one model that wait for memory or a sequence. Further requests are refused."""
     grace_seconds: float = 30.0

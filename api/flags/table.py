@@ -186,6 +186,22 @@ class ServerFlags(ModelFlags):
             help="Web origin whose pages may call the API; '*' is any. May be repeated.",
         ),
     ] = None
+    max_connections: Annotated[
+        int | None,
+        Flag(
+            min=0,
+            help="Maximum number of connections. Further ones get a 429. 0 is no limit.",
+            note="It is lower if the system's limit for open files is.",
+        ),
+    ] = None
+    max_connections_per_address: Annotated[
+        int | None,
+        Flag(
+            min=0,
+            help="Maximum number of connections from one address. Further ones get a 429. 0 is no limit.",
+            note="All users behind a reverse proxy have its address.",
+        ),
+    ] = None
     max_waiting: Annotated[
         int | None,
         Flag(

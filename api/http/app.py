@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 
 from api.errors import ApiError, server_error
 from api.flags import CacheScope
+from api.http.body import MAX_BODY_BYTES
 from api.http.operations import OPERATIONS
 from api.http.view import Segment, Segments, json_response, rules, view
 from api.protocols.call import Server
@@ -29,7 +30,6 @@ from api.serving.observer import CURRENT, Observers, RequestRecord
 
 _log = logging.getLogger("cortex.api")
 
-MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 EXPOSED: Final = ["x-request-id", "request-id", HEADER, "retry-after", *limits.HEADERS]
 """The headers that a web page of another origin may read."""
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")

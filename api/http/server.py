@@ -6,18 +6,18 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable
 from typing import Final
 
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve as serve_http
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
 from api.engine.process import ENGINE_COMMAND
-from api.errors import os_error_text
+from api.errors import leaves, os_error_text
 from api.flags import ModelOptions, ServerOptions, ServerSettings
 from api.http.app import create_app
+from api.http.connections import ConnectionLimits, Listener, allowed_connections, serve_connections
 from api.http.observers import TracingError, observing
 from api.record import AlreadyRunningError, hold_record
 from api.serving import salts
@@ -48,7 +48,7 @@ def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_CO
         with observing(options) as observers, hold_record(options, sockets[0].getsockname()[1]):
             trio.run(_run, options, sockets, engine_command, observers)
     except* (AlreadyRunningError, StartError, TracingError, OSError) as errors:
-        for error in _leaves(errors):
+        for error in leaves(errors):
             _log.error("%s", os_error_text(error) if isinstance(error, OSError) else error)
         exit_code = 1
     return exit_code
@@ -58,12 +58,15 @@ async def _run(
     options: ServerOptions, sockets: list[socket.socket], engine_command: tuple[str, ...], observers: Observers
 ) -> None:
     config = Config()
-    config.bind = [f"fd://{sock.fileno()}" for sock in sockets]
     config.accesslog = None
     config.errorlog = logging.getLogger("hypercorn")
     config.graceful_timeout = FLUSH_SECONDS
     config.keep_alive_timeout = KEEP_ALIVE_SECONDS
     config.h11_max_incomplete_size = 64 * 1024
+    limits = ConnectionLimits(
+        max_connections=allowed_connections(options.max_connections),
+        max_per_address=options.max_connections_per_address,
+    )
     drained = trio.Event()
     fleet = Fleet(
         max_waiting=options.max_waiting,
@@ -87,7 +90,8 @@ async def _run(
         await nursery.start(fleet.run)
         nursery.start_soon(_start_first, fleet, options.first)
         _log.info("listening at http://%s:%d/v1", *sockets[0].getsockname()[:2])
-        await serve_http(_with_shielded_ends(app), config, shutdown_trigger=drained.wait, mode="asgi")
+        listeners: list[Listener] = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
+        await serve_connections(_with_shielded_ends(app), config, listeners, limits, shutdown=drained.wait)
         with trio.move_on_after(FLUSH_SECONDS):
             await fleet.close()
         nursery.cancel_scope.cancel()
@@ -190,7 +194,7 @@ def _bind(host: str, port: int) -> socket.socket:
         sock = socket.create_server(
             ("127.0.0.1" if host == "localhost" else host, port),
             family=socket.AF_INET6 if ":" in host else socket.AF_INET,
-            backlog=1024,
+            backlog=4096,
         )
     except OSError as error:
         raise OSError(error.errno, f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}") from error
@@ -198,11 +202,3 @@ def _bind(host: str, port: int) -> socket.socket:
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_LIMIT * 1000))
     return sock
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

@@ -13,6 +13,7 @@ from werkzeug.routing import BaseConverter, Map
 from api.engine.deadline import NEVER, Deadline
 from api.errors import ApiError
 from api.http import access
+from api.http.body import read_body
 from api.http.deadlines import HEADER as TIMEOUT_HEADER
 from api.http.deadlines import deadline_of
 from api.http.operation import Operation, taken
@@ -113,13 +114,13 @@ async def _read(operation: Operation) -> Any:
         return parse_query(operation.query, request.args.items(multi=True))
     if operation.request is None:
         return None
-    data = await request.get_data(cache=False)
+    data = await read_body(request)
     if len(data) > INLINE_BYTES:
         return await trio.to_thread.run_sync(_parse, data, operation.request)
     return _parse(data, operation.request)
 
 
-def _parse(data: str | bytes, model: type[Strict]) -> Strict:
+def _parse(data: bytes, model: type[Strict]) -> Strict:
     try:
         body = orjson.loads(data)
     except orjson.JSONDecodeError as error:

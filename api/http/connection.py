@@ -1,0 +1,117 @@
+"""One connection: Hypercorn's, with limits for clients that send no request.
+
+Hypercorn's `read_timeout` would also close a stream that waits for its next token. So `Connection` has its own reading
+loop, which looks at what the client owes the server.
+"""
+
+from math import inf
+
+import h11
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, RawData
+from hypercorn.protocol.events import Event
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, LifespanState
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+class Connection(TCPServer):
+    """Serves one connection until it ends. Closes it if the client does not send the head of a request in time."""
+
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        state: LifespanState,
+        stream: Stream,
+        *,
+        head_seconds: float,
+    ) -> None:
+        """`head_seconds`: from the connection, or else from a request's first byte, to the end of its head."""
+        super().__init__(app, config, context, state, stream)  # type: ignore[arg-type]  # it serves both kinds
+        self._head_seconds = head_seconds
+        self._waiting_since: float | None = None
+        """Since when the client owes the head of a request; None if it owes nothing."""
+        self._num_requests = 0
+        self._has_ended = False
+
+    async def _read_data(self) -> None:
+        while True:
+            with trio.move_on_at(self._deadline()) as scope:
+                try:
+                    data = await self.stream.receive_some(MAX_RECV)
+                except (trio.ClosedResourceError, trio.BrokenResourceError):
+                    break
+            if scope.cancelled_caught:
+                break
+            await self.protocol.handle(RawData(bytes(data)))
+            if not data:
+                break
+        await self._end()
+
+    def _deadline(self) -> float:
+        """The time until which the client must send something."""
+        protocol = self.protocol.protocol
+        if protocol.keep_alive_requests != self._num_requests:
+            self._num_requests = protocol.keep_alive_requests
+            self._waiting_since = None
+        limit = self._head_seconds
+        if isinstance(protocol, H2Protocol):
+            _forgive_late_data(protocol)
+            waits = protocol.idle
+            if self._num_requests:  # frames such as pings are no beginning of a request
+                limit = self.config.keep_alive_timeout
+        elif isinstance(protocol.connection, h11.Connection):
+            # Between two requests, Hypercorn's own timer for idle connections runs.
+            is_reading_head = protocol.connection.their_state is h11.IDLE
+            waits = is_reading_head and (not self._num_requests or bool(protocol.connection.trailing_data[0]))
+        else:
+            waits = True  # Hypercorn has refused a websocket, and leaves the connection open
+        if not waits:
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = trio.current_time()
+        return inf if self._waiting_since is None else self._waiting_since + limit
+
+    async def _end(self) -> None:
+        """End what still runs for the connection."""
+        self._has_ended = True
+        await self.protocol.handle(Closed())
+        if isinstance(self.protocol.protocol, H2Protocol):
+            for buffer in list(self.protocol.protocol.stream_buffers.values()):
+                await buffer.close()  # a response that waits for room there would wait for ever
+        await self.idle_task.stop()  # it would keep the closed connection for the rest of its time
+
+    async def _idle_timeout(self) -> None:
+        if not self._has_ended:
+            await super()._idle_timeout()
+
+
+class _EndedStream:
+    """Takes what a client still sends for a request that has its response already."""
+
+    idle = True
+
+    async def handle(self, event: Event) -> None:
+        pass
+
+
+class _Streams(dict[int, HTTPStream | WSStream]):
+    def __missing__(self, stream_id: int) -> _EndedStream:
+        return _EndedStream()
+
+
+def _forgive_late_data(protocol: H2Protocol) -> None:
+    """Let clients send the rest of a body that the server answered without reading it.
+
+    Hypercorn raises KeyError for such data, which would close the connection under all its other requests.
+    """
+    if not isinstance(protocol.streams, _Streams):
+        protocol.streams = _Streams(protocol.streams)
