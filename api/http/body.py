@@ -19,7 +19,7 @@ async def read_body(request: Request) -> bytes:
     """The whole body.
 
     Raises ApiError 408 if nothing arrives for STALL_SECONDS, or if the body is STALL_SECONDS later than at
-    MIN_BYTES_PER_SECOND. Raises RequestEntityTooLarge beyond MAX_BODY_BYTES.
+    MIN_BYTES_PER_SECOND. Raises RequestEntityTooLarge beyond the app's MAX_CONTENT_LENGTH.
     """
     pieces: list[bytes] = []
     num_bytes = 0
@@ -32,7 +32,7 @@ async def read_body(request: Request) -> bytes:
             except StopAsyncIteration:
                 return b"".join(pieces)
             num_bytes += len(pieces[-1])
-            if num_bytes > MAX_BODY_BYTES:  # Quart compares only what was not read yet
+            if num_bytes > (request.max_content_length or MAX_BODY_BYTES):  # Quart compares only what was not read yet
                 raise RequestEntityTooLarge
             continue
         raise ApiError(408, "The request body did not arrive in time.", code="request_timeout")

@@ -16,7 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from api.engine.generation import UNREAD_LIMIT
 from api.flags import ModelOptions
-from api.http.app import MAX_BODY_BYTES
+from api.http.body import MAX_BODY_BYTES
 from api.protocols.answer import PING_SECONDS
 from api.protocols.chat.conversation import as_conversation
 from api.protocols.chat.request import UNSERVED, ChatRequest

@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from quart import Response
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from api.http.app import MAX_BODY_BYTES
+from api.http.body import MAX_BODY_BYTES
 from api.models.defaults import ModelDefaults
 from api.protocols.answer import PING_SECONDS
 from api.protocols.messages import request as schemas
