@@ -15,7 +15,7 @@ from api.engine.suspicion import Suspicion
 from api.errors import unavailable
 from api.tenants.tenant import LOCAL, Priority, Tenant
 from scheduler.config import EngineInfo
-from scheduler.messages import Cancel, Embed, Embedded, Message, Output, Report, Step, Submit
+from scheduler.messages import Cancel, Embed, Embedded, Message, Output, Queue, Report, Step, Submit
 
 _log = logging.getLogger("cortex.api")
 
@@ -206,7 +206,7 @@ class EngineClient:
         self.fail_all(_CANNOT_LOAD + reason)
 
     def on_message(self, message: Message) -> bool:
-        """Deliver outputs and embeddings. Messages about unknown requests are ignored.
+        """Deliver outputs, embeddings and positions. Messages about unknown requests are ignored.
 
         Returns whether a request has come forward.
         """
@@ -214,6 +214,9 @@ class EngineClient:
             case Step(outputs):
                 came_forward = [self._deliver(output) for output in outputs]
                 return any(came_forward)
+            case Queue(request_ids):
+                self._move(request_ids)
+                return False
             case Embedded(request_id):
                 embedding = self._requests.get(request_id)
                 if not isinstance(embedding, Embedding):
@@ -223,6 +226,16 @@ class EngineClient:
                 return True
             case _:
                 return False
+
+    def _move(self, request_ids: Sequence[int]) -> None:
+        """Record the positions of requests. The first sequence of a request counts."""
+        positions: dict[Generation, int] = {}
+        for position, request_id in enumerate(request_ids, 1):
+            request = self._requests.get(request_id)
+            if isinstance(request, Generation):
+                positions.setdefault(request, position)
+        for request, position in positions.items():
+            request.move(position)
 
     def _deliver(self, output: Output) -> bool:
         """Returns whether the request has come forward."""

@@ -29,7 +29,7 @@ class Watcher(Protocol):
     """Is informed when the sequences of a request, or a request for embeddings, come forward and end."""
 
     def advanced(self, index: int, num_tokens: int) -> None:
-        """A sequence has an output with this many tokens."""
+        """A sequence has an output with this many tokens of the answer."""
 
     def ended(self, index: int) -> None:
         """A sequence has ended, for any reason. Called once for each that has begun."""
@@ -52,6 +52,9 @@ class Generation:
         """All tokens received so far, for each sequence."""
         self._num_scored = [0] * len(submits)
         """Number of prompt log probabilities received so far, for each sequence."""
+        self._has_output = False
+        self.position: int | None = None
+        """Its first sequence's position among those that wait, from 1 on; None if it is not known, or has output."""
         self.deadline: Deadline = NEVER
         """When the sequences end, even if nobody reads them."""
 
@@ -72,6 +75,7 @@ class Generation:
 
     async def receive(self) -> list[tuple[int, Output]]:
         """Returns the outputs since the last call, each with the index of its sequence. Waits if there are none.
+        Returns nothing if only the position has changed.
 
         Raises ApiError 400 if the engine refused the grammar, 500 if it failed or the request was dropped, 504 if it
         was dropped after its deadline.
@@ -101,9 +105,17 @@ class Generation:
         self._answers[index] += output.tokens
         self._num_scored[index] += len(output.prompt_logprobs)
         self._mailbox.put(output)
-        if self._watcher is not None:
-            self._watcher.advanced(index, len(output.tokens))
+        if output.tokens or output.prompt_logprobs:  # an empty output only says that the grammar is accepted
+            self._has_output, self.position = True, None
+            if self._watcher is not None:
+                self._watcher.advanced(index, len(output.tokens))
         return is_read and not is_late
+
+    def move(self, position: int) -> None:
+        """Record its position among those that wait (for the engine client)."""
+        if not self._has_output and position != self.position:
+            self.position = position
+            self._mailbox.nudge()
 
     def message(self, request_id: int, *, num_alone: int = 0) -> Submit:
         """The message that starts or resumes a sequence (for the engine client).

@@ -25,13 +25,20 @@ class Mailbox:
         if pending is not output:
             pending.merge(output)
 
+    def nudge(self) -> None:
+        """Let a waiting `get` return without outputs."""
+        self._filled.set()
+
     @property
     def seconds_unread(self) -> float:
         """How long the oldest output has been waiting."""
         return trio.current_time() - self._filled_at if self._pending else 0.0
 
     async def get(self) -> list[Output]:
-        """Returns all outputs since the last call, merged into one for each sequence. Waits if there are none."""
+        """Returns all outputs since the last call, merged into one for each sequence. Waits if there are none.
+
+        Returns nothing after `nudge`.
+        """
         await self._filled.wait()
         outputs = list(self._pending.values())
         self._pending.clear()

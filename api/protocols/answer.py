@@ -69,7 +69,12 @@ class Answer(ABC):
                 accepted = True
                 if data := self._beginning() + self._written(deltas):
                     yield data
+                shown: int | None = None
                 while not self._finished:
+                    position = generation.position
+                    if position is not None and position != shown:
+                        shown = position
+                        yield b": queued %d\n\n" % position
                     until = min(trio.current_time() + PING_SECONDS, deadline.at)
                     with trio.CancelScope(deadline=until) as silence:
                         deltas = await self._receive(generation)

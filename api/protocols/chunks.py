@@ -6,13 +6,13 @@ from typing import Any, Final, Generic, TypeVar
 
 from api.errors import ApiError
 from api.protocols.answer import Answer, event
-from api.protocols.fields import GenerationRequest
+from api.protocols.timings import TimedRequest, timings
 from api.serving.choice import Choice, Delta
 from api.serving.service import ModelService, Prepared
 
 DONE: Final = b"data: [DONE]\n\n"
 
-RequestT = TypeVar("RequestT", bound=GenerationRequest)
+RequestT = TypeVar("RequestT", bound=TimedRequest)
 
 
 class ChunkedAnswer(Answer, Generic[RequestT]):
@@ -31,7 +31,8 @@ class ChunkedAnswer(Answer, Generic[RequestT]):
         self._per_prompt = len(prepared.choices) // len(prepared.prompts)
 
     def _whole(self, deltas: list[list[Delta]]) -> dict[str, Any]:
-        return self._object(self.kind, self._whole_choices(deltas)) | {"usage": self._usage()}
+        whole = self._object(self.kind, self._whole_choices(deltas)) | {"usage": self._usage()}
+        return whole | (self._timings() if self._request.wants_timings else {})
 
     def _beginning(self) -> bytes:
         return b"".join(self._chunk(index, choice) for index in range(len(self._choices)) for choice in self._begin())
@@ -42,7 +43,8 @@ class ChunkedAnswer(Answer, Generic[RequestT]):
     def _end(self) -> bytes:
         if not self._request.include_usage:
             return DONE
-        return event(self._object(self.chunk_kind, []) | {"usage": self._usage()}) + DONE
+        last = self._object(self.chunk_kind, []) | {"usage": self._usage()}
+        return event(last | (self._timings() if self._request.wants_timings else {})) + DONE
 
     def _failure(self, error: ApiError) -> bytes:
         return event(error.body())
@@ -82,7 +84,23 @@ class ChunkedAnswer(Answer, Generic[RequestT]):
 
     def _chunk(self, index: int, choice: dict[str, Any]) -> bytes:
         chunk = self._object(self.chunk_kind, [{"index": index, **choice}])
-        return event(chunk | {"usage": None} if self._request.include_usage else chunk)
+        if self._request.include_usage:
+            chunk["usage"] = None
+        is_last = self._finished and choice["finish_reason"] is not None and not self._request.include_usage
+        if self._request.timings_per_token or (is_last and self._request.timings):
+            chunk |= self._timings()
+        return event(chunk)
+
+    def _timings(self) -> dict[str, Any]:
+        """The field `timings`; nothing before the first token."""
+        usage = self._usage()
+        found = timings(
+            self._record,
+            num_prompt=usage["prompt_tokens"],
+            num_cached=usage["prompt_tokens_details"]["cached_tokens"],
+            num_answer=usage["completion_tokens"],
+        )
+        return {"timings": found} if found else {}
 
     @abstractmethod
     def _whole_choices(self, deltas: list[list[Delta]]) -> list[dict[str, Any]]:

@@ -46,6 +46,25 @@ class Usage(Answer):
     completion_tokens_details: CompletionTokensDetails
 
 
+class Timings(Answer):
+    """The times of a request, in milliseconds, with llama-server's names."""
+
+    queue_ms: float
+    """How long it waited in the engine."""
+    cache_n: int
+    """Prompt tokens that were found in the KV cache."""
+    prompt_n: int
+    """Prompt tokens that were computed."""
+    prompt_ms: float
+    prompt_per_token_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    """Tokens of the answer."""
+    predicted_ms: float
+    predicted_per_token_ms: float
+    predicted_per_second: float
+
+
 class TopLogprob(Answer):
     token: str
     logprob: float

@@ -12,7 +12,6 @@ from api.protocols.fields import (
     MAX_TOP_LOGPROBS,
     CacheRetention,
     FunctionName,
-    GenerationRequest,
     Metadata,
     ReasoningEffort,
     Strict,
@@ -21,6 +20,7 @@ from api.protocols.formats import ResponseFormat
 from api.protocols.hosted import HostedTool
 from api.protocols.template_fields import TemplateFields
 from api.protocols.thought_fields import Budget, ThoughtFields, contradiction
+from api.protocols.timings import TimedRequest
 from api.protocols.tools import ToolChoice, tool_use
 from api.text.dialects import Tool, ToolUse
 
@@ -95,7 +95,7 @@ class ReasoningOptions(Strict):
     """The same as `reasoning_budget`. A positive value turns reasoning on, if nothing else says it."""
 
 
-class ChatRequest(GenerationRequest, TemplateFields, ThoughtFields):
+class ChatRequest(TimedRequest, TemplateFields, ThoughtFields):
     """A request for chat completions."""
 
     unserved = UNSERVED

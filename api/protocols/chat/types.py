@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from api.protocols.priorities import ServedTier
-from api.protocols.types import Answer, TokenLogprob, Usage
+from api.protocols.types import Answer, Timings, TokenLogprob, Usage
 
 
 class Function(Answer):
@@ -64,6 +64,8 @@ class ChatCompletion(Answer):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    timings: Timings | None = None
+    """Left out unless the request asks for it."""
     service_tier: ServedTier
     system_fingerprint: str
 
@@ -114,5 +116,6 @@ class ChatCompletionChunk(Answer):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    timings: Timings | None = None
     service_tier: ServedTier
     system_fingerprint: str

@@ -5,14 +5,15 @@ from typing import Annotated, Final
 from pydantic import Field, model_validator
 
 from api.errors import ApiError
-from api.protocols.fields import MAX_CHOICES, MAX_TOP_LOGPROBS, GenerationRequest, Tokens
+from api.protocols.fields import MAX_CHOICES, MAX_TOP_LOGPROBS, Tokens
+from api.protocols.timings import TimedRequest
 
 DEFAULT_MAX_TOKENS: Final = 16
 """OpenAI's default."""
 MAX_PROMPTS: Final = 1024
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(TimedRequest):
     """A request for text completions of prompts."""
 
     endpoint = "completions"

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from api.protocols.types import Answer, Usage
+from api.protocols.types import Answer, Timings, Usage
 
 
 class CompletionLogprobs(Answer):
@@ -26,6 +26,8 @@ class TextCompletion(Answer):
     model: str
     choices: list[CompletionChoice]
     usage: Usage
+    timings: Timings | None = None
+    """Left out unless the request asks for it."""
     system_fingerprint: str
 
 
@@ -42,4 +44,5 @@ class TextCompletionChunk(Answer):
     model: str
     choices: list[CompletionChunkChoice]
     usage: Usage | None = None
+    timings: Timings | None = None
     system_fingerprint: str

@@ -5,6 +5,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 
+import anthropic
+import openai
 import orjson
 import pytest
 import trio
@@ -16,6 +18,7 @@ from api.tenants.tenant import Limits
 from api.text.tokenizer import Tokenizer
 from scheduler.messages import Embedded, Output
 from tests.api.fakes import INFO, MODEL, Server, chat, leave
+from tests.api.sdks import Sdks
 
 USER: Final = {"role": "user", "content": "Hello"}
 BODIES: Final[dict[str, dict[str, Any]]] = {
@@ -66,7 +69,10 @@ async def assert_refused(response: Response, kind: str = "requests") -> None:
 
 
 @pytest.mark.parametrize(("path", "stream"), STREAMS)
-async def test_every_answer_has_the_headers(tokenizer: Tokenizer, path: str, stream: bool) -> None:
+async def test_every_answer_has_the_headers(
+    tokenizer: Tokenizer, path: str, stream: bool, mock_clock: MockClock
+) -> None:
+    """Time stands still, because a thread looks for the unknown model."""
     server = served(tokenizer, default=Limits(requests_per_minute=2, tokens_per_minute=1000))
     answers(server)
     fields = {"stream": True} if stream else {}
@@ -131,6 +137,8 @@ async def test_each_sequence_counts(tokenizer: Tokenizer, path: str, fields: dic
 async def test_a_sequence_waits_until_its_first_output(tokenizer: Tokenizer) -> None:
     server = served(tokenizer, default=Limits(waiting=1))
     async with held(server, stream=True):
+        await assert_refused(await ask(server))
+        server.engine.emit([])  # its grammar is accepted
         await assert_refused(await ask(server))
         server.engine.emit(server.encode("One"))
         answers(server)
@@ -220,3 +228,33 @@ async def test_many_requests_at_once_are_served_or_refused(tokenizer: Tokenizer,
             server.engine.emit(server.encode("Fine."), "stop", request_id=submit.request_id)
     assert sorted(statuses) == [200] * 6 + [429] * 194
     assert server.fleet.num_active == 0
+
+
+async def test_sdks_raise_their_errors(tokenizer: Tokenizer) -> None:
+    """A 429 has what they need to try again."""
+    server = served(tokenizer, default=Limits(requests_per_minute=1))
+    answers(server)
+    assert (await ask(server)).status_code == 200
+    sdks = Sdks(server)
+    messages = [{"role": "user", "content": "Hello"}]
+    with pytest.raises(openai.RateLimitError) as refused:
+        await sdks.call(sdks.openai.chat.completions.create, model=MODEL, messages=messages)
+    assert (refused.value.type, refused.value.code) == ("requests", "rate_limit_exceeded")
+    assert int(refused.value.response.headers["retry-after"]) >= 1
+    with pytest.raises(anthropic.RateLimitError) as refused_too:
+        await sdks.call(sdks.anthropic.messages.create, model=MODEL, messages=messages, max_tokens=9)
+    assert refused_too.value.response.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+async def test_sdks_do_not_try_again_after_the_deadline(tokenizer: Tokenizer) -> None:
+    """They usually do after a 504."""
+    server = served(tokenizer, request_timeout=0.01)
+    sdks = Sdks(server)
+    messages = [{"role": "user", "content": "Hello"}]
+    with pytest.raises(openai.InternalServerError):
+        await sdks.call(sdks.openai.with_options(max_retries=3).chat.completions.create, model=MODEL, messages=messages)
+    with pytest.raises(anthropic.APIStatusError) as late:
+        await sdks.call(
+            sdks.anthropic.with_options(max_retries=3).messages.create, model=MODEL, messages=messages, max_tokens=9
+        )
+    assert (late.value.status_code, len(sdks.transport.bodies)) == (504, 2)
