@@ -39,6 +39,12 @@ class Limiter:
     def num_accounts(self) -> int:
         return len(self._accounts)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the limits of all tenants together would refuse the next request."""
+        now = self._clock()
+        return any(self._all(now).refusals(1, now))
+
     def enter(self, tenant: Tenant, num_sequences: int = 1, param: str = "n") -> Ticket:
         """Count a new request. `param`: its field that asks for several sequences.
 

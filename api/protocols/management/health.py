@@ -28,7 +28,7 @@ async def readiness(call: Call[None]) -> Reply:
 
 async def ready(call: Call[None]) -> Reply:
     """Whether a request to the first model would be answered now. Asks no engine."""
-    reason = call.server.fleet.unready_reason
+    reason = call.server.fleet.unready_reason or ("queue_full" if call.server.limiter.is_full else None)
     body = {"ready": reason is None, "reason": reason}
     return Reply(orjson.dumps(body), 200 if reason is None else 503)
 

@@ -165,6 +165,16 @@ async def test_tokens_of_prompts_and_answers_count(tokenizer: Tokenizer, autojum
     assert (await ask(server, "/v1/completions", prompt=[1] * 61)).status_code == 400
 
 
+async def test_a_server_over_its_own_limits_is_not_ready(tokenizer: Tokenizer) -> None:
+    server = served(tokenizer, Limits(concurrent=2), Limits(concurrent=1))
+    async with held(server, user="ada"):
+        assert (await server.client.get("/readyz")).status_code == 200, "the limit of one tenant is no reason"
+        async with held(server, user="bob"):
+            response = await server.client.get("/readyz")
+            assert (response.status_code, (await response.get_json())["reason"]) == (503, "queue_full")
+    assert (await server.client.get("/readyz")).status_code == 200
+
+
 ENDS: Final = ("served", "failed", "engine dies", "client leaves", "leaves before submission", "refused", "invalid")
 
 
