@@ -13,6 +13,7 @@ from typing import IO, Any, Self
 
 from api.flags import ServerOptions, ServerSettings
 from api.home import home
+from api.tenants.secret import credentials
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
@@ -80,7 +81,7 @@ def hold_record(options: ServerOptions, port: int) -> Iterator[ServerRecord]:
     """
     settings = {item.name: getattr(options, item.name) for item in fields(ServerSettings)}
     record = ServerRecord(
-        **settings | {"port": port},
+        **settings | {"port": port, "auth": options.demands_keys},
         pid=os.getpid(),
         model=options.first.name,
         model_path=str(options.first.path),
@@ -183,7 +184,7 @@ class ModelHealth:
     model: str
     aliases: tuple[str, ...]
     path: str | None
-    """None if the server takes this process for a remote client."""
+    """None if the server's secret cannot be read, so that this process cannot show that it acts for the owner."""
     status: str
     """`ready`, `loading`, `stopping`, `unloaded` or `failed`."""
     engine_pid: int | None
@@ -237,7 +238,8 @@ def ask(
     connection = http.client.HTTPConnection(record.connect_host, record.port, timeout=timeout)
     try:
         content = None if body is None else json.dumps(body)
-        connection.request(method, path, content, {"Content-Type": "application/json"} if content else {})
+        kind = {"Content-Type": "application/json"} if content else {}
+        connection.request(method, path, content, kind | credentials())
         response = connection.getresponse()
         return response.status, json.loads(response.read())
     finally:

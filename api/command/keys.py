@@ -36,7 +36,9 @@ def _names(incomplete: str) -> list[str]:
 
 
 def _limit(text: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(metavar="NUMBER", help=f"{text}; 'none' for no limit.")
+    option: typer.models.OptionInfo = typer.Option(
+        metavar="NUMBER", help=f"{text}. 0 for no limit; 'default' for the server's."
+    )
     return option
 
 

@@ -128,7 +128,7 @@ def _require_same_server(record: ServerRecord, flags: ServerFlags) -> None:
             continue
         lacks = row.type in (bool, list) and not current
         shown = list(current) if row.type is list else current
-        has = f"without {row.option}" if lacks else f"with {row.option} {shown}"
+        has = f"without {row.option}" if lacks else f"with {row.option}{'' if current is True else f' {shown}'}"
         raise CommandError(f"the server already runs {has}; stop it with 'cortex stop'")
 
 

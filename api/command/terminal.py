@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from api.tenants.secret import credentials
+
 if TYPE_CHECKING:
     import httpx
     from rich.console import JustifyMethod
@@ -108,7 +110,7 @@ def chat(api_url: str, model: str) -> bool:
     timeout = httpx.Timeout(10.0, read=None)  # A request may wait long in the queue; Ctrl-C ends the wait.
     complete = True
     # The environment's proxies are ignored, because the server is on this machine.
-    with httpx.Client(base_url=api_url, timeout=timeout, trust_env=False) as client:
+    with httpx.Client(base_url=api_url, headers=credentials(), timeout=timeout, trust_env=False) as client:
         conversation = Conversation(client, model)
         interactive = sys.stdin.isatty()
         if interactive:

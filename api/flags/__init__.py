@@ -1,6 +1,14 @@
 """The table of flags, and the options made from their values."""
 
-from api.flags.options import DEFAULT_PORT, CacheScope, ModelOptions, ServerOptions, ServerSettings, own_defaults
+from api.flags.options import (
+    DEFAULT_PORT,
+    CacheScope,
+    ModelOptions,
+    ServerOptions,
+    ServerSettings,
+    is_loopback,
+    own_defaults,
+)
 from api.flags.row import MAX_NAME_LENGTH, Flag, Row, num_bytes
 from api.flags.table import MODEL_ROWS, ROWS, SERVER_ROWS, ModelFlags, ServerFlags
 
@@ -18,6 +26,7 @@ __all__ = [
     "ServerFlags",
     "ServerOptions",
     "ServerSettings",
+    "is_loopback",
     "num_bytes",
     "own_defaults",
 ]

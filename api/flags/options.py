@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 39281
 CacheScope = Literal["server", "tenant"]
 """Who shares prefixes in the KV cache: all clients, or the requests of one tenant."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only clients on this machine can connect to an address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _nothing(_name: str) -> None:
@@ -91,6 +100,17 @@ class ServerSettings:
     """Whether the log has a line for each request."""
     idle_limit: float = 0.0
     """Seconds without requests after which a model is unloaded until the next request; 0 is never."""
+    auth: bool | None = None
+    """Whether clients need API keys; None if only clients of this machine need none."""
+    keys_file: str | None = None
+    """A TOML file with further keys."""
+    metrics_public: bool = False
+    """Whether metrics need no key even if other operations do."""
+
+    @property
+    def demands_keys(self) -> bool:
+        """Whether clients need API keys."""
+        return not is_loopback(self.host) if self.auth is None else self.auth
 
 
 @dataclass(frozen=True)

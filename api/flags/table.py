@@ -251,6 +251,25 @@ class ServerFlags(ModelFlags):
             note="With `tenant`, nobody can find out from times or from `cached_tokens` what others asked.",
         ),
     ] = None
+    auth: Annotated[
+        bool | None,
+        Flag(
+            help="Demand API keys.",
+            default="on, unless --host is a loopback address",
+            note="`cortex keys` makes keys.",
+        ),
+    ] = None
+    keys_file: Annotated[
+        str | None,
+        Flag(
+            metavar="PATH",
+            help="TOML file with further keys, for machines that share keys. Read again when it changes.",
+            default="none",
+        ),
+    ] = None
+    metrics_public: Annotated[
+        bool | None, Flag(help="Answer GET /metrics without a key, even if other requests need one.")
+    ] = None
     grace: Annotated[
         float | None,
         Flag(

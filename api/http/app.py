@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 
 from api.errors import ApiError, server_error
 from api.flags import CacheScope
+from api.http.access import Access
 from api.http.body import MAX_BODY_BYTES
 from api.http.operations import OPERATIONS
 from api.http.view import Segment, Segments, json_response, rules, view
@@ -44,16 +45,19 @@ def create_app(
     limiter: Limiter | None = None,
     cache_scope: CacheScope = "server",
     request_timeout: float = 0.0,
+    access: Access | None = None,
 ) -> QuartTrio:
     """The application for these models. `model_flags`: defaults for the flags of models that a request starts.
 
-    `observers` get each request. `request_timeout`: seconds for a request that sets none; 0 for no limit.
+    `observers` get each request. `request_timeout`: seconds for a request that sets none; 0 for no limit. `access`: by
+    default no keys are demanded, and nobody can start or stop models.
     """
     app = QuartTrio("cortex")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.url_map.converters |= {"segment": Segment, "segments": Segments}
     if cors_origins:
         app = cors(app, allow_origin=list(cors_origins), expose_headers=EXPOSED)
+    access = access or Access()
     server = Server(
         fleet,
         time.monotonic(),
@@ -62,6 +66,7 @@ def create_app(
         limiter=limiter or Limiter(),
         cache_scope=cache_scope,
         request_timeout=request_timeout,
+        demands_keys=access.demands_keys,
     )
     server.observers.add(server.tickets)
     _name_requests(app)
@@ -69,7 +74,7 @@ def create_app(
     server.observers.add(server.metrics.requests)
     app.asgi_app = _recorded(app.asgi_app, server.observers)  # type: ignore[method-assign, assignment]
     for each in OPERATIONS:
-        respond = view(each, server)
+        respond = view(each, server, access)
         for rule in rules(each, OPERATIONS):
             app.add_url_rule(rule, each.name, respond, methods=[each.method])
     return app
@@ -123,6 +128,8 @@ def _handle_errors(app: QuartTrio) -> None:
             response.headers["Retry-After"] = str(error.retry_after)
         if error.should_retry is not None:  # OpenAI's and Anthropic's SDKs read it
             response.headers["x-should-retry"] = str(error.should_retry).lower()
+        if error.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
         return response
 
     @app.errorhandler(HTTPException)

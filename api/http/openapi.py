@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader
 from pydantic.json_schema import models_json_schema
 
 from api import package_version
-from api.http.operation import Operation, taken
+from api.http.operation import Operation, Scope, taken
 from api.protocols.warnings import HEADER
 
 Operations = tuple[Operation, ...]
@@ -16,9 +16,19 @@ Operations = tuple[Operation, ...]
 _PAGES: Final = Environment(loader=PackageLoader("api.http", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 REF: Final = "#/components/schemas/{model}"
 WARNING: Final = "What the request asked for and did not get. Left out if there is nothing."
+SECURITY_SCHEMES: Final[dict[str, Any]] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, as OpenAI's SDK sends it."},
+    "api_key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "x-api-key",
+        "description": "An API key, as Anthropic's SDK sends it.",
+    },
+}
 STATUSES: Final = {
     400: "The request is invalid or not supported. The error names the field.",
-    403: "Only allowed from the server's own machine.",
+    401: "The server demands API keys, and the request has no valid one.",
+    403: "The API key may not do this, or may not use this model.",
     404: "The model, the response or the URL does not exist.",
     405: "This method is not allowed.",
     409: "The model cannot be loaded.",
@@ -45,6 +55,7 @@ def document(table: Operations) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         statuses = [*operation.errors, *([405] if taken(operation, table) else [])]
+        statuses += [401] if operation.scope is not Scope.PUBLIC else []
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, sorted(statuses), named)
     return {
         "openapi": "3.1.0",
@@ -54,7 +65,7 @@ def document(table: Operations) -> dict[str, Any]:
             "description": "Text generation for a whole team, with OpenAI's API and Anthropic's.",
         },
         "paths": paths,
-        "components": {"schemas": definitions["$defs"]},
+        "components": {"schemas": definitions["$defs"], "securitySchemes": SECURITY_SCHEMES},
     }
 
 
@@ -76,6 +87,9 @@ def _operation(operation: Operation, statuses: list[int], schemas: dict[Any, Any
         error = {"application/json": {"schema": schemas[operation.error]}}
         responses[str(status)] = {"description": STATUSES[status], "content": error}
     described: dict[str, Any] = {"summary": operation.summary, "responses": responses}
+    if operation.scope is not Scope.PUBLIC:  # without a scheme for servers that demand no keys
+        nothing: list[dict[str, list[str]]] = [{}] if operation.scope is not Scope.OWNER else []
+        described["security"] = [*nothing, *({name: []} for name in SECURITY_SCHEMES)]
     if operation.request:
         body = {"application/json": {"schema": schemas[operation.request]}}
         described["requestBody"] = {"required": True, "content": body}

@@ -20,9 +20,11 @@ class Scope(Enum):
 
     PUBLIC = "anybody"
     """Needs no API key, even if other operations do."""
+    METRICS = "users; anybody with `--metrics-public`"
     USER = "users"
-    OWNER = "the server's own machine"
-    """For operations that change the server."""
+    """Needs an API key if the server demands keys."""
+    OWNER = "administrators"
+    """For operations that change the server. Always needs an admin key, or the owner's secret."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,8 @@ from api.protocols.tokens import answer as tokens
 from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from api.protocols.tokens.types import RenderedPrompt, Text, Tokens
 
-GENERATES: Final = (400, 404, 413, 429, 500, 503, 504)
-READS: Final = (400, 404, 413, 503)
+GENERATES: Final = (400, 403, 404, 413, 429, 500, 503, 504)
+READS: Final = (400, 403, 404, 413, 503)
 RESPONSE_ID: Final = {"response_id": Parameter("The response's id.")}
 MODEL_NAME: Final = {"name": Parameter("The model's name.", has_slashes=True)}
 
@@ -228,7 +228,7 @@ OPERATIONS: Final = (
         tokens.detokenize,
         Text,
         DetokenizeRequest,
-        errors=(400, 404, 413),
+        errors=(400, 403, 404, 413),
     ),
     Operation(
         "apply_template",
@@ -287,7 +287,7 @@ OPERATIONS: Final = (
         "/metrics",
         "What the server counts, in Prometheus' text format",
         metrics.metrics,
-        scope=Scope.PUBLIC,
+        scope=Scope.METRICS,
     ),
     Operation(
         "version",

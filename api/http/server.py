@@ -17,6 +17,7 @@ from api.engine.process import ENGINE_COMMAND
 from api.errors import leaves, os_error_text
 from api.flags import ModelOptions, ServerOptions, ServerSettings
 from api.http.app import create_app
+from api.http.clients import Clients
 from api.http.connections import ConnectionLimits, Listener, allowed_connections, serve_connections
 from api.http.observers import TracingError, observing
 from api.record import AlreadyRunningError, hold_record
@@ -25,6 +26,7 @@ from api.serving.fleet import Fleet, StartError
 from api.serving.limits import Limiter
 from api.serving.observer import Observers
 from api.serving.request_log import RequestContext
+from api.tenants.errors import TenantsError
 from api.tenants.tenant import Limits
 from scheduler import logs
 
@@ -45,9 +47,10 @@ def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_CO
     exit_code = 0
     try:
         sockets = _listen(options.host, options.port)
+        clients = Clients(options)
         with observing(options) as observers, hold_record(options, sockets[0].getsockname()[1]):
-            trio.run(_run, options, sockets, engine_command, observers)
-    except* (AlreadyRunningError, StartError, TracingError, OSError) as errors:
+            trio.run(_run, options, sockets, engine_command, observers, clients)
+    except* (AlreadyRunningError, StartError, TenantsError, TracingError, OSError) as errors:
         for error in leaves(errors):
             _log.error("%s", os_error_text(error) if isinstance(error, OSError) else error)
         exit_code = 1
@@ -55,7 +58,11 @@ def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_CO
 
 
 async def _run(
-    options: ServerOptions, sockets: list[socket.socket], engine_command: tuple[str, ...], observers: Observers
+    options: ServerOptions,
+    sockets: list[socket.socket],
+    engine_command: tuple[str, ...],
+    observers: Observers,
+    clients: Clients,
 ) -> None:
     config = Config()
     config.accesslog = None
@@ -76,6 +83,7 @@ async def _run(
         engine_command=engine_command,
         log_format=options.log_format,
     )
+    observers.add(clients.usage)
     app = create_app(
         fleet,
         cors_origins=options.cors_origins,
@@ -83,10 +91,12 @@ async def _run(
         observers=observers,
         limiter=_limiter(options),
         request_timeout=options.request_timeout,
-        cache_scope=salts.resolved(options.cache_scope, demands_keys=False),
+        cache_scope=salts.resolved(options.cache_scope, demands_keys=options.demands_keys),
+        access=clients.access,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_drain_on_signal, fleet, options.grace_seconds, drained)
+        nursery.start_soon(clients.run)
         await nursery.start(fleet.run)
         nursery.start_soon(_start_first, fleet, options.first)
         _log.info("listening at http://%s:%d/v1", *sockets[0].getsockname()[:2])

@@ -12,7 +12,7 @@ from werkzeug.routing import BaseConverter, Map
 
 from api.engine.deadline import NEVER, Deadline
 from api.errors import ApiError
-from api.http import access
+from api.http.access import Access, Caller
 from api.http.body import read_body
 from api.http.deadlines import HEADER as TIMEOUT_HEADER
 from api.http.deadlines import deadline_of
@@ -66,31 +66,31 @@ def _rule(path: str, operation: Operation, operations: tuple[Operation, ...]) ->
     return path
 
 
-def view(operation: Operation, server: Server) -> Callable[..., Awaitable[Response]]:
+def view(operation: Operation, server: Server, access: Access) -> Callable[..., Awaitable[Response]]:
     async def respond(**path: str) -> Response:
         record: RequestRecord = g.record
         record.operation = operation.name
         if operation.is_observed:
             server.observers.began(record)
+        caller = await access.admit(operation.scope)
         deadline = NEVER
         if operation.is_limited:
             deadline = deadline_of(request.headers.get(TIMEOUT_HEADER), server.request_timeout, record.arrival)
         with trio.CancelScope(deadline=deadline.at):
-            return await answered(path, record, deadline)
+            return await answered(path, record, caller, deadline)
         raise deadline.error()
 
-    async def answered(path: Mapping[str, str], record: RequestRecord, deadline: Deadline) -> Response:
-        access.check(operation.scope)
+    async def answered(path: Mapping[str, str], record: RequestRecord, caller: Caller, deadline: Deadline) -> Response:
         parsed = await _read(operation)
         _note_warnings(parsed)
-        tenant = access.tenant(parsed)
+        tenant = access.tenant(caller, parsed)
         record.tenant, record.model = tenant.name, server.fleet.own_name(getattr(parsed, "model", None))
         ticket = Ticket()
         if operation.is_limited:
             g.limits = partial(server.limiter.headers, tenant)
             ticket = server.limiter.enter(tenant, parsed.num_sequences, parsed.sequences_field)
             server.tickets.add(record, ticket)
-        call = Call(server, parsed, g.request_id, path, tenant, access.is_local(), record, ticket)
+        call = Call(server, parsed, g.request_id, path, tenant, caller.is_owner, record, ticket)
         reply = await operation.handler(call)
         if isinstance(reply, Answer):
             return await _stream(reply, deadline) if parsed.stream else json_response(await reply.whole())

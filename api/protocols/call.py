@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+from api.errors import ApiError
 from api.flags import CacheScope
 from api.protocols.store import KeptResponses
 from api.serving.fleet import Fleet
@@ -11,6 +12,7 @@ from api.serving.limits import Limiter
 from api.serving.metrics import Metrics
 from api.serving.observer import Observers, RequestRecord
 from api.serving.salts import salt_of
+from api.serving.service import ModelService
 from api.serving.spec import GenerationSpec
 from api.serving.tickets import OpenTickets, Ticket
 from api.tenants.tenant import LOCAL, Tenant
@@ -38,6 +40,8 @@ class Server:
     """Who shares prefixes with whom."""
     request_timeout: float = 0.0
     """Seconds for a request that sets none; 0 for no limit."""
+    demands_keys: bool = False
+    """Whether clients need API keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +56,40 @@ class Call(Generic[RequestT]):
     """The parameters in the URL's path."""
     tenant: Tenant = LOCAL
     """Who sent it."""
-    is_local: bool = False
-    """Whether the client is on the server's own machine."""
+    is_owner: bool = False
+    """Whether the client may manage the server."""
     record: RequestRecord = field(default_factory=RequestRecord)
     """Where the stations of the request are recorded."""
     ticket: Ticket = field(default_factory=Ticket)
     """Counts the request toward limits."""
+
+    @property
+    def keeper(self) -> str:
+        """To whom kept responses belong: the tenant. Without keys, a client may have several names: all share them."""
+        return self.tenant.name if self.server.demands_keys else ""
+
+    @property
+    def sees_details(self) -> bool:
+        """Whether the client may see the server's processes and counters."""
+        return self.is_owner or not self.server.demands_keys
+
+    async def service(self, name: str | None) -> ModelService:
+        """As Fleet.service. Raises ApiError 403 if the tenant may not use the model."""
+        self._check_allowed(name)
+        return await self.server.fleet.service(name)
+
+    async def accepting(self, name: str, *, embeds: bool = False) -> ModelService:
+        """As Fleet.accepting. Raises ApiError 403 if the tenant may not use the model."""
+        self._check_allowed(name)
+        return await self.server.fleet.accepting(name, embeds=embeds)
+
+    def _check_allowed(self, name: str | None) -> None:
+        """Checked before the model is looked up, so that no model is loaded for a client who may not use it."""
+        allowed, names = self.tenant.models, self.server.fleet.names_of(name)
+        if allowed and names and not set(allowed) & set(names):
+            listed = ", ".join(map(repr, allowed))
+            message = f"This API key may not use the model {name or names[0]!r}. It may use {listed}."
+            raise ApiError(403, message, param="model", code="model_not_allowed")
 
     def owned(self, spec: GenerationSpec) -> GenerationSpec:
         """The request in neutral form, with its tenant, record and ticket, and with the salt that separates it."""

@@ -52,7 +52,7 @@ class Wire(BaseModel):
     @property
     def end_user(self) -> str | None:
         """The client's user for whom the request is, if it names one."""
-        return getattr(self, "user", None) or getattr(self, "safety_identifier", None)
+        return None
 
 
 class Strict(Wire):
@@ -214,6 +214,10 @@ class GenerationRequest(SharedFields):
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "'stream_options' is only allowed when 'stream' is true.", param="stream_options")
         return self
+
+    @property
+    def end_user(self) -> str | None:
+        return self.user
 
     @property
     def num_choices(self) -> int:

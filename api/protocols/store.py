@@ -50,47 +50,53 @@ class KeptResponse:
         return self.input + self.output
 
 
+Place = tuple[str, str]
+"""Whom a response or an item belongs to, and its id. Nobody finds the responses and items of others."""
+
+
 class KeptResponses:
-    """Responses by id. The latest response of a conversation has all its items, even if earlier ones are dropped."""
+    """Responses by owner and id. The latest response of a conversation has all its items, even if earlier ones are
+    dropped. All owners together share the bounds.
+    """
 
     def __init__(self, *, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
         self._max_responses = max_responses
         self._max_bytes = max_bytes
-        self._responses: dict[str, KeptResponse] = {}
+        self._responses: dict[Place, KeptResponse] = {}
         """In the order in which they ended."""
         self._uses: Counter[KeptItem] = Counter()
         """Number of responses that contain an item."""
-        self._items: dict[str, KeptItem] = {}
-        """The items whose ids this server made, by id."""
+        self._items: dict[Place, KeptItem] = {}
+        """The items whose ids this server made."""
         self.num_bytes = 0
 
     def __len__(self) -> int:
         return len(self._responses)
 
-    def find(self, response_id: str) -> KeptResponse | None:
-        return self._responses.get(response_id)
+    def find(self, owner: str, response_id: str) -> KeptResponse | None:
+        return self._responses.get((owner, response_id))
 
-    def find_item(self, item_id: str) -> KeptItem | None:
-        return self._items.get(item_id)
+    def find_item(self, owner: str, item_id: str) -> KeptItem | None:
+        return self._items.get((owner, item_id))
 
-    def keep(self, response_id: str, response: KeptResponse) -> None:
+    def keep(self, owner: str, response_id: str, response: KeptResponse) -> None:
         """Store a response, and drop the oldest ones beyond the bounds. Does nothing if it alone exceeds them."""
         if _own_bytes(response) + sum(map(_item_bytes, set(response.conversation))) > self._max_bytes:
             return  # else all others would be dropped first
-        self._responses[response_id] = response
+        self._responses[owner, response_id] = response
         self.num_bytes += _own_bytes(response)
         for item in response.conversation:
             self._uses[item] += 1
             if self._uses[item] == 1:
                 self.num_bytes += _item_bytes(item)
                 if item.is_ours:
-                    self._items[item.id] = item
+                    self._items[owner, item.id] = item
         while len(self._responses) > self._max_responses or self.num_bytes > self._max_bytes:
-            self.delete(next(iter(self._responses)))
+            self.delete(*next(iter(self._responses)))
 
-    def delete(self, response_id: str) -> bool:
+    def delete(self, owner: str, response_id: str) -> bool:
         """Delete a response. Returns whether it was stored. Items of other responses stay."""
-        response = self._responses.pop(response_id, None)
+        response = self._responses.pop((owner, response_id), None)
         if response is None:
             return False
         self.num_bytes -= _own_bytes(response)
@@ -98,7 +104,8 @@ class KeptResponses:
             self._uses[item] -= 1
             if not self._uses[item]:
                 del self._uses[item]
-                self._items.pop(item.id if item.is_ours else "", None)
+                if item.is_ours:
+                    self._items.pop((owner, item.id), None)
                 self.num_bytes -= _item_bytes(item)
         return True
 

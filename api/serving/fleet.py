@@ -81,6 +81,16 @@ class Fleet:
             raise self._unknown(name)
         return model
 
+    def names_of(self, name: str | None) -> tuple[str, ...]:
+        """All names of the model with this name or alias, or of the first model for None.
+
+        A name that no model has is its only one. Empty for None without a model.
+        """
+        model = self._find(name) if name is not None else next(iter(self._models.values()), None)
+        if model is not None:
+            return model.names
+        return () if name is None else (name,)
+
     def own_name(self, name: str | None) -> str:
         """The own name of the model with this name or alias; of the first model for None; empty if there is none."""
         model = self._find(name) if name is not None else next(iter(self._models.values()), None)

@@ -1,6 +1,7 @@
 """Finds the tenant of a key. Follows the changes that other processes make to the database and to the keys file."""
 
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ _log = logging.getLogger("cortex.api")
 
 REFRESH_SECONDS: Final = 1.0
 """How long a change of keys may take until the server follows it."""
+MIN_SECONDS: Final = 0.1
+"""Between two refreshes, however many unknown keys are sent."""
 _INDEX_BYTES: Final = 8
 """Bytes of a hash by which keys are looked up, before the whole hash is compared."""
 
@@ -66,6 +69,9 @@ class Directory:
         """SQLite's number for the state that was read. It changes when others write."""
         self._file_stamp: FileStamp | None = None
         self._failures: list[str] = []
+        self._refreshing = trio.Lock()
+        self._begun = -math.inf
+        """When the last refresh began, on trio's clock."""
 
     def load(self) -> None:
         """Read everything. Raises TenantsError if the database or the keys file cannot be used."""
@@ -79,9 +85,18 @@ class Directory:
         try:
             while True:
                 await trio.sleep(REFRESH_SECONDS)
-                await trio.to_thread.run_sync(self.refresh)
+                await self._refreshed()
         finally:
             self.close()
+
+    async def _refreshed(self) -> None:
+        """Wait for a refresh that begins after this call. Calls at the same time share one."""
+        called = trio.current_time()
+        async with self._refreshing:
+            if self._begun < called:
+                await trio.sleep_until(self._begun + MIN_SECONDS)
+                self._begun = trio.current_time()
+                await trio.to_thread.run_sync(self.refresh)
 
     def refresh(self) -> None:
         """Read what has changed. A failure keeps what was read before, and is logged once."""
@@ -110,6 +125,14 @@ class Directory:
             if matches(known.key.hash, hashed):
                 return known.accepted(self._clock())
         return Refusal.UNKNOWN
+
+    async def recognize(self, key: str) -> Tenant | Refusal:
+        """As `find`, but looks for a key that was added just now before it refuses an unknown one."""
+        found = self.find(key)
+        if found is Refusal.UNKNOWN:
+            await self._refreshed()
+            found = self.find(key)
+        return found
 
     @property
     def is_empty(self) -> bool:

@@ -49,11 +49,11 @@ def priority_of(text: str) -> Priority:
 
 
 def limit_of(text: str) -> int | None:
-    """A limit; None for `none`. Raises ValueError if it is not valid."""
-    if text == "none":
+    """A limit, of which 0 is none; None for `default`. Raises ValueError if it is not valid."""
+    if text == "default":
         return None
     if not text.isascii() or not text.isdigit() or int(text[:32]) > MAX_LIMIT:
-        raise ValueError(f"{text!r} is neither a whole number of at most {MAX_LIMIT} nor 'none'")
+        raise ValueError(f"{text!r} is neither a whole number of at most {MAX_LIMIT} nor 'default'")
     return int(text)
 
 

@@ -15,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from api.engine.client import EngineClient
 from api.engine.process import EngineLauncher
 from api.flags import ModelOptions
+from api.http.access import Access
 from api.http.app import create_app
 from api.models.defaults import ModelDefaults
 from api.protocols.answer import PING_SECONDS
@@ -207,6 +208,7 @@ class Server:
         observers: Observers | None = None,
         limiter: Limiter | None = None,
         request_timeout: float = 0.0,
+        access: Access | None = None,
     ) -> None:
         self.url = url
         """The path that requests are posted to."""
@@ -221,6 +223,7 @@ class Server:
             observers=observers,
             limiter=limiter,
             request_timeout=request_timeout,
+            access=access,
         )
         self.client = self.app.test_client()
         self.tokenizer = tokenizer

@@ -27,9 +27,8 @@ class AppTransport(httpx2.BaseTransport):
         return trio.from_thread.run(self._send, request)
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
-        assert request.method == "POST"
-        headers = {"Content-Type": "application/json"}
-        answer = await self._server.client.post(request.url.path, data=request.read(), headers=headers)
+        send = getattr(self._server.client, request.method.lower())
+        answer = await send(request.url.path, data=request.read(), headers=dict(request.headers))
         body = bytes(await answer.get_data(as_text=False))
         return httpx2.Response(answer.status_code, headers=list(answer.headers.items()), content=body)
 
@@ -37,11 +36,11 @@ class AppTransport(httpx2.BaseTransport):
 class Sdks:
     """Both SDKs over one server."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, api_key: str = "none") -> None:
         self.transport = AppTransport(server)
         client = httpx2.Client(transport=self.transport)
-        self.openai = OpenAI(base_url="http://app/v1", api_key="none", max_retries=0, http_client=client)
-        self.anthropic = Anthropic(base_url="http://app", api_key="none", max_retries=0, http_client=client)
+        self.openai = OpenAI(base_url="http://app/v1", api_key=api_key, max_retries=0, http_client=client)
+        self.anthropic = Anthropic(base_url="http://app", api_key=api_key, max_retries=0, http_client=client)
 
     async def call(self, function: Callable[..., AnswerT], /, **fields: Any) -> AnswerT:
         return await trio.to_thread.run_sync(partial(function, **fields))

@@ -121,9 +121,15 @@ class CortexServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
+    @property
+    def owner(self) -> dict[str, str]:
+        """The headers of a request by the server's owner."""
+        return {"Authorization": f"Bearer {(self.home / 'owner.secret').read_text().strip()}"}
+
     def health(self, model: str | None = None) -> dict[str, Any]:
         """The health of one model, by default the one the server was started with; `status` is the server's."""
-        body = httpx.get(f"http://127.0.0.1:{self.port}/healthz", timeout=SECONDS, verify=False).json()
+        url = f"http://127.0.0.1:{self.port}/healthz"
+        body = httpx.get(url, headers=self.owner, timeout=SECONDS, verify=False).json()
         found: dict[str, Any] = next(each for each in body["models"] if each["model"] == (model or self.model))
         return found | {"status": body["status"]}
 

@@ -93,7 +93,7 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
 
 
 async def create(call: Call[ChatRequest]) -> ChatCompletion:
-    service = await call.server.fleet.accepting(call.request.model)
+    service = await call.accepting(call.request.model)
     return await ChatCompletion.create(service, call)
 
 

@@ -113,10 +113,10 @@ class ChatRequest(TimedRequest, TemplateFields, ThoughtFields):
     reasoning_effort: ReasoningEffort | None = None
     reasoning: ReasoningOptions | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    safety_identifier: str | None = None
     # accepted without effect
     metadata: Metadata | None = None
     store: bool | None = None
-    safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: CacheRetention | None = None
@@ -136,6 +136,10 @@ class ChatRequest(TimedRequest, TemplateFields, ThoughtFields):
             raise ApiError(400, message, param="logprobs", code="invalid_value")
         self.tool_use()
         return self
+
+    @property
+    def end_user(self) -> str | None:
+        return self.user or self.safety_identifier
 
     @property
     def requested_tokens(self) -> int | None:

@@ -110,7 +110,7 @@ def _as_spec(request: CompletionRequest) -> GenerationSpec:
 
 
 async def create(call: Call[CompletionRequest]) -> TextCompletion:
-    service = await call.server.fleet.accepting(call.request.model)
+    service = await call.accepting(call.request.model)
     return await TextCompletion.create(service, call)
 
 

@@ -23,7 +23,7 @@ INLINE_NUMBERS: Final = 20_000
 async def embed(call: Call[EmbeddingsRequest]) -> dict[str, Any]:
     """Raises ApiError 400 for texts or dimensions that do not fit the model, 429 over a limit, 500 on failure."""
     request = call.request
-    service = await call.server.fleet.accepting(request.model, embeds=True)
+    service = await call.accepting(request.model, embeds=True)
     call.record.model = service.names[0]
     with service.admission.enter() as place:
         return await _embed(service, call, place)

@@ -54,6 +54,10 @@ class EmbeddingsRequest(Strict):
         """The class that the request asks for; None if it asks for none."""
         return wished_class(self.priority, None)
 
+    @property
+    def end_user(self) -> str | None:
+        return self.user
+
     def inputs(self) -> dict[str, str | list[int]]:
         """The inputs by their wire names, such as `input[0]`."""
         if isinstance(self.input, str):

@@ -2,12 +2,17 @@
 
 import os
 import time
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from api import package_version
 from api.protocols.call import Call, Reply
+
+HIDDEN: Final[dict[str, None]] = {"path": None}
+"""What only the server's owner sees of a model."""
+DETAILS: Final[dict[str, None]] = dict.fromkeys(("engine_pid", "kv", "statistics", "statistics_age"))
+"""What nobody else sees either if keys are demanded: counters show what others do."""
 
 
 async def health(call: Call[None]) -> Reply:
@@ -16,8 +21,9 @@ async def health(call: Call[None]) -> Reply:
         "uptime_seconds": round(time.monotonic() - call.server.started, 3),
         "version": package_version(),
     }
-    if not call.is_local:  # paths of files are private
-        body["models"] = [model | {"path": None} for model in body["models"]]
+    hidden = HIDDEN if call.sees_details else HIDDEN | DETAILS
+    if not call.is_owner:
+        body["models"] = [model | hidden for model in body["models"]]
     return _reply(body)
 
 

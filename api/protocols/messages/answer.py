@@ -52,13 +52,13 @@ def error_body(error: ApiError, request_id: str) -> dict[str, Any]:
 
 
 async def create(call: Call[MessagesRequest]) -> "MessageAnswer":
-    service = await call.server.fleet.accepting(call.request.model)
+    service = await call.accepting(call.request.model)
     return await MessageAnswer.create(service, call)
 
 
 async def count_tokens(call: Call[CountTokensRequest]) -> dict[str, Any]:
     """Raises ApiError 400 if the model's template refuses the conversation."""
-    service = await call.server.fleet.service(call.request.model)
+    service = await call.service(call.request.model)
     return {"input_tokens": len(await service.prompts.chat(as_conversation(call.request)))}
 
 

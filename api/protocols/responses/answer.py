@@ -1,9 +1,10 @@
 """POST /v1/responses: renders responses, whole or as a stream of events, and stores them."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from functools import partial
+from typing import Any, Literal, Self, TypeVar
 
 import orjson
 
@@ -16,11 +17,12 @@ from api.protocols.responses.conversation import as_conversation, as_spec
 from api.protocols.responses.items import Item, ItemReference, new_id, new_item_id
 from api.protocols.responses.output_items import Event, OutputItems
 from api.protocols.responses.request import InputTokensRequest, ResponseRequest
-from api.protocols.store import KeptItem, KeptResponse, KeptResponses, items_of
+from api.protocols.store import KeptItem, KeptResponse, items_of
 from api.serving.choice import Delta
 from api.serving.service import ModelService, Prepared
 from scheduler.messages import Output
 
+RequestT = TypeVar("RequestT", bound=InputTokensRequest)
 EndStatus = Literal["completed", "incomplete"]
 
 
@@ -33,14 +35,14 @@ class ModelResponse(Answer):
         request: ResponseRequest,
         conversation: tuple[KeptItem, ...],
         prepared: Prepared,
-        kept: KeptResponses,
+        keep: Callable[[str, KeptResponse], None],
     ) -> None:
-        """Raises ApiError 503 without an engine."""
+        """`keep` stores the response under its id. Raises ApiError 503 without an engine."""
         super().__init__(service, prepared)
         self._request = request
         self._hides_reasoning = request.hides_reasoning()
         self._conversation = conversation
-        self._kept = kept
+        self._store = keep
         self._id = new_id("resp")
         self._created = int(time.time())
         self._output = OutputItems(request.names_of_calls(), request.custom_names())
@@ -49,14 +51,14 @@ class ModelResponse(Answer):
     @classmethod
     async def create(cls, service: ModelService, call: Call[ResponseRequest]) -> Self:
         """Raises ApiError 400 if the model cannot serve the request, 400 or 404 for references that are not stored."""
-        request, kept = call.request, call.server.responses
-        conversation = _conversation(request, kept)
+        request = call.request
+        conversation = _conversation(call)
         items = items_of(conversation)
         if request.truncation == "auto":
             room = request.max_output_tokens or service.defaults.token_limit or 1
             items = await _fitting(service, request, items, room)
         prepared = await service.prepare(call.owned(as_spec(request, items)))
-        return cls(service, request, conversation, prepared, kept)
+        return cls(service, request, conversation, prepared, partial(call.server.responses.keep, call.keeper))
 
     def _steps(self, output: Output) -> Sequence[Output]:
         """One output for each token if log probabilities are requested, to match texts with their tokens."""
@@ -125,7 +127,7 @@ class ModelResponse(Answer):
         if self._request.is_kept:
             output = tuple(KeptItem.of(item, is_ours=True) for item in self._output.items)
             kept = KeptResponse(orjson.dumps(response), self._conversation, output, self._request.wants_logprobs)
-            self._kept.keep(self._id, kept)
+            self._store(self._id, kept)
         return response
 
     def _object(self, status: str) -> dict[str, Any]:
@@ -158,22 +160,23 @@ class ModelResponse(Answer):
 
 
 async def create(call: Call[ResponseRequest]) -> ModelResponse:
-    service = await call.server.fleet.accepting(call.request.model)
+    service = await call.accepting(call.request.model)
     return await ModelResponse.create(service, call)
 
 
-def _conversation(request: InputTokensRequest, kept: KeptResponses) -> tuple[KeptItem, ...]:
+def _conversation(call: Call[RequestT]) -> tuple[KeptItem, ...]:
     """The items of the previous response, then the input. Raises ApiError 400 or 404 if one of them is not stored."""
+    request, kept, owner = call.request, call.server.responses, call.keeper
     items: list[KeptItem] = []
     if request.previous_response_id is not None:
-        previous = kept.find(request.previous_response_id)
+        previous = kept.find(owner, request.previous_response_id)
         if previous is None:
             message = f"Previous response with id '{request.previous_response_id}' not found."
             raise ApiError(400, message, param="previous_response_id", code="previous_response_not_found")
         items += previous.conversation
     for item in request.input or ():
         if isinstance(item, ItemReference):
-            found = kept.find_item(item.id)
+            found = kept.find_item(owner, item.id)
             if found is None:
                 raise ApiError(404, f"Item with id '{item.id}' not found.", param="input")
             items.append(found)
@@ -182,7 +185,9 @@ def _conversation(request: InputTokensRequest, kept: KeptResponses) -> tuple[Kep
             if listed is None:
                 continue
             sent = KeptItem.of(listed, is_ours=not item.id)
-            found = kept.find_item(sent.id)  # an item that is sent back unchanged stays the stored one, with its id
+            found = kept.find_item(
+                owner, sent.id
+            )  # an item that is sent back unchanged stays the stored one, with its id
             items.append(found if found is not None and found.data == sent.data else sent)
     return tuple(_with_distinct_ids(items))
 
@@ -202,8 +207,8 @@ def _with_distinct_ids(items: Iterable[KeptItem]) -> Iterator[KeptItem]:
 async def count_input(call: Call[InputTokensRequest]) -> dict[str, Any]:
     """Raises ApiError 400 if the template refuses the conversation, 400 or 404 for references that are not stored."""
     request = call.request
-    service = await call.server.fleet.service(request.model)
-    items = items_of(_conversation(request, call.server.responses))
+    service = await call.service(request.model)
+    items = items_of(_conversation(call))
     if request.truncation == "auto":
         items = await _fitting(service, request, items, room=1)
     tokens = await service.prompts.chat(as_conversation(request, items))

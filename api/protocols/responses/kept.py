@@ -26,7 +26,7 @@ async def retrieve(call: Call[RetrieveQuery]) -> dict[str, Any]:
 async def delete(call: Call[None]) -> dict[str, Any]:
     """Raises ApiError 404 if the response is not stored."""
     response_id = call.path["response_id"]
-    if not call.server.responses.delete(response_id):
+    if not call.server.responses.delete(call.keeper, response_id):
         raise _not_found(response_id)
     return {"id": response_id, "object": "response", "deleted": True}
 
@@ -57,7 +57,7 @@ async def list_input(call: Call[ListQuery]) -> dict[str, Any]:
 
 def _found(call: Call[Any]) -> KeptResponse:
     response_id = call.path["response_id"]
-    found = call.server.responses.find(response_id)
+    found = call.server.responses.find(call.keeper, response_id)
     if found is None:
         raise _not_found(response_id)
     return found

@@ -179,6 +179,10 @@ class ResponseRequest(InputTokensRequest, GenerationRequest, ThoughtFields):
         return self
 
     @property
+    def end_user(self) -> str | None:
+        return self.user or self.safety_identifier
+
+    @property
     def wants_logprobs(self) -> bool:
         return LOGPROBS in (self.include or ())
 

@@ -12,7 +12,7 @@ from api.serving.service import ModelService
 
 async def tokenize(call: Call[TokenizeRequest]) -> dict[str, Any]:
     request = call.request
-    service = await call.server.fleet.service(request.model)
+    service = await call.service(request.model)
     if (conversation := request.conversation()) is not None:
         tokens = await service.prompts.chat(conversation)
     else:
@@ -32,7 +32,7 @@ async def tokenize(call: Call[TokenizeRequest]) -> dict[str, Any]:
 
 async def detokenize(call: Call[DetokenizeRequest]) -> dict[str, Any]:
     request = call.request
-    service = await call.server.fleet.service(request.model)
+    service = await call.service(request.model)
     unknown = next((token for token in request.tokens if token >= service.tokenizer.vocab_size), None)
     if unknown is not None:
         message = f"Token {unknown} is not in the model's vocabulary of {service.tokenizer.vocab_size}."
@@ -43,7 +43,7 @@ async def detokenize(call: Call[DetokenizeRequest]) -> dict[str, Any]:
 
 async def apply_template(call: Call[ApplyTemplateRequest]) -> dict[str, Any]:
     """The prompt as text, including its control tokens."""
-    service = await call.server.fleet.service(call.request.model)
+    service = await call.service(call.request.model)
     return {"prompt": service.tokenizer.text(await service.prompts.chat(call.request.conversation()))}
 
 

@@ -189,7 +189,7 @@ def test_models_started_later_get_the_running_servers_flags(tmp_path: Path, mode
     with CortexServer(tmp_path, "--ctx-len=256") as server:
         for body in ({"model": "two"}, {"model": "three", "ctx_len": 128}):
             body |= {"path": str(tmp_path / f"{body['model']}.gguf")}
-            answer = httpx.post(f"{server.url}/models/start", json=body, timeout=SECONDS)
+            answer = httpx.post(f"{server.url}/models/start", json=body, headers=server.owner, timeout=SECONDS)
             assert answer.status_code == 200, answer.text
         contexts = [server.health(name)["context_length"] for name in (MODEL, "two", "three")]
     assert contexts == [256, 256, 128]

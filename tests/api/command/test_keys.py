@@ -71,7 +71,7 @@ def test_every_setting_is_stored_and_listed(cortex: Cortex) -> None:
     _, table, _ = cortex("keys", "list")
     assert "active, admin" in table
     assert "1 waiting, 2 concurrent, 3 requests/min, 4 tokens/min" in table
-    cortex("keys", "edit", "alice", "--no-admin", "--models=all", "--max-waiting=none", "--expires=never")
+    cortex("keys", "edit", "alice", "--no-admin", "--models=all", "--max-waiting=default", "--expires=never")
     assert find(key.strip()) == Tenant("alice", 2.5, Priority.BATCH, Limits(None, 2, 3, 4))
     assert json.loads(cortex("keys", "list", "--json")[1])[0]["expires"] is None
 

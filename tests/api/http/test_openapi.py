@@ -44,7 +44,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
 
 @pytest.fixture
 def client(server: CortexServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=SECONDS) as client:
+    url = f"http://127.0.0.1:{server.port}"
+    with httpx.Client(base_url=url, headers=server.owner, timeout=SECONDS) as client:
         yield client
 
 
@@ -319,7 +320,7 @@ def tame_sensible(context: schemathesis.HookContext, body: Any) -> Any:
 
 def check(case: "schemathesis.Case[Any]", server: CortexServer) -> None:
     """Asserts that there is no 5xx, and no status, content type or body that is not documented."""
-    response = case.call(f"http://127.0.0.1:{server.port}", timeout=SECONDS)
+    response = case.call(f"http://127.0.0.1:{server.port}", headers=server.owner, timeout=SECONDS)
     case.validate_response(response, excluded_checks=TOO_STRICT)
     SEEN[case.path, response.status_code] += 1
     if response.headers.get("content-type", [""])[0].startswith("text/event-stream"):

@@ -390,7 +390,7 @@ def test_an_encoder_is_served_beside_a_generating_model(cortex: CortexServer, cl
     path = tmp_path / "bert.gguf"
     write_bert(path, gguf.PoolingType.CLS)
     base = f"http://127.0.0.1:{cortex.port}"
-    started = httpx.post(f"{base}/v1/models/start", json={"model": str(path)}, timeout=SECONDS)
+    started = httpx.post(f"{base}/v1/models/start", json={"model": str(path)}, headers=cortex.owner, timeout=SECONDS)
     assert started.status_code == 200, started.text
     answer = client.embeddings.create(model=str(path), input=["the cat", "the dog sat"])
     assert [len(each.embedding) for each in answer.data] == [64, 64]
@@ -399,5 +399,5 @@ def test_an_encoder_is_served_beside_a_generating_model(cortex: CortexServer, cl
         client.chat.completions.create(model=str(path), messages=[{"role": "user", "content": "Hi"}])
     health = cortex.health(str(path))
     assert (health["status"], health["context_length"]) == ("ok", 128)
-    stopped = httpx.post(f"{base}/v1/models/stop", json={"model": str(path)}, timeout=SECONDS)
+    stopped = httpx.post(f"{base}/v1/models/stop", json={"model": str(path)}, headers=cortex.owner, timeout=SECONDS)
     assert stopped.status_code == 200

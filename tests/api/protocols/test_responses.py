@@ -1048,25 +1048,25 @@ def kept_item(name: str, size: int = 0, *, is_ours: bool = True) -> KeptItem:
 def test_the_oldest_response_is_dropped_first_and_its_items_once_unused() -> None:
     kept = KeptResponses(max_responses=2)
     said, more, new = kept_item("said"), kept_item("more"), kept_item("new")
-    kept.keep("1", KeptResponse(b"", (said,), (more,)))
-    kept.keep("2", KeptResponse(b"", (said, more), (new,)))
-    kept.keep("3", KeptResponse(b"", (), ()))
-    assert [kept.find(each) is None for each in "123"] == [True, False, False]
-    assert kept.find_item("said") is said
-    kept.keep("4", KeptResponse(b"", (), ()))
-    assert [kept.find_item(each) for each in ("said", "more", "new")] == [None, None, None]
+    kept.keep("", "1", KeptResponse(b"", (said,), (more,)))
+    kept.keep("", "2", KeptResponse(b"", (said, more), (new,)))
+    kept.keep("", "3", KeptResponse(b"", (), ()))
+    assert [kept.find("", each) is None for each in "123"] == [True, False, False]
+    assert kept.find_item("", "said") is said
+    kept.keep("", "4", KeptResponse(b"", (), ()))
+    assert [kept.find_item("", each) for each in ("said", "more", "new")] == [None, None, None]
 
 
 def test_a_response_that_is_too_large_is_not_stored_and_drops_no_other() -> None:
     kept = KeptResponses(max_bytes=10_000)
     said = kept_item("said", 6_000)
-    kept.keep("1", KeptResponse(b"", (), ()))
-    kept.keep("2", KeptResponse(b"", (), (said,)))
+    kept.keep("", "1", KeptResponse(b"", (), ()))
+    kept.keep("", "2", KeptResponse(b"", (), (said,)))
     before = kept.num_bytes
-    kept.keep("3", KeptResponse(b"x" * 10_001, (), ()))
-    kept.keep("4", KeptResponse(b"", (kept_item("long", 10_001),), ()))
-    kept.keep("5", KeptResponse(b"x" * 4_000, (said,), ()))  # too large with the item that it shares
-    assert [each for each in "12345" if kept.find(each)] == ["1", "2"]
+    kept.keep("", "3", KeptResponse(b"x" * 10_001, (), ()))
+    kept.keep("", "4", KeptResponse(b"", (kept_item("long", 10_001),), ()))
+    kept.keep("", "5", KeptResponse(b"x" * 4_000, (said,), ()))  # too large with the item that it shares
+    assert [each for each in "12345" if kept.find("", each)] == ["1", "2"]
     assert kept.num_bytes == before
 
 
@@ -1086,19 +1086,19 @@ def test_the_bounds_hold_and_only_items_of_stored_responses_are_held(
     for number, (deleted, before, after, deletes) in enumerate(steps):
         num_before = len(kept)
         if deletes:
-            kept.delete(str(deleted))
+            kept.delete("", str(deleted))
         else:
             response = KeptResponse(b"x" * 50, tuple(items[i] for i in before), tuple(items[i] for i in after))
-            kept.keep(str(number), response)
-            assert kept.find(str(number)) or len(kept) == num_before, "a response that is not stored drops no other"
+            kept.keep("", str(number), response)
+            assert kept.find("", str(number)) or len(kept) == num_before, "a response that is not stored drops no other"
         held = {item for response in kept._responses.values() for item in response.conversation}
         assert len(kept) <= max_responses
         assert kept.num_bytes <= max_bytes
         assert kept.num_bytes >= sum(len(item.data) for item in held)
         assert set(kept._uses) == held
-        assert {item for item in items if kept.find_item(item.id)} == {item for item in held if item.is_ours}
+        assert {item for item in items if kept.find_item("", item.id)} == {item for item in held if item.is_ours}
     for number in range(len(steps)):
-        kept.delete(str(number))
+        kept.delete("", str(number))
     assert (len(kept), kept.num_bytes, kept._uses, kept._items) == (0, 0, {}, {})
 
 

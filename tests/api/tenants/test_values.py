@@ -25,12 +25,12 @@ def test_weights_that_are_refused(weight: float) -> None:
         checked_weight(weight)
 
 
-@pytest.mark.parametrize(("text", "limit"), [("none", None), ("0", 0), ("12", 12), (str(2**53), 2**53)])
+@pytest.mark.parametrize(("text", "limit"), [("default", None), ("0", 0), ("12", 12), (str(2**53), 2**53)])
 def test_limits(text: str, limit: int | None) -> None:
     assert limit_of(text) == limit
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.5", "²", "None", str(2**53 + 1), "9" * 5000])
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "²", "none", str(2**53 + 1), "9" * 5000])
 def test_limits_that_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="neither a whole number"):
         limit_of(text)
