@@ -132,13 +132,14 @@ async def test_the_servers_default(tokenizer: Tokenizer, stream: bool, autojump_
 
 
 @pytest.mark.parametrize("path", BODIES)
-@pytest.mark.parametrize("value", ["0", "0.0", "-1", "", "soon", "inf", "nan", "1e3", "5s", "1,5"])
-async def test_an_invalid_header_is_refused(tokenizer: Tokenizer, path: str, value: str) -> None:
-    response = await ask(served(tokenizer), path, {"X-Request-Timeout": value})
-    error = await error_of(response)
-    assert response.status_code == 400
-    assert "X-Request-Timeout" in error["message"]
-    assert error.get("code", "invalid_value") == "invalid_value"
+async def test_an_invalid_header_is_refused(tokenizer: Tokenizer, path: str) -> None:
+    server = served(tokenizer)
+    for value in ("0", "0.0", "-1", "", "soon", "inf", "nan", "1e3", "5s", "1,5"):
+        response = await ask(server, path, {"X-Request-Timeout": value})
+        error = await error_of(response)
+        assert response.status_code == 400, value
+        assert "X-Request-Timeout" in error["message"]
+        assert error.get("code", "invalid_value") == "invalid_value"
 
 
 # What the time covers

@@ -49,67 +49,57 @@ def last_class(server: Server, path: str) -> int:
     return server.engine.submitted[-1].priority
 
 
-@pytest.mark.parametrize("path", BODIES)
-@pytest.mark.parametrize(
-    ("given", "default", "interactive", "batch"),
-    [
-        (None, 1, 0, 2),
-        (0, 1, 0, 2),
-        ("interactive", 1, 0, 2),
-        (-5, 1, 0, 2),
-        ("default", 1, 1, 2),
-        ("batch", 2, 2, 2),
-        (1, 2, 2, 2),
-        (2**40, 2, 2, 2),
-    ],
+CLASSES: Final[tuple[tuple[Any, int, int, int], ...]] = (
+    (None, 1, 0, 2),
+    (0, 1, 0, 2),
+    ("interactive", 1, 0, 2),
+    (-5, 1, 0, 2),
+    ("default", 1, 1, 2),
+    ("batch", 2, 2, 2),
+    (1, 2, 2, 2),
+    (2**40, 2, 2, 2),
 )
-async def test_a_request_can_only_lower_its_class(
-    server: Server, monkeypatch: pytest.MonkeyPatch, path: str, given: Any, default: int, interactive: int, batch: int
-) -> None:
-    """The last three parameters: the class of the request by the class of its tenant."""
-    expected = {Priority.DEFAULT: default, Priority.INTERACTIVE: interactive, Priority.BATCH: batch}
-    for highest, served in expected.items():
-        monkeypatch.setattr(access, "tenant", lambda _parsed, highest=highest: Tenant("a", priority=highest))
-        assert (await post(server, path, priority=given)).status_code == 200
-        assert last_class(server, path) == served
+"""A priority, and the class of the request if its tenant's is `default`, `interactive` and `batch`."""
 
 
 @pytest.mark.parametrize("path", BODIES)
-@pytest.mark.parametrize("given", ["high", 0.5, True, [], ""])
-async def test_other_priorities_are_refused(server: Server, path: str, given: Any) -> None:
-    response = await post(server, path, priority=given)
-    assert response.status_code == 400
-    error = (await body(response))["error"]
-    assert "priority" in error["message"]
-    assert error.get("param", "priority") == "priority"
+async def test_a_request_can_only_lower_its_class(server: Server, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    for given, default, interactive, batch in CLASSES:
+        expected = {Priority.DEFAULT: default, Priority.INTERACTIVE: interactive, Priority.BATCH: batch}
+        for highest, served in expected.items():
+            monkeypatch.setattr(access, "tenant", lambda _parsed, highest=highest: Tenant("a", priority=highest))
+            assert (await post(server, path, priority=given)).status_code == 200
+            assert last_class(server, path) == served, (given, highest)
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_other_priorities_are_refused(server: Server, path: str) -> None:
+    for given in ("high", 0.5, True, [], ""):
+        response = await post(server, path, priority=given)
+        assert response.status_code == 400
+        error = (await body(response))["error"]
+        assert "priority" in error["message"]
+        assert error.get("param", "priority") == "priority"
+
+
+TIERS: Final = (
+    ("flex", Priority.DEFAULT, 2, "flex"),
+    ("flex", Priority.INTERACTIVE, 2, "flex"),
+    ("priority", Priority.DEFAULT, 1, "default"),
+    ("priority", Priority.INTERACTIVE, 0, "priority"),
+    ("fast", Priority.INTERACTIVE, 0, "priority"),
+    ("auto", Priority.BATCH, 2, "default"),
+    ("scale", Priority.DEFAULT, 1, "default"),
+    (None, Priority.INTERACTIVE, 0, "default"),
+)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
-@pytest.mark.parametrize(
-    ("tier", "highest", "served", "name"),
-    [
-        ("flex", Priority.DEFAULT, 2, "flex"),
-        ("flex", Priority.INTERACTIVE, 2, "flex"),
-        ("priority", Priority.DEFAULT, 1, "default"),
-        ("priority", Priority.INTERACTIVE, 0, "priority"),
-        ("fast", Priority.INTERACTIVE, 0, "priority"),
-        ("auto", Priority.BATCH, 2, "default"),
-        ("scale", Priority.DEFAULT, 1, "default"),
-        (None, Priority.INTERACTIVE, 0, "default"),
-    ],
-)
-async def test_openais_service_tiers(
-    server: Server,
-    monkeypatch: pytest.MonkeyPatch,
-    path: str,
-    tier: str | None,
-    highest: Priority,
-    served: int,
-    name: str,
-) -> None:
-    monkeypatch.setattr(access, "tenant", lambda _parsed: Tenant("a", priority=highest))
-    answer = await body(await post(server, path, service_tier=tier))
-    assert (last_class(server, path), answer["service_tier"]) == (served, name)
+async def test_openais_service_tiers(server: Server, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    for tier, highest, served, name in TIERS:
+        monkeypatch.setattr(access, "tenant", lambda _parsed, highest=highest: Tenant("a", priority=highest))
+        answer = await body(await post(server, path, service_tier=tier))
+        assert (last_class(server, path), answer["service_tier"]) == (served, name), tier
 
 
 async def test_the_priority_decides_over_the_service_tier(server: Server) -> None:
@@ -141,8 +131,8 @@ async def test_in_the_scope_of_tenants_each_has_salts_of_its_own(server: Server,
 
 
 @pytest.mark.parametrize("path", GENERATING)
-@pytest.mark.parametrize("given", ["", 1, "x" * 513])
-async def test_an_invalid_salt_is_refused(server: Server, path: str, given: Any) -> None:
-    response = await post(server, path, cache_salt=given)
-    assert response.status_code == 400
-    assert "cache_salt" in (await body(response))["error"]["message"]
+async def test_an_invalid_salt_is_refused(server: Server, path: str) -> None:
+    for given in ("", 1, "x" * 513):
+        response = await post(server, path, cache_salt=given)
+        assert response.status_code == 400
+        assert "cache_salt" in (await body(response))["error"]["message"]
