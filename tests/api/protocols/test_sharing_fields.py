@@ -74,7 +74,8 @@ async def test_a_request_can_only_lower_its_class(server: Server, monkeypatch: p
 
 @pytest.mark.parametrize("path", BODIES)
 async def test_other_priorities_are_refused(server: Server, path: str) -> None:
-    for given in ("high", 0.5, True, [], ""):
+    values: tuple[Any, ...] = ("high", 0.5, True, [], "")
+    for given in values:
         response = await post(server, path, priority=given)
         assert response.status_code == 400
         error = (await body(response))["error"]
