@@ -61,13 +61,14 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     seconds, link = float(sys.argv[1]), Link(socket.socket(fileno=int(sys.argv[2])))
     num_pages = MAX_SEQS * CTX_LEN // PAGE_TOKENS
+    pacer = Pacer(0.0)
     scheduler = Scheduler(
         KVCache(NullMemory(), PoolLayout(num_pages, MAX_SEQS)),
-        Pacer(0.0),
+        pacer,
         max_seqs=MAX_SEQS,
         token_budget=MAX_SEQS * CTX_LEN,
         ctx_len=CTX_LEN,
-        policy=FairShares(MAX_SEQS * CTX_LEN),
+        policy=FairShares(MAX_SEQS * CTX_LEN, pacer),
     )
     info = EngineInfo(
         pid=os.getpid(),

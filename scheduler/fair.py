@@ -7,11 +7,11 @@ virtual token counter of Sheng et al. (OSDI 2024). Classes (`scheduler.classes`)
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from scheduler.accounts import Account, Standing
 from scheduler.classes import Classes
-from scheduler.pacing import MIN_CHUNK
+from scheduler.pacing import MIN_CHUNK, SMALLEST_CHUNK
 from scheduler.plan import Chunk, Plan
 from scheduler.queue import oldest_then_shortest
 from scheduler.sequence import Sequence, Status
@@ -30,6 +30,8 @@ NUM_HEADS: Final = 8
 """Sequences of each tenant whose prefixes are compared at a time. A lookup takes some microseconds."""
 RECENT: Final = 10.0
 """Seconds for which a tenant counts as present after its last sequence arrived or ended."""
+SHORT_SECONDS: Final = 0.25
+"""How long a step with prompts of a tenant that runs most sequences may take while other tenants are present."""
 MAX_LEFT_OUT: Final = 3
 """Steps with prompts in a row that may leave out the prompts of tenants that run far more than their share."""
 MAX_TENANTS_REPORTED: Final = 64
@@ -38,21 +40,29 @@ Standings = dict[int, Standing]
 """By class."""
 
 
+class Costs(Protocol):
+    """What tokens cost on this machine; see `scheduler.pacing.Pacer`."""
+
+    @property
+    def answer_cost(self) -> float:
+        """Cost of a token of an answer, in prompt tokens."""
+
+    def num_tokens(self, seconds: float) -> int:
+        """Number of prompt tokens that can be computed in this time."""
+
+
 class FairShares:
     """See the module. The sequences of one tenant go in order of arrival, longer prefixes first."""
 
     def __init__(
         self,
         token_budget: int,
-        answer_cost: Callable[[], float] = lambda: 1.0,
+        costs: Costs,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`token_budget`: maximum tokens of a step that holds prompts only.
-
-        `answer_cost` returns the cost of a token of an answer, in prompt tokens.
-        """
+        """`token_budget`: maximum tokens of a step that holds prompts only."""
         self._token_budget = token_budget
-        self._answer_cost = answer_cost
+        self._costs = costs
         self._clock = clock
         self._classes = Classes()
         self._accounts: dict[int, Account] = {}
@@ -87,7 +97,7 @@ class FairShares:
     def computed(self, plan: Plan) -> None:
         if plan.num_prefill:
             self._num_left_out = self._num_left_out + 1 if self._leaves_out else 0
-        answer_cost = self._answer_cost()
+        answer_cost = self._costs.answer_cost
         costs: dict[int, float] = {}
         for number, chunk in enumerate(plan.chunks):
             request_id = chunk.sequence.request_id
@@ -197,7 +207,19 @@ class FairShares:
         first = self._first(prompts, self._classes.standings())
         self._leaves_out = len(first) < len(prompts)
         shares = oldest_then_shortest(first, budget, self._token_budget)
-        return _short(shares) if self._is_crowded(first) else shares
+        return self._short(shares) if self._is_crowded(first) else shares
+
+    def _short(self, shares: Iterable[tuple[Sequence, int]]) -> Iterator[tuple[Sequence, int]]:
+        """Yields shares that together take about SHORT_SECONDS. The end of a prompt may make it half more."""
+        left = most = max(self._costs.num_tokens(SHORT_SECONDS), MIN_CHUNK)
+        for sequence, share in shares:
+            num_tokens = min(share, sequence.num_remaining)
+            if left < SMALLEST_CHUNK:
+                num_tokens = 0
+            elif num_tokens > left + most // 2:
+                num_tokens = left
+            left -= num_tokens
+            yield sequence, num_tokens
 
     def _first(self, prompts: list[Sequence], standings: Standings) -> list[Sequence]:
         """The prompts that the next step may compute."""
@@ -301,14 +323,3 @@ class _Line:
 
 def _first(ranked: tuple[Any, ...]) -> Any:
     return ranked[0]
-
-
-def _short(shares: Iterable[tuple[Sequence, int]]) -> Iterator[tuple[Sequence, int]]:
-    """Yields shares of at most MIN_CHUNK tokens in all. The end of a prompt may make it half more."""
-    left = MIN_CHUNK
-    for sequence, share in shares:
-        num_tokens = min(share, sequence.num_remaining)
-        if num_tokens > left + MIN_CHUNK // 2 or left <= 0:
-            num_tokens = max(left, 0)
-        left -= num_tokens
-        yield sequence, num_tokens

@@ -65,6 +65,10 @@ class Pacer:
             return 1.0
         return min(max(self._answer_seconds / self._best, MIN_ANSWER_COST), MAX_ANSWER_COST)
 
+    def num_tokens(self, seconds: float) -> int:
+        """Returns how many prompt tokens can be computed in this time at the best speed."""
+        return int(seconds / self._best) if self._best else 0
+
     @property
     def target_seconds(self) -> float:
         """Maximum duration of a step while answers stream."""

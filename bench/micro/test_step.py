@@ -34,14 +34,15 @@ def prompt(request: int, length: int = PROMPT_TOKENS) -> list[int]:
 def decoding(num_seqs: int, num_tenants: int = 1) -> Scheduler:
     """A scheduler whose sequences have all finished their prefill."""
     cache = KVCache(NullMemory(), PoolLayout(num_pages=num_seqs * 64, num_ids=num_seqs))
+    pacer = Pacer(0.004)
     scheduler = Scheduler(
         cache,
-        Pacer(0.004),
+        pacer,
         max_seqs=num_seqs,
         token_budget=4096,
         ctx_len=4096,
         eog_tokens=frozenset({2}),
-        policy=FairShares(4096),
+        policy=FairShares(4096, pacer),
     )
     for request in range(num_seqs):
         params, tenant = SamplingParams(temperature=0.0), str(request % num_tenants)

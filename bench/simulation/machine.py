@@ -82,7 +82,7 @@ class VirtualRunner:
 Clock = Callable[[], float]
 
 POLICIES: Final[Mapping[str, Callable[[Pacer, Clock], Policy]]] = {
-    "fair": lambda pacer, clock: FairShares(TOKEN_BUDGET, lambda: pacer.answer_cost, clock),
+    "fair": lambda pacer, clock: FairShares(TOKEN_BUDGET, pacer, clock),
     "first-come": lambda pacer, clock: FirstComeFirstServed(TOKEN_BUDGET),  # noqa: ARG005
 }
 """The first one is that of `cortex serve`."""

@@ -89,7 +89,7 @@ def _load(config: EngineConfig) -> Parts:
         piece=model.piece,
         max_top_k=config.backend_top_k,
         max_answers=sizes.max_answers,
-        policy=FairShares(token_budget, lambda: pacer.answer_cost),
+        policy=FairShares(token_budget, pacer),
     )
     embedder = None
     if attention is not None:

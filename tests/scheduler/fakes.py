@@ -4,6 +4,7 @@ import base64
 from collections import deque
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,6 +191,17 @@ class FakeGrammar(Grammar):
     @property
     def is_complete(self) -> bool:
         return not self._forced
+
+
+@dataclass(frozen=True)
+class FixedCosts:
+    """What tokens cost for the policy of fair shares."""
+
+    answer_cost: float = 1.0
+    seconds_per_token: float = 1.0
+
+    def num_tokens(self, seconds: float) -> int:
+        return int(seconds / self.seconds_per_token)
 
 
 class System:

@@ -12,7 +12,7 @@ from scheduler.accounts import MAX_ACCOUNTS
 from scheduler.fair import MAX_LEFT_OUT, MAX_WAIT, QUANTUM, FairShares
 from scheduler.pacing import MIN_CHUNK
 from scheduler.plan import Plan
-from tests.scheduler.fakes import System, expected, prompt
+from tests.scheduler.fakes import FixedCosts, System, expected, prompt
 from tests.scheduler.traffic import TRAFFIC, Request, Traffic, check_answers, serve, system_for
 
 INTERACTIVE, DEFAULT, BATCH = 0, 1, 2
@@ -20,7 +20,7 @@ BUDGET = 256
 
 
 def fair(clock: Callable[[], float]) -> FairShares:
-    return FairShares(BUDGET, clock=clock)
+    return FairShares(BUDGET, FixedCosts(), clock)
 
 
 def system(**options: object) -> System:
@@ -157,6 +157,16 @@ def test_steps_stay_short_beside_a_tenant_that_runs_most() -> None:
     assert max(busy.step().num_prefill for _ in range(30)) <= MIN_CHUNK * 3 // 2
 
 
+def test_a_fast_machine_computes_long_chunks_beside_others() -> None:
+    def fast(clock: Callable[[], float]) -> FairShares:
+        return FairShares(BUDGET, FixedCosts(seconds_per_token=0.0001), clock)
+
+    busy = system(max_seqs=8, policy=fast)
+    flood(busy, "b", 1, first=50)
+    flood(busy, "a", 30, length=200)
+    assert max(busy.step().num_prefill for _ in range(5)) > 3 * MIN_CHUNK
+
+
 @pytest.mark.parametrize(("others", "gives_way"), [(BATCH, True), (DEFAULT, False)])
 def test_a_lower_class_gives_way_at_once(others: int, gives_way: bool) -> None:
     busy = system()
@@ -269,7 +279,7 @@ OWNERS = st.lists(
 @settings(max_examples=100, deadline=None)
 @given(TRAFFIC, OWNERS)
 def test_fair_shares_do_not_change_any_answer(traffic: Traffic, owners: list[tuple[str, float, int]]) -> None:
-    busy = system_for(traffic, partial(FairShares, traffic.budget, lambda: 1.5))  # the clock comes last
+    busy = system_for(traffic, partial(FairShares, traffic.budget, FixedCosts(1.5)))  # the clock comes last
 
     def submit(running: System, number: int, request: Request) -> None:
         tenant, weight, priority = owners[number]

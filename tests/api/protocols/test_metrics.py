@@ -153,9 +153,9 @@ async def test_what_schedulers_report_of_tenants_has_bounded_labels(tokenizer: T
 
 def fair_scheduler() -> Scheduler:
     """A real scheduler, over memory that keeps nothing."""
-    cache = KVCache(NullMemory(), PoolLayout(num_pages=64, num_ids=4))
-    policy = FairShares(128, lambda: 4.0)
-    return Scheduler(cache, Pacer(0.004), max_seqs=3, token_budget=128, ctx_len=512, policy=policy)
+    cache, pacer = KVCache(NullMemory(), PoolLayout(num_pages=64, num_ids=4)), Pacer(0.004)
+    policy = FairShares(128, pacer)
+    return Scheduler(cache, pacer, max_seqs=3, token_budget=128, ctx_len=512, policy=policy)
 
 
 class AskedEngine(FakeEngine):
