@@ -215,3 +215,26 @@ def test_a_server_that_does_not_answer_has_no_health(record: ServerRecord) -> No
         port = listener.getsockname()[1]
         assert ask_health(replace(record, port=port), timeout=0.05) is None
     assert ask_health(replace(record, port=port)) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "by_default"),
+    [
+        ("127.0.0.1", False),
+        ("127.3.2.1", False),
+        ("localhost", False),
+        ("::1", False),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("192.168.0.7", True),
+        ("gpu.example", True),
+    ],
+)
+def test_keys_are_demanded_where_other_machines_can_connect(host: str, by_default: bool) -> None:
+    for auth, expected in ((None, by_default), (True, True), (False, False)):
+        options = replace(OPTIONS, host=host, auth=auth)
+        assert options.demands_keys is expected
+        with hold_record(options, port=4242):
+            found = read_record()
+        assert found is not None
+        assert found.auth is expected

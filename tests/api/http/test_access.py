@@ -13,12 +13,16 @@ from quart import Response
 from api.http.access import REFUSALS, Access
 from api.http.operation import Scope
 from api.http.operations import OPERATIONS
+from api.serving.observer import Observers
+from api.serving.usage import UsageObserver
 from api.tenants import store
 from api.tenants.database import database
 from api.tenants.directory import Directory, Refusal
 from api.tenants.keys import new_key
 from api.tenants.store import Change
 from api.tenants.tenant import Priority
+from api.tenants.usage import Used, totals
+from api.tenants.usage_buffer import UsageBuffer
 from api.text.tokenizer import Tokenizer
 from scheduler.messages import Report
 from tests.api.fakes import MODEL, Server
@@ -165,6 +169,37 @@ async def test_without_keys_any_key_is_ignored(open_server: Server) -> None:
     for headers in ({}, bearer("not-needed"), bearer(add("alice"))):
         assert (await open_server.post(CHAT | {"user": "bob"}, headers)).status_code == 200
     assert {submit.tenant for submit in open_server.engine.submitted} == {"user:bob"}
+
+
+async def test_web_pages_of_an_allowed_origin_may_send_a_key(tokenizer: Tokenizer, directory: Directory) -> None:
+    checked = Access(directory, demands_keys=True)
+    server = Server(tokenizer, cors_origins=("https://a.example",), access=checked)
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-api-key"}
+    response = await server.client.options(server.url, headers={"Origin": "https://a.example"} | asked)
+    allowed = response.headers["Access-Control-Allow-Headers"].lower()
+    assert "authorization" in allowed
+    assert "x-api-key" in allowed
+    response = await server.post(CHAT, {"Origin": "https://a.example"})
+    assert response.status_code == 401
+    assert response.headers["Access-Control-Allow-Origin"] == "https://a.example"
+
+
+async def test_what_a_key_has_used_is_counted(tokenizer: Tokenizer, directory: Directory) -> None:
+    usage = UsageBuffer()
+    access = Access(directory, demands_keys=True)
+    server = Server(tokenizer, access=access, observers=Observers(UsageObserver(usage)))
+    server.answers("Fine.")
+    prompt, answer = 0, 0
+    for body in (CHAT, CHAT | {"model": "an-alias", "stream": True}):
+        response = await server.post(body, bearer(add(f"alice{len(server.engine.submitted)}")))
+        await response.get_data(as_text=False)
+        prompt += len(server.engine.submitted[-1].tokens)
+        answer += len(server.encode("Fine."))
+    await server.post(CHAT)
+    usage.flush()
+    with database() as connection:
+        assert totals(connection, "model") == [(MODEL, Used(2, prompt, 0, answer))]
+        assert [name for name, _ in totals(connection, "key")] == ["alice0", "alice1"]
 
 
 # Tenants without keys
