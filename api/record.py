@@ -5,6 +5,7 @@ import fcntl
 import http.client
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -14,6 +15,7 @@ from typing import IO, Any, Self
 from api.flags import ServerOptions, ServerSettings
 from api.home import home
 from api.tenants.secret import credentials
+from api.tls import client_context
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
@@ -31,6 +33,8 @@ class ServerRecord(ServerSettings):
     on_demand: bool
     started_at: float
     """Seconds since the epoch."""
+    certificate: str | None = None
+    """The server's own certificate in PEM form, as it was when the server started; None for plain HTTP."""
 
     @property
     def connect_host(self) -> str:
@@ -39,18 +43,19 @@ class ServerRecord(ServerSettings):
 
     @property
     def connect_url(self) -> str:
-        """The API's URL for connections from this machine."""
-        return _api_url(self.connect_host, self.port)
+        """The API's URL for connections from this machine, over the Unix socket if there is one."""
+        return "http://localhost/v1" if self.unix_socket else self._api_url(self.connect_host)
 
     @property
     def base_url(self) -> str:
-        """The API's URL to show to users."""
+        """The API's URL to show to users, or the Unix socket as `unix:PATH`."""
+        if self.unix_socket:
+            return f"unix:{self.unix_socket}"
         local = self.host in _LOOPBACK or self.host in _ANY_ADDRESS
-        return _api_url("localhost" if local else self.host, self.port)
+        return self._api_url("localhost" if local else self.host)
 
-
-def _api_url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+    def _api_url(self, host: str) -> str:
+        return f"{'https' if self.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}/v1"
 
 
 class AlreadyRunningError(Exception):
@@ -74,7 +79,7 @@ class AlreadyRunningError(Exception):
 
 
 @contextlib.contextmanager
-def hold_record(options: ServerOptions, port: int) -> Iterator[ServerRecord]:
+def hold_record(options: ServerOptions, port: int, certificate: str | None = None) -> Iterator[ServerRecord]:
     """Record this process as the running server on `port` until the block ends. Yields the record.
 
     Raises AlreadyRunningError if another server runs, OSError if $CORTEX_HOME cannot be written.
@@ -89,6 +94,7 @@ def hold_record(options: ServerOptions, port: int) -> Iterator[ServerRecord]:
         log=options.log_file,
         on_demand=options.loads_on_demand,
         started_at=time.time(),
+        certificate=certificate,
     )
     folder = home()
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,7 +241,7 @@ def ask(
 ) -> tuple[int, Any]:
     """The status and JSON of a request's answer. Raises OSError, HTTPException or ValueError if the request fails."""
     # The standard library's client, because a larger one would slow down the start of `cortex ps`.
-    connection = http.client.HTTPConnection(record.connect_host, record.port, timeout=timeout)
+    connection = _connection(record, timeout)
     try:
         content = None if body is None else json.dumps(body)
         kind = {"Content-Type": "application/json"} if content else {}
@@ -244,3 +250,25 @@ def ask(
         return response.status, json.loads(response.read())
     finally:
         connection.close()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """An HTTP connection over a Unix socket."""
+
+    def __init__(self, path: str, timeout: float | None) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _connection(record: ServerRecord, timeout: float | None) -> http.client.HTTPConnection:
+    if record.unix_socket:
+        return _UnixConnection(record.unix_socket, timeout)
+    if record.certificate:
+        context = client_context(record.certificate)
+        return http.client.HTTPSConnection(record.connect_host, record.port, timeout=timeout, context=context)
+    return http.client.HTTPConnection(record.connect_host, record.port, timeout=timeout)

@@ -14,10 +14,10 @@ from api import package_version
 from api.command import completion
 from api.command.flags import with_server_flags
 from api.command.keys import app as keys_app
-from api.command.launch import CommandError, end, ensure_served, is_last, require_free_port, stop_model
+from api.command.launch import CommandError, end, ensure_served, is_last, require_free_address, stop_model
 from api.command.models import app as models_app
 from api.command.pull import obtain, obtain_name
-from api.command.terminal import bytes_text, chat, print_models, print_tuning, spinner
+from api.command.terminal import bytes_text, chat, client_of, print_models, print_tuning, spinner
 from api.command.tune import measure
 from api.command.usage import usage
 from api.errors import os_error_text
@@ -101,7 +101,8 @@ def run(
     if detach:
         typer.echo(f"{model} {'is ready' if served.is_new else 'already runs'} at {url}")
         return
-    complete = chat(served.record.connect_url, served.name)
+    with client_of(served.record) as client:
+        complete = chat(client, served.name)
     typer.echo(f"{served.name} still runs at {url}; stop it with 'cortex stop'.", err=True)
     if not complete and not sys.stdin.isatty():
         raise typer.Exit(1)
@@ -119,7 +120,7 @@ def serve(
     if record is not None:
         raise AlreadyRunningError(record)
     path = obtain(model)
-    require_free_port(flags)
+    require_free_address(flags)
     from api.http.server import serve as serve_until_stopped
 
     raise typer.Exit(serve_until_stopped(flags.options(model, path, log_file)))

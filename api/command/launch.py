@@ -22,6 +22,7 @@ from api.command.pull import obtain
 from api.command.terminal import spinner
 from api.flags import SERVER_ROWS, ServerFlags, ServerSettings, own_defaults
 from api.home import home
+from api.http.sockets import require_free_socket, tls_of
 from api.models.files import ModelFilesError, resolve
 from api.record import Health, ModelHealth, ServerRecord, ask, ask_health, only_starter, read_record
 
@@ -126,7 +127,7 @@ def _require_same_server(record: ServerRecord, flags: ServerFlags) -> None:
         wanted, current = getattr(flags, row.name), getattr(record, row.becomes)
         if wanted is None or row.converted(wanted) == current or (row.name, wanted) == ("port", 0):
             continue
-        lacks = row.type in (bool, list) and not current
+        lacks = current is None or (row.type in (bool, list) and not current)
         shown = list(current) if row.type is list else current
         has = f"without {row.option}" if lacks else f"with {row.option}{'' if current is True else f' {shown}'}"
         raise CommandError(f"the server already runs {has}; stop it with 'cortex stop'")
@@ -163,7 +164,7 @@ def _log_of(record: ServerRecord) -> Path | None:
 
 
 def _start(model: str, flags: ServerFlags) -> ServerRecord:
-    require_free_port(flags)
+    require_free_address(flags)
     log = _new_log()
     with log.open("ab") as output, contextlib.ExitStack() as undo:
         server = psutil.Popen(
@@ -201,9 +202,13 @@ def _new_log() -> Path:
     return log
 
 
-def require_free_port(flags: ServerFlags) -> None:
-    """Raises CommandError if a server cannot listen on the flags' host and port."""
+def require_free_address(flags: ServerFlags) -> None:
+    """Raises CommandError or OSError if a server cannot listen where the flags say, or cannot use their certificate."""
     settings = ServerSettings(**flags.settings)
+    tls_of(settings)
+    if settings.unix_socket is not None:
+        require_free_socket(Path(settings.unix_socket))
+        return
     host, port = settings.host, settings.port
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from api.record import ServerRecord
 from api.tenants.secret import credentials
+from api.tls import client_context
 
 if TYPE_CHECKING:
     import httpx
@@ -100,26 +102,32 @@ def _error_text(body: bytes, otherwise: str) -> str:
         return otherwise
 
 
-def chat(api_url: str, model: str) -> bool:
+def client_of(record: ServerRecord) -> "httpx.Client":
+    """A client of a server on this machine. Requests may take any time."""
+    import httpx
+
+    trusted = client_context(record.certificate) if record.certificate else False  # False: plain HTTP
+    # The environment's proxies are ignored, because the server is on this machine.
+    transport = httpx.HTTPTransport(uds=record.unix_socket, verify=trusted, trust_env=False)
+    timeout = httpx.Timeout(10.0, read=None)  # A request may wait long in the queue; Ctrl-C ends the wait.
+    return httpx.Client(base_url=record.connect_url, headers=credentials(), timeout=timeout, transport=transport)
+
+
+def chat(client: "httpx.Client", model: str) -> bool:
     """Chat on stdin and stdout until `exit()` or the end of input. Returns False if an answer failed.
 
     At a terminal, Ctrl-C stops the current answer. At an empty prompt it ends the chat.
     """
-    import httpx
-
-    timeout = httpx.Timeout(10.0, read=None)  # A request may wait long in the queue; Ctrl-C ends the wait.
     complete = True
-    # The environment's proxies are ignored, because the server is on this machine.
-    with httpx.Client(base_url=api_url, headers=credentials(), timeout=timeout, trust_env=False) as client:
-        conversation = Conversation(client, model)
-        interactive = sys.stdin.isatty()
-        if interactive:
-            typer.echo(f"Chat with {model}; {_FAREWELL} or Ctrl-D ends it.", err=True)
-        for line in _typed_lines() if interactive else _piped_lines():
-            if line == _FAREWELL:
-                break
-            if line:
-                complete &= _print_answer(conversation, line, interruptible=interactive)
+    conversation = Conversation(client, model)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        typer.echo(f"Chat with {model}; {_FAREWELL} or Ctrl-D ends it.", err=True)
+    for line in _typed_lines() if interactive else _piped_lines():
+        if line == _FAREWELL:
+            break
+        if line:
+            complete &= _print_answer(conversation, line, interruptible=interactive)
     return complete
 
 

@@ -71,6 +71,11 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     """0 takes any free port."""
+    unix_socket: str | None = None
+    """The path of a Unix socket to listen on, instead of the host and port."""
+    tls_cert: str | None = None
+    """The file with the server's certificate; None for plain HTTP."""
+    tls_key: str | None = None
     cors_origins: tuple[str, ...] = ()
     max_connections: int = 4096
     """Maximum number of connections in all; 0 is no limit."""
@@ -110,7 +115,8 @@ class ServerSettings:
     @property
     def demands_keys(self) -> bool:
         """Whether clients need API keys."""
-        return not is_loopback(self.host) if self.auth is None else self.auth
+        is_local = self.unix_socket is not None or is_loopback(self.host)
+        return not is_local if self.auth is None else self.auth
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
 MAX_NAME_LENGTH: Final = 512
@@ -35,6 +36,8 @@ class Flag:
     choices: tuple[str, ...] = ()
     is_size: bool = False
     """Whether the text is a size such as 4GiB, which is converted to bytes."""
+    is_path: bool = False
+    """Whether the text is the path of a file, which becomes absolute."""
     max_length: int | None = None
     """Maximum number of characters of a text. If it is set, the text must not be empty."""
     metavar: str | None = None
@@ -83,6 +86,8 @@ class Row:
         """Convert a checked value to the value of the options."""
         if self.flag.is_size:
             return num_bytes(value)
+        if self.flag.is_path:
+            return str(Path(value).expanduser().absolute())
         return tuple(value) if self.type is list else value
 
     def arguments(self, value: Any) -> list[str]:
@@ -100,6 +105,8 @@ class Row:
             raise ValueError(f"a name has 1 to {flag.max_length} characters.")
         if flag.is_size:
             num_bytes(text)
+        if flag.is_path and (not text or "\0" in text):
+            raise ValueError(f"{text!r} is not a path.")
 
     def checked(self, value: object) -> Any:
         """Check a value from a file and return it. Integers are accepted as floats.

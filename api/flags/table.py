@@ -178,6 +178,35 @@ class ServerFlags(ModelFlags):
 
     host: Annotated[str | None, Flag(help="Address to listen on.", note="The default also listens on `::1`.")] = None
     port: Annotated[int | None, Flag(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = None
+    unix_socket: Annotated[
+        str | None,
+        Flag(
+            is_path=True,
+            metavar="PATH",
+            help="Unix socket to listen on, instead of host and port.",
+            default="none",
+            note="The server's user and group can connect.",
+        ),
+    ] = None
+    tls_cert: Annotated[
+        str | None,
+        Flag(
+            is_path=True,
+            metavar="PATH",
+            help="Certificate of the server, in PEM form. The server then speaks HTTPS only.",
+            default="none",
+            note="The file may contain the whole chain.",
+        ),
+    ] = None
+    tls_key: Annotated[
+        str | None,
+        Flag(
+            is_path=True,
+            metavar="PATH",
+            help="Private key of the certificate, in PEM form, without a passphrase.",
+            default="none",
+        ),
+    ] = None
     cors_origin: Annotated[
         list[str] | None,
         Flag(

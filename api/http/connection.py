@@ -4,19 +4,24 @@ Hypercorn's `read_timeout` would also close a stream that waits for its next tok
 loop, which looks at what the client owes the server.
 """
 
+from contextlib import suppress
 from math import inf
+from typing import Final
 
 import h11
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, RawData
-from hypercorn.protocol.events import Event
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, LifespanState
+
+LINGER_SECONDS: Final = 2.0
+"""How long a client may go on sending a body after its answer."""
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -40,21 +45,43 @@ class Connection(TCPServer):
         self._waiting_since: float | None = None
         """Since when the client owes the head of a request; None if it owes nothing."""
         self._num_requests = 0
+        self._reading = trio.CancelScope()
+        self._discards_until: float | None = None
+        """Set when the server has answered and closed, but the client may still be sending."""
         self._has_ended = False
 
     async def _read_data(self) -> None:
         while True:
-            with trio.move_on_at(self._deadline()) as scope:
+            deadline = self._deadline() if self._discards_until is None else self._discards_until
+            with trio.move_on_at(deadline) as self._reading:
                 try:
                     data = await self.stream.receive_some(MAX_RECV)
                 except (trio.ClosedResourceError, trio.BrokenResourceError):
                     break
-            if scope.cancelled_caught:
+            if self._reading.cancelled_caught:
                 break
-            await self.protocol.handle(RawData(bytes(data)))
+            if self._discards_until is None:
+                await self.protocol.handle(RawData(bytes(data)))
             if not data:
                 break
         await self._end()
+
+    async def protocol_send(self, event: Event) -> None:
+        """Sends. Closes too, but not at once while a body arrives: the kernel would reset the connection, and the
+        client could lose the response that says why its request was refused.
+        """
+        if isinstance(event, Closed) and self._owes_body():
+            self._discards_until = self._reading.deadline = trio.current_time() + LINGER_SECONDS
+            send_eof = getattr(self.stream, "send_eof", None)  # TLS has no half-closed connections
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+                if send_eof is not None:
+                    await send_eof()
+        else:
+            await super().protocol_send(event)
+
+    def _owes_body(self) -> bool:
+        connection = getattr(self.protocol.protocol, "connection", None)
+        return isinstance(connection, h11.Connection) and connection.their_state is h11.SEND_BODY
 
     def _deadline(self) -> float:
         """The time until which the client must send something."""
@@ -99,7 +126,7 @@ class _EndedStream:
 
     idle = True
 
-    async def handle(self, event: Event) -> None:
+    async def handle(self, event: StreamEvent) -> None:
         pass
 
 

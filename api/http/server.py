@@ -1,10 +1,8 @@
 """Runs the server: bind, load, serve, drain, end. The innermost block ends first."""
 
-import errno
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import AsyncIterable
 from typing import Final
@@ -20,6 +18,7 @@ from api.http.app import create_app
 from api.http.clients import Clients
 from api.http.connections import ConnectionLimits, Listener, allowed_connections, serve_connections
 from api.http.observers import TracingError, observing
+from api.http.sockets import Listening, listening
 from api.record import AlreadyRunningError, hold_record
 from api.serving import salts
 from api.serving.fleet import Fleet, StartError
@@ -34,11 +33,10 @@ _log = logging.getLogger("cortex.api")
 
 FLUSH_SECONDS: Final = 5.0
 """Seconds at the end for connections to receive their last bytes."""
+UNIX_CLIENT: Final = ("unix", 0)
+"""The address of clients that connect over a Unix socket. They are one tenant, unless they name users or have keys."""
 KEEP_ALIVE_SECONDS: Final = 75.0
 """Longer than clients keep idle connections. If the server closed one first, it could lose a request just sent."""
-UNACKNOWLEDGED_LIMIT: Final = 90.0
-"""Seconds that a client may leave sent bytes unread before the kernel closes its connection. Nothing else can close it,
-because Hypercorn shields its sends from cancellation."""
 
 
 def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_COMMAND) -> int:
@@ -46,10 +44,14 @@ def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_CO
     logs.configure(options.log_format, RequestContext())
     exit_code = 0
     try:
-        sockets = _listen(options.host, options.port)
         clients = Clients(options)
-        with observing(options) as observers, hold_record(options, sockets[0].getsockname()[1]):
-            trio.run(_run, options, sockets, engine_command, observers, clients)
+        with (
+            listening(options) as address,
+            observing(options) as observers,
+            hold_record(options, address.port, address.certificate) as record,
+        ):
+            _log.info("listening at %s", record.base_url)
+            trio.run(_run, options, address, engine_command, observers, clients)
     except* (AlreadyRunningError, StartError, TenantsError, TracingError, OSError) as errors:
         for error in leaves(errors):
             _log.error("%s", os_error_text(error) if isinstance(error, OSError) else error)
@@ -59,7 +61,7 @@ def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_CO
 
 async def _run(
     options: ServerOptions,
-    sockets: list[socket.socket],
+    address: Listening,
     engine_command: tuple[str, ...],
     observers: Observers,
     clients: Clients,
@@ -99,12 +101,17 @@ async def _run(
         nursery.start_soon(clients.run)
         await nursery.start(fleet.run)
         nursery.start_soon(_start_first, fleet, options.first)
-        _log.info("listening at http://%s:%d/v1", *sockets[0].getsockname()[:2])
-        listeners: list[Listener] = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
-        await serve_connections(_with_shielded_ends(app), config, listeners, limits, shutdown=drained.wait)
+        await serve_connections(_with_shielded_ends(app), config, _listeners(address), limits, shutdown=drained.wait)
         with trio.move_on_after(FLUSH_SECONDS):
             await fleet.close()
         nursery.cancel_scope.cancel()
+
+
+def _listeners(address: Listening) -> list[Listener]:
+    plain = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in address.sockets]
+    if address.tls is None:
+        return [*plain]
+    return [trio.SSLListener(each, address.tls, https_compatible=True) for each in plain]
 
 
 def _limiter(options: ServerSettings) -> Limiter:
@@ -142,6 +149,9 @@ def _with_shielded_ends(app: ASGIFramework) -> ASGIFramework:
     """
 
     async def framework(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if scope["type"] == "http" and scope["client"] is None:
+            scope["client"] = UNIX_CLIENT
+
         async def send_shielded(event: ASGISendEvent) -> None:
             is_last = event["type"] == "http.response.body" and not event.get("more_body", False)
             with trio.CancelScope(shield=is_last):
@@ -182,33 +192,3 @@ async def _cancel_on_next(signals: AsyncIterable[int], scope: trio.CancelScope) 
     """A second signal ends the grace period."""
     async for _ in signals:
         scope.cancel()
-
-
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets for the address. The loopback gets one for IPv4 and one for IPv6: `localhost` may resolve to either.
-
-    Raises OSError with a message for the user.
-    """
-    sockets = [_bind(host, port)]
-    if host in ("127.0.0.1", "localhost"):
-        try:
-            sockets.append(_bind("::1", sockets[0].getsockname()[1]))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:  # some clients would reach another server at `localhost`
-                raise
-    return sockets
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        sock = socket.create_server(
-            ("127.0.0.1" if host == "localhost" else host, port),
-            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
-            backlog=4096,
-        )
-    except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}") from error
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_LIMIT * 1000))
-    return sock

@@ -113,7 +113,7 @@ def options_by_source(
 ) -> Iterator[ModelOptions]:
     """The options of a model. Each of these sources sets ctx_len and gpu_layers by its place in SOURCES."""
     monkeypatch.setenv("CORTEX_HOME", str(folder))
-    monkeypatch.setattr(launch, "require_free_port", lambda _: None)
+    monkeypatch.setattr(launch, "require_free_address", lambda _: None)
     model = folder / "m.gguf"
     model.symlink_to(model_path)
     number = {source: SOURCES.index(source) for source in sources}

@@ -115,13 +115,22 @@ def chat_url() -> Iterator[str]:
         thread.join()
 
 
+CHAT = """
+import sys
+import httpx
+from api.command.terminal import chat
+with httpx.Client(base_url=sys.argv[1], trust_env=False) as client:
+    chat(client, "tiny")
+"""
+
+
 class Terminal:
     """The chat in its own process, with a terminal as stdin and stdout."""
 
     def __init__(self, url: str) -> None:
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from api.command.terminal import chat; chat({url!r}, 'tiny')"],
+            [sys.executable, "-c", CHAT, url],
             stdin=slave,
             stdout=slave,
             stderr=subprocess.PIPE,

@@ -17,7 +17,7 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from hypercorn.utils import wrap_app
 from trio.testing import MemoryReceiveStream, MemorySendStream, MockClock, memory_stream_pair
 
-from api.http.connection import Connection
+from api.http.connection import LINGER_SECONDS, Connection
 
 KEEP_ALIVE = 75.0
 HEAD = 10.0
@@ -183,6 +183,20 @@ async def test_a_late_answer_is_waited_for(sent: bytes, autojump_clock: MockCloc
     async with connected() as client:
         await client.send(sent)
         assert await client.seconds_until_closed() == pytest.approx(ANSWER_SECONDS + KEEP_ALIVE)
+
+
+async def test_a_client_may_send_a_little_more_of_an_answered_body(autojump_clock: MockClock) -> None:
+    """If the server closed at once, the kernel would reset the connection, and could drop the response."""
+    async with connected() as client:
+        await client.send(WHOLE[:-2])
+        assert (await client.receive()).startswith(b"HTTP/1.1 200")
+        assert await client.receive() == b"fine"
+        assert await client.receive() == b""
+        await trio.sleep(LINGER_SECONDS - 0.1)
+        await client.send(b"h")
+        await trio.sleep(0.2)
+        with pytest.raises(trio.BrokenResourceError):
+            await client.send(b"i")
 
 
 async def test_a_refused_websocket_is_closed(autojump_clock: MockClock) -> None:

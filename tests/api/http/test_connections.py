@@ -1,14 +1,16 @@
 """How many connections are served, and what happens to the others."""
 
 import resource
+import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 
 import h2.config
 import h2.connection
 import orjson
 import pytest
 import trio
+import trustme
 from hypercorn.config import Config
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 
@@ -40,15 +42,22 @@ async def app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
 
 
 @asynccontextmanager
-async def served(max_connections: int = 0, max_per_address: int = 0) -> AsyncIterator[int]:
+async def served(
+    max_connections: int = 0,
+    max_per_address: int = 0,
+    head_seconds: float = SECONDS,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[int]:
     """A server's port. The server must end by itself after the block."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    limits = ConnectionLimits(max_connections=max_connections, max_per_address=max_per_address)
+    limits = ConnectionLimits(
+        max_connections=max_connections, max_per_address=max_per_address, head_seconds=head_seconds
+    )
     config = Config()
     config.errorlog = None
     config.graceful_timeout = SECONDS
     ending = trio.Event()
-    taken: list[Listener] = [*listeners]
+    taken: list[Listener] = [*listeners] if tls is None else [trio.SSLListener(each, tls) for each in listeners]
     with trio.fail_after(SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: serve_connections(app, config, taken, limits, shutdown=ending.wait))
@@ -72,9 +81,9 @@ async def ask(stream: trio.SocketStream) -> bytes:
     return received
 
 
-@pytest.mark.parametrize("limits", [{"max_connections": 2}, {"max_per_address": 2}])
-async def test_a_connection_over_a_limit_gets_a_429(limits: dict[str, int]) -> None:
-    async with served(**limits) as port, await connect(port) as first, await connect(port) as second:
+@pytest.mark.parametrize(("in_all", "per_address"), [(2, 0), (0, 2)])
+async def test_a_connection_over_a_limit_gets_a_429(in_all: int, per_address: int) -> None:
+    async with served(in_all, per_address) as port, await connect(port) as first, await connect(port) as second:
         for stream in (first, second):
             assert (await ask(stream)).startswith(b"HTTP/1.1 200")
         async with await connect(port) as third:
@@ -111,6 +120,45 @@ async def test_a_client_that_does_not_take_its_refusal_is_closed(
             if not is_empty:
                 assert (await ask(second)).startswith(b"HTTP/1.1 429")
             assert await second.receive_some() == b""
+
+
+@pytest.fixture(scope="module")
+def tls() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("server").configure_cert(context)
+    return context
+
+
+def half_a_hello() -> bytes:
+    """The first half of a TLS handshake's first message."""
+    sent = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname="server")
+    with suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    hello = sent.read()
+    return hello[: len(hello) // 2]
+
+
+@pytest.mark.parametrize("sent", [b"", half_a_hello(), b"GET / HTTP/1.1\r\n\r\n"])
+async def test_a_handshake_that_does_not_end_is_given_up(tls: ssl.SSLContext, sent: bytes) -> None:
+    async with served(head_seconds=0.1, tls=tls) as port, await connect(port) as stream:
+        if sent:
+            await stream.send_all(sent)
+        with suppress(trio.BrokenResourceError):  # the kernel resets a connection with unread data
+            while await stream.receive_some():
+                pass
+
+
+async def test_stalled_connections_are_closed_while_others_are_served() -> None:
+    async with served(head_seconds=0.3) as port, AsyncExitStack() as opened:
+        stalled = [await opened.enter_async_context(await connect(port)) for _ in range(50)]
+        for number, stream in enumerate(stalled):
+            if number % 2:
+                await stream.send_all(WHOLE[:20])
+        async with await connect(port) as other:
+            assert (await ask(other)).startswith(b"HTTP/1.1 200")
+        for stream in stalled:
+            assert await stream.receive_some() == b""
 
 
 def h2_connect() -> bytes:
