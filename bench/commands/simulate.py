@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import orjson
 import typer
@@ -13,7 +13,7 @@ from bench.commands.common import FAILED, USAGE, command_line
 from bench.records import BenchError
 from bench.simulation.machine import POLICIES
 from bench.simulation.plot import draw
-from bench.simulation.scenarios import DRAWN, SCENARIOS, Limit, Outcome, Scenario
+from bench.simulation.scenarios import DRAWN, SCENARIOS, Limit, Outcome, Scenario, Setup
 
 
 def simulate(
@@ -25,6 +25,7 @@ def simulate(
         iter(POLICIES)
     ),
     seconds: Annotated[float, typer.Option(min=20.0, max=3600.0, help="Virtual seconds of each phase.")] = 60.0,
+    kv_layout: Annotated[Literal["lanes", "pool"], typer.Option(help="The layout of the KV memory.")] = "lanes",
     out: Annotated[Path | None, typer.Option(help="A JSON file with all measures.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help=f"A PNG file: the service of each tenant over time ({' or '.join(DRAWN)}).")
@@ -33,7 +34,8 @@ def simulate(
     """Simulate tenants on the real scheduler in virtual time. The exit code is 1 if a limit is not met."""
     try:
         chosen = _chosen(scenario, policy, plot)
-        outcomes = {name: each.run(policy, seconds) for name, each in chosen.items()}
+        setup = Setup(policy=policy, seconds=seconds, lanes=kv_layout == "lanes")
+        outcomes = {name: each.run(setup) for name, each in chosen.items()}
         if plot is not None:
             curves = outcomes[scenario].curves
             assert curves is not None, "_chosen has checked that there is something to draw"
@@ -43,6 +45,7 @@ def simulate(
                 "command": command_line(),
                 "policy": policy,
                 "seconds": seconds,
+                "kv_layout": kv_layout,
                 "scenarios": {name: outcome.measures for name, outcome in outcomes.items()},
             }
             out.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))

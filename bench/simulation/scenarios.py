@@ -1,7 +1,7 @@
 """Scenarios of tenants that share a machine, and what a fair scheduler must reach in each."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from random import Random
 from typing import Final
@@ -47,6 +47,22 @@ class Limit:
         return value is not None and self.at_least <= value <= self.at_most
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """How a scenario is played."""
+
+    policy: str
+    """A name of POLICIES."""
+    seconds: float = 60.0
+    """Virtual seconds of each phase."""
+    lanes: bool = True
+    """Whether each sequence has a lane. Otherwise all share a pool."""
+
+    def simulator(self) -> Simulator:
+        runner = VirtualRunner()
+        return Simulator(scheduler_for(self.policy, runner.clock, lanes=self.lanes), runner)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     measures: Measures
@@ -55,16 +71,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`run` takes the policy's name and the virtual seconds of each phase."""
-
     description: str
-    run: Callable[[str, float], Outcome]
+    run: Callable[[Setup], Outcome]
     limits: tuple[Limit, ...] = field(default=())
-
-
-def simulator_with(policy: str) -> Simulator:
-    runner = VirtualRunner()
-    return Simulator(scheduler_for(policy, runner.clock), runner)
 
 
 def questions(shape: tuple[int, int], rng: Random, system: Sequence[int] = ()) -> Iterator[Prompt]:
@@ -79,16 +88,16 @@ def questions(shape: tuple[int, int], rng: Random, system: Sequence[int] = ()) -
 # -- one tenant with much work, another one with short questions -----------------------------------------------------
 
 
-def beside(policy: str, seconds: float, load: Callable[[Simulator], None], stranger: Tenant) -> Outcome:
+def beside(setup: Setup, load: Callable[[Simulator], None], stranger: Tenant) -> Outcome:
     """The short questions alone, the load alone, then both together."""
-    idle = simulator_with(policy)
+    idle = setup.simulator()
     _ask(idle, stranger, IDLE_SECONDS)
-    alone = simulator_with(policy)
+    alone = setup.simulator()
     load(alone)
-    together = simulator_with(policy)
+    together = setup.simulator()
     load(together)
-    _ask(together, stranger, seconds)
-    for each, until in ((idle, IDLE_SECONDS + 1), (alone, seconds), (together, seconds)):
+    _ask(together, stranger, setup.seconds)
+    for each, until in ((idle, IDLE_SECONDS + 1), (alone, setup.seconds), (together, setup.seconds)):
         each.run(until)
     idle_ttft = float(np.median([ttft(request, idle.now) for request in idle.requests[1:]]))
     ttfts = [ttft(each, together.now) for each in together.requests if each.tenant == stranger.name]
@@ -130,35 +139,35 @@ def answer_tokens(simulator: Simulator, tenants: Collection[str] = ()) -> float:
     return sum(counted) / simulator.now
 
 
-def flood(policy: str, seconds: float) -> Outcome:
-    return beside(policy, seconds, _flooding(Tenant("A")), Tenant("B"))
+def flood(setup: Setup) -> Outcome:
+    return beside(setup, _flooding(Tenant("A")), Tenant("B"))
 
 
-def interactive(policy: str, seconds: float) -> Outcome:
-    return beside(policy, seconds, _flooding(Tenant("A", priority=2)), Tenant("B", priority=0))
+def interactive(setup: Setup) -> Outcome:
+    return beside(setup, _flooding(Tenant("A", priority=2)), Tenant("B", priority=0))
 
 
 def _flooding(tenant: Tenant) -> Callable[[Simulator], None]:
     return lambda simulator: closed_loop(simulator, tenant, IN_FLIGHT, questions(LONG, Random(tenant.name)))
 
 
-def prompts_of_one_request(policy: str, seconds: float) -> Outcome:
+def prompts_of_one_request(setup: Setup) -> Outcome:
     def load(simulator: Simulator) -> None:
         batch(simulator, Tenant("A"), list(islice(questions(LONG, Random("list")), LIST_PROMPTS)))
 
-    return beside(policy, seconds, load, Tenant("B"))
+    return beside(setup, load, Tenant("B"))
 
 
 # -- shares of tenants that always wait ------------------------------------------------------------------------------
 
 
-def weights(policy: str, seconds: float) -> Outcome:
+def weights(setup: Setup) -> Outcome:
     """Both tenants flood. The heavy one has three times the weight."""
     tenants = [Tenant("heavy", weight=3.0), Tenant("light")]
-    simulator = simulator_with(policy)
+    simulator = setup.simulator()
     for tenant in tenants:
         closed_loop(simulator, tenant, IN_FLIGHT, questions(LONG, Random(tenant.name)))
-    simulator.run(seconds)
+    simulator.run(setup.seconds)
     curves = curves_of(simulator, tenants, BOUND)
     heavy, light = (curves.served[tenant.name][-1] for tenant in tenants)
     gap = largest_gap(*(service(simulator.steps, each.name, each.weight) for each in tenants))
@@ -177,13 +186,13 @@ def weights(policy: str, seconds: float) -> Outcome:
     )
 
 
-def equal(policy: str, seconds: float) -> Outcome:
+def equal(setup: Setup) -> Outcome:
     """Eight tenants of equal weight keep 8, 16, ... 64 requests in flight."""
     tenants = [Tenant(f"tenant {number}") for number in range(1, 9)]
-    simulator = simulator_with(policy)
+    simulator = setup.simulator()
     for number, tenant in enumerate(tenants, 1):
         closed_loop(simulator, tenant, 8 * number, questions(LONG, Random(tenant.name)))
-    simulator.run(seconds)
+    simulator.run(setup.seconds)
     curves = curves_of(simulator, tenants, BOUND)
     shares = [curves.served[tenant.name][-1] for tenant in tenants]
     return Outcome(
@@ -201,10 +210,10 @@ def equal(policy: str, seconds: float) -> Outcome:
 # -- locality --------------------------------------------------------------------------------------------------------
 
 
-def prefixes(policy: str, seconds: float) -> Outcome:
+def prefixes(setup: Setup) -> Outcome:
     """Eight tenants with a long system prompt each. The baseline is first come, first served."""
-    measured = {name: _with_system_prompts(name, seconds) for name in ("first-come", policy)}
-    (baseline_rate, baseline_hits), (rate, hits) = measured["first-come"], measured[policy]
+    baseline_rate, baseline_hits = _with_system_prompts(replace(setup, policy="first-come"))
+    rate, hits = _with_system_prompts(setup)
     return Outcome(
         {
             "baseline_tokens_per_s": baseline_rate,
@@ -217,14 +226,14 @@ def prefixes(policy: str, seconds: float) -> Outcome:
     )
 
 
-def _with_system_prompts(policy: str, seconds: float) -> tuple[float, float]:
+def _with_system_prompts(setup: Setup) -> tuple[float, float]:
     """Answer tokens a second, and the share of the prompts' tokens that were found in the cache."""
-    simulator = simulator_with(policy)
+    simulator = setup.simulator()
     for number in range(8):
         rng = Random(f"system {number}")
         system = [rng.randrange(1000, VOCABULARY) for _ in range(SYSTEM_TOKENS)]
         closed_loop(simulator, Tenant(f"tenant {number}"), 8, questions((20, LONG[1]), rng, system))
-    simulator.run(seconds)
+    simulator.run(setup.seconds)
     begun = [request for request in simulator.requests if request.first is not None]
     hits = sum(each.cached_tokens for each in begun) / sum(len(each.prompt.tokens) for each in begun)
     return answer_tokens(simulator), hits

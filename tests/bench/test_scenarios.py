@@ -8,15 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.__main__ import app
-from bench.simulation.scenarios import SCENARIOS, Limit, Outcome
+from bench.simulation.scenarios import SCENARIOS, Limit, Outcome, Setup
 from bench.stats import Measures
-
-SECONDS = 60.0
 
 
 @cache
 def outcome(scenario: str, policy: str) -> Outcome:
-    return SCENARIOS[scenario].run(policy, SECONDS)
+    return SCENARIOS[scenario].run(Setup(policy=policy))
 
 
 def missed(scenario: str, policy: str) -> dict[str, float | None]:
@@ -68,6 +66,13 @@ def test_with_fair_shares_every_limit_is_met(scenario: str) -> None:
     assert missed(scenario, "fair") == {}
 
 
+def test_in_a_pool_a_stranger_does_not_wait_for_the_queue_of_others_either() -> None:
+    measures = SCENARIOS["flood"].run(Setup(policy="fair", seconds=30.0, lanes=False)).measures
+    worst = measures["ttft_max_s"]
+    assert worst is not None
+    assert worst < 1.0
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -79,7 +84,7 @@ def test_the_command_prints_tables_and_writes_files(tmp_path: Path) -> None:
     assert "tokens_ratio" in result.stdout
     assert "NOT met" in result.stdout
     document = orjson.loads(out.read_bytes())
-    assert document["policy"] == "first-come"
+    assert (document["policy"], document["kv_layout"]) == ("first-come", "lanes")
     assert document["scenarios"] == orjson.loads(result.stdout.splitlines()[-1])
     assert plot.read_bytes().startswith(b"\x89PNG")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bench.shares import service_bound
 from bench.simulation.machine import POLICIES, VirtualRunner, chunk_seconds, scheduler_for
-from bench.simulation.scenarios import questions, simulator_with
+from bench.simulation.scenarios import questions
 from bench.simulation.service import most_overtaken
 from bench.simulation.simulator import LATENCY, Prompt, Simulator, Tenant, batch, closed_loop, open_loop
 from scheduler.fair import QUANTUM
@@ -91,7 +91,7 @@ def test_service_counts_the_computed_tokens_of_each_tenant() -> None:
 
 def test_the_same_simulation_has_the_same_result() -> None:
     def ends() -> list[float | None]:
-        each = simulator_with("first-come")
+        each = simulator()
         closed_loop(each, A, 40, questions((60, 32), Random(1)))
         each.run(20.0)
         return [request.ended for request in each.requests]
