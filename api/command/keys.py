@@ -10,7 +10,7 @@ import typer
 from api.command.completion import choices
 from api.command.terminal import print_tenants
 from api.tenants import store
-from api.tenants.database import database
+from api.tenants.database import database, path
 from api.tenants.store import Change, StoredTenant
 from api.tenants.tenant import Tenant
 from api.tenants.values import (
@@ -31,6 +31,8 @@ ValueT = TypeVar("ValueT")
 
 
 def _names(incomplete: str) -> list[str]:
+    if not path().exists():
+        return []
     with database() as connection:
         return [each.tenant.name for each in store.every(connection) if each.tenant.name.startswith(incomplete)]
 

@@ -134,7 +134,9 @@ def test_an_entry_for_a_keys_file_is_printed_and_not_stored(cortex: Cortex, tmp_
     assert json.loads(cortex("keys", "list", "--json")[1]) == []
 
 
-def test_names_are_completed(cortex: Cortex) -> None:
+def test_names_are_completed(cortex: Cortex, tmp_path: Path) -> None:
+    assert _names("al") == []
+    assert not (tmp_path / "home").exists(), "completion makes no files"
     for name in ("alice", "alan", "bob"):
         cortex("keys", "add", name)
     assert _names("al") == ["alan", "alice"]
