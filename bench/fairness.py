@@ -195,16 +195,21 @@ async def weights(settings: Settings, rng: Random, chat: Chat) -> Result:
 
 
 async def tenants(settings: Settings, rng: Random, chat: Chat) -> Result:
-    """Each tenant has a long system prompt of its own, and keeps `users` requests in flight."""
+    """Each tenant has a long system prompt of its own, and keeps `users` requests in flight.
+
+    Before that, each asks one question, so that its system prompt is in the cache.
+    """
     phase = Phase(chat, settings.seconds)
     length = settings.prompt_tokens - SYSTEM_TEMPLATE - QUESTION_TOKENS
     names, question = tenants_of(settings), (QUESTION_TOKENS, settings.output_tokens)
-    loads = [partial(_flood, settings.users, asks(name, *question, rng, system=words(length, rng))) for name in names]
-    await phase.play(*loads)
+    questions = [asks(name, *question, rng, system=words(length, rng)) for name in names]
+    first = [replace(await chat(next(each)), role="first") for each in questions]
+    await trio.sleep(settings.settle_s)
+    await phase.play(*(partial(_flood, settings.users, each) for each in questions))
     rates = [phase.tokens_per_s(name) for name in names]
     return (
         phase.records,
-        [],
+        first,
         {
             "all_tokens_per_s": sum(rates),
             "smallest_tokens_per_s": min(rates),

@@ -106,12 +106,14 @@ async def test_the_shares_of_two_flooding_tenants(autojump_clock: MockClock) -> 
 async def test_tenants_have_their_own_system_prompts(autojump_clock: MockClock) -> None:
     chat = FakeChat(first=1.0, gap=0.5)
     given = resolve(Settings(workload="tenants", users=2, seconds=30))
-    records, _, measures = await tenants(given, Random(0), chat)
+    records, first, measures = await tenants(given, Random(0), chat)
+    assert [ask.tenant for ask in chat.asks[:8]] == [f"tenant{number}" for number in range(1, 9)]
+    assert [each.role for each in first] == ["first"] * 8
     systems = {(ask.tenant, ask.messages[0]["content"]) for ask in chat.asks}
     assert len(systems) == len({tenant for tenant, _ in systems}) == 8
     assert {len(system.split()) for _, system in systems} == {708}
     assert measures["jain_index"] == pytest.approx(1.0)
-    assert len(records) == len(chat.asks)
+    assert len(records) + len(first) == len(chat.asks)
 
 
 async def test_only_tokens_after_the_warm_up_count() -> None:
