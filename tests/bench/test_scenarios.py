@@ -2,14 +2,18 @@
 
 from functools import cache
 from pathlib import Path
+from random import Random
 
 import orjson
 import pytest
 from typer.testing import CliRunner
 
 from bench.__main__ import app
-from bench.simulation.scenarios import SCENARIOS, Limit, Outcome, Setup
+from bench.simulation.scenarios import SCENARIOS, Limit, Outcome, Setup, questions
+from bench.simulation.service import service
+from bench.simulation.simulator import Tenant, closed_loop
 from bench.stats import Measures
+from scheduler.classes import GUARANTEED
 
 
 @cache
@@ -71,6 +75,19 @@ def test_in_a_pool_a_stranger_does_not_wait_for_the_queue_of_others_either() -> 
     worst = measures["ttft_max_s"]
     assert worst is not None
     assert worst < 1.0
+
+
+def test_a_lower_class_is_served_its_guaranteed_share_beside_a_flood_of_a_higher_one() -> None:
+    simulator = Setup(policy="fair").simulator()
+    high, low = Tenant("high", priority=0), Tenant("low", priority=2)
+    closed_loop(simulator, high, 64, questions((60, 32), Random("high")))
+    closed_loop(simulator, low, 64, questions((60, 32), Random("low")), begin=15.0)
+    simulator.run(135.0)
+    since = [step for step in simulator.steps if step.end > 15.0]
+    served, others = (sum(service(since, tenant.name)) for tenant in (low, high))
+    assert served / others == pytest.approx(GUARANTEED, rel=0.3)
+    waits = [request.ttft for request in simulator.requests if request.tenant == "low" and request.ttft is not None]
+    assert min(waits) < 15.0
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
