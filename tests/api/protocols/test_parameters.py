@@ -188,6 +188,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "top_logprobs": {"logprobs": True},
 }
 EXTENSIONS: dict[str, Any] = {
+    "cache_salt": "mine",
     "dry_allowed_length": 3,
     "dry_base": 2.0,
     "dry_multiplier": 0.5,
@@ -205,11 +206,14 @@ EXTENSIONS: dict[str, Any] = {
     "mirostat": 2,
     "mirostat_eta": 0.2,
     "mirostat_tau": 3.0,
+    "priority": "batch",
     "repeat_last_n": 5,
     "repeat_penalty": 1.1,
     "repetition_penalty": 1.1,
     "stop_token_ids": [0],
     "structured_outputs": {"choice": ["a", "b"]},
+    "timings": True,
+    "timings_per_token": True,
     "top_k": 5,
     "top_n_sigma": 1.0,
     "typical_p": 0.9,
