@@ -4,6 +4,7 @@ import typer
 
 from bench.commands.ceiling import ceiling
 from bench.commands.compare import compare, page_command
+from bench.commands.connections import connections
 from bench.commands.crowded import crowded
 from bench.commands.fanout import fanout
 from bench.commands.load import load
@@ -11,7 +12,7 @@ from bench.commands.restart import restart
 from bench.commands.simulate import simulate
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-for command in (load, ceiling, compare, restart, fanout, crowded, simulate):
+for command in (load, ceiling, compare, restart, fanout, crowded, connections, simulate):
     app.command()(command)
 app.command("page")(page_command)
 

@@ -32,10 +32,11 @@ HEAD_SECONDS: Final = 10.0
 """How long a client may take for the head of a request, and for the TLS handshake."""
 REFUSAL_SECONDS: Final = 1.0
 """How long a client that is over a limit may take to send its request and to read the refusal."""
-MAX_REFUSALS: Final = 256
-"""How many clients read a refusal at once. Further connections are closed without one."""
+MAX_REFUSALS: Final = 2048
 FILES_RESERVE: Final = 256
 """Open files that are no connections: of engines, logs and listening sockets."""
+UNLIMITED_FILES: Final = 1 << 20
+"""Open files that count as enough for any number of connections."""
 
 Listener = trio.SocketListener | trio.SSLListener[trio.SocketStream]
 
@@ -47,28 +48,32 @@ class ConnectionLimits:
     max_connections: int
     max_per_address: int
     head_seconds: float = HEAD_SECONDS
+    max_refusals: int = MAX_REFUSALS
+    """How many clients may read a refusal at once. Further connections are closed without one."""
 
 
-def allowed_connections(wanted: int) -> int:
-    """The number of connections for which this process may open files. Raises the process's own limit if it can.
+def limits_of(max_connections: int, max_per_address: int) -> ConnectionLimits:
+    """Limits for which this process may open files. Raises the process's own limit for open files if it can.
 
-    If the limit stays too low, the number is smaller than `wanted`, and the log says so. 0 is no limit.
+    If that stays too low, fewer connections than `max_connections` are allowed, and the log says so.
     """
-    reserve = MAX_REFUSALS + FILES_RESERVE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or (wanted and soft >= wanted + reserve):
-        return wanted
-    ceiling = hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 20)
-    raised = min(wanted + reserve, ceiling) if wanted else ceiling
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
-        soft = raised
-    allowed = max(1, soft - reserve)
-    if wanted and allowed >= wanted:
-        return wanted
-    if wanted:
-        _log.warning("at most %d connections instead of %d: only %d files may be open", allowed, wanted, soft)
-    return allowed
+    needed = max_connections + MAX_REFUSALS + FILES_RESERVE if max_connections else UNLIMITED_FILES
+    if soft < needed and soft != resource.RLIM_INFINITY:
+        raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+    if soft >= needed or soft == resource.RLIM_INFINITY:
+        return ConnectionLimits(max_connections=max_connections, max_per_address=max_per_address)
+    room = max(2, soft - FILES_RESERVE)
+    refusals = min(MAX_REFUSALS, room // 3)
+    allowed = room - refusals
+    if max_connections <= allowed and max_connections:
+        allowed = max_connections
+    elif max_connections:
+        _log.warning("at most %d connections instead of %d: only %d files may be open", allowed, max_connections, soft)
+    return ConnectionLimits(max_connections=allowed, max_per_address=max_per_address, max_refusals=refusals)
 
 
 class Places:
@@ -119,7 +124,7 @@ async def serve_connections(
     state: LifespanState = {}
     lifespan = Lifespan(wrapped, config, state)
     places = Places(limits)
-    refusals = trio.CapacityLimiter(MAX_REFUSALS)
+    refusals = trio.CapacityLimiter(limits.max_refusals)
 
     async def handle(stream: Stream) -> None:
         with places.take(_address(stream)) as is_free:
@@ -184,7 +189,7 @@ _REFUSAL: Final = (
 
 
 async def _refuse(stream: Stream, refusals: trio.CapacityLimiter) -> None:
-    """Answer 429 to a client that speaks plain HTTP/1.1. Others, and those above MAX_REFUSALS, are only closed."""
+    """Answer 429 to a client that speaks plain HTTP/1.1. Others, and those over the limit of refusals, are closed."""
     if isinstance(stream, trio.SSLStream) or not refusals.available_tokens:
         return  # trio closes the stream
     async with refusals:

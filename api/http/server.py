@@ -9,14 +9,14 @@ from typing import Final
 
 import trio
 from hypercorn.config import Config
-from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
 from api.engine.process import ENGINE_COMMAND
 from api.errors import leaves, os_error_text
 from api.flags import ModelOptions, ServerOptions, ServerSettings
+from api.http.adapter import adapted
 from api.http.app import create_app
 from api.http.clients import Clients
-from api.http.connections import ConnectionLimits, Listener, allowed_connections, serve_connections
+from api.http.connections import Listener, limits_of, serve_connections
 from api.http.observers import TracingError, observing
 from api.http.sockets import Listening, listening
 from api.record import AlreadyRunningError, hold_record
@@ -33,8 +33,6 @@ _log = logging.getLogger("cortex.api")
 
 FLUSH_SECONDS: Final = 5.0
 """Seconds at the end for connections to receive their last bytes."""
-UNIX_CLIENT: Final = ("unix", 0)
-"""The address of clients that connect over a Unix socket. They are one tenant, unless they name users or have keys."""
 KEEP_ALIVE_SECONDS: Final = 75.0
 """Longer than clients keep idle connections. If the server closed one first, it could lose a request just sent."""
 
@@ -72,10 +70,7 @@ async def _run(
     config.graceful_timeout = FLUSH_SECONDS
     config.keep_alive_timeout = KEEP_ALIVE_SECONDS
     config.h11_max_incomplete_size = 64 * 1024
-    limits = ConnectionLimits(
-        max_connections=allowed_connections(options.max_connections),
-        max_per_address=options.max_connections_per_address,
-    )
+    limits = limits_of(options.max_connections, options.max_connections_per_address)
     drained = trio.Event()
     fleet = Fleet(
         max_waiting=options.max_waiting,
@@ -101,7 +96,7 @@ async def _run(
         nursery.start_soon(clients.run)
         await nursery.start(fleet.run)
         nursery.start_soon(_start_first, fleet, options.first)
-        await serve_connections(_with_shielded_ends(app), config, _listeners(address), limits, shutdown=drained.wait)
+        await serve_connections(adapted(app), config, _listeners(address), limits, shutdown=drained.wait)
         with trio.move_on_after(FLUSH_SECONDS):
             await fleet.close()
         nursery.cancel_scope.cancel()
@@ -138,28 +133,6 @@ async def _start_first(fleet: Fleet, options: ModelOptions) -> None:
     except StartError:
         if not fleet.draining:
             raise
-
-
-def _with_shielded_ends(app: ASGIFramework) -> ASGIFramework:
-    """Shields the last send of each response from cancellation.
-
-    During that send Hypercorn reports the end of the request to the app. quart-trio then cancels the task that sends.
-    Without the shield, Hypercorn would never mark the connection as idle. Neither a timeout nor the end of the server
-    would close it.
-    """
-
-    async def framework(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        if scope["type"] == "http" and scope["client"] is None:
-            scope["client"] = UNIX_CLIENT
-
-        async def send_shielded(event: ASGISendEvent) -> None:
-            is_last = event["type"] == "http.response.body" and not event.get("more_body", False)
-            with trio.CancelScope(shield=is_last):
-                await send(event)
-
-        await app(scope, receive, send_shielded)
-
-    return framework
 
 
 async def _drain_on_signal(fleet: Fleet, grace_seconds: float, drained: trio.Event) -> None:

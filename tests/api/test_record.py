@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import trustme
 
 from api.flags import ModelOptions, ServerOptions
 from api.home import home
@@ -181,12 +183,15 @@ def test_urls_to_show_and_to_connect_to(record: ServerRecord, host: str, to_show
 
 
 @contextlib.contextmanager
-def answering(body: bytes) -> Iterator[int]:
-    """A port where every connection gets an answer with this body."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def answering(body: bytes, listener: socket.socket | None = None) -> Iterator[int]:
+    """A port where every connection gets an answer with this body, or such a listener of another kind."""
+    with listener or socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
-            connection, _ = listener.accept()
+            try:
+                connection, _ = listener.accept()
+            except ssl.SSLError:  # the client does not trust the server
+                return
             with connection:
                 connection.recv(65536)
                 head = f"HTTP/1.1 503 Busy\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -196,6 +201,34 @@ def answering(body: bytes) -> Iterator[int]:
         thread.start()
         yield listener.getsockname()[1]
         thread.join()
+
+
+def test_health_is_read_over_a_unix_socket(record: ServerRecord, tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    with answering(json.dumps(asdict(HEALTH)).encode(), listener):
+        assert ask_health(replace(record, unix_socket=path), SECONDS) == HEALTH
+
+
+def test_health_is_read_over_tls_from_the_recorded_certificate_only(record: ServerRecord) -> None:
+    authority = trustme.CA()
+    own, other = authority.issue_cert("server.example"), authority.issue_cert("server.example")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.configure_cert(context)
+    for issued, found in ((own, HEALTH), (other, None)):
+        listener = context.wrap_socket(socket.create_server(("127.0.0.1", 0)), server_side=True)
+        certificate = issued.cert_chain_pems[0].bytes().decode()
+        with answering(json.dumps(asdict(HEALTH)).encode(), listener) as port:
+            assert ask_health(replace(record, port=port, tls_cert="/x", certificate=certificate), SECONDS) == found
+
+
+def test_urls_say_whether_the_server_has_tls_or_a_unix_socket(record: ServerRecord) -> None:
+    secure = replace(record, host="0.0.0.0", port=80, tls_cert="/cert.pem")
+    assert (secure.base_url, secure.connect_url) == ("https://localhost:80/v1", "https://127.0.0.1:80/v1")
+    local = replace(record, unix_socket="/run/socket")
+    assert (local.base_url, local.connect_url) == ("unix:/run/socket", "http://localhost/v1")
 
 
 def test_health_is_read_from_the_server(record: ServerRecord) -> None:

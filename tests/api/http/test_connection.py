@@ -17,7 +17,9 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from hypercorn.utils import wrap_app
 from trio.testing import MemoryReceiveStream, MemorySendStream, MockClock, memory_stream_pair
 
+from api.http.adapter import adapted
 from api.http.connection import LINGER_SECONDS, Connection
+from api.http.sockets import UNACKNOWLEDGED_LIMIT
 
 KEEP_ALIVE = 75.0
 HEAD = 10.0
@@ -76,7 +78,7 @@ async def connected() -> AsyncIterator[Client]:
     config = Config()
     config.errorlog = None
     config.keep_alive_timeout = KEEP_ALIVE
-    wrapped = wrap_app(app, 0, "asgi")
+    wrapped = wrap_app(adapted(app), 0, "asgi")
     connection = Connection(wrapped, config, WorkerContext(None), {}, cast(Any, served), head_seconds=HEAD)
     ended = trio.Event()
 
@@ -233,3 +235,12 @@ async def test_a_client_that_leaves_without_room_for_its_answer_leaves_nothing(a
     async with connected() as client:
         await client.send(own.data_to_send())
         await trio.sleep(1)
+
+
+async def test_a_client_that_takes_no_answer_is_closed(autojump_clock: MockClock) -> None:
+    own = h2_client()
+    own.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    own.send_headers(1, HEADERS, end_stream=True)
+    async with connected() as client:
+        await client.send(own.data_to_send())
+        assert await client.seconds_until_closed() == pytest.approx(UNACKNOWLEDGED_LIMIT + KEEP_ALIVE)

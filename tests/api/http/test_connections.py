@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 
 import h2.config
 import h2.connection
+import h2.events
 import orjson
 import pytest
 import trio
@@ -21,8 +22,8 @@ from api.http.connections import (
     ConnectionLimits,
     Listener,
     Places,
-    allowed_connections,
     client_network,
+    limits_of,
     serve_connections,
 )
 from tests.api.servers import SECONDS
@@ -46,18 +47,24 @@ async def served(
     max_connections: int = 0,
     max_per_address: int = 0,
     head_seconds: float = SECONDS,
+    max_refusals: int = MAX_REFUSALS,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[int]:
     """A server's port. The server must end by itself after the block."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     limits = ConnectionLimits(
-        max_connections=max_connections, max_per_address=max_per_address, head_seconds=head_seconds
+        max_connections=max_connections,
+        max_per_address=max_per_address,
+        head_seconds=head_seconds,
+        max_refusals=max_refusals,
     )
     config = Config()
     config.errorlog = None
     config.graceful_timeout = SECONDS
     ending = trio.Event()
-    taken: list[Listener] = [*listeners] if tls is None else [trio.SSLListener(each, tls) for each in listeners]
+    taken: list[Listener] = (
+        [*listeners] if tls is None else [trio.SSLListener(each, tls, https_compatible=True) for each in listeners]
+    )
     with trio.fail_after(SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: serve_connections(app, config, taken, limits, shutdown=ending.wait))
@@ -101,9 +108,8 @@ async def test_a_connection_over_a_limit_gets_a_429(in_all: int, per_address: in
 
 
 async def test_more_refusals_than_wait_at_once_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MAX_REFUSALS", 1)
     monkeypatch.setattr(connections, "REFUSAL_SECONDS", SECONDS)
-    async with served(max_connections=1) as port, await connect(port) as first:
+    async with served(max_connections=1, max_refusals=1) as port, await connect(port) as first:
         assert (await ask(first)).startswith(b"HTTP/1.1 200")
         async with await connect(port), await connect(port) as third:
             assert await third.receive_some() == b""
@@ -125,8 +131,28 @@ async def test_a_client_that_does_not_take_its_refusal_is_closed(
 @pytest.fixture(scope="module")
 def tls() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["h2", "http/1.1"])
     trustme.CA().issue_cert("server").configure_cert(context)
     return context
+
+
+async def test_http2_over_tls_is_answered(tls: ssl.SSLContext) -> None:
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False
+    trusting.verify_mode = ssl.CERT_NONE
+    trusting.set_alpn_protocols(["h2"])
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    client.send_headers(
+        1, [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "server")], end_stream=True
+    )
+    async with served(tls=tls) as port, await connect(port) as plain:
+        stream = trio.SSLStream(plain, trusting, https_compatible=True)
+        await stream.send_all(client.data_to_send())
+        events: list[h2.events.Event] = []
+        while not any(isinstance(event, h2.events.StreamEnded) for event in events):
+            events += client.receive_data(bytes(await stream.receive_some()))
+    assert b"".join(event.data or b"" for event in events if isinstance(event, h2.events.DataReceived)) == b"fine"
 
 
 def half_a_hello() -> bytes:
@@ -214,19 +240,22 @@ def test_an_ipv6_client_counts_by_its_network(host: str, network: str) -> None:
 @pytest.mark.parametrize(
     ("wanted", "soft", "hard", "raised", "allowed"),
     [
-        (100, 10_000, 20_000, None, 100),
-        (4096, 1024, 20_000, 4096 + MAX_REFUSALS + FILES_RESERVE, 4096),
-        (4096, 1024, 2048, 2048, 2048 - MAX_REFUSALS - FILES_RESERVE),
-        (0, 1024, 2048, 2048, 2048 - MAX_REFUSALS - FILES_RESERVE),
-        (0, resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, 0),
-        (10, 100, 100, 100, 1),
+        (100, 10_000, 20_000, None, (100, MAX_REFUSALS)),
+        (4096, 1024, 20_000, 4096 + MAX_REFUSALS + FILES_RESERVE, (4096, MAX_REFUSALS)),
+        (4096, 1024, resource.RLIM_INFINITY, 4096 + MAX_REFUSALS + FILES_RESERVE, (4096, MAX_REFUSALS)),
+        (4096, 1024, FILES_RESERVE + 900, FILES_RESERVE + 900, (600, 300)),
+        (500, 1024, FILES_RESERVE + 900, FILES_RESERVE + 900, (500, 300)),
+        (0, 1024, FILES_RESERVE + 900, FILES_RESERVE + 900, (600, 300)),
+        (0, resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, (0, MAX_REFUSALS)),
+        (10, 100, 100, 100, (2, 0)),
     ],
 )
 def test_connections_stay_below_the_limit_of_open_files(
-    monkeypatch: pytest.MonkeyPatch, wanted: int, soft: int, hard: int, raised: int | None, allowed: int
+    monkeypatch: pytest.MonkeyPatch, wanted: int, soft: int, hard: int, raised: int | None, allowed: tuple[int, int]
 ) -> None:
     new: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: new.append(limits))
-    assert allowed_connections(wanted) == allowed
+    limits = limits_of(wanted, 7)
+    assert (limits.max_connections, limits.max_refusals, limits.max_per_address) == (*allowed, 7)
     assert new == ([] if raised is None else [(raised, hard)])
