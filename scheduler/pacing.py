@@ -42,6 +42,11 @@ class Pacer:
         """Whether prompts and answers may share a step of `num_tokens` tokens."""
         return self._max_mixed_tokens is None or num_tokens <= self._max_mixed_tokens
 
+    @property
+    def limits_mixing(self) -> bool:
+        """Whether a step takes longer if prompts and answers share it, as on a CPU."""
+        return self._max_mixed_tokens is not None
+
     def observe(self, num_decode: int, num_prefill: int, num_pairs: int, seconds: float) -> None:
         """Record the duration of a step. `num_pairs`: the sum over its tokens of the cells that each attends to."""
         if not num_prefill:

@@ -14,6 +14,9 @@ from scheduler.sequence import Sequence
 MAX_SCORED_TOKENS: Final = 64
 """Prompt tokens per step that give log probabilities. Each costs a row of logits and a softmax."""
 
+MAX_UNANSWERED: Final = 2
+"""Steps in a row that may compute urgent prompts while answers wait."""
+
 _by_id = attrgetter("sequence.sequence_id")
 
 
@@ -35,8 +38,10 @@ class Planner:
         prompts = self._plan_decodes(plan, running)
         if prompts:
             self._plan_prefills(plan, prompts)
-        if plan.num_decode and plan.num_prefill and not self._pacer.mixes(plan.num_tokens):
-            self._take_turns(plan, prompts)
+        if plan.num_decode and plan.num_prefill:
+            is_urgent = self._num_unanswered < MAX_UNANSWERED and self._policy.is_urgent(prompts)
+            if not self._pacer.mixes(plan.num_tokens) or (is_urgent and self._pacer.limits_mixing):
+                self._take_turns(plan, is_urgent=is_urgent)
         return plan
 
     def observe(self, plan: Plan, seconds: float) -> None:
@@ -114,9 +119,9 @@ class Planner:
         is_uneven = len({chunk.num_tokens for chunk in chunks}) > 1
         plan.chunks += sorted(chunks, key=_by_id, reverse=is_uneven)
 
-    def _take_turns(self, plan: Plan, prompts: list[Sequence]) -> None:
+    def _take_turns(self, plan: Plan, *, is_urgent: bool) -> None:
         """Defer either the answers or the prompts to the next step."""
-        if not self._num_unanswered or (self._num_unanswered == 1 and self._policy.is_urgent(prompts)):
+        if is_urgent or not self._num_unanswered:
             del plan.chunks[: plan.num_answers]
             plan.num_answers = plan.num_decode = 0
         else:
