@@ -12,13 +12,23 @@ from api.tenants.errors import TenantsError
 from api.tenants.keys import hash_of
 from api.tenants.store import ENDING, StoredKey, StoredTenant
 from api.tenants.tenant import Limits, Priority, Tenant
-from api.tenants.values import MAX_LIMIT, checked_name, checked_weight, end_of
+from api.tenants.values import MAX_LIMIT, checked_key, checked_name, checked_weight, end_of, time_text
 
 HASH_PREFIX: Final = "sha256:"
-MIN_KEY_LENGTH: Final = 20
-"""Characters of a key that somebody chose. Shorter ones could be guessed."""
 
 Limit = Annotated[int, Field(ge=0, le=MAX_LIMIT)]
+
+
+def _timestamp(value: datetime | date) -> float:
+    return value.timestamp() if isinstance(value, datetime) else end_of(value)
+
+
+def _checked_time(value: datetime | date) -> datetime | date:
+    try:
+        _timestamp(value)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(f"{value} is not a time that this system knows") from error
+    return value
 
 
 class _Entry(BaseModel):
@@ -26,12 +36,12 @@ class _Entry(BaseModel):
 
     name: Annotated[str, AfterValidator(checked_name)]
     hashes: list[Annotated[str, Field(pattern=rf"^{HASH_PREFIX}[0-9a-f]{{64}}$")]] = Field(default_factory=list)
-    keys: list[Annotated[str, Field(min_length=MIN_KEY_LENGTH)]] = Field(default_factory=list)
+    keys: list[Annotated[str, AfterValidator(checked_key)]] = Field(default_factory=list)
     weight: Annotated[float, AfterValidator(checked_weight)] = 1.0
     priority: Literal["interactive", "default", "batch"] = "default"
     models: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     admin: bool = False
-    expires: datetime | date | None = None
+    expires: Annotated[datetime | date, AfterValidator(_checked_time)] | None = None
     max_waiting: Limit | None = None
     max_concurrent: Limit | None = None
     requests_per_minute: Limit | None = None
@@ -47,9 +57,7 @@ class _Entry(BaseModel):
 
     @property
     def _expires_at(self) -> float | None:
-        if self.expires is None:
-            return None
-        return self.expires.timestamp() if isinstance(self.expires, datetime) else end_of(self.expires)
+        return None if self.expires is None else _timestamp(self.expires)
 
 
 class _File(BaseModel):
@@ -102,7 +110,7 @@ def entry_text(tenant: Tenant, key: str, expires_at: float | None) -> str:
         "priority": _quoted(tenant.priority.name.lower()) if tenant.priority is not Priority.DEFAULT else None,
         "models": f"[{', '.join(map(_quoted, tenant.models))}]" if tenant.models else None,
         "admin": "true" if tenant.is_admin else None,
-        "expires": datetime.fromtimestamp(int(expires_at)).astimezone().isoformat() if expires_at else None,
+        "expires": time_text(expires_at) if expires_at else None,
         "max_waiting": _number(limits.waiting),
         "max_concurrent": _number(limits.concurrent),
         "requests_per_minute": _number(limits.requests_per_minute),

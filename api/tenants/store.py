@@ -124,20 +124,20 @@ def revoke(connection: sqlite3.Connection, name: str) -> None:
 
 
 def every(connection: sqlite3.Connection) -> list[StoredTenant]:
-    """All tenants by name, the revoked ones too."""
+    """All tenants by name, the revoked ones too. Raises TenantsError if one is damaged."""
     keys: dict[int, list[StoredKey]] = {}
     with snapshot(connection):
         tenants = _rows(connection, "SELECT * FROM tenants ORDER BY name")
         for row in _rows(connection, "SELECT * FROM keys ORDER BY id"):
             keys.setdefault(row["tenant_id"], []).append(_key(row))
-    return [_stored(row, keys.get(row["id"], [])) for row in tenants]
+    return [_read(row, keys.get(row["id"], [])) for row in tenants]
 
 
 def _found(connection: sqlite3.Connection, name: str) -> tuple[int, StoredTenant]:
     row = _find(connection, name)
     if row is None:
         raise TenantsError(f"there is no {name!r}; 'cortex keys list' shows the names")
-    return row["id"], _stored(row, [])
+    return row["id"], _read(row, [])
 
 
 def _find(connection: sqlite3.Connection, name: str) -> dict[str, Any] | None:
@@ -177,11 +177,19 @@ def _columns(tenant: Tenant) -> dict[str, Any]:
     }
 
 
+def _read(row: dict[str, Any], keys: list[StoredKey]) -> StoredTenant:
+    """Raises TenantsError if the row has a value that this program did not write."""
+    try:
+        return _stored(row, keys)
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise TenantsError(f"the entry of {row['name']!r} in the database is damaged") from None
+
+
 def _stored(row: dict[str, Any], keys: list[StoredKey]) -> StoredTenant:
     limits = Limits(row["max_waiting"], row["max_concurrent"], row["requests_per_minute"], row["tokens_per_minute"])
     tenant = Tenant(
         row["name"],
-        row["weight"],
+        checked_weight(row["weight"]),
         Priority[row["priority"].upper()],
         limits,
         tuple(json.loads(row["models"])),

@@ -2,12 +2,14 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from api.tenants import database, store
 from api.tenants.database import DatabaseError
+from api.tenants.errors import TenantsError
 from api.tenants.store import Change
 
 
@@ -73,6 +75,27 @@ def test_a_file_that_is_no_database_is_refused_in_one_line(home: Path, content: 
     assert "\n" not in str(error.value)
 
 
+def test_only_a_busy_database_is_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with database.database() as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    (home / "cortex.db-wal").mkdir()  # so the mode cannot be set
+    monkeypatch.setattr(time, "sleep", pytest.fail)
+    with pytest.raises(DatabaseError, match=r"cortex.db cannot be used: .+"):
+        database.connect()
+
+
+@pytest.mark.parametrize(
+    "change", ["priority = 'high'", "priority = 1", "models = '['", "models = '1'", "weight = 'x'"]
+)
+def test_a_damaged_entry_is_an_error_in_one_line(home: Path, change: str) -> None:
+    with database.database() as connection:
+        store.add(connection, "alice", Change())
+        connection.execute(f"UPDATE tenants SET {change}")
+        for use in (store.every, lambda connection: store.edit(connection, "alice", Change(weight=2))):
+            with pytest.raises(TenantsError, match=r"the entry of 'alice' in the database is damaged$"):
+                use(connection)
+
+
 def test_a_failed_change_changes_nothing(home: Path) -> None:
     with database.database() as connection:
         with pytest.raises(OverflowError):
@@ -85,8 +108,10 @@ def test_a_failed_change_changes_nothing(home: Path) -> None:
 
 EDITS = """
 import sys
+import time
 from api.tenants import store
 from api.tenants.database import database
+from api.tenants.errors import TenantsError
 from api.tenants.store import Change
 with database() as connection:  # both processes make the database
     for number in range(20):

@@ -45,6 +45,8 @@ def test_an_entry_is_read_as_it_was_written(file: Path) -> None:
 def test_a_date_lasts_until_its_end(file: Path) -> None:
     file.write_text('[[tenant]]\nname = "a"\nexpires = 2030-01-15\n')
     assert read_keys_file(file)[0].expires_at == datetime(2030, 1, 16).timestamp()
+    file.write_text('[[tenant]]\nname = "a"\nexpires = 9999-12-31\n')
+    assert read_keys_file(file)[0].expires_at == datetime(9999, 12, 31).timestamp()
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,16 @@ def test_a_date_lasts_until_its_end(file: Path) -> None:
         ('[[tenant]]\nname = "a"\nadmin = "no"\n', r"tenant\[0\].admin: "),
         ('[[tenant]]\nname = "a"\npriority = "high"\n', r"tenant\[0\].priority: "),
         ('[[tenant]]\nname = "a"\nkeys = ["short"]\n', r"tenant\[0\].keys\[0\]: "),
+        (
+            '[[tenant]]\nname = "a"\nkeys = ["Schlüssel-short-0123456789"]\n',
+            r"tenant\[0\].keys\[0\]: a key has printable",
+        ),
+        (
+            '[[tenant]]\nname = "a"\nkeys = ["short-0123456789-0123456789 "]\n',
+            r"tenant\[0\].keys\[0\]: a key has printable",
+        ),
+        ('[[tenant]]\nname = "a"\nexpires = 0001-01-01T00:00:00\n', "is not a time that this system"),
+        ('[[tenant]]\nname = "a"\nexpires = 07:00:00\n', r"tenant\[0\].expires"),
         ('[[tenant]]\nname = "a"\nhashes = ["0123"]\n', r"tenant\[0\].hashes\[0\]: "),
         ('[[tenant]]\nname = "a"\n[[tenant]]\nname = "a"\n', "the name 'a' occurs twice"),
         (f'[[tenant]]\nname = "a"\nhashes = ["{HASH}"]\nkeys = ["{KEY}"]\n', "a key occurs twice"),
