@@ -38,9 +38,9 @@ class Account:
     def is_idle(self) -> bool:
         return not self.waiting and not self.num_running
 
-    def charge(self, cost: float) -> None:
-        """Add a cost in prompt tokens; a negative one is a refund."""
-        self.service += cost / self.weight
+    def charge(self, cost: float, weight: float) -> None:
+        """Add a cost in prompt tokens; a negative one is a refund, at the weight of the charge."""
+        self.service += cost / weight
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait."""

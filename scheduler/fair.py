@@ -21,7 +21,8 @@ QUANTUM: Final = 128.0
 credit. More of it leaves more room for the longest prefix, less of it keeps the tenants closer together."""
 TURN: Final = 8 * QUANTUM
 """If the services of two tenants differ by more, a sequence of the one with more gives way even if it is its only one.
-So nobody waits for the end of a long answer."""
+So nobody waits for the end of a long answer. What the sequence was charged at its admission does not count: otherwise a
+long prompt would give way before it is computed, again and again."""
 HIT_COST: Final = 0.01
 """Cost of a token that was found in the cache. Copying KV takes about a hundredth of the time of computing it."""
 MAX_WAIT: Final = 5.0
@@ -69,6 +70,8 @@ class FairShares:
         """The account of each sequence that has not ended, by request id."""
         self._prepaid: dict[int, int] = {}
         """Tokens of each running sequence that were charged at its admission and are not computed yet."""
+        self._entry: dict[int, float] = {}
+        """The cost that each running sequence was charged at its admission."""
         self._leaves_out = False
         """Whether the planned step leaves out some prompts."""
         self._num_left_out = 0
@@ -87,7 +90,8 @@ class FairShares:
         account.num_running += 1
         # The prompt is charged now. If it were charged when it is computed, one tenant could fill all free places.
         self._prepaid[sequence.request_id] = sequence.num_remaining
-        account.charge(sequence.num_remaining + HIT_COST * sequence.num_computed)
+        cost = self._entry[sequence.request_id] = sequence.num_remaining + HIT_COST * sequence.num_computed
+        account.charge(cost, sequence.weight)
 
     def preempted(self, sequence: Sequence) -> None:
         account = self._accounts[sequence.request_id]
@@ -104,7 +108,7 @@ class FairShares:
             account, each = self._accounts[request_id], answer_cost if number < plan.num_answers else 1.0
             prepaid = min(self._prepaid[request_id], chunk.num_tokens)
             self._prepaid[request_id] -= prepaid
-            account.charge(each * (chunk.num_tokens - prepaid))
+            account.charge(each * (chunk.num_tokens - prepaid), chunk.sequence.weight)
             costs[account.priority] = costs.get(account.priority, 0.0) + each * chunk.num_tokens
         for priority, cost in costs.items():
             self._classes.served(priority, cost)
@@ -119,11 +123,12 @@ class FairShares:
 
     def _stop(self, account: Account, sequence: Sequence) -> None:
         account.num_running -= 1
-        account.charge(-self._prepaid.pop(sequence.request_id))
+        account.charge(-self._prepaid.pop(sequence.request_id), sequence.weight)
+        del self._entry[sequence.request_id]
 
     def charge(self, tenant: str, weight: float, priority: int, num_tokens: int) -> None:
         """Charge a tenant for tokens that were computed outside of the scheduler's steps."""
-        self._classes.of(priority).arriving(tenant, weight, self._clock()).charge(num_tokens)
+        self._classes.of(priority).arriving(tenant, weight, self._clock()).charge(num_tokens, weight)
         self._classes.served(priority, num_tokens)
 
     # -- admission ---------------------------------------------------------------------------------------------------
@@ -165,35 +170,33 @@ class FairShares:
     def gives_way(self, sequence: Sequence, running: list[Sequence]) -> Sequence | None:
         """See `Policy.gives_way`. Takes the latest sequence of the account that `_excess` finds."""
         account, standings = self._accounts[sequence.request_id], self._classes.standings()
-        holders = [each for each in self._classes if each.num_running and self._yields(each, account, standings)]
-        if not holders:
+        latest = {id(holder): (holder, each) for each in running for holder in [self._account(each)]}
+        yielding = [pair for pair in latest.values() if self._yields(*pair, account, standings)]
+        if not yielding:
             return None
-        return self._latest(running, max(holders, key=lambda each: self._excess(each, standings)))
+        return max(yielding, key=lambda pair: self._excess(pair[0], standings))[1]
 
-    def _yields(self, holder: Account, account: Account, standings: Standings) -> bool:
-        """Whether a running sequence of `holder` gives way to a waiting one of `account`."""
+    def _yields(self, holder: Account, latest: Sequence, account: Account, standings: Standings) -> bool:
+        """Whether the latest running sequence of `holder` gives way to a waiting one of `account`."""
         if holder.priority != account.priority:
             return self._classes.rank(holder.priority) > self._classes.claim(account.priority)
         if holder is account:
             return False
-        if holder.service - account.service > TURN:
+        if holder.service - account.service > TURN + self._entry[latest.request_id] / latest.weight:
             return True
         is_above = holder.num_running - 1 >= standings[holder.priority].fair_share(holder)
         return is_above and _is_below(account, standings) and _has_credit(account, standings)
 
     def victim(self, running: list[Sequence]) -> Sequence:
         """See `Policy.victim`. Takes the latest sequence of the account that `_excess` finds."""
-        accounts = {id(account): account for account in (self._accounts[each.request_id] for each in running)}
         standings = self._classes.standings()
-        return self._latest(running, max(accounts.values(), key=lambda each: self._excess(each, standings)))
+        latest = {id(account): (account, each) for each in running for account in [self._account(each)]}
+        return max(latest.values(), key=lambda pair: self._excess(pair[0], standings))[1]
 
     def _excess(self, account: Account, standings: Standings) -> tuple[float, ...]:
         """The order of victims: the lowest class, and in it the tenant that runs most compared with its share."""
         share = standings[account.priority].fair_share(account)
         return self._classes.rank(account.priority), account.num_running / share, account.service
-
-    def _latest(self, running: list[Sequence], account: Account) -> Sequence:
-        return next(each for each in reversed(running) if self._accounts[each.request_id] is account)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.accounts import MAX_ACCOUNTS
-from scheduler.fair import MAX_LEFT_OUT, MAX_WAIT, QUANTUM, FairShares
+from scheduler.fair import MAX_LEFT_OUT, MAX_WAIT, QUANTUM, TURN, FairShares
 from scheduler.pacing import MIN_CHUNK
 from scheduler.plan import Plan
 from tests.scheduler.fakes import FixedCosts, System, expected, prompt
@@ -76,6 +76,40 @@ def test_a_tenant_keeps_its_share() -> None:
     flood(busy, "b", 8, first=80)
     busy.step()
     assert busy.scheduler.statistics().preemptions == 0, "half of the places are a's"
+
+
+def test_a_long_prompt_is_not_displaced_before_it_is_computed() -> None:
+    busy = system(max_seqs=2, ctx_len=8000)
+    flood(busy, "a", 6, length=200)
+    for _ in range(10):
+        busy.step()
+    busy.submit(50, prompt(900_000, 5000), 20, tenant="b")
+    steps = 0
+    while not busy.tokens[50]:
+        busy.step()
+        steps += 1
+    assert busy.scheduler.statistics().preemptions == 1
+    assert steps <= 100
+
+
+def test_a_long_answer_gives_way_in_the_end() -> None:
+    busy = system(max_seqs=1, ctx_len=8000)
+    busy.submit(1, prompt(0, 1500), 6000, tenant="a")
+    busy.step()
+    busy.submit(2, prompt(5000, 1500), 20, tenant="b")
+    while not busy.tokens[2]:
+        busy.step()
+    assert len(busy.tokens[1]) <= TURN + 1500 + 3
+    assert busy.scheduler.statistics().preemptions == 1
+
+
+def test_refunds_have_the_weight_of_the_charge() -> None:
+    busy = system(max_seqs=1)
+    busy.submit(1, prompt(0, 1500), 20, tenant="a", weight=1.0)
+    busy.step()
+    busy.submit(2, prompt(5000, 10), 20, tenant="a", weight=0.01)
+    busy.scheduler.cancel(1)
+    assert service_of(busy)["a"] == pytest.approx(BUDGET)
 
 
 def test_places_follow_weights() -> None:
@@ -291,5 +325,6 @@ def test_fair_shares_do_not_change_any_answer(traffic: Traffic, owners: list[tup
     assert isinstance(policy, FairShares)
     assert not policy._accounts
     assert not policy._prepaid
+    assert not policy._entry
     assert all(account.is_idle for account in policy._classes)
     assert all(account.service >= 0 for account in policy._classes)
