@@ -6,7 +6,7 @@ token counter of Sheng et al. (OSDI 2024).
 
 import bisect
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final
@@ -68,6 +68,8 @@ class Accounts:
     def __init__(self, priority: int) -> None:
         self.priority = priority
         self._by_tenant: dict[str, Account] = {}
+        self._active: dict[str, Account] = {}
+        """The accounts that have sequences. Each step looks at them only, not at all that are remembered."""
         self._level = 0.0
         """The service of the account that became idle last."""
 
@@ -75,21 +77,27 @@ class Accounts:
         return iter(self._by_tenant.values())
 
     @property
-    def active(self) -> list[Account]:
+    def active(self) -> Collection[Account]:
         """The accounts that have sequences."""
-        return [account for account in self if not account.is_idle]
+        return self._active.values()
 
     @property
     def num_running(self) -> int:
-        return sum(account.num_running for account in self)
+        return sum(account.num_running for account in self.active)
 
     def standing(self) -> Standing:
-        active = self.active
         return Standing(
-            sum(account.num_running for account in active),
-            sum(account.weight for account in active),
-            min((account.service for account in active if account.waiting), default=math.inf),
+            self.num_running,
+            sum(account.weight for account in self.active),
+            min((account.service for account in self.active if account.waiting), default=math.inf),
         )
+
+    def submitted(self, sequence: Sequence, now: float) -> Account:
+        """Let a new sequence wait. Returns its account."""
+        account = self.arriving(sequence.tenant, sequence.weight, now)
+        account.add(sequence)
+        self._active[account.tenant] = account
+        return account
 
     def arriving(self, tenant: str, weight: float, now: float) -> Account:
         """Returns the account of a tenant that asks for more. If nothing of it waits, its service is lifted.
@@ -113,6 +121,7 @@ class Accounts:
         """Note that a sequence of the account has ended."""
         account.last_active = now
         if account.is_idle:
+            del self._active[account.tenant]
             self._level = account.service
 
     def _forget_some(self) -> None:

@@ -25,6 +25,11 @@ class Classes:
         """Yields all accounts."""
         return (account for accounts in self._accounts.values() for account in accounts)
 
+    @property
+    def active(self) -> list[Account]:
+        """The accounts that have sequences."""
+        return [account for accounts in self._accounts.values() for account in accounts.active]
+
     def of(self, priority: int) -> Accounts:
         accounts = self._accounts.get(priority)
         if accounts is None:
@@ -51,6 +56,11 @@ class Classes:
     def rank(self, priority: int) -> int:
         """Returns the place of a class in the order of classes. A class that is due goes first."""
         return -1 if priority in self._due else priority
+
+    def displacing(self) -> set[int]:
+        """Returns the classes that may take the place of a running sequence of a lower class."""
+        lowest = max((self.rank(each) for each, accounts in self._accounts.items() if accounts.num_running), default=-1)
+        return {priority for priority in self._accounts if self.claim(priority) < lowest}
 
     def claim(self, priority: int) -> int:
         """As `rank`, for a sequence that would take the place of a running one.

@@ -5,6 +5,7 @@ than the least service of the tenants that wait. This is deficit longest prefix 
 virtual token counter of Sheng et al. (OSDI 2024). Classes (`scheduler.classes`) come before tenants.
 """
 
+import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
@@ -28,7 +29,8 @@ HIT_COST: Final = 0.01
 MAX_WAIT: Final = 5.0
 """Seconds after which a sequence goes before younger ones of its tenant, whatever prefixes they have."""
 NUM_HEADS: Final = 8
-"""Sequences of each tenant whose prefixes are compared at a time. A lookup takes some microseconds."""
+"""Tenants, and sequences of each, whose prefixes are compared at a time. A lookup takes some microseconds, and a long
+prompt's takes some hundred."""
 RECENT: Final = 10.0
 """Seconds for which a tenant counts as present after its last sequence arrived or ended."""
 SHORT_SECONDS: Final = 0.25
@@ -80,9 +82,7 @@ class FairShares:
     # -- events ------------------------------------------------------------------------------------------------------
 
     def submitted(self, sequence: Sequence) -> None:
-        account = self._classes.of(sequence.priority).arriving(sequence.tenant, sequence.weight, self._clock())
-        account.add(sequence)
-        self._accounts[sequence.request_id] = account
+        self._accounts[sequence.request_id] = self._classes.of(sequence.priority).submitted(sequence, self._clock())
 
     def admitted(self, sequence: Sequence) -> None:
         account = self._accounts[sequence.request_id]
@@ -134,38 +134,67 @@ class FairShares:
     # -- admission ---------------------------------------------------------------------------------------------------
 
     def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterable[Sequence]:
-        """See `Policy.candidates`. Ranks the first sequences of each tenant, and ranks again after each admission."""
+        """See `Policy.candidates`.
+
+        Ranks the first sequences of the first tenants, and ranks again after each admission.
+        """
         now = self._clock()
         cached: dict[int, int] = {}
-        lines = [_Line(account) for account in self._classes if account.waiting]
+        lines = [_Line(account) for account in self._classes.active if account.waiting]
 
         def order(line: _Line, sequence: Sequence) -> tuple[float, ...]:
-            is_overdue = now - sequence.submitted_at > MAX_WAIT
+            is_overdue = _is_overdue(sequence, now)
             if not is_overdue and sequence.request_id not in cached:
                 cached[sequence.request_id] = num_cached(sequence)
             prefix = 0 if is_overdue else -cached[sequence.request_id]
             return *line.rank, not is_overdue, prefix, line.account.service, sequence.arrival
 
+        def first(line: _Line) -> tuple[float, ...]:
+            return *line.rank, not _is_overdue(line.heads[0], now), line.account.service, line.heads[0].arrival
+
         while lines := [line for line in lines if line.fill()]:
-            standings = self._classes.standings()
+            standings, displacing = self._classes.standings(), self._classes.displacing()
             for line in lines:
-                line.rank = self._rank(line.account, standings)
-            heads = [(order(line, each), line, each) for line in lines for each in line.heads]
+                line.rank = self._rank(line.account, standings, displacing)
+            compared = heapq.nsmallest(NUM_HEADS, lines, key=first)
+            heads = [(order(line, each), line, each) for line in compared for each in line.heads]
             for _, line, sequence in sorted(heads, key=_first):
                 line.heads.remove(sequence)
                 yield sequence
                 if sequence.status is Status.RUNNING:
                     break
 
-    def _rank(self, account: Account, standings: Standings) -> tuple[float, ...]:
-        """The order of accounts: class, then those that run less than their share, then those with credit."""
+    def _rank(self, account: Account, standings: Standings, displacing: set[int]) -> tuple[float, ...]:
+        """The order of accounts: class, then those that run less than their share, then those with credit.
+
+        A class that may take the place of a lower one goes before a class that is due and may not. Otherwise the latter
+        would make it wait, because admission ends with the first sequence that does not fit.
+        """
+        rank = self._classes.rank(account.priority)
         has_credit = _has_credit(account, standings)
         is_below = has_credit and _is_below(account, standings)
-        return self._classes.rank(account.priority), not is_below, not has_credit
+        return account.priority not in displacing, rank, not is_below, not has_credit
 
     def contends(self) -> bool:
-        active = [account for account in self._classes if not account.is_idle]
-        return len(active) > 1 and any(account.waiting for account in active)
+        """See `Policy.contends`. If it is true, the sequence that goes first may still have to wait."""
+        standings, displacing = self._classes.standings(), self._classes.displacing()
+        active = self._classes.active
+        most: dict[int, float] = {}
+        """The most service of the accounts that run, by class."""
+        above: set[int] = set()
+        """The classes in which an account can give a place away and keep its share."""
+        for account in active:
+            if account.num_running:
+                most[account.priority] = max(most.get(account.priority, 0.0), account.service)
+                if account.num_running - 1 >= standings[account.priority].fair_share(account):
+                    above.add(account.priority)
+        return any(
+            account.priority in displacing
+            or most.get(account.priority, 0.0) - account.service > TURN
+            or (account.priority in above and _is_below(account, standings) and _has_credit(account, standings))
+            for account in active
+            if account.waiting
+        )
 
     def gives_way(self, sequence: Sequence, running: list[Sequence]) -> Sequence | None:
         """See `Policy.gives_way`. Takes the latest sequence of the account that `_excess` finds."""
@@ -237,10 +266,11 @@ class FairShares:
     def _is_crowded(self, prompts: list[Sequence]) -> bool:
         """Whether one tenant of these prompts runs most of all sequences, and others are present."""
         now = self._clock()
-        present = [each for each in self._classes if not each.is_idle or now - each.last_active < RECENT]
-        num_running = sum(account.num_running for account in present)
-        own = (self._accounts[each.request_id] for each in prompts)
-        return len(present) > 1 and any(2 * account.num_running > num_running for account in own)
+        active = self._classes.active
+        num_running = sum(account.num_running for account in active)
+        if not any(2 * self._account(each).num_running > num_running for each in prompts):
+            return False
+        return len(active) > 1 or any(each.is_idle and now - each.last_active < RECENT for each in self._classes)
 
     def is_urgent(self, prompts: list[Sequence]) -> bool:
         """See `Policy.is_urgent`: if a lower class or a tenant far above its share runs beside the first prompts."""
@@ -249,19 +279,24 @@ class FairShares:
         if any(_is_far_above(account, standings) for account in first.values()):
             return False
         highest = min(account.priority for account in first.values())
-        others = [each for each in self._classes if each.num_running and id(each) not in first]
+        others = [each for each in self._classes.active if each.num_running and id(each) not in first]
         return any(each.priority > highest or _is_far_above(each, standings) for each in others)
 
     def turns(self, answers: list[Chunk]) -> list[Chunk]:
-        """See `Policy.turns`. Takes one of each tenant in turn, by weight, those that waited longest first."""
+        """See `Policy.turns`. Takes one of each tenant in turn, by weight, those that waited longest first.
+
+        An answer moves forward the longer it waits, so that even a tenant of a small weight gets its turn.
+        """
         places: dict[int, int] = {}
+        oldest_first = sorted(answers, key=lambda chunk: chunk.sequence.last_step)
+        latest = oldest_first[-1].sequence.last_step
 
         def order(chunk: Chunk) -> tuple[float, ...]:
-            account = self._account(chunk.sequence)
+            account, last_step = self._account(chunk.sequence), chunk.sequence.last_step
             place = places[id(account)] = places.get(id(account), 0) + 1
-            return self._classes.rank(account.priority), place / account.weight, chunk.sequence.last_step
+            share = account.weight * (1 + latest - last_step)
+            return self._classes.rank(account.priority), place / share, last_step
 
-        oldest_first = sorted(answers, key=lambda chunk: chunk.sequence.last_step)
         return [chunk for _, chunk in sorted([(order(chunk), chunk) for chunk in oldest_first], key=_first)]
 
     def _account(self, sequence: Sequence) -> Account:
@@ -273,15 +308,14 @@ class FairShares:
         """See `Policy.waiting`. An estimate: prefixes and later arrivals change the order."""
         places = [
             ((self._classes.rank(account.priority), place / account.weight, sequence.arrival), sequence)
-            for account in self._classes
+            for account in self._classes.active
             for place, sequence in enumerate(account.waiting, 1)
         ]
         return [sequence for _, sequence in sorted(places, key=_first)]
 
     def statistics(self) -> list[dict[str, Any]]:
         """See `Policy.statistics`. The tenants that have sequences, those with most of them first."""
-        active = [account for account in self._classes if not account.is_idle]
-        active.sort(key=lambda account: -(account.num_running + len(account.waiting)))
+        active = sorted(self._classes.active, key=lambda account: -(account.num_running + len(account.waiting)))
         return [
             {
                 "tenant": account.tenant,
@@ -292,6 +326,10 @@ class FairShares:
             }
             for account in active[:MAX_TENANTS_REPORTED]
         ]
+
+
+def _is_overdue(sequence: Sequence, now: float) -> bool:
+    return now - sequence.submitted_at > MAX_WAIT
 
 
 def _has_credit(account: Account, standings: Standings) -> bool:

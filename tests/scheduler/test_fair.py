@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.accounts import MAX_ACCOUNTS
-from scheduler.fair import MAX_LEFT_OUT, MAX_WAIT, QUANTUM, TURN, FairShares
+from scheduler.fair import MAX_LEFT_OUT, MAX_WAIT, NUM_HEADS, QUANTUM, TURN, FairShares
 from scheduler.pacing import MIN_CHUNK
 from scheduler.plan import Plan
+from scheduler.sequence import Sequence
 from tests.scheduler.fakes import FixedCosts, System, expected, prompt
 from tests.scheduler.traffic import TRAFFIC, Request, Traffic, check_answers, serve, system_for
 
@@ -222,6 +223,59 @@ def test_a_lower_class_keeps_its_guaranteed_part() -> None:
         for chunk in busy.step().chunks:
             tokens[chunk.sequence.tenant] += chunk.num_tokens
     assert 0.05 <= tokens["b"] / tokens["a"] <= 0.2
+
+
+def test_a_class_that_is_due_does_not_make_a_higher_one_wait() -> None:
+    busy = system(max_seqs=8)
+    flood(busy, "a", 300, priority=DEFAULT)
+    flood(busy, "c", 50, first=400, priority=BATCH)
+    for _ in range(200):
+        busy.step()
+    for number in range(15):
+        flood(busy, "b", 1, first=600 + number, priority=INTERACTIVE)
+        busy.step()
+        assert busy.tokens[600 + number], "it takes the place of the class default"
+        while not busy.finish_reason(600 + number):
+            busy.step()
+        for _ in range(7):
+            busy.step()
+
+
+def test_a_tenant_of_a_small_weight_gets_its_turn() -> None:
+    busy = system(lanes=False, max_seqs=8, max_answers=2, num_pages=200)
+    for number in range(8):
+        tenant, weight = ("b", 1.0) if number == 7 else ("a", 20.0)
+        busy.submit(number, prompt(1000 * number, 10), 400, tenant=tenant, weight=weight)
+    for _ in range(200):
+        busy.step()
+    assert len(busy.tokens[7]) >= 4, "one turn in about 45 steps"
+
+
+def test_a_step_looks_at_few_prefixes_beside_many_tenants() -> None:
+    policy = FairShares(BUDGET, FixedCosts(), lambda: 0.0)
+    busy = system(max_seqs=2, policy=policy)
+    for number in range(300):
+        flood(busy, f"tenant {number}", 1, first=number)
+    looked: list[Sequence] = []
+
+    def num_cached(sequence: Sequence) -> int:
+        looked.append(sequence)
+        return 0
+
+    next(iter(policy.candidates(num_cached)))
+    assert 0 < len(looked) <= NUM_HEADS**2
+
+
+def test_a_full_step_asks_for_candidates_only_if_one_may_take_a_place() -> None:
+    policy = FairShares(BUDGET, FixedCosts(), lambda: 0.0)
+    busy = system(max_seqs=2, policy=policy)
+    flood(busy, "a", 3)
+    busy.step()
+    assert not policy.contends(), "only one tenant has sequences"
+    flood(busy, "b", 3, first=50)
+    assert policy.contends()
+    busy.step()
+    assert not policy.contends(), "each has its share"
 
 
 def test_many_prompts_of_one_request_leave_places_to_others() -> None:
