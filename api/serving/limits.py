@@ -6,17 +6,17 @@ from typing import Final
 
 import trio
 
-from api.serving.accounts import Account, Quota, refuse
+from api.serving.allowance import Allowance, Quota, refuse
 from api.serving.bucket import duration
 from api.serving.tickets import Ticket
 from api.tenants.tenant import Limits, Tenant
 
-MAX_ACCOUNTS: Final = 10_000
-"""Accounts that are kept. Without keys, clients choose the names of tenants, so there may be any number."""
+MAX_ALLOWANCES: Final = 10_000
+"""Allowances that are kept. Without keys, clients choose the names of tenants, so there may be any number."""
 
 
 class Limiter:
-    """The accounts of one server: one for all tenants together, and one for each tenant that has used it lately."""
+    """The allowances of one server: one for all tenants together, and one for each tenant that has used it lately."""
 
     def __init__(
         self,
@@ -24,20 +24,20 @@ class Limiter:
         total: Limits = Limits(),  # noqa: B008 - it is immutable
         default: Limits = Limits(),  # noqa: B008
         clock: Callable[[], float] = trio.current_time,
-        max_accounts: int = MAX_ACCOUNTS,
+        max_allowances: int = MAX_ALLOWANCES,
     ) -> None:
         """`total`: the limits of all tenants together. `default`: those of a tenant without limits of its own."""
         self._total_limits = total
         self._default = default
         self._clock = clock
-        self._max_accounts = max_accounts
-        self._total: Account | None = None
-        self._accounts: OrderedDict[str, Account] = OrderedDict()
+        self._max_allowances = max_allowances
+        self._total: Allowance | None = None
+        self._allowances: OrderedDict[str, Allowance] = OrderedDict()
         """By the tenants' names. The ones used last are at the end."""
 
     @property
-    def num_accounts(self) -> int:
-        return len(self._accounts)
+    def num_allowances(self) -> int:
+        return len(self._allowances)
 
     @property
     def is_full(self) -> bool:
@@ -51,36 +51,36 @@ class Limiter:
         Raises ApiError 429 if it exceeds a limit now, 400 if it always would.
         """
         now = self._clock()
-        accounts = self._account(tenant, now), self._all(now)
-        for account in accounts:
-            account.check_size(num_sequences, param)
-        refuse([(each, why) for each in accounts for why in each.refusals(num_sequences, now)])
-        return Ticket(accounts, num_sequences, self._clock)
+        allowances = self._allowance(tenant, now), self._all(now)
+        for allowance in allowances:
+            allowance.check_size(num_sequences, param)
+        refuse([(each, why) for each in allowances for why in each.refusals(num_sequences, now)])
+        return Ticket(allowances, num_sequences, self._clock)
 
     def headers(self, tenant: Tenant) -> dict[str, str]:
         """The headers `x-ratelimit-...` of an answer, with OpenAI's names. A limit that is not set has none."""
         now = self._clock()
-        accounts = self._account(tenant, now), self._all(now)
-        kinds = zip(*(account.request_quotas(now) for account in accounts), strict=True)
+        allowances = self._allowance(tenant, now), self._all(now)
+        kinds = zip(*(allowance.request_quotas(now) for allowance in allowances), strict=True)
         requests = next((quota for kind in kinds if (quota := _tightest(kind)) is not None), None)
-        tokens = _tightest([account.token_quota(now) for account in accounts])
+        tokens = _tightest([allowance.token_quota(now) for allowance in allowances])
         return _headers("requests", requests) | _headers("tokens", tokens)
 
-    def _all(self, now: float) -> Account:
+    def _all(self, now: float) -> Allowance:
         if self._total is None:
-            self._total = Account("for this server", self._total_limits, now)
+            self._total = Allowance("for this server", self._total_limits, now)
         return self._total
 
-    def _account(self, tenant: Tenant, now: float) -> Account:
+    def _allowance(self, tenant: Tenant, now: float) -> Allowance:
         self._forget_idle(now)
         limits = self._limits_of(tenant)
-        account = self._accounts.get(tenant.name)
-        if account is None:
-            account = self._accounts[tenant.name] = Account("for you", limits, now)
-        elif account.limits != limits:  # they were edited
-            account.limits = limits
-        self._accounts.move_to_end(tenant.name)
-        return account
+        allowance = self._allowances.get(tenant.name)
+        if allowance is None:
+            allowance = self._allowances[tenant.name] = Allowance("for you", limits, now)
+        elif allowance.limits != limits:  # they were edited
+            allowance.limits = limits
+        self._allowances.move_to_end(tenant.name)
+        return allowance
 
     def _limits_of(self, tenant: Tenant) -> Limits:
         own, default = tenant.limits, self._default
@@ -92,16 +92,16 @@ class Limiter:
         )
 
     def _forget_idle(self, now: float) -> None:
-        """Look at two accounts, so that more accounts become idle and leave than arrive."""
-        for name in [name for name, _ in zip(self._accounts, range(2), strict=False)]:
-            if self._accounts[name].is_idle(now):
-                del self._accounts[name]
+        """Look at two allowances, so that more allowances become idle and leave than arrive."""
+        for name in [name for name, _ in zip(self._allowances, range(2), strict=False)]:
+            if self._allowances[name].is_idle(now):
+                del self._allowances[name]
             else:
-                self._accounts.move_to_end(name)
-        if len(self._accounts) >= self._max_accounts:  # a new name costs a client nothing anyway
-            unused = next((name for name, account in self._accounts.items() if not account.concurrent), None)
+                self._allowances.move_to_end(name)
+        if len(self._allowances) >= self._max_allowances:  # a new name costs a client nothing anyway
+            unused = next((name for name, allowance in self._allowances.items() if not allowance.concurrent), None)
             if unused is not None:
-                del self._accounts[unused]
+                del self._allowances[unused]
 
 
 def _tightest(quotas: list[Quota | None] | tuple[Quota | None, ...]) -> Quota | None:

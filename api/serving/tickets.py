@@ -5,7 +5,7 @@ from collections.abc import Callable
 import trio
 
 from api.errors import ApiError
-from api.serving.accounts import Account, refuse
+from api.serving.allowance import Allowance, refuse
 from api.serving.observer import RequestRecord
 
 
@@ -14,18 +14,18 @@ class Ticket:
 
     def __init__(
         self,
-        accounts: tuple[Account, ...] = (),
+        allowances: tuple[Allowance, ...] = (),
         num_sequences: int = 1,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
-        """Without accounts, nothing is counted."""
-        self._accounts = accounts
+        """Without allowances, nothing is counted."""
+        self._allowances = allowances
         self._clock = clock
         self._waiting = set(range(num_sequences))
         self._open = set(range(num_sequences))
-        now = clock() if accounts else 0.0
-        for account in accounts:
-            account.enter(num_sequences, now)
+        now = clock() if allowances else 0.0
+        for allowance in allowances:
+            allowance.enter(num_sequences, now)
 
     def reserve(self, num_tokens: int) -> None:
         """Charge the tokens of the prompts.
@@ -33,40 +33,40 @@ class Ticket:
         Raises ApiError 429 if there are fewer left in this minute, 400 if a minute never has so many. The request then
         counts for nothing.
         """
-        now = self._clock() if self._accounts else 0.0
+        now = self._clock() if self._allowances else 0.0
         try:
-            for account in self._accounts:
-                account.check_tokens(num_tokens)
-            refuse([(each, why) for each in self._accounts for why in each.token_refusals(num_tokens, now)])
+            for allowance in self._allowances:
+                allowance.check_tokens(num_tokens)
+            refuse([(each, why) for each in self._allowances for why in each.token_refusals(num_tokens, now)])
         except ApiError:
-            for account in self._accounts:
-                account.give_request_back()
+            for allowance in self._allowances:
+                allowance.give_request_back()
             self.close()
             raise
-        for account in self._accounts:
-            account.charge(num_tokens, now)
+        for allowance in self._allowances:
+            allowance.charge(num_tokens, now)
 
     def advanced(self, index: int, num_tokens: int) -> None:
         """A sequence has a new output with this many tokens of the answer."""
-        if not self._accounts or index not in self._open:
+        if not self._allowances or index not in self._open:
             return
         now = self._clock()
         if index in self._waiting:
             self._begin(index, now)
         if num_tokens:
-            for account in self._accounts:
-                account.charge(num_tokens, now)
+            for allowance in self._allowances:
+                allowance.charge(num_tokens, now)
 
     def ended(self, index: int) -> None:
         """A sequence has ended, with or without output."""
         if index not in self._open:
             return
-        now = self._clock() if self._accounts else 0.0
+        now = self._clock() if self._allowances else 0.0
         if index in self._waiting:
             self._begin(index, now)
         self._open.discard(index)
-        for account in self._accounts:
-            account.end(now)
+        for allowance in self._allowances:
+            allowance.end(now)
 
     def close(self) -> None:
         """End the sequences that have not ended. May be called again."""
@@ -75,8 +75,8 @@ class Ticket:
 
     def _begin(self, index: int, now: float) -> None:
         self._waiting.discard(index)
-        for account in self._accounts:
-            account.begin(now)
+        for allowance in self._allowances:
+            allowance.begin(now)
 
 
 class OpenTickets:

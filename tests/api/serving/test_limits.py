@@ -248,16 +248,16 @@ def test_idle_tenants_are_forgotten() -> None:
     for number in range(1000):
         clock.now += 0.5
         limiter.enter(Tenant(f"user:{number}")).close()
-    assert limiter.num_accounts < 10, "a bucket is full again after a second"
+    assert limiter.num_allowances < 10, "a bucket is full again after a second"
 
 
 def test_there_are_at_most_so_many_tenants_without_requests() -> None:
-    limiter = limiter_of(Clock(), default=Limits(requests_per_minute=1), max_accounts=50)
+    limiter = limiter_of(Clock(), default=Limits(requests_per_minute=1), max_allowances=50)
     for number in range(20):
         limiter.enter(Tenant(f"open:{number}"))
     for number in range(500):
         limiter.enter(Tenant(f"user:{number}")).close()
-    assert limiter.num_accounts == 50
+    assert limiter.num_allowances == 50
     assert all(refusal(limiter, Tenant(f"open:{number}")).status == 429 for number in range(20))
 
 

@@ -33,7 +33,7 @@ class Refusal:
     """`requests` or `tokens`: the type of OpenAI's error."""
 
 
-class Account:
+class Allowance:
     """What one tenant, or all of them together, have and use."""
 
     def __init__(self, owner: str, limits: Limits, now: float) -> None:
@@ -180,8 +180,8 @@ def _count_quota(limit: int | None, used: int, drain: DrainRate, now: float) -> 
     return Quota(limit, max(limit - used, 0), reset)
 
 
-def refuse(refusals: list[tuple[Account, Refusal]]) -> None:
+def refuse(refusals: list[tuple[Allowance, Refusal]]) -> None:
     """Raises the ApiError for the limit that takes the longest, if there is one."""
     if refusals:
-        account, refusal = max(refusals, key=lambda each: each[1].seconds)
-        raise account.error(refusal)
+        allowance, refusal = max(refusals, key=lambda each: each[1].seconds)
+        raise allowance.error(refusal)
