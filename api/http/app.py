@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
+from urllib.parse import urlsplit, urlunsplit
 
 import trio
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
@@ -109,6 +110,10 @@ def _name_requests(app: QuartTrio) -> None:
 
     @app.after_request
     async def return_request_id(response: Response) -> Response:
+        if response.location is not None:  # of a URL with two slashes; behind a proxy, its scheme would be wrong
+            place = urlsplit(response.location)
+            response = Response("", response.status_code)
+            response.location = urlunsplit(("", "", place.path, place.query, ""))
         response.headers["x-request-id"] = g.request_id
         if is_ours(request.path):
             response.headers["request-id"] = g.request_id

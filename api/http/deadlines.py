@@ -20,6 +20,9 @@ def deadline_of(text: str | None, default: float, arrival: float) -> Deadline:
         return Deadline(arrival + default, default) if default else NEVER
     seconds = float(text) if _NUMBER.fullmatch(text) else 0.0
     if not seconds:
-        message = f"Invalid value for the header {HEADER}: it must be a number of seconds above 0, such as 30 or 2.5."
+        message = (
+            f"Invalid value for the header {HEADER}: it must be a number of seconds above 0, such as 30 or 2.5, with "
+            "at most 9 digits before the point."
+        )
         raise ApiError(400, message, param=HEADER, code="invalid_value")
     return Deadline(arrival + seconds, seconds)

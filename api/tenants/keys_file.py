@@ -76,6 +76,8 @@ def read_keys_file(file: Path, now: float = 0.0) -> list[StoredTenant]:
     Raises KeysFileError if the file cannot be read or is not valid. The message has no key.
     """
     try:
+        if file.exists() and not file.is_file():  # a pipe could be read once only
+            raise KeysFileError(f"{file} is not a regular file")
         content = tomllib.loads(file.read_bytes().decode())
         entries = _File.model_validate(content).tenant
     except OSError as error:

@@ -17,7 +17,7 @@ DETAILS: Final[dict[str, None]] = dict.fromkeys(("engine_pid", "kv", "statistics
 
 async def health(call: Call[None]) -> Reply:
     body = await call.server.fleet.health() | {
-        "pid": os.getpid(),
+        "pid": os.getpid() if call.sees_details else None,
         "uptime_seconds": round(time.monotonic() - call.server.started, 3),
         "version": package_version(),
     }

@@ -85,7 +85,7 @@ class ModelHealth(Answer):
     model: str
     aliases: list[str]
     path: str | None
-    """Path of its file; null for clients on other machines."""
+    """Path of its file; null unless an administrator asks."""
     status: ModelStatus
     engine_pid: int | None
     context_length: int | None
@@ -102,6 +102,6 @@ class Health(Answer):
     reason: str | None = None
     """Why a model failed."""
     models: list[ModelHealth]
-    pid: int
+    pid: int | None
     uptime_seconds: float
     version: str

@@ -1,5 +1,6 @@
 """API keys: who may call what, in the form that the SDKs understand."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -295,8 +296,8 @@ async def test_managing_needs_an_admin_key_or_the_secret_with_and_without_keys(
 async def test_paths_and_counters_are_for_those_who_may_see_them(server: Server, open_server: Server) -> None:
     async def health(asked: Server, key: str) -> dict[str, Any]:
         response = await asked.client.get("/healthz", headers=bearer(key) if key else {})
-        model: dict[str, Any] = (await response.get_json())["models"][0]
-        return model
+        body: dict[str, Any] = await response.get_json()
+        return body["models"][0] | {"server_pid": body["pid"]}
 
     server.engine.report = open_server.engine.report = Report({"running": 2, "waiting": 5}, CACHE)
     admin = add("root", is_admin=True)
@@ -305,8 +306,9 @@ async def test_paths_and_counters_are_for_those_who_may_see_them(server: Server,
         model = await health(server, key)
         assert model["path"] is not None
         assert model["kv"] is not None
+        assert model["server_pid"] == os.getpid()
     model = await health(server, add("alice"))
-    assert [model[name] for name in ("path", "engine_pid", "kv", "statistics")] == [None] * 4
+    assert [model[name] for name in ("path", "engine_pid", "kv", "statistics", "server_pid")] == [None] * 5
     assert model["status"] == "ready"
     model = await health(open_server, "")
     assert model["path"] is None

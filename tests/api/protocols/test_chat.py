@@ -1046,6 +1046,12 @@ async def test_an_unknown_url_is_a_404(server: Server) -> None:
     await assert_error(response, 404, "unknown_url", None, "GET /v1/nothing")
 
 
+async def test_a_redirect_names_neither_scheme_nor_host(server: Server) -> None:
+    response = await server.client.get("/v1//models?x=1", headers={"Host": "llm.example.com"})
+    assert (response.status_code, response.headers["Location"]) == (308, "/v1/models?x=1")
+    assert await response.get_data() == b""
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [

@@ -1,3 +1,4 @@
+import os
 import tomllib
 from datetime import datetime
 from pathlib import Path
@@ -90,5 +91,11 @@ def test_a_broken_file_is_refused_in_one_line_without_keys(file: Path, text: str
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     for file in (tmp_path / "none.toml", tmp_path):
-        with pytest.raises(KeysFileError, match="cannot be read"):
+        with pytest.raises(KeysFileError, match=r"cannot be read|is not a regular file"):
             read_keys_file(file)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(file: Path) -> None:
+    os.mkfifo(file)
+    with pytest.raises(KeysFileError, match="is not a regular file"):
+        read_keys_file(file)
