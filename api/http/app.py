@@ -21,6 +21,7 @@ from api.flags import CacheScope
 from api.http.access import Access
 from api.http.body import MAX_BODY_BYTES
 from api.http.operations import OPERATIONS
+from api.http.unread import closing_unread
 from api.http.view import Segment, Segments, json_response, rules, view
 from api.protocols.call import Server
 from api.protocols.messages.answer import error_body, is_ours
@@ -73,7 +74,7 @@ def create_app(
     _name_requests(app)
     _handle_errors(app)
     server.observers.add(server.metrics.requests)
-    app.asgi_app = _recorded(app.asgi_app, server.observers)  # type: ignore[method-assign, assignment]
+    app.asgi_app = _recorded(closing_unread(app.asgi_app), server.observers)  # type: ignore[method-assign, assignment]
     for each in OPERATIONS:
         respond = view(each, server, access)
         for rule in rules(each, OPERATIONS):
