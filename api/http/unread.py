@@ -1,4 +1,4 @@
-"""Tells clients that their connection ends with an answer that came before the end of their request's body."""
+"""Says in an answer that its connection ends, if the answer comes before the end of the request's body."""
 
 from collections.abc import Iterable
 

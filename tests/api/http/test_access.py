@@ -297,7 +297,7 @@ async def test_paths_and_counters_are_for_those_who_may_see_them(server: Server,
     async def health(asked: Server, key: str) -> dict[str, Any]:
         response = await asked.client.get("/healthz", headers=bearer(key) if key else {})
         body: dict[str, Any] = await response.get_json()
-        return body["models"][0] | {"server_pid": body["pid"]}
+        return {**body["models"][0], "server_pid": body["pid"]}
 
     server.engine.report = open_server.engine.report = Report({"running": 2, "waiting": 5}, CACHE)
     admin = add("root", is_admin=True)
