@@ -127,14 +127,17 @@ def errors_of(file: Path) -> Iterator[None]:
 
 
 def _make(file: Path) -> None:
-    """Make the file, which only the user may open. SQLite gives the files beside it the same mode."""
+    """Make the file, which only the user may open. SQLite gives the files beside it the same mode.
+
+    Never opens a file that exists. When a process closes a file, it loses its locks on it, also those of SQLite. Other
+    processes would then remove the log that this process still writes to.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        if os.fstat(descriptor).st_mode & 0o077:
-            os.fchmod(descriptor, 0o600)
-    finally:
-        os.close(descriptor)
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        if file.stat().st_mode & 0o077:
+            file.chmod(0o600)
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:

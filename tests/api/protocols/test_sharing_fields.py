@@ -7,7 +7,7 @@ import orjson
 import pytest
 from quart import Response
 
-from api.http import access
+from api.http.access import Access
 from api.http.app import create_app
 from api.tenants.tenant import Priority, Tenant
 from api.text.tokenizer import Tokenizer
@@ -67,7 +67,7 @@ async def test_a_request_can_only_lower_its_class(server: Server, monkeypatch: p
     for given, default, interactive, batch in CLASSES:
         expected = {Priority.DEFAULT: default, Priority.INTERACTIVE: interactive, Priority.BATCH: batch}
         for highest, served in expected.items():
-            monkeypatch.setattr(access, "tenant", lambda _parsed, highest=highest: Tenant("a", priority=highest))
+            monkeypatch.setattr(Access, "tenant", lambda *_, highest=highest: Tenant("a", priority=highest))
             assert (await post(server, path, priority=given)).status_code == 200
             assert last_class(server, path) == served, (given, highest)
 
@@ -98,7 +98,7 @@ TIERS: Final = (
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 async def test_openais_service_tiers(server: Server, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     for tier, highest, served, name in TIERS:
-        monkeypatch.setattr(access, "tenant", lambda _parsed, highest=highest: Tenant("a", priority=highest))
+        monkeypatch.setattr(Access, "tenant", lambda *_, highest=highest: Tenant("a", priority=highest))
         answer = await body(await post(server, path, service_tier=tier))
         assert (last_class(server, path), answer["service_tier"]) == (served, name), tier
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from api.tenants import database, store
+from api.tenants import database, store, usage
 from api.tenants.database import DatabaseError
 from api.tenants.errors import TenantsError
 from api.tenants.store import Change
+from api.tenants.usage import UsageRow, Used
 
 
 def test_the_database_and_the_files_beside_it_are_private(home: Path) -> None:
@@ -127,3 +128,30 @@ def test_two_processes_can_edit_at_once(home: Path) -> None:
         tenants = store.every(connection)
     assert {each.tenant.name for each in tenants} == {f"{name}{number}" for name in "ab" for number in range(20)}
     assert {len(each.keys) for each in tenants} == {2}
+
+
+OPEN = "from api.tenants import database; database.connect().close()"
+COUNT = """
+from api.tenants import database
+with database.database() as connection:
+    print(connection.execute("SELECT count(*) FROM usage").fetchone()[0])
+"""
+
+
+def in_another_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_what_a_server_writes_is_kept_while_other_processes_come_and_go() -> None:
+    """A process that closes any descriptor of a database loses SQLite's locks on it."""
+    kept = database.connect()  # as a server does that follows changes
+    try:
+        for count in range(1, 4):
+            in_another_process(OPEN)
+            with database.database() as connection:
+                usage.write(connection, [UsageRow("2026-01-01", f"tenant {count}", "m", Used(1))])
+            in_another_process(OPEN)
+            assert in_another_process(COUNT) == str(count)
+    finally:
+        kept.close()
