@@ -152,7 +152,7 @@ class FairShares:
         def first(line: _Line) -> tuple[float, ...]:
             return *line.rank, not _is_overdue(line.heads[0], now), line.account.service, line.heads[0].arrival
 
-        while lines := [line for line in lines if line.fill()]:
+        while lines := [line for line in lines if line.fill() and not self._has_enough(line.account)]:
             standings, displacing = self._classes.standings(), self._classes.displacing()
             for line in lines:
                 line.rank = self._rank(line.account, standings, displacing)
@@ -174,6 +174,20 @@ class FairShares:
         has_credit = _has_credit(account, standings)
         is_below = has_credit and _is_below(account, standings)
         return account.priority not in displacing, rank, not is_below, not has_credit
+
+    def _has_enough(self, account: Account) -> bool:
+        """Whether an account that runs most of the sequences beside others has the prompts of its next two steps.
+
+        More would only take places that others may need, and in lanes leave gaps between the answers. This holds for a
+        tenant far above its share, and beside higher classes.
+        """
+        if not self._is_crowded([account]):
+            return False
+        is_lower = any(each.priority < account.priority for each in self._classes if self._is_present(each))
+        if not is_lower and not _is_far_above(account, self._classes.standings()):
+            return False
+        ahead = sum(prepaid for request_id, prepaid in self._prepaid.items() if self._accounts[request_id] is account)
+        return ahead >= 2 * self._short_step
 
     def contends(self) -> bool:
         """See `Policy.contends`. If it is true, the sequence that goes first may still have to wait."""
@@ -239,11 +253,11 @@ class FairShares:
         first = self._first(prompts, self._classes.standings())
         self._leaves_out = len(first) < len(prompts)
         shares = oldest_then_shortest(first, budget, self._token_budget)
-        return self._short(shares) if self._is_crowded(first) else shares
+        return self._short(shares) if self._is_crowded([self._account(each) for each in first]) else shares
 
     def _short(self, shares: Iterable[tuple[Sequence, int]]) -> Iterator[tuple[Sequence, int]]:
         """Yields shares that together take about SHORT_SECONDS. The end of a prompt may make it half more."""
-        left = most = max(self._costs.num_tokens(SHORT_SECONDS), MIN_CHUNK)
+        left = most = self._short_step
         for sequence, share in shares:
             num_tokens = min(share, sequence.num_remaining)
             if left < SMALLEST_CHUNK:
@@ -263,14 +277,21 @@ class FairShares:
         best = min(ranks)
         return [each for each, rank in zip(prompts, ranks, strict=True) if rank == best]
 
-    def _is_crowded(self, prompts: list[Sequence]) -> bool:
-        """Whether one tenant of these prompts runs most of all sequences, and others are present."""
-        now = self._clock()
+    @property
+    def _short_step(self) -> int:
+        """The tokens of a short step with prompts."""
+        return max(self._costs.num_tokens(SHORT_SECONDS), MIN_CHUNK)
+
+    def _is_crowded(self, accounts: Iterable[Account]) -> bool:
+        """Whether one of these accounts runs most of all sequences while others are present."""
         active = self._classes.active
         num_running = sum(account.num_running for account in active)
-        if not any(2 * self._account(each).num_running > num_running for each in prompts):
+        if not any(2 * account.num_running > num_running for account in accounts):
             return False
-        return len(active) > 1 or any(each.is_idle and now - each.last_active < RECENT for each in self._classes)
+        return len(active) > 1 or any(each.is_idle and self._is_present(each) for each in self._classes)
+
+    def _is_present(self, account: Account) -> bool:
+        return not account.is_idle or self._clock() - account.last_active < RECENT
 
     def is_urgent(self, prompts: list[Sequence]) -> bool:
         """See `Policy.is_urgent`: if a lower class or a tenant far above its share runs beside the first prompts."""

@@ -14,6 +14,8 @@ from scheduler.sequence import Sequence
 MAX_SCORED_TOKENS: Final = 64
 """Prompt tokens per step that give log probabilities. Each costs a row of logits and a softmax."""
 
+MAX_REST: Final = 16
+"""A prompt is computed to its end if no more tokens than these would be left. Alone, they would cost a whole pass."""
 MAX_UNANSWERED: Final = 2
 """Steps in a row that may compute urgent prompts while answers wait."""
 
@@ -104,6 +106,9 @@ class Planner:
         scored = MAX_SCORED_TOKENS
         for sequence, share in self._policy.prefill_shares(prompts, budget):
             num_tokens = min(sequence.num_remaining, share, budget)
+            rest = sequence.num_remaining - num_tokens
+            if num_tokens and rest <= min(MAX_REST, self._token_budget - plan.num_tokens - num_tokens):
+                num_tokens += rest
             scores = sequence.num_unscored > 0
             if scores:
                 num_tokens = min(num_tokens, scored)
@@ -111,7 +116,7 @@ class Planner:
             if num_tokens:
                 samples = num_tokens == sequence.num_remaining
                 chunks.append(Chunk(sequence, sequence.num_computed, num_tokens, samples, scores))
-                budget -= num_tokens
+                budget = max(0, budget - num_tokens)
                 plan.num_prefill += num_tokens
         # llama.cpp computes lanes with ascending ids together up to the length of the shortest chunk, then the rest.
         # This is fastest for chunks of equal length. For other chunks, descending ids give each chunk its own

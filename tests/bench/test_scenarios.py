@@ -84,7 +84,7 @@ def test_a_lower_class_is_served_its_guaranteed_share_beside_a_flood_of_a_higher
     simulator.run(135.0)
     since = [step for step in simulator.steps if step.end > 15.0]
     served, others = (sum(service(since, tenant.name)) for tenant in (low, high))
-    assert served / others == pytest.approx(GUARANTEED, rel=0.3)
+    assert 0.9 * GUARANTEED <= served / others <= 1.5 * GUARANTEED
     waits = [request.ttft for request in simulator.requests if request.tenant == "low" and request.ttft is not None]
     assert min(waits) < 15.0
 
