@@ -8,6 +8,7 @@ virtual token counter of Sheng et al. (OSDI 2024). Classes (`scheduler.classes`)
 import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter, itemgetter
 from typing import Any, Final, Protocol
 
 from scheduler.accounts import Account, Standing
@@ -38,6 +39,8 @@ SHORT_SECONDS: Final = 0.25
 MAX_LEFT_OUT: Final = 3
 """Steps with prompts in a row that may leave out the prompts of tenants that run far more than their share."""
 MAX_TENANTS_REPORTED: Final = 64
+
+_by_order = itemgetter(0)
 
 Standings = dict[int, Standing]
 """By class."""
@@ -152,13 +155,16 @@ class FairShares:
         def first(line: _Line) -> tuple[float, ...]:
             return *line.rank, not _is_overdue(line.heads[0], now), line.account.service, line.heads[0].arrival
 
-        while lines := [line for line in lines if line.fill() and not self._has_enough(line.account)]:
+        while lines := [line for line in lines if line.fill()]:
+            supplied = self._supplied()
             standings, displacing = self._classes.standings(), self._classes.displacing()
             for line in lines:
                 line.rank = self._rank(line.account, standings, displacing)
-            compared = heapq.nsmallest(NUM_HEADS, lines, key=first)
+            compared = heapq.nsmallest(NUM_HEADS, (line for line in lines if line.account is not supplied), key=first)
+            if not compared:
+                return
             heads = [(order(line, each), line, each) for line in compared for each in line.heads]
-            for _, line, sequence in sorted(heads, key=_first):
+            for _, line, sequence in sorted(heads, key=_by_order):
                 line.heads.remove(sequence)
                 yield sequence
                 if sequence.status is Status.RUNNING:
@@ -175,19 +181,26 @@ class FairShares:
         is_below = has_credit and _is_below(account, standings)
         return account.priority not in displacing, rank, not is_below, not has_credit
 
-    def _has_enough(self, account: Account) -> bool:
-        """Whether an account that runs most of the sequences beside others has the prompts of its next two steps.
+    def _supplied(self) -> Account | None:
+        """Returns the account that runs most of the sequences beside others, if it has the prompts of two short steps.
 
         More would only take places that others may need, and in lanes leave gaps between the answers. This holds for a
-        tenant far above its share, and beside higher classes.
+        tenant far above its share, and beside higher classes. A longer prompt does not count: others of its tenant
+        would have to wait for it.
         """
+        account = max(self._classes.active, key=attrgetter("num_running"))
         if not self._is_crowded([account]):
-            return False
+            return None
         is_lower = any(each.priority < account.priority for each in self._classes if self._is_present(each))
         if not is_lower and not _is_far_above(account, self._classes.standings()):
-            return False
-        ahead = sum(prepaid for request_id, prepaid in self._prepaid.items() if self._accounts[request_id] is account)
-        return ahead >= 2 * self._short_step
+            return None
+        enough = 2 * self._short_step
+        ahead = sum(
+            prepaid
+            for request_id, prepaid in self._prepaid.items()
+            if self._accounts[request_id] is account and prepaid <= enough
+        )
+        return account if ahead >= enough else None
 
     def contends(self) -> bool:
         """See `Policy.contends`. If it is true, the sequence that goes first may still have to wait."""
@@ -250,24 +263,14 @@ class FairShares:
         beside them would take as long as all of them; but not for more than MAX_LEFT_OUT steps. Beside a tenant that
         runs most of the sequences, steps stay short, because others may come at any time.
         """
-        first = self._first(prompts, self._classes.standings())
+        first = self._next_prompts(prompts, self._classes.standings())
         self._leaves_out = len(first) < len(prompts)
-        shares = oldest_then_shortest(first, budget, self._token_budget)
-        return self._short(shares) if self._is_crowded([self._account(each) for each in first]) else shares
+        if not self._is_crowded([self._account(each) for each in first]):
+            return oldest_then_shortest(first, budget, self._token_budget)
+        budget = min(budget, self._short_step)
+        return _limited(oldest_then_shortest(first, budget, self._token_budget), budget)
 
-    def _short(self, shares: Iterable[tuple[Sequence, int]]) -> Iterator[tuple[Sequence, int]]:
-        """Yields shares that together take about SHORT_SECONDS. The end of a prompt may make it half more."""
-        left = most = self._short_step
-        for sequence, share in shares:
-            num_tokens = min(share, sequence.num_remaining)
-            if left < SMALLEST_CHUNK:
-                num_tokens = 0
-            elif num_tokens > left + most // 2:
-                num_tokens = left
-            left -= num_tokens
-            yield sequence, num_tokens
-
-    def _first(self, prompts: list[Sequence], standings: Standings) -> list[Sequence]:
+    def _next_prompts(self, prompts: list[Sequence], standings: Standings) -> list[Sequence]:
         """The prompts that the next step may compute."""
         accounts = [self._accounts[each.request_id] for each in prompts]
         ranks = [
@@ -296,7 +299,7 @@ class FairShares:
     def is_urgent(self, prompts: list[Sequence]) -> bool:
         """See `Policy.is_urgent`: if a lower class or a tenant far above its share runs beside the first prompts."""
         standings = self._classes.standings()
-        first = {id(account): account for account in map(self._account, self._first(prompts, standings))}
+        first = {id(account): account for account in map(self._account, self._next_prompts(prompts, standings))}
         if any(_is_far_above(account, standings) for account in first.values()):
             return False
         highest = min(account.priority for account in first.values())
@@ -318,7 +321,7 @@ class FairShares:
             share = account.weight * (1 + latest - last_step)
             return self._classes.rank(account.priority), place / share, last_step
 
-        return [chunk for _, chunk in sorted([(order(chunk), chunk) for chunk in oldest_first], key=_first)]
+        return [chunk for _, chunk in sorted([(order(chunk), chunk) for chunk in oldest_first], key=_by_order)]
 
     def _account(self, sequence: Sequence) -> Account:
         return self._accounts[sequence.request_id]
@@ -332,7 +335,7 @@ class FairShares:
             for account in self._classes.active
             for place, sequence in enumerate(account.waiting, 1)
         ]
-        return [sequence for _, sequence in sorted(places, key=_first)]
+        return [sequence for _, sequence in sorted(places, key=_by_order)]
 
     def statistics(self) -> list[dict[str, Any]]:
         """See `Policy.statistics`. The tenants that have sequences, those with most of them first."""
@@ -367,6 +370,14 @@ def _is_far_above(account: Account, standings: Standings) -> bool:
     return account.num_running - share >= max(2.0, share / 4)
 
 
+def _limited(shares: Iterable[tuple[Sequence, int]], budget: int) -> Iterator[tuple[Sequence, int]]:
+    """Yields shares of `budget` tokens in all, without a small rest for the last prompt."""
+    for sequence, share in shares:
+        num_tokens = min(share, sequence.num_remaining, budget) if budget >= SMALLEST_CHUNK else 0
+        budget -= num_tokens
+        yield sequence, num_tokens
+
+
 class _Line:
     """The waiting sequences of an account, and those at its head that are ranked."""
 
@@ -381,7 +392,3 @@ class _Line:
         while len(self.heads) < NUM_HEADS and (sequence := next(self._rest, None)) is not None:
             self.heads.append(sequence)
         return bool(self.heads)
-
-
-def _first(ranked: tuple[Any, ...]) -> Any:
-    return ranked[0]

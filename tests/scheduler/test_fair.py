@@ -382,3 +382,32 @@ def test_fair_shares_do_not_change_any_answer(traffic: Traffic, owners: list[tup
     assert not policy._entry
     assert all(account.is_idle for account in policy._classes)
     assert all(account.service >= 0 for account in policy._classes)
+
+
+def test_a_long_prompt_of_a_flood_does_not_keep_out_the_others_of_its_tenant() -> None:
+    """Behind a reverse proxy without keys, a whole team may be one tenant."""
+    busy = system(max_seqs=8, ctx_len=20_000)
+    flood(busy, "a", 7)
+    flood(busy, "b", 1, first=50)
+    for _ in range(20):
+        busy.step()
+    busy.submit(90, prompt(900_000, 15_000), 5, tenant="a")
+    while busy.scheduler.statistics().waiting:
+        busy.step()
+    flood(busy, "a", 4, first=60)
+    for _ in range(30):
+        busy.step()
+    assert all(busy.tokens[number] for number in range(60, 64))
+    assert not busy.tokens[90], "the long prompt is still being computed"
+
+
+def test_a_flood_leaves_places_free_while_its_prompts_wait_for_their_steps() -> None:
+    busy = system(max_seqs=16)
+    busy.submit(300, prompt(300_000, 40), 500, tenant="b")
+    flood(busy, "a", 200, length=100)
+    for _ in range(60):
+        busy.step()
+    assert busy.scheduler.statistics().running < 16
+    flood(busy, "b", 1, first=301)
+    busy.step()
+    assert busy.scheduler.statistics().preemptions == 0
