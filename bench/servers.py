@@ -1,18 +1,22 @@
 """Server processes: starts them, waits for an answer, measures CPU and memory, and always stops them."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 import trio
 
+from api.models.files import resolve
 from bench.client import Client, Target, first_model, open_http
 from bench.records import Ask, BenchError
 
@@ -224,3 +228,23 @@ def _bound_sockets(count: int) -> Iterator[list[socket.socket]]:
     finally:
         for each in sockets:
             each.close()
+
+
+@contextmanager
+def scratch_server(model: str, flags: str) -> Iterator[Server]:
+    """Cortex with a home of its own that the block's end removes. The caller starts it.
+
+    Raises ModelFilesError if there is no such model.
+    """
+    with TemporaryDirectory(prefix="cortex-bench-") as home:
+        (port,) = free_ports(1)
+        spec = Spec(
+            name="cortex",
+            url=f"http://127.0.0.1:{port}/v1",
+            command=(
+                *(str(Path(sys.executable).with_name("cortex")), "serve", str(resolve(model))),
+                *("--host", "127.0.0.1", "--port", str(port), *shlex.split(flags)),
+            ),
+            environment={"CORTEX_HOME": home},
+        )
+        yield Server(spec, Path(home) / "log")

@@ -1,6 +1,5 @@
 """`python -m bench connections`: clients that stall, and more of them at once than the server takes."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,29 +24,16 @@ def connections(
     out: Annotated[Path | None, typer.Option(help="A JSON file.")] = None,
 ) -> None:
     """Measure what a server does with connections that stall, and with more at once than it takes."""
-    from tempfile import TemporaryDirectory
-
     from api.models.files import ModelFilesError
-    from api.models.files import resolve as resolve_model
     from bench import connections as connecting
-    from bench.servers import Server, Spec, free_ports
+    from bench.servers import scratch_server
 
     screen = Console(stderr=True, highlight=False)
     try:
-        with TemporaryDirectory(prefix="cortex-bench-") as scratch:
-            (port,) = free_ports(1)
-            spec = Spec(
-                name="cortex",
-                url=f"http://127.0.0.1:{port}/v1",
-                command=(
-                    *(str(Path(sys.executable).with_name("cortex")), "serve", str(resolve_model(model))),
-                    *("--host", "127.0.0.1", "--port", str(port), *shlex.split(flags)),
-                ),
-                environment={"CORTEX_HOME": scratch},
-            )
+        with scratch_server(model, flags) as server:
             measured = trio.run(
                 lambda: connecting.measure(
-                    Server(spec, Path(scratch) / "log"),
+                    server,
                     num_stalled=stalled,
                     num_crowd=at_once,
                     deadline=deadline,

@@ -1,7 +1,6 @@
 """`python -m bench crowded`: a server on a machine that other programs use too."""
 
 import secrets
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -28,30 +27,18 @@ def crowded(
 ) -> None:
     """Measure the throughput of a server beside programs that keep cores busy, compared with it alone."""
     from statistics import median
-    from tempfile import TemporaryDirectory
 
     from api.models.files import ModelFilesError
-    from api.models.files import resolve as resolve_model
     from bench import crowded as crowding
-    from bench.servers import Server, Spec, free_ports
+    from bench.servers import scratch_server
 
     screen = Console(stderr=True, highlight=False)
     salt = secrets.randbits(32)
     try:
-        with TemporaryDirectory(prefix="cortex-bench-") as scratch:
-            (port,) = free_ports(1)
-            spec = Spec(
-                name="cortex",
-                url=f"http://127.0.0.1:{port}/v1",
-                command=(
-                    *(str(Path(sys.executable).with_name("cortex")), "serve", str(resolve_model(model))),
-                    *("--host", "127.0.0.1", "--port", str(port), *shlex.split(flags)),
-                ),
-                environment={"CORTEX_HOME": scratch},
-            )
+        with scratch_server(model, flags) as server:
             measured = trio.run(
                 lambda: crowding.measure(
-                    Server(spec, Path(scratch) / "log"),
+                    server,
                     users=users,
                     programs=programs,
                     repeat=times,
