@@ -113,6 +113,8 @@ class Submit:
     """The sequence's class. A lower number goes first."""
     cache_salt: str = ""
     """Prefixes are shared only between sequences of the same salt."""
+    prediction: list[int] = field(default_factory=list)
+    """Tokens that the answer probably contains, in about this order. They are drafts, and change no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,10 @@ class Output:
     """Log probabilities of `tokens`, if requested."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     """Log probabilities of the next prompt tokens, if requested. The prompt's first token has none."""
+    accepted_drafts: int = 0
+    """Drafted tokens that became part of the answer."""
+    rejected_drafts: int = 0
+    """Drafted tokens that were computed in vain."""
 
     def merge(self, later: "Output") -> None:
         """Append a later output of the same request."""
@@ -187,6 +193,8 @@ class Output:
         self.prompt_logprobs.extend(later.prompt_logprobs)
         self.cached_tokens = self.cached_tokens or later.cached_tokens
         self.queue_seconds = self.queue_seconds or later.queue_seconds
+        self.accepted_drafts += later.accepted_drafts
+        self.rejected_drafts += later.rejected_drafts
         self.finish_reason, self.error = later.finish_reason, later.error
 
 
