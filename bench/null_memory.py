@@ -11,6 +11,8 @@ from kvcache.tree import PAGE_TOKENS
 class NullMemory:
     """Every operation succeeds. Saved pages count `bytes_per_token` bytes a token in a tier, but take no memory."""
 
+    moves_pages = True
+
     def __init__(self, bytes_per_token: int = 0) -> None:
         self._bytes_per_token = bytes_per_token
 

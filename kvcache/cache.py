@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
 
+from kvcache.integrity import check
 from kvcache.layout import Eviction, Layout
 from kvcache.memory import Memory
+from kvcache.moving import Mover, in_order, private_path
 from kvcache.sharing import PrefixTree, PrivatePaths, Tree
 from kvcache.statistics import CacheStatistics
 from kvcache.tier import NO_TIER, Tier
@@ -29,7 +31,7 @@ class KVCache:
         self._memory = memory
         self._layout = layout
         self._tier = tier
-        self._tree: Tree = PrefixTree(lambda handle: memory.intact_from(handle.id)) if sharing else PrivatePaths()
+        self._tree: Tree = PrefixTree(lambda handle: self._memory.intact_from(handle.id)) if sharing else PrivatePaths()
         self._handles: set[KVHandle] = set()
         """All handles, running and idle."""
         self._clock = 0
@@ -63,6 +65,15 @@ class KVCache:
     def free_ids(self) -> Sequence[int]:
         """Sequence ids that no handle has, neither a running one nor an idle one."""
         return self._layout.free_ids
+
+    @property
+    def num_ids(self) -> int:
+        return self._layout.num_ids
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that one sequence can have at most, at the present size of the memory."""
+        return self._layout.max_pages * PAGE_TOKENS
 
     # -- a sequence, from lookup to release --------------------------------------------------------------------------
 
@@ -179,6 +190,54 @@ class KVCache:
         self._clock += 1
         handle.stop(self._clock)
         self._drop(handle)
+
+    # -- another memory ----------------------------------------------------------------------------------------------
+
+    def move(self, memory: Memory, layout: Layout) -> list[KVHandle]:
+        """Go on in another memory of any size, with an empty layout. Changes the ids of handles.
+
+        The running handles must fit into it. Idle ones for which there is no room go to the tier. Returns the running
+        handles that a memory refused to move: they are empty now, and have no pages.
+        """
+        mover, lost = Mover(self._memory, memory, layout), []
+        for handle in in_order(self._handles):
+            if mover.copy(handle):
+                continue
+            if handle.running:
+                self._stop(handle)
+                self._clear(handle)
+                self._resume(handle)
+                mover.enter(handle)
+                lost.append(handle)
+            else:
+                self._evict(Eviction(handle))
+        for handle in mover.detached:
+            pages, tail = private_path(handle), handle.tail
+            for page in handle.cut(0):
+                if not page.holders:
+                    self._tree.remove(page)
+            handle.extend(pages)
+            handle.tail = tail
+        for handle, sequence_id in mover.ids.items():
+            handle.id = sequence_id
+        self._memory, self._layout = memory, layout
+        layout.adopt(self._handles)
+        return lost
+
+    def evict_oldest(self) -> int:
+        """Evict the idle handle that was used least recently. Returns its number of tokens; 0 if there is none."""
+        idle = (handle for handle in self._handles if not handle.running)
+        oldest = min(idle, key=attrgetter("leaf_last_used"), default=None)
+        if oldest is None:
+            return 0
+        num_tokens = oldest.num_tokens
+        self._evict(Eviction(oldest))
+        return num_tokens
+
+    def count_tokens(self) -> tuple[int, int]:
+        """Returns how many tokens running handles have, and idle ones. Shared ones count more than once."""
+        running = sum(handle.num_tokens for handle in self._handles if handle.running)
+        return running, sum(handle.num_tokens for handle in self._handles) - running
 
     def close(self, seconds: float) -> None:
         """Save all idle sequences to the tier and close it. Writing to the disk takes at most about `seconds`."""
@@ -328,23 +387,5 @@ class KVCache:
 
     def check_integrity(self) -> None:
         """Recount everything from the tree and the handles. Raises AssertionError if the accounting is wrong."""
-        ids = [handle.id for handle in self._handles] + list(self.free_ids)
-        assert sorted(ids) == list(range(self._layout.num_ids)), "every sequence id is running, cached or free"
-        pages = {page for handle in self._handles for page in handle.pages}
-        for page in pages:
-            assert page.holders <= self._handles, "all holders of a page are registered"
-            assert page.num_running == sum(handle.running for handle in page.holders), "running holders"
-        for handle in self._handles:
-            assert all(handle in page.holders for page in handle.pages), "a handle holds its pages"
-            assert [page.parent for page in handle.pages] == [handle.root, *handle.pages][:-1], "the pages form a path"
-            assert handle in handle.last_page.ends, "a handle is found at its last page"
-            assert num_pages_for(handle.num_tokens) <= handle.num_pages, "computed tokens have pages"
-            if not handle.running:
-                assert handle.num_pages == num_pages_for(handle.num_tokens), "an idle handle reserves nothing"
-                assert handle.is_sole_holder, "an idle handle is the sole holder of some page"
-                leaf_last_used = handle.last_used if handle.tail else handle.last_page.last_used
-                assert handle.leaf_last_used == leaf_last_used, "last use of the leaf"
-        assert self.num_free >= 0, "free pages"
-        self._tree.check_integrity(pages)
-        self._layout.check_integrity(self._handles, pages)
+        check(self._handles, self._tree, self._layout)
         self._tier.check_integrity()

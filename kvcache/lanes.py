@@ -24,7 +24,7 @@ class LaneLayout:
         """`keeps_evicted`: whether there is a tier. Without one, an eviction loses pages, which is worse than a gap."""
         self.num_pages = lane_pages * num_ids
         self.num_ids = num_ids
-        self._lane_pages = lane_pages
+        self.max_pages = lane_pages
         self._keeps_evicted = keeps_evicted
         self._lanes: dict[int, KVHandle | None] = dict.fromkeys(range(num_ids))
         """The handle in each lane, running or idle."""
@@ -46,7 +46,7 @@ class LaneLayout:
 
     def place(self, hit: Hit, num_tokens: int, spare_pages: int) -> Placement | None:  # noqa: ARG002
         """See `Layout.place`. Ignores `spare_pages`: each lane has its own pages."""
-        if num_pages_for(num_tokens) > self._lane_pages or all(map(_is_running, self._lanes.values())):
+        if num_pages_for(num_tokens) > self.max_pages or all(map(_is_running, self._lanes.values())):
             return None
         lane = self._best_lane(hit)
         occupant = self._lanes[lane]
@@ -73,13 +73,17 @@ class LaneLayout:
         return min((lane for lane in self._lanes if lane not in running), key=rank)
 
     def has_room(self, handle: KVHandle, num_pages: int) -> bool:
-        return handle.num_pages + num_pages <= self._lane_pages
+        return handle.num_pages + num_pages <= self.max_pages
 
     def make_room(self, num_pages: int) -> Sequence[Eviction]:  # noqa: ARG002
         """Returns nothing: a lane always has all of its pages."""
         return ()
 
     # -- accounting: `num_pages` of each handle is the only counter --------------------------------------------------
+
+    def adopt(self, handles: Collection[KVHandle]) -> None:
+        for handle in handles:
+            self._lanes[handle.id] = handle
 
     def start(self, handle: KVHandle, pages: Sequence[Page]) -> None:  # noqa: ARG002
         self._lanes[handle.id] = handle
@@ -98,7 +102,7 @@ class LaneLayout:
     def check_integrity(self, handles: Collection[KVHandle], pages: Collection[Page]) -> None:  # noqa: ARG002
         for handle in handles:
             assert self._lanes[handle.id] is handle, "one handle per lane"
-            assert handle.num_pages <= self._lane_pages, "a handle fits into its lane"
+            assert handle.num_pages <= self.max_pages, "a handle fits into its lane"
 
 
 def _is_running(handle: KVHandle | None) -> bool:

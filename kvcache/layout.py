@@ -45,6 +45,10 @@ class Layout(Protocol):
     def num_ids(self) -> int: ...
 
     @property
+    def max_pages(self) -> int:
+        """Pages that one sequence can have at most."""
+
+    @property
     def num_free(self) -> int:
         """Pages that no handle has."""
 
@@ -74,6 +78,9 @@ class Layout(Protocol):
         """
 
     # -- accounting: the cache reports what it does ------------------------------------------------------------------
+
+    def adopt(self, handles: Collection[KVHandle]) -> None:
+        """Count handles that were moved into this layout's memory. Their ids are new. Nothing was counted before."""
 
     def start(self, handle: KVHandle, pages: Sequence[Page]) -> None:
         """A new or idle handle is about to run and to hold these pages."""

@@ -13,6 +13,10 @@ Blob = NDArray[np.uint8]
 class Memory(Protocol):
     """The cells of one llama.cpp context. Positions are half-open ranges; a stop of -1 means to the end."""
 
+    @property
+    def moves_pages(self) -> bool:
+        """Whether `save` and `load` can begin at any page. If not, they move whole sequences only."""
+
     def intact_from(self, sequence_id: int) -> int:
         """Returns the smallest number of tokens to which the sequence can be cut, or that another one can share.
 

@@ -29,7 +29,7 @@ class PoolLayout:
 
     def __init__(self, num_pages: int, num_ids: int, *, max_cached: int | None = None) -> None:
         """`max_cached` limits the cached pages if there is a tier for the others. The default is no limit."""
-        self.num_pages = num_pages
+        self.num_pages = self.max_pages = num_pages
         self.num_ids = num_ids
         self.num_free = num_pages
         self.num_cached = 0
@@ -94,6 +94,13 @@ class PoolLayout:
 
     # -- accounting --------------------------------------------------------------------------------------------------
 
+    def adopt(self, handles: Collection[KVHandle]) -> None:
+        held, self.num_cached = _count(handles, {page for handle in handles for page in handle.pages})
+        self.num_free = self.num_pages - held - self.num_cached
+        self._idle = {handle for handle in handles if not handle.running}
+        used = {handle.id for handle in handles}
+        self._free_ids = [each for each in range(self.num_ids - 1, -1, -1) if each not in used]
+
     def start(self, handle: KVHandle, pages: Sequence[Page]) -> None:
         if handle in self._idle:
             self._idle.remove(handle)
@@ -125,14 +132,20 @@ class PoolLayout:
 
     def check_integrity(self, handles: Collection[KVHandle], pages: Collection[Page]) -> None:
         assert self._idle == {handle for handle in handles if not handle.running}, "idle handles"
-        held = sum(page.num_running > 0 for page in pages)
-        cached = len(pages) - held
-        for handle in handles:
-            beyond = handle.num_pages - len(handle.pages)
-            held += beyond * handle.running
-            cached += beyond * (not handle.running)
+        held, cached = _count(handles, pages)
         assert held == self.num_pages - self.num_free - self.num_cached, "held pages"
         assert cached == self.num_cached, "cached pages"
+
+
+def _count(handles: Collection[KVHandle], pages: Collection[Page]) -> tuple[int, int]:
+    """Returns the numbers of held and of cached pages. `pages`: the full pages that the handles hold."""
+    held = sum(page.num_running > 0 for page in pages)
+    cached = len(pages) - held
+    for handle in handles:
+        beyond = handle.num_pages - len(handle.pages)
+        held += beyond * handle.running
+        cached += beyond * (not handle.running)
+    return held, cached
 
 
 def _is_last_alone(handle: KVHandle, num_kept: int, last_used: int) -> bool:

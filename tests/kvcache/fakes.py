@@ -16,6 +16,8 @@ def as_bytes(tokens: list[int]) -> bytes:
 class FakeMemory:
     """Cells by sequence id and position. A cell is a unique number and the token that was computed into it."""
 
+    moves_pages = True
+
     def __init__(self, num_pages: int) -> None:
         self.capacity = num_pages * PAGE_TOKENS
         self.cells: dict[int, dict[int, tuple[int, int]]] = {}

@@ -27,6 +27,10 @@ class OneSequence:
         self.handle: KVHandle | None = None
 
     @property
+    def max_pages(self) -> int:
+        return self.num_pages
+
+    @property
     def num_free(self) -> int:
         return self.num_pages - (self.handle.num_pages if self.handle is not None else 0)
 
@@ -50,6 +54,9 @@ class OneSequence:
 
     def make_room(self, num_pages: int) -> Sequence[Eviction]:
         return ()
+
+    def adopt(self, handles: Collection[KVHandle]) -> None:
+        self.handle = next(iter(handles), None)
 
     def start(self, handle: KVHandle, pages: Sequence[Page]) -> None:
         self.handle = handle

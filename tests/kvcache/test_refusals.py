@@ -139,6 +139,8 @@ class WindowMemory(FakeMemory):
     A saved state contains the last window only.
     """
 
+    moves_pages = False
+
     def __init__(self, num_pages: int) -> None:
         super().__init__(num_pages)
         self.windows: dict[int, set[int]] = {}

@@ -25,6 +25,8 @@ from tests.kvcache.test_tiers import LARGE, SECONDS, VERSION, Tiered, TierMachin
 class States:
     """Recurrent states: the tokens that each sequence has read. A state can be replaced or removed, but not cut."""
 
+    moves_pages = False
+
     def __init__(self) -> None:
         self.read: dict[int, list[int]] = {}
 
@@ -261,12 +263,16 @@ TestWholeLanesMachine.settings = TestWholeMachine.settings
 class WholeCells(FakeMemory):
     """Cells of a sequence that can only be saved as a whole, and loaded into an empty sequence."""
 
+    moves_pages = False
+
     def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
         return whole(self, sequence_id, start, stop)
 
 
 class WholeLanes(FakeLanes):
     """The same rules for lanes."""
+
+    moves_pages = False
 
     def save(self, sequence_id: int, start: int, stop: int) -> list[Blob]:
         return whole(self, sequence_id, start, stop)
