@@ -20,7 +20,7 @@ import typer
 
 from api.command.pull import obtain
 from api.command.terminal import spinner
-from api.flags import SERVER_ROWS, ServerFlags, ServerSettings, own_defaults
+from api.flags import SERVER_ROWS, ServerFlags, ServerSettings
 from api.home import home
 from api.http.sockets import require_free_socket, tls_of
 from api.models.files import ModelFilesError, resolve
@@ -76,7 +76,7 @@ def ensure_served(model: str, flags: ServerFlags) -> Served:
     """
     record = read_record()
     if record is None:
-        own_defaults(obtain(model))  # fails before anything is locked or written
+        flags.model_options(model, obtain(model))  # fails before anything is locked or written
         with spinner(f"starting {model}"), only_starter():
             record = read_record()
             if record is None:

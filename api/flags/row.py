@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from api.models.files import ModelFilesError, resolve
+
 MAX_NAME_LENGTH: Final = 512
 
 _UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
@@ -38,6 +40,10 @@ class Flag:
     """Whether the text is a size such as 4GiB, which is converted to bytes."""
     is_path: bool = False
     """Whether the text is the path of a file, which becomes absolute."""
+    is_model: bool = False
+    """Whether the text names a model on disk, and becomes the path of its first file. Empty is none."""
+    is_shared: bool = True
+    """Whether a flag of a model applies to all models that a server loads."""
     max_length: int | None = None
     """Maximum number of characters of a text. If it is set, the text must not be empty."""
     metavar: str | None = None
@@ -83,12 +89,20 @@ class Row:
         return self.flag.metavar or "|".join(self.flag.choices) or None
 
     def converted(self, value: Any) -> Any:
-        """Convert a checked value to the value of the options."""
+        """Convert a checked value to the value of the options. Raises ModelFilesError if it names no usable model."""
         if self.flag.is_size:
             return num_bytes(value)
+        if self.flag.is_model:
+            return self._file_of(value)
         if self.flag.is_path:
             return str(Path(value).expanduser().absolute())
         return tuple(value) if self.type is list else value
+
+    def _file_of(self, model: str) -> str:
+        try:
+            return str(resolve(model)) if model else ""
+        except ModelFilesError as error:
+            raise ModelFilesError(f"{self.option}: {error}") from error
 
     def arguments(self, value: Any) -> list[str]:
         """The command-line arguments that set this value."""

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 from api.flags.options import CacheScope, ModelOptions, ServerOptions, ServerSettings, own_defaults
 from api.flags.row import MAX_NAME_LENGTH, Flag, Row
 from api.home import home
-from api.models.files import AmbiguousNameError, ModelNotFoundError, resolve_name
-from scheduler.config import FLASH_ATTN, KV_LAYOUTS, KV_TYPES, POOLINGS, EngineConfig
+from api.models.files import AmbiguousNameError, ModelNotFoundError, portable, resolve_name
+from scheduler.config import DRAFTS, FLASH_ATTN, KV_LAYOUTS, KV_TYPES, POOLINGS, EngineConfig
 from scheduler.logs import LOG_FORMATS
 
 
@@ -126,6 +126,25 @@ class ModelFlags:
             note="With a value above 0, logits stay on the GPU; see below.",
         ),
     ] = None
+    draft: Annotated[
+        str | None,
+        Flag(
+            choices=DRAFTS,
+            help="Whether steps verify drafted tokens; auto drafts where that is faster.",
+            note="Drafts change no answer; see below.",
+        ),
+    ] = None
+    draft_model: Annotated[
+        str | None,
+        Flag(
+            is_model=True,
+            is_shared=False,
+            metavar="MODEL",
+            help="A small model with the same vocabulary, which drafts tokens. A path or a name, as MODEL.",
+            default="none",
+            note="It must be on disk.",
+        ),
+    ] = None
     pooling: Annotated[
         str | None,
         Flag(
@@ -135,7 +154,12 @@ class ModelFlags:
     ] = None
     alias: Annotated[
         list[str] | None,
-        Flag(max_length=MAX_NAME_LENGTH, metavar="NAME", help="Another name for the model. May be repeated."),
+        Flag(
+            max_length=MAX_NAME_LENGTH,
+            is_shared=False,
+            metavar="NAME",
+            help="Another name for the model. May be repeated.",
+        ),
     ] = None
 
     @property
@@ -146,18 +170,22 @@ class ModelFlags:
 
     @property
     def shareable(self) -> dict[str, Any]:
-        """The set flags that can apply to several models: all flags of a model except aliases."""
-        return {name: value for name, value in self.given.items() if name in MODEL_ROWS and name != "alias"}
+        """The set flags that can apply to several models."""
+        return {
+            name: value for name, value in self.given.items() if name in MODEL_ROWS and MODEL_ROWS[name].flag.is_shared
+        }
 
     def model_options(
         self, model: str, model_path: Path, inherited: Mapping[str, object] = MappingProxyType({})
     ) -> ModelOptions:
         """The options of a model. Precedence: these flags, the server's flags, model.yaml, built-in default.
 
-        Raises ModelFilesError if model.yaml is invalid.
+        Raises ModelFilesError if model.yaml is invalid, or if the draft model cannot be used.
         """
         own = own_defaults(model_path)
-        given = self.shareable
+        given = {name: value for name, value in self.given.items() if name in MODEL_ROWS and name != "alias"}
+        if self.draft_model is not None:  # its file, so that two spellings of a model are no difference
+            given["draft_model"] = MODEL_ROWS["draft_model"].converted(self.draft_model)
         from_file = {"ctx_len": own.ctx_len or None, "gpu_layers": own.ngl} if own else {}
         chosen: dict[str, Any] = {name: value for name, value in from_file.items() if value is not None}
         chosen |= {name: MODEL_ROWS[name].converted(value) for name, value in {**inherited, **given}.items()}
@@ -169,6 +197,8 @@ class ModelFlags:
     def start_request(self, model: str, path: Path) -> dict[str, Any]:
         """The request body that makes a running server start this model."""
         flags = {name: getattr(self, name) for name in MODEL_ROWS}
+        if self.draft_model:
+            flags["draft_model"] = portable(self.draft_model)
         return {"model": model, "path": str(path)} | flags | {"alias": self.alias or []}
 
 
@@ -346,7 +376,7 @@ class ServerFlags(ModelFlags):
     def options(self, model: str, model_path: Path, log_file: str | None = None) -> ServerOptions:
         """The options of a server for `model`, whose first file is `model_path`.
 
-        Raises ModelFilesError if model.yaml is invalid.
+        Raises ModelFilesError if model.yaml is invalid, or if the draft model cannot be used.
         """
         on_demand: dict[str, Any] = {"on_demand": self._on_disk} if self.on_demand else {}
         return ServerOptions(

@@ -101,6 +101,13 @@ def resolve(model: str) -> Path:
     return resolve_name(model)
 
 
+def portable(model: str) -> str:
+    """The same model for a process in another working directory: a path becomes absolute."""
+    path = _expanded(model)
+    is_path = model not in EMBEDDED and (path.is_file() or _looks_like_path(model))
+    return str(path.absolute()) if is_path else model
+
+
 def resolve_name(model: str) -> Path:
     """Like `resolve`, but for names only. The working directory does not matter."""
     return checked(locate(model))

@@ -64,8 +64,8 @@ class ChunkedAnswer(Answer, Generic[RequestT]):
             "completion_tokens_details": {
                 "reasoning_tokens": sum(choice.num_reasoning_tokens for choice in self._choices),
                 "audio_tokens": 0,
-                "accepted_prediction_tokens": 0,
-                "rejected_prediction_tokens": 0,
+                "accepted_prediction_tokens": sum(choice.accepted_drafts for choice in self._choices),
+                "rejected_prediction_tokens": sum(choice.rejected_drafts for choice in self._choices),
             },
         }
 
@@ -94,11 +94,14 @@ class ChunkedAnswer(Answer, Generic[RequestT]):
     def _timings(self) -> dict[str, Any]:
         """The field `timings`; nothing before the first token."""
         usage = self._usage()
+        details = usage["completion_tokens_details"]
         found = timings(
             self._record,
             num_prompt=usage["prompt_tokens"],
             num_cached=usage["prompt_tokens_details"]["cached_tokens"],
             num_answer=usage["completion_tokens"],
+            num_accepted=details["accepted_prediction_tokens"],
+            num_rejected=details["rejected_prediction_tokens"],
         )
         return {"timings": found} if found else {}
 

@@ -19,18 +19,29 @@ class TimedRequest(GenerationRequest):
         return bool(self.timings or self.timings_per_token)
 
 
-def timings(record: RequestRecord, *, num_prompt: int, num_cached: int, num_answer: int) -> dict[str, Any]:
+def timings(
+    record: RequestRecord,
+    *,
+    num_prompt: int,
+    num_cached: int,
+    num_answer: int,
+    num_accepted: int,
+    num_rejected: int,
+) -> dict[str, Any]:
     """The times up to now, in milliseconds. Empty before the first token.
 
     The numbers of tokens are sums over all choices. The times are those of the whole request: until its first choice
-    was admitted, until the first token of any choice, and from then to the last token of any choice.
+    was admitted, until the first token of any choice, and from then to the last token of any choice. As in
+    llama-server, the numbers of drafts are left out if there were none.
     """
     if record.first_output is None or record.last_output is None or record.submitted is None:
         return {}
     num_computed = num_prompt - num_cached
     prompt_seconds = max(record.first_output - record.submitted - record.queue_seconds, 0.0)
     answer_seconds = record.last_output - record.first_output
-    return {
+    num_drafts = num_accepted + num_rejected
+    drafts = {"draft_n": num_drafts, "draft_n_accepted": num_accepted} if num_drafts else {}
+    return drafts | {
         "queue_ms": _milliseconds(record.queue_seconds),
         "cache_n": num_cached,
         "prompt_n": num_computed,

@@ -35,7 +35,9 @@ class CompletionTokensDetails(Answer):
     reasoning_tokens: int
     audio_tokens: int
     accepted_prediction_tokens: int
+    """Drafted tokens that became part of the answer, from whichever source."""
     rejected_prediction_tokens: int
+    """Drafted tokens that were computed in vain. They are not part of `completion_tokens`."""
 
 
 class Usage(Answer):
@@ -63,6 +65,9 @@ class Timings(Answer):
     predicted_ms: float
     predicted_per_token_ms: float
     predicted_per_second: float
+    draft_n: int = 0
+    """Drafted tokens that were computed; left out if there were none, as `draft_n_accepted`."""
+    draft_n_accepted: int = 0
 
 
 class TopLogprob(Answer):

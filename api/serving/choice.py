@@ -51,6 +51,10 @@ class Choice:
         self.cached_tokens = 0
         """Tokens of the prompt that were found in the KV cache instead of computed."""
         self.num_reasoning_tokens = 0
+        self.accepted_drafts = 0
+        """Drafted tokens that became part of the answer."""
+        self.rejected_drafts = 0
+        """Drafted tokens that did not."""
         self.prompt_logprobs: list[TokenLogprob] = []
         """Log probabilities of the prompt's tokens except the first, if requested."""
         self.total_logprob = 0.0
@@ -80,6 +84,7 @@ class Choice:
             output = replace(output, tokens=output.tokens[: position + 1], finish_reason="stop")
             events += self._read(output.tokens[position:])
         consumed = output.tokens[: self.num_tokens - before]
+        self._count_drafts(output, len(consumed))
         if self._detokenizer.stopped or (self._parser is not None and self._parser.ended):
             self.finish_reason = "stop"
         elif output.finish_reason is not None:
@@ -98,6 +103,12 @@ class Choice:
         if output.finish_reason == "stop" and consumed and not self._piece(consumed[-1]):
             del consumed[-1], logprobs[len(consumed) :]
         return Delta(merged(events), consumed, logprobs, self.finish_reason)
+
+    def _count_drafts(self, output: Output, num_consumed: int) -> None:
+        """Count the drafts of an output. The tokens after the end of the answer were accepted in vain."""
+        accepted = min(output.accepted_drafts, num_consumed)
+        self.accepted_drafts += accepted
+        self.rejected_drafts += output.accepted_drafts - accepted + output.rejected_drafts
 
     def _with_stop_token(self, piece: Callable[[int], bytes]) -> Callable[[int], bytes]:
         return lambda token: b"" if self._is_at_stop_token else piece(token)

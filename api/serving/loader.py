@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import trio
@@ -80,7 +81,8 @@ class ModelLoader:
         Raises EngineFailedError, ModelError, ModelFilesError, and OSError if no engine can be started.
         """
         async with self._one_at_a_time:
-            weight_bytes = num_file_bytes(options.path)
+            drafter = options.engine.draft_model
+            weight_bytes = num_file_bytes(options.path) + (num_file_bytes(Path(drafter)) if drafter else 0)
             engine, info = await self._start_engine(options, nursery, may_make_room=may_make_room)
             service = await trio.to_thread.run_sync(self._make_service, options, engine)
             await trio.lowlevel.checkpoint_if_cancelled()  # the model may have been stopped meanwhile

@@ -59,6 +59,9 @@ class RequestRecord:
     cached_tokens: int = 0
     """The prompt tokens that were found in the cache."""
     answer_tokens: int = 0
+    accepted_drafts: int = 0
+    """Drafted tokens that steps verified and accepted."""
+    rejected_drafts: int = 0
     gaps: list[int] = field(default_factory=lambda: [0] * (len(GAP_BOUNDS) + 1))
     """Number of gaps between two tokens of an answer, by GAP_BOUNDS; the last number has no bound."""
     gap_seconds: float = 0.0
@@ -87,6 +90,8 @@ class RequestRecord:
         before = self._last.get(index)
         self._last[index] = self.last_output = now
         self.answer_tokens += num_tokens
+        self.accepted_drafts += output.accepted_drafts
+        self.rejected_drafts += output.rejected_drafts
         if before is not None:  # tokens that arrive together share the gap before them
             count = len(output.tokens)
             self.gaps[bisect_left(GAP_BOUNDS, (now - before) / count)] += count

@@ -123,6 +123,15 @@ class PromptBuilder:
             encode(content.begins[0]) if content is not None and thoughts.anywhere else [],
         )
 
+    async def predicted(self, text: str, limit: int) -> list[int]:
+        """At most `limit` tokens of a predicted answer. Names of control tokens stay text."""
+        if len(text) > INLINE_CHARACTERS:
+            return await trio.to_thread.run_sync(self._predicted, text, limit)
+        return self._predicted(text, limit)
+
+    def _predicted(self, text: str, limit: int) -> list[int]:
+        return self._tokenizer.encode(text, parse_special=False, continues=True)[:limit]
+
     def _texts(self, texts: Texts) -> list[Prompt]:
         return [self._text(prompt, texts) for prompt in texts.prompts]
 

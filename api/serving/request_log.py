@@ -40,6 +40,8 @@ class RequestLog:
             "prompt_tokens": record.prompt_tokens,
             "cached_tokens": record.cached_tokens,
             "answer_tokens": record.answer_tokens,
+            "accepted_drafts": record.accepted_drafts,
+            "rejected_drafts": record.rejected_drafts,
             "seconds": round(ended - record.arrival, 4),
             "queue_seconds": round(record.queue_seconds, 4),
             "first_token_seconds": None if waited is None else round(waited, 4),

@@ -131,6 +131,7 @@ class ModelService:
         limits = [self._limit(spec, len(prompt.tokens)) for prompt in prompts]
         grammar, new_choice = await self._answering(spec, prompts, params.min_tokens)
         thoughts = self._thought_limit(spec, prompts)
+        prediction = await self.prompts.predicted(spec.prediction, self.engine.ready_info().ctx_len)
         submits = [
             Submit(
                 self.engine.next_id(),
@@ -145,6 +146,7 @@ class ModelService:
                 weight=spec.tenant.weight,
                 priority=spec.tenant.class_of(spec.priority),
                 cache_salt=spec.cache_salt,
+                prediction=prediction,
             )
             for prompt, limit in zip(prompts, limits, strict=True)
             for number in range(spec.num_choices)

@@ -138,5 +138,7 @@ class GenerationSpec:
     """Where the stations of the request are recorded."""
     ticket: Ticket = field(default_factory=Ticket, repr=False, compare=False)
     """Counts the request toward limits."""
+    prediction: str = ""
+    """Text that an answer probably contains. It only makes the answer faster."""
     keeps_reasoning: bool = False
     """Whether reasoning and its marks are part of the text instead of being separated from it."""

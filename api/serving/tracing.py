@@ -89,6 +89,8 @@ def _attributes(record: RequestRecord) -> dict[str, str | int | float | list[str
             "gen_ai.usage.input_tokens": record.prompt_tokens,
             "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
             "gen_ai.usage.output_tokens": record.answer_tokens,
+            "cortex.drafts.accepted": record.accepted_drafts,
+            "cortex.drafts.rejected": record.rejected_drafts,
             "cortex.sequences": record.num_sequences,
             "cortex.queue_seconds": record.queue_seconds,
         }

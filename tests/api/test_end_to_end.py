@@ -16,7 +16,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, AsyncStream, OpenAI
 from openai.types import CompletionUsage
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionPredictionContentParam
 
 from api.text.template import ChatTemplate
 from api.text.tokenizer import Tokenizer
@@ -293,6 +293,30 @@ def test_a_stop_string_ends_a_real_answer(server: CortexServer) -> None:
         assert choice.finish_reason == "stop"
         assert choice.message.content == "1 2 3 4 "
     server.assert_nothing_is_held()
+
+
+def test_a_prediction_is_served_and_its_tokens_are_counted(server: CortexServer) -> None:
+    client = client_of(server)
+    fields: dict[str, Any] = {"model": MODEL, "messages": user("Count to nine."), "max_tokens": 24, "temperature": 0}
+    text = client.chat.completions.create(**fields).choices[0].message.content
+    assert text
+    predictions: tuple[ChatCompletionPredictionContentParam, ...] = (
+        {"type": "content", "content": text},
+        {"type": "content", "content": [{"type": "text", "text": text}]},
+        {"type": "content", "content": "something else entirely"},
+    )
+    for prediction in predictions:
+        answer: ChatCompletion = client.chat.completions.create(**fields, prediction=prediction)
+        usage = answer.usage
+        assert usage is not None
+        assert usage.completion_tokens_details is not None
+        accepted = usage.completion_tokens_details.accepted_prediction_tokens
+        rejected = usage.completion_tokens_details.rejected_prediction_tokens
+        assert accepted is not None
+        assert rejected is not None
+        assert 0 <= accepted < usage.completion_tokens <= 24
+        assert rejected >= 0
+        assert answer.choices[0].message.content
 
 
 def test_a_repeated_prefix_is_not_computed_again(server: CortexServer) -> None:

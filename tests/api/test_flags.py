@@ -7,6 +7,7 @@ import pytest
 
 from api.command.docs import RUNNING
 from api.flags import MODEL_ROWS, ROWS, SERVER_ROWS, ServerFlags, ServerSettings
+from api.models.files import ModelFilesError
 from scheduler.config import EngineConfig
 
 
@@ -25,6 +26,43 @@ def test_unset_flags_have_the_options_defaults() -> None:
     assert (options.first.given, options.loads_on_demand) == ({}, False)
     for item in fields(ServerSettings):
         assert getattr(options, item.name) == item.default
+
+
+def test_a_draft_model_is_a_model_like_any_other(model_path: str, tmp_path: Path) -> None:
+    path = Path("/m.gguf")
+    server = ServerFlags(draft_model="smollm2:135m", threads=2).options("m", path)
+    assert server.first.engine.draft_model == model_path
+    assert server.first.difference(ServerFlags(draft_model=model_path).model_options("m", path)) == ""
+    other = ServerFlags(draft_model="").model_options("m", path)
+    assert (other.engine.draft_model, server.first.difference(other)) == ("", "its --draft-model differs")
+    later = ServerFlags().model_options("n", path, server.model_flags)
+    assert (later.engine.draft_model, later.engine.threads) == ("", 2), "it belongs to one model"
+    (tmp_path / "text.gguf").write_text("no model")
+    for name, reason in (
+        (str(tmp_path / "missing.gguf"), "there is no file"),
+        (str(tmp_path / "text.gguf"), "is not a GGUF file"),
+        ("owner/repo", "'cortex pull owner/repo' downloads it"),
+        ("what?", "is not a model"),
+    ):
+        with pytest.raises(ModelFilesError, match=f"^--draft-model: .*{reason}"):
+            ServerFlags(draft_model=name).model_options("m", path)
+
+
+def test_a_running_server_gets_the_absolute_path_of_a_draft_model(
+    model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "draft").symlink_to(model_path)
+    monkeypatch.chdir(tmp_path)
+    sent = {
+        name: ServerFlags(draft_model=name).start_request("m", Path("/m.gguf"))["draft_model"]
+        for name in ("draft", "./missing.gguf", "smollm2:135m", "")
+    }
+    assert sent == {
+        "draft": str(tmp_path / "draft"),
+        "./missing.gguf": str(tmp_path / "missing.gguf"),
+        "smollm2:135m": "smollm2:135m",
+        "": "",
+    }
 
 
 def test_the_docs_have_every_flag() -> None:

@@ -17,6 +17,7 @@ def as_spec(request: ChatRequest) -> GenerationSpec:
         logprobs=request.num_logprobs,
         reasoning_budget=request.thought_budget(),
         keeps_reasoning=request.keeps_reasoning,
+        prediction=request.prediction.text if request.prediction else "",
     )
 
 

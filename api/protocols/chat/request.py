@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from api.errors import ApiError
 from api.protocols import hosted
+from api.protocols.chat.prediction import Prediction
 from api.protocols.conversation import CustomToolDefinition, Messages, Tools, all_tools, warnings
 from api.protocols.fields import (
     MAX_TOOLS,
@@ -30,7 +31,6 @@ UNSERVED: Final[dict[str, tuple[object, ...]]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
-    "prediction": (),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -107,6 +107,7 @@ class ChatRequest(TimedRequest, TemplateFields, ThoughtFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
+    prediction: Prediction | None = None
     tools: Annotated[Tools, Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoices | None = None
     parallel_tool_calls: bool | None = None

@@ -65,7 +65,9 @@ class ModelResponse(Answer):
         if not self._request.wants_logprobs or len(output.tokens) < 2:
             return (output,)
         steps = [
-            replace(output, tokens=[token], logprobs=[logprob], finish_reason=None)
+            replace(
+                output, tokens=[token], logprobs=[logprob], finish_reason=None, accepted_drafts=0, rejected_drafts=0
+            )
             for token, logprob in zip(output.tokens, output.logprobs, strict=True)
         ]
         steps[-1].finish_reason = output.finish_reason

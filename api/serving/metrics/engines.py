@@ -6,7 +6,10 @@ from typing import Any, Final
 from scheduler.messages import Report
 
 COUNTERS: Final[Mapping[str, tuple[str, ...]]] = {
-    "scheduler": ("steps", "step_seconds", "prefill_tokens", "decode_tokens", "failed_steps", "preemptions"),
+    "scheduler": (
+        *("steps", "step_seconds", "prefill_tokens", "decode_tokens", "failed_steps", "preemptions"),
+        *("num_drafts", "draft_tokens", "accepted_draft_tokens"),
+    ),
     "cache": ("hit_tokens", "loaded_tokens", "evicted_pages", "merged_pages"),
 }
 """The counters of a Report that are added up, by its part."""
@@ -56,6 +59,7 @@ class EngineTotals:
 
     def __init__(self) -> None:
         self._totals = {name: GrowingTotal() for names in COUNTERS.values() for name in names}
+        self._accepted: list[GrowingTotal] = []
 
     def update(self, pid: int, report: Report) -> None:
         """Add the newest statistics of the engine with this process id. Statistics that come twice count once."""
@@ -63,6 +67,15 @@ class EngineTotals:
         for part, names in COUNTERS.items():
             for name in names:
                 self._totals[name].update(pid, parts[part].get(name, 0))
+        accepted = report.scheduler.get("accepted_per_position", ())
+        self._accepted += [GrowingTotal() for _ in accepted[len(self._accepted) :]]
+        for total, value in zip(self._accepted, accepted, strict=False):
+            total.update(pid, value)
+
+    @property
+    def accepted_per_position(self) -> list[float]:
+        """Accepted drafted tokens by their position in a draft, from 0."""
+        return [each.total for each in self._accepted]
 
     def __getitem__(self, name: str) -> float:
         return self._totals[name].total

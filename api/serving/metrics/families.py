@@ -71,6 +71,17 @@ _COUNTERS: Final[tuple[tuple[str, str, Callable[[EngineTotals], float]], ...]] =
     ),
     ("vllm:prefix_cache_hits", "Prompt tokens that were found in the cache.", lambda totals: totals["hit_tokens"]),
     ("vllm:num_preemptions", "Sequences that gave way to others.", lambda totals: totals["preemptions"]),
+    ("vllm:spec_decode_num_drafts", "Drafts that were verified.", lambda totals: totals["num_drafts"]),
+    (
+        "vllm:spec_decode_num_draft_tokens",
+        "Drafted tokens that were verified.",
+        lambda totals: totals["draft_tokens"],
+    ),
+    (
+        "vllm:spec_decode_num_accepted_tokens",
+        "Drafted tokens that became part of an answer.",
+        lambda totals: totals["accepted_draft_tokens"],
+    ),
     ("cortex_steps", "Steps of the engine.", lambda totals: totals["steps"]),
     ("cortex_step_seconds", "Time of all steps, in seconds.", lambda totals: totals["step_seconds"]),
     ("cortex_failed_steps", "Steps that failed and were rolled back.", lambda totals: totals["failed_steps"]),
@@ -120,6 +131,13 @@ def of_engines(states: Sequence[EngineState], labels: TenantLabels) -> list[Metr
         metrics.append(_gauge(name, text, MODEL, (((each.name,), number(each)) for each in states)))
     for name, text, total in _COUNTERS:
         metrics.append(_counter(name, text, MODEL, (((each.name,), total(each.totals)) for each in states)))
+    accepted = (
+        ((each.name, str(position)), total)
+        for each in states
+        for position, total in enumerate(each.totals.accepted_per_position)
+    )
+    text = "Accepted drafted tokens by their position in the draft."
+    metrics.append(_counter("vllm:spec_decode_num_accepted_tokens_per_pos", text, (*MODEL, "position"), accepted))
     restarts = (((each.name,), each.restarts) for each in states)
     metrics.append(_counter("cortex_engine_restarts", "Engines that replaced another one.", MODEL, restarts))
     status = (((e.name, status), float(e.status == status)) for e in states for status in STATUSES)

@@ -50,6 +50,8 @@ def values(row: Row) -> st.SearchStrategy[Any]:
         return st.booleans()
     if row.type is list:
         return st.lists(TEXT, min_size=1, max_size=3)
+    if flag.is_model:
+        return st.sampled_from([MODEL, "owner/repo:Q4_0", "/models/draft.gguf", ""])
     return SIZES if flag.is_size else TEXT
 
 

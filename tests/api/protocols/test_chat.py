@@ -975,7 +975,19 @@ REFUSED: list[tuple[dict[str, Any], str, str | None, tuple[str, ...]]] = [
     ({"reasoning_effort": "huge"}, "reasoning_effort", "invalid_value", ()),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter", ()),
     ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter", ()),
-    ({"prediction": {"type": "content"}}, "prediction", "unsupported_parameter", ()),
+    ({"prediction": "text"}, "prediction", "invalid_value", ()),
+    ({"prediction": {"content": "text"}}, "prediction.type", "missing_required_parameter", ()),
+    ({"prediction": {"type": "content"}}, "prediction.content", "missing_required_parameter", ()),
+    ({"prediction": {"type": "text", "content": "a"}}, "prediction.type", "invalid_value", ()),
+    ({"prediction": {"type": "content", "content": 5}}, "prediction.content", "invalid_value", ("string",)),
+    ({"prediction": {"type": "content", "content": []}}, "prediction.content", "invalid_value", ()),
+    (
+        {"prediction": {"type": "content", "content": [{"type": "image_url", "text": "a"}]}},
+        "prediction.content[0].type",
+        "invalid_value",
+        ("'text'",),
+    ),
+    ({"prediction": {"type": "content", "content": "a", "size": 1}}, "prediction.size", "unknown_parameter", ()),
     ({"web_search_options": {}}, "web_search_options", "unsupported_parameter", ()),
 ]
 

@@ -35,6 +35,10 @@ SCHEDULER = {
     "decode_tokens": 100,
     "preemptions": 1,
     "failed_steps": 2,
+    "num_drafts": 4,
+    "draft_tokens": 12,
+    "accepted_draft_tokens": 7,
+    "accepted_per_position": [4, 2, 1],
 }
 CACHE = {
     "page_tokens": 32,
@@ -83,6 +87,12 @@ async def test_the_numbers_of_an_engine(tokenizer: Tokenizer) -> None:
     assert of_model(samples, "vllm:prefix_cache_queries_total") == 80
     assert of_model(samples, "vllm:prefix_cache_hits_total") == 20
     assert of_model(samples, "vllm:num_preemptions_total") == 1
+    assert of_model(samples, "vllm:spec_decode_num_drafts_total") == 4
+    assert of_model(samples, "vllm:spec_decode_num_draft_tokens_total") == 12
+    assert of_model(samples, "vllm:spec_decode_num_accepted_tokens_total") == 7
+    for position, count in enumerate((4, 2, 1)):
+        name = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+        assert of_model(samples, name, position=str(position)) == count
     assert of_model(samples, "cortex_step_seconds_total") == 1.5
     assert of_model(samples, "cortex_failed_steps_total") == 2
     assert of_model(samples, "cortex_tier_bytes", tier="disk") == 2000

@@ -35,6 +35,15 @@ def test_the_totals_of_an_engine_survive_it() -> None:
     assert (totals["steps"], totals["preemptions"], totals["hit_tokens"], totals["merged_pages"]) == (7, 1, 48, 0)
 
 
+def test_accepted_tokens_by_position_survive_engines_with_shorter_and_longer_drafts() -> None:
+    totals = EngineTotals()
+    assert totals.accepted_per_position == []
+    totals.update(1, Report({"accepted_per_position": [5, 3]}, {}))
+    totals.update(2, Report({"accepted_per_position": [1]}, {}))
+    totals.update(2, Report({"accepted_per_position": [4, 2, 1]}, {}))
+    assert totals.accepted_per_position == [9, 5, 1]
+
+
 def test_a_rate_is_measured_over_a_second_or_more() -> None:
     rate = Rate()
     looks = [(100.0, 0.0), (150.0, 0.5), (200.0, 2.0), (500.0, 2.9), (500.0, 4.0)]
