@@ -3,7 +3,7 @@
 The weights are float32, and scaled so that the logits depend on each token of a prompt far more than on rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf
@@ -34,6 +34,7 @@ TOKENS = (
 )
 """A SentencePiece vocabulary that can encode every text."""
 
+Tokens = Sequence[tuple[str, gguf.TokenType]]
 Values = dict[str, int | float | list[int]]
 Shapes = dict[str, tuple[int, ...]]
 
@@ -185,11 +186,14 @@ KINDS: dict[str, Callable[[], tuple[str, Values, Shapes]]] = {
 REFUSED = {"cogvlm": _cogvlm}
 
 
-def write_tiny_model(path: Path, kind: str) -> None:
-    """Writes a model of one of KINDS or REFUSED. Encoders: see tests.models.write_bert."""
+def write_tiny_model(path: Path, kind: str, seed: int = 1, tokens: Tokens = TOKENS) -> None:
+    """Writes a model of one of KINDS or REFUSED. Encoders: see tests.models.write_bert.
+
+    `seed`: of the weights. `tokens`: the texts and the types of the tokens.
+    """
     architecture, values, shapes = (KINDS | REFUSED)[kind]()
     writer = gguf.GGUFWriter(path, architecture)
-    _write_vocabulary(writer)
+    _write_vocabulary(writer, tokens)
     common: Values = {
         "context_length": CONTEXT,
         "embedding_length": EMBEDDING,
@@ -210,11 +214,11 @@ def write_tiny_model(path: Path, kind: str) -> None:
             writer.add_float32(key, value)
         else:
             writer.add_uint32(key, value)
-    random = np.random.default_rng(1)
+    random = np.random.default_rng(seed)
     outer: Shapes = {
-        "token_embd": (len(TOKENS), EMBEDDING),
+        "token_embd": (len(tokens), EMBEDDING),
         "output_norm": (EMBEDDING,),
-        "output": (len(TOKENS), EMBEDDING),
+        "output": (len(tokens), EMBEDDING),
     }
     for name, shape in (outer | shapes).items():
         is_plain = name.endswith((".bias", ".ssm_a", ".ssm_d"))
@@ -240,11 +244,11 @@ def _weights(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> 
     return weights.astype(np.float32)
 
 
-def _write_vocabulary(writer: gguf.GGUFWriter) -> None:
+def _write_vocabulary(writer: gguf.GGUFWriter, tokens: Tokens) -> None:
     writer.add_tokenizer_model("llama")
-    writer.add_token_list([text for text, _ in TOKENS])
-    writer.add_token_scores([-float(index) for index in range(len(TOKENS))])
-    writer.add_token_types([kind for _, kind in TOKENS])
+    writer.add_token_list([text for text, _ in tokens])
+    writer.add_token_scores([-float(index) for index in range(len(tokens))])
+    writer.add_token_types([kind for _, kind in tokens])
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

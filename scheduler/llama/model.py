@@ -19,6 +19,8 @@ LLAMA_CPP_VERSION: Final[str] = llama_cpp.__version__
 LIBRARY: Final[Any] = lib._lib
 """The loaded library, for functions that llama-cpp-python does not declare."""
 POOLING_IDS: Final = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+UNUSED_TOKEN: Final[int] = lib.LLAMA_TOKEN_ATTR_UNUSED
+BYTE_TOKEN: Final[int] = lib.LLAMA_TOKEN_ATTR_BYTE
 TRIAL_SECONDS: Final = 10
 """Time limit for tokenizing some kilobytes. A valid vocabulary takes milliseconds."""
 
@@ -133,6 +135,21 @@ class Model:
         faulthandler.dump_traceback_later(TRIAL_SECONDS, exit=True)
         lib.llama_tokenize(vocab, data, len(data), tokens, len(tokens), False, False)
         faulthandler.cancel_dump_traceback_later()
+
+    @property
+    def vocabulary_type(self) -> int:
+        """llama.cpp's number of the kind of tokenizer, such as SentencePiece or BPE."""
+        return int(lib.llama_vocab_type(lib.llama_model_get_vocab(self.pointer)))
+
+    def token_texts(self) -> list[bytes]:
+        """Returns the tokens as they are in the file. The text of a byte token is its code, such as `<0x0A>`."""
+        vocab, text = lib.llama_model_get_vocab(self.pointer), lib.llama_vocab_get_text
+        return [text(vocab, token) for token in range(self.vocab_size)]
+
+    def tokens_with(self, attribute: int) -> frozenset[int]:
+        """Returns the tokens that have this attribute: BYTE_TOKEN or UNUSED_TOKEN."""
+        vocab, attributes = lib.llama_model_get_vocab(self.pointer), lib.llama_vocab_get_attr
+        return frozenset(token for token in range(self.vocab_size) if attributes(vocab, token) & attribute)
 
     def piece(self, token: int) -> bytes:
         """Returns the text of a token. A control token has the text by which templates name it."""
