@@ -1,12 +1,15 @@
 """Log probabilities of tokens from the model's raw logits: before bias, penalties, grammars and temperature."""
 
+import math
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.cuts import best_tokens
 from scheduler.failures import check_best
 from scheduler.messages import TokenLogprob
+from scheduler.softmax import total_of, weights_of
 
 UNLIKELY: Final = -9999.0
 """The lowest value that is reported, as in OpenAI's API."""
@@ -19,10 +22,10 @@ def log_probabilities(logits: NDArray[np.float32], token: int, num_top: int) -> 
     """
     best = logits.max()
     check_best(float(best))
-    normalizer = float(best) + float(np.log(np.exp(logits - best).sum(dtype=np.float64)))
+    normalizer = float(best) + math.log(total_of(weights_of(logits, best)))
     top: list[tuple[int, float]] = []
     if num_top:
-        tokens = np.argpartition(-logits, num_top - 1)[:num_top] if num_top < len(logits) else np.arange(len(logits))
+        tokens = best_tokens(logits, num_top)
         tokens = tokens[np.lexsort((tokens, -logits[tokens]))]
         top = [(int(other), _logprob(logits, int(other), normalizer)) for other in tokens]
     return _logprob(logits, token, normalizer), top

@@ -1,42 +1,30 @@
 """Exact sampling of the next token from a row of logits, without sorting the vocabulary.
 
 The steps run in llama.cpp's order: logit bias, penalties, DRY, top_n_sigma, top_k, typical_p, top_p, min_p, XTC,
-temperature. All cuts use the distribution at temperature 1, like llama-server. On flat distributions over 49k tokens, a
-native chain with top_p takes 5 ms per token. Here one vectorised comparison leaves a few hundred candidates, and only
-these are sorted.
+temperature. All cuts (scheduler.cuts) use the distribution at temperature 1, like llama-server.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.cuts import candidates
 from scheduler.failures import GrammarError, RequestError, attempt, check_best
 from scheduler.history import History
 from scheduler.messages import SamplingParams
+from scheduler.mirostat import mirostat
+from scheduler.softmax import Logits, Tokens, draw_from, draw_from_row, kept_array, weights_of
 
-Logits = NDArray[np.float32]
-"""One row: a logit for each token of the vocabulary."""
-Tokens = NDArray[np.intp]
 Mask = NDArray[np.int32]
 """Packed bits of a grammar: bit i % 32 of word i // 32 is 1 if token i may come next."""
 
 MIN_TEMPERATURE: Final = 1e-6
 """At this temperature the best token is certain. A lower one would overflow single precision."""
-MIROSTAT_SAMPLE: Final = 100
-"""Number of best tokens from which Mirostat 1 estimates the shape of the distribution, as in llama.cpp."""
-_TOP_BLOCK: Final = 64
-_DRAW_BLOCK: Final = 256
-_SORTABLE: Final = 4096
-"""Up to this number of candidates, all are sorted. Otherwise only the bin that contains the boundary is sorted."""
-_BINS_PER_NAT: Final = 64
-_ENDLESS: Final = 128.0
-"""In nats: exp(-128) is 0 in single precision."""
-_MAX_BIN: Final = int(_ENDLESS) * _BINS_PER_NAT
 
 _TOKEN_DRAW, _XTC_DRAW = 0, 1
 
@@ -95,25 +83,22 @@ class SamplerState:
     def adjusted(self, logits: Logits, eog_tokens: Tokens, mask: Mask | None = None) -> Logits:
         """Returns the row after bias, penalties and mask, without end-of-generation tokens if they are not allowed yet.
 
-        Raises GrammarError if the grammar allows no token.
+        `logits` is not changed. The result is valid until this thread adjusts another row. Raises GrammarError if the
+        grammar allows no token.
         """
         if not self._changes_logits and not self.hides_eog and mask is None:
             return logits
-        logits = logits.copy()
+        row = kept_array("adjusted", len(logits))
+        np.copyto(row, logits)
         if self._bias is not None:
-            np.add.at(logits, *self._bias)
+            np.add.at(row, *self._bias)
         if self._history is not None:
-            self._history.penalize(logits)
+            self._history.penalize(row)
         if mask is not None:
-            allowed = np.unpackbits(mask.view(np.uint8), count=len(logits), bitorder="little").view(np.bool_)
-            if not allowed.any():
-                raise GrammarError("the grammar allows no token to continue the answer")
-            if self.hides_eog and allowed.sum() > allowed[eog_tokens].sum():  # unless only the end is allowed
-                allowed[eog_tokens] = False
-            logits[~allowed] = -np.inf
+            _forbid(row, mask, eog_tokens if self.hides_eog else None)
         elif self.hides_eog:
-            logits[eog_tokens] = -np.inf
-        return logits
+            row[eog_tokens] = -np.inf
+        return row
 
     def draw(self, stream: int = _TOKEN_DRAW) -> float:
         """Returns a uniform number in [0, 1) that depends on seed, index and stream only."""
@@ -121,27 +106,23 @@ class SamplerState:
         digest = blake2b(seed, digest_size=8, salt=stream.to_bytes(1, "little") if stream else b"").digest()
         return int.from_bytes(digest, "little") / 2.0**64
 
-    def mirostat(self, logits: Logits, best: np.float32) -> int:
-        """Returns the next token by Mirostat (Basu et al., 2020), which keeps the text's surprise near a target.
+    @property
+    def excludes_top(self) -> bool:
+        """Whether XTC cuts the next token's candidates."""
+        probability = self.params.xtc_probability
+        return probability > 0.0 and self.draw(_XTC_DRAW) < probability
 
-        `best` is the row's best logit.
-        """
+    @property
+    def sharpness(self) -> float:
+        """What logits are multiplied by: the inverse of the temperature."""
+        return 1.0 / max(self.params.temperature, MIN_TEMPERATURE)
+
+    def mirostat(self, weights: Logits) -> int:
+        """Returns the next token by Mirostat, from the weights at the request's temperature."""
         params = self.params
-        weights = np.exp((logits - best) * np.float32(1.0 / max(params.temperature, MIN_TEMPERATURE)))
-        probabilities = weights / weights.sum(dtype=np.float64)
-        if params.mirostat == 1:
-            kept = _best(probabilities.astype(np.float32), _mirostat_top_k(probabilities, self._mu))
-        else:
-            with np.errstate(divide="ignore"):
-                kept = np.flatnonzero(-np.log2(probabilities) <= self._mu)
-            if not len(kept):
-                kept = np.array([int(probabilities.argmax())])
-        left = probabilities[kept]
-        choice = _draw(left, self.draw())
-        self._next_mu = self._mu - params.mirostat_eta * (
-            -float(np.log2(left[choice] / left.sum())) - params.mirostat_tau
-        )
-        return int(kept[choice])
+        token, surprise = mirostat(weights, params.mirostat, self._mu, self.draw())
+        self._next_mu = self._mu - params.mirostat_eta * (surprise - params.mirostat_tau)
+        return token
 
 
 def sample(
@@ -207,142 +188,30 @@ def _sample_row(raw: Logits, state: SamplerState, eog_tokens: Tokens, mask: Mask
     best = logits.max()
     _check_adjusted(float(best), raw, has_grammar=mask is not None)
     if params.mirostat and params.temperature > 0.0:
-        return state.mirostat(logits, best)
-    candidates = _candidates(logits, state)
-    kept = logits if candidates is None else logits[candidates]
-    if params.temperature == 0.0:
-        choice = int(kept.argmax())
-    else:
-        best = best if candidates is None else kept.max()
-        weights = np.exp((kept - best) * np.float32(1.0 / max(params.temperature, MIN_TEMPERATURE)))
-        choice = _draw_blockwise(weights, state.draw()) if candidates is None else _draw(weights, state.draw())
-    return choice if candidates is None else int(candidates[choice])
-
-
-def _candidates(logits: Logits, state: SamplerState) -> Tokens | None:
-    """Returns the tokens after all cuts, best first if there are at most _SORTABLE; None for the whole vocabulary."""
-    params = state.params
-    tokens: Tokens | None = None
-    if params.top_n_sigma > 0.0:
-        finite = logits[np.isfinite(logits)]
-        tokens = np.flatnonzero(logits >= finite.max() - params.top_n_sigma * finite.std(dtype=np.float64))
-    if 0 < params.top_k < (len(logits) if tokens is None else len(tokens)):
-        best = _best(logits if tokens is None else logits[tokens], params.top_k)
-        tokens = best if tokens is None else tokens[best]
-    if params.typical_p < 1.0:
-        tokens = _typical(logits, np.flatnonzero(np.isfinite(logits)) if tokens is None else tokens, params.typical_p)
-    if params.top_p < 1.0:
-        tokens = _top_p(logits, tokens, params.top_p, params.min_p)
-    if params.min_p > 0.0:
-        kept = logits if tokens is None else logits[tokens]
-        likely = np.flatnonzero(kept >= kept.max() + np.log(params.min_p))
-        tokens = likely if tokens is None else tokens[likely]
-    if params.xtc_probability > 0.0 and state.draw(_XTC_DRAW) < params.xtc_probability:
-        tokens = _xtc(logits, tokens, params.xtc_threshold)
-    if tokens is not None and len(tokens) <= _SORTABLE:
-        tokens = tokens[np.argsort(-logits[tokens], kind="stable")]
-    return tokens
-
-
-def _typical(logits: Logits, tokens: Tokens, typical_p: float) -> Tokens:
-    """Returns the tokens whose surprise is nearest to its mean, up to the mass `typical_p` (Meister et al., 2022)."""
+        return state.mirostat(weights_of(logits, best, state.sharpness))
+    tokens = candidates(logits, best, params, excludes_top=state.excludes_top)
+    if tokens is None and params.temperature == 0.0:
+        return int(logits.argmax())
+    if tokens is None:
+        return draw_from_row(weights_of(logits, best, state.sharpness), state.draw())
     kept = logits[tokens]
-    below = np.minimum(kept.max() - kept, np.float32(_ENDLESS))
-    weights = np.exp(-below)
-    total = float(weights.sum(dtype=np.float64))
-    # A token's surprise is log(total) + below, so its difference to the mean needs no logarithms.
-    expected = float(np.dot(weights, below)) / total
-    return tokens[_nearest(np.abs(below - np.float32(expected)), weights, typical_p * total)]
+    if params.temperature == 0.0:
+        return int(tokens[kept.argmax()])
+    return int(tokens[draw_from(weights_of(kept, kept.max(), state.sharpness), state.draw())])
 
 
-def _top_p(logits: Logits, tokens: Tokens | None, top_p: float, min_p: float) -> Tokens:
-    """Returns the fewest most probable tokens that together reach the mass `top_p` (Holtzman et al., 2019)."""
-    kept = logits if tokens is None else logits[tokens]
-    best = kept.max()
-    weights = np.exp(kept - best)
-    total = float(weights.sum(dtype=np.float64))
-    # Tokens less probable than (1 - p) / V have together less than 1 - p, so the other tokens reach the mass p.
-    likely = np.flatnonzero(weights >= max(total * (1.0 - top_p) / len(kept), min_p))
-    nearest = _nearest(best - kept[likely], weights[likely], top_p * total)
-    return likely[nearest] if tokens is None else tokens[likely[nearest]]
+def _forbid(row: Logits, mask: Mask, hidden: Tokens | None) -> None:
+    """Give -inf to the tokens that the mask forbids, and to the `hidden` ones unless only they are allowed.
 
-
-def _nearest(distances: Logits, weights: Logits, target: float) -> Tokens:
-    """Returns the tokens of least distance (in nats, at least 0) whose weights reach the target; at least one token."""
-    if len(weights) <= _SORTABLE:
-        return _sorted_nearest(distances, weights, target)
-    bins = np.minimum(distances * _BINS_PER_NAT, _MAX_BIN).astype(np.int64)
-    mass = np.cumsum(np.bincount(bins, weights=weights))
-    boundary = min(int(np.searchsorted(mass, target)), len(mass) - 1)
-    above = np.flatnonzero(bins < boundary)
-    inside = np.flatnonzero(bins == boundary)
-    before = float(mass[boundary - 1]) if boundary else 0.0
-    return np.concatenate([above, inside[_sorted_nearest(distances[inside], weights[inside], target - before)]])
-
-
-def _sorted_nearest(distances: Logits, weights: Logits, target: float) -> Tokens:
-    order = np.argsort(distances, kind="stable")
-    return order[: int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), target)) + 1]
-
-
-def _xtc(logits: Logits, tokens: Tokens | None, threshold: float) -> Tokens | None:
-    """Removes all tokens that reach the threshold but the least probable of them ("exclude top choices")."""
-    kept = logits if tokens is None else logits[tokens]
-    weights = np.exp(kept - kept.max())
-    top = np.flatnonzero(weights >= threshold * weights.sum(dtype=np.float64))
-    if threshold > 0.5 or len(top) < 2:
-        return tokens
-    excluded = top[np.argsort(-weights[top], kind="stable")[:-1]]
-    left = np.delete(np.arange(len(kept)), excluded)
-    return left if tokens is None else tokens[left]
-
-
-def _mirostat_top_k(probabilities: NDArray[np.float64], mu: float) -> int:
-    """Returns how many tokens to keep for a surprise of `mu` bits, if probabilities follow Zipf's law."""
-    count = min(MIROSTAT_SAMPLE, len(probabilities))
-    top = -np.sort(-np.partition(probabilities, -count)[-count:])
-    top = top[top > 0]
-    if len(top) < 2:
-        return 1
-    ranks = np.arange(1, len(top))
-    steps = np.log((ranks + 1) / ranks)
-    exponent = float((steps * np.log(top[:-1] / top[1:])).sum() / (steps**2).sum())
-    epsilon = exponent - 1
-    if abs(epsilon) < 1e-9 or exponent <= 0:
-        return len(probabilities)
-    k = (epsilon * 2.0**mu / (1 - len(probabilities) ** -epsilon)) ** (1 / exponent)
-    return int(min(max(round(k), 1), len(probabilities)))
-
-
-def _best(logits: Logits, count: int) -> Tokens:
-    """Returns the `count` best tokens, unordered.
-
-    The `count` best blocks have maxima of at least `floor`, so at least `count` tokens reach it.
+    Raises GrammarError if the mask allows no token.
     """
-    tokens = np.arange(len(logits))
-    if count >= len(logits):
-        return tokens
-    blocks = logits[: len(logits) - len(logits) % _TOP_BLOCK].reshape(-1, _TOP_BLOCK)
-    if count <= len(blocks):
-        floor = np.partition(blocks.max(axis=1), -count)[-count]
-        tokens = np.flatnonzero(logits >= floor)
-    best: Tokens = tokens[np.argpartition(logits[tokens], -count)[-count:]]
-    return best
-
-
-def _draw(weights: NDArray[np.floating[Any]], uniform: float) -> int:
-    """Returns the index at which the cumulative weight exceeds `uniform` times the total weight."""
-    mass = np.cumsum(weights, dtype=np.float64)
-    return min(int(np.searchsorted(mass, uniform * mass[-1], side="right")), len(weights) - 1)
-
-
-def _draw_blockwise(weights: Logits, uniform: float) -> int:
-    """Does the same as `_draw` in two levels: numpy vectorises sums of blocks, but not a cumulative sum."""
-    whole = len(weights) - len(weights) % _DRAW_BLOCK
-    sums = np.append(weights[:whole].reshape(-1, _DRAW_BLOCK).sum(axis=1), weights[whole:].sum())
-    mass = np.cumsum(sums, dtype=np.float64)
-    share = uniform * mass[-1]
-    index = min(int(np.searchsorted(mass, share, side="right")), len(sums) - 1)
-    inside = weights[index * _DRAW_BLOCK : (index + 1) * _DRAW_BLOCK]
-    left = (share - (mass[index - 1] if index else 0.0)) / max(float(sums[index]), 1e-30)
-    return index * _DRAW_BLOCK + _draw(inside, min(left, 1.0))
+    allowed = np.unpackbits(mask.view(np.uint8), count=len(row), bitorder="little")
+    num_allowed = np.count_nonzero(allowed)
+    if not num_allowed:
+        raise GrammarError("the grammar allows no token to continue the answer")
+    if hidden is not None and num_allowed > np.count_nonzero(allowed[hidden]):
+        allowed[hidden] = 0
+    # An assignment to the forbidden tokens takes ten times as long.
+    bounds = np.subtract(allowed, np.float32(0.5), out=kept_array("bounds", len(row)))
+    np.multiply(bounds, np.float32(np.inf), out=bounds)
+    np.minimum(row, bounds, out=row)

@@ -16,7 +16,8 @@ import numpy as np
 
 from scheduler import sampling, sequence
 from scheduler.messages import SamplingParams
-from scheduler.sampling import Logits, Mask, SamplerState, Tokens
+from scheduler.sampling import Mask, SamplerState
+from scheduler.softmax import Logits, Tokens
 
 NAME: Final = re.compile(rb"script-(\d+)\.")
 SURE: Final = 1e6

@@ -97,7 +97,7 @@ def row_of(kind: str, vocab_size: int) -> Row:
 
 
 SAMPLERS = pytest.mark.parametrize("name", PARAMS)
-SIZES = pytest.mark.parametrize("vocab_size", [49_152, 128_256])
+SIZES = pytest.mark.parametrize("vocab_size", [49_152, 128_256, 262_144])
 KINDS = pytest.mark.parametrize("kind", ["flat", "peaked"])
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scheduler.failures import GrammarError, InvalidLogitsError, RequestError
 from scheduler.messages import SamplingParams
-from scheduler.sampling import Mask, SamplerState, _candidates, sample
+from scheduler.sampling import Mask, SamplerState, sample
 from tests.scheduler.rows import NO_EOG, ROWS, Row, softmax
 
 ALMOST_ONE = float(np.nextafter(1.0, 0.0))
@@ -569,16 +569,6 @@ def test_mirostat_keeps_the_surprise_near_its_target(version: int) -> None:
         state.accept(token)
         surprises.append(-math.log2(softmax(row.astype(np.float64))[token]))
     assert 1.5 < np.mean(surprises[100:]) < 5.0  # about 6.5 without Mirostat
-
-
-def test_many_candidates_are_cut_like_few() -> None:
-    """The code for flat rows, which does not sort all candidates, finds the same boundary."""
-    row = np.random.default_rng(3).normal(0, 0.5, 50_000).astype(np.float32)
-    shares = softmax(row.astype(np.float64))
-    tokens = _candidates(row, SamplerState(SamplingParams(top_p=0.9), []))
-    assert tokens is not None
-    assert shares[tokens].sum() == pytest.approx(0.9, abs=1e-4)
-    assert shares[tokens].min() >= np.delete(shares, tokens).max()
 
 
 # Rows from which nothing can be sampled

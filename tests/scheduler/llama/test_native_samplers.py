@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.cuts import candidates
 from scheduler.messages import SamplingParams
-from scheduler.sampling import SamplerState, _candidates
+from scheduler.sampling import SamplerState
 from tests.scheduler.rows import NO_EOG, ROWS, Row, softmax
 
 
@@ -35,7 +36,7 @@ def ours(
     for token in generated:
         state.accept(token)
     logits = state.adjusted(row, NO_EOG)
-    tokens = _candidates(logits, state)
+    tokens = candidates(logits, logits.max(), params, excludes_top=state.excludes_top)
     if tokens is None:
         tokens = np.flatnonzero(np.isfinite(logits))
     shares = softmax(logits[tokens].astype(np.float64))
