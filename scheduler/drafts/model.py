@@ -58,8 +58,8 @@ class DraftModel(Protocol):
     def num_cells(self) -> int:
         """Tokens for which there is memory, of all sequences together."""
 
-    def grow(self) -> None:
-        """Asks for more cells. They come later, in `settle`, or never."""
+    def grow(self) -> bool:
+        """Asks for more cells, which come later, in `settle`. Returns False if there will be no more."""
 
     def settle(self) -> Items[int]:
         """Takes cells that have become available into use. Returns the sequence ids that lost their KV thereby."""
@@ -191,18 +191,22 @@ class ModelDrafter:
         return jobs
 
     def _jobs(self, sequences: Items[Sequence], max_tokens: Items[int]) -> list[_Job]:
-        """Returns the sequences that get a slot and room for all their tokens. Cuts their KV to what they know."""
+        """Returns the sequences that get a slot and room for all their tokens. Cuts their KV to what they know.
+
+        Older sequences come first, so that sequences do not take each other's cells in turn.
+        """
         wanted = [
-            (index, sequence, min(limit, self._model.max_length - sequence.num_known))
+            (index, sequence, min(limit, self._model.max_length - sequence.num_known), self._slot_of(sequence))
             for index, (sequence, limit) in enumerate(zip(sequences, max_tokens, strict=True))
         ]
-        wanted = [each for each in wanted if each[2] > 0]
-        slots = [self._slot_of(sequence) for _, sequence, _ in wanted]
-        for slot in slots:
-            if slot is not None:
-                slot.last_call = self._calls  # nobody else gets it in this call
+        wanted = sorted((each for each in wanted if each[2] > 0), key=lambda each: each[1].arrival)
+        waiting = [slot for *_, slot in wanted if slot is not None]
+        for each in waiting:
+            each.last_call = self._calls  # it is not stale
         jobs, num_reserved = [], 0
-        for (index, sequence, limit), mine in zip(wanted, slots, strict=True):
+        for index, sequence, limit, mine in wanted:
+            if mine is not None:
+                waiting.remove(mine)
             slot = mine or self._acquire(sequence)
             if slot is None:
                 continue
@@ -211,11 +215,9 @@ class ModelDrafter:
             self._cut(slot, min(common, sequence.num_known - 1))  # the last token gives the logits of the first guess
             job = _Job(index, sequence, slot, limit)
             needed = job.num_missing + limit - 1
-            if not self._make_room(num_reserved + needed):
-                self._model.grow()
-                continue
-            num_reserved += needed
-            jobs.append(job)
+            if self._make_room(num_reserved + needed, waiting):
+                num_reserved += needed
+                jobs.append(job)
         return jobs
 
     def _catch_up(self, jobs: list[_Job]) -> tuple[list[Piece], list[_Job]]:
@@ -277,12 +279,19 @@ class ModelDrafter:
     def _least_recently_used(self, slots: list[_Slot]) -> _Slot | None:
         return min(slots, key=lambda slot: (bool(slot.tokens), slot.last_call), default=None)
 
-    def _make_room(self, num_tokens: int) -> bool:
-        """Forgets idle sequences, then stale ones, until this many cells are free. Returns whether they are."""
+    def _make_room(self, num_tokens: int, waiting: list[_Slot]) -> bool:
+        """Forgets sequences until this many cells are free. Returns whether they are.
+
+        Idle sequences are forgotten first, then stale ones. If the memory cannot grow, the last of `waiting` follow.
+        """
+        missing = _total(self._slots) + num_tokens - self._model.num_cells
+        if missing <= 0:
+            return True
         victims = [slot for slot in self._slots if slot.owner is None] + self._stale()
         victims.sort(key=lambda slot: (slot.owner is not None, slot.last_call))
-        missing = sum(slot.num_tokens for slot in self._slots) + num_tokens - self._model.num_cells
-        if missing > sum(slot.num_tokens for slot in victims):
+        if missing > _total(victims) and not self._model.grow():
+            victims += reversed(waiting)
+        if missing > _total(victims):
             return False
         for slot in victims:
             if missing <= 0:
@@ -310,6 +319,10 @@ class ModelDrafter:
         self._has_failed = True
         self._paused_until = self._clock() + PAUSE_SECONDS
         self._forget_all()
+
+
+def _total(slots: list[_Slot]) -> int:
+    return sum(slot.num_tokens for slot in slots)
 
 
 def _num_common(one: bytearray, other: bytearray) -> int:

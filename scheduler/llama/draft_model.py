@@ -33,6 +33,7 @@ FIRST_CELLS: Final = 2048
 """Tokens of the KV memory at the start."""
 MAX_CONTEXTS: Final = 2
 """Maximum size of the KV memory, in sequences of full length."""
+RECURRENT: Final = "is recurrent, and rejected tokens cannot be removed from such a state"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ def open_draft_model(config: EngineConfig, model: Model) -> OpenedDrafts | None:
     path = config.draft_model
     if not path or config.draft == "off":
         return None
+    if not model.shares_prefixes:
+        raise ModelError(f"--draft-model: {config.model_path} {RECURRENT}")
     draft = Model(path, config.gpu_layers)
     own = dataclasses.replace(config, model_path=path, others_bytes=config.others_bytes + model.num_bytes)
     try:
@@ -76,10 +79,7 @@ def _drafter(config: EngineConfig, model: Model, draft: Model) -> ModelDrafter:
     if not generates:
         raise ModelError(f"--draft-model {config.model_path}: this model does not generate text")
     if not draft.shares_prefixes:
-        raise ModelError(
-            f"--draft-model {config.model_path}: a recurrent model cannot draft, because rejected tokens cannot be "
-            "removed from its state"
-        )
+        raise ModelError(f"--draft-model: {config.model_path} {RECURRENT}")
     facts = measure(draft, config)
     flaws = prove(draft, config, facts, lanes=False)
     if reason := flaws.together or flaws.sharing:
@@ -148,12 +148,14 @@ class DraftMemory:
     def num_cells(self) -> int:
         return self._context.num_cells
 
-    def grow(self) -> None:
+    def grow(self) -> bool:
+        if self._opening is not None:
+            return True
         num_cells = min(2 * self.num_cells, self._max_cells)
-        if self._opening is not None or num_cells <= self.num_cells:
-            return
+        if num_cells <= self.num_cells:
+            return False
         if self._missing_bytes(self._model.num_bytes + num_cells * self._facts.bytes_per_token):
-            return
+            return False
         opening: Future[Context] = Future()
 
         def complete() -> None:
@@ -164,6 +166,7 @@ class DraftMemory:
 
         self._opening = opening
         Thread(target=complete, name="draft-memory", daemon=True).start()
+        return True
 
     def settle(self) -> list[int]:
         if self._opening is None or not self._opening.done():

@@ -60,13 +60,15 @@ class FakeModel:
         self.fails = False
         self.cuts = True
         self.wants_more = False
+        self.can_grow = True
         self.grown: tuple[int, list[int]] | None = None
         """Further cells, and the sequence ids that lose their KV."""
         self.now = 0.0
         self.step_seconds = 0.0
 
-    def grow(self) -> None:
+    def grow(self) -> bool:
         self.wants_more = True
+        return self.can_grow
 
     def settle(self) -> list[int]:
         if self.grown is None:
@@ -155,7 +157,7 @@ def test_the_memory_holds_what_the_drafter_thinks(data: st.DataObject) -> None:
             running.append(waiting.pop(0))
         elif action == "odd":
             model.fails = data.draw(st.booleans()) and data.draw(st.booleans())
-            model.cuts = data.draw(st.booleans())
+            model.cuts, model.can_grow = data.draw(st.booleans()), data.draw(st.booleans())
             model.now += data.draw(st.sampled_from([0.0, PAUSE_SECONDS]))
             lost = data.draw(st.lists(st.integers(0, model.num_ids - 1), unique=True))
             model.grown = (data.draw(st.integers(0, 500)), lost)
@@ -274,6 +276,21 @@ def test_sequences_that_do_not_fit_wait_for_more_cells() -> None:
     assert model.wants_more
     model.grown = (60, [0])
     assert [bool(draft.tokens) for draft in drafts.draft(two, [1, 1])] == [True, True]
+
+
+def test_the_oldest_sequences_get_the_cells_of_a_memory_that_cannot_grow() -> None:
+    model = FakeModel(num_cells=120)
+    model.can_grow = False
+    drafts = drafter(model)
+    old, young = (sequence(number, likely_prompt(1)) for number in range(2))
+    for _ in range(60):
+        first, second = drafts.draft([young, old], [1, 1])
+        assert second.tokens == expected(known(old), 1)
+        for one in (young, old):
+            one.append(3)
+            while not expected(known(one), 1):
+                one.append(3)
+    assert first is NO_DRAFT
 
 
 def test_ended_sequences_make_room() -> None:

@@ -104,11 +104,16 @@ def test_a_model_of_another_kind_with_the_same_vocabulary_drafts(
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "hybrid"])
-def test_a_model_whose_state_cannot_be_cut_is_refused(main: Model, main_path: str, kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "draft.gguf"
+def test_a_state_that_cannot_be_cut_is_refused_on_either_side(
+    main: Model, main_path: str, kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "recurrent.gguf"
     write_tiny_model(path, kind)
-    with pytest.raises(ModelError, match="a recurrent model cannot draft"):
-        opened(main, main_path, path)
+    recurrent = Model(str(path), 0)
+    for each, each_path, drafts in ((main, main_path, str(path)), (recurrent, str(path), main_path)):
+        with pytest.raises(ModelError, match=f"{path} is recurrent, and rejected tokens cannot be removed"):
+            opened(each, each_path, drafts)
+    recurrent.close()
 
 
 def test_a_model_that_fails_the_trial_is_refused(main: Model, main_path: str, tmp_path: Path) -> None:
@@ -225,7 +230,7 @@ def test_memory_that_is_not_there_is_not_taken(
     memory = drafter._model
     assert isinstance(memory, draft_model.DraftMemory)
     monkeypatch.setattr(draft_model, "available_bytes", lambda config: 1000)
-    memory.grow()
+    assert not memory.grow()
     assert not is_growing(memory)
     monkeypatch.undo()
 
@@ -233,12 +238,12 @@ def test_memory_that_is_not_there_is_not_taken(
         raise ModelError("no memory")
 
     monkeypatch.setattr(memory, "_open", fail)
-    memory.grow()
+    assert memory.grow()
     with caplog.at_level(logging.WARNING, "cortex.engine"):
         while is_growing(memory):
             memory.settle()
     assert "does not grow: no memory" in caplog.text
-    memory.grow()
+    assert not memory.grow()
     assert not is_growing(memory)
 
 
