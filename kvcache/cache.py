@@ -150,6 +150,13 @@ class KVCache:
         handle.num_pages += missing
         return True
 
+    def reserve_free(self, handle: KVHandle, num_tokens: int, spare_pages: int) -> bool:
+        """Does the same as `reserve`, but evicts nothing, and leaves `spare_pages` pages free."""
+        missing = num_pages_for(num_tokens) - handle.num_pages
+        if missing > 0 and missing + spare_pages > self._layout.num_free:
+            return False
+        return self.reserve(handle, num_tokens)
+
     def commit(self, handle: KVHandle, tokens: bytes) -> None:
         """Append computed tokens to the handle. Other sequences can share them from now on."""
         tail = handle.tail + tokens
@@ -163,7 +170,7 @@ class KVCache:
         self._save_state(handle)
 
     def rollback(self, handle: KVHandle) -> bool:
-        """Remove the cells that a failed step wrote after the committed tokens.
+        """Remove the cells after the committed tokens: those of a failed step, or of rejected drafts.
 
         Returns False if the model's memory cannot remove them: the handle is then empty, and has no pages.
         """

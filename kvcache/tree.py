@@ -210,7 +210,7 @@ def digest_of(parent: bytes, key: bytes) -> bytes:
     return blake2b(parent + key, digest_size=16).digest()
 
 
-def common_bytes(one: bytes, other: bytes, known: int = 0) -> int:
+def common_bytes(one: bytes | bytearray, other: bytes | bytearray, known: int = 0) -> int:
     """Returns the length in bytes of the common prefix, in whole tokens. The first `known` bytes must be equal."""
     limit = min(len(one), len(other))
     while known < limit and one[known : known + TOKEN_BYTES] == other[known : known + TOKEN_BYTES]:

@@ -13,7 +13,8 @@ from scheduler.failures import RequestError, attempt
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler
 from scheduler.messages import Cancel, Embed, Embedded, Inspect, Message, Output, Queue, Report, Stop, Submit
 from scheduler.plan import Runner, StepError, attempt_step
-from scheduler.scheduler import Scheduler, SchedulerStatistics
+from scheduler.scheduler import Scheduler
+from scheduler.statistics import SchedulerStatistics
 
 _log = logging.getLogger("cortex.engine")
 

@@ -109,10 +109,11 @@ class FairShares:
         for number, chunk in enumerate(plan.chunks):
             request_id = chunk.sequence.request_id
             account, each = self._accounts[request_id], answer_cost if number < plan.num_answers else 1.0
-            prepaid = min(self._prepaid[request_id], chunk.num_tokens)
+            num_tokens = chunk.num_tokens + chunk.num_accepted  # nobody is charged for rejected drafts
+            prepaid = min(self._prepaid[request_id], num_tokens)
             self._prepaid[request_id] -= prepaid
-            account.charge(each * (chunk.num_tokens - prepaid), chunk.sequence.weight)
-            costs[account.priority] = costs.get(account.priority, 0.0) + each * chunk.num_tokens
+            account.charge(each * (num_tokens - prepaid), chunk.sequence.weight)
+            costs[account.priority] = costs.get(account.priority, 0.0) + each * num_tokens
         for priority, cost in costs.items():
             self._classes.served(priority, cost)
 

@@ -1,8 +1,9 @@
 """Repetition penalties, which depend on the earlier tokens of a sequence: frequency, presence, repeat and DRY."""
 
+import copy
 import math
 from collections import Counter, deque
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,15 @@ class History:
         self._tokens: list[int] = list(prompt) if params.dry_multiplier else []
         """Prompt and generated tokens. Empty without DRY."""
         self._breakers = frozenset(params.dry_breakers)
+
+    def copy(self) -> Self:
+        """Returns an independent history of the same tokens, to look ahead."""
+        other = copy.copy(self)
+        other._counts = self._counts.copy()
+        other._window = self._window.copy()
+        other._window_counts = self._window_counts.copy()
+        other._tokens = self._tokens.copy()
+        return other
 
     def append(self, token: int) -> None:
         params = self._params

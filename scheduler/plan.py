@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from scheduler.failures import RequestError, describe
 from scheduler.messages import TokenLogprob
@@ -11,13 +12,16 @@ from scheduler.sequence import Sequence
 
 _log = logging.getLogger("cortex.engine")
 
+MAX_DRAFTED: Final = 64
+"""Maximum drafted tokens of a step. Each gives a row of logits."""
+
 Work = TypeVar("Work")
 Done = TypeVar("Done")
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Known tokens [start, start + num_tokens) of one sequence that this step computes."""
+    """Known tokens [start, start + num_tokens) of one sequence that this step computes, and drafted ones after them."""
 
     sequence: Sequence
     start: int
@@ -26,11 +30,17 @@ class Chunk:
     """Whether the chunk ends with the last known token, so that the next token can be sampled."""
     scores: bool = False
     """Whether log probabilities of prompt tokens are requested, so that every token of the chunk gives logits."""
+    drafts: Items[int] = ()
+    """Guesses of the next tokens. They are computed too, and each gives a row of logits. Only if the chunk samples."""
+    source: str = ""
+    """The drafter of `drafts`."""
+    num_accepted: int = 0
+    """How many of the drafts equal the sampled tokens, after the step."""
 
     @property
     def num_outputs(self) -> int:
         """Number of rows of logits."""
-        return self.num_tokens if self.scores else int(self.samples)
+        return self.num_tokens if self.scores else self.samples + len(self.drafts)
 
 
 @dataclass(slots=True)
@@ -44,15 +54,18 @@ class Plan:
     """Tokens of these chunks: per chunk as many as the last step sampled for its sequence, usually one."""
     num_prefill: int = 0
     """All other tokens: of prompts, of answers that are computed again, and tokens that a grammar forces."""
+    num_drafted: int = 0
+    """Drafted tokens after the tokens of answers."""
 
     @property
     def num_tokens(self) -> int:
-        return self.num_decode + self.num_prefill
+        return self.num_decode + self.num_prefill + self.num_drafted
 
     @property
     def num_pairs(self) -> int:
         """Sum over all tokens of the cells that each attends to. Each token counts all tokens of its chunk."""
-        return sum(chunk.num_tokens * (chunk.start + chunk.num_tokens) for chunk in self.chunks)
+        sizes = ((chunk.start, chunk.num_tokens + len(chunk.drafts)) for chunk in self.chunks)
+        return sum(size * (start + size) for start, size in sizes)
 
     @property
     def num_outputs(self) -> int:
@@ -62,16 +75,18 @@ class Plan:
     def __str__(self) -> str:
         """A summary for the log of a failed step: request ids, positions and lengths, but no tokens."""
         chunks = " ".join(f"{chunk.sequence.request_id}:{chunk.start}+{chunk.num_tokens}" for chunk in self.chunks)
-        return f"{self.num_decode} decode and {self.num_prefill} prefill tokens ({chunks})"
+        drafted = f" and {self.num_drafted} drafted" if self.num_drafted else ""
+        return f"{self.num_decode} decode{drafted} and {self.num_prefill} prefill tokens ({chunks})"
 
 
 @dataclass(slots=True)
 class Result:
     """The result of a step: for each chunk that samples, one or more next tokens.
 
-    The tokens are known afterwards, but not computed: the runner leaves no cells in memory for them, and the sequence's
-    next chunk is a decode of these tokens. They must equal the tokens that the runner would return one at a time. The
-    scheduler drops tokens after the end of the answer, and tokens after a position where a grammar forces others.
+    They must equal the tokens that the runner would return one at a time. The scheduler drops tokens after the end of
+    the answer, and tokens after a position where a grammar forces others. The runner leaves no cells in memory for the
+    tokens, only for the chunk's drafts. The scheduler keeps those cells whose drafts became known tokens, and removes
+    the others. The sequence's next chunk is a decode of the tokens that are known, but not computed.
     """
 
     tokens: list[list[int]]

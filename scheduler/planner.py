@@ -49,7 +49,8 @@ class Planner:
     def observe(self, plan: Plan, seconds: float) -> None:
         """Record a computed step and its duration."""
         self._num_unanswered = 0 if plan.num_decode else self._num_unanswered + 1
-        self._pacer.observe(plan.num_decode, plan.num_prefill, plan.num_pairs, seconds)
+        if not plan.num_drafted:  # other steps say little about those without drafts
+            self._pacer.observe(plan.num_decode, plan.num_prefill, plan.num_pairs, seconds)
 
     def spare_seconds(self, running: list[Sequence]) -> float | None:
         """Returns how long other work may take before the next step; infinity while no sequence is answering.

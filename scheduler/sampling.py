@@ -4,11 +4,12 @@ The steps run in llama.cpp's order: logit bias, penalties, DRY, top_n_sigma, top
 temperature. All cuts (scheduler.cuts) use the distribution at temperature 1, like llama-server.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,13 @@ class SamplerState:
         """Mirostat's limit in bits: tokens with more surprise are cut."""
         self._next_mu = self._mu
         """The limit after the token that was drawn last. It counts once the token is accepted."""
+
+    def copy(self) -> Self:
+        """Returns an independent state, to look ahead."""
+        other = copy.copy(self)
+        if self._history is not None:
+            other._history = self._history.copy()
+        return other
 
     def accept(self, token: int) -> None:
         self.index += 1

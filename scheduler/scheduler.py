@@ -11,44 +11,25 @@ import bisect
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
 from kvcache.cache import KVCache
-from kvcache.tree import TOKEN_BYTES, Hit
+from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Hit
+from scheduler.drafts.drafting import Drafting
 from scheduler.failures import InvalidLogitsError, RequestError, failure_of
 from scheduler.grammar import Grammar
 from scheduler.messages import Output, Submit
 from scheduler.pacing import Pacer
-from scheduler.plan import NoRoomError, Plan, Result, StepError
+from scheduler.plan import Chunk, NoRoomError, Plan, Result, StepError
 from scheduler.planner import Planner
 from scheduler.queue import FirstComeFirstServed, Policy
 from scheduler.sequence import FINISH_REASONS, Sequence, Status
+from scheduler.statistics import SchedulerStatistics
 from scheduler.suspects import Suspects
 
 _log = logging.getLogger("cortex.engine")
 
 _by_arrival = attrgetter("arrival")
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStatistics:
-    """Counters since the start. `running` and `waiting` are current numbers."""
-
-    running: int
-    waiting: int
-    steps: int
-    step_seconds: float
-    prefill_tokens: int
-    decode_tokens: int
-    finished: int
-    cancelled: int
-    failed: int
-    preemptions: int
-    failed_steps: int
-    tenants: list[dict[str, Any]]
-    """What each tenant has and was served; see Policy.statistics."""
 
 
 class Scheduler:
@@ -67,6 +48,7 @@ class Scheduler:
         max_top_k: int = 0,
         max_answers: int | None = None,
         policy: Policy | None = None,
+        drafting: Drafting | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`token_budget`: maximum tokens of a step. It must leave room for a chunk beside `max_seqs` decodes.
@@ -74,13 +56,14 @@ class Scheduler:
         `eog_tokens` end a generation. `piece` returns the text of a token, also of a control token. `max_top_k` limits
         top_k of requests that do not need all logits; 0 for no limit.
         `max_answers`: maximum tokens of answers in a step; if there are more, the answers take turns. The default
-        `policy` is FirstComeFirstServed.
+        `policy` is FirstComeFirstServed. `drafting` adds drafted tokens to the plans; None for no drafts.
         """
         self.cache = cache
         self._clock = clock
         self._policy = policy or FirstComeFirstServed(token_budget)
         max_decode = max_answers or max(max_seqs, token_budget // 2)
         self._planner = Planner(pacer, self._policy, token_budget=token_budget, max_decode=max_decode)
+        self._drafting = drafting or Drafting([])
         self._suspects = Suspects()
         self._max_seqs = max_seqs
         self._max_running = max_seqs
@@ -150,7 +133,17 @@ class Scheduler:
         self._admit()
         for sequence in tuple(self._running):
             self._reserve(sequence)
-        return self._planner.plan(self._unsuspected())  # after all preemptions
+        plan = self._planner.plan(self._unsuspected())  # after all preemptions
+        if self._drafting.is_on and not self._suspects:
+            self._drafting.extend(plan, self._reserve_drafts)
+        return plan
+
+    def _reserve_drafts(self, sequence: Sequence, num_tokens: int) -> int:
+        """Reserve pages for drafts after the known tokens, without an eviction. Returns how many drafts have pages."""
+        assert sequence.handle is not None, "a planned sequence runs"
+        num_known = sequence.num_known
+        self.cache.reserve_free(sequence.handle, num_known + num_tokens, spare_pages=len(self._running))
+        return min(num_tokens, sequence.handle.num_pages * PAGE_TOKENS - num_known)
 
     def _unsuspected(self) -> list[Sequence]:
         """Returns the running sequences that may be in the next step: all, unless there are suspects."""
@@ -241,6 +234,7 @@ class Scheduler:
         self._running.remove(sequence)
         self._preemptions += 1
         self._policy.preempted(sequence)
+        self._drafting.ended(sequence)
 
     # -- commit ------------------------------------------------------------------------------------------------------
 
@@ -251,6 +245,8 @@ class Scheduler:
         self._prefill_tokens += plan.num_prefill
         self._decode_tokens += plan.num_decode
         self._planner.observe(plan, result.seconds)
+        if self._drafting.is_on:
+            self._drafting.observe(plan, result)
         self._policy.computed(plan)
         if self._suspects:
             for chunk in plan.chunks:
@@ -270,6 +266,7 @@ class Scheduler:
             if chunk.scores:
                 output.prompt_logprobs = next(prompt_logprobs)
                 sequence.num_unscored -= len(output.prompt_logprobs)
+            end: Status | RequestError | None = failure
             if chunk.samples:
                 sampled = next(tokens)
                 sampled_logprobs = next(logprobs, None)
@@ -279,28 +276,51 @@ class Scheduler:
                         output.cached_tokens = sequence.cached_tokens or 0
                         output.queue_seconds = sequence.queue_seconds
                         self.cache.prompt_done(sequence.handle)
-                    self._advance(sequence, sampled, output)
+                    end = self._advance(sequence, sampled, output)
                     if sampled_logprobs:
                         output.logprobs = sampled_logprobs[: len(output.tokens)]
-            if failure is not None:
-                self._fail(sequence, failure, output)
+                if chunk.drafts:
+                    self._settle_drafts(chunk, output, end)
+            if isinstance(end, RequestError):
+                self._fail(sequence, end, output)
+            elif end is not None:
+                output.finish_reason = self._end(sequence, end)
         return outputs
 
-    def _advance(self, sequence: Sequence, sampled: list[int], output: Output) -> None:
-        """Append the tokens that the step sampled, up to the end of the answer, and end the sequence there."""
+    def _advance(self, sequence: Sequence, sampled: list[int], output: Output) -> Status | RequestError | None:
+        """Append the tokens that the step sampled, up to the end of the answer. Returns how the sequence ends there."""
         for count, token in enumerate(sampled, 1):
             try:
                 tokens, status = sequence.advance(token, self._eog_tokens)
             except BaseException as error:  # `attempt` would cost more than everything else here
-                self._fail(sequence, failure_of(error), output)
-                return
+                return failure_of(error)
             output.tokens += tokens
             sequence.num_sampled = count
             if status is not None:
-                output.finish_reason = self._end(sequence, status)
-                return
+                return status
             if len(tokens) > 1 or (sequence.thoughts is not None and sequence.thoughts.forced is not None):
-                return  # other tokens are forced here, so the rest of `sampled` does not fit
+                return None  # other tokens are forced here, so the rest of `sampled` does not fit
+        return None
+
+    def _settle_drafts(self, chunk: Chunk, output: Output, end: Status | RequestError | None) -> None:
+        """Keep the cells of the drafts that became known tokens, and remove the others. `end`: how the sequence ends.
+
+        The last known token stays without a cell: it must be computed to get logits.
+        """
+        sequence, first = chunk.sequence, chunk.start + chunk.num_tokens
+        assert sequence.handle is not None, "the sequence runs until its drafts are settled"
+        output.accepted_drafts = self._drafting.settle(chunk)
+        output.rejected_drafts = len(chunk.drafts) - output.accepted_drafts
+        if isinstance(end, InvalidLogitsError):
+            return  # nothing of the sequence is kept
+        num_kept = min(output.accepted_drafts, sequence.num_known - 1 - first)
+        self.cache.commit(sequence.handle, sequence.tokens(first, first + num_kept))
+        self._decode_tokens += num_kept
+        sequence.num_sampled = max(1, sequence.num_sampled - num_kept)
+        if num_kept < len(chunk.drafts) and not self.cache.rollback(sequence.handle):
+            self._drafting.stop("the model's memory cannot remove rejected drafts")
+            if end is None:
+                self._preempt(sequence)
 
     def _fail(self, sequence: Sequence, failure: RequestError, output: Output) -> None:
         """End a sequence with an error."""
@@ -320,6 +340,7 @@ class Scheduler:
             self._running.remove(sequence)
             self._max_running = min(self._max_running + 1, self._max_seqs)
         self._policy.ended(sequence)
+        self._drafting.ended(sequence)
         self._suspects.discard(sequence.request_id)
         sequence.status = status
         del self._sequences[sequence.request_id]
@@ -363,4 +384,5 @@ class Scheduler:
             preemptions=self._preemptions,
             failed_steps=self._failed_steps,
             tenants=self._policy.statistics(),
+            **self._drafting.statistics(),
         )

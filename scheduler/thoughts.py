@@ -4,8 +4,9 @@ A grammar cannot do this. llguidance counts tokens only for a rule without an en
 with `stop` panics when the model writes the mark itself. The counter also works for answers without a grammar.
 """
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,12 @@ class ThoughtCounter:
         self._has_closed = False
         """Whether the end mark was forced before."""
         self._update_forced()
+
+    def copy(self) -> Self:
+        """Returns an independent counter in the same state, to look ahead."""
+        other = copy.copy(self)
+        other._forced = self._forced.copy()
+        return other
 
     @property
     def forced(self) -> int | None:

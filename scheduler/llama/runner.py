@@ -1,7 +1,6 @@
 """Runs plans with llama.cpp: fills the batch, decodes it, and samples the next tokens."""
 
 import time
-from collections.abc import Sequence as Rows
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +11,11 @@ from scheduler.llama.context import Context
 from scheduler.llama.threads import ThreadController
 from scheduler.logprobs import log_probabilities
 from scheduler.messages import TokenLogprob
-from scheduler.plan import Chunk, Plan, Result
-from scheduler.sampling import sample, sample_best
+from scheduler.plan import MAX_DRAFTED, Chunk, Plan, Result
+from scheduler.sampling import sample_best
 from scheduler.sequence import Sequence
 from scheduler.thoughts import with_forced
+from scheduler.verification import first_tokens, log_probabilities_of, sample_chunks
 
 WARM_UP_TOKENS = 64
 WARM_UP_CHUNKS = 3
@@ -37,7 +37,7 @@ class LlamaRunner:
         """`threads` is None if the number of threads does not change."""
         self._context = context
         self._threads = threads
-        self._masks = Masks(max_seqs, vocab_size)
+        self._masks = Masks(max_seqs + MAX_DRAFTED, vocab_size)
         self._eog_tokens = np.array(sorted(eog_tokens), dtype=np.intp)
         self._backend_top_k = backend_top_k
         self._attached: set[int] = set()
@@ -72,31 +72,29 @@ class LlamaRunner:
     def _run(self, plan: Plan) -> Result:
         started = time.perf_counter()
         self._fill(plan)
-        sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
-        grammars = [sequence.grammar for sequence in sampling]
+        sampling = [chunk for chunk in plan.chunks if chunk.samples]
         with_outputs = [chunk.sequence for chunk in plan.chunks if chunk.num_outputs]
         if self._backend_top_k:
             self._attach(with_outputs)
-        filling = self._masks.start(grammars)
+        drafts = [chunk.drafts for chunk in sampling] if plan.num_drafted else ()
+        filling = self._masks.start([chunk.sequence.grammar for chunk in sampling], drafts)
         try:
             self._context.decode(plan.num_tokens)
         finally:  # even if the step failed, no thread may use the grammars afterwards
-            masks = self._masks.finish(filling, grammars)
+            masks = self._masks.finish(filling)
         failures: dict[int, RequestError] = {}
         if self._attached.issuperset(sequence.sequence_id for sequence in with_outputs):  # no logits were copied
-            best = with_forced([sequence.thoughts for sequence in sampling], self._sample_best(plan))
-            tokens = _without_failures(sampling, best, failures)
+            thoughts = [chunk.sequence.thoughts for chunk in sampling]
+            tokens = first_tokens(sampling, with_forced(thoughts, self._sample_best(plan)), failures)
             return Result(tokens, time.perf_counter() - started, failures=failures)
         logits = self.logits(plan.num_outputs)
-        ends = np.cumsum([chunk.num_outputs for chunk in plan.chunks], dtype=np.intp)
-        prompt_logprobs = _score_prompts(plan, logits, ends, failures)
-        if prompt_logprobs:  # otherwise every row is a sampling row
+        prompt_logprobs: list[list[TokenLogprob]] = []
+        if any(chunk.scores for chunk in plan.chunks):  # otherwise every row is a sampling row
+            ends = np.cumsum([chunk.num_outputs for chunk in plan.chunks], dtype=np.intp)
+            prompt_logprobs = _score_prompts(plan, logits, ends, failures)
             logits = logits[ends[[chunk.samples for chunk in plan.chunks]] - 1]
-        states = [sequence.sampler for sequence in sampling]
-        sampled = sample(logits, states, self._eog_tokens, masks) if sampling else []
-        sampled = with_forced([sequence.thoughts for sequence in sampling], sampled, masks)
-        tokens = _without_failures(sampling, sampled, failures)
-        logprobs = _logprobs(sampling, logits, tokens, failures)
+        tokens = sample_chunks(sampling, logits, self._eog_tokens, masks, failures) if sampling else []
+        logprobs = log_probabilities_of(sampling, logits, tokens, failures)
         return Result(tokens, time.perf_counter() - started, logprobs, prompt_logprobs, failures)
 
     def _attach(self, sequences: list[Sequence]) -> None:
@@ -130,7 +128,7 @@ class LlamaRunner:
     def _fill(self, plan: Plan) -> None:
         """Fill the batch chunk by chunk. If all answers have one token, writes them with one assignment per array."""
         context, chunks, end = self._context, plan.chunks, 0
-        if plan.num_answers == plan.num_decode > 0:
+        if plan.num_answers == plan.num_decode > 0 and not plan.num_drafted:
             end = plan.num_answers
             answers, chunks = chunks[:end], chunks[end:]
             context.tokens[:end] = [chunk.sequence.last_token for chunk in answers]
@@ -138,27 +136,15 @@ class LlamaRunner:
             context.ids[:end] = [chunk.sequence.sequence_id for chunk in answers]
             context.outputs[:end] = 1
         for chunk in chunks:
-            start, end = end, end + chunk.num_tokens
+            start, stop = end, end + chunk.num_tokens
+            end = stop + len(chunk.drafts)
             tokens = chunk.sequence.tokens(chunk.start, chunk.start + chunk.num_tokens)
-            context.tokens[start:end] = np.frombuffer(tokens, dtype="<i4")
-            context.positions[start:end] = np.arange(chunk.start, chunk.start + chunk.num_tokens)
+            context.tokens[start:stop] = np.frombuffer(tokens, dtype="<i4")
+            context.tokens[stop:end] = chunk.drafts
+            context.positions[start:end] = np.arange(chunk.start, chunk.start + end - start)
             context.ids[start:end] = chunk.sequence.sequence_id
-            context.outputs[start:end] = chunk.scores
-            context.outputs[end - 1] = chunk.num_outputs > 0
-
-
-def _without_failures(
-    sequences: list[Sequence], sampled: Rows[int | RequestError], failures: dict[int, RequestError]
-) -> list[list[int]]:
-    """Returns the sampled tokens, none for a sequence with an error, which is added to `failures`."""
-    tokens: list[list[int]] = []
-    for sequence, each in zip(sequences, sampled, strict=True):
-        if isinstance(each, RequestError):
-            failures[sequence.request_id] = each
-            tokens.append([])
-        else:
-            tokens.append([each])
-    return tokens
+            context.outputs[start:stop] = chunk.scores
+            context.outputs[stop - 1 : end] = chunk.num_outputs > 0
 
 
 def _score_prompts(
@@ -188,21 +174,3 @@ def _score(chunk: Chunk, logits: NDArray[np.float32]) -> list[TokenLogprob]:
     following = np.frombuffer(sequence.tokens(first + 1, stop + 1), dtype="<i4").tolist() if first < stop else []
     top = sequence.logprobs or 0
     return [log_probabilities(row, token, top) for row, token in zip(rows, following, strict=True)]
-
-
-def _logprobs(
-    sequences: list[Sequence], logits: NDArray[np.float32], tokens: list[list[int]], failures: dict[int, RequestError]
-) -> list[list[TokenLogprob]]:
-    if all(sequence.logprobs is None for sequence in sequences):
-        return []
-    logprobs: list[list[TokenLogprob]] = []
-    for sequence, row, sampled in zip(sequences, logits, tokens, strict=True):
-        logprobs.append([])
-        if sequence.logprobs is None or not sampled:
-            continue
-        each = attempt(log_probabilities, row, sampled[0], sequence.logprobs)
-        if isinstance(each, RequestError):
-            failures[sequence.request_id] = each
-        else:
-            logprobs[-1].append(each)
-    return logprobs

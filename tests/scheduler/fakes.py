@@ -16,6 +16,7 @@ from kvcache.pages import PageTier
 from kvcache.pool import PoolLayout
 from kvcache.tier import NO_TIER, Tier
 from kvcache.tree import num_pages_for
+from scheduler.drafts.drafting import Drafting
 from scheduler.failures import GrammarError, RequestError
 from scheduler.grammar import Grammar
 from scheduler.messages import Output, SamplingParams, Submit, ThoughtLimit, TokenLogprob
@@ -68,7 +69,7 @@ class FakeRunner:
             tokens = np.frombuffer(
                 chunk.sequence.tokens(chunk.start, chunk.start + chunk.num_tokens), dtype="<i4"
             ).tolist()
-            self.memory.compute(chunk.sequence.sequence_id, chunk.start, tokens)
+            self.memory.compute(chunk.sequence.sequence_id, chunk.start, tokens + list(chunk.drafts))
             failure = self.chunk_error(chunk)
             if failure is not None:
                 result.failures[chunk.sequence.request_id] = failure
@@ -90,14 +91,16 @@ class FakeRunner:
         return result
 
     def _sample(self, chunk: Chunk) -> list[int]:
-        known = self.memory.tokens(chunk.sequence.sequence_id)
+        known = self.memory.tokens(chunk.sequence.sequence_id)[: chunk.start + chunk.num_tokens]
         counter = deepcopy(chunk.sequence.thoughts)
         tokens: list[int] = []
-        for _ in range(self.num_tokens(chunk)):
+        while len(tokens) < max(self.num_tokens(chunk), 1 + len(chunk.drafts)):
             forced = counter.forced if counter is not None else None
             tokens.append(self.sample(known + tokens) if forced is None else forced)
             if counter is not None:
                 counter.accept(tokens[-1])
+            if chunk.drafts and tokens[-1] not in chunk.drafts[len(tokens) - 1 :][:1]:
+                break
         return tokens
 
 
@@ -185,6 +188,10 @@ class FakeGrammar(Grammar):
             raise GrammarError(self._error)
         return self._forced.popleft() if forces else []
 
+    def num_allowed(self, tokens: Iterable[int]) -> int:
+        """Allows all tokens."""
+        return len(list(tokens))
+
     def end(self, token: int) -> None:
         """Accepts an end anywhere."""
 
@@ -221,6 +228,7 @@ class System:
         lanes: bool = False,
         policy: Policy | MakePolicy | None = None,
         piece: Callable[[int], bytes] = lambda _: b"",
+        drafting: Drafting | None = None,
     ) -> None:
         """With `lanes`, there are `max_seqs` lanes of `ctx_len` tokens each.
 
@@ -249,6 +257,7 @@ class System:
             piece=piece,
             max_answers=max_answers,
             policy=policy(self.clock) if callable(policy) else policy,
+            drafting=drafting,
             clock=self.clock,
         )
         self.tokens: dict[int, list[int]] = {}

@@ -358,7 +358,7 @@ def test_a_resumed_answer_is_sampled_like_an_uninterrupted_one() -> None:
     whole, resumed = Sequence(Submit(1, known, 9, params), 0), Sequence(Submit(1, known, 9, params, answer=answer), 0)
     logits = np.linspace(-1, 1, 12, dtype=np.float32)
     ends = np.array([EOG])
-    assert not np.array_equal(whole.sampler.adjusted(logits, ends), resumed.sampler.adjusted(logits, ends))
+    assert not np.array_equal(whole.sampler.adjusted(logits, ends).copy(), resumed.sampler.adjusted(logits, ends))
     for token in answer:
         whole.append(token)
     assert (whole.known, whole.last_token, whole.max_known) == (resumed.known, resumed.last_token, resumed.max_known)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from kvcache.tree import num_pages_for
+from scheduler.drafts.drafting import Drafting
 from scheduler.queue import Policy
 from tests.scheduler.fakes import MakePolicy, System, expected, prompt
 
@@ -58,6 +59,7 @@ def system_for(
     traffic: Traffic,
     policy: Policy | MakePolicy | None = None,
     max_answers: int | None = None,
+    drafting: Drafting | None = None,
 ) -> System:
     return System(
         num_pages=traffic.num_pages,
@@ -68,6 +70,7 @@ def system_for(
         lanes=traffic.lanes,
         policy=policy,
         max_answers=max_answers,
+        drafting=drafting,
     )
 
 

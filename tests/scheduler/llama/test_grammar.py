@@ -89,7 +89,7 @@ def grammar_after(
 
 def masks_of(*grammars: Grammar | None, vocab_size: int) -> Sequence[Mask | RequestError | None]:
     masks = Masks(len(grammars), vocab_size)
-    return masks.finish(masks.start(grammars), grammars)
+    return masks.finish(masks.start(grammars))
 
 
 def test_a_token_that_does_not_fit_is_an_error(compiler: GrammarCompiler, vocabulary: LLTokenizer) -> None:
@@ -125,7 +125,7 @@ def test_an_answer_that_stops_is_complete(
     masks, random = Masks(1, vocabulary.vocab_size), np.random.default_rng(seed)
     tokens, error = list[int](), None
     while error is None:
-        [mask] = masks.finish(masks.start([grammar]), [grammar])
+        [mask] = masks.finish(masks.start([grammar]))
         rows = random.normal(size=(1, vocabulary.vocab_size)).astype(np.float32)
         [token] = sample(rows, [sequence.sampler], np.array(sorted(ends)), [mask])
         advanced = token if isinstance(token, RequestError) else attempt(sequence.advance, token, ends)

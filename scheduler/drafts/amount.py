@@ -1,0 +1,145 @@
+"""Decides how many drafted tokens a step verifies: as many as make the most answer tokens per second.
+
+More rows take longer, and all answers of the step wait for them. The duration of a pass over the weights is learned by
+its number of rows (`scheduler.drafts.passes`). In lanes llama.cpp cuts a batch at the shortest chunk, so answers with
+drafts beside answers without them cost another pass. In a pool a step is one pass.
+"""
+
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
+from typing import Final, NamedTuple, Protocol
+
+import numpy as np
+
+from scheduler.drafts.passes import PassSeconds
+from scheduler.plan import Plan
+
+COUNTS: Final = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63
+"""Numbers of drafted tokens that are compared. With its own token, a chunk then has at most 64 rows."""
+MIN_GAIN: Final = 1.05
+"""Drafts must make so many times as many tokens per second. A smaller gain would be an error of the estimates."""
+
+
+class Offer(NamedTuple):
+    """Drafted tokens for an answer of the plan."""
+
+    number: int
+    """Index of the answer's chunk in the plan."""
+    num_tokens: int
+    acceptance: float
+    """Probability that a token is accepted after those before it were; less than 1."""
+
+    def expected(self, count: int) -> float:
+        """Returns the expected number of accepted tokens of the first `count`."""
+        return self.acceptance * (1 - self.acceptance**count) / (1 - self.acceptance)
+
+
+class Target(Protocol):
+    """How long a step may take while several answers stream; see `scheduler.pacing.Pacer`."""
+
+    @property
+    def target_seconds(self) -> float: ...
+
+
+Option = tuple[dict[int, int], float, float]
+"""Drafted tokens by chunk, the expected number of accepted ones, and the seconds of the step."""
+
+ExtraSeconds = Callable[[int, int], float]
+"""Returns how long it takes to draft, for a number of sequences, a number of tokens each."""
+
+
+def _nothing(num_sequences: int, num_tokens: int) -> float:  # noqa: ARG001
+    return 0.0
+
+
+class Amounts:
+    """See the module."""
+
+    def __init__(self, passes: PassSeconds, target: Target, *, in_lanes: bool) -> None:
+        self._passes = passes
+        self._target = target
+        self._in_lanes = in_lanes
+
+    def observe(self, plan: Plan, seconds: float) -> None:
+        """Record the duration of a step. Steps with prompts do not count."""
+        if not plan.num_prefill and plan.num_decode:
+            self._passes.observe(self._rows(plan), seconds)
+
+    def _rows(self, plan: Plan) -> list[int]:
+        """Returns the number of rows of each pass of the step."""
+        if not self._in_lanes:
+            return [plan.num_tokens]
+        ids = {chunk.sequence.sequence_id: chunk.num_tokens + len(chunk.drafts) for chunk in plan.chunks}
+        rows, done = [], 0
+        while ids:
+            shortest = min(ids.values())
+            rows += [size * (shortest - done) for size in _run_lengths(sorted(ids))]
+            ids = {number: size for number, size in ids.items() if size > shortest}
+            done = shortest
+        return rows
+
+    def choose(self, plan: Plan, offers: Items[Offer], room: int, extra: ExtraSeconds = _nothing) -> dict[int, int]:
+        """Returns how many tokens of each offer to verify, by the number of its chunk. Those without any are left out.
+
+        `room`: maximum number of drafted tokens in all. `extra`: the time to make the drafts that are offered.
+        """
+        best: dict[int, int] = {}
+        if not self._passes.is_known:
+            return best
+        num_answers = len(plan.chunks)
+        seconds = sum(map(self._passes, self._rows(plan)))
+        limit = self._target.target_seconds if num_answers > 1 else float("inf")
+        rate = MIN_GAIN * num_answers / seconds
+        if num_answers + sum(offer.expected(offer.num_tokens) for offer in offers) <= rate * seconds:
+            return best
+        options = self._in_groups if self._in_lanes else self._in_one_pass
+        for counts, gain, duration in options(plan, offers, room, extra):
+            if duration <= limit and num_answers + gain > rate * duration:
+                best, rate = counts, (num_answers + gain) / duration
+        return best
+
+    def _in_groups(self, plan: Plan, offers: Items[Offer], room: int, extra: ExtraSeconds) -> Iterator[Option]:
+        """Yields options in which some answers get equally many drafted tokens, and the others none."""
+        ids = [chunk.sequence.sequence_id for chunk in plan.chunks]
+        plain = sum(map(self._passes, _run_lengths(ids)))
+        for count in COUNTS:
+            able = [offer for offer in offers if offer.num_tokens >= count]
+            able.sort(key=lambda offer: -offer.expected(count))
+            most = min(len(able), room // count)
+            for size in {*(1 << power for power in range(most.bit_length())), most} - {0}:
+                group = able[:size]
+                if size == len(ids):
+                    seconds = sum(self._passes(run * (1 + count)) for run in _run_lengths(ids))
+                else:
+                    runs = _run_lengths(sorted(ids[offer.number] for offer in group))
+                    seconds = plain + sum(self._passes(run * count) for run in runs)
+                counts = dict.fromkeys((offer.number for offer in group), count)
+                yield counts, sum(offer.expected(count) for offer in group), seconds + extra(size, count)
+
+    def _in_one_pass(self, plan: Plan, offers: Items[Offer], room: int, extra: ExtraSeconds) -> Iterator[Option]:
+        """Yields options that verify the most probable tokens of all answers."""
+        chances = np.concatenate([offer.acceptance ** np.arange(1, offer.num_tokens + 1) for offer in offers])
+        owners = np.repeat(np.arange(len(offers)), [offer.num_tokens for offer in offers])
+        order = np.argsort(-chances, kind="stable")[:room]
+        gains = np.cumsum(chances[order])
+        for count in {*(count for count in COUNTS if count < len(order)), len(order)}:
+            shares = np.bincount(owners[order[:count]], minlength=len(offers)).tolist()
+            counts = {offer.number: share for offer, share in zip(offers, shares, strict=True) if share}
+            seconds = self._passes(plan.num_tokens + count) + extra(len(counts), max(counts.values()))
+            yield counts, float(gains[count - 1]), seconds
+
+
+def _run_lengths(ids: list[int]) -> list[int]:
+    """Returns the lengths of the runs of consecutive ids, which are in ascending order.
+
+    llama.cpp computes lanes in one pass only while their ids are consecutive.
+    """
+    lengths: list[int] = []
+    last = -2
+    for number in ids:
+        if number == last + 1:
+            lengths[-1] += 1
+        else:
+            lengths.append(1)
+        last = number
+    return lengths
