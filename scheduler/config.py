@@ -84,6 +84,8 @@ class EngineInfo:
     tier: TierKind = "none"
     generates: bool = True
     """Whether the model generates text. Encoders only make embeddings."""
+    draft_model: str = ""
+    """llama.cpp's description of the model that drafts tokens. Empty for none."""
     pooling: str = "none"
     """Pooling of embeddings: mean, cls or last; none if the model makes no embeddings."""
     embedding_size: int = 0

@@ -47,16 +47,21 @@ class OpenedDrafts:
     """Size of its weights."""
 
 
+def wants_drafts(config: EngineConfig) -> bool:
+    """Whether a draft model is configured."""
+    return bool(config.draft_model) and config.draft != "off"
+
+
 def open_draft_model(config: EngineConfig, model: Model) -> OpenedDrafts | None:
     """Opens the configured draft model for `model`; None if there is none. To be called before the main KV is opened.
 
     Raises ModelError with one line for the user if it cannot draft for `model`, and NoMemoryError if it does not fit.
     """
-    path = config.draft_model
-    if not path or config.draft == "off":
+    if not wants_drafts(config):
         return None
     if not model.shares_prefixes:
         raise ModelError(f"--draft-model: {config.model_path} {RECURRENT}")
+    path = config.draft_model
     draft = Model(path, config.gpu_layers)
     own = dataclasses.replace(config, model_path=path, others_bytes=config.others_bytes + model.num_bytes)
     try:

@@ -9,8 +9,13 @@ from scheduler.llama.model import Model, num_gpu_layers
 from scheduler.texts import Limits
 
 
-def generator_info(config: EngineConfig, model: Model, device: Device, pooling: str, started: float) -> EngineInfo:
-    """Returns the info of a model that generates text. `started`: time.monotonic() when loading began."""
+def generator_info(
+    config: EngineConfig, model: Model, device: Device, pooling: str, draft_model: str, started: float
+) -> EngineInfo:
+    """Returns the info of a model that generates text. `started`: time.monotonic() when loading began.
+
+    `draft_model`: the description of the draft model; empty without one.
+    """
     embeds = pooling != "none"
     sizes, tiers = device.sizes, device.tiers
     return EngineInfo(
@@ -29,6 +34,7 @@ def generator_info(config: EngineConfig, model: Model, device: Device, pooling: 
         tier=tiers.kind,
         gpu_layers=num_gpu_layers(config.gpu_layers, model.num_layers),
         load_seconds=round(time.monotonic() - started, 3),
+        draft_model=draft_model,
         pooling=pooling,
         embedding_size=model.embedding_size if embeds else 0,
         max_text_tokens=sizes.ctx_len if embeds else 0,

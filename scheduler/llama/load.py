@@ -1,5 +1,6 @@
 """Loads a model and creates the parts of an engine: KV memory, scheduler, runner, embedder."""
 
+import dataclasses
 import logging
 import time
 from dataclasses import dataclass
@@ -8,11 +9,15 @@ from functools import partial
 from kvcache.cache import KVCache
 from kvcache.pool import PoolLayout
 from scheduler.config import EngineConfig, EngineInfo
+from scheduler.drafts.amount import Amounts
+from scheduler.drafts.drafting import Drafting
+from scheduler.drafts.passes import PassSeconds
 from scheduler.embedder import Embedder
 from scheduler.errors import ModelError
 from scheduler.fair import FairShares
 from scheduler.grammar import GrammarCompiler
 from scheduler.llama.device import open_device
+from scheduler.llama.draft_model import open_draft_model, wants_drafts
 from scheduler.llama.info import encoder_info, generator_info
 from scheduler.llama.kv_memory import PoolMemory
 from scheduler.llama.model import Model, num_gpu_layers
@@ -65,7 +70,12 @@ def _load(config: EngineConfig) -> Parts:
     pooling = model.pooling(config.pooling)
     attention = attention_of(model, config, pooling) if pooling != "none" else None
     if attention is not None and not attention.is_causal:
+        if wants_drafts(config):
+            raise ModelError(f"--draft-model: {config.model_path} generates no text")
         return _load_encoder(config, model, attention, pooling, started)
+    drafts = open_draft_model(config, model)  # before the KV memory, so that both fit
+    if drafts is not None:
+        config = dataclasses.replace(config, others_bytes=config.others_bytes + drafts.num_bytes)
     device = open_device(config, model)
     sizes, context = device.sizes, device.context
     runner = LlamaRunner(
@@ -79,6 +89,7 @@ def _load(config: EngineConfig) -> Parts:
     seconds_per_token = runner.warm_up()
     pacer = Pacer(seconds_per_token, sizes.max_mixed_tokens, config.itl_target)
     token_budget = min(sizes.batch_tokens, context.batch_tokens)
+    amounts = Amounts(PassSeconds(seconds_per_token), pacer, in_lanes=sizes.layout == "lanes")
     scheduler = Scheduler(
         device.cache,
         pacer,
@@ -90,13 +101,20 @@ def _load(config: EngineConfig) -> Parts:
         max_top_k=config.backend_top_k,
         max_answers=sizes.max_answers,
         policy=FairShares(token_budget, pacer),
+        drafting=Drafting(
+            [] if drafts is None else [drafts.drafter],
+            amounts,
+            max_tokens=min(token_budget, sizes.max_answers),
+            max_top_k=config.backend_top_k,
+        ),
     )
     embedder = None
     if attention is not None:
         limits = text_limits(config, model, attention, sizes.ctx_len)
         open_reader = partial(LlamaReader, model, config, limits, pooling, sizes.threads)
         embedder = Embedder(open_reader, limits, pooling, seconds_per_token, scheduler.charge)
-    info = generator_info(config, model, device, pooling, started)
+    description = drafts.description if drafts is not None else ""
+    info = generator_info(config, model, device, pooling, description, started)
     return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder)
 
 

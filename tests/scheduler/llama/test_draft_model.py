@@ -1,5 +1,6 @@
 """A second model drafts: which models are refused, and what it guesses with KV memory of its own."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from scheduler.errors import ModelError, NoMemoryError
 from scheduler.llama import draft_model
 from scheduler.llama.context import Context
 from scheduler.llama.draft_model import OpenedDrafts, open_draft_model
+from scheduler.llama.load import Parts, load
 from scheduler.llama.model import Model
 from scheduler.messages import SamplingParams, Submit
 from scheduler.plan import NoRoomError
@@ -257,6 +259,50 @@ def test_a_step_without_room_costs_only_drafts(main: Model, main_path: str, monk
         patch.setattr(Context, "decode", fail)
         assert drafter.draft([sequence(1, [1, 2, 3])], [4]) == [NO_DRAFT]
     assert drafter.draft([sequence(1, [1, 2, 3])], [4]) == [NO_DRAFT]  # it pauses
+
+
+def answers(config: EngineConfig) -> tuple[dict[int, list[int]], Parts]:
+    """Returns the answers of three requests, with drafts wherever there are any."""
+    parts = load(config)
+    parts.scheduler._drafting._amounts = None
+    tokens: dict[int, list[int]] = {}
+    for number, temperature in enumerate((0.0, 0.0, 1.0)):
+        params = SamplingParams(temperature=temperature, seed=number, ignore_eos=True)
+        parts.scheduler.submit(Submit(number, [1, *range(10 + 20 * number, 30 + 20 * number)], 60, params))
+        tokens[number] = []
+    while parts.scheduler.has_work:
+        plan = parts.scheduler.plan()
+        for output in parts.scheduler.commit(plan, parts.runner.run(plan)):
+            tokens[output.request_id] += output.tokens
+    parts.scheduler.cache.check_integrity()
+    return tokens, parts
+
+
+@pytest.mark.parametrize("layout", ["lanes", "pool"])
+@pytest.mark.parametrize(("kind", "seed"), [("dense", MAIN), ("dense", 1), ("sliding_window", 1)])
+def test_an_engine_answers_the_same_with_a_draft_model(
+    main_path: str, kind: str, seed: int, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.drafts.model.MIN_PROBABILITY", 0.0)
+    path = tmp_path / "draft.gguf"
+    write_tiny_model(path, kind, seed)
+    exact = EngineConfig(main_path, kv_type="f32", flash_attn="off")  # otherwise the size of a step changes rounding
+    config = dataclasses.replace(exact, ctx_len=256, max_seqs=4, threads=1, kv_layout=layout)
+    plain, _ = answers(dataclasses.replace(config, draft="off", draft_model=str(path)))
+    drafted, parts = answers(dataclasses.replace(config, draft_model=str(path)))
+    assert drafted == plain
+    assert parts.info.draft_model.startswith("gemma3" if kind == "sliding_window" else "llama")
+    counts = parts.scheduler.statistics().draft_sources["model"]
+    assert counts["draft_tokens"] > 0
+    if seed == MAIN:
+        assert counts["accepted_draft_tokens"] > 100, "nearly all tokens of the two greedy answers"
+
+
+def test_an_encoder_has_no_draft_model(main_path: str, tmp_path: Path) -> None:
+    path = tmp_path / "bert.gguf"
+    write_bert(path, gguf.PoolingType.CLS)
+    with pytest.raises(ModelError, match="generates no text"):
+        load(EngineConfig(str(path), draft_model=main_path))
 
 
 def test_every_token_of_a_model_that_drafts_for_itself_is_accepted(model_path: str, tokenizer: "Tokenizer") -> None:
