@@ -1,25 +1,22 @@
 """The bare loop: computes the token ids of a workload with decode calls only, on the best known schedule.
 
 It has no HTTP, no sampling and no prefix lookup. The prefix that a request shares with an earlier one is found before
-the clock starts. Answers are made up beforehand, so that the next turn of a conversation can continue from them.
+the clock starts. A schedule may have drafts: the tokens of the prepared answer, so none of them is rejected.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
-from itertools import takewhile
 from pathlib import Path
-from random import Random
 from statistics import median
 from typing import Final
 
 import numpy as np
 
-from api.text.template import ChatTemplate
-from bench.records import BenchError, Message, Record
-from bench.workloads import Session, words
+from bench.records import BenchError, Record
+from bench.talks import Conversation, Talk
 from scheduler.config import EngineConfig
 from scheduler.llama.context import MAX_SEQUENCE_IDS, Context
 from scheduler.llama.kv_memory import LaneMemory, PoolMemory
@@ -33,33 +30,13 @@ FILL_TOKENS: Final = 256
 IDLE_COST_PROMPT: Final = 128
 IDLE_COST_STEPS: Final = 60
 
+VERIFIED_ROWS: Final = 256
+"""Rows with logits in a step of a loop with drafts."""
+DRAFTS: Final = (3, 7, 15, 31, 63)
+"""Numbers of drafts in a step to try."""
+
 Rows = list[tuple[int, int, Sequence[int]]]
 """The rows of a decode call: sequence id, first position, tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One turn: the whole prompt, and the tokens of the prepared answer."""
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """One user's requests, on one sequence id. The first prompt may share a prefix with an earlier conversation's."""
-
-    requests: tuple[Request, ...]
-    at: float = 0.0
-    source: int | None = None
-    """The number of that earlier conversation."""
-    shared: int = 0
-    """Length of the shared prefix in tokens."""
-
-    @property
-    def length(self) -> int:
-        last = self.requests[-1]
-        return len(last.prompt) + len(last.answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,91 +46,12 @@ class Schedule:
     chunk: int = max(CHUNKS)
     prompts_first: bool = False
     by_turns: bool = False
+    drafts: int = 0
+    """Drafted tokens of each answer in a step."""
 
     def __str__(self) -> str:
-        return f"chunks of {self.chunk}{', prompts first' * self.prompts_first}{', by turns' * self.by_turns}"
-
-
-def conversations(sessions: Sequence[Session], template: ChatTemplate, rng: Random) -> list[Conversation]:
-    """The sessions as token ids, each with the longest prefix that it shares with an earlier one."""
-    converted: list[Conversation] = []
-    for session in sessions:
-        requests = tuple(_requests(session, template, rng))
-        prompt = requests[0].prompt[:-1]  # the last token must be computed, for its logits
-        shared, source = max(
-            ((common_prefix(prompt, other.requests[0].prompt), -i) for i, other in enumerate(converted)), default=(0, 0)
-        )
-        converted.append(Conversation(requests, session.at, -source if shared else None, shared))
-    return converted
-
-
-def _requests(session: Session, template: ChatTemplate, rng: Random) -> list[Request]:
-    history: list[Message] = []
-    prompts, lengths = [], []
-    for turn in session.turns:
-        history.extend(turn.messages)
-        prompts.append(tuple(template.render_tokens(history)))
-        lengths.append(turn.max_tokens)
-        history.append({"role": "assistant", "content": words(turn.max_tokens, rng)})
-    requests = []
-    for prompt, following, length in zip(prompts, [*prompts[1:], ()], lengths, strict=True):
-        answer = following[len(prompt) :][:length]
-        if following[: len(prompt)] != prompt or len(answer) < length:
-            answer = tuple(1000 + i % 1000 for i in range(length))
-        requests.append(Request(prompt, answer))
-    return requests
-
-
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
-@dataclass(slots=True)
-class _Talk:
-    """A conversation in progress."""
-
-    number: int
-    conversation: Conversation
-    sequence_id: int
-    start: float
-    num_own: int
-    """Tokens that are stored for this conversation only."""
-    source: int | None = None
-    """The sequence id that holds the shared prefix."""
-    turn: int = 0
-    computed: int = 0
-    """Tokens of the turn's prompt and answer that are in the KV cache."""
-    cached: int = 0
-    chunks: list[float] = field(default_factory=list)
-
-    @property
-    def request(self) -> Request:
-        return self.conversation.requests[self.turn]
-
-    @property
-    def prefilling(self) -> bool:
-        return self.computed < len(self.request.prompt)
-
-    def next_turn(self, now: float) -> None:
-        history = (*self.request.prompt, *self.request.answer)[: self.computed]
-        self.turn += 1
-        self.computed = self.cached = common_prefix(history, self.request.prompt[:-1])
-        self.start, self.chunks = now, []
-
-    def record(self) -> Record:
-        return Record(
-            role="",
-            start=self.start,
-            chunks=tuple(self.chunks),
-            end=self.chunks[-1],
-            prompt_tokens=len(self.request.prompt),
-            completion_tokens=len(self.chunks),
-            cached_tokens=self.cached,
-            tokens_from_usage=True,
-            finish_reason="length",
-            error=None,
-            aborted=False,
-            text="",
+        return f"chunks of {self.chunk}{', prompts first' * self.prompts_first}{', by turns' * self.by_turns}" + (
+            f", {self.drafts} drafts" if self.drafts else ""
         )
 
 
@@ -168,8 +66,12 @@ class BareLoop:
         kv_tokens: int | None = None,
         lanes: int = 0,
         lane_tokens: int = 0,
+        verified_rows: int = 0,
     ) -> None:
-        """With `lanes`, that many sequences each have memory for `lane_tokens` tokens; shared prefixes are copied."""
+        """With `lanes`, that many sequences each have memory for `lane_tokens` tokens; shared prefixes are copied.
+
+        `verified_rows`: how many tokens of answers a step may have, drafts included; at least one of each answer.
+        """
         config = EngineConfig(str(model_path), kv_tokens=kv_tokens, threads=threads)
         self._model = Model(str(model_path), config.gpu_layers)
         kv_bytes = measure(self._model, config).bytes_per_token
@@ -188,11 +90,12 @@ class BareLoop:
             config,
             kv_tokens=self.kv_tokens,
             num_ids=num_ids,
-            num_outputs=num_ids,
+            num_outputs=max(num_ids, verified_rows),
             batch_tokens=max(CHUNKS),
             threads=sizes.threads,
             unified=not lanes,
         )
+        self._max_rows = max(num_ids, verified_rows)
         self._memory = LaneMemory(self._context) if lanes else PoolMemory(self._context)
         self._free_ids = list(range(num_ids))
         self._idle: deque[tuple[int, int]] = deque()
@@ -264,7 +167,7 @@ class BareLoop:
         began = time.perf_counter()
         waiting = deque(enumerate(talks))
         self._wanted = {talk.source for talk in talks if talk.source is not None}
-        running: list[_Talk] = []
+        running: list[Talk] = []
         records: list[Record] = []
         while waiting or running:
             on_step()
@@ -273,19 +176,20 @@ class BareLoop:
                 time.sleep(max(0.0, began + waiting[0][1].at - time.perf_counter()))
                 continue
             parts = self._compose(running, schedule)
-            self._decode([(talk.sequence_id, talk.computed, tokens) for talk, tokens in parts])
+            answering = sum(not talk.prefilling for talk, _ in parts)
+            self._decode([(talk.sequence_id, talk.computed, tokens) for talk, tokens in parts], answering)
             now = time.perf_counter()
             for talk, tokens in parts:
                 talk.computed += len(tokens)
                 if not talk.prefilling:
                     talk.chunks.append(now)
-                if len(talk.chunks) == len(talk.request.answer):
+                if talk.num_answered == len(talk.request.answer):
                     records.append(talk.record())
                     self._finish_turn(talk, running, now)
         self._held.clear()
         return records
 
-    def _begin(self, waiting: deque[tuple[int, Conversation]], running: list[_Talk], users: int, began: float) -> None:
+    def _begin(self, waiting: deque[tuple[int, Conversation]], running: list[Talk], users: int, began: float) -> None:
         while waiting and len(running) < users:
             number, conversation = waiting[0]
             now = time.perf_counter()
@@ -302,29 +206,32 @@ class BareLoop:
                 self._sources[sequence_id] = source
             self._num_free -= num_own
             start = began + conversation.at if number < users else now
-            running.append(_Talk(number, conversation, sequence_id, start, num_own, source))
+            running.append(Talk(number, conversation, sequence_id, start, num_own, source))
 
-    def _compose(self, running: list[_Talk], schedule: Schedule) -> list[tuple[_Talk, Sequence[int]]]:
+    def _compose(self, running: list[Talk], schedule: Schedule) -> list[tuple[Talk, Sequence[int]]]:
         """The tokens to compute in this step, by conversation."""
         leaders = {talk.number: talk for talk in running}
         prefills = [talk for talk in running if talk.prefilling and self._share_prefix(talk, leaders)]
-        parts: list[tuple[_Talk, Sequence[int]]] = []
+        parts: list[tuple[Talk, Sequence[int]]] = []
         skip_decoding = prefills and (schedule.prompts_first or (schedule.by_turns and self._decoded_last))
         if not skip_decoding:
             # Sorted by id: llama.cpp computes lanes together only if their ids are consecutive.
             decoding = sorted((talk for talk in running if not talk.prefilling), key=lambda talk: talk.sequence_id)
-            parts = [(t, [t.request.answer[t.computed - len(t.request.prompt)]]) for t in decoding[: schedule.chunk]]
+            decoding = decoding[: schedule.chunk]
+            most = self._max_rows // max(1, len(decoding)) - 1
+            parts = [(talk, talk.next_tokens(min(schedule.drafts, most))) for talk in decoding]
         self._decoded_last = bool(parts)
         if parts and schedule.by_turns:
             return parts
-        room = schedule.chunk - len(parts)
+        room = max(CHUNKS) if schedule.drafts else schedule.chunk
+        room -= sum(len(tokens) for _, tokens in parts)
         for talk in prefills:
             if piece := talk.request.prompt[talk.computed : talk.computed + room]:
                 parts.append((talk, piece))
                 room -= len(piece)
         return parts
 
-    def _share_prefix(self, talk: _Talk, leaders: Mapping[int, _Talk]) -> bool:
+    def _share_prefix(self, talk: Talk, leaders: Mapping[int, Talk]) -> bool:
         """Shares the prefix that another conversation has computed. Returns False while it is not computed yet."""
         shared = talk.conversation.shared
         if talk.computed or talk.source is None or talk.conversation.source is None:
@@ -336,7 +243,7 @@ class BareLoop:
         talk.computed = talk.cached = shared
         return True
 
-    def _finish_turn(self, talk: _Talk, running: list[_Talk], now: float) -> None:
+    def _finish_turn(self, talk: Talk, running: list[Talk], now: float) -> None:
         if talk.turn + 1 < len(talk.conversation.requests):
             talk.next_turn(now)
             self._memory.remove(talk.sequence_id, talk.computed, -1)
@@ -365,15 +272,47 @@ class BareLoop:
         self._held = {number: held for number, held in self._held.items() if held != sequence_id}
         self._num_free += idle[1]
 
-    def _decode(self, rows: Rows) -> None:
-        """One decode call, with logits for the last token of each row."""
-        context, end = self._context, 0
-        for sequence_id, first, tokens in rows:
+    def drafting_rates(
+        self, talks: Sequence[Conversation], on_step: Callable[[], object] = lambda: None
+    ) -> dict[int, float]:
+        """Answer tokens per second of all these conversations together, by number of drafts in DRAFTS that fit.
+
+        Only the first answer of each is computed. Memory must be empty, and is empty afterwards.
+        """
+        ids = sorted(self._free_ids)[: len(talks)]
+        requests = [talk.requests[0] for talk in talks]
+        for sequence_id, request in zip(ids, requests, strict=True):
+            for start in range(0, len(request.prompt), max(CHUNKS)):
+                on_step()
+                self._decode([(sequence_id, start, request.prompt[start : start + max(CHUNKS)])])
+        rates: dict[int, float] = {}
+        for drafts in DRAFTS:
+            if (drafts + 1) * len(talks) > self._max_rows and rates:
+                break
+            started, longest = time.perf_counter(), max(len(request.answer) for request in requests)
+            for at in range(0, longest, drafts + 1):
+                on_step()
+                chunks = [request.answer[at : at + drafts + 1] for request in requests]
+                places = [len(request.prompt) + at for request in requests]
+                rows: Rows = [row for row in zip(ids, places, chunks, strict=True) if row[2]]
+                self._decode(rows, len(rows))
+            rates[drafts] = sum(len(request.answer) for request in requests) / (time.perf_counter() - started)
+            for sequence_id, request in zip(ids, requests, strict=True):
+                self._memory.remove(sequence_id, len(request.prompt), -1)
+        for sequence_id in ids:
+            self._memory.remove(sequence_id, 0, -1)
+        return rates
+
+    def _decode(self, rows: Rows, answering: int = 0) -> None:
+        """One decode call, with logits for the last token of each row, and for all tokens of the first `answering`."""
+        context, end, outputs = self._context, 0, 0
+        for number, (sequence_id, first, tokens) in enumerate(rows):
             start, end = end, end + len(tokens)
             context.tokens[start:end] = tokens
             context.positions[start:end] = np.arange(first, first + len(tokens))
             context.ids[start:end] = sequence_id
-            context.outputs[start:end] = 0
+            context.outputs[start:end] = int(number < answering)
             context.outputs[end - 1] = 1
+            outputs += len(tokens) if number < answering else 1
         context.decode(end)
-        context.logits(len(rows))  # waits for a GPU
+        context.logits(outputs)  # waits for a GPU

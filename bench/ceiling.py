@@ -18,11 +18,12 @@ from rich.table import Table
 
 from api.text.template import ChatTemplate
 from api.text.tokenizer import Tokenizer
-from bench.bare import CHUNKS, FILL_TOKENS, BareLoop, Schedule, conversations
+from bench.bare import CHUNKS, FILL_TOKENS, BareLoop, Schedule
 from bench.client import Client, Target, first_model, open_http
 from bench.load import closed_loop
 from bench.records import BenchError, Record
 from bench.stats import summarize
+from bench.talks import conversations
 from bench.workloads import Session, Settings, longest, resolve, sessions, uniform
 from kvcache.tree import PAGE_TOKENS
 
@@ -109,7 +110,7 @@ async def measure(plan: Plan, screen: Console) -> Rates:
         for number in range(plan.repeat):
             screen.print(f"repetition {number + 1} of {plan.repeat}")
             scripts, users = _texts(plan, next(numbers))
-            talks = conversations(scripts, template, Random(plan.salt))
+            talks = conversations(scripts, template, tokenizer, Random(plan.salt))
             for schedule in SCHEDULES:
                 rates.bare.setdefault(str(schedule), []).append(_rate(bare.play(talks, users, schedule)))
             if lanes is not None:

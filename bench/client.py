@@ -194,7 +194,7 @@ class Client:
         target = self._target
         body: dict[str, Any] = {
             "model": target.model,
-            **({"prompt": ask.prompts} if ask.prompts else {"messages": ask.messages}),
+            **({"prompt": _prompt(ask)} if ask.prompts else {"messages": ask.messages}),
             "max_tokens": ask.max_tokens,
             "temperature": target.temperature,
             "stream": True,
@@ -209,6 +209,11 @@ class Client:
         if ask.tenant and target.identify == "user":
             body["user"] = ask.tenant
         return body
+
+
+def _prompt(ask: Ask) -> str | tuple[str, ...]:
+    """One prompt as a text: not every server streams the completions of a list."""
+    return ask.prompts[0] if len(ask.prompts) == 1 else ask.prompts
 
 
 def _name(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """The contestants of a comparison: servers and the bare loop."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -14,7 +15,8 @@ from bench.load import Repetition, once
 from bench.peers import BARE, SLOTS
 from bench.records import BenchError
 from bench.servers import Server, Usage
-from bench.workloads import Settings, sessions
+from bench.stats import Measures
+from bench.workloads import FIRST, REPEATING, Settings, sessions
 
 # A server that still computes this long after its last request was closed is restarted.
 QUIET_SECONDS = 15.0
@@ -66,8 +68,30 @@ class ServerContestant:
         return repetition, Usage(after.cpu_s - before.cpu_s, after.memory_bytes)
 
 
+class ForEntry:
+    """Several servers as one contestant: each entry has its own."""
+
+    def __init__(self, name: str, by_entry: Mapping[str, Contestant]) -> None:
+        self._name = name
+        self._by_entry = by_entry
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def rest(self) -> None:
+        for contestant in {id(each): each for each in self._by_entry.values()}.values():
+            await contestant.rest()
+
+    async def play(self, entry: Entry, rng: Random, time_limit: float) -> tuple[Repetition, Usage]:
+        return await self._by_entry[entry.name].play(entry, rng, time_limit)
+
+
 class Bare:
-    """The bare loop as a contestant. Its memory is empty when a workload begins."""
+    """The bare loop as a contestant. Its memory is empty when a workload begins.
+
+    If answers repeat a text, its drafts are perfect. The best number of drafts is found before the first repetition.
+    """
 
     name = BARE
 
@@ -75,16 +99,21 @@ class Bare:
         # Imported here because they load llama.cpp.
         from api.text.template import ChatTemplate
         from api.text.tokenizer import Tokenizer
-        from bench.bare import BareLoop, Schedule, conversations
+        from bench.bare import VERIFIED_ROWS, BareLoop, Schedule
+        from bench.talks import conversations
 
         tokenizer = Tokenizer(model_path)
         template = ChatTemplate(tokenizer.chat_template, tokenizer)
-        self._conversations = partial(conversations, template=template)
+        self._conversations = partial(conversations, template=template, tokenizer=tokenizer)
         # The best in `bench ceiling`: prompts first if all requests begin together, by turns if prompts keep arriving.
         self._schedules = {"single": Schedule(prompts_first=True), "uniform": Schedule(prompts_first=True)}
         self._schedule = Schedule(by_turns=True)
         # In every case tried, lanes were as fast as one pool or up to 25% faster.
-        self._loop = BareLoop(model_path, threads=threads, lanes=SLOTS, lane_tokens=context)
+        self._loop = BareLoop(
+            model_path, threads=threads, lanes=SLOTS, lane_tokens=context, verified_rows=VERIFIED_ROWS
+        )
+        self._drafts: dict[str, int] = {}
+        """The best number of drafts in a step, by the name of the entry."""
 
     async def rest(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -94,11 +123,20 @@ class Bare:
         talks = self._conversations(scripts, rng=rng)
         schedule = self._schedules.get(entry.settings.workload, self._schedule)
         self._loop.empty()
-        cpu = time.process_time()
+        check = trio.from_thread.check_cancelled
         with trio.move_on_after(time_limit) as scope:
-            records = await trio.to_thread.run_sync(
-                lambda: self._loop.play(talks, users, schedule, trio.from_thread.check_cancelled)
-            )
+            if entry.settings.workload in REPEATING:
+                if entry.name not in self._drafts:
+                    rated = talks[-users:]
+                    rates = await trio.to_thread.run_sync(lambda: self._loop.drafting_rates(rated, check))
+                    self._drafts[entry.name] = max(rates, key=rates.__getitem__)
+                schedule = replace(schedule, drafts=self._drafts[entry.name])
+            cpu = time.process_time()
+            records = await trio.to_thread.run_sync(lambda: self._loop.play(talks, users, schedule, check))
+            cpu = time.process_time() - cpu
         if scope.cancelled_caught:
             raise BenchError(f"timeout after {time_limit:.0f} s")
-        return Repetition(records), Usage(time.process_time() - cpu, 0, is_ours=True)
+        aside = [record for record in records if record.role == FIRST]
+        measured = [record for record in records if record.role != FIRST]
+        measures: Measures = {"drafts": float(schedule.drafts)} if schedule.drafts else {}
+        return Repetition(measured, aside, measures), Usage(cpu, 0, is_ours=True)

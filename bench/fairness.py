@@ -12,6 +12,7 @@ import trio
 from bench.records import Ask, Chat, Record
 from bench.shares import jain
 from bench.stats import Measures, gaps, percentiles, ratio, ttft
+from bench.words import words
 from bench.workloads import (
     BARE_TEMPLATE,
     LIST_PROMPTS,
@@ -21,7 +22,6 @@ from bench.workloads import (
     Settings,
     asks,
     tenants_of,
-    words,
 )
 
 WARM_UP_SECONDS = 10.0

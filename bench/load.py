@@ -9,6 +9,7 @@ import trio
 
 from bench import fairness, workloads
 from bench.records import Ask, BenchError, Chat, Message, Record
+from bench.repeats import repeated_share
 from bench.stats import Measures, interference_measures, ratio, summarize, wall_seconds
 from bench.workloads import Session, Settings, Workload
 
@@ -30,7 +31,8 @@ async def play(session: Session, chat: Chat, records: list[Record]) -> None:
     history: list[Message] = []
     for turn in session.turns:
         history.extend(turn.messages)
-        record = await chat(Ask(tuple(history), turn.max_tokens, fields=turn.fields))
+        prompts = (turn.prompt,) if turn.prompt else ()
+        record = await chat(Ask(tuple(history), turn.max_tokens, fields=turn.fields, prompts=prompts))
         records.append(record)
         if record.error is not None:
             return
@@ -84,6 +86,49 @@ async def shared(settings: Settings, rng: Random, chat: Chat) -> Repetition:
 
 async def multiturn(settings: Settings, rng: Random, chat: Chat) -> Repetition:
     return Repetition(await closed_loop(workloads.multiturn(settings, rng), settings.users, chat))
+
+
+async def edit(settings: Settings, rng: Random, chat: Chat) -> Repetition:
+    return await _repeating(workloads.edit(settings, rng), settings.users, chat)
+
+
+async def rag(settings: Settings, rng: Random, chat: Chat) -> Repetition:
+    return await _repeating(workloads.rag(settings, rng), settings.users, chat)
+
+
+async def _repeating(sessions: Sequence[Session], users: int, chat: Chat) -> Repetition:
+    """Also measures which part of the answers is in their prompts."""
+    shares: list[float] = []
+
+    async def compared(
+        ask: Ask, *, abort: trio.CancelScope | None = None, watch: Callable[[int], None] | None = None
+    ) -> Record:
+        record = await chat(ask, abort=abort, watch=watch)
+        if (share := repeated_share("".join(ask.prompts), record.text)) is not None:
+            shares.append(share)
+        return record
+
+    records = await closed_loop(sessions, users, compared)
+    return Repetition(records, measures={"repeated_share": sum(shares) / len(shares) if shares else None})
+
+
+async def regenerate(settings: Settings, rng: Random, chat: Chat) -> Repetition:
+    """The same questions twice. Only the second time is measured."""
+    asked = workloads.questions(settings, rng)
+    first = await closed_loop(asked, settings.users, chat)
+    await trio.sleep(settings.settle_s)
+    again = await closed_loop(asked, settings.users, chat)
+    texts = {record.text for record in first}
+    before, after = summarize(first), summarize(again)
+    return Repetition(
+        again,
+        [replace(record, role=workloads.FIRST) for record in first],
+        {
+            "first_stream_tokens_per_s": before.stream_tokens_per_s,
+            "stream_ratio": ratio(after.stream_tokens_per_s, before.stream_tokens_per_s),
+            "same_answer_share": sum(record.text in texts for record in again) / len(again),
+        },
+    )
 
 
 async def trace(settings: Settings, rng: Random, chat: Chat) -> Repetition:
@@ -165,6 +210,9 @@ PLAYERS: Mapping[Workload, Callable[[Settings, Random, Chat], Awaitable[Repetiti
     "interference": interference,
     "structured": structured,
     "multiturn": multiturn,
+    "edit": edit,
+    "rag": rag,
+    "regenerate": regenerate,
     "agents": agents,
     "trace": trace,
     "fairness": _of_tenants(fairness.fairness),

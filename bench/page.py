@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.peers import BARE
-from bench.table import METRICS, Block, Row, Spread, rows, verdicts
+from bench.table import METRICS, RATES, Block, Row, Spread, rows, verdicts
 
 COLUMNS: Final = (
-    "tokens_per_s",
+    *RATES,
     "wall_s",
     "ttft_p50_s",
     "ttft_p99_s",
@@ -29,6 +29,7 @@ COLUMNS: Final = (
 )
 TITLES: Final = {
     "tokens_per_s": "tokens/s",
+    "stream_tokens_per_s": "of a stream",
     "wall_s": "wall",
     "ttft_p50_s": "TTFT p50",
     "ttft_p99_s": "TTFT p99",
@@ -41,8 +42,8 @@ TITLES: Final = {
     "cpu_s_per_token": "CPU per token",
     "memory_bytes": "memory",
 }
-PLOTS: Final = ("tokens_per_s", "ttft_p50_s", "ttft_p99_s", "itl_p99_s", "itl_max_s", "cpu_s_per_token", "memory_bytes")
-UNITS: Final = {"memory_bytes": (2**20, "MiB"), "tokens_per_s": (1, "tokens per second")}
+PLOTS: Final = (*RATES, "ttft_p50_s", "ttft_p99_s", "itl_p99_s", "itl_max_s", "cpu_s_per_token", "memory_bytes")
+UNITS: Final = {"memory_bytes": (2**20, "MiB"), **dict.fromkeys(RATES, (1, "tokens per second"))}
 
 PLOT_COLUMNS: Final = 4
 
@@ -88,13 +89,13 @@ def show(document: Mapping[str, Any], console: Console) -> None:
 
 
 def _heads() -> list[str]:
-    return [*(TITLES[metric] for metric in COLUMNS), "ahead", "of limit"]
+    return [*(TITLES[metric] for metric in COLUMNS), "ahead", "of limit", "stream ahead", "stream of limit"]
 
 
 def _cells(row: Row) -> list[str]:
-    """Medians, then two ratios of throughput: the first server to this one, and this one to the bare loop."""
+    """Medians, then two ratios of each rate: the first server to this one, and this one to the bare loop."""
     figures = [_number(metric, row.figures[metric].median) if metric in row.figures else "-" for metric in COLUMNS]
-    return [*figures, _spread(row.lead.get("tokens_per_s")), _spread(row.of_limit)]
+    return [*figures, *(_spread(found.get(rate)) for rate in RATES for found in (row.lead, row.of_limit))]
 
 
 def _spread(spread: Spread | None) -> str:
@@ -108,14 +109,14 @@ def _number(metric: str, value: float) -> str:
         return f"{value / 2**20:,.0f} MiB"
     if metric == "cached_share":
         return f"{value:.0%}"
-    if metric == "tokens_per_s":
+    if metric in RATES:
         return f"{value:.1f}"
     return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
 
 
-def _against_best(document: Mapping[str, Any], table: Sequence[Row]) -> Iterator[str]:
+def _against_best(table: Sequence[Row]) -> Iterator[str]:
     """An HTML table: the first server against the best of the others, by workload and metric."""
-    names = [server["name"] for server in document["servers"] if server["name"] != BARE]
+    names = list(dict.fromkeys(row.server for row in table if row.server != BARE))
     found = {(each["workload"], each["metric"]): each for each in verdicts(table, names[0], names)} if names else {}
     if not found:
         return
@@ -148,7 +149,8 @@ def _page(document: Mapping[str, Any], table: Sequence[Row], plots: Mapping[str,
     yield (
         "<p>Figures are medians of repetitions. <i>ahead</i>: the throughput of the first server divided by that of "
         "this server. <i>of limit</i>: the throughput of this server divided by that of the bare loop. Both ratios are "
-        "taken within each repetition and shown as median (min to max). Memory: all processes of a server, at the "
+        "taken within each repetition and shown as median (min to max). <i>of a stream</i>: tokens per second of one "
+        "stream after its first token; the last two columns are its ratios. Memory: all processes of a server, at the "
         "end.</p>"
     )
     for workload in dict.fromkeys(row.workload for row in table):
@@ -160,7 +162,7 @@ def _page(document: Mapping[str, Any], table: Sequence[Row], plots: Mapping[str,
             for trouble in row.troubles:
                 yield f'<tr><td></td><td class="bad" colspan="{len(_heads())}">{html.escape(trouble)}</td></tr>'
         yield "</table>"
-    yield from _against_best(document, table)
+    yield from _against_best(table)
     yield (
         "<h2>Plots</h2>"
         if plots
@@ -177,6 +179,11 @@ def _page(document: Mapping[str, Any], table: Sequence[Row], plots: Mapping[str,
         yield "<h2>Flags tried for the tuned llama-server</h2><table>"
         for flags, rate in document["tuning_tokens_per_s"].items():
             yield f"<tr><td><code>{html.escape(flags)}</code></td><td>{rate:.1f} tokens/s</td></tr>"
+        yield "</table>"
+    for workload, rates in document.get("drafting_tokens_per_s", {}).items():
+        yield f"<h2>Flags tried for the llama-server that drafts: {html.escape(workload)}</h2><table>"
+        for flags, rate in rates.items():
+            yield f"<tr><td><code>{html.escape(flags)}</code></td><td>{rate:.1f} tokens/s of a stream</td></tr>"
         yield "</table>"
     yield "</html>"
 

@@ -23,6 +23,12 @@ TUNING: tuple[tuple[str, ...], ...] = tuple(
 )
 
 
+# Flags to try for the llama-server that drafts: all kinds that need no second model.
+DRAFTING_FLAGS: tuple[tuple[str, ...], ...] = tuple(
+    ("--spec-type", kind) for kind in ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Common:
     """The same for all servers. `context` is the number of tokens that the longest request needs."""
@@ -127,6 +133,7 @@ MAKERS: Mapping[str, Callable[[Common, int], Spec]] = {
     "example-server": example_server,
 }
 TUNED = "llama-server-tuned"
+DRAFTING = "llama-server-drafts"
 BARE = "bare-loop"
 NAMES = ("cortex", "llama-server", TUNED, "llama-cpp-python", "example-server", BARE)
 

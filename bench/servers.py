@@ -6,8 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -189,6 +189,27 @@ class Server:
             return [leader, *leader.children(recursive=True)]
         except psutil.Error:
             return []
+
+
+@asynccontextmanager
+async def running(
+    specs: Sequence[Spec], logs: Path, print_line: Callable[[str], object]
+) -> AsyncIterator[list[Server]]:
+    """Starts the servers and always stops them. A server that cannot start is started again for its first block."""
+    servers = [Server(spec, logs / f"{spec.name}.log") for spec in specs]
+    try:
+        for server in servers:
+            print_line(f"starting {server.spec.name}")
+            try:
+                await server.start()
+            except BenchError as error:
+                print_line(str(error))
+        yield servers
+    finally:
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.shield = True
+            for server in servers:
+                nursery.start_soon(server.stop)
 
 
 def _own_memory(process: psutil.Process) -> int:

@@ -24,6 +24,7 @@ class Summary:
     completion_tokens: int
     cached_share: float | None
     tokens_per_s: float | None
+    stream_tokens_per_s: float | None  # of one stream, after its first chunk
     requests_per_s: float | None
     ttft_p50_s: float | None
     ttft_p90_s: float | None
@@ -43,6 +44,16 @@ def ttft(record: Record) -> float | None:
 
 def gaps(record: Record) -> list[float]:
     return [later - earlier for earlier, later in pairwise(record.chunks)]
+
+
+def stream_rate(records: Iterable[Record]) -> float | None:
+    """Tokens after the first, per second from the first chunk to the last, of all streams together.
+
+    A chunk may have several tokens, so tokens are those of the usage. The first chunk counts as one token.
+    """
+    flowing = [record for record in records if record.chunks and record.chunks[-1] > record.chunks[0]]
+    tokens = sum(record.completion_tokens - 1 for record in flowing)
+    return ratio(tokens, sum(record.chunks[-1] - record.chunks[0] for record in flowing))
 
 
 def percentiles(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
@@ -87,6 +98,7 @@ def summarize(records: Sequence[Record]) -> Summary:
         completion_tokens=completion_tokens,
         cached_share=ratio(sum(cached for cached, _ in counted), sum(prompt for _, prompt in counted)),
         tokens_per_s=ratio(completion_tokens, wall),
+        stream_tokens_per_s=stream_rate(good),
         requests_per_s=ratio(len(ended), wall),
         ttft_p50_s=ttft_p50,
         ttft_p90_s=ttft_p90,

@@ -13,6 +13,7 @@ from bench.stats import Measures
 # The metrics of a comparison. True: more is better.
 METRICS: dict[str, bool] = {
     "tokens_per_s": True,
+    "stream_tokens_per_s": True,
     "wall_s": False,
     "ttft_p50_s": False,
     "ttft_p99_s": False,
@@ -24,6 +25,7 @@ METRICS: dict[str, bool] = {
     "cpu_s_per_token": False,
     "memory_bytes": False,
 }
+RATES = ("tokens_per_s", "stream_tokens_per_s")
 SUMMARIZED = (*METRICS, "cached_share")
 
 
@@ -59,8 +61,8 @@ class Row:
     """By metric. A metric without a value in any repetition is missing."""
     lead: dict[str, Spread]
     """By metric, how many times better the first server is, within each repetition. Above 1 it is ahead."""
-    of_limit: Spread | None
-    """Throughput divided by the bare loop's, within each repetition."""
+    of_limit: dict[str, Spread]
+    """Rates divided by the bare loop's, within each repetition, by metric."""
     troubles: tuple[str, ...]
 
 
@@ -102,7 +104,11 @@ def rows(blocks: Sequence[Block], limit: str = "") -> list[Row]:
                 for m, better in METRICS.items()
                 if server != first and (s := compared(workload, first, server, m, better)) is not None
             }
-            of_limit = compared(workload, server, limit, "tokens_per_s", True) if limit not in ("", server) else None
+            of_limit = {
+                m: s
+                for m in RATES
+                if limit not in ("", server) and (s := compared(workload, server, limit, m, True)) is not None
+            }
             troubles = tuple(dict.fromkeys(block.trouble for block in mine if block.trouble))
             result.append(Row(workload, server, figures, lead, of_limit, troubles))
     return result

@@ -1,36 +1,17 @@
 """The workloads as scripts: the messages of every user, and when they are due. This module sends nothing."""
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
+from bench import repeats
 from bench.records import Ask, BenchError, Message
-
-# Each word is one token of SmolLM2's vocabulary, with and without a space before it.
-_VOCABULARY = """
-    able above after air along always animal apple arm art away back bank bear before best between black
-    blue boat book bottom boy bread bright brown building call camp care castle cause center chair
-    chapter child circle class clear clock cloud cold come company cost country cover culture dark
-    daughter deal design direct dog double dream drop early east effect eight empty energy enough every
-    example face fall farm father field figure final fine first five floor flower follow foot forest
-    forward free friend fruit game glass good great ground grow hair hand hard head heat help hill hold
-    horse hour human ice inside job jump keep king lake language last law learn left level life line
-    listen local look low main mark master matter measure memory method mile mind model money moon
-    motion move name nature neck news noise nose number office old orange other oven page paper park
-    party pattern perfect photo piece plain planet plate point port power press print process public
-    push question quiet rain reach reason red rest rice ride ring road room rose round rule salt sand
-    scale science sea season second seed sense series shape sharp shirt short sign single size skin
-    sleep small snow soft song soup south special spring stage star state stay stick stone store story
-    strong sugar sun sweet table talk task team test thing thought time title together tool top touch
-    town trade travel trip trust under upper view voice wall warm watch wave week west white wide wind
-    winter wise woman word world yard yellow zero
-"""
-WORDS = _VOCABULARY.split()
+from bench.words import WORDS, words
 
 # Tokens that SmolLM2's chat template adds: to a user message alone (the template adds a system message), to a system
 # and a user message, and to each further pair of answer and question.
@@ -53,11 +34,18 @@ Workload = Literal[
     "multiturn",
     "agents",
     "structured",
+    "edit",
+    "rag",
+    "regenerate",
     "trace",
     "fairness",
     "weights",
     "tenants",
 ]
+REPEATING: Final[frozenset[Workload]] = frozenset({"edit", "rag", "regenerate"})
+"""Workloads whose answers repeat a text, so that drafts help."""
+FIRST: Final = "first"
+"""The role of requests that are sent again later (regenerate)."""
 Variant = Literal["flood", "list", "priority"]
 
 
@@ -91,6 +79,7 @@ class Turn:
     messages: tuple[Message, ...]
     max_tokens: int
     fields: Mapping[str, Any] = field(default_factory=dict)  # further fields of the request
+    prompt: str = ""  # the prompt of a text completion, instead of messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +88,7 @@ class Session:
 
     turns: tuple[Turn, ...]
     at: float = 0.0
+    role: str = ""  # FIRST if its answers are not measured
 
 
 # users, requests, tokens of the first prompt, tokens out
@@ -111,6 +101,9 @@ _DEFAULTS: dict[Workload, tuple[int, int, int, int]] = {
     "multiturn": (8, 32, 174, 48),
     "agents": (8, 48, 1034, 24),
     "structured": (16, 16, 130, 64),
+    "edit": (8, 8, 1930, 384),
+    "rag": (8, 8, 1130, 192),
+    "regenerate": (8, 8, 70, 128),
     "trace": (0, 0, 0, 0),
     "fairness": (64, 30, 90, 32),
     "weights": (64, 0, 90, 32),
@@ -124,6 +117,7 @@ _FIXED: dict[Workload, frozenset[str]] = {
     "burst": frozenset({"requests"}),
     "interference": frozenset({"requests"}),
     "structured": frozenset({"requests"}),
+    **dict.fromkeys(REPEATING, frozenset({"requests"})),
     "trace": frozenset({"users", "requests", "prompt_tokens", "output_tokens"}),
     "weights": frozenset({"requests"}),
     "tenants": frozenset({"requests"}),
@@ -143,7 +137,7 @@ def resolve(given: Settings) -> Settings:
     users, requests, prompt_tokens, output_tokens = _DEFAULTS[workload]
     users = given.users or users
     turns = given.turns or _TURNS.get(workload, 1)
-    if workload in ("uniform", "structured"):
+    if workload in ("uniform", "structured", *REPEATING):
         requests = users
     elif workload in _TURNS:
         requests = users * turns
@@ -186,15 +180,15 @@ def sessions(settings: Settings, rng: Random) -> tuple[list[Session], int]:
         return shared(settings, rng, settings.users), settings.users
     if workload in ("multiturn", "agents"):
         return (multiturn if workload == "multiturn" else agents)(settings, rng), settings.users
+    if workload in ("edit", "rag"):
+        return (edit if workload == "edit" else rag)(settings, rng), settings.users
+    if workload == "regenerate":
+        asked = questions(settings, rng)
+        return [*(replace(session, role=FIRST) for session in asked), *asked], settings.users
     if workload == "trace":
         arrivals = trace(settings, rng)
         return arrivals, len(arrivals)
     raise BenchError(f"the workload {workload} has no bare loop")
-
-
-def words(n_tokens: int, rng: Random) -> str:
-    """About `n_tokens` tokens of text. It is random from the first word, so no cache holds a prefix of it."""
-    return " ".join(rng.choices(WORDS, k=max(n_tokens, 1)))
 
 
 def uniform(settings: Settings, rng: Random) -> list[Session]:
@@ -247,6 +241,28 @@ def agents(settings: Settings, rng: Random) -> list[Session]:
         _conversation(system, [words(AGENT_TOKENS, rng) for _ in range(n_turns)], settings)
         for n_turns in _turns(settings)
     ]
+
+
+def edit(settings: Settings, rng: Random) -> list[Session]:
+    """Each answer repeats a file of its own with a new name in it. It begins inside of the new file."""
+    return _completions([repeats.edited_file(settings.prompt_tokens, rng) for _ in range(settings.requests)], settings)
+
+
+def rag(settings: Settings, rng: Random) -> list[Session]:
+    """Each answer quotes one document of several."""
+    return _completions(
+        [repeats.quoted_document(settings.prompt_tokens, rng) for _ in range(settings.requests)], settings
+    )
+
+
+def _completions(prompts: Sequence[str], settings: Settings) -> list[Session]:
+    return [Session((Turn((), settings.output_tokens, prompt=prompt),)) for prompt in prompts]
+
+
+def questions(settings: Settings, rng: Random) -> list[Session]:
+    """Questions in plain language, so that the answers are."""
+    length = settings.prompt_tokens - BARE_TEMPLATE
+    return [_single(repeats.question(length, rng), settings.output_tokens) for _ in range(settings.requests)]
 
 
 def _turns(settings: Settings) -> list[int]:

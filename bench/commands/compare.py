@@ -23,7 +23,10 @@ def compare(
     out: Annotated[Path, typer.Option(help="A folder for comparison.json, report.html, plots and logs.")],
     servers: Annotated[
         str,
-        typer.Option(help="Servers, separated by commas. The first is compared with each of the others. Default: all."),
+        typer.Option(
+            help="Servers, separated by commas. The first is compared with each of the others. llama-server-drafts has "
+            "the best --spec-type for each workload. Default: all others."
+        ),
     ] = ",".join(NAMES),
     workloads: Annotated[
         str, typer.Option(help="Workloads, separated by commas. A number of users may follow a name, as in uniform:32.")
@@ -34,7 +37,8 @@ def compare(
     flags: Annotated[
         list[str] | None,
         typer.Option(
-            help="SERVER=FLAGS: flags to add to the server's own. For llama-server-tuned, they replace the tuning."
+            help="SERVER=FLAGS: flags to add to the server's own. For llama-server-tuned and llama-server-drafts, they "
+            "replace the search for the best flags."
         ),
     ] = None,
     variant: Annotated[
@@ -70,7 +74,8 @@ def compare(
     from api.models.files import ModelFilesError
     from api.models.files import resolve as resolve_model
     from bench import compare as comparison
-    from bench import page
+    from bench import page, plans
+    from bench.blocks import Limits
     from scheduler.machine import cores
 
     screen = Console(stderr=True, highlight=False)
@@ -83,7 +88,7 @@ def compare(
         base = Settings(
             workload="trace", trace=trace, speed=speed, max_context=max_context, max_output=max_output, limit=limit
         )
-        plan = comparison.Plan(
+        plan = plans.Plan(
             model_path=resolve_model(model),
             servers=comparison.contestants(
                 (*filter(None, servers.split(",")), *variants, *others), {*variants, *others}
@@ -96,13 +101,13 @@ def compare(
             repeat=times,
             seed=seed,
             salt=secrets.randbits(32) if salt is None else salt,
-            limits=comparison.Limits(block=block_limit, total=time_limit),
+            limits=Limits(block=block_limit, total=time_limit),
             out=out,
         )
         out.mkdir(parents=True, exist_ok=True)
         done = trio.run(comparison.compare, plan, lambda line: screen.print(line, markup=False))
         command = command_line()
-        kept = comparison.document(plan, done, command, started.isoformat())
+        kept = plans.document(plan, done, command, started.isoformat())
         (out / "comparison.json").write_bytes(orjson.dumps(kept, default=str, option=orjson.OPT_INDENT_2))
         page.show(kept, wide())
         for path in page.write(kept, out):

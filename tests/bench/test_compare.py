@@ -13,23 +13,16 @@ import trio
 from trio.testing import MockClock
 from typer.testing import CliRunner
 
-from bench import page
+from bench import page, tuning
 from bench.__main__ import app
-from bench.compare import (
-    Limits,
-    OutOfTimeError,
-    Plan,
-    block_of,
-    context_needed,
-    entries,
-    measure,
-    specs_of,
-)
-from bench.contestants import Entry
+from bench.blocks import Limits, OutOfTimeError, block_of, measure
+from bench.compare import best_of, context_needed, drafting_name, entries, specs_of
+from bench.contestants import Entry, ForEntry
 from bench.load import Repetition
-from bench.peers import BARE, TUNED, TUNING, Common
+from bench.peers import BARE, DRAFTING, TUNED, TUNING, Common
+from bench.plans import Plan
 from bench.records import BenchError
-from bench.servers import Usage
+from bench.servers import Spec, Usage
 from bench.table import Block
 from bench.workloads import Settings
 from tests.bench.fakes import free_port, record
@@ -197,6 +190,51 @@ def test_given_flags_replace_the_tuning(peers: Path) -> None:
     wanted = plan(TUNED, llama_server_tuned=("-b", "96"))
     (tuned,) = specs_of(wanted, common(peers, dict(wanted.extra)))
     assert tuned.command[-2:] == ("-b", "96")
+
+
+def test_each_workload_has_the_flags_that_draft_best_for_it(peers: Path) -> None:
+    rates = {"edit:8": {"--spec-type ngram-mod": 9.0, "--spec-type ngram-cache": 3.0}}
+    rates |= {"rag:8": {"--spec-type ngram-mod": 8.0}, "edit:1": {"--spec-type ngram-simple": 5.0}}
+    chosen = best_of(rates)
+    specs = specs_of(plan(DRAFTING), common(peers, {}), drafting=chosen)
+    assert [spec.name for spec in specs] == [f"{DRAFTING}-ngram-mod", f"{DRAFTING}-ngram-simple"]
+    assert [spec.command[-2:] for spec in specs] == [("--spec-type", "ngram-mod"), ("--spec-type", "ngram-simple")]
+    assert {drafting_name(flags) for flags in chosen.values()} == {spec.name for spec in specs}
+    wanted = plan(DRAFTING, llama_server_drafts=("--spec-type", "ngram-cache"))
+    (spec,) = specs_of(wanted, common(peers, dict(wanted.extra)))
+    assert (spec.name, spec.command[-2:]) == (DRAFTING, ("--spec-type", "ngram-cache"))
+
+
+async def test_the_best_flags_are_found_for_each_workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try starts a server, which here is a fake. One of them ends at once."""
+    started: list[str] = []
+
+    def fake(common: Common, port: int, name: str, flags: tuple[str, ...]) -> Spec:
+        started.append(flags[-1])
+        dies = ["dies"] if flags[-1] == "ngram-mod" else []
+        return Spec(name=name, url=f"http://127.0.0.1:{port}/v1", command=(sys.executable, str(FAKE), str(port), *dies))
+
+    monkeypatch.setattr(tuning, "llama_server", fake)
+    monkeypatch.setattr(tuning, "DRAFTING_FLAGS", (("--spec-type", "ngram-simple"), ("--spec-type", "ngram-mod")))
+    lines: list[str] = []
+    found = entries("edit:1,single", BASE)
+    rates = await tuning.best_drafting(common(tmp_path, {}), found, tmp_path, 0, 0, 30.0, lines.append)
+    assert started == ["ngram-simple", "ngram-mod"]
+    assert set(rates) == {"edit:1", "single"}
+    for by_flags in rates.values():
+        assert set(by_flags) == {"--spec-type ngram-simple", "--spec-type ngram-mod"}
+        assert by_flags["--spec-type ngram-mod"] == 0.0
+    assert any("tokens/s of a stream" in line for line in lines)
+
+
+async def test_a_contestant_may_have_a_server_for_each_workload() -> None:
+    one, two = FakeContestant("one", 0.0), FakeContestant("two", 0.0)
+    both = ForEntry("both", {"single": one, "uniform:32": two})
+    blocks: list[Block] = []
+    found = entries("single,uniform:32", BASE)
+    await measure([both], found, repeat=1, seed=0, salt=1, limits=Limits(), on_block=blocks.append)
+    assert [(block.server, block.trouble) for block in blocks] == [("both", ""), ("both", "")]
+    assert (len(one.numbers), len(two.numbers)) == (1, 1)
 
 
 def test_a_server_that_is_not_built_is_an_error(tmp_path: Path) -> None:

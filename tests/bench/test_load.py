@@ -9,9 +9,9 @@ import trio
 from trio.testing import MockClock
 
 from bench import load, workloads
-from bench.load import closed_loop, open_loop, repeat
+from bench.load import closed_loop, once, open_loop, repeat
 from bench.records import BenchError
-from bench.workloads import Session, Settings, Turn, resolve
+from bench.workloads import Session, Settings, Turn, Workload, resolve
 from tests.bench.fakes import FakeChat
 
 
@@ -170,3 +170,24 @@ async def test_a_trace_that_is_longer_than_the_time_limit_is_refused(autojump_cl
     with pytest.raises(BenchError, match="takes 900 s"):
         await play(2.0)
     await play(10.0)
+
+
+async def test_questions_that_are_asked_again_are_measured_the_second_time(autojump_clock: MockClock) -> None:
+    chat = FakeChat(first=1.0, gap=0.5)
+    settings = resolve(Settings(workload="regenerate", users=3, output_tokens=5))
+    repetition = await load.regenerate(settings, Random(0), chat)
+    assert [ask.messages for ask in chat.asks[:3]] == [ask.messages for ask in chat.asks[3:]]
+    assert len({ask.messages[0]["content"] for ask in chat.asks}) == 3
+    assert (len(repetition.records), {record.role for record in repetition.aside}) == (3, {"first"})
+    assert repetition.measures["stream_ratio"] == pytest.approx(1.0)
+    assert repetition.measures["same_answer_share"] == 0.0, "the fake's answers are numbered"
+
+
+@pytest.mark.parametrize("workload", ["edit", "rag"])
+async def test_answers_that_repeat_a_text_are_completions(autojump_clock: MockClock, workload: Workload) -> None:
+    chat = FakeChat()
+    settings = resolve(Settings(workload=workload, users=2, output_tokens=3))
+    repetition = await once(settings, Random(0), chat)
+    assert [(len(ask.prompts), ask.messages) for ask in chat.asks] == [(1, ()), (1, ())]
+    assert len({ask.prompts for ask in chat.asks}) == 2
+    assert repetition.measures["repeated_share"] is None, "the fake's answers have two words"

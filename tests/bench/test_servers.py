@@ -11,9 +11,9 @@ from trio.testing import MockClock
 
 from bench import servers
 from bench.client import first_model
-from bench.compare import running, until_signal
 from bench.records import BenchError
-from bench.servers import Server, Spec, free_ports
+from bench.servers import Server, Spec, free_ports, running
+from bench.signals import until_signal
 from tests.api.servers import is_gone
 from tests.bench.fakes import SECONDS, free_port
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.stats import Measures, across, interference_measures, longest_gap, percentiles, summarize
+from bench.stats import Measures, across, interference_measures, longest_gap, percentiles, stream_rate, summarize
 from tests.bench.fakes import record
 
 
@@ -113,3 +113,15 @@ def test_figures_across_repetitions_skip_missing_values() -> None:
     rows: list[Measures] = [{"a": 3.0, "b": None}, {"a": None, "b": None}, {"a": 5.0, "b": None}]
     assert across(rows, min) == {"a": 3.0, "b": None}
     assert across(rows, max) == {"a": 5.0, "b": None}
+
+
+def test_the_rate_of_a_stream_counts_tokens_and_not_chunks() -> None:
+    one = record(1.0, 2.0, 3.0, tokens=21)  # 20 tokens in 2 s
+    other = record(5.0, 6.0, tokens=11)  # 10 tokens in 1 s
+    assert stream_rate([one, other]) == pytest.approx(10.0)
+    assert summarize([one, other]).stream_tokens_per_s == pytest.approx(10.0)
+    assert summarize([one, record(1.0, error="no")]).stream_tokens_per_s == pytest.approx(10.0)
+
+
+def test_answers_in_one_chunk_have_no_rate() -> None:
+    assert stream_rate([record(1.0, tokens=5), record(tokens=0)]) is None

@@ -44,8 +44,8 @@ def test_a_failed_block_does_not_count_but_its_error_is_reported() -> None:
 def test_the_bare_loop_is_a_limit_and_not_a_rival() -> None:
     measured = [*blocks("bare-loop", 80.0, 90.0), *blocks("ours", 40.0, 90.0), *blocks("theirs", 20.0, 30.0)]
     table = rows(measured, limit="bare-loop")
-    assert row(table, "ours").of_limit == Spread(0.75, 0.5, 1.0, 2)
-    assert row(table, "bare-loop").of_limit is None
+    assert row(table, "ours").of_limit == {"tokens_per_s": Spread(0.75, 0.5, 1.0, 2)}
+    assert row(table, "bare-loop").of_limit == {}
     assert row(table, "ours").lead == {}
     best = {v["metric"]: v for v in verdicts(table, "ours", ["ours", "theirs"])}
     assert best["tokens_per_s"]["best"] == "theirs"

@@ -11,7 +11,8 @@ from trio.testing import MockClock
 from bench import workloads
 from bench.load import once
 from bench.records import BenchError
-from bench.workloads import WORDS, Session, Settings, longest, read_trace, resolve, words
+from bench.words import WORDS, words
+from bench.workloads import Session, Settings, longest, read_trace, resolve
 from tests.bench.fakes import FakeChat
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def test_agents_share_the_system_prompt() -> None:
     assert {len(question.split()) for question in questions} == {20}
 
 
-@pytest.mark.parametrize("workload", ["single", "uniform", "shared", "burst", "multiturn", "agents"])
+@pytest.mark.parametrize("workload", ["single", "uniform", "shared", "burst", "multiturn", "agents", "edit", "rag"])
 async def test_sessions_match_the_played_workload(autojump_clock: MockClock, workload: workloads.Workload) -> None:
     settings = resolve(Settings(workload=workload))
     chat = FakeChat()
@@ -87,8 +88,9 @@ async def test_sessions_match_the_played_workload(autojump_clock: MockClock, wor
     scripts, users = workloads.sessions(settings, Random(0))
     assert sum(len(session.turns) for session in scripts) == len(repetition.records)
     assert chat.peak == users
-    firsts = {ask.messages[-1]["content"] for ask in chat.asks}
-    assert {session.turns[0].messages[-1]["content"] for session in scripts} <= firsts
+    firsts = {"".join(ask.prompts) or ask.messages[-1]["content"] for ask in chat.asks}
+    turns = [session.turns[0] for session in scripts]
+    assert {turn.prompt or turn.messages[-1]["content"] for turn in turns} <= firsts
 
 
 def test_interference_has_no_bare_loop() -> None:
@@ -104,6 +106,7 @@ def test_interference_has_no_bare_loop() -> None:
         (Settings(workload="interference", prompt_tokens=50), 442),
         (Settings(workload="multiturn", turns=2), 174 + 48 + 60 + 12 + 48),
         (Settings(workload="agents", turns=3), 1034 + 24 + 2 * (20 + 12 + 24)),
+        (Settings(workload="edit"), 1930 + 384),
         (Settings(workload="trace", trace=Path("x"), max_context=900), 900),
     ],
 )
