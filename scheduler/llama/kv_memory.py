@@ -119,11 +119,12 @@ class ContextMemory(ABC):
         return max(self._loaded.get(sequence_id, 0), first + self._window - 1 if first > 0 else 0)
 
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:
+        intact = self.intact_from(sequence_id)  # afterwards, a layer without any cells would look intact
         removed = self._context.remove(sequence_id, start, stop)
         if not start and stop < 0:
             self._loaded.pop(sequence_id, None)
             return True
-        return removed and self.intact_from(sequence_id) <= start
+        return removed and intact <= start
 
     def share(self, source: int, target: int, start: int, stop: int) -> bool:
         if self.intact_from(source) > stop or not self._share(source, target, start, stop):

@@ -12,7 +12,7 @@ from scheduler.config import EngineConfig, EngineInfo
 from scheduler.errors import ModelError
 from scheduler.llama import device, proof
 from scheduler.llama.context import Context
-from scheduler.llama.kv_memory import ContextMemory, LaneMemory
+from scheduler.llama.kv_memory import ContextMemory, LaneMemory, PoolMemory
 from scheduler.llama.load import Parts, load
 from scheduler.llama.model import Model
 from scheduler.llama.trial import Part, Row, TrialError, compute
@@ -106,6 +106,22 @@ def test_cells_that_left_a_window_are_reused_without_harm(windowed: str) -> None
         served.next_logits(first[:100] + text(seed, 9))
         served.next_logits(text(100 + seed, 40 + 5 * seed))
         check(served, windowed, first[: 30 + 3 * (seed - 20)] + text(300 + seed, 5))
+
+
+def test_a_sequence_is_not_cut_to_tokens_whose_windows_are_lost(windowed: str) -> None:
+    model, config = Model(windowed, 0), EngineConfig(windowed, threads=1)
+    context = Context(model, config, kv_tokens=256, num_ids=2, num_outputs=2, batch_tokens=256, threads=1)
+    memory = PoolMemory(context, WINDOW)
+    compute(context, Part(1, text(1, 20), 0))
+    compute(context, Part(0, text(2, 200), 0))
+    memory.remove(1, 0, -1)
+    for position in range(200, 255):  # into the 20 free cells, then into cells that left the window
+        compute(context, Part(0, [5], position))
+    intact = memory.intact_from(0)
+    assert 30 < intact < 100
+    assert memory.remove(0, intact, -1)
+    assert not memory.remove(0, 20, -1), "nothing is left in the layer with the window"
+    context.close()
 
 
 def test_a_copy_of_a_lane_does_not_depend_on_what_happens_to_the_lane_before_the_next_step(windowed: str) -> None:
