@@ -85,6 +85,7 @@ class _Answer:
     chunks: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, Any] = field(default_factory=dict)  # llama-server's
     finish_reason: str | None = None
     error: str | None = None
     end: float | None = None  # when [DONE] or an error arrived
@@ -102,6 +103,8 @@ class _Answer:
                 return
             if isinstance(usage := event.get("usage"), dict):
                 self.usage = usage
+            if isinstance(timings := event.get("timings"), dict):
+                self.timings = timings
             for choice in event.get("choices") or ():
                 self.finish_reason = choice.get("finish_reason") or self.finish_reason
                 delta = choice.get("delta") or {}
@@ -117,12 +120,23 @@ class _Answer:
         if self.error is None and self.end is None:
             self.error, self.end = error[:MAX_ERROR_CHARS], now
 
+    def _drafts(self) -> tuple[int, int]:
+        """Accepted and rejected drafted tokens: from OpenAI's usage, or from llama-server's timings."""
+        if "draft_n" in self.timings:
+            accepted = int(self.timings.get("draft_n_accepted") or 0)
+            return accepted, int(self.timings["draft_n"]) - accepted
+        details = self.usage.get("completion_tokens_details") or {}
+        names = ("accepted_prediction_tokens", "rejected_prediction_tokens")
+        accepted, rejected = (int(details.get(name) or 0) for name in names)
+        return accepted, rejected
+
     def record(self, role: str, start: float, aborted: bool) -> Record:
         now = time.perf_counter()
         if not (aborted or self.finish_reason):
             self.fail("the stream ended early", now)
         tokens = self.usage.get("completion_tokens")
         details = self.usage.get("prompt_tokens_details") or {}
+        accepted, rejected = self._drafts()
         return Record(
             role=role,
             start=start,
@@ -136,6 +150,8 @@ class _Answer:
             error=self.error,
             aborted=aborted and self.error is None,
             text="".join(self.pieces),
+            accepted_drafts=accepted,
+            rejected_drafts=rejected,
         )
 
 

@@ -39,6 +39,8 @@ class Record:
     error: str | None
     aborted: bool  # closed by the workload, which is not an error
     text: str
+    accepted_drafts: int = 0  # drafted tokens that are part of the answer, if the server reports them
+    rejected_drafts: int = 0
 
 
 class Chat(Protocol):

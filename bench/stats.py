@@ -23,6 +23,8 @@ class Summary:
     prompt_tokens: int
     completion_tokens: int
     cached_share: float | None
+    accepted_drafts: int  # drafted tokens that are part of an answer, if the server reports them
+    accepted_share: float | None  # of all drafted tokens
     tokens_per_s: float | None
     stream_tokens_per_s: float | None  # of one stream, after its first chunk
     requests_per_s: float | None
@@ -79,6 +81,7 @@ def summarize(records: Sequence[Record]) -> Summary:
     ended = [record for record in good if not record.aborted]
     wall = wall_seconds(records)
     completion_tokens = sum(record.completion_tokens for record in good)
+    accepted = sum(record.accepted_drafts for record in good)
     itl = [gap for record in good for gap in gaps(record)]
     counted = [
         (record.cached_tokens, record.prompt_tokens)
@@ -97,6 +100,8 @@ def summarize(records: Sequence[Record]) -> Summary:
         prompt_tokens=sum(record.prompt_tokens or 0 for record in good),
         completion_tokens=completion_tokens,
         cached_share=ratio(sum(cached for cached, _ in counted), sum(prompt for _, prompt in counted)),
+        accepted_drafts=accepted,
+        accepted_share=ratio(accepted, accepted + sum(record.rejected_drafts for record in good)),
         tokens_per_s=ratio(completion_tokens, wall),
         stream_tokens_per_s=stream_rate(good),
         requests_per_s=ratio(len(ended), wall),

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 from bench import client as client_module
 from bench.client import Client, Identify, Target, first_model, open_http, require_loopback
 from bench.records import Ask, BenchError, Record
+from bench.stats import summarize
 from tests.bench.fakes import (
     DONE,
     EVENTS,
@@ -50,6 +51,23 @@ async def test_a_record_holds_the_measurements_of_an_answer() -> None:
     assert record.tokens_from_usage
     assert record.finish_reason == "stop"
     assert record.start < record.chunks[0] <= record.chunks[1] <= record.end
+
+
+OPENAIS = {"completion_tokens_details": {"accepted_prediction_tokens": 3, "rejected_prediction_tokens": 2}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "drafts"),
+    [
+        ({"usage": {"completion_tokens": 5} | OPENAIS}, (3, 2)),
+        ({"usage": {"completion_tokens": 5}, "timings": {"draft_n": 7, "draft_n_accepted": 4}}, (4, 3)),
+        ({"usage": {"completion_tokens": 5, "completion_tokens_details": None}, "timings": {}}, (0, 0)),
+    ],
+)
+async def test_drafts_are_those_of_the_usage_or_of_the_timings(fields: dict[str, Any], drafts: tuple[int, int]) -> None:
+    record = await measure(sending(EVENTS, content("a"), finish(), event({"choices": []} | fields), DONE))
+    assert (record.accepted_drafts, record.rejected_drafts) == drafts
+    assert summarize([record]).accepted_share == (drafts[0] / sum(drafts) if sum(drafts) else None)
 
 
 async def test_only_chunks_with_content_count() -> None:

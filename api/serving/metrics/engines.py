@@ -60,6 +60,7 @@ class EngineTotals:
     def __init__(self) -> None:
         self._totals = {name: GrowingTotal() for names in COUNTERS.values() for name in names}
         self._accepted: list[GrowingTotal] = []
+        self._drafted: dict[tuple[str, str], GrowingTotal] = {}
 
     def update(self, pid: int, report: Report) -> None:
         """Add the newest statistics of the engine with this process id. Statistics that come twice count once."""
@@ -67,6 +68,10 @@ class EngineTotals:
         for part, names in COUNTERS.items():
             for name in names:
                 self._totals[name].update(pid, parts[part].get(name, 0))
+        for source, counts in report.scheduler.get("draft_sources", {}).items():
+            good = counts["accepted_draft_tokens"]
+            for result, value in (("accepted", good), ("rejected", counts["draft_tokens"] - good)):
+                self._drafted.setdefault((source, result), GrowingTotal()).update(pid, value)
         accepted = report.scheduler.get("accepted_per_position", ())
         self._accepted += [GrowingTotal() for _ in accepted[len(self._accepted) :]]
         for total, value in zip(self._accepted, accepted, strict=False):
@@ -76,6 +81,11 @@ class EngineTotals:
     def accepted_per_position(self) -> list[float]:
         """Accepted drafted tokens by their position in a draft, from 0."""
         return [each.total for each in self._accepted]
+
+    @property
+    def drafted(self) -> dict[tuple[str, str], float]:
+        """Drafted tokens by what drafted them, and by `accepted` or `rejected`."""
+        return {key: each.total for key, each in self._drafted.items()}
 
     def __getitem__(self, name: str) -> float:
         return self._totals[name].total

@@ -138,6 +138,9 @@ def of_engines(states: Sequence[EngineState], labels: TenantLabels) -> list[Metr
     )
     text = "Accepted drafted tokens by their position in the draft."
     metrics.append(_counter("vllm:spec_decode_num_accepted_tokens_per_pos", text, (*MODEL, "position"), accepted))
+    drafted = (((each.name, *key), total) for each in states for key, total in each.totals.drafted.items())
+    text = "Drafted tokens that were verified, by what drafted them and by the result."
+    metrics.append(_counter("cortex_draft_tokens", text, (*MODEL, "source", "result"), drafted))
     restarts = (((each.name,), each.restarts) for each in states)
     metrics.append(_counter("cortex_engine_restarts", "Engines that replaced another one.", MODEL, restarts))
     status = (((e.name, status), float(e.status == status)) for e in states for status in STATUSES)

@@ -39,6 +39,7 @@ SCHEDULER = {
     "draft_tokens": 12,
     "accepted_draft_tokens": 7,
     "accepted_per_position": [4, 2, 1],
+    "draft_sources": {"suffix": {"num_drafts": 4, "draft_tokens": 12, "accepted_draft_tokens": 7}},
 }
 CACHE = {
     "page_tokens": 32,
@@ -90,6 +91,7 @@ async def test_the_numbers_of_an_engine(tokenizer: Tokenizer) -> None:
     assert of_model(samples, "vllm:spec_decode_num_drafts_total") == 4
     assert of_model(samples, "vllm:spec_decode_num_draft_tokens_total") == 12
     assert of_model(samples, "vllm:spec_decode_num_accepted_tokens_total") == 7
+    assert of_model(samples, "cortex_draft_tokens_total", source="suffix", result="rejected") == 5
     for position, count in enumerate((4, 2, 1)):
         name = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
         assert of_model(samples, name, position=str(position)) == count

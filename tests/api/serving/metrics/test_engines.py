@@ -44,6 +44,21 @@ def test_accepted_tokens_by_position_survive_engines_with_shorter_and_longer_dra
     assert totals.accepted_per_position == [9, 5, 1]
 
 
+def test_drafted_tokens_are_added_up_by_source() -> None:
+    def drafted(tokens: int, accepted: int) -> dict[str, int]:
+        return {"num_drafts": 1, "draft_tokens": tokens, "accepted_draft_tokens": accepted}
+
+    totals = EngineTotals()
+    totals.update(1, Report({"draft_sources": {"suffix": drafted(9, 4)}}, {}))
+    totals.update(2, Report({"draft_sources": {"suffix": drafted(3, 3), "model": drafted(2, 0)}}, {}))
+    assert totals.drafted == {
+        ("suffix", "accepted"): 7,
+        ("suffix", "rejected"): 5,
+        ("model", "accepted"): 0,
+        ("model", "rejected"): 2,
+    }
+
+
 def test_a_rate_is_measured_over_a_second_or_more() -> None:
     rate = Rate()
     looks = [(100.0, 0.0), (150.0, 0.5), (200.0, 2.0), (500.0, 2.9), (500.0, 4.0)]
