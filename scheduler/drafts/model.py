@@ -24,7 +24,11 @@ STALE_CALLS: Final = 64
 """A running sequence may lose its place to another one if it was not in this many calls."""
 PAUSE_SECONDS: Final = 30.0
 """How long there are no drafts after a failed step."""
-LEARNING_RATE: Final = 0.1
+SLOWER_WEIGHT: Final = 0.1
+FASTER_WEIGHT: Final = 0.3
+"""Weights of a step that took longer or shorter than its estimate. A shorter one is no chance."""
+HALF_LIFE: Final = 30.0
+"""Seconds without a step in which the estimates halve, so that a draft model that was too slow is tried again."""
 MAX_SLOWDOWN: Final = 2.0
 """A step counts at most as this many times its estimate, because other programs can stretch a step a hundredfold."""
 WARM_UP_STEPS: Final = 2
@@ -129,6 +133,7 @@ class ModelDrafter:
         self._has_failed = False
         self._step_seconds = [0.0] * model.num_ids
         """Smoothed durations of steps with 1, 2, 3, ... tokens."""
+        self._learned_at = 0.0
 
     def warm_up(self) -> None:
         """Measures steps of one token and of one for each sequence id. Raises StepError."""
@@ -145,11 +150,13 @@ class ModelDrafter:
             measured.append(min(times))
         steps = np.arange(1, len(self._slots) + 1)
         self._step_seconds = np.interp(steps, counts, measured).tolist()
+        self._learned_at = self._clock()
 
     def seconds(self, num_sequences: int, num_tokens: int) -> float:
         if not num_sequences:
             return 0.0
-        return num_tokens * self._step_seconds[min(num_sequences, len(self._slots)) - 1]
+        fading: float = 0.5 ** ((self._clock() - self._learned_at) / HALF_LIFE)
+        return num_tokens * self._step_seconds[min(num_sequences, len(self._slots)) - 1] * fading
 
     def ended(self, sequence: Sequence) -> None:
         if (slot := self._slot_of(sequence)) is not None:
@@ -246,7 +253,8 @@ class ModelDrafter:
         if num_tokens <= len(self._step_seconds):
             old = self._step_seconds[num_tokens - 1]
             change = min(seconds, MAX_SLOWDOWN * old) - old
-            self._step_seconds[num_tokens - 1] += LEARNING_RATE * change
+            self._step_seconds[num_tokens - 1] += (SLOWER_WEIGHT if change > 0 else FASTER_WEIGHT) * change
+            self._learned_at = started + seconds
         return guesses
 
     def _is_likely(self, guess: Guess) -> bool:

@@ -13,6 +13,7 @@ from kvcache.tree import TOKEN_BYTES
 from scheduler.drafts.drafter import NO_DRAFT
 from scheduler.drafts.model import (
     CATCH_UP_TOKENS,
+    HALF_LIFE,
     MIN_PROBABILITY,
     PAUSE_SECONDS,
     STALE_CALLS,
@@ -347,3 +348,9 @@ def test_seconds_are_learned_and_one_disturbed_step_counts_little() -> None:
         one.append(1)
         drafts.draft([one], [1])
     assert drafts.seconds(1, 1) == pytest.approx(0.5, abs=0.05)
+    before = drafts.seconds(1, 1)
+    model.now += HALF_LIFE
+    assert drafts.seconds(1, 1) == pytest.approx(before / 2), "it is tried again"
+    one.append(1)
+    drafts.draft([one], [1])
+    assert drafts.seconds(1, 1) == pytest.approx(before, rel=0.1)
