@@ -48,6 +48,7 @@ class Sequence:
         "num_prompt",
         "num_sampled",
         "num_unscored",
+        "prediction",
         "priority",
         "queue_seconds",
         "request_id",
@@ -83,6 +84,8 @@ class Sequence:
         """Position in the order of arrival. A preemption does not change it."""
         self.known = bytearray(np.array(submit.tokens, dtype="<i4").tobytes())
         """Prompt and generated tokens, in the format of kvcache.tree."""
+        self.prediction = np.array(submit.prediction, dtype="<i4").tobytes()
+        """Tokens that the answer probably contains, in the same format."""
         self.last_token = submit.tokens[-1]
         self.num_prompt = len(submit.tokens)
         self.max_known = self.num_prompt + submit.max_tokens

@@ -63,7 +63,10 @@ class Amounts:
     def observe(self, plan: Plan, seconds: float) -> None:
         """Record the duration of a step. Steps with prompts do not count."""
         if not plan.num_prefill and plan.num_decode:
-            self._passes.observe(self._rows(plan), seconds)
+            rows = self._rows(plan)
+            self._passes.observe(rows, seconds)
+            if plan.num_drafted:
+                self._passes.hope(max(rows))
 
     def _rows(self, plan: Plan) -> list[int]:
         """Returns the number of rows of each pass of the step."""

@@ -8,22 +8,24 @@ NODES: Final = 1, 2, 4, 8, 16, 32, 64, 128, 256, 512
 """Numbers of rows whose seconds are learned. Those between are interpolated."""
 LEARNING: Final = 0.3
 """Weight of a step in the estimates of its own numbers of rows."""
-DRIFT: Final = 0.1
+DRIFT: Final = 0.2
 """Weight of a step in all other estimates: other programs or a longer context slow all passes down."""
 MAX_RATIO: Final = 1.5
 """A step counts as at most this many times as long as expected, because something else may have delayed it."""
 FULL_ROWS: Final = 64
 """From this number of rows on, the time of a pass on a CPU is about proportional to it."""
-OUTPUT_COST: Final = 1.2
-"""A row with logits takes about so much longer than a token of a prompt."""
+HOPE: Final = 0.998
+MAX_HOPE: Final = 0.75
+"""The estimate of a larger pass than those of a step with drafts falls by HOPE, until it takes MAX_HOPE of their time
+per row. So it is tried again some time: an estimate that is too high would never be corrected."""
 
 
 class PassSeconds:
     """Seconds of a pass by its rows, each with logits: a line between points that are learned."""
 
     def __init__(self, seconds_per_token: float) -> None:
-        """`seconds_per_token`: that of a chunk of FULL_ROWS tokens of a prompt."""
-        self._full_seconds = FULL_ROWS * OUTPUT_COST * seconds_per_token
+        """`seconds_per_token`: that of a chunk of FULL_ROWS tokens of a prompt, which is faster: it has few logits."""
+        self._full_seconds = FULL_ROWS * seconds_per_token
         self._seconds: list[float] = []
         """For each of NODES. Empty before the first observation."""
 
@@ -49,6 +51,12 @@ class PassSeconds:
             weights[node] += (LEARNING - DRIFT) * (1 - share) / len(passes)
             weights[node + 1] += (LEARNING - DRIFT) * share / len(passes)
         self._seconds = [each * (1 + step * weight) for each, weight in zip(self._seconds, weights, strict=True)]
+
+    def hope(self, rows: int) -> None:
+        """A step with drafts had a pass of `rows` rows: lower the estimates of larger ones a little."""
+        least = MAX_HOPE * self(rows) / rows
+        for index in range(bisect_right(NODES, rows) + 1, len(NODES)):
+            self._seconds[index] = max(HOPE * self._seconds[index], min(self._seconds[index], least * NODES[index]))
 
     def _begin(self, passes: Items[int], seconds: float) -> None:
         """Draw a line from the first step to that of FULL_ROWS rows."""

@@ -22,6 +22,7 @@ from scheduler.llama.model import Model, num_gpu_layers
 from scheduler.llama.open_tiers import Tiers, open_tiers
 from scheduler.llama.proof import Flaws, KVFacts, measure, prove
 from scheduler.llama.trial import TrialError
+from scheduler.plan import MAX_DRAFTED
 from scheduler.planner import MAX_SCORED_TOKENS
 from scheduler.sizing import GIB, Sizes, available_bytes, choose
 
@@ -136,7 +137,7 @@ def _open(plan: _Plan, model: Model) -> Device:
         plan.config,
         kv_tokens=sizes.kv_tokens,
         num_ids=sizes.max_seqs if in_lanes else MAX_SEQUENCE_IDS if plan.sharing else max(2, sizes.max_seqs),
-        num_outputs=sizes.max_seqs + MAX_SCORED_TOKENS,
+        num_outputs=sizes.max_seqs + max(MAX_SCORED_TOKENS, MAX_DRAFTED),
         batch_tokens=sizes.batch_tokens,
         threads=sizes.threads,
         unified=not in_lanes,

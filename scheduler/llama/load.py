@@ -10,14 +10,17 @@ from kvcache.cache import KVCache
 from kvcache.pool import PoolLayout
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.drafts.amount import Amounts
+from scheduler.drafts.drafter import Drafter
 from scheduler.drafts.drafting import Drafting
 from scheduler.drafts.passes import PassSeconds
+from scheduler.drafts.prediction import PredictionDrafter
+from scheduler.drafts.suffix import SuffixDrafter
 from scheduler.embedder import Embedder
 from scheduler.errors import ModelError
 from scheduler.fair import FairShares
 from scheduler.grammar import GrammarCompiler
-from scheduler.llama.device import open_device
-from scheduler.llama.draft_model import open_draft_model, wants_drafts
+from scheduler.llama.device import Device, open_device
+from scheduler.llama.draft_model import OpenedDrafts, open_draft_model, wants_drafts
 from scheduler.llama.info import encoder_info, generator_info
 from scheduler.llama.kv_memory import PoolMemory
 from scheduler.llama.model import Model, num_gpu_layers
@@ -102,7 +105,7 @@ def _load(config: EngineConfig) -> Parts:
         max_answers=sizes.max_answers,
         policy=FairShares(token_budget, pacer),
         drafting=Drafting(
-            [] if drafts is None else [drafts.drafter],
+            _drafters(config, device, drafts),
             amounts,
             max_tokens=min(token_budget, sizes.max_answers),
             max_top_k=config.backend_top_k,
@@ -116,6 +119,16 @@ def _load(config: EngineConfig) -> Parts:
     description = drafts.description if drafts is not None else ""
     info = generator_info(config, model, device, pooling, description, started)
     return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder)
+
+
+def _drafters(config: EngineConfig, device: Device, drafts: OpenedDrafts | None) -> list[Drafter]:
+    """Returns what drafts tokens: nothing if the option is off, or if the model's states cannot be cut.
+
+    Sequences share no prefixes if their states cannot be cut, because they are recurrent or because a proof has failed.
+    """
+    if config.draft == "off" or not device.cache.sharing:
+        return []
+    return [PredictionDrafter(), SuffixDrafter(), *([] if drafts is None else [drafts.drafter])]
 
 
 def _load_encoder(config: EngineConfig, model: Model, attention: Attention, pooling: str, started: float) -> Parts:
