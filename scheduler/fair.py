@@ -374,7 +374,9 @@ def _is_far_above(account: Account, standings: Standings) -> bool:
 def _limited(shares: Iterable[tuple[Sequence, int]], budget: int) -> Iterator[tuple[Sequence, int]]:
     """Yields shares of `budget` tokens in all, without a small rest for the last prompt."""
     for sequence, share in shares:
-        num_tokens = min(share, sequence.num_remaining, budget) if budget >= SMALLEST_CHUNK else 0
+        num_tokens = min(share, sequence.num_remaining, budget)
+        if num_tokens < min(SMALLEST_CHUNK, sequence.num_remaining):
+            num_tokens = 0
         budget -= num_tokens
         yield sequence, num_tokens
 

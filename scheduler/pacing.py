@@ -5,11 +5,13 @@ from typing import Final
 from scheduler.cost import SMOOTHING, StepCost
 
 FULL_SPEED_TOKENS: Final = 128
-"""Larger chunks are no faster per token on a CPU. The default ITL target is the time of one such chunk."""
+"""The default ITL target is the time of such a chunk at the best speed."""
 MIN_CHUNK: Final = 64
-"""Smaller chunks are slower per token: at half the size, three quarters of the speed. Avoided within STRETCH."""
+"""Smaller chunks are slower per token on a CPU, where llama.cpp computes attention in blocks of 64 rows. Avoided within
+STRETCH. If steps of prompts and of answers alternate, a step of prompts has no more tokens either."""
 SMALLEST_CHUNK: Final = 32
 """A chunk may have this many tokens in any case."""
+PATIENCE: Final = 256
 STRETCH: Final = 1.5
 """A step may take this many times its target to fit a chunk of MIN_CHUNK, unless the user gave the target."""
 MIN_ANSWER_COST: Final = 0.5
@@ -84,21 +86,22 @@ class Pacer:
         """Maximum duration of other work between two steps that continue answers."""
         return max(0.0, self.target_seconds - self._decode_seconds)
 
-    def num_prefill_tokens(
-        self, num_decode: int, num_prompts: int = 1, context: int = 0, num_answers: int | None = None
-    ) -> int:
+    def num_prefill_tokens(self, num_decode: int, context: int = 0, *, is_shared: bool = False) -> int:
         """Returns how many prompt tokens fit into a step beside `num_decode` tokens, or between two such steps.
 
-        `num_prompts`: the prompts that wait. `context`: tokens before the prompts' tokens. `num_answers`: the answers
-        that the decode tokens belong to; None for one token each. If more prompts than answers wait, the default target
-        is multiplied by their ratio. A target that the user gave stays as it is.
+        `context`: tokens before the prompts' tokens. A step takes the whole target if the user gave it, or if answers
+        and prompts share the step. Otherwise it takes a chunk of MIN_CHUNK, however many prompts wait: a longer one is
+        hardly faster on a CPU, and all answers would wait for it. `is_shared`: it takes two such chunks, because a long
+        prompt and others compute one each.
         """
-        target = self.target_seconds
+        fitting = self._fitting(self.target_seconds, num_decode, context)
         if self._given_target is None:
-            target *= max(1.0, num_prompts / max(1, num_decode if num_answers is None else num_answers))
-        fitting = self._fitting(target, num_decode, context)
-        stretched = self._fitting(STRETCH * target, num_decode, context) if self._given_target is None else 0
-        return max(fitting, min(stretched, MIN_CHUNK), SMALLEST_CHUNK)
+            stretched = min(self._fitting(STRETCH * self.target_seconds, num_decode, context), MIN_CHUNK)
+            if self.mixes(num_decode + MIN_CHUNK):
+                fitting = max(fitting, stretched)
+            else:
+                fitting = 2 * stretched if is_shared else stretched
+        return max(fitting, SMALLEST_CHUNK)
 
     def _fitting(self, seconds: float, num_decode: int, context: int) -> int:
         """Returns how many prompt tokens can be computed in `seconds` together with the decode tokens."""

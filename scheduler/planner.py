@@ -6,7 +6,7 @@ from itertools import accumulate
 from operator import attrgetter
 from typing import Final
 
-from scheduler.pacing import Pacer
+from scheduler.pacing import MIN_CHUNK, Pacer
 from scheduler.plan import Chunk, Plan
 from scheduler.queue import Policy
 from scheduler.sequence import Sequence
@@ -14,8 +14,9 @@ from scheduler.sequence import Sequence
 MAX_SCORED_TOKENS: Final = 64
 """Prompt tokens per step that give log probabilities. Each costs a row of logits and a softmax."""
 
-MAX_REST: Final = 16
-"""A prompt is computed to its end if no more tokens than these would be left. Alone, they would cost a whole pass."""
+MAX_REST: Final = 4
+"""A prompt is computed to its end if no more tokens than these would be left. Alone, they would take longer: a pass
+takes about as long as two tokens."""
 MAX_UNANSWERED: Final = 2
 """Steps in a row that may compute urgent prompts while answers wait."""
 
@@ -44,6 +45,8 @@ class Planner:
             is_urgent = self._num_unanswered < MAX_UNANSWERED and self._policy.is_urgent(prompts)
             if not self._pacer.mixes(plan.num_tokens) or (is_urgent and self._pacer.limits_mixing):
                 self._take_turns(plan, is_urgent=is_urgent)
+            elif self._num_unanswered and not self._pacer.mixes(plan.num_decode + MIN_CHUNK):
+                self._take_turns(plan, is_urgent=False)  # the answers have just waited for a step of prompts
         return plan
 
     def observe(self, plan: Plan, seconds: float) -> None:
@@ -101,15 +104,17 @@ class Planner:
         budget = self._token_budget - plan.num_decode
         if plan.num_decode:
             context = max(sequence.num_computed for sequence in prompts)
-            fitting = self._pacer.num_prefill_tokens(plan.num_decode, len(prompts), context, plan.num_answers)
-            budget = min(budget, fitting)
-        chunks = []
+            is_shared = len(prompts) > 1 and prompts[0].num_remaining > self._token_budget
+            budget = min(budget, self._pacer.num_prefill_tokens(plan.num_decode, context, is_shared=is_shared))
+        chunks: list[Chunk] = []
         scored = MAX_SCORED_TOKENS
         for sequence, share in self._policy.prefill_shares(prompts, budget):
             num_tokens = min(sequence.num_remaining, share, budget)
             rest = sequence.num_remaining - num_tokens
             if num_tokens and rest <= min(MAX_REST, self._token_budget - plan.num_tokens - num_tokens):
                 num_tokens += rest
+            if chunks and chunks[-1].samples and num_tokens < min(MIN_CHUNK, sequence.num_remaining):
+                continue  # a slow chunk that ends nothing: the next step begins with this prompt
             scores = sequence.num_unscored > 0
             if scores:
                 num_tokens = min(num_tokens, scored)

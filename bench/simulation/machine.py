@@ -1,13 +1,12 @@
 """A machine in virtual time: how long its steps take, and the scheduler that its engine would have.
 
-The durations are those of SmolLM2 135M (Q4_1) in lanes on two cores without a GPU.
+The durations are those of SmolLM2 135M (Q4_1) on two cores without a GPU.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import count
 from typing import Final
-
-import numpy as np
 
 from bench.null_memory import NullMemory
 from kvcache.cache import KVCache
@@ -25,39 +24,88 @@ from scheduler.scheduler import Scheduler
 MAX_SEQS: Final = 32
 CTX_LEN: Final = 8192
 TOKEN_BUDGET: Final = 512
-MAX_MIXED_TOKENS: Final = 63
-"""In the pool. In lanes, no step mixes prompts and answers."""
 BYTES_PER_TOKEN: Final = 23_040
 HOST_BYTES: Final = 8 << 30
+TILE_TOKENS: Final = 64
+"""Tokens of one sequence in a pass from which llama.cpp computes attention in blocks."""
+MICRO_BATCH: Final = 512
+"""Maximum tokens of a pass."""
 
-ANSWER_SECONDS: Final = 0.0051, 0.0034
-"""Of a step with answers only: in any case, and for each token."""
-CONTEXT_SECONDS: Final = 5e-6, 7.5e-7
-"""For each cell that a token attends to: of an answer, of a prompt."""
-CHUNK_TOKENS: Final = 1, 16, 32, 64, 128
-CHUNK_SPEEDS: Final = 108.0, 190.0, 190.0, 256.0, 260.0
-"""Tokens a second of a chunk by its length. Longer chunks are not faster, lengths between are interpolated."""
+Part = tuple[int, int, int]
+"""Tokens of one sequence in a step: the sequence id, the first position, the number of tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What llama.cpp takes for a step. All times are seconds."""
+
+    step: float = 0.002
+    """Of every step: planning, filling the batch, sending the tokens."""
+    weights: float = 0.005
+    """Of every pass: reading the weights once."""
+    row: float = 0.00375
+    """Of every token."""
+    answer_context: float = 5e-6
+    """Of every cell that the token of an answer attends to."""
+    prompt_context: tuple[float, float] = (2.5e-6, 7.5e-7)
+    """Of every cell that a token of a prompt attends to: row by row, and in blocks of TILE_TOKENS rows."""
+    max_mixed_tokens: int = TILE_TOKENS - 1
+    """Maximum tokens of a step with prompts and answers in a pool. In lanes, no step mixes both."""
+
+    def seconds(self, parts: list[Part], *, lanes: bool = True) -> float:
+        """Returns how long a step takes whose batch holds these tokens in this order."""
+        seconds = self.step
+        for one in passes(parts) if lanes else [parts]:
+            seconds += self.weights + sum(num_tokens for _, _, num_tokens in one) * self.row
+            seconds += sum(self._attention(start, num_tokens) for _, start, num_tokens in one)
+        return seconds
+
+    def _attention(self, start: int, num_tokens: int) -> float:
+        """Of these tokens of one sequence. Blocks are computed whole, however many of their rows are needed."""
+        if num_tokens == 1:
+            return self.answer_context * (start + 1)
+        if num_tokens < TILE_TOKENS:
+            return self.prompt_context[0] * num_tokens * (start + num_tokens)
+        return self.prompt_context[1] * -(-num_tokens // TILE_TOKENS) * TILE_TOKENS * (start + num_tokens)
+
+
+CPU: Final = Machine()
+GPU: Final = Machine(0.001, 0.006, 0.00012, 2e-8, (2e-8, 2e-9), TOKEN_BUDGET)
+"""A model of some billion parameters on a GPU. Its steps may mix prompts and answers."""
+
+
+def passes(parts: list[Part]) -> list[list[Part]]:
+    """Returns the passes over the weights that llama.cpp makes for a batch in lanes.
+
+    In one pass are sequences with consecutive, ascending ids, each with the same number of tokens.
+    """
+    result = []
+    while parts:
+        group: list[Part] = []
+        for part in parts:
+            if not group or part[0] == group[-1][0] + 1:
+                group.append(part)
+        width = min(num_tokens for _, _, num_tokens in group)
+        width = max(1, min(width, MICRO_BATCH // len(group)))
+        result.append([(each, start, width) for each, start, _ in group])
+        computed = {each for each, _, _ in group}
+        parts = [
+            (each, start + width, num_tokens - width) if each in computed else (each, start, num_tokens)
+            for each, start, num_tokens in parts
+            if each not in computed or num_tokens > width
+        ]
+    return result
 
 
 def chunk_seconds(num_tokens: int) -> float:
     """Returns how long a chunk of a prompt takes, at an empty context."""
-    return num_tokens / float(np.interp(num_tokens, CHUNK_TOKENS, CHUNK_SPEEDS))
+    return CPU.seconds([(0, 0, num_tokens)])
 
 
-def step_seconds(plan: Plan) -> float:
-    """Returns how long a step takes.
-
-    Prompts are computed in one pass if their chunks have the same length, otherwise one after the other.
-    """
-    seconds = 0.0
-    answers, prompts = plan.chunks[: plan.num_answers], plan.chunks[plan.num_answers :]
-    if answers:
-        fixed, each = ANSWER_SECONDS
-        seconds += fixed + each * plan.num_decode
-        seconds += CONTEXT_SECONDS[0] * sum(chunk.num_tokens * (chunk.start + chunk.num_tokens) for chunk in answers)
-    lengths = [chunk.num_tokens for chunk in prompts]
-    seconds += chunk_seconds(sum(lengths)) if len(set(lengths)) == 1 else sum(map(chunk_seconds, lengths))
-    return seconds + CONTEXT_SECONDS[1] * sum(chunk.num_tokens * (chunk.start + chunk.num_tokens) for chunk in prompts)
+def step_seconds(plan: Plan, machine: Machine = CPU, *, lanes: bool = True) -> float:
+    """Returns how long a plan takes."""
+    parts = [(chunk.sequence.sequence_id, chunk.start, chunk.num_tokens) for chunk in plan.chunks]
+    return machine.seconds(parts, lanes=lanes)
 
 
 class VirtualRunner:
@@ -88,9 +136,11 @@ POLICIES: Final[Mapping[str, Callable[[Pacer, Clock], Policy]]] = {
 """The first one is that of `cortex serve`."""
 
 
-def scheduler_for(policy: str, clock: Clock, *, lanes: bool = True, max_seqs: int = MAX_SEQS) -> Scheduler:
+def scheduler_for(
+    policy: str, clock: Clock, machine: Machine = CPU, *, lanes: bool = True, max_seqs: int = MAX_SEQS
+) -> Scheduler:
     """Returns a scheduler as `cortex serve` makes it on this machine. Without `lanes` it has a pool of two contexts."""
-    pacer = Pacer(1 / max(CHUNK_SPEEDS), 0 if lanes else MAX_MIXED_TOKENS)
+    pacer = Pacer(machine.seconds([(0, 0, TILE_TOKENS)]) / TILE_TOKENS, 0 if lanes else machine.max_mixed_tokens)
     layout: Layout
     if lanes:
         layout = LaneLayout(CTX_LEN // PAGE_TOKENS, max_seqs, keeps_evicted=True)
@@ -102,7 +152,7 @@ def scheduler_for(policy: str, clock: Clock, *, lanes: bool = True, max_seqs: in
         max_seqs=max_seqs,
         token_budget=TOKEN_BUDGET,
         ctx_len=CTX_LEN,
-        max_answers=TOKEN_BUDGET if lanes else MAX_MIXED_TOKENS,
+        max_answers=TOKEN_BUDGET if lanes else min(TOKEN_BUDGET // 2, machine.max_mixed_tokens),
         policy=POLICIES[policy](pacer, clock),
         clock=clock,
     )

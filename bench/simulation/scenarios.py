@@ -1,7 +1,8 @@
-"""Scenarios of tenants that share a machine, and what a fair scheduler must reach in each."""
+"""Scenarios of tenants that share a machine, and what the scheduler must reach in each."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from random import Random
 from typing import Final
@@ -9,7 +10,8 @@ from typing import Final
 import numpy as np
 
 from bench.shares import jain, largest_gap, service_bound
-from bench.simulation.machine import MAX_SEQS, VirtualRunner, chunk_seconds, scheduler_for
+from bench.simulation import turns
+from bench.simulation.machine import CPU, MAX_SEQS, VirtualRunner, chunk_seconds, scheduler_for, step_seconds
 from bench.simulation.service import Curves, curves_of, service
 from bench.simulation.simulator import Prompt, Request, Simulator, Tenant, batch, closed_loop, open_loop
 from bench.stats import Measures, ratio
@@ -30,6 +32,8 @@ LIST_PROMPTS: Final = 1024
 SYSTEM_TOKENS: Final = 700
 IDLE_SECONDS: Final = 10.0
 """How long the short questions are asked without other load."""
+CHUNK_CONTEXT: Final = 300
+"""Tokens before the chunk of MIN_CHUNK tokens that gaps are compared with: about the middle of the conversations."""
 WARM_UP_SECONDS: Final = 15.0
 """Until then there are steps of prompts only, which take much longer than later ones. They do not count as a limit."""
 
@@ -59,7 +63,7 @@ class Setup:
     """Whether each sequence has a lane. Otherwise all share a pool."""
 
     def simulator(self) -> Simulator:
-        runner = VirtualRunner()
+        runner = VirtualRunner(partial(step_seconds, lanes=self.lanes))
         return Simulator(scheduler_for(self.policy, runner.clock, lanes=self.lanes), runner)
 
 
@@ -239,6 +243,26 @@ def _with_system_prompts(setup: Setup) -> tuple[float, float]:
     return answer_tokens(simulator), hits
 
 
+# -- turns beside turns ----------------------------------------------------------------------------------------------
+
+
+def conversations(setup: Setup) -> Outcome:
+    """The workload `multiturn`, compared with the order of llama-server on the same machine."""
+    users = turns.scripts(turns.Shape(), seed=0)
+    peer, mine = turns.measures(turns.play_whole(users)), turns.measures(turns.play(setup.simulator(), users))
+    chunk = CPU.seconds([(0, CHUNK_CONTEXT, MIN_CHUNK)])
+    return Outcome(
+        {f"peer_{name}": value for name, value in peer.items()}
+        | mine
+        | {
+            "throughput_ratio": ratio(mine["tokens_per_s"], peer["tokens_per_s"]),
+            "ttft_p50_ratio": ratio(mine["ttft_p50_s"], peer["ttft_p50_s"]),
+            "itl_p99_chunks": ratio(mine["itl_p99_s"], chunk),
+            "itl_max_chunks": ratio(mine["itl_max_s"], chunk),
+        }
+    )
+
+
 _STRANGER: Final = (Limit("ttft_p50_ratio", at_most=2.2), Limit("ttft_p95_over_step_s", at_most=0.0))
 _KEEPS: Final = Limit("throughput_ratio", at_least=0.85)
 
@@ -260,6 +284,16 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         (Limit("tokens_ratio", at_least=2.85, at_most=3.15), Limit("gap_ratio", at_most=1.0)),
     ),
     "equal": Scenario("eight tenants flood with 8 to 64 requests each", equal, (Limit("jain", at_least=0.98),)),
+    "turns": Scenario(
+        "eight conversations of four turns; the peer computes all waiting prompts whole, as llama-server does",
+        conversations,
+        (
+            Limit("throughput_ratio", at_least=0.96),
+            Limit("ttft_p50_ratio", at_most=0.7),
+            Limit("itl_p99_chunks", at_most=1.3),
+            Limit("itl_max_chunks", at_most=2.0),
+        ),
+    ),
     "prefixes": Scenario(
         "eight tenants with a system prompt of 700 tokens each",
         prefixes,

@@ -41,12 +41,21 @@ class Request:
     tenant: str
     prompt: Prompt
     submitted: float
-    first: float | None = None
-    """When the first token arrived."""
     ended: float | None = None
     cached_tokens: int = 0
-    num_tokens: int = 0
+    answer: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    """When each token of the answer arrived."""
     on_end: Callable[[], object] = lambda: None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.answer)
+
+    @property
+    def first(self) -> float | None:
+        """When the first token arrived."""
+        return self.times[0] if self.times else None
 
     @property
     def ttft(self) -> float | None:
@@ -83,8 +92,10 @@ class Simulator:
         """Calls `event` at this time, or when the step that runs then has ended."""
         heapq.heappush(self._events, (seconds, next(self._order), event))
 
-    def submit(self, tenant: Tenant, prompt: Prompt, due: float, on_end: Callable[[], object] = lambda: None) -> None:
-        """Submits a request. `due` is when the client sent it: its waiting time begins there."""
+    def submit(
+        self, tenant: Tenant, prompt: Prompt, due: float, on_end: Callable[[], object] = lambda: None
+    ) -> Request:
+        """Submits a request, and returns it. `due` is when the client sent it: its waiting time begins there."""
         request = Request(len(self.requests), tenant.name, prompt, due, on_end=on_end)
         self.requests.append(request)
         refusal = self.scheduler.submit(
@@ -99,6 +110,7 @@ class Simulator:
             )
         )
         assert refusal is None, "the prompts of scenarios fit the context"
+        return request
 
     def run(self, until: float) -> None:
         """Run until this time. A step that has begun before ends."""
@@ -128,8 +140,9 @@ class Simulator:
         for output in self.scheduler.commit(plan, result):
             request = self.requests[output.request_id]
             if request.first is None:
-                request.first, request.cached_tokens = self.now, output.cached_tokens
-            request.num_tokens += len(output.tokens)
+                request.cached_tokens = output.cached_tokens
+            request.answer += output.tokens
+            request.times += [self.now] * len(output.tokens)
             if output.finish_reason is not None:
                 assert output.finish_reason == "length", output.error
                 request.ended = self.now

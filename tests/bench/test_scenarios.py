@@ -54,7 +54,7 @@ def test_first_come_first_served_is_the_baseline_of_locality() -> None:
 def test_the_stranger_is_idle_but_for_its_own_questions() -> None:
     measures = outcome("flood", "first-come").measures
     idle = measures["idle_ttft_s"]
-    assert idle == pytest.approx(0.095, abs=0.01)
+    assert idle == pytest.approx(0.075, abs=0.005)
 
 
 def test_a_limit_includes_both_ends() -> None:

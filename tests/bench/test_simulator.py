@@ -29,9 +29,9 @@ def test_one_request_takes_the_time_of_its_steps() -> None:
     (request,) = idle.requests
     assert request.submitted == 3.0
     assert request.ttft == pytest.approx(chunk_seconds(64), rel=0.02)
-    assert chunk_seconds(64) == pytest.approx(0.25)
+    assert chunk_seconds(64) == pytest.approx(0.25, rel=0.01)
     assert request.ended is not None
-    assert (request.ended - 3.0 - chunk_seconds(64)) / 4 == pytest.approx(0.009, rel=0.1)
+    assert (request.ended - 3.0 - chunk_seconds(64)) / 4 == pytest.approx(0.011, rel=0.1)
     assert request.num_tokens == 5
     assert idle.now < 4.0  # nothing else happens
 
@@ -42,7 +42,7 @@ def test_a_step_of_32_answers_takes_as_long_as_on_the_machine() -> None:
     full.run(30.0)
     decodes = [step.seconds for step in full.steps if step.decode.get("A") == 32]
     assert len(decodes) > 50
-    assert sorted(decodes)[len(decodes) // 2] == pytest.approx(0.13, rel=0.15)
+    assert sorted(decodes)[len(decodes) // 2] == pytest.approx(0.15, rel=0.05)
     assert not any(step.decode and step.prefill for step in full.steps)  # never mixed in lanes
 
 

@@ -1,6 +1,8 @@
 """The pacer sizes chunks by measured time."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scheduler.pacing import FULL_SPEED_TOKENS, MIN_CHUNK, SMALLEST_CHUNK, STRETCH, Pacer
 
@@ -81,23 +83,43 @@ def test_an_estimate_from_a_busy_machine_is_corrected() -> None:
     assert pacer.target_seconds == pytest.approx(0.001 * FULL_SPEED_TOKENS)
 
 
-def test_the_default_target_grows_with_prompts_per_answer() -> None:
-    pacer = Pacer(0.001)
-    assert pacer.num_prefill_tokens(8, 8) == pacer.num_prefill_tokens(8, 1) == FULL_SPEED_TOKENS - 8
-    assert pacer.num_prefill_tokens(8, 24) == 3 * FULL_SPEED_TOKENS - 8
+def test_a_step_between_answers_has_the_smallest_chunk_of_full_speed() -> None:
+    pacer = Pacer(0.001, max_mixed_tokens=63)
+    assert pacer.num_prefill_tokens(8) == MIN_CHUNK
+    for _ in range(20):
+        pacer.observe(8, 0, 0, 0.050)
+    assert pacer.num_prefill_tokens(8) == MIN_CHUNK, "the time of the answers does not make it slower"
+
+
+def test_a_step_that_answers_share_takes_the_whole_target() -> None:
+    assert Pacer(0.001, max_mixed_tokens=512).num_prefill_tokens(8) == FULL_SPEED_TOKENS - 8
+
+
+@given(num_decode=st.integers(1, 64), context=st.integers(0, 8192), decode_ms=st.integers(1, 300))
+def test_steps_between_answers_are_bounded(num_decode: int, context: int, decode_ms: int) -> None:
+    """They have at most MIN_CHUNK tokens, and with the answers they take at most the stretched target."""
+    pacer = Pacer(0.004, max_mixed_tokens=0)
+    each = 0.004 + 0.002 * context / 1024
+    for _ in range(10):
+        pacer.observe(num_decode, 0, 0, decode_ms / 1000)
+        pacer.observe(0, MIN_CHUNK, MIN_CHUNK * context, MIN_CHUNK * each)
+    num_tokens = pacer.num_prefill_tokens(num_decode, context)
+    assert SMALLEST_CHUNK <= num_tokens <= MIN_CHUNK
+    seconds = decode_ms / 1000 + num_tokens * each
+    assert num_tokens == SMALLEST_CHUNK or seconds <= 1.01 * STRETCH * FULL_SPEED_TOKENS * 0.004
 
 
 def test_a_chunk_between_decodes_fits_into_the_remaining_time() -> None:
-    pacer = Pacer(0.001, max_mixed_tokens=63)
+    pacer = Pacer(0.001, max_mixed_tokens=63, target_seconds=0.128)
     assert pacer.mixes(63)
     assert not pacer.mixes(64)
     for _ in range(20):
         pacer.observe(40, 0, 0, 0.030)
-    assert pacer.num_prefill_tokens(40) == pytest.approx(FULL_SPEED_TOKENS - 30, abs=1)
+    assert pacer.num_prefill_tokens(40) == pytest.approx(98, abs=1)
 
 
 def test_a_given_target_is_met_for_every_context() -> None:
-    """A given target is neither stretched nor multiplied by the number of waiting prompts."""
+    """A given target is not stretched."""
 
     def seconds(tokens: int, context: int) -> float:
         return 0.02 + tokens * (0.002 + 0.001 * context / 1024)
@@ -106,7 +128,7 @@ def test_a_given_target_is_met_for_every_context() -> None:
     context, late = 0, 0
     for step in range(60):
         pacer.observe(6, 0, 0, 0.03)
-        chunk = pacer.num_prefill_tokens(6, num_prompts=20, context=context)
+        chunk = pacer.num_prefill_tokens(6, context)
         took = seconds(chunk, context)
         late += step > 5 and took + 0.03 > 1.05 * 0.3
         assert step < 5 or took + 0.03 > 0.8 * 0.3, "steps use the time of the target"

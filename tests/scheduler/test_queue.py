@@ -183,9 +183,9 @@ def test_a_candidate_that_does_not_fit_is_not_overtaken() -> None:
 
 
 def test_prefill_follows_the_policy() -> None:
-    system = System(token_budget=100, policy=LastComeFirstServed())
-    submit_all(system, 3, length=70)
-    assert [chunk.num_tokens for chunk in system.chunks(system.step()).values()] == [30, 70]
+    system = System(token_budget=200, policy=LastComeFirstServed(), num_pages=64)
+    submit_all(system, 3, length=120)
+    assert [chunk.num_tokens for chunk in system.chunks(system.step()).values()] == [80, 120]
     assert set(system.tokens) - {request for request, tokens in system.tokens.items() if not tokens} == {2}
 
 
@@ -194,11 +194,21 @@ def test_a_share_limits_the_chunk_and_leaves_the_rest_to_the_next() -> None:
         def prefill_shares(self, prompts: list[Sequence], budget: int) -> Iterable[tuple[Sequence, int]]:
             return [(sequence, budget // 3) for sequence in prompts]
 
-    system = System(token_budget=90, policy=Thirds())
-    for request, length in enumerate((50, 10, 50)):
+    system = System(token_budget=210, policy=Thirds(), num_pages=64)
+    for request, length in enumerate((100, 10, 100)):
         system.submit(request, prompt(1000 * request, length))
     chunks = system.chunks(system.step())
-    assert {request: chunk.num_tokens for request, chunk in chunks.items()} == {0: 30, 1: 10, 2: 30}
+    assert {request: chunk.num_tokens for request, chunk in chunks.items()} == {0: 70, 1: 10, 2: 70}
+
+
+def test_no_chunk_is_started_that_would_be_small() -> None:
+    """A small chunk is slow. But beside a prompt that goes on, the next one gets its share."""
+    system = System(token_budget=200, num_pages=64)
+    for request, length in enumerate((160, 90, 30)):
+        system.submit(request, prompt(1000 * request, length))
+    plans = [system.chunks(system.step()) for _ in range(2)]
+    sizes = [{request: chunk.num_tokens for request, chunk in plan.items()} for plan in plans]
+    assert sizes == [{0: 160, 2: 30}, {0: 1, 1: 90, 2: 1}]
 
 
 def test_preemption_follows_the_policy() -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from scheduler.failures import GrammarError
 from scheduler.messages import Output, TokenLogprob
-from scheduler.pacing import Pacer
 from tests.scheduler.fakes import EOG, FakeGrammar, System, expected, logprob_of, next_token, prompt
 from tests.scheduler.traffic import TRAFFIC, Request, Traffic, serve, system_for
 
@@ -196,13 +195,7 @@ def test_answers_of_several_tokens_and_prompts_take_turns_if_they_must_not_mix()
     assert [(plan.num_answers, plan.num_prefill > 0) for plan in steps] == [(1, False), (0, True)] * 2
 
 
-def test_pacing_counts_answers_and_not_their_tokens() -> None:
-    pacer = Pacer(0.001)
-    assert pacer.num_prefill_tokens(6, num_prompts=4, num_answers=2) == 2 * 128 - 6
-    assert pacer.num_prefill_tokens(6, num_prompts=4) == 128 - 6
-
-
-def test_many_prompts_get_longer_steps_beside_few_answers_of_several_tokens() -> None:
+def test_however_many_prompts_wait_a_step_takes_no_longer() -> None:
     system = System(num_pages=128)
     system.runner.num_tokens = lambda _: 3
     for request in range(2):
@@ -211,4 +204,4 @@ def test_many_prompts_get_longer_steps_beside_few_answers_of_several_tokens() ->
     for request in range(2, 6):
         system.submit(request, prompt(1000 * request, 200))
     plan = system.step()
-    assert (plan.num_answers, plan.num_decode, plan.num_prefill) == (2, 6, 2 * 128 - 6)
+    assert (plan.num_answers, plan.num_decode, plan.num_prefill) == (2, 6, 128 - 6)
