@@ -82,7 +82,7 @@ def poison() -> None:
         for chunk in plans[0].chunks if plans else ():
             end += chunk.num_outputs
             if chunk.num_outputs and fault_of(chunk) is Fault.NAN:
-                rows[end - 1, 1000] = np.nan
+                rows[end - chunk.num_outputs : end, 1000] = np.nan
         return rows
 
     def poisoned_draw(self: sampling.SamplerState, *args: Any) -> float:

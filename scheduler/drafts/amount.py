@@ -19,6 +19,9 @@ COUNTS: Final = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63
 MIN_GAIN: Final = 1.05
 """Drafts must make so many times as many tokens per second. A smaller gain would be an error of the estimates."""
 
+OTHERS_GAIN: Final = 0.25
+"""Added to MIN_GAIN, times the share of answers without drafts: they wait longer, and get nothing for it."""
+
 
 class Offer(NamedTuple):
     """Drafted tokens for an answer of the plan."""
@@ -63,23 +66,10 @@ class Amounts:
     def observe(self, plan: Plan, seconds: float) -> None:
         """Record the duration of a step. Steps with prompts do not count."""
         if not plan.num_prefill and plan.num_decode:
-            rows = self._rows(plan)
+            rows = step_passes(plan, in_lanes=self._in_lanes)
             self._passes.observe(rows, seconds)
             if plan.num_drafted:
                 self._passes.hope(max(rows))
-
-    def _rows(self, plan: Plan) -> list[int]:
-        """Returns the number of rows of each pass of the step."""
-        if not self._in_lanes:
-            return [plan.num_tokens]
-        ids = {chunk.sequence.sequence_id: chunk.num_tokens + len(chunk.drafts) for chunk in plan.chunks}
-        rows, done = [], 0
-        while ids:
-            shortest = min(ids.values())
-            rows += [size * (shortest - done) for size in _run_lengths(sorted(ids))]
-            ids = {number: size for number, size in ids.items() if size > shortest}
-            done = shortest
-        return rows
 
     def choose(self, plan: Plan, offers: Items[Offer], room: int, extra: ExtraSeconds = _nothing) -> dict[int, int]:
         """Returns how many tokens of each offer to verify, by the number of its chunk. Those without any are left out.
@@ -90,15 +80,17 @@ class Amounts:
         if not self._passes.is_known:
             return best
         num_answers = len(plan.chunks)
-        seconds = sum(map(self._passes, self._rows(plan)))
+        seconds = sum(map(self._passes, step_passes(plan, in_lanes=self._in_lanes)))
         limit = self._target.target_seconds if num_answers > 1 else float("inf")
-        rate = MIN_GAIN * num_answers / seconds
-        if num_answers + sum(offer.expected(offer.num_tokens) for offer in offers) <= rate * seconds:
+        if sum(offer.expected(offer.num_tokens) for offer in offers) <= (MIN_GAIN - 1) * num_answers:
             return best
+        rate = 0.0
         options = self._in_groups if self._in_lanes else self._in_one_pass
         for counts, gain, duration in options(plan, offers, room, extra):
-            if duration <= limit and num_answers + gain > rate * duration:
-                best, rate = counts, (num_answers + gain) / duration
+            each = (num_answers + gain) / duration
+            others = 1 - len(counts) / num_answers
+            if duration <= limit and each > max(rate, (MIN_GAIN + OTHERS_GAIN * others) * num_answers / seconds):
+                best, rate = counts, each
         return best
 
     def _in_groups(self, plan: Plan, offers: Items[Offer], room: int, extra: ExtraSeconds) -> Iterator[Option]:
@@ -130,6 +122,22 @@ class Amounts:
             counts = {offer.number: share for offer, share in zip(offers, shares, strict=True) if share}
             seconds = self._passes(plan.num_tokens + count) + extra(len(counts), max(counts.values()))
             yield counts, float(gains[count - 1]), seconds
+
+
+def step_passes(plan: Plan, *, in_lanes: bool) -> list[int]:
+    """Returns the number of rows of each pass over the weights that a step with answers takes on a CPU."""
+    if not in_lanes:
+        return [plan.num_tokens]
+    if not plan.num_drafted and plan.num_decode == plan.num_answers:
+        return _run_lengths([chunk.sequence.sequence_id for chunk in plan.chunks])
+    sizes = {chunk.sequence.sequence_id: chunk.num_tokens + len(chunk.drafts) for chunk in plan.chunks}
+    rows, done = [], 0
+    while sizes:
+        shortest = min(sizes.values())
+        rows += [run * (shortest - done) for run in _run_lengths(sorted(sizes))]
+        sizes = {number: size for number, size in sizes.items() if size > shortest}
+        done = shortest
+    return rows
 
 
 def _run_lengths(ids: list[int]) -> list[int]:
