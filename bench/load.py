@@ -31,8 +31,8 @@ async def play(session: Session, chat: Chat, records: list[Record]) -> None:
     history: list[Message] = []
     for turn in session.turns:
         history.extend(turn.messages)
-        prompts = (turn.prompt,) if turn.prompt else ()
-        record = await chat(Ask(tuple(history), turn.max_tokens, fields=turn.fields, prompts=prompts))
+        asked = {"messages": (), "prompts": (turn.prompt,)} if turn.prompt else {"messages": tuple(history)}
+        record = await chat(Ask(**asked, max_tokens=turn.max_tokens, fields=turn.fields))
         records.append(record)
         if record.error is not None:
             return

@@ -1,39 +1,50 @@
 """Texts whose likely continuation repeats them: an edited file, quoted documents, and questions to ask again.
 
-A small model does not reliably do what it is asked. So a prompt ends inside of the wanted answer, which the model then
-continues. Without a chat template, the prompt is the same text in every server.
+A small model does not reliably do what it is asked, and a long answer drifts away from its text. So a prompt ends
+inside of the wanted answer, which the model then continues for some lines. The next prompt goes on from the wanted
+answer, not from the model's. Without a chat template, the prompts are the same text in every server.
 """
 
 from random import Random
 from typing import Final
 
+from bench.prose import passages
 from bench.words import WORDS
 
-OLD_NAME, NEW_NAME = "store", "archive"
-"""The name in the file, and its new name. It occurs twice in each function."""
+NAMES: Final = ("store", "archive", "depot")
+"""The name in the first version of the file, and in the further ones. It occurs twice in each function."""
 
 # Approximate numbers of SmolLM2's tokens.
-FUNCTION_TOKENS: Final = 56  # with the line between two functions
-EDIT_FRAME_TOKENS: Final = 35
+FUNCTION_TOKENS: Final = 60
+EDIT_FRAME_TOKENS: Final = 60
 BEGUN_SHARE: Final = 5
 """One function of this many is in the new file already."""
-DOCUMENTS: Final = 4
-FACT_TOKENS: Final = 11
-QUOTED_SHARE: Final = 3
-"""One fact of this many is quoted already."""
-RAG_FRAME_TOKENS: Final = 60
+FUNCTIONS_PER_TURN: Final = 2
+CHARACTERS_PER_TOKEN: Final = 3.5
+RAG_FRAME_TOKENS: Final = 80
+BEGUN_WORDS: Final = 12
+"""The words of a quote that the prompt has already."""
 
 
-def edited_file(n_tokens: int, rng: Random) -> str:
-    """A file of Python, then the beginning of the same file with a new name: about `n_tokens` tokens in all."""
-    count = max(2, (n_tokens - EDIT_FRAME_TOKENS) // FUNCTION_TOKENS)
+def edit_turns(n_tokens: int, turns: int, rng: Random) -> list[str]:
+    """Two versions of a file, with another name in each, then the beginning of a third: about `n_tokens` tokens in all.
+
+    The second version shows how to repeat the file. Each further prompt has two more functions of the third.
+    """
+    count = max(2, int((n_tokens - EDIT_FRAME_TOKENS) / FUNCTION_TOKENS / (2 + 1 / BEGUN_SHARE)))
     begun = max(1, count // BEGUN_SHARE)
-    functions = [_function(rng) for _ in range(count - begun)]
-    renamed = [function.replace(f"{OLD_NAME}.", f"{NEW_NAME}.") for function in functions[:begun]]
-    return (
-        f"The file `tools.py`:\n```python\n{_joined(functions)}```\n\n"
-        f"The same file, with `{OLD_NAME}` renamed to `{NEW_NAME}`:\n```python\n{_joined(renamed)}\n"
-    )
+    functions = [f"# {number}\n{_function(rng)}" for number in range(1, count + 1)]
+    first, second, third = ([function.replace("NAME.", f"{name}.") for function in functions] for name in NAMES)
+    return [
+        f"The file `tools.py`:\n```python\n{_joined(first)}```\n\n"
+        f"{_renamed(NAMES[0], NAMES[1])}{_joined(second)}```\n\n"
+        f"{_renamed(NAMES[1], NAMES[2])}{_joined(third[: begun + turn * FUNCTIONS_PER_TURN])}\n"
+        for turn in range(turns)
+    ]
+
+
+def _renamed(old: str, new: str) -> str:
+    return f"The same file, with `{old}` renamed to `{new}`:\n```python\n"
 
 
 def _joined(functions: list[str]) -> str:
@@ -46,32 +57,41 @@ def _function(rng: Random) -> str:
     number = rng.randint(2, 99)
     return (
         f"def {first}_{last}({one}, {two}):\n"
-        f"    {found} = {OLD_NAME}.find_{query}({one})\n"
+        f"    {found} = NAME.find_{query}({one})\n"
         f"    if {found} is None or {two} > {number}:\n"
-        f'        {OLD_NAME}.report("{event} {query}", {two})\n'
+        f'        NAME.report("{event} {query}", {two})\n'
         f"        return {number}\n"
         f"    return {found}.{event} + {two}\n"
     )
 
 
-def quoted_document(n_tokens: int, rng: Random) -> str:
-    """Documents with facts, and the beginning of an answer that quotes one of them: about `n_tokens` tokens in all."""
-    facts = max(3, int((n_tokens - RAG_FRAME_TOKENS) / FACT_TOKENS / (DOCUMENTS + 1 / QUOTED_SHARE)))
-    lists = [[_fact(rng) for _ in range(facts)] for _ in range(DOCUMENTS)]
-    names = [" ".join(rng.sample(WORDS, 2)).title() for _ in range(DOCUMENTS)]
-    asked = rng.randrange(DOCUMENTS)
-    titles = [f"# {number} {name}" for number, name in enumerate(names, 1)]
-    documents = "\n\n".join("\n".join((title, *each)) for title, each in zip(titles, lists, strict=True))
-    quoted = "\n".join((titles[asked], *lists[asked][: facts // QUOTED_SHARE]))
-    return (
-        f"{documents}\n\nQuestion: What is known about {names[asked]}?\n"
-        f"Answer: Document {asked + 1} says:\n\n{quoted}\n"
-    )
+def rag_turns(n_tokens: int, turns: int, rng: Random) -> list[str]:
+    """Documents, and the beginning of an answer that quotes one of them: about `n_tokens` tokens in all.
 
-
-def _fact(rng: Random) -> str:
-    one, two, three, four = rng.sample(WORDS, 4)
-    return f"- {one} {two}: {rng.randint(2, 999)} {three} {four}"
+    Each prompt asks for another document, as long as there are some. The first line is new to all caches.
+    """
+    texts, subject = passages(), " ".join(rng.sample(WORDS, 3))
+    chosen: list[tuple[str, str]] = []
+    room = (n_tokens - RAG_FRAME_TOKENS) * CHARACTERS_PER_TOKEN
+    for name, text in rng.sample(texts, len(texts)):
+        room -= len(text)
+        if chosen and room < 0:
+            break
+        chosen.append((name, text))
+    titles = [f"# {number} {name}" for number, (name, _) in enumerate(chosen, 1)]
+    documents = "\n\n".join(f"{title}\n{text}" for title, (_, text) in zip(titles, chosen, strict=True))
+    order = rng.sample(range(len(chosen)), len(chosen))
+    prompts = []
+    for turn in range(turns):
+        asked = order[turn % len(order)]
+        name, text = chosen[asked]
+        begun = " ".join(text.split(" ")[:BEGUN_WORDS])
+        prompts.append(
+            f"Documents about {subject}:\n\n{documents}\n\n"
+            f"Question: What does document {asked + 1} say about {name}?\n"
+            f"Answer: Document {asked + 1} says:\n\n{titles[asked]}\n{begun}"
+        )
+    return prompts
 
 
 def question(n_tokens: int, rng: Random) -> str:

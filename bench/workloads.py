@@ -102,7 +102,7 @@ _DEFAULTS: dict[Workload, tuple[int, int, int, int]] = {
     "agents": (8, 48, 1034, 24),
     "structured": (16, 16, 130, 64),
     "edit": (8, 8, 1930, 384),
-    "rag": (8, 8, 1130, 192),
+    "rag": (8, 24, 1130, 96),
     "regenerate": (8, 8, 70, 128),
     "trace": (0, 0, 0, 0),
     "fairness": (64, 30, 90, 32),
@@ -110,14 +110,14 @@ _DEFAULTS: dict[Workload, tuple[int, int, int, int]] = {
     "tenants": (8, 0, 734, 32),
 }
 _SECONDS: dict[Workload, float] = {"weights": 60.0, "tenants": 60.0}
-_TURNS: dict[Workload, int] = {"multiturn": 4, "agents": 6}
+_TURNS: dict[Workload, int] = {"multiturn": 4, "agents": 6, "rag": 3}
 # Settings that a workload fixes, so the user cannot set them.
 _FIXED: dict[Workload, frozenset[str]] = {
     "single": frozenset({"users"}),
     "burst": frozenset({"requests"}),
     "interference": frozenset({"requests"}),
     "structured": frozenset({"requests"}),
-    **dict.fromkeys(REPEATING, frozenset({"requests"})),
+    "regenerate": frozenset({"requests"}),
     "trace": frozenset({"users", "requests", "prompt_tokens", "output_tokens"}),
     "weights": frozenset({"requests"}),
     "tenants": frozenset({"requests"}),
@@ -137,9 +137,9 @@ def resolve(given: Settings) -> Settings:
     users, requests, prompt_tokens, output_tokens = _DEFAULTS[workload]
     users = given.users or users
     turns = given.turns or _TURNS.get(workload, 1)
-    if workload in ("uniform", "structured", *REPEATING):
+    if workload in ("uniform", "structured", "regenerate"):
         requests = users
-    elif workload in _TURNS:
+    elif workload in _TURNS or workload == "edit":
         requests = users * turns
     elif workload == "trace":
         if given.trace is None:
@@ -244,19 +244,17 @@ def agents(settings: Settings, rng: Random) -> list[Session]:
 
 
 def edit(settings: Settings, rng: Random) -> list[Session]:
-    """Each answer repeats a file of its own with a new name in it. It begins inside of the new file."""
-    return _completions([repeats.edited_file(settings.prompt_tokens, rng) for _ in range(settings.requests)], settings)
+    """Each user's answers repeat a file with a new name in it, from one place after another."""
+    return [_completions(repeats.edit_turns(settings.prompt_tokens, n, rng), settings) for n in _turns(settings)]
 
 
 def rag(settings: Settings, rng: Random) -> list[Session]:
-    """Each answer quotes one document of several."""
-    return _completions(
-        [repeats.quoted_document(settings.prompt_tokens, rng) for _ in range(settings.requests)], settings
-    )
+    """Each user's answers quote one document after another."""
+    return [_completions(repeats.rag_turns(settings.prompt_tokens, n, rng), settings) for n in _turns(settings)]
 
 
-def _completions(prompts: Sequence[str], settings: Settings) -> list[Session]:
-    return [Session((Turn((), settings.output_tokens, prompt=prompt),)) for prompt in prompts]
+def _completions(prompts: Sequence[str], settings: Settings) -> Session:
+    return Session(tuple(Turn((), settings.output_tokens, prompt=prompt) for prompt in prompts))
 
 
 def questions(settings: Settings, rng: Random) -> list[Session]:

@@ -106,11 +106,11 @@ def test_a_shared_prefix_uses_memory_once(talks_of: Talks, loop: BareLoop, by_tu
 
 @pytest.fixture(scope="module")
 def drafting(model_path: str) -> BareLoop:
-    return BareLoop(Path(model_path), lanes=4, lane_tokens=256, threads=1, verified_rows=16)
+    return BareLoop(Path(model_path), lanes=4, lane_tokens=512, threads=1, verified_rows=16)
 
 
 def test_drafts_make_fewer_and_larger_steps_of_the_same_tokens(talks_of: Talks, drafting: BareLoop) -> None:
-    talks, users = talks_of(Settings(workload="edit", users=2, prompt_tokens=180, output_tokens=20))
+    talks, users = talks_of(Settings(workload="edit", users=2, turns=1, prompt_tokens=180, output_tokens=20))
     records = drafting.play(talks, users, Schedule(prompts_first=True, drafts=5))
     assert [record.completion_tokens for record in records] == [20, 20]
     assert {len(record.chunks) for record in records} == {1 + 4}, "19 tokens after the first, 6 in each step"
@@ -119,7 +119,7 @@ def test_drafts_make_fewer_and_larger_steps_of_the_same_tokens(talks_of: Talks, 
 
 
 def test_numbers_of_drafts_are_rated_up_to_the_rows_of_a_step(talks_of: Talks, drafting: BareLoop) -> None:
-    talks, _ = talks_of(Settings(workload="rag", users=2, prompt_tokens=200, output_tokens=8))
+    talks, _ = talks_of(Settings(workload="edit", users=2, turns=1, prompt_tokens=180, output_tokens=8))
     drafting.empty()
     rates = drafting.drafting_rates(talks)
     assert list(rates) == [drafts for drafts in DRAFTS if 2 * (drafts + 1) <= 16]

@@ -186,8 +186,8 @@ async def test_questions_that_are_asked_again_are_measured_the_second_time(autoj
 @pytest.mark.parametrize("workload", ["edit", "rag"])
 async def test_answers_that_repeat_a_text_are_completions(autojump_clock: MockClock, workload: Workload) -> None:
     chat = FakeChat()
-    settings = resolve(Settings(workload=workload, users=2, output_tokens=3))
+    settings = resolve(Settings(workload=workload, users=2, turns=2, output_tokens=3))
     repetition = await once(settings, Random(0), chat)
-    assert [(len(ask.prompts), ask.messages) for ask in chat.asks] == [(1, ()), (1, ())]
-    assert len({ask.prompts for ask in chat.asks}) == 2
+    assert [(len(ask.prompts), ask.messages) for ask in chat.asks] == [(1, ())] * 4
+    assert len({ask.prompts for ask in chat.asks}) == 4
     assert repetition.measures["repeated_share"] is None, "the fake's answers have two words"

@@ -1,43 +1,58 @@
 """Texts whose likely continuation repeats them."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.repeats import NEW_NAME, OLD_NAME, edited_file, question, quoted_document, repeated_share
+from bench.repeats import NAMES, edit_turns, question, rag_turns, repeated_share
 
 if TYPE_CHECKING:
     from api.text.tokenizer import Tokenizer
 
 
-def test_the_new_file_begins_as_the_old_one_with_another_name() -> None:
-    text = edited_file(1930, Random(1))
-    _, old, new = text.split("```python\n")
-    old = old.partition("```")[0]
-    assert OLD_NAME not in new.replace(f"`{OLD_NAME}`", "")
-    assert new.count(f"{NEW_NAME}.") >= 8, "the model has seen the change"
-    begun = new.rstrip("\n")
-    assert old.replace(f"{OLD_NAME}.", f"{NEW_NAME}.").startswith(begun)
-    assert len(begun) < len(old) / 3, "there is much left to repeat"
+def test_a_file_is_repeated_with_another_name() -> None:
+    prompts = edit_turns(1930, 3, Random(1))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(prompts))
+    for text in prompts:
+        _, *versions = text.split("```python\n")
+        first, second, third = (version.partition("```")[0].rstrip("\n") for version in versions)
+        assert first.replace(f"{NAMES[0]}.", f"{NAMES[1]}.") == second
+        whole = first.replace(f"{NAMES[0]}.", f"{NAMES[2]}.")
+        assert whole.startswith(third)
+        assert third.count(f"{NAMES[2]}.") >= 4, "the model has seen the change"
+        assert len(third) < 0.6 * len(whole), "there is much left to repeat"
 
 
-Maker = Callable[[int, Random], str]
+Make = Callable[[int, int, Random], list[str]]
 
 
-@pytest.mark.parametrize("make", [edited_file, quoted_document, question])
-def test_texts_follow_from_the_seed_and_have_about_the_wanted_length(tokenizer: "Tokenizer", make: Maker) -> None:
-    assert make(900, Random(1)) == make(900, Random(1)) != make(900, Random(2))
-    for length in (60, 900, 2000) if make is question else (900, 2000):
-        tokens = len(tokenizer.encode(make(length, Random(1)), parse_special=True))
-        assert abs(tokens - length) < 0.1 * length, (make.__name__, length, tokens)
+@pytest.mark.parametrize("make", [edit_turns, rag_turns])
+@pytest.mark.parametrize("length", [900, 1930])
+def test_texts_follow_from_the_seed_and_have_about_the_wanted_length(
+    tokenizer: "Tokenizer", make: Make, length: int
+) -> None:
+    assert make(length, 2, Random(1)) == make(length, 2, Random(1)) != make(length, 2, Random(2))
+    for seed in range(5):
+        tokens = len(tokenizer.encode(make(length, 1, Random(seed))[0], parse_special=True))
+        assert 0.75 * length < tokens < 1.1 * length, (make.__name__, length, tokens)
 
 
-def test_an_answer_continues_a_quote() -> None:
-    documents, _, answer = quoted_document(1130, Random(3)).rpartition("Answer: ")
-    quoted = answer.split("\n\n", 1)[1].rstrip("\n")
-    assert documents.count(quoted) == 1
+def test_a_question_has_the_wanted_length(tokenizer: "Tokenizer") -> None:
+    for length in (60, 900):
+        assert len(tokenizer.encode(question(length, Random(1)), parse_special=True)) == pytest.approx(length, rel=0.1)
+
+
+def test_each_answer_continues_the_quote_of_another_document() -> None:
+    prompts = rag_turns(1130, 3, Random(3))
+    assert len(set(prompts)) == 3
+    documents = {prompt.rpartition("\n\nQuestion: ")[0] for prompt in prompts}
+    assert len(documents) == 1, "the documents are cached"
+    for prompt in prompts:
+        quoted = prompt.rpartition(" says:\n\n")[2]
+        assert next(iter(documents)).count(quoted) == 1
 
 
 @pytest.mark.parametrize(
