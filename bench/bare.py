@@ -18,11 +18,12 @@ import numpy as np
 from bench.records import BenchError, Record
 from bench.talks import Conversation, Talk
 from scheduler.config import EngineConfig
-from scheduler.llama.context import MAX_SEQUENCE_IDS, Context
+from scheduler.llama.context import Context
 from scheduler.llama.kv_memory import LaneMemory, PoolMemory
 from scheduler.llama.model import Model
 from scheduler.llama.proof import measure
-from scheduler.sizing import IDLE_SHARE, choose
+from scheduler.shapes import MAX_SEQUENCE_IDS
+from scheduler.sizing import IDLE_SHARE, Machine, choose
 
 CHUNKS: Final = (64, 128, 256, 512)
 FILL_TOKENS: Final = 256
@@ -75,14 +76,9 @@ class BareLoop:
         config = EngineConfig(str(model_path), kv_tokens=kv_tokens, threads=threads)
         self._model = Model(str(model_path), config.gpu_layers)
         kv_bytes = measure(self._model, config).bytes_per_token
-        sizes = choose(
-            config,
-            trained_context=self._model.trained_context,
-            model_bytes=self._model.num_bytes,
-            kv_bytes_per_token=kv_bytes,
-            on_gpu=False,
-        )
-        self.kv_tokens = lanes * lane_tokens or sizes.kv_tokens
+        trained, num_bytes = self._model.trained_context, self._model.num_bytes
+        sizes = choose(config, Machine(trained, num_bytes, kv_bytes, on_gpu=False))
+        self.kv_tokens = lanes * lane_tokens or sizes.kv_max
         self.cheap_tokens = int(IDLE_SHARE * self._model.num_bytes / kv_bytes)
         num_ids = lanes or MAX_SEQUENCE_IDS
         self._context = Context(

@@ -231,6 +231,13 @@ class KVCache:
         layout.adopt(self._handles)
         return lost
 
+    def trim(self) -> None:
+        """Give back the pages that running handles have reserved for tokens that are not computed."""
+        for handle in self._handles:
+            spare = handle.num_pages - num_pages_for(handle.num_tokens)
+            handle.num_pages -= spare
+            self._layout.reserve(-spare)
+
     def evict_oldest(self) -> int:
         """Evict the idle handle that was used least recently. Returns its number of tokens; 0 if there is none."""
         idle = (handle for handle in self._handles if not handle.running)

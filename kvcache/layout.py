@@ -86,7 +86,7 @@ class Layout(Protocol):
         """A new or idle handle is about to run and to hold these pages."""
 
     def reserve(self, num_pages: int) -> None:
-        """A running handle takes `num_pages` free pages."""
+        """A running handle takes `num_pages` free pages. A negative number gives pages back."""
 
     def merge(self, page: Page) -> None:
         """A running handle has computed a page that others hold, and uses their cells from now on.

@@ -53,7 +53,7 @@ def _serve(config: EngineConfig, link: Link, record: CrashRecord) -> int:
         link.send(Failed(str(error), error.missing_bytes if isinstance(error, NoMemoryError) else 0))
         return 1
     link.send(Ready(parts.info))
-    Engine(parts.scheduler, parts.runner, parts.compiler, link, parts.embedder, record).run()
+    Engine(parts.scheduler, parts.runner, parts.compiler, link, parts.embedder, record, parts.elastic).run()
     return 0
 
 

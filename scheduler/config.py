@@ -23,7 +23,11 @@ class EngineConfig:
     max_seqs: int | None = None
     """Maximum number of sequences that run at once."""
     kv_tokens: int | None = None
-    """Size of the KV memory in tokens, for all sequences together."""
+    """Fixed size of the KV memory in tokens, for all sequences together."""
+    kv_start: int | None = None
+    """Size of the KV memory at the start. Later it follows the load."""
+    kv_max: int | None = None
+    """Size of the KV memory at most."""
     batch_tokens: int | None = None
     """Token budget of a step."""
     itl_target: float | None = None
@@ -81,6 +85,8 @@ class EngineInfo:
     gpu_layers: int
     """Layers that are on a GPU; 0 without one."""
     load_seconds: float
+    kv_max: int = 0
+    """Tokens of the KV memory at most. `kv_tokens` and `kv_bytes` are those of the start."""
     tier: TierKind = "none"
     generates: bool = True
     """Whether the model generates text. Encoders only make embeddings."""

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from kvcache.statistics import CacheStatistics
 from scheduler.crash_record import CrashRecord
+from scheduler.elastic import POLL_SECONDS, Elastic, ElasticStatistics
 from scheduler.embedder import Embedder, EmbedderStatistics
 from scheduler.failures import RequestError, attempt
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler
@@ -26,7 +27,7 @@ QUEUE_SECONDS: Final = 1.0
 class Wire(Protocol):
     """The part of scheduler.link.Link that the engine uses."""
 
-    def receive(self, *, wait: bool) -> list[Message | Compiled]: ...
+    def receive(self, *, wait: bool, seconds: float | None = None) -> list[Message | Compiled]: ...
     def post(self, compiled: Compiled) -> None: ...
     def send(self, message: Message) -> None: ...
     def send_outputs(self, outputs: list[Output]) -> None: ...
@@ -43,14 +44,18 @@ class Engine:
         wire: Wire,
         embedder: Embedder | None = None,
         record: CrashRecord | None = None,
+        elastic: Elastic | None = None,
     ) -> None:
-        """`record` gets the requests that are being computed."""
+        """`record` gets the requests that are being computed. `elastic` is None if the KV memory has a fixed size."""
         self._scheduler = scheduler
         self._runner = runner
         self._compiler = compiler
         self._wire = wire
         self._embedder = embedder
         self._record = record or CrashRecord()
+        self._elastic = elastic
+        self._is_stuck = False
+        """Whether no sequence could go on in the last step, because the KV memory must grow first."""
         self._compiling: set[int] = set()
         """Requests whose grammars are being compiled. They are not in the scheduler yet."""
         self._stopping = False
@@ -63,8 +68,10 @@ class Engine:
             if not self._scheduler.has_work:
                 self._scheduler.cache.check_integrity()
             self._report_queue()
-            for message in self._wire.receive(wait=not (self._scheduler.has_work or self._has_texts)):
+            for message in self._receive():
                 self._handle(message)
+            if self._elastic is not None and not self._stopping:
+                self._elastic.step()
             if self._scheduler.has_work and not self._stopping:
                 self._wire.send_outputs(self._step())
                 self._record.computing(())
@@ -72,6 +79,14 @@ class Engine:
                 self._read_texts()
                 self._record.computing(())
         self._scheduler.cache.close(CLOSE_SECONDS)
+
+    def _receive(self) -> list[Message | Compiled]:
+        is_idle = not (self._scheduler.has_work or self._has_texts)
+        if self._elastic is None:
+            return self._wire.receive(wait=is_idle)
+        if is_idle:
+            return self._wire.receive(wait=True, seconds=self._elastic.patience)
+        return self._wire.receive(wait=self._is_stuck and not self._has_texts, seconds=POLL_SECONDS)
 
     def _report_queue(self) -> None:
         """Send the order of the waiting requests to the API, at most once in QUEUE_SECONDS."""
@@ -86,6 +101,9 @@ class Engine:
 
     def _step(self) -> list[Output]:
         plan = self._scheduler.plan()
+        self._is_stuck = not plan.chunks
+        if self._is_stuck:
+            return []
         self._record.computing([chunk.sequence.request_id for chunk in plan.chunks])
         result = attempt_step(self._runner.run, plan)
         if isinstance(result, StepError):
@@ -120,7 +138,7 @@ class Engine:
                 if self._embedder is not None:
                     self._embedder.cancel(request_id)
             case Inspect():
-                self._wire.send(report(self._scheduler, self._embedder))
+                self._wire.send(report(self._scheduler, self._embedder, self._elastic))
             case Stop():
                 self._stopping = True
             case _:
@@ -154,13 +172,16 @@ class Engine:
             self._wire.send(refusal)
 
 
-def report(scheduler: Scheduler, embedder: Embedder | None = None) -> Report:
+def report(scheduler: Scheduler, embedder: Embedder | None = None, elastic: Elastic | None = None) -> Report:
     """The statistics of an engine."""
     embeddings = _plain(embedder.statistics()) if embedder is not None else {}
-    return Report(_plain(scheduler.statistics()), _plain(scheduler.cache.statistics()), embeddings)
+    memory = _plain(elastic.statistics()) if elastic is not None else {}
+    return Report(_plain(scheduler.statistics()), _plain(scheduler.cache.statistics()), embeddings, memory)
 
 
-def _plain(statistics: SchedulerStatistics | CacheStatistics | EmbedderStatistics) -> dict[str, Any]:
+def _plain(
+    statistics: SchedulerStatistics | CacheStatistics | EmbedderStatistics | ElasticStatistics,
+) -> dict[str, Any]:
     """The fields by name. Unlike `asdict` it copies nothing, which took most of the time with many tenants."""
     return {item.name: getattr(statistics, item.name) for item in dataclasses.fields(statistics)}
 

@@ -39,9 +39,12 @@ class Link:
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         threading.Thread(target=self._write, name="sender", daemon=True).start()
 
-    def receive(self, *, wait: bool) -> list[Message | Compiled]:
-        """Returns all messages that have arrived. With `wait`, waits for at least one."""
-        messages = [self._inbox.get()] if wait else []
+    def receive(self, *, wait: bool, seconds: float | None = None) -> list[Message | Compiled]:
+        """Returns all messages that have arrived. With `wait`, waits for at least one, or for `seconds`."""
+        messages: list[Message | Compiled] = []
+        if wait:
+            with contextlib.suppress(queue.Empty):
+                messages.append(self._inbox.get(timeout=seconds))
         while not self._inbox.empty():
             messages.append(self._inbox.get_nowait())
         return messages

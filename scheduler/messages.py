@@ -230,6 +230,8 @@ class Report:
     cache: dict[str, Any]
     embedder: dict[str, Any] = field(default_factory=dict)
     """Empty if the model makes no embeddings."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """The size of the KV memory; empty if it is fixed."""
 
 
 Message = Submit | Embed | Cancel | Inspect | Stop | Ready | Failed | Step | Queue | Embedded | Report

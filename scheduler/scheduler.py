@@ -14,6 +14,8 @@ from collections.abc import Callable
 from operator import attrgetter
 
 from kvcache.cache import KVCache
+from kvcache.layout import Layout
+from kvcache.memory import Memory
 from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES, Hit
 from scheduler.drafts.drafting import Drafting
 from scheduler.failures import InvalidLogitsError, RequestError, failure_of
@@ -24,6 +26,7 @@ from scheduler.plan import Chunk, NoRoomError, Plan, Result, StepError
 from scheduler.planner import Planner
 from scheduler.queue import FirstComeFirstServed, Policy
 from scheduler.sequence import FINISH_REASONS, Sequence, Status
+from scheduler.shapes import Demand, room_for
 from scheduler.statistics import SchedulerStatistics
 from scheduler.suspects import Suspects
 
@@ -76,6 +79,10 @@ class Scheduler:
         """All sequences that have not ended, by request id."""
         self._running: list[Sequence] = []
         """In order of arrival. The policy has the waiting sequences."""
+        self.awaits_memory = False
+        """Whether larger KV memory is being opened. Then a sequence without room waits, and preempts no other one."""
+        self.holds = False
+        """Whether no sequence may be admitted, because the KV memory is about to be moved."""
         self._arrivals = 0
         self._steps = 0
         self._step_seconds = 0.0
@@ -129,11 +136,19 @@ class Scheduler:
     # -- plan --------------------------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """Plan the next step. Reserves pages for all known tokens of the running sequences."""
-        self._admit()
-        for sequence in tuple(self._running):
-            self._reserve(sequence)
-        plan = self._planner.plan(self._unsuspected())  # after all preemptions
+        """Plan the next step. Reserves pages for all known tokens of the sequences in it.
+
+        The plan is empty if no sequence can go on before the KV memory has grown.
+        """
+        if not self.holds:
+            self._admit()
+        stuck = {sequence.request_id for sequence in tuple(self._running) if not self._reserve(sequence)}
+        ready = self._running  # after all preemptions
+        if stuck:
+            ready = [sequence for sequence in ready if sequence.request_id not in stuck]
+        if not ready:
+            return Plan()
+        plan = self._planner.plan(self._unsuspected(ready))
         if self._drafting.is_on and not self._suspects:
             self._drafting.extend(plan, self._reserve_drafts)
         return plan
@@ -145,12 +160,12 @@ class Scheduler:
         self.cache.reserve_free(sequence.handle, num_known + num_tokens, spare_pages=len(self._running))
         return min(num_tokens, sequence.handle.num_pages * PAGE_TOKENS - num_known)
 
-    def _unsuspected(self) -> list[Sequence]:
-        """Returns the running sequences that may be in the next step: all, unless there are suspects."""
+    def _unsuspected(self, ready: list[Sequence]) -> list[Sequence]:
+        """Returns the sequences of `ready` that may be in the next step: all, unless there are suspects."""
         if not self._suspects:
-            return self._running
-        chosen = self._suspects.choose([sequence.request_id for sequence in self._running])
-        return [sequence for sequence in self._running if sequence.request_id in chosen]
+            return ready
+        chosen = self._suspects.choose([sequence.request_id for sequence in ready])
+        return [sequence for sequence in ready if sequence.request_id in chosen]
 
     def _admit(self) -> None:
         """Admit waiting sequences. Waits for the disk only if nothing runs."""
@@ -163,6 +178,8 @@ class Scheduler:
         if self._is_full and not self._policy.contends():
             return False
         for sequence in self._policy.candidates(self._num_cached):
+            if sequence.num_known > self.cache.max_tokens:  # it waits until the memory has grown
+                continue
             hit = self._lookup(sequence)
             if hit.stored.arriving:
                 is_arriving = True
@@ -181,7 +198,7 @@ class Scheduler:
 
     @property
     def _is_full(self) -> bool:
-        return len(self._running) >= self._max_running
+        return len(self._running) >= min(self._max_running, self.cache.num_ids)
 
     def _acquire(self, sequence: Sequence, hit: Hit) -> bool:
         """Give the sequence memory, and preempt others as far as the policy wants. Returns whether there is enough."""
@@ -190,6 +207,8 @@ class Scheduler:
                 sequence.handle = self.cache.acquire(bytes(sequence.known), hit, len(self._running))
             if sequence.handle is not None:
                 return True
+            if self.awaits_memory:
+                return False
             victim = self._policy.gives_way(sequence, self._running)
             if victim is None:
                 return False
@@ -220,10 +239,16 @@ class Scheduler:
             for other in self._running
         )
 
-    def _reserve(self, sequence: Sequence) -> None:
-        """Reserve pages for the sequence's known tokens. Preempts other sequences, or itself, if necessary."""
+    def _reserve(self, sequence: Sequence) -> bool:
+        """Reserve pages for the sequence's known tokens. Preempts other sequences, or itself, if necessary.
+
+        Returns False if the sequence must wait until the memory has grown. Others then go on.
+        """
         while sequence.handle is not None and not self.cache.reserve(sequence.handle, sequence.num_known):
+            if self.awaits_memory or sequence.num_known > self.cache.max_tokens:
+                return False
             self._preempt(self._policy.victim(self._running))
+        return True
 
     def _preempt(self, sequence: Sequence) -> None:
         """Release the sequence's memory and let it wait again. Pages that are evicted meanwhile are computed again."""
@@ -235,6 +260,36 @@ class Scheduler:
         self._preemptions += 1
         self._policy.preempted(sequence)
         self._drafting.ended(sequence)
+
+    # -- KV memory that follows the load -------------------------------------------------------------------------------
+
+    def demand(self) -> Demand:
+        """Returns how much KV memory the sequences need now."""
+        sequences = self._sequences.values()
+        waiting = sum(sequence.num_known for sequence in sequences if sequence.handle is None)
+        longest = max((room_for(sequence.num_known, sequence.max_known) for sequence in sequences), default=0)
+        return Demand(len(sequences), longest, self.cache.num_held * PAGE_TOKENS + waiting)
+
+    def preempt_one(self) -> bool:
+        """Preempt the policy's victim, so that less has to be moved. Returns False if only one sequence runs."""
+        if len(self._running) < 2:
+            return False
+        self._preempt(self._policy.victim(self._running))
+        return True
+
+    def move(self, memory: Memory, layout: Layout) -> None:
+        """Go on in another memory. Preempts the sequences that do not fit, and those whose KV it refuses."""
+        self.cache.trim()
+        for sequence in tuple(self._running):
+            assert sequence.handle is not None, "running sequences have memory"
+            if sequence.handle.num_pages > layout.max_pages:
+                self._preempt(sequence)
+        while self._running and (len(self._running) > layout.num_ids or self.cache.num_held > layout.num_pages):
+            self._preempt(self._policy.victim(self._running))
+        lost = self.cache.move(memory, layout)
+        for sequence in [sequence for sequence in self._running if sequence.handle in lost]:
+            self._preempt(sequence)
+        self._max_running = self._max_seqs
 
     # -- commit ------------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,20 @@ from typing import Final, Literal
 
 import psutil
 
-from kvcache.tree import PAGE_TOKENS
-from scheduler.config import EngineConfig
+from scheduler.config import EngineConfig, TierKind
+from scheduler.errors import ModelError
 from scheduler.machine import cores
+from scheduler.shapes import (
+    CELLS,
+    MAX_SEQUENCE_IDS,
+    START_LANES,
+    START_TOKENS,
+    LaneShapes,
+    PoolShapes,
+    Shape,
+    whole_cells,
+    whole_pages,
+)
 
 DEFAULT_CTX_LEN: Final = 8192
 DEFAULT_BATCH_TOKENS: Final = 512
@@ -24,6 +35,12 @@ TILE_TOKENS: Final = 64
 """From this number of tokens on, llama.cpp's flash attention on a CPU computes blocks of that many rows over all cells
 that any row of the block needs. Answers of many sequences in one block need nearly all used cells. 24 answers and 64
 tokens of a prompt took 520 ms in one step, but 137 ms and about 250 ms in separate steps."""
+MIN_LANES: Final = 8
+"""Lanes need memory for this many whole contexts. Then even a sequence that needs a whole context, and makes all lanes
+as long, leaves room for as many sequences as a CPU needs for most of its throughput: with a model of 135M, 4 lanes give
+0.81 and 16 lanes 0.99 of the tokens per second of 32."""
+START_STATES: Final = 4
+"""Sequence ids of a model with recurrent states at the start."""
 MEMORY_SHARE: Final = 0.5
 """Share of the available memory that KV memory takes at most, if the user set no size."""
 HOST_SHARE: Final = 0.25
@@ -41,7 +58,8 @@ Layout = Literal["pool", "lanes"]
 class Sizes:
     ctx_len: int
     max_seqs: int
-    kv_tokens: int
+    shapes: LaneShapes | PoolShapes
+    """The sizes of the KV memory: at the start, and at most. If they are equal, it stays as it is."""
     idle_tokens: int
     """Tokens of KV memory that idle pages may fill before they go to a tier, if there is one. On a GPU, no limit."""
     batch_tokens: int
@@ -53,29 +71,64 @@ class Sizes:
     """Maximum tokens of answers in a step."""
     threads: int
 
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of the KV memory at the start."""
+        return self.shapes.start.tokens
 
-def choose(
-    config: EngineConfig, *, trained_context: int, model_bytes: int, kv_bytes_per_token: int, on_gpu: bool
-) -> Sizes:
-    """Returns the configured sizes, with defaults for the options that are None. `kv_tokens` limits the context."""
-    ctx_len = config.ctx_len or min(DEFAULT_CTX_LEN, trained_context or DEFAULT_CTX_LEN)
-    max_seqs = config.max_seqs or (64 if on_gpu else 32)
+    @property
+    def kv_max(self) -> int:
+        """Tokens of the KV memory at most."""
+        return self.shapes.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a model needs on this machine."""
+
+    trained_context: int
+    model_bytes: int
+    kv_bytes_per_token: int
+    on_gpu: bool
+    shares_ids: bool = True
+    """Whether sequence ids cost no memory. With recurrent states, each id has one."""
+    original_context: int = 1 << 30
+    """Some models compute other KV in a context that is longer than this. So the size must not change across it."""
+    rescales: bool = False
+    """Whether the model's file names an original context, so that this probably is such a model."""
+    moves: TierKind = "pages"
+    """Which KV can be moved. If none can, the size must not change."""
+
+
+def check_sizes(config: EngineConfig) -> None:
+    """Raises ModelError if the configured sizes of the KV memory contradict each other."""
+    if config.kv_tokens and (config.kv_start or config.kv_max):
+        raise ModelError("--kv-tokens is a fixed size of the KV cache, so it allows no --kv-start and no --kv-max")
+    if config.kv_start and config.kv_max and config.kv_start > config.kv_max:
+        raise ModelError(f"--kv-start ({config.kv_start}) must not be more than --kv-max ({config.kv_max})")
+
+
+def choose(config: EngineConfig, machine: Machine) -> Sizes:
+    """Returns the configured sizes, with defaults for the options that are None. The KV memory limits the context."""
+    ctx_len = config.ctx_len or min(DEFAULT_CTX_LEN, machine.trained_context or DEFAULT_CTX_LEN)
+    max_seqs = config.max_seqs or (64 if machine.on_gpu else 32)
     batch_tokens = max(config.batch_tokens or DEFAULT_BATCH_TOKENS, max_seqs + 64)
-    lane_tokens = _lane(-(-config.kv_tokens // max_seqs) if config.kv_tokens else ctx_len)
-    layout, reason = _layout(config, ctx_len, lane_tokens, max_seqs * lane_tokens * kv_bytes_per_token, on_gpu)
+    on_gpu, affordable = machine.on_gpu, _affordable(config, machine)
+    layout, reason = _layout(config, machine, ctx_len, max_seqs, affordable)
+    shapes: LaneShapes | PoolShapes
     if layout == "lanes":
-        kv_tokens = max_seqs * lane_tokens
-        ctx_len = min(ctx_len, lane_tokens)
+        shapes = _lanes(config, machine, ctx_len, max_seqs, affordable)
+        ctx_len = min(ctx_len, shapes.max_lane)
     else:
-        kv_tokens = _whole_pages(
-            config.kv_tokens or _pool(ctx_len, max_seqs, model_bytes, kv_bytes_per_token, available_bytes(config))
-        )
+        shapes = _pool(config, machine, ctx_len, max_seqs, affordable)
+        ctx_len = min(ctx_len, shapes.max_tokens)
     tiled = not on_gpu and layout == "pool" and config.flash_attn != "off" and config.kv_type in {"f16", "f32"}
+    idle_tokens = int(TIERED_IDLE_SHARE * machine.model_bytes / max(1, machine.kv_bytes_per_token))
     return Sizes(
-        ctx_len=min(ctx_len, kv_tokens),
+        ctx_len=ctx_len,
         max_seqs=max_seqs,
-        kv_tokens=kv_tokens,
-        idle_tokens=kv_tokens if on_gpu else int(TIERED_IDLE_SHARE * model_bytes / max(1, kv_bytes_per_token)),
+        shapes=shapes,
+        idle_tokens=shapes.max_tokens if on_gpu else idle_tokens,
         batch_tokens=batch_tokens,
         layout=layout,
         layout_reason=reason,
@@ -83,6 +136,13 @@ def choose(
         max_answers=TILE_TOKENS - 1 if tiled else batch_tokens,
         threads=config.threads or cores(),
     )
+
+
+def _affordable(config: EngineConfig, machine: Machine) -> int:
+    """Returns the tokens that the KV memory may have at most, if the user gave no fixed size."""
+    if config.kv_max:
+        return config.kv_max
+    return int(MEMORY_SHARE * available_bytes(config) / max(1, machine.kv_bytes_per_token))
 
 
 def available_bytes(config: EngineConfig) -> int:
@@ -105,43 +165,75 @@ def disk_bytes(config: EngineConfig, folder: Path) -> int:
     return min(MAX_TIER_BYTES, int(DISK_SHARE * shutil.disk_usage(there).free))
 
 
-def _layout(config: EngineConfig, ctx_len: int, lane_tokens: int, lane_bytes: int, on_gpu: bool) -> tuple[Layout, str]:
-    """Returns the layout and the reason for it. Lanes are faster if there is memory for a lane per sequence."""
+def _layout(config: EngineConfig, machine: Machine, ctx_len: int, max_seqs: int, affordable: int) -> tuple[Layout, str]:
+    """Returns the layout and the reason for it. Lanes are faster on a CPU, but all are as long as the longest one."""
     if config.kv_layout == "lanes":
         return "lanes", "as configured"
     if config.kv_layout == "pool":
         return "pool", "as configured"
-    if on_gpu:
+    if machine.on_gpu:
         return "pool", "on a GPU memory is scarce, and idle cells cost little"
     if config.host_cache == 0:
         return "pool", "without a host tier, only a pool can keep idle pages"
-    if lane_tokens < ctx_len:
-        return "pool", f"--kv-tokens is less than a context of {ctx_len} tokens for each sequence"
-    available = available_bytes(config)
-    share = f"{lane_bytes / GIB:.1f} GiB, a context for each sequence"
-    if lane_bytes > MEMORY_SHARE * available:
-        return "pool", f"lanes would take {share}, more than half of the {available / GIB:.1f} GiB available"
-    return "lanes", share
+    if machine.moves == "none":
+        return "pool", "pages evicted from lanes could not be kept"
+    lane = whole_cells(ctx_len)
+    if config.kv_tokens:
+        if config.kv_tokens < max_seqs * ctx_len:
+            return "pool", f"--kv-tokens is less than a context of {ctx_len} tokens for each sequence"
+        return "lanes", "--kv-tokens has a context for each sequence"
+    num_lanes, needed = affordable // lane, max_seqs if machine.moves == "sequences" else min(MIN_LANES, max_seqs)
+    if num_lanes < needed:
+        return "pool", f"there is memory for {num_lanes} contexts of {ctx_len} tokens, and lanes need {needed}"
+    return "lanes", f"there is memory for {num_lanes} contexts of {ctx_len} tokens, and lanes need {needed}"
 
 
-def _lane(num_tokens: int) -> int:
-    """Rounds up to a multiple of 256 cells, as llama.cpp does with lanes."""
-    return -(-num_tokens // 256) * 256
+def _lanes(config: EngineConfig, machine: Machine, ctx_len: int, max_seqs: int, affordable: int) -> LaneShapes:
+    if config.kv_tokens:
+        lane = whole_cells(-(-config.kv_tokens // max_seqs))
+        return LaneShapes(Shape(max_seqs, max_seqs * lane), max_seqs, lane, max_seqs * lane)
+    longest = whole_cells(ctx_len)
+    if config.kv_max:
+        longest = min(longest, max(config.kv_max // CELLS, 1) * CELLS)
+    max_tokens = min(max(affordable // longest, 1), max_seqs) * longest
+    if machine.moves == "none" or (machine.on_gpu and not config.kv_start):
+        return LaneShapes(Shape(max_tokens // longest, max_tokens), max_tokens // longest, longest, max_tokens)
+    start = config.kv_start or START_LANES * START_TOKENS
+    least = START_LANES
+    if machine.moves == "sequences":  # a state of a whole sequence can be loaded only into as many lanes
+        least = max_tokens // longest
+    lane = min(START_TOKENS, longest, whole_cells(start // least))
+    if longest > machine.original_context:
+        lane = longest
+    ids = min(max((config.kv_start or 0) // lane, least), max_seqs, max_tokens // lane)
+    if machine.moves == "sequences":
+        return LaneShapes(Shape(least, least * lane), least, longest, max_tokens)
+    return LaneShapes(Shape(ids, ids * lane), max_seqs, longest, max_tokens)
 
 
-def _pool(ctx_len: int, max_seqs: int, model_bytes: int, kv_bytes_per_token: int, available: int) -> int:
-    """Returns the size of a pool in tokens: two contexts, or more if IDLE_SHARE allows it, within MEMORY_SHARE.
+def _pool(config: EngineConfig, machine: Machine, ctx_len: int, max_seqs: int, affordable: int) -> PoolShapes:
+    """Returns the shapes of a pool. One of fixed size has two contexts, or more if IDLE_SHARE allows it.
 
-    The size is at least one context and at most one context per sequence. A recurrent model gets the maximum, because
-    its tokens take no memory.
+    Without a given size, it has at least one context. It has at most one context per sequence. A recurrent model gets
+    the maximum, because its tokens take no memory.
     """
-    kv_bytes_per_token = max(1, kv_bytes_per_token)
-    cheap = int(IDLE_SHARE * model_bytes / kv_bytes_per_token)
-    affordable = int(MEMORY_SHARE * available / kv_bytes_per_token)
-    wanted = min(max(2 * ctx_len, cheap), max(2, max_seqs) * ctx_len)
-    return max(min(wanted, affordable), ctx_len)
-
-
-def _whole_pages(num_tokens: int) -> int:
-    """Rounds up to 256 cells like llama.cpp, so that all cells are used. Rounds less than 256 up to whole pages."""
-    return -(-num_tokens // 256) * 256 if num_tokens >= 256 else -(-num_tokens // PAGE_TOKENS) * PAGE_TOKENS
+    ids = MAX_SEQUENCE_IDS if machine.shares_ids else max(2, max_seqs)
+    most = max(2, max_seqs) * ctx_len
+    is_fixed = machine.moves == "none" or (machine.on_gpu and not config.kv_start)
+    is_fixed |= machine.rescales and most > machine.original_context
+    if config.kv_tokens:
+        max_tokens, is_fixed = config.kv_tokens, True
+    elif config.kv_max:
+        max_tokens = min(most, config.kv_max)
+    elif is_fixed:
+        cheap = int(IDLE_SHARE * machine.model_bytes / max(1, machine.kv_bytes_per_token))
+        max_tokens = max(min(max(2 * ctx_len, cheap), most, affordable), ctx_len)
+    else:
+        max_tokens = max(min(most, affordable), ctx_len)
+    max_tokens = whole_pages(max_tokens)
+    if is_fixed:
+        return PoolShapes(Shape(ids, max_tokens), max_seqs, max_tokens)
+    start = (config.kv_start or START_LANES * min(START_TOKENS, ctx_len)) if machine.kv_bytes_per_token else max_tokens
+    if not machine.shares_ids:
+        ids = min(ids, START_STATES)
+    return PoolShapes(Shape(ids, min(whole_pages(start), max_tokens)), max_seqs, max_tokens)

@@ -45,9 +45,27 @@ class ModelFlags:
         int | None,
         Flag(
             min=64,
-            help="Size of the KV cache in tokens, for all sequences together.",
-            default="depends on the model and the machine",
-            note="If memory allows, a pool holds at least two full contexts.",
+            help="Fixed size of the KV cache in tokens, for all sequences together.",
+            default="the size follows the load",
+            note="Not together with `--kv-start` or `--kv-max`.",
+        ),
+    ] = None
+    kv_start: Annotated[
+        int | None,
+        Flag(
+            min=256,
+            help="Size of the KV cache in tokens at the start. Later it follows the load.",
+            default="4096, or less for short contexts",
+            note="On a GPU the size is fixed unless this flag is set.",
+        ),
+    ] = None
+    kv_max: Annotated[
+        int | None,
+        Flag(
+            min=256,
+            help="Size of the KV cache in tokens at most.",
+            default="half of the available memory",
+            note="Never more than a context for each sequence. A request that can never fit is refused.",
         ),
     ] = None
     batch_tokens: Annotated[

@@ -130,8 +130,9 @@ def _abilities(info: EngineInfo) -> str:
         return f"makes embeddings of texts of up to {info.max_text_tokens} tokens"
     layout = "lanes" if info.kv_layout == "lanes" else "one pool"
     kept = {"pages": "pages", "sequences": "whole sequences", "none": "nothing"}[info.tier]
+    tokens = f"{info.kv_tokens} to {info.kv_max}" if info.kv_max > info.kv_tokens else str(info.kv_tokens)
     drafts = f"; {info.draft_model} drafts" if info.draft_model else ""
     return (
-        f"answers (context {info.ctx_len}, {info.max_seqs} sequences at once, {info.kv_tokens} tokens of KV memory in "
+        f"answers (context {info.ctx_len}, {info.max_seqs} sequences at once, {tokens} tokens of KV memory in "
         f"{layout}: {info.kv_layout_reason}; the tiers keep {kept}{drafts})"
     )

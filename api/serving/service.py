@@ -23,6 +23,7 @@ from api.text.dialects import ToolUse
 from api.text.schemas import SchemaError
 from api.text.template import template_origin
 from api.text.tokenizer import Tokenizer
+from scheduler.config import EngineInfo
 from scheduler.messages import SamplingParams, Submit, ThoughtLimit
 
 DRY_BREAKERS: Final = ("\n", ":", '"', "*")
@@ -286,7 +287,7 @@ class ModelService:
         return {
             "engine_pid": info.pid,
             "context_length": info.ctx_len,
-            "kv": {"tokens": info.kv_tokens, "bytes": info.kv_bytes, "layout": info.kv_layout, "tier": info.tier} | kv,
+            "kv": _kv(info, report.memory) | kv,
             "running": report.scheduler["running"] + report.embedder.get("requests", 0),
             "waiting": report.scheduler["waiting"],
             "statistics": {"scheduler": report.scheduler, "cache": report.cache}
@@ -306,3 +307,17 @@ class ModelService:
             "statistics": None,
             "statistics_age": None,
         }
+
+
+def _kv(info: EngineInfo, memory: dict[str, Any]) -> dict[str, Any]:
+    """The size of the KV cache now and at most. `memory`: see Report."""
+    return {
+        "tokens": memory.get("kv_tokens", info.kv_tokens),
+        "max_tokens": memory.get("kv_max", info.kv_tokens),
+        "bytes": memory.get("kv_bytes", info.kv_bytes),
+        "grows": memory.get("grows", 0),
+        "shrinks": memory.get("shrinks", 0),
+        "move_seconds": memory.get("move_seconds", 0.0),
+        "layout": info.kv_layout,
+        "tier": info.tier,
+    }

@@ -20,8 +20,6 @@ from scheduler.plan import NoRoomError, StepError
 KV_TYPE_IDS: Final = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 """ggml's type numbers."""
 FLASH_ATTN_IDS: Final = {"auto": -1, "off": 0, "on": 1}
-MAX_SEQUENCE_IDS: Final = 256
-"""llama_max_parallel_sequences."""
 NO_ROOM: Final = 1
 """llama_decode's return code if the KV memory has no room for the batch."""
 PROBE_TOKENS: Final = 32

@@ -10,21 +10,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvcache.cache import KVCache
-from kvcache.lanes import LaneLayout
-from kvcache.layout import Layout
-from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_TOKENS
-from scheduler.config import EngineConfig
+from scheduler.config import EngineConfig, TierKind
 from scheduler.errors import ModelError, NoMemoryError
-from scheduler.llama.context import MAX_SEQUENCE_IDS, Context
-from scheduler.llama.kv_memory import LaneMemory, PoolMemory
+from scheduler.llama.context import Context
+from scheduler.llama.kv_memory import ContextMemory
 from scheduler.llama.model import Model, num_gpu_layers
 from scheduler.llama.open_tiers import Tiers, open_tiers
-from scheduler.llama.proof import Flaws, KVFacts, measure, prove
+from scheduler.llama.opener import ContextKind, ContextOpener
+from scheduler.llama.proof import Flaws, KVFacts, Moves, measure, prove, prove_moves
 from scheduler.llama.trial import TrialError
 from scheduler.plan import MAX_DRAFTED
 from scheduler.planner import MAX_SCORED_TOKENS
-from scheduler.sizing import GIB, Sizes, available_bytes, choose
+from scheduler.shapes import LaneShapes
+from scheduler.sizing import GIB, Machine, Sizes, available_bytes, choose
 
 _log = logging.getLogger("cortex.engine")
 
@@ -39,10 +38,16 @@ class Device:
     """The KV memory with its sizes, its cache and its tiers."""
 
     sizes: Sizes
-    kv_bytes: int
     context: Context
+    memory: ContextMemory
     cache: KVCache
     tiers: Tiers
+    opener: ContextOpener
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the KV memory at the start."""
+        return self.opener.num_bytes(self.sizes.shapes.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,32 +57,28 @@ class _Plan:
     config: EngineConfig
     sizes: Sizes
     facts: KVFacts
+    moves: Moves
     sharing: bool
 
 
 def open_device(config: EngineConfig, model: Model) -> Device:
     """Opens the KV memory. Raises ModelError with one line for the user if llama.cpp cannot compute the model."""
     try:
-        facts = measure(model, config)
-        plan = _plan(config, model, facts)
-        device = _open(plan, model)
-        if plan.sizes.layout == "lanes" and config.kv_layout == "auto" and device.tiers.kind == "none":
-            device.context.close()
-            device = _open(_plan(config, model, facts, "pages evicted from lanes could not be kept"), model)
+        return _open(_plan(config, model, measure(model, config)), model)
     except TrialError as error:
         raise ModelError(f"{config.model_path}: llama.cpp does not compute this model correctly: {error}") from error
-    return device
 
 
-def _plan(config: EngineConfig, model: Model, facts: KVFacts, why_pool: str = "") -> _Plan:
-    """Returns the first plan that passes its proof. A reason in `why_pool` forces the layout pool."""
+def _plan(config: EngineConfig, model: Model, facts: KVFacts) -> _Plan:
+    """Returns the first plan that passes its proof."""
+    why_pool = ""
     if config.kv_layout == "auto" and not model.shares_prefixes:
         why_pool = "the model has a recurrent state, not only KV cells"
     if model.architecture in ONE_AT_A_TIME:
         config = _one_at_a_time(config, "llama.cpp aborts if it computes several sequences of this architecture")
         why_pool = "only one sequence is computed at a time"
+    sizes = _sizes(config, model, facts, why_pool)
     while True:
-        sizes = _sizes(config, model, facts, why_pool)
         in_lanes, together = sizes.layout == "lanes", sizes.max_seqs > 1
         try:
             flaws = prove(model, config, facts, lanes=in_lanes, together=together)
@@ -93,7 +94,15 @@ def _plan(config: EngineConfig, model: Model, facts: KVFacts, why_pool: str = ""
         else:
             if flaws.sharing:
                 _log.warning("sequences share no prefixes: %s", flaws.sharing)
-            return _Plan(config, sizes, facts, sharing=model.shares_prefixes and not flaws.sharing)
+            sharing = model.shares_prefixes and not flaws.sharing
+            moves = prove_moves(model, config, facts, lanes=in_lanes, sharing=sharing)
+            sizes = _sizes(config, model, facts, why_pool, moves=moves.kind, sharing=sharing)
+            if in_lanes == (sizes.layout == "lanes"):
+                _refuse_without_memory(config, model, sizes.kv_tokens * facts.bytes_per_token)
+                return _Plan(config, sizes, facts, moves, sharing)
+            why_pool = sizes.layout_reason
+            continue
+        sizes = _sizes(config, model, facts, why_pool)
 
 
 def _one_at_a_time(config: EngineConfig, reason: str) -> EngineConfig:
@@ -101,20 +110,29 @@ def _one_at_a_time(config: EngineConfig, reason: str) -> EngineConfig:
     return dataclasses.replace(config, max_seqs=1)
 
 
-def _sizes(config: EngineConfig, model: Model, facts: KVFacts, why_pool: str) -> Sizes:
+def _sizes(
+    config: EngineConfig,
+    model: Model,
+    facts: KVFacts,
+    why_pool: str,
+    *,
+    moves: TierKind = "pages",
+    sharing: bool | None = None,
+) -> Sizes:
     if why_pool:
         config = dataclasses.replace(config, kv_layout="pool")
-    sizes = choose(
-        config,
+    machine = Machine(
         trained_context=model.trained_context,
         model_bytes=model.num_bytes,
         kv_bytes_per_token=facts.bytes_per_token,
         on_gpu=num_gpu_layers(config.gpu_layers, model.num_layers) > 0,
+        shares_ids=model.shares_prefixes if sharing is None else sharing,
+        original_context=model.original_context,
+        rescales=model.rescales,
+        moves=moves,
     )
-    if why_pool:
-        sizes = dataclasses.replace(sizes, layout_reason=why_pool)
-    _refuse_without_memory(config, model, sizes.kv_tokens * facts.bytes_per_token)
-    return sizes
+    sizes = choose(config, machine)
+    return dataclasses.replace(sizes, layout_reason=why_pool) if why_pool else sizes
 
 
 def _refuse_without_memory(config: EngineConfig, model: Model, kv_bytes: int) -> None:
@@ -132,25 +150,23 @@ def _refuse_without_memory(config: EngineConfig, model: Model, kv_bytes: int) ->
 
 def _open(plan: _Plan, model: Model) -> Device:
     sizes, in_lanes = plan.sizes, plan.sizes.layout == "lanes"
-    context = Context(
-        model,
-        plan.config,
-        kv_tokens=sizes.kv_tokens,
-        num_ids=sizes.max_seqs if in_lanes else MAX_SEQUENCE_IDS if plan.sharing else max(2, sizes.max_seqs),
+    longest = sizes.shapes.max_lane if isinstance(sizes.shapes, LaneShapes) else sizes.kv_max
+    is_stretched = longest > model.original_context
+    tiers = open_tiers(plan.config, model, plan.moves, is_stretched=is_stretched)
+    max_cached = sizes.idle_tokens // PAGE_TOKENS if tiers.kind == "pages" else None
+    kind = ContextKind(
+        in_lanes=in_lanes,
         num_outputs=sizes.max_seqs + max(MAX_SCORED_TOKENS, MAX_DRAFTED),
         batch_tokens=sizes.batch_tokens,
         threads=sizes.threads,
-        unified=not in_lanes,
+        window=plan.facts.window if plan.sharing else 0,
+        form=plan.moves.format,
+        bytes_per_token=plan.facts.bytes_per_token,
+        bytes_per_id=plan.facts.bytes_per_id,
+        keeps_evicted=tiers.kind != "none",
+        max_cached=max_cached,
     )
-    window = plan.facts.window if plan.sharing else 0
-    memory = LaneMemory(context, window) if in_lanes else PoolMemory(context, window)
-    tiers = open_tiers(plan.config, model, memory, pages=plan.sharing)
-    num_pages = sizes.kv_tokens // PAGE_TOKENS
-    layout: Layout
-    if in_lanes:
-        layout = LaneLayout(num_pages // sizes.max_seqs, memory.num_ids, keeps_evicted=tiers.kind != "none")
-    else:
-        max_cached = sizes.idle_tokens // PAGE_TOKENS if memory.moves_pages else None
-        layout = PoolLayout(num_pages, memory.num_ids, max_cached=max_cached)
+    opener = ContextOpener(model, plan.config, kind)
+    context, memory, layout = opener.open_now(sizes.shapes.start)
     cache = KVCache(memory, layout, tiers.host, sharing=plan.sharing)
-    return Device(sizes, sizes.kv_tokens * plan.facts.bytes_per_token, context, cache, tiers)
+    return Device(sizes, context, memory, cache, tiers, opener)

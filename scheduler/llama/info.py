@@ -25,6 +25,7 @@ def generator_info(
         max_seqs=sizes.max_seqs,
         kv_tokens=sizes.kv_tokens,
         kv_bytes=device.kv_bytes,
+        kv_max=sizes.kv_max,
         kv_layout=sizes.layout,
         kv_layout_reason=sizes.layout_reason,
         batch_tokens=sizes.batch_tokens,

@@ -23,7 +23,7 @@ MOVED_TOKENS: Final = 16 * PAGE_TOKENS
 
 
 class ContextMemory(ABC):
-    """Implements kvcache's Memory. `save` and `load` may be called only after `learn`."""
+    """Implements kvcache's Memory. `save` and `load` may be called only after `learn` or `take_format`."""
 
     def __init__(self, context: Context, window: int = 0) -> None:
         """`window`: tokens that the layers with a sliding window attend to. 0 without such layers.
@@ -49,6 +49,20 @@ class ContextMemory(ABC):
     def moves_pages(self) -> bool:
         """Whether single pages can be saved and loaded."""
         return self._format is not None
+
+    @property
+    def format(self) -> StateFormat | None:
+        """The format of states that pages are cut from; None if only whole sequences can be moved."""
+        return self._format
+
+    def take_format(self, form: StateFormat | None) -> None:
+        """Move KV in the format that `learn` proved with another context of this model and layout."""
+        self._format = form.with_streams(self._num_streams) if form is not None else None
+
+    @property
+    @abstractmethod
+    def _num_streams(self) -> int:
+        """llama.cpp's number of sets of cells."""
 
     def learn(self, *, pages: bool = True) -> str:
         """Prove that KV can be saved and loaded: compute some, copy it to another sequence, compare the next logits.
@@ -174,10 +188,16 @@ class PoolMemory(ContextMemory):
 
     _num_ids_for_pages = 3
 
+    _num_streams = 1
+
     def learn(self, *, pages: bool = True) -> str:
         reason = super().learn(pages=pages)
         self.num_ids -= self.moves_pages
         return reason
+
+    def take_format(self, form: StateFormat | None) -> None:
+        super().take_format(form)
+        self.num_ids -= self.moves_pages
 
     def _share(self, source: int, target: int, start: int, stop: int) -> bool:
         self._context.share(source, target, start, stop)
@@ -215,16 +235,9 @@ class LaneMemory(ContextMemory):
 
     _num_ids_for_pages = 2
 
-    def learn(self, *, pages: bool = True) -> str:
-        """See `ContextMemory.learn`. Also allocates the buffer for a whole lane's state.
-
-        Otherwise the first load of a long conversation would have to wait for the memory: touching 46 MiB for the first
-        time took 0.1 s on a virtual machine.
-        """
-        reason = super().learn(pages=pages)
-        if self._format is not None:
-            self._context.state_buffer(self._format.num_bytes(self._context.num_cells // self.num_ids))[:] = 0
-        return reason
+    @property
+    def _num_streams(self) -> int:
+        return self._context.num_ids
 
     def _share(self, source: int, target: int, start: int, stop: int) -> bool:
         """See `Memory.share`. `start` must be 0, and the target lane empty."""

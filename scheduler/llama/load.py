@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+import psutil
+
 from kvcache.cache import KVCache
 from kvcache.pool import PoolLayout
 from scheduler.config import EngineConfig, EngineInfo
@@ -15,6 +17,7 @@ from scheduler.drafts.drafting import Drafting
 from scheduler.drafts.passes import PassSeconds
 from scheduler.drafts.prediction import PredictionDrafter
 from scheduler.drafts.suffix import SuffixDrafter
+from scheduler.elastic import Elastic
 from scheduler.embedder import Embedder
 from scheduler.errors import ModelError
 from scheduler.fair import FairShares
@@ -31,7 +34,7 @@ from scheduler.llama.tuning import tuned
 from scheduler.machine import cores
 from scheduler.pacing import Pacer
 from scheduler.scheduler import Scheduler
-from scheduler.sizing import DEFAULT_CTX_LEN
+from scheduler.sizing import DEFAULT_CTX_LEN, available_bytes, check_sizes
 
 _log = logging.getLogger("cortex.engine")
 
@@ -46,6 +49,8 @@ class Parts:
     info: EngineInfo
     embedder: Embedder | None = None
     """None if the model makes no embeddings."""
+    elastic: Elastic | None = None
+    """None if the KV memory has a fixed size."""
 
 
 def load(config: EngineConfig) -> Parts:
@@ -66,6 +71,7 @@ def load(config: EngineConfig) -> Parts:
 
 def _load(config: EngineConfig) -> Parts:
     started = time.monotonic()
+    check_sizes(config)
     model = Model(config.model_path, config.gpu_layers)
     model.try_vocabulary()
     adapts_threads = config.threads is None and not num_gpu_layers(config.gpu_layers, model.num_layers)
@@ -118,7 +124,25 @@ def _load(config: EngineConfig) -> Parts:
         embedder = Embedder(open_reader, limits, pooling, seconds_per_token, scheduler.charge)
     description = drafts.description if drafts is not None else ""
     info = generator_info(config, model, device, pooling, description, started)
-    return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder)
+    elastic = _elastic(config, device, scheduler, runner)
+    return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder, elastic)
+
+
+def _elastic(config: EngineConfig, device: Device, scheduler: Scheduler, runner: LlamaRunner) -> Elastic | None:
+    shapes = device.sizes.shapes
+    if shapes.is_fixed:
+        return None
+    device.opener.use = runner.use
+    return Elastic(
+        scheduler,
+        shapes,
+        device.opener,
+        shapes.start,
+        max_tokens=shapes.max_tokens,
+        available=partial(available_bytes, config),
+        total_bytes=psutil.virtual_memory().total,
+        keeps_evicted=device.tiers.kind != "none",
+    )
 
 
 def _drafters(config: EngineConfig, device: Device, drafts: OpenedDrafts | None) -> list[Drafter]:

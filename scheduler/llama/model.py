@@ -75,6 +75,8 @@ class Model:
         """The token that begins a text, if the vocabulary has one."""
         self.trained_context: int = lib.llama_model_n_ctx_train(self.pointer)
         scaling = f"{self.architecture}.rope.scaling.original_context_length"
+        self.rescales = bool(self._metadata(scaling))
+        """Whether the file names an original context."""
         self.original_context = int(self._metadata(scaling) or 0) or self.trained_context
         """Tokens of a context without stretched positions. Some models (Phi 3, MiniCPM 3) compute other KV in a longer
         one, even for its first tokens."""

@@ -9,10 +9,8 @@ from kvcache.pages import PageTier
 from kvcache.tier import NO_TIER, Tier
 from kvcache.whole import WholeTier
 from scheduler.config import EngineConfig, TierKind
-from scheduler.llama.kv_memory import ContextMemory
 from scheduler.llama.model import Model
-from scheduler.llama.proof import without_errors
-from scheduler.llama.trial import TrialError
+from scheduler.llama.proof import Moves
 from scheduler.llama.version import version_of
 from scheduler.sizing import disk_bytes, host_bytes
 
@@ -28,8 +26,8 @@ class Tiers:
     """What they move."""
 
 
-def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory, *, pages: bool) -> Tiers:
-    """Returns the tiers: for pages if `pages` is true and they can be moved, else for whole sequences.
+def open_tiers(config: EngineConfig, model: Model, moves: Moves, *, is_stretched: bool) -> Tiers:
+    """Returns the tiers for what can be moved: pages or whole sequences. `is_stretched`: see `Context`.
 
     Returns tiers that keep nothing if the host tier has size 0 or if the KV of this model cannot be moved. Logs what
     was replaced, and why.
@@ -39,27 +37,19 @@ def open_tiers(config: EngineConfig, model: Model, memory: ContextMemory, *, pag
         if config.disk_cache:
             _log.warning("no disk tier: it needs a host tier, whose size is 0")
         return Tiers()
-    try:
-        with without_errors():
-            reason = memory.learn(pages=pages)
-    except TrialError as error:
-        _log.warning("evicted KV is not kept, because this model's state cannot be moved: %s", error)
+    if moves.kind == "none":
+        _log.warning("evicted KV is not kept, because this model's state cannot be moved: %s", moves.reason)
         return Tiers()
-    if reason:
-        _log.info("the tiers keep whole sequences instead of pages: %s", reason)
+    if moves.reason:
+        _log.info("the tiers keep whole sequences instead of pages: %s", moves.reason)
     disk, on_disk = None, 0
     if config.disk_folder:
         folder = Path(config.disk_folder)
         on_disk = disk_bytes(config, folder)
         try:
-            disk = (
-                DiskTier(folder, version_of(config, model, is_stretched=memory.is_stretched), on_disk)
-                if on_disk
-                else None
-            )
+            disk = DiskTier(folder, version_of(config, model, is_stretched=is_stretched), on_disk) if on_disk else None
         except OSError as error:
             _log.warning("no disk tier: %s", error)
             on_disk = 0
-    if memory.moves_pages:
-        return Tiers(PageTier(in_memory, disk), in_memory, on_disk, "pages")
-    return Tiers(WholeTier(in_memory, disk), in_memory, on_disk, "sequences")
+    tier = PageTier if moves.kind == "pages" else WholeTier
+    return Tiers(tier(in_memory, disk), in_memory, on_disk, moves.kind)

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from scheduler.config import EngineConfig
+from scheduler.config import EngineConfig, TierKind
 from scheduler.llama.context import Context
 from scheduler.llama.kv_memory import ContextMemory, LaneMemory, PoolMemory
 from scheduler.llama.model import Model
@@ -25,7 +25,7 @@ _llama_log = logging.getLogger("llama.cpp")
 NUM_IDS: Final = 4
 LANE_CELLS: Final = 256
 """llama.cpp rounds a lane up to this number of cells."""
-BATCH_TOKENS: Final = 32
+BATCH_TOKENS: Final = 64
 PROMPT_TOKENS: Final = 8
 SHARED_TOKENS: Final = 5
 RECORD_BYTES: Final = 12
@@ -38,6 +38,8 @@ class KVFacts:
 
     bytes_per_token: int
     """0 for a recurrent model, whose state has a fixed size."""
+    bytes_per_id: int
+    """Bytes of the recurrent state that each sequence id has; 0 for other models."""
     window: int
     """Tokens that the layers with a sliding window attend to; 0 without such layers."""
 
@@ -56,11 +58,12 @@ def measure(model: Model, config: EngineConfig) -> KVFacts:
         except StepError as error:
             raise TrialError(str(error)) from error
         num_bytes = max(0, len(state) - before - RECORD_BYTES)
+        state_bytes = 0 if model.shares_prefixes else before
         try:
             StateFormat(state)
         except StateError:
-            return KVFacts(num_bytes, model.window)
-        return KVFacts(num_bytes, 0)  # one cache of full size, so the file's window is not used
+            return KVFacts(num_bytes, state_bytes, model.window)
+        return KVFacts(num_bytes, state_bytes, 0)  # one cache of full size, so the file's window is not used
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,27 @@ def prove(model: Model, config: EngineConfig, facts: KVFacts, *, lanes: bool, to
         if model.shares_prefixes:
             flaws["sharing"] = _reason(trial.cut) or _reason(trial.share)
         return Flaws(**flaws)
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Which KV can be saved and loaded, and why no smaller parts; see `ContextMemory.learn`."""
+
+    kind: TierKind
+    reason: str = ""
+    format: StateFormat | None = None
+
+
+def prove_moves(model: Model, config: EngineConfig, facts: KVFacts, *, lanes: bool, sharing: bool) -> Moves:
+    """Tries to save KV and to load it again. `sharing`: whether sequences share prefixes, so that pages are of use."""
+    with _small_context(model, config, lanes=lanes) as context:
+        window = facts.window if sharing else 0
+        memory = LaneMemory(context, window) if lanes else PoolMemory(context, window)
+        try:
+            reason = memory.learn(pages=sharing)
+        except TrialError as error:
+            return Moves("none", str(error))
+        return Moves("pages" if memory.moves_pages else "sequences", reason, memory.format)
 
 
 class _Trial:

@@ -43,6 +43,14 @@ class LlamaRunner:
         self._attached: set[int] = set()
         """Sequence ids whose best tokens the backend finds; see `Context.attach_top_k`."""
 
+    def use(self, context: Context) -> Context:
+        """Compute in this context from now on. Returns the present one."""
+        before, self._context = self._context, context
+        self._attached.clear()
+        if self._threads is not None:
+            context.use_threads(self._threads.num_threads)
+        return before
+
     def warm_up(self) -> float:
         """Returns the seconds per prompt token at an empty context.
 

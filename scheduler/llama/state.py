@@ -9,6 +9,7 @@ This is an internal format of llama.cpp, which may change. So StateFormat reads 
 the caller must prove a round trip before it relies on it. Other kinds of memory raise StateError.
 """
 
+import copy
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,12 @@ class StateFormat:
             raise StateError("the state is too short") from None
         if offset != end or len(self._tensors) not in (self._num_layers, 2 * self._num_layers):
             raise StateError("the state has an unexpected length")
+
+    def with_streams(self, num_streams: int) -> "StateFormat":
+        """Returns the format of another context of the same model: in lanes, each sequence id has its own stream."""
+        other = copy.copy(self)
+        other._num_streams = num_streams
+        return other
 
     def _find_records(self, content: memoryview) -> tuple[int, int]:
         """Returns the offsets where the cells' records begin and end."""

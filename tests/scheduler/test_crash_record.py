@@ -90,9 +90,9 @@ def test_an_engine_records_the_requests_of_each_step_and_of_each_batch_of_texts(
         return FakeReader.read(reader, batch)
 
     class Wire(FakeWire):
-        def receive(self, *, wait: bool) -> list[Message | Compiled]:
+        def receive(self, *, wait: bool, seconds: float | None = None) -> list[Message | Compiled]:
             assert record.request_ids == set(), "nothing is computed between two steps"
-            return super().receive(wait=wait)
+            return super().receive(wait=wait, seconds=seconds)
 
     system.runner.run = run  # type: ignore[method-assign]
     reader.read = read  # type: ignore[method-assign]

@@ -46,7 +46,7 @@ class FakeWire:
         self.tokens: dict[int, list[int]] = {}
         self.ends: dict[int, Output] = {}
 
-    def receive(self, *, wait: bool) -> list[Message | Compiled]:
+    def receive(self, *, wait: bool, seconds: float | None = None) -> list[Message | Compiled]:
         self.waits.append(wait)
         while self._turns:
             turn = self._turns.popleft()

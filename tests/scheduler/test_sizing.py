@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,15 +14,15 @@ from hypothesis import strategies as st
 from kvcache.tree import PAGE_TOKENS
 from scheduler import sizing
 from scheduler.config import KV_LAYOUTS, EngineConfig
-from scheduler.sizing import DEFAULT_CTX_LEN, Sizes
+from scheduler.shapes import Demand, LaneShapes, Shape
+from scheduler.sizing import DEFAULT_CTX_LEN, Machine, Sizes
 
+Model = Mapping[str, int | bool | str]
 GIB = 1 << 30
-SMALL = {"trained_context": 8192, "model_bytes": 92 << 20, "kv_bytes_per_token": 23_040, "on_gpu": False}
+SMALL: Model = {"trained_context": 8192, "model_bytes": 92 << 20, "kv_bytes_per_token": 23_040, "on_gpu": False}
 """SmolLM2 135M."""
-LARGE = {"trained_context": 131_072, "model_bytes": 5 * GIB, "kv_bytes_per_token": 131_072, "on_gpu": False}
+LARGE: Model = {"trained_context": 131_072, "model_bytes": 5 * GIB, "kv_bytes_per_token": 131_072, "on_gpu": False}
 """Llama 3.1 8B."""
-
-Model = dict[str, int | bool]
 
 
 def choose(model: Model, available: int = 64 * GIB, **given: int | str) -> Sizes:
@@ -30,33 +31,83 @@ def choose(model: Model, available: int = 64 * GIB, **given: int | str) -> Sizes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
         config = EngineConfig("model.gguf", **given)  # type: ignore[arg-type]
-        return sizing.choose(config, **model)  # type: ignore[arg-type]
+        return sizing.choose(config, Machine(**model))  # type: ignore[arg-type]
 
 
 def test_the_context_is_the_default_or_the_trained_one_if_shorter() -> None:
-    assert choose(SMALL | {"trained_context": 2048}).ctx_len == 2048
+    assert choose({**SMALL, "trained_context": 2048}).ctx_len == 2048
     assert choose(LARGE).ctx_len == DEFAULT_CTX_LEN
-    assert choose(SMALL | {"trained_context": 0}).ctx_len == DEFAULT_CTX_LEN
+    assert choose({**SMALL, "trained_context": 0}).ctx_len == DEFAULT_CTX_LEN
 
 
-def test_the_pool_holds_at_least_two_contexts() -> None:
-    assert choose(SMALL).kv_tokens == 2 * 8192
+FIXED: Model = {"moves": "none"}
+"""The KV of the model cannot be moved, so its memory has one size."""
 
 
-def test_the_pool_is_larger_if_idle_pages_are_cheap() -> None:
-    sizes = choose(LARGE)
+def test_a_fixed_pool_holds_at_least_two_contexts() -> None:
+    assert choose({**SMALL, **FIXED}).kv_tokens == 2 * 8192
+
+
+def test_a_fixed_pool_is_larger_if_idle_pages_are_cheap() -> None:
+    sizes = choose({**LARGE, **FIXED})
     assert sizes.kv_tokens * 131_072 == pytest.approx(0.7 * 5 * GIB, rel=0.01)
+    assert sizes.shapes.is_fixed
 
 
-def test_the_pool_is_never_more_than_all_sequences_can_use() -> None:
-    assert choose(LARGE, max_seqs=3).kv_tokens == 3 * DEFAULT_CTX_LEN
-    assert choose(LARGE, max_seqs=1, ctx_len=512).kv_tokens == 2 * 512
+def test_a_pool_is_never_more_than_all_sequences_can_use() -> None:
+    assert choose({**LARGE, **FIXED}, max_seqs=3).kv_tokens == 3 * DEFAULT_CTX_LEN
+    assert choose({**LARGE, **FIXED}, max_seqs=1, ctx_len=512).kv_tokens == 2 * 512
+    assert choose(LARGE, max_seqs=3).kv_max == 3 * DEFAULT_CTX_LEN
 
 
-def test_the_pool_takes_at_most_half_of_the_memory_but_at_least_one_context() -> None:
-    assert choose(LARGE, available=2 * GIB).kv_tokens == 8192
-    assert choose(LARGE, available=3 * GIB).kv_tokens == 3 * GIB // 2 // 131_072
-    assert choose(LARGE, available=1 << 20).kv_tokens == 8192
+@pytest.mark.parametrize("model", [LARGE, {**LARGE, **FIXED}])
+def test_a_pool_takes_at_most_half_of_the_memory_but_at_least_one_context(model: Model) -> None:
+    assert choose(model, available=2 * GIB).kv_max == 8192
+    assert choose(model, available=3 * GIB).kv_max == 3 * GIB // 2 // 131_072
+    assert choose(model, available=1 << 20).kv_max == 8192
+
+
+def test_a_pool_starts_with_two_short_sequences_and_grows_to_a_context_for_each() -> None:
+    sizes = choose(SMALL)
+    assert (sizes.kv_tokens, sizes.kv_max, sizes.ctx_len) == (4096, 32 * 8192, 8192)
+    assert choose(SMALL, ctx_len=512).kv_tokens == 2 * 512
+
+
+def test_a_pool_on_a_gpu_keeps_its_size_unless_the_user_says_where_to_start() -> None:
+    on_gpu = {**SMALL, "on_gpu": True}
+    assert choose(on_gpu).shapes.is_fixed
+    sizes = choose(on_gpu, kv_start=2048)
+    assert (sizes.kv_tokens, sizes.kv_max) == (2048, 64 * 8192)
+
+
+@pytest.mark.parametrize("layout", ["lanes", "pool"])
+def test_given_sizes_of_the_start_and_at_most_are_used(layout: str) -> None:
+    sizes = choose(SMALL, kv_layout=layout, kv_start=8192, kv_max=65_536)
+    assert (sizes.kv_tokens, sizes.kv_max, sizes.ctx_len) == (8192, 65_536, 8192)
+    sizes = choose(SMALL, kv_layout=layout, kv_max=1024)
+    assert (sizes.kv_max, sizes.ctx_len) == (1024, 1024), "no request can be longer than the memory"
+
+
+def test_lanes_start_with_two_and_are_no_longer_than_a_context() -> None:
+    assert choose(SMALL, kv_layout="lanes").shapes.start == Shape(2, 4096)
+    assert choose(SMALL, kv_layout="lanes", ctx_len=512).shapes.start == Shape(2, 1024)
+    assert choose(SMALL, kv_layout="lanes", kv_start=512).shapes.start == Shape(2, 512)
+    assert choose(SMALL, kv_layout="lanes", max_seqs=1).shapes.start == Shape(1, 2048)
+
+
+def test_lanes_whose_states_move_whole_keep_their_number() -> None:
+    """llama.cpp loads such a state only if there are as many lanes as where it was saved."""
+    sizes = choose({**SMALL, "moves": "sequences"}, kv_layout="lanes", max_seqs=8)
+    assert sizes.shapes.start == Shape(8, 8 * 512)
+    assert sizes.shapes.wanted(Demand(20, 3000, 9000)) == Shape(8, 8 * 4096)
+    assert choose({**SMALL, "moves": "sequences"}, 11 * GIB, kv_layout="auto").layout == "pool"
+
+
+def test_a_context_that_changes_kv_with_its_length_keeps_its_length() -> None:
+    long = {**SMALL, "original_context": 4096, "rescales": True}
+    assert choose(long, kv_layout="lanes").shapes.start == Shape(2, 2 * 8192)
+    assert choose(long, kv_layout="lanes", ctx_len=4096).shapes.start == Shape(2, 4096)
+    assert choose(long, kv_layout="pool").shapes.is_fixed
 
 
 def test_a_given_pool_size_is_used_and_limits_the_context() -> None:
@@ -74,7 +125,7 @@ def test_a_pool_is_rounded_like_in_llama_cpp(tokens: int, rounded: int) -> None:
 
 
 def test_a_gpu_runs_more_sequences() -> None:
-    assert choose(SMALL).max_seqs < choose(SMALL | {"on_gpu": True}).max_seqs
+    assert choose(SMALL).max_seqs < choose({**SMALL, "on_gpu": True}).max_seqs
 
 
 @pytest.mark.parametrize("max_seqs", [1, 32, 255])
@@ -123,11 +174,15 @@ def test_with_any_options_a_request_fits_into_memory(
     options = {"ctx_len": ctx_len, "max_seqs": max_seqs, "kv_tokens": kv_tokens}
     given: dict[str, int | str] = {name: value for name, value in options.items() if value is not None}
     sizes = choose(model, available, kv_layout=kv_layout, **given)
-    if sizes.layout == "lanes":
-        assert sizes.kv_tokens % sizes.max_seqs == 0
-        assert sizes.kv_tokens // sizes.max_seqs >= sizes.ctx_len
-    assert 0 < sizes.ctx_len <= sizes.kv_tokens
-    assert sizes.kv_tokens % PAGE_TOKENS == 0
+    assert 0 < sizes.kv_tokens <= sizes.kv_max
+    if isinstance(sizes.shapes, LaneShapes):
+        assert sizes.kv_tokens % sizes.shapes.start.ids == 0
+        assert sizes.shapes.max_lane >= sizes.ctx_len
+        assert sizes.shapes.max_lane <= sizes.kv_max
+    assert 0 < sizes.ctx_len <= sizes.kv_max
+    assert sizes.kv_tokens % PAGE_TOKENS == sizes.kv_max % PAGE_TOKENS == 0
+    longest = sizes.shapes.wanted(Demand(1, sizes.ctx_len, sizes.ctx_len))
+    assert longest.tokens // (longest.ids if sizes.layout == "lanes" else 1) >= sizes.ctx_len
     assert sizes.kv_tokens >= (kv_tokens or 0)
     assert sizes.ctx_len <= (ctx_len or DEFAULT_CTX_LEN)
     assert sizes.batch_tokens > sizes.max_seqs
@@ -138,14 +193,14 @@ def test_lanes_hold_at_least_the_given_tokens() -> None:
 
 
 def test_a_model_whose_tokens_take_no_memory_gets_the_largest_pool() -> None:
-    sizes = choose(SMALL | {"kv_bytes_per_token": 0}, max_seqs=4, ctx_len=512)
+    sizes = choose({**SMALL, "kv_bytes_per_token": 0}, max_seqs=4, ctx_len=512)
     assert sizes.kv_tokens == 4 * 512
 
 
 def test_idle_pages_are_limited_on_a_cpu_but_not_on_a_gpu() -> None:
     sizes = choose(SMALL)
     assert 0 < sizes.idle_tokens * 23_040 <= 0.1 * (92 << 20)
-    on_gpu = choose(SMALL | {"on_gpu": True})
+    on_gpu = choose({**SMALL, "on_gpu": True})
     assert on_gpu.idle_tokens == on_gpu.kv_tokens
 
 
@@ -163,16 +218,22 @@ def test_on_a_cpu_large_steps_are_not_mixed_if_attention_computes_blocks() -> No
     assert choose(SMALL).max_mixed_tokens == 63
     assert choose(SMALL, kv_type="q8_0").max_mixed_tokens == 512
     assert choose(SMALL, flash_attn="off").max_mixed_tokens == 512
-    assert choose(SMALL | {"on_gpu": True}).max_mixed_tokens == 512
+    assert choose({**SMALL, "on_gpu": True}).max_mixed_tokens == 512
 
 
-def test_auto_is_lanes_if_a_context_per_sequence_fits_into_half_of_the_memory() -> None:
-    sizes = choose(SMALL, 16 * GIB, kv_layout="auto")
-    assert (sizes.layout, sizes.kv_tokens, sizes.ctx_len) == ("lanes", 32 * 8192, 8192)
-    assert "5.6 GiB" in sizes.layout_reason
-    assert choose(SMALL, 11 * GIB, kv_layout="auto").layout == "pool"
-    assert choose(LARGE, 60 * GIB, kv_layout="auto").layout == "pool"
-    assert choose(LARGE, 64 * GIB, kv_layout="auto", max_seqs=4, ctx_len=4000).kv_tokens == 4 * 4096
+def test_auto_is_lanes_if_half_of_the_memory_has_eight_contexts() -> None:
+    sizes = choose(SMALL, 64 * GIB, kv_layout="auto")
+    assert (sizes.layout, sizes.kv_tokens, sizes.kv_max, sizes.ctx_len) == ("lanes", 4096, 32 * 8192, 8192)
+    assert "contexts of 8192 tokens, and lanes need 8" in sizes.layout_reason
+    assert choose(SMALL, 3 * GIB, kv_layout="auto").layout == "lanes"
+    assert choose(SMALL, 2 * GIB, kv_layout="auto").layout == "pool"
+    assert choose(LARGE, 16 * GIB, kv_layout="auto").layout == "lanes"
+    sizes = choose(LARGE, 15 * GIB, kv_layout="auto")
+    assert (sizes.layout, sizes.layout_reason) == (
+        "pool",
+        "there is memory for 7 contexts of 8192 tokens, and lanes need 8",
+    )
+    assert choose(LARGE, 8 * GIB, kv_layout="auto", max_seqs=4).layout == "lanes", "not more lanes than sequences"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +248,7 @@ def test_auto_is_a_pool_if_the_users_options_rule_out_lanes(given: dict[str, int
 
 
 def test_auto_is_a_pool_on_a_gpu() -> None:
-    assert choose(SMALL | {"on_gpu": True}, kv_layout="auto").layout == "pool"
+    assert choose({**SMALL, "on_gpu": True}, kv_layout="auto").layout == "pool"
 
 
 def test_lanes_divide_the_given_tokens() -> None:

@@ -11,6 +11,7 @@ COUNTERS: Final[Mapping[str, tuple[str, ...]]] = {
         *("num_drafts", "draft_tokens", "accepted_draft_tokens"),
     ),
     "cache": ("hit_tokens", "loaded_tokens", "evicted_pages", "merged_pages"),
+    "memory": ("grows", "shrinks", "failed_openings"),
 }
 """The counters of a Report that are added up, by its part."""
 
@@ -64,7 +65,11 @@ class EngineTotals:
 
     def update(self, pid: int, report: Report) -> None:
         """Add the newest statistics of the engine with this process id. Statistics that come twice count once."""
-        parts: dict[str, dict[str, Any]] = {"scheduler": report.scheduler, "cache": report.cache}
+        parts: dict[str, dict[str, Any]] = {
+            "scheduler": report.scheduler,
+            "cache": report.cache,
+            "memory": report.memory,
+        }
         for part, names in COUNTERS.items():
             for name in names:
                 self._totals[name].update(pid, parts[part].get(name, 0))

@@ -52,6 +52,11 @@ class EngineState:
         """A current number of the cache; 0 without an engine."""
         return float(self.report.cache.get(name, 0)) if self.report else 0.0
 
+    def memory(self, name: str) -> float:
+        """A number of the size of the KV memory. If this is fixed, the size at most is the present one."""
+        present = self.cache("pages") * self.cache("page_tokens") if name in {"kv_tokens", "kv_max"} else 0.0
+        return float(self.report.memory.get(name, present)) if self.report else 0.0
+
 
 _GAUGES: Final[tuple[tuple[str, str, Callable[[EngineState], float]], ...]] = (
     ("vllm:num_requests_running", "Sequences that run, and requests for embeddings.", lambda each: each.running),
@@ -60,6 +65,13 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[EngineState], float]], ...]] = (
         "vllm:kv_cache_usage_perc",
         "Part of the KV cache that running sequences hold, from 0 to 1. Idle cached pages do not count.",
         lambda each: each.kv_usage,
+    ),
+    ("cortex_kv_tokens", "Present size of the KV cache in tokens.", lambda each: each.memory("kv_tokens")),
+    ("cortex_kv_max_tokens", "Size of the KV cache in tokens at most.", lambda each: each.memory("kv_max")),
+    (
+        "cortex_kv_move_seconds",
+        "Duration of the last change of the KV cache's size, in which no step ran.",
+        lambda each: each.memory("move_seconds"),
     ),
     ("cortex_report_age_seconds", "Age of the engine's numbers. It reports between two steps.", lambda e: e.report_age),
 )
@@ -93,6 +105,13 @@ _COUNTERS: Final[tuple[tuple[str, str, Callable[[EngineTotals], float]], ...]] =
         lambda totals: totals["loaded_tokens"],
     ),
     ("cortex_evicted_pages", "KV pages that were evicted.", lambda totals: totals["evicted_pages"]),
+    ("cortex_kv_grows", "Times that the KV cache became larger.", lambda totals: totals["grows"]),
+    ("cortex_kv_shrinks", "Times that the KV cache became smaller.", lambda totals: totals["shrinks"]),
+    (
+        "cortex_kv_failed_openings",
+        "Times that llama.cpp could not open KV memory of another size.",
+        lambda totals: totals["failed_openings"],
+    ),
     ("cortex_merged_pages", "KV pages of which an equal page existed.", lambda totals: totals["merged_pages"]),
 )
 _HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[ModelTotals], Histogram]], ...]] = (

@@ -225,7 +225,14 @@ def test_the_table_shows_unchanged_names_and_readable_sizes(capsys: pytest.Captu
         "state": "running",
         "pid": 11,
         "engine_pid": 12,
-        "kv": {"tokens": 16384, "bytes": 3 << 29, "held_tokens": 32, "cached_tokens": 1024, "free_tokens": 15328},
+        "kv": {
+            "tokens": 16384,
+            "max_tokens": 16384,
+            "bytes": 3 << 29,
+            "held_tokens": 32,
+            "cached_tokens": 1024,
+            "free_tokens": 15328,
+        },
         "uptime_seconds": 90061.0,
         "url": "http://localhost:39281/v1",
     }
@@ -234,6 +241,14 @@ def test_the_table_shows_unchanged_names_and_readable_sizes(capsys: pytest.Captu
     assert head.split() == ["MODEL", "STATE", "PID", "ENGINE", "KV", "MEMORY", "UPTIME", "ADDRESS"]
     assert server["model"] in first
     assert "1.5 GiB, 1,056 of 16,384 tokens" in first
+    assert "at most" not in first
     assert "1 d 1 h" in first
     assert " 59 s " in second
     assert "http://localhost:39281/v1" in second
+
+
+def test_the_table_shows_the_limit_of_memory_that_follows_the_load(capsys: pytest.CaptureFixture[str]) -> None:
+    kv = {"tokens": 4096, "max_tokens": 262_144, "bytes": 1 << 26, "free_tokens": 4000}
+    server = {"model": "a", "state": "running", "pid": 1, "engine_pid": 2, "kv": kv, "uptime_seconds": 1.0, "url": "u"}
+    print_models([server])
+    assert "64.0 MiB, 96 of 4,096 tokens, at most 262,144" in capsys.readouterr().out

@@ -1272,6 +1272,15 @@ async def test_models_are_listed_while_they_load(server: Server) -> None:
         assert model["context_length"] is model["max_model_len"] is None
 
 
+async def test_health_has_the_present_size_of_memory_that_follows_the_load(server: Server) -> None:
+    cache = {"page_tokens": 32, "held_pages": 3, "cached_pages": 10, "free_pages": 51}
+    memory = {"kv_tokens": 8192, "kv_max": 262_144, "kv_bytes": 1 << 26, "grows": 2, "shrinks": 1, "move_seconds": 0.02}
+    server.engine.report = Report({"running": 2, "waiting": 5}, cache, memory=memory)
+    [model] = (await body_of(await server.client.get("/healthz")))["models"]
+    kv = {"tokens": 8192, "max_tokens": 262_144, "bytes": 1 << 26, "grows": 2, "shrinks": 1, "move_seconds": 0.02}
+    assert {name: model["kv"][name] for name in kv} == kv
+
+
 async def test_health_contains_the_report_of_the_engine(server: Server) -> None:
     cache = {"page_tokens": 32, "held_pages": 3, "cached_pages": 10, "free_pages": 51}
     server.engine.report = Report({"running": 2, "waiting": 5}, cache)
@@ -1289,7 +1298,11 @@ async def test_health_contains_the_report_of_the_engine(server: Server) -> None:
     assert (model["running"], model["waiting"]) == (2, 5)
     assert model["kv"] == {
         "tokens": INFO.kv_tokens,
+        "max_tokens": INFO.kv_tokens,
         "bytes": INFO.kv_bytes,
+        "grows": 0,
+        "shrinks": 0,
+        "move_seconds": 0.0,
         "layout": "pool",
         "tier": "none",
         "held_tokens": 96,

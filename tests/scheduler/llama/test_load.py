@@ -11,9 +11,9 @@ from scheduler.llama.load import load
 @pytest.mark.parametrize(
     ("config", "layout", "reason"),
     [
-        ({}, "lanes", "a context for each sequence"),
-        ({"flash_attn": "off"}, "lanes", "a context for each sequence"),
-        ({"max_seqs": 1}, "pool", "could not be kept"),
+        ({}, "lanes", "lanes need 2"),
+        ({"flash_attn": "off"}, "lanes", "lanes need 2"),
+        ({"max_seqs": 1}, "lanes", "lanes need 1"),
         ({"kv_layout": "pool"}, "pool", "as configured"),
         ({"kv_layout": "pool", "batch_tokens": 64}, "pool", "as configured"),  # fewer tokens than sequence ids
     ],
