@@ -49,7 +49,9 @@ def load(
     ] = 0,
     turns: Annotated[
         int,
-        typer.Option(min=0, max=100, help="Turns of a conversation (multiturn, agents). 0: the workload's default."),
+        typer.Option(
+            min=0, max=100, help="Turns of a conversation (multiturn, agents, edit, rag). 0: the workload's default."
+        ),
     ] = 0,
     trace: Annotated[Path | None, typer.Option(help="CSV file: TIMESTAMP,ContextTokens,GeneratedTokens.")] = None,
     speed: Annotated[
