@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from kvcache.tree import TOKEN_BYTES
 from scheduler.drafts.acceptance import Acceptance
@@ -38,6 +38,14 @@ class _Counts:
     accepted_draft_tokens: int = 0
 
 
+FEW_ANSWERS: Final = 4
+"""With at most so many answers, each step may draft."""
+BARREN_STEPS: Final = 8
+PAUSE: Final = 4
+"""With more answers, after BARREN_STEPS steps in a row in which no draft was worth it, only each PAUSE-th step asks the
+drafters. Asking takes up to 1% of such a step."""
+
+
 class Drafting:
     """Asks the drafters, decides how many of their tokens a step computes, and counts the accepted ones."""
 
@@ -64,6 +72,8 @@ class Drafting:
         """The last proposal of each running sequence, by request id."""
         self._counts = {drafter.source: _Counts() for drafter in drafters}
         self._per_position = [0] * MAX_DRAFTED
+        self._num_barren = 0
+        """Steps in a row that could have drafted, and did not."""
 
     @property
     def is_on(self) -> bool:
@@ -84,6 +94,9 @@ class Drafting:
             return
         room = min(MAX_DRAFTED, self._max_tokens - plan.num_tokens)
         if room <= 0:
+            return
+        self._num_barren += 1
+        if plan.num_answers > FEW_ANSWERS and self._num_barren > BARREN_STEPS and self._num_barren % PAUSE:
             return
         chunks = [chunk for chunk in plan.chunks if self._may_draft(chunk.sequence)]
         for chunk in chunks:
@@ -108,6 +121,7 @@ class Drafting:
             count = reserve(chunk.sequence, count) if count > 0 else 0
             if count > 0:
                 chunk.drafts, chunk.source = proposal.tokens[:count], proposal.drafter.source
+                self._num_barren = 0
                 plan.num_drafted += count
 
     def _may_draft(self, sequence: Sequence) -> bool:

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence as Items
+from itertools import pairwise
 from typing import Final
 
 NODES: Final = 1, 2, 4, 8, 16, 32, 64, 128, 256, 512
@@ -38,6 +39,12 @@ class PassSeconds:
         """Returns the seconds of a pass. Some step must have been observed."""
         node, share = _place(rows)
         return (1 - share) * self._seconds[node] + share * self._seconds[node + 1]
+
+    @property
+    def least_row_seconds(self) -> float:
+        """The seconds that one more row takes at least. Some step must have been observed."""
+        pairs = pairwise(zip(NODES, self._seconds, strict=True))
+        return min((after - before) / (more - fewer) for (fewer, before), (more, after) in pairs)
 
     def observe(self, passes: Items[int], seconds: float) -> None:
         """Record the duration of a step with these numbers of rows, one for each pass."""

@@ -22,7 +22,9 @@ MAX_TOKENS: Final = 1 << 17
 """Tokens in the index, about 150 bytes each."""
 MAX_INDEXED: Final = 1024
 """Tokens of a sequence that one call indexes or forgets. A long prompt is indexed in several steps."""
-MAX_CANDIDATES: Final = 16
+MAX_CANDIDATES: Final = 6
+FIRST_CANDIDATES: Final = 32
+"""Places that are compared, and at the beginning of an answer: all chats have the same tokens before it."""
 MAX_MATCH: Final = 64
 """Tokens that are compared to find the longest match."""
 NEARBY: Final = 256
@@ -119,7 +121,7 @@ class SuffixDrafter:
         document = self._running.get(sequence.request_id) or self._begin(sequence)
         match = self._matches.get(sequence.request_id)
         if match is None or not self._follows(match, sequence):
-            match = self._find(document, match)
+            match = self._find(document, match, MAX_CANDIDATES if match is not None else FIRST_CANDIDATES)
             if match is None:
                 self._index(document)
                 return NO_DRAFT
@@ -160,14 +162,14 @@ class SuffixDrafter:
         match.is_lost = num_equal * TOKEN_BYTES < len(new)
         return not match.is_lost and match.position < match.document.num_tokens
 
-    def _find(self, document: _Document, last: _Match | None) -> _Match | None:
+    def _find(self, document: _Document, last: _Match | None, max_candidates: int) -> _Match | None:
         """Returns the place before which the most tokens equal the document's last ones; the latest one of equals."""
         end = document.num_tokens
         if end < KEY_TOKENS:
             return None
         place = self._places.get(self._key(document, end), -1)
         best, best_rank = None, (KEY_TOKENS - 1, True)
-        for _ in range(MAX_CANDIDATES):
+        for _ in range(max_candidates):
             candidate = self._documents.get(place >> PLACE_BITS)
             if candidate is None:
                 break
