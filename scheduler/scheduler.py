@@ -22,7 +22,7 @@ from scheduler.failures import InvalidLogitsError, RequestError, failure_of
 from scheduler.grammar import Grammar
 from scheduler.messages import Output, Submit
 from scheduler.pacing import Pacer
-from scheduler.plan import Chunk, NoRoomError, Plan, Result, StepError
+from scheduler.plan import NoRoomError, Plan, Result, StepError
 from scheduler.planner import Planner
 from scheduler.queue import FirstComeFirstServed, Policy
 from scheduler.sequence import FINISH_REASONS, Sequence, Status
@@ -150,15 +150,8 @@ class Scheduler:
             return Plan()
         plan = self._planner.plan(self._unsuspected(ready))
         if self._drafting.is_on and not self._suspects:
-            self._drafting.extend(plan, self._reserve_drafts)
+            self._drafting.extend(plan, self.cache, len(self._running))
         return plan
-
-    def _reserve_drafts(self, sequence: Sequence, num_tokens: int) -> int:
-        """Reserve pages for drafts after the known tokens, without an eviction. Returns how many drafts have pages."""
-        assert sequence.handle is not None, "a planned sequence runs"
-        num_known = sequence.num_known
-        self.cache.reserve_free(sequence.handle, num_known + num_tokens, spare_pages=len(self._running))
-        return min(num_tokens, sequence.handle.num_pages * PAGE_TOKENS - num_known)
 
     def _unsuspected(self, ready: list[Sequence]) -> list[Sequence]:
         """Returns the sequences of `ready` that may be in the next step: all, unless there are suspects."""
@@ -335,7 +328,10 @@ class Scheduler:
                     if sampled_logprobs:
                         output.logprobs = sampled_logprobs[: len(output.tokens)]
                 if chunk.drafts:
-                    self._settle_drafts(chunk, output, end)
+                    keeps = not isinstance(end, InvalidLogitsError)
+                    self._decode_tokens += self._drafting.settle(chunk, output, self.cache, keeps=keeps)
+                    if keeps and end is None and not sequence.num_computed:
+                        self._preempt(sequence)  # the memory could not remove cells
             if isinstance(end, RequestError):
                 self._fail(sequence, end, output)
             elif end is not None:
@@ -356,26 +352,6 @@ class Scheduler:
             if len(tokens) > 1 or (sequence.thoughts is not None and sequence.thoughts.forced is not None):
                 return None  # other tokens are forced here, so the rest of `sampled` does not fit
         return None
-
-    def _settle_drafts(self, chunk: Chunk, output: Output, end: Status | RequestError | None) -> None:
-        """Keep the cells of the drafts that became known tokens, and remove the others. `end`: how the sequence ends.
-
-        The last known token stays without a cell: it must be computed to get logits.
-        """
-        sequence, first = chunk.sequence, chunk.start + chunk.num_tokens
-        assert sequence.handle is not None, "the sequence runs until its drafts are settled"
-        output.accepted_drafts = self._drafting.settle(chunk)
-        output.rejected_drafts = len(chunk.drafts) - output.accepted_drafts
-        if isinstance(end, InvalidLogitsError):
-            return  # nothing of the sequence is kept
-        num_kept = min(output.accepted_drafts, sequence.num_known - 1 - first)
-        self.cache.commit(sequence.handle, sequence.tokens(first, first + num_kept))
-        self._decode_tokens += num_kept
-        sequence.num_sampled = max(1, sequence.num_sampled - num_kept)
-        if num_kept < len(chunk.drafts) and not self.cache.rollback(sequence.handle):
-            self._drafting.stop("the model's memory cannot remove rejected drafts")
-            if end is None:
-                self._preempt(sequence)
 
     def _fail(self, sequence: Sequence, failure: RequestError, output: Output) -> None:
         """End a sequence with an error."""

@@ -1,23 +1,21 @@
 """Adds drafted tokens to the plans of steps, and learns from their outcomes."""
 
 import logging
-from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kvcache.tree import TOKEN_BYTES
+from kvcache.cache import KVCache
+from kvcache.tree import PAGE_TOKENS, TOKEN_BYTES
 from scheduler.drafts.acceptance import Acceptance
 from scheduler.drafts.amount import Amounts, Offer
 from scheduler.drafts.drafter import Drafter
 from scheduler.drafts.matching import common_tokens, token_bytes
+from scheduler.messages import Output
 from scheduler.plan import MAX_DRAFTED, Chunk, Plan, Result
 from scheduler.sequence import Sequence
 
 _log = logging.getLogger("cortex.engine")
-
-Reserve = Callable[[Sequence, int], int]
-"""Reserves cells for this many tokens after a sequence's known ones. Returns for how many there are cells."""
 
 
 @dataclass(slots=True)
@@ -88,8 +86,8 @@ class Drafting:
 
     # -- before a step -----------------------------------------------------------------------------------------------
 
-    def extend(self, plan: Plan, reserve: Reserve) -> None:
-        """Add drafts to the answers of the plan, if it holds nothing else."""
+    def extend(self, plan: Plan, cache: KVCache, num_running: int) -> None:
+        """Add drafts to the answers of the plan, if it holds nothing else, and reserve pages for them."""
         if plan.num_prefill or plan.num_decode != plan.num_answers or not plan.chunks:
             return
         room = min(MAX_DRAFTED, self._max_tokens - plan.num_tokens)
@@ -118,7 +116,7 @@ class Drafting:
             chunk = plan.chunks[number]
             proposal = self._proposals[chunk.sequence.request_id]
             count = min(count, room - plan.num_drafted)
-            count = reserve(chunk.sequence, count) if count > 0 else 0
+            count = _reserve(chunk.sequence, count, cache, num_running)
             if count > 0:
                 chunk.drafts, chunk.source = proposal.tokens[:count], proposal.drafter.source
                 self._num_barren = 0
@@ -209,7 +207,26 @@ class Drafting:
             for chunk, tokens in zip(sampling, result.tokens, strict=True):
                 chunk.num_accepted = common_tokens(token_bytes(chunk.drafts), token_bytes(tokens))
 
-    def settle(self, chunk: Chunk) -> int:
+    def settle(self, chunk: Chunk, output: Output, cache: KVCache, *, keeps: bool) -> int:
+        """Keep the cells of the drafts that became known tokens, and remove the others. Returns how many are kept.
+
+        The last known token stays without a cell: it must be computed to get logits. If the memory cannot remove cells,
+        the sequence has none left. Without `keeps`, changes no cells, because nothing of the sequence will be kept.
+        """
+        sequence, first = chunk.sequence, chunk.start + chunk.num_tokens
+        assert sequence.handle is not None, "the sequence runs until its drafts are settled"
+        output.accepted_drafts = self._count(chunk)
+        output.rejected_drafts = len(chunk.drafts) - output.accepted_drafts
+        if not keeps:
+            return 0
+        num_kept = min(output.accepted_drafts, sequence.num_known - 1 - first)
+        cache.commit(sequence.handle, sequence.tokens(first, first + num_kept))
+        sequence.num_sampled = max(1, sequence.num_sampled - num_kept)
+        if num_kept < len(chunk.drafts) and not cache.rollback(sequence.handle):
+            self.stop("the model's memory cannot remove rejected drafts")
+        return num_kept
+
+    def _count(self, chunk: Chunk) -> int:
         """Returns how many of the chunk's drafts have become known tokens of its sequence, and counts them."""
         first = (chunk.start + chunk.num_tokens) * TOKEN_BYTES
         following = chunk.sequence.known[first : first + len(chunk.drafts) * TOKEN_BYTES]
@@ -246,3 +263,11 @@ class Drafting:
                 for source, each in self._counts.items()
             },
         }
+
+
+def _reserve(sequence: Sequence, num_tokens: int, cache: KVCache, spare_pages: int) -> int:
+    """Reserve pages for drafts after the known tokens, without an eviction. Returns how many drafts have pages."""
+    assert sequence.handle is not None, "a planned sequence runs"
+    num_known = sequence.num_known
+    cache.reserve_free(sequence.handle, num_known + num_tokens, spare_pages)
+    return max(0, min(num_tokens, sequence.handle.num_pages * PAGE_TOKENS - num_known))
