@@ -16,6 +16,7 @@ import trio
 
 from api.engine.connection import Connection
 from api.engine.ending import Ending, ending_of
+from api.engine.stream import EngineStream
 from scheduler import crash_record
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.crash_record import CrashRecord
@@ -66,7 +67,7 @@ class EngineLauncher:
             undo.pop_all()
         with closing(record):
             try:  # the engine ends when the connection is closed
-                async with Connection.over(trio.SocketStream(trio.socket.from_stdlib_socket(ours))) as connection:
+                async with Connection.over(EngineStream(ours)) as connection:
                     yield connection
             finally:
                 is_killed = not await _end(process)

@@ -26,8 +26,13 @@ def adapted(app: ASGIFramework) -> ASGIFramework:
         if scope["type"] == "http" and scope["client"] is None:
             scope["client"] = UNIX_CLIENT
 
+        has_flow_control = scope["type"] == "http" and not scope["http_version"].startswith("1")
+
         async def send_in_time(event: ASGISendEvent) -> None:
             is_last = event["type"] == "http.response.body" and not event.get("more_body", False)
+            if not is_last and not has_flow_control:  # most sends; the kernel limits their time
+                await send(event)
+                return
             with trio.CancelScope(shield=is_last, deadline=trio.current_time() + UNACKNOWLEDGED_LIMIT):
                 await send(event)
 

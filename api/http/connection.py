@@ -4,6 +4,7 @@ Hypercorn's `read_timeout` would also close a stream that waits for its next tok
 loop, which looks at what the client owes the server.
 """
 
+import os
 from contextlib import suppress
 from math import inf
 from typing import Final
@@ -41,6 +42,8 @@ class Connection(TCPServer):
     ) -> None:
         """`head_seconds`: from the connection, or else from a request's first byte, to the end of its head."""
         super().__init__(app, config, context, state, stream)  # type: ignore[arg-type]  # it serves both kinds
+        self._plain_socket = stream.socket if isinstance(stream, trio.SocketStream) else None
+        """None with TLS."""
         self._head_seconds = head_seconds
         self._waiting_since: float | None = None
         """Since when the client owes the head of a request; None if it owes nothing."""
@@ -76,8 +79,25 @@ class Connection(TCPServer):
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
                 if send_eof is not None:
                     await send_eof()
-        else:
-            await super().protocol_send(event)
+            return
+        if isinstance(event, RawData):
+            sent = self._send_now(event.data)
+            if sent == len(event.data):
+                return
+            event = RawData(event.data[sent:])
+        await super().protocol_send(event)
+
+    def _send_now(self, data: bytes) -> int:
+        """Sends what the kernel takes at once, and returns how many bytes. Usually it takes all.
+
+        A send through trio lets all other tasks run twice, which takes longer than the send. Errors are left to it.
+        """
+        if self._plain_socket is None or self.send_lock.locked():
+            return 0
+        try:
+            return os.write(self._plain_socket.fileno(), data)
+        except OSError:
+            return 0
 
     def _owes_body(self) -> bool:
         connection = getattr(self.protocol.protocol, "connection", None)

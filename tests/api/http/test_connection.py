@@ -15,7 +15,7 @@ from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from hypercorn.utils import wrap_app
-from trio.testing import MemoryReceiveStream, MemorySendStream, MockClock, memory_stream_pair
+from trio.testing import MemoryReceiveStream, MemorySendStream, MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from api.http.adapter import adapted
 from api.http.connection import LINGER_SECONDS, Connection
@@ -108,6 +108,37 @@ def http2(fill: Callable[[h2.connection.H2Connection], None] = lambda _: None) -
 
 HALF_HEAD = b"POST / HTTP/1.1\r\nHost: se"
 WHOLE = b"POST / HTTP/1.1\r\nHost: server\r\nContent-Length: 2\r\n\r\nhi"
+
+
+async def test_a_response_that_the_kernel_takes_in_parts_arrives_whole() -> None:
+    """Over real sockets: what fits is written at once, the rest waits for the client."""
+    chunks = [bytes([number]) * (1 << 18) for number in range(16)]
+
+    async def stream(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    config = Config()
+    config.errorlog = None
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    mine = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+    served = await listener.accept()
+    wrapped = wrap_app(adapted(stream), 0, "asgi")
+    connection = Connection(wrapped, config, WorkerContext(None), {}, served, head_seconds=HEAD)
+    received = b""
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.run)
+            await mine.send_all(b"GET / HTTP/1.1\r\nHost: server\r\n\r\n")
+            await wait_all_tasks_blocked()  # the kernel's buffers are full
+            while data := await mine.receive_some(65536):
+                received += data
+    await mine.aclose()
+    await listener.aclose()
+    _, _, body = received.partition(b"\r\n\r\n")
+    assert body == b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
 
 
 @pytest.mark.parametrize(
