@@ -1,4 +1,4 @@
-"""The engine's side of the connection to the API. Two threads do the I/O, so steps never wait for the socket."""
+"""The engine's side of the connection to the API. Steps never wait for the socket: threads do what would block."""
 
 import contextlib
 import logging
@@ -22,7 +22,8 @@ MAX_PENDING_TOKENS = 1 << 20
 class Link:
     """Messages from and to the API.
 
-    Outputs are merged per request until the sender thread takes them, so a slow API gets fewer and larger Step
+    Outputs are written at once if the socket takes them, because to wake a thread costs more. Otherwise the sender
+    thread writes them. They are merged per request until it takes them, so a slow API gets fewer and larger Step
     messages. If the API closes its end or dies, this process exits, even while a model loads or a step runs.
     """
 
@@ -35,6 +36,8 @@ class Link:
         self._outputs: dict[int, Output] = {}
         self._num_pending_tokens = 0
         self._messages: list[Message] = []
+        self._rest = b""
+        """What is left of a message that was written in part. It goes first."""
         self._sending = False
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         threading.Thread(target=self._write, name="sender", daemon=True).start()
@@ -60,10 +63,15 @@ class Link:
             self._wake.notify()
 
     def send_outputs(self, outputs: list[Output]) -> None:
-        """Queue outputs for the next Step message. Exits the process if the API has not read MAX_PENDING_TOKENS."""
+        """Send outputs, or queue them for the next Step message if the socket is full.
+
+        Exits the process if the API has not read MAX_PENDING_TOKENS, or is gone.
+        """
         if not outputs:
             return
         with self._wake:
+            if not self._has_unsent and self._write_now(encode(Step(outputs))):
+                return
             for output in outputs:
                 self._merge(output)
             if self._num_pending_tokens > MAX_PENDING_TOKENS:
@@ -73,7 +81,24 @@ class Link:
     def flush(self, seconds: float) -> None:
         """Wait until everything is sent, for at most `seconds`. Called before the process exits."""
         with self._wake:
-            self._wake.wait_for(lambda: not (self._outputs or self._messages or self._sending), seconds)
+            self._wake.wait_for(lambda: not self._has_unsent, seconds)
+
+    @property
+    def _has_unsent(self) -> bool:
+        return bool(self._sending or self._rest or self._outputs or self._messages)
+
+    def _write_now(self, data: bytes) -> bool:
+        """Write what the socket takes, and leave the rest to the sender thread. Returns False if it takes nothing."""
+        try:
+            written = self._socket.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            os._exit(0)  # the API is gone
+        if written < len(data):
+            self._rest = data[written:]
+            self._wake.notify()
+        return True
 
     def _merge(self, output: Output) -> None:
         self._num_pending_tokens += len(output.tokens)
@@ -106,13 +131,13 @@ class Link:
     def _write_all(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._outputs or self._messages)
+                self._wake.wait_for(lambda: self._rest or self._outputs or self._messages)
+                rest, self._rest = self._rest, b""
                 outputs, self._outputs, self._num_pending_tokens = list(self._outputs.values()), {}, 0
                 messages, self._messages = self._messages, []
                 self._sending = True
-            data = b"".join(map(encode, messages))
-            if outputs:
-                data = encode(Step(outputs)) + data
+            steps = [Step(outputs)] if outputs else []
+            data = rest + b"".join(map(encode, [*steps, *messages]))
             try:
                 self._socket.sendall(data)
             except OSError:

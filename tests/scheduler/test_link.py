@@ -151,6 +151,22 @@ def test_a_step_without_outputs_sends_nothing(wire: Wire) -> None:
     assert api.receive() == Failed("next")
 
 
+def test_outputs_are_written_at_once_if_the_socket_takes_them(wire: Wire) -> None:
+    link, api, _ = wire
+    link.send_outputs([Output(1, [11])])
+    api.socket.setblocking(False)
+    assert api.outputs() == [Output(1, [11])]
+
+
+def test_an_api_that_is_gone_ends_the_process_at_once(wire: Wire) -> None:
+    link, api, codes = wire
+    api.socket.close()
+    wait_until(lambda: codes == [0])  # by the reader
+    with pytest.raises(ExitedError):
+        link.send_outputs([Output(1, [1])])
+    assert codes == [0, 0]
+
+
 def test_outputs_merge_while_the_api_does_not_read(wire: Wire) -> None:
     link, api, _ = wire
     link.send_outputs([Output(1, [1] * LARGE)])
