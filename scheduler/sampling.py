@@ -66,9 +66,14 @@ class SamplerState:
     @property
     def is_plain_greedy(self) -> bool:
         """Whether the next token is simply the best one of the unchanged row."""
+        return self.takes_best and not self.hides_eog
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether the next token is the best one of the unchanged row, unless it is an end that is not allowed yet."""
         params = self.params
-        picks_best = params.temperature == 0.0 and params.typical_p >= 1.0 and not params.xtc_probability
-        return picks_best and not self._changes_logits and not self.hides_eog
+        is_greedy = params.temperature == 0.0 and params.typical_p >= 1.0 and not params.xtc_probability
+        return is_greedy and not self._changes_logits
 
     def limit(self, top_k: int) -> None:
         """Limit top_k, unless another parameter needs the logits of all tokens."""
@@ -144,14 +149,23 @@ def sample(
     `masks` has an entry per sequence, None for sequences without a grammar. It is empty if no sequence has one. A row
     from which nothing can be sampled, for any reason, gives an error in place of its token.
     """
-    if not masks and all(state.is_plain_greedy for state in states):
-        best = logits.argmax(axis=1)  # a NaN counts as the best
-        if np.isfinite(logits[np.arange(len(best)), best]).all():
-            tokens: list[int | RequestError] = best.tolist()
+    if not masks and all(state.takes_best for state in states):
+        tokens: list[int | RequestError] = logits.argmax(axis=1).tolist()  # a NaN counts as the best
+        if _are_allowed(logits, tokens, states, eog_tokens):
             return tokens
     masks = masks or [None] * len(states)
     rows = zip(logits, states, masks, strict=True)
     return [attempt(_next_token, row, state, eog_tokens, mask) for row, state, mask in rows]
+
+
+def _are_allowed(
+    logits: NDArray[np.float32], best: Sequence[int | RequestError], states: Sequence[SamplerState], eog_tokens: Tokens
+) -> bool:
+    """Whether the best token of each row is valid, and no end that is not allowed yet."""
+    for row, token, state in zip(logits, best, states, strict=True):
+        if not math.isfinite(row[token]) or (state.hides_eog and (eog_tokens == token).any()):
+            return False
+    return True
 
 
 def sample_best(tokens: Tokens, logits: Logits, state: SamplerState, eog_tokens: Tokens) -> int:

@@ -131,7 +131,7 @@ class Scheduler:
 
     def queue(self) -> list[int]:
         """Returns the ids of the waiting requests, in about the order in which they will be admitted."""
-        return [sequence.request_id for sequence in self._policy.waiting()]
+        return [sequence.request_id for sequence in self._policy.waiting()] if self._num_waiting else []
 
     # -- plan --------------------------------------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class Scheduler:
     def _admit_ready(self) -> bool:
         """Admit in the policy's order while there are pages and ids. Returns whether a sequence waits for the disk."""
         is_arriving = False
-        if self._is_full and not self._policy.contends():
+        if not self._num_waiting or (self._is_full and not self._policy.contends()):
             return False
         for sequence in self._policy.candidates(self._num_cached):
             if sequence.num_known > self.cache.max_tokens:  # it waits until the memory has grown
@@ -188,6 +188,10 @@ class Scheduler:
             bisect.insort(self._running, sequence, key=_by_arrival)
             self._policy.admitted(sequence)
         return is_arriving
+
+    @property
+    def _num_waiting(self) -> int:
+        return len(self._sequences) - len(self._running)
 
     @property
     def _is_full(self) -> bool:
@@ -404,7 +408,7 @@ class Scheduler:
     def statistics(self) -> SchedulerStatistics:
         return SchedulerStatistics(
             running=len(self._running),
-            waiting=len(self._sequences) - len(self._running),
+            waiting=self._num_waiting,
             steps=self._steps,
             step_seconds=self._step_seconds,
             prefill_tokens=self._prefill_tokens,

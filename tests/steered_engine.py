@@ -61,7 +61,7 @@ def steer(folder: Path, model_path: str) -> None:
             self._texts = texts(prompt)
 
         @property
-        def is_plain_greedy(self) -> bool:
+        def takes_best(self) -> bool:
             return False
 
         def accept(self, token: int) -> None:

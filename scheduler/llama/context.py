@@ -102,6 +102,9 @@ class Context:
         self._allocate_batch()
         self.num_ids = num_ids
         self._state = np.empty(0, np.uint8)
+        self._logits = np.empty((0, self.vocab_size), np.float32)
+        self._logits_place = (0, 0)
+        """The address and the number of rows of `_logits`."""
         self._copied: set[int] = set()
         """Sequence ids of lanes that the next `decode` copies, and of the copies."""
         self._chains: dict[int, Any] = {}
@@ -142,7 +145,11 @@ class Context:
     def logits(self, num_rows: int) -> NDArray[np.float32]:
         """Returns the rows of logits of the last batch, in its order. Valid until the next decode."""
         pointer = lib.llama_get_logits(self._pointer)
-        return np.ctypeslib.as_array(pointer, shape=(num_rows, self.vocab_size))
+        place = ctypes.addressof(pointer.contents), num_rows
+        if place != self._logits_place:  # a new view takes as long as many a sampler
+            self._logits_place = place
+            self._logits = np.ctypeslib.as_array(pointer, shape=(num_rows, self.vocab_size))
+        return self._logits
 
     def embedding(self, sequence_id: int) -> NDArray[np.float32]:
         """Returns the pooled embedding of the sequence id's tokens in the last batch. Valid until the next decode."""
