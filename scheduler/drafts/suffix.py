@@ -41,7 +41,9 @@ class _Document:
     """The tokens of a sequence, which may still grow."""
 
     number: int
-    salt: int
+    salt: bytes
+    mark: int
+    """Differs from salt to salt. It is part of the keys, so that a search finds few places of other salts."""
     tokens: bytearray
     """Those of `Sequence.known`, not a copy."""
     start: int
@@ -137,8 +139,9 @@ class SuffixDrafter:
     def _begin(self, sequence: Sequence) -> _Document:
         """Returns a new document for the sequence. A prefix that another document has is not indexed again."""
         self._num_documents += 1
-        salt = hash(sequence.cache_salt) & ((1 << 3 * TOKEN_BITS) - 1)
-        document = _Document(self._num_documents, salt, sequence.known, 0)
+        salt = sequence.cache_salt
+        mark = hash(salt) & ((1 << 3 * TOKEN_BITS) - 1)
+        document = _Document(self._num_documents, salt, mark, sequence.known, 0)
         num_cached = sequence.cached_tokens or 0
         if num_cached >= KEY_TOKENS:
             place = self._places.get(self._key(document, num_cached), -1)
@@ -188,7 +191,7 @@ class SuffixDrafter:
 
     def _key(self, document: _Document, position: int) -> int:
         one, two, three = unpack_from("<3i", document.tokens, (position - KEY_TOKENS) * TOKEN_BYTES)
-        key: int = ((one << TOKEN_BITS | two) << TOKEN_BITS | three) ^ document.salt
+        key: int = ((one << TOKEN_BITS | two) << TOKEN_BITS | three) ^ document.mark
         return key
 
     def _keys(self, document: _Document, start: int, stop: int) -> list[int]:
@@ -197,7 +200,7 @@ class SuffixDrafter:
             return [self._key(document, start)]
         data = bytes(document.tokens[(start - KEY_TOKENS) * TOKEN_BYTES : (stop - 1) * TOKEN_BYTES])
         tokens = np.frombuffer(data, "<i4").astype(np.int64)
-        keys = (tokens[:-2] << 2 * TOKEN_BITS | tokens[1:-1] << TOKEN_BITS | tokens[2:]) ^ document.salt
+        keys = (tokens[:-2] << 2 * TOKEN_BITS | tokens[1:-1] << TOKEN_BITS | tokens[2:]) ^ document.mark
         found: list[int] = keys.tolist()
         return found
 

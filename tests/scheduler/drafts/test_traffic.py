@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvcache.lanes import LaneLayout
+from kvcache.pool import PoolLayout
 from scheduler.drafts.drafting import Drafting
 from scheduler.failures import InvalidLogitsError
 from scheduler.fair import FairShares
+from tests.kvcache.fakes import FakeLanes, FakeMemory
 from tests.scheduler.drafts.guesses import Guesses
 from tests.scheduler.fakes import FixedCosts, System, expected, prompt
 from tests.scheduler.test_several_tokens import EXTRA, Extra, answers
@@ -155,3 +158,21 @@ def test_a_tenant_is_charged_for_accepted_drafts_and_for_no_others() -> None:
         return [round(each["service"] - 2.0 * lengths[each["tenant"]], 1) for each in policy.statistics()]
 
     assert service(0.0, 0) == service(0.0, 5) == service(1.0, 5)
+
+
+@pytest.mark.parametrize("lanes", [True, False])
+def test_drafts_go_on_in_another_memory(lanes: bool) -> None:
+    """Between two steps, no cells of drafts and no pages for them are left over."""
+    system = drafted(wrong=0.5, length=3, lanes=lanes, ctx_len=128, max_seqs=4)
+    for num_ids in (8, 4, 6, 4):
+        for _ in range(3):
+            system.step()
+        if lanes:
+            system.memory, system.layout = FakeLanes(4), LaneLayout(4, num_ids, keeps_evicted=True)
+        else:
+            system.memory, system.layout = FakeMemory(10 * num_ids), PoolLayout(10 * num_ids, 16)
+        system.scheduler.move(system.memory, system.layout)
+        system.runner.memory = system.memory
+        system.cache.check_integrity()
+    check_answers(system)
+    assert system.scheduler.statistics().preemptions == 0
