@@ -66,7 +66,7 @@ def first_tokens(
 
 def first_rows(chunks: list[Chunk]) -> list[int]:
     """Returns the index of each chunk's first row."""
-    return list(accumulate((1 + len(chunk.drafts) for chunk in chunks[:-1]), initial=0))
+    return list(accumulate((1 + len(chunk.drafts) for chunk in chunks), initial=0))[:-1]
 
 
 def _verify(chunk: Chunk, logits: NDArray[np.float32], eog_tokens: Tokens, masks: RowMasks) -> list[int]:

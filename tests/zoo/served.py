@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.llama.load import load
 from scheduler.messages import SamplingParams, Submit, TokenLogprob
-from scheduler.plan import Plan, StepError
+from scheduler.plan import Plan, Result, StepError
+from scheduler.verification import first_rows
 
 CONTEXT = 256
 MAX_SEQS = 4
@@ -85,7 +86,7 @@ class Served:
                 outputs = scheduler.rollback(plan, StepError("injected"))
                 self.num_failed += 1
             else:
-                self._keep_logits(plan, answers)
+                self._keep_logits(plan, result, answers)
                 outputs = scheduler.commit(plan, result)
             for output in outputs:
                 answer = answers[output.request_id]
@@ -98,10 +99,14 @@ class Served:
             scheduler.cache.check_integrity()
         raise AssertionError("the answers do not end")
 
-    def _keep_logits(self, plan: Plan, answers: dict[int, Answer]) -> None:
-        sampling = [chunk.sequence.request_id for chunk in plan.chunks if chunk.samples]
-        for number, row in zip(sampling, self._parts.runner.logits(len(sampling)) if sampling else [], strict=True):
-            answers[number].logits.append(row.copy())
+    def _keep_logits(self, plan: Plan, result: Result, answers: dict[int, Answer]) -> None:
+        """Keep the row of each sampled token, those after accepted drafts too."""
+        sampling = [chunk for chunk in plan.chunks if chunk.samples]
+        if not sampling:
+            return
+        rows = self._parts.runner.logits(plan.num_outputs)
+        for chunk, first, tokens in zip(sampling, first_rows(sampling), result.tokens, strict=True):
+            answers[chunk.sequence.request_id].logits += [row.copy() for row in rows[first : first + len(tokens)]]
 
 
 def _phases(plan: Plan) -> list[Phase]:
