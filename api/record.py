@@ -181,6 +181,8 @@ class KvMemory:
     held_tokens: int
     cached_tokens: int
     free_tokens: int
+    max_tokens: int = 0
+    """What `tokens` can become, as the size follows the load. 0 if a server of an older version does not report it."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class ModelHealth:
         known = {item.name: body[item.name] for item in fields(cls)}
         kv = body["kv"]
         if kv is not None:
-            known["kv"] = KvMemory(**{item.name: kv[item.name] for item in fields(KvMemory)})
+            known["kv"] = KvMemory(**{item.name: kv[item.name] for item in fields(KvMemory) if item.name in kv})
         return cls(**known | {"aliases": tuple(body["aliases"])})
 
 

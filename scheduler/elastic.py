@@ -29,6 +29,9 @@ IDLE_SECONDS: Final = 180.0
 """A size that was not needed for this long is given back."""
 BUCKET_SECONDS: Final = 10.0
 """The demand of so many seconds is remembered as one."""
+EXCESS: Final = 3
+"""A growth takes at most so many times the bytes of the present size, or of what is needed, to have what was needed
+lately, too."""
 WORTHWHILE: Final = 2
 """The memory shrinks if it then takes at most 1/WORTHWHILE of its bytes."""
 MEMORY_SHARE: Final = 0.9
@@ -135,7 +138,11 @@ class Elastic:
         """Seconds after which `step` must be called even if nothing happens. None if there is no need."""
         if self._opening is not None:
             return POLL_SECONDS
-        return None if self._shape == self._least else PRESSURE_SECONDS
+        return PRESSURE_SECONDS if self._is_grown else None
+
+    @property
+    def _is_grown(self) -> bool:
+        return self._opener.num_bytes(self._shape) > self._opener.num_bytes(self._least)
 
     def step(self) -> None:
         """Called between two steps. Does nothing most of the time."""
@@ -152,7 +159,7 @@ class Elastic:
         if not self._shapes.covers(self._shape, wanted):
             if now >= self._next_try:
                 self._grow(wanted, recent)
-        elif self._shape != self._least:
+        elif self._is_grown:
             self._shrink(now, wanted, recent)
 
     def _remember(self, now: float, wanted: Shape) -> Shape:
@@ -172,8 +179,13 @@ class Elastic:
     # -- decisions ---------------------------------------------------------------------------------------------------
 
     def _grow(self, wanted: Shape, recent: Shape) -> None:
-        """Open what was needed lately if that has all that is needed now and fits; else what is needed, or a part."""
-        for shape in (recent, wanted):
+        """Open what was needed lately if that has all that is needed now and fits; else what is needed, or a part.
+
+        Many short sequences and one long one, a minute apart, would together need far more than each.
+        """
+        most = EXCESS * max(self._opener.num_bytes(wanted), self._opener.num_bytes(self._shape))
+        shapes = [recent, wanted] if self._opener.num_bytes(recent) <= most else [wanted]
+        for shape in map(self._shapes.enlarged, shapes):
             if self._shapes.covers(shape, wanted) and self._fits(shape):
                 self._open(shape)
                 return
@@ -185,11 +197,11 @@ class Elastic:
             self._failed(f"there is no memory for {wanted.tokens} tokens")
 
     def _shrink(self, now: float, wanted: Shape, recent: Shape) -> None:
-        target = recent
+        target = self._shapes.enlarged(recent)
         if now >= self._next_check:
             self._next_check = now + PRESSURE_SECONDS
             if self._available() < self._low_bytes:
-                target = wanted
+                target = self._shapes.enlarged(wanted)
         if self._opener.num_bytes(target) * WORTHWHILE <= self._opener.num_bytes(self._shape) and now >= self._next_try:
             if self._fits(target):
                 self._open(target)

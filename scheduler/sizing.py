@@ -13,6 +13,7 @@ from scheduler.machine import cores
 from scheduler.shapes import (
     CELLS,
     MAX_SEQUENCE_IDS,
+    MIN_LANE,
     START_LANES,
     START_TOKENS,
     LaneShapes,
@@ -208,7 +209,8 @@ def _lanes(config: EngineConfig, machine: Machine, ctx_len: int, max_seqs: int, 
     ids = min(max((config.kv_start or 0) // lane, least), max_seqs, max_tokens // lane)
     if machine.moves == "sequences":
         return LaneShapes(Shape(least, least * lane), least, longest, max_tokens)
-    return LaneShapes(Shape(ids, ids * lane), max_seqs, longest, max_tokens)
+    shortest = lane if longest > machine.original_context else min(MIN_LANE, lane)
+    return LaneShapes(Shape(ids, ids * lane), max_seqs, longest, max_tokens, shortest)
 
 
 def _pool(config: EngineConfig, machine: Machine, ctx_len: int, max_seqs: int, affordable: int) -> PoolShapes:

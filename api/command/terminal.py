@@ -349,7 +349,8 @@ def _kv_text(kv: dict[str, int] | None) -> str:
     if kv is None:
         return "-"
     used = kv["tokens"] - kv["free_tokens"]
-    most = f", at most {kv['max_tokens']:,}" if kv["max_tokens"] > kv["tokens"] else ""
+    limit = kv.get("max_tokens", 0)  # missing in a server of an older version
+    most = f", at most {limit:,}" if limit > kv["tokens"] else ""
     return f"{bytes_text(kv['bytes'])}, {used:,} of {kv['tokens']:,} tokens{most}"
 
 

@@ -17,7 +17,7 @@ from scheduler.elastic import IDLE_SECONDS, MAX_PAUSE, Elastic, Place
 from scheduler.errors import ModelError
 from scheduler.messages import Submit
 from scheduler.plan import Plan, StepError, attempt_step
-from scheduler.shapes import LaneShapes, PoolShapes, Shape, Shapes
+from scheduler.shapes import Demand, LaneShapes, PoolShapes, Shape, Shapes
 from tests.kvcache.fakes import FakeLanes, FakeMemory
 from tests.scheduler.fakes import GREEDY, System, expected, prompt
 
@@ -112,7 +112,7 @@ class Growing(System):
             start,
             max_tokens=max_tokens,
             available=lambda: self.available,
-            total_bytes=1000,
+            total_bytes=10_000,
             keeps_evicted=keeps_evicted,
             clock=self.clock,
         )
@@ -335,6 +335,24 @@ def test_a_size_that_was_needed_lately_is_opened_again() -> None:
     assert len(system.opener.opened) <= 3
 
 
+def test_many_short_sequences_and_a_long_one_before_them_do_not_add_up() -> None:
+    system = Growing()
+    submit(system, dict.fromkeys(range(2, 10), (10, 40)))
+    system.run()
+    assert system.elastic.shape == Shape(8, 8 * LANE)
+    submit(system, {1: (300, 40)})
+    system.run()
+    assert system.elastic.shape == Shape(2, 2 * MAX_LANE), "eight long lanes would be four times as much"
+
+
+def test_lanes_are_short_if_there_are_many() -> None:
+    shapes = LaneShapes(Shape(2, 4096), 32, 8192, 32 * 8192, min_lane=512)
+    assert shapes.wanted(Demand(32, 200, 6400)) == Shape(32, 32 * 512)
+    assert shapes.enlarged(shapes.wanted(Demand(1, 200, 200))) == Shape(2, 4096)
+    assert shapes.enlarged(shapes.wanted(Demand(3, 200, 600))) == Shape(4, 4096)
+    assert shapes.enlarged(Shape(3, 1536)) == Shape(3, 3 * 1536)
+
+
 def test_memory_is_given_back_at_once_if_the_machine_needs_it() -> None:
     system = Growing(max_tokens=MAX_SEQS * LANE)
     submit(system, dict.fromkeys(range(1, 9), (10, 20)))
@@ -342,11 +360,8 @@ def test_memory_is_given_back_at_once_if_the_machine_needs_it() -> None:
     system.available = 40
     system.idle(10)
     assert system.elastic.shape == Shape(8, 8 * LANE), "no memory for both while the sequences move"
-    system = Growing(bytes_per_token=0)
-    submit(system, dict.fromkeys(range(1, 9), (10, 20)))
-    system.run()
-    system.available = 40  # of 1000
-    system.idle(10)
+    system.available = 400  # of 10,000
+    system.idle(MAX_PAUSE)
     assert system.elastic.shape == Shape(2, 2 * LANE)
 
 

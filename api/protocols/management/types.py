@@ -72,7 +72,14 @@ class Loads(Answer):
 
 class KvMemory(Answer):
     tokens: int
+    """The present size. It follows the load."""
+    max_tokens: int
     bytes: int
+    """Bytes of the present size."""
+    grows: int
+    shrinks: int
+    move_seconds: float
+    """Duration of the last change of the size, in which no step ran."""
     held_tokens: int
     cached_tokens: int
     free_tokens: int
