@@ -8,11 +8,12 @@ from bench.commands.connections import connections
 from bench.commands.crowded import crowded
 from bench.commands.fanout import fanout
 from bench.commands.load import load
+from bench.commands.memory import memory
 from bench.commands.restart import restart
 from bench.commands.simulate import simulate
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-for command in (load, ceiling, compare, restart, fanout, crowded, connections, simulate):
+for command in (load, ceiling, compare, restart, memory, fanout, crowded, connections, simulate):
     app.command()(command)
 app.command("page")(page_command)
 
