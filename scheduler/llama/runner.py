@@ -18,7 +18,7 @@ from scheduler.thoughts import with_forced
 from scheduler.verification import first_tokens, log_probabilities_of, sample_chunks
 
 WARM_UP_TOKENS = 64
-WARM_UP_CHUNKS = 3
+WARM_UP_CHUNKS = 2
 
 
 class LlamaRunner:
@@ -54,7 +54,7 @@ class LlamaRunner:
     def warm_up(self) -> float:
         """Returns the seconds per prompt token at an empty context.
 
-        Takes the fastest of WARM_UP_CHUNKS chunks, because the first one also loads the weights.
+        Takes the fastest of WARM_UP_CHUNKS chunks. The proofs have loaded the weights already.
         """
         context, times = self._context, []
         for _ in range(WARM_UP_CHUNKS):
