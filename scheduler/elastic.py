@@ -30,8 +30,8 @@ IDLE_SECONDS: Final = 180.0
 BUCKET_SECONDS: Final = 10.0
 """The demand of so many seconds is remembered as one."""
 EXCESS: Final = 3
-"""A growth takes at most so many times the bytes of the present size, or of what is needed, to have what was needed
-lately, too."""
+"""A growth also takes the size that was needed lately, unless this has more than EXCESS times the bytes of the present
+size and of the size that is needed now."""
 WORTHWHILE: Final = 2
 """The memory shrinks if it then takes at most 1/WORTHWHILE of its bytes."""
 MEMORY_SHARE: Final = 0.9

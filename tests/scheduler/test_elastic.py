@@ -13,13 +13,16 @@ from kvcache.layout import Layout
 from kvcache.pages import PageTier
 from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_TOKENS
-from scheduler.elastic import IDLE_SECONDS, MAX_PAUSE, Elastic, Place
+from scheduler.elastic import IDLE_SECONDS, MAX_PAUSE, POLL_SECONDS, Elastic, Place
+from scheduler.engine import Engine
 from scheduler.errors import ModelError
-from scheduler.messages import Submit
+from scheduler.grammar import Compiled, GrammarCompiler
+from scheduler.messages import Inspect, Message, Report, Stop, Submit
 from scheduler.plan import Plan, StepError, attempt_step
 from scheduler.shapes import Demand, LaneShapes, PoolShapes, Shape, Shapes
 from tests.kvcache.fakes import FakeLanes, FakeMemory
 from tests.scheduler.fakes import GREEDY, System, expected, prompt
+from tests.scheduler.test_engine import FakeWire, no_tokenizer
 
 LANE, MAX_LANE, MAX_SEQS = 64, 512, 8
 OPENING = 0.1
@@ -492,3 +495,46 @@ def test_no_answer_is_lost_or_wrong(
     system.idle(2 * IDLE_SECONDS)
     assert system.elastic.shape.tokens == 2 * LANE
     system.cache.check_integrity()
+
+
+class Wire(FakeWire):
+    """Sends the requests at once, lets time pass while the engine waits, and then asks for a report and stops it."""
+
+    def __init__(self, system: Growing, submits: list[Submit], seconds: float) -> None:
+        super().__init__([])
+        self._system = system
+        self._submits: list[Message | Compiled] = list(submits)
+        self._end = seconds
+        self.patience: list[float | None] = []
+
+    def receive(self, *, wait: bool, seconds: float | None = None) -> list[Message | Compiled]:
+        self._system.opener.tick()
+        messages, self._submits = self._submits, []
+        if messages or not wait:
+            return messages
+        if self._system.clock() >= self._end or seconds is None:
+            return [Inspect(), Stop()]
+        self.patience.append(seconds)
+        self._system.runner.now += seconds
+        return []
+
+
+def test_an_engine_waits_for_memory_without_spinning_and_wakes_up_to_give_it_back() -> None:
+    system = Growing()
+    system.available = 0
+    wire = Wire(system, [Submit(1, prompt(1000, 100), 20, GREEDY)], seconds=2.0)
+    engine = Engine(system.scheduler, system.runner, GrammarCompiler(no_tokenizer), wire, elastic=system.elastic)
+    engine.run()
+    assert set(wire.patience) == {POLL_SECONDS}
+    assert wire.tokens == {}
+
+    system = Growing()
+    submits = [Submit(number, prompt(1000 * number, 10), 30, GREEDY) for number in range(1, 9)]
+    wire = Wire(system, submits, seconds=3 * IDLE_SECONDS)
+    Engine(system.scheduler, system.runner, GrammarCompiler(no_tokenizer), wire, elastic=system.elastic).run()
+    assert wire.tokens == {number: expected(prompt(1000 * number, 10), 30) for number in range(1, 9)}
+    assert system.elastic.shape == Shape(2, 2 * LANE)
+    assert len(wire.patience) < 200
+    [report] = [message for message in wire.sent if isinstance(message, Report)]
+    assert (report.memory["kv_tokens"], report.memory["kv_max"]) == (2 * LANE, MAX_SEQS * MAX_LANE)
+    assert (report.memory["grows"], report.memory["shrinks"]) == (1, 1)
