@@ -167,6 +167,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
         "messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi."}],
         "metadata": {"team": "blue"},
         "parallel_tool_calls": False,
+        "prediction": {"type": "content", "content": "Hello!"},
         "prompt_cache_key": "k",
         "prompt_cache_options": {},
         "prompt_cache_retention": "24h",
