@@ -2,7 +2,7 @@
 
 from typing import Final
 
-BOUNDS: Final = (0.8, 0.9, 0.95, 0.98)
+BOUNDS: Final = (0.6, 0.7, 0.8, 0.9, 0.95)
 """Guesses are counted apart by the drafter's own estimate: a copy that has agreed for long goes on more often."""
 SOURCE_PRIOR: Final = 16.0
 """Weight of a drafter's estimate against the outcomes of its guesses in all sequences, in tokens."""

@@ -16,7 +16,7 @@ from scheduler.plan import Plan
 
 COUNTS: Final = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63
 """Numbers of drafted tokens that are compared. With its own token, a chunk then has at most 64 rows."""
-MIN_GAIN: Final = 1.05
+MIN_GAIN: Final = 1.1
 """Drafts must make so many times as many tokens per second. A smaller gain would be an error of the estimates."""
 
 OTHERS_GAIN: Final = 0.25

@@ -134,7 +134,7 @@ class SuffixDrafter:
         tokens = tokens_of(found.tokens[start : start + most * TOKEN_BYTES])
         if found is document and tokens:  # a repetition goes on as often as there is room
             tokens = (tokens * -(-most // len(tokens)))[:most]
-        return Draft(tokens, (match.length + 1) / (match.length + 2)) if tokens else NO_DRAFT
+        return Draft(tokens, (match.length - 1) / (match.length + 1)) if tokens else NO_DRAFT
 
     def _begin(self, sequence: Sequence) -> _Document:
         """Returns a new document for the sequence. A prefix that another document has is not indexed again."""
