@@ -5,21 +5,30 @@ inside of the wanted answer, which the model then continues for some lines. The 
 answer, not from the model's. Without a chat template, the prompts are the same text in every server.
 """
 
+import io
+import keyword
+import re
+import tokenize
+from collections import Counter
 from random import Random
 from typing import Final
 
-from bench.prose import passages
+from bench.prose import passages, sources
 from bench.words import WORDS
 
-NAMES: Final = ("store", "archive", "depot")
-"""The name in the first version of the file, and in the further ones. It occurs twice in each function."""
+NEW_NAME: Final = "record"
+"""Replaces the most frequent name of the file."""
+MIN_NAME: Final = 4
+"""Characters of a name that is replaced."""
 
 # Approximate numbers of SmolLM2's tokens.
-FUNCTION_TOKENS: Final = 60
-EDIT_FRAME_TOKENS: Final = 60
-BEGUN_SHARE: Final = 5
-"""One function of this many is in the new file already."""
-FUNCTIONS_PER_TURN: Final = 2
+EDIT_FRAME_TOKENS: Final = 50
+BEGUN_SHARE: Final = 4
+"""One line of this many is in the new file already."""
+TURN_CHARACTERS: Final = 220
+"""About the characters of an answer. The next prompt has so much more of the new file."""
+CODE_CHARACTERS_PER_TOKEN: Final = 3.2
+LINE_END: Final = "\n"
 CHARACTERS_PER_TOKEN: Final = 3.5
 RAG_FRAME_TOKENS: Final = 80
 BEGUN_WORDS: Final = 12
@@ -27,42 +36,34 @@ BEGUN_WORDS: Final = 12
 
 
 def edit_turns(n_tokens: int, turns: int, rng: Random) -> list[str]:
-    """Two versions of a file, with another name in each, then the beginning of a third: about `n_tokens` tokens in all.
+    """A file, then the beginning of the same file with a name replaced: about `n_tokens` tokens in all.
 
-    The second version shows how to repeat the file. Each further prompt has two more functions of the third.
+    The code is real, because a small model copies it far better than random words. Each further prompt has more of the
+    new file.
     """
-    count = max(2, int((n_tokens - EDIT_FRAME_TOKENS) / FUNCTION_TOKENS / (2 + 1 / BEGUN_SHARE)))
-    begun = max(1, count // BEGUN_SHARE)
-    functions = [f"# {number}\n{_function(rng)}" for number in range(1, count + 1)]
-    first, second, third = ([function.replace("NAME.", f"{name}.") for function in functions] for name in NAMES)
+    room = (n_tokens - EDIT_FRAME_TOKENS) * CODE_CHARACTERS_PER_TOKEN * BEGUN_SHARE / (BEGUN_SHARE + 1)
+    code, title = sources(), " ".join(rng.sample(WORDS, 3))
+    chosen: list[str] = []
+    for text in rng.sample(code, len(code)):
+        if len(text) <= room:
+            chosen.append(text)
+            room -= len(text)
+    file = "\n\n".join(chosen)
+    old = _most_frequent_name(file)
+    new = re.sub(rf"\b{old}\b", NEW_NAME, file)
+    ends = [len(new) // BEGUN_SHARE + turn * TURN_CHARACTERS for turn in range(turns)]
     return [
-        f"The file `tools.py`:\n```python\n{_joined(first)}```\n\n"
-        f"{_renamed(NAMES[0], NAMES[1])}{_joined(second)}```\n\n"
-        f"{_renamed(NAMES[1], NAMES[2])}{_joined(third[: begun + turn * FUNCTIONS_PER_TURN])}\n"
-        for turn in range(turns)
+        f"# {title}\nThe file `tools.py`:\n```python\n{file}```\n\n"
+        f"The same file, with `{old}` renamed to `{NEW_NAME}`:\n```python\n{new[: new.find(LINE_END, end)]}"
+        for end in ends
     ]
 
 
-def _renamed(old: str, new: str) -> str:
-    return f"The same file, with `{old}` renamed to `{new}`:\n```python\n"
-
-
-def _joined(functions: list[str]) -> str:
-    return "\n".join(functions)
-
-
-def _function(rng: Random) -> str:
-    first, last = rng.sample(WORDS, 2)
-    one, two, found, query, event = rng.sample(WORDS, 5)
-    number = rng.randint(2, 99)
-    return (
-        f"def {first}_{last}({one}, {two}):\n"
-        f"    {found} = NAME.find_{query}({one})\n"
-        f"    if {found} is None or {two} > {number}:\n"
-        f'        NAME.report("{event} {query}", {two})\n'
-        f"        return {number}\n"
-        f"    return {found}.{event} + {two}\n"
-    )
+def _most_frequent_name(code: str) -> str:
+    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
+    names = [token.string for token in tokens if token.type == tokenize.NAME and len(token.string) >= MIN_NAME]
+    counts = Counter(name for name in names if not keyword.iskeyword(name) and name != "self")
+    return max(counts, key=lambda name: (counts[name], name))
 
 
 def rag_turns(n_tokens: int, turns: int, rng: Random) -> list[str]:

@@ -101,7 +101,7 @@ _DEFAULTS: dict[Workload, tuple[int, int, int, int]] = {
     "multiturn": (8, 32, 174, 48),
     "agents": (8, 48, 1034, 24),
     "structured": (16, 16, 130, 64),
-    "edit": (8, 8, 1930, 384),
+    "edit": (8, 48, 1930, 64),
     "rag": (8, 24, 1130, 96),
     "regenerate": (8, 8, 70, 128),
     "trace": (0, 0, 0, 0),
@@ -110,7 +110,7 @@ _DEFAULTS: dict[Workload, tuple[int, int, int, int]] = {
     "tenants": (8, 0, 734, 32),
 }
 _SECONDS: dict[Workload, float] = {"weights": 60.0, "tenants": 60.0}
-_TURNS: dict[Workload, int] = {"multiturn": 4, "agents": 6, "rag": 3}
+_TURNS: dict[Workload, int] = {"multiturn": 4, "agents": 6, "edit": 6, "rag": 3}
 # Settings that a workload fixes, so the user cannot set them.
 _FIXED: dict[Workload, frozenset[str]] = {
     "single": frozenset({"users"}),
@@ -139,7 +139,7 @@ def resolve(given: Settings) -> Settings:
     turns = given.turns or _TURNS.get(workload, 1)
     if workload in ("uniform", "structured", "regenerate"):
         requests = users
-    elif workload in _TURNS or workload == "edit":
+    elif workload in _TURNS:
         requests = users * turns
     elif workload == "trace":
         if given.trace is None:

@@ -83,7 +83,7 @@ class Amounts:
         seconds = sum(map(self._passes, step_passes(plan, in_lanes=self._in_lanes)))
         least = self._passes.least_row_seconds * num_answers / seconds
         offers = [offer for offer in offers if offer.acceptance > least]  # the others cannot pay for their rows
-        limit = self._target.target_seconds if num_answers > 1 else float("inf")
+        limit = self._target.target_seconds / 2 if num_answers > 1 else float("inf")
         if sum(offer.expected(offer.num_tokens) for offer in offers) <= (MIN_GAIN - 1) * num_answers:
             return best
         rate = 0.0

@@ -90,6 +90,8 @@ class Drafting:
         """Add drafts to the answers of the plan, if it holds nothing else, and reserve pages for them."""
         if plan.num_prefill or plan.num_decode != plan.num_answers or not plan.chunks:
             return
+        if num_running > plan.num_answers > 1:  # prompts take turns with the answers, which wait long enough
+            return
         room = min(MAX_DRAFTED, self._max_tokens - plan.num_tokens)
         if room <= 0:
             return

@@ -1,5 +1,6 @@
 """Texts whose likely continuation repeats them."""
 
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from random import Random
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.repeats import NAMES, edit_turns, question, rag_turns, repeated_share
+from bench.repeats import NEW_NAME, edit_turns, question, rag_turns, repeated_share
 
 if TYPE_CHECKING:
     from api.text.tokenizer import Tokenizer
@@ -18,12 +19,12 @@ def test_a_file_is_repeated_with_another_name() -> None:
     assert all(later.startswith(earlier) for earlier, later in pairwise(prompts))
     for text in prompts:
         _, *versions = text.split("```python\n")
-        first, second, third = (version.partition("```")[0].rstrip("\n") for version in versions)
-        assert first.replace(f"{NAMES[0]}.", f"{NAMES[1]}.") == second
-        whole = first.replace(f"{NAMES[0]}.", f"{NAMES[2]}.")
-        assert whole.startswith(third)
-        assert third.count(f"{NAMES[2]}.") >= 4, "the model has seen the change"
-        assert len(third) < 0.6 * len(whole), "there is much left to repeat"
+        first, second = (version.partition("```")[0].rstrip("\n") for version in versions)
+        (old,) = re.findall(r"with `(\w+)` renamed", text)
+        whole = re.sub(rf"\b{old}\b", NEW_NAME, first)
+        assert whole.startswith(second)
+        assert second.count(NEW_NAME) >= 1, "the model has seen the change"
+        assert len(second) < 0.6 * len(whole), "there is much left to repeat"
 
 
 Make = Callable[[int, int, Random], list[str]]

@@ -106,7 +106,7 @@ def test_interference_has_no_bare_loop() -> None:
         (Settings(workload="interference", prompt_tokens=50), 442),
         (Settings(workload="multiturn", turns=2), 174 + 48 + 60 + 12 + 48),
         (Settings(workload="agents", turns=3), 1034 + 24 + 2 * (20 + 12 + 24)),
-        (Settings(workload="edit"), 1930 + 384),
+        (Settings(workload="edit"), 1930 + 544),
         (Settings(workload="trace", trace=Path("x"), max_context=900), 900),
     ],
 )

@@ -31,7 +31,7 @@ def test_an_answer_that_repeats_its_prompt_is_drafted() -> None:
         assert found.tokens == ([] if number < 3 else [*prompt(100, 50), 7, *prompt(100, 50)][number:][:8])
         estimates.append(found.acceptance)
     assert estimates[2:] == sorted(estimates[2:])
-    assert estimates[2] < 0.85 < 0.97 < estimates[-1]
+    assert estimates[2] < 0.6 < 0.95 < estimates[-1]
 
 
 def test_after_a_difference_it_finds_its_place_again() -> None:

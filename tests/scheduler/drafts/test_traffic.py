@@ -117,13 +117,15 @@ def test_drafts_take_no_page_that_another_sequence_may_need() -> None:
     assert system.scheduler.statistics().preemptions == 0
 
 
-def test_steps_of_prompts_have_no_drafts() -> None:
+def test_while_a_prompt_is_computed_several_answers_have_no_drafts() -> None:
+    """Steps of the prompt take turns with steps of the answers, which would wait for drafts as well."""
     system = drafted(max_mixed_tokens=0)
-    system.step()
+    assert system.step().num_prefill
     system.submit(9, prompt(50_000, 200))
-    plans = [system.step() for _ in range(3)]
-    assert any(plan.num_drafted for plan in plans)
-    assert not any(plan.num_drafted and plan.num_prefill for plan in plans)
+    plans = [system.step() for _ in range(12)]
+    last = max(number for number, plan in enumerate(plans) if plan.num_prefill)
+    assert not any(plan.num_drafted for plan in plans[: last + 1])
+    assert any(plan.num_drafted for plan in plans[last + 1 :])
 
 
 def test_suspects_are_tried_without_drafts() -> None:
