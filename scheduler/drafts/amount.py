@@ -37,6 +37,10 @@ class Offer(NamedTuple):
         return self.acceptance * (1 - self.acceptance**count) / (1 - self.acceptance)
 
 
+TARGET_SHARE: Final = 0.5
+"""A step with drafts for several answers may take this share of the pacer's target: about a chunk of 64 tokens."""
+
+
 class Target(Protocol):
     """How long a step may take while several answers stream; see `scheduler.pacing.Pacer`."""
 
@@ -83,7 +87,7 @@ class Amounts:
         seconds = sum(map(self._passes, step_passes(plan, in_lanes=self._in_lanes)))
         least = self._passes.least_row_seconds * num_answers / seconds
         offers = [offer for offer in offers if offer.acceptance > least]  # the others cannot pay for their rows
-        limit = self._target.target_seconds / 2 if num_answers > 1 else float("inf")
+        limit = TARGET_SHARE * self._target.target_seconds if num_answers > 1 else float("inf")
         if sum(offer.expected(offer.num_tokens) for offer in offers) <= (MIN_GAIN - 1) * num_answers:
             return best
         rate = 0.0
