@@ -363,7 +363,7 @@ def test_a_resumed_answer_is_sampled_like_an_uninterrupted_one() -> None:
         whole.append(token)
     assert (whole.known, whole.last_token, whole.max_known) == (resumed.known, resumed.last_token, resumed.max_known)
     assert whole.sampler.draw() == resumed.sampler.draw()
-    assert np.array_equal(whole.sampler.adjusted(logits, ends), resumed.sampler.adjusted(logits, ends))
+    assert np.array_equal(whole.sampler.adjusted(logits, ends).copy(), resumed.sampler.adjusted(logits, ends))
 
 
 def test_two_engines_return_prompt_log_probabilities_once() -> None:
