@@ -22,9 +22,10 @@ MAX_PENDING_TOKENS = 1 << 20
 class Link:
     """Messages from and to the API.
 
-    Outputs are written at once if the socket takes them, because to wake a thread costs more. Otherwise the sender
-    thread writes them. They are merged per request until it takes them, so a slow API gets fewer and larger Step
-    messages. If the API closes its end or dies, this process exits, even while a model loads or a step runs.
+    Outputs are written at once if the socket takes them, so that no thread has to be woken beside the next decode.
+    Otherwise the sender thread writes them. They are merged per request until it takes them, so a slow API gets fewer
+    and larger Step messages. If the API closes its end or dies, this process exits, even while a model loads or
+    a step runs.
     """
 
     def __init__(self, sock: socket.socket, record: CrashRecord | None = None) -> None:
