@@ -102,7 +102,7 @@ class FairShares:
         account.add(sequence)
 
     def computed(self, plan: Plan) -> None:
-        if plan.num_prefill:
+        if plan.num_prefill > plan.num_fillers:
             self._num_left_out = self._num_left_out + 1 if self._leaves_out else 0
         answer_cost = self._costs.answer_cost
         costs: dict[int, float] = {}

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, Protocol, TypeVar
 
 from scheduler.failures import RequestError, describe
@@ -43,6 +44,10 @@ class Chunk:
         return self.num_tokens if self.scores else self.samples + len(self.drafts)
 
 
+by_id = attrgetter("sequence.sequence_id")
+"""The order of chunks in which llama.cpp computes lanes together."""
+
+
 @dataclass(slots=True)
 class Plan:
     """One llama_decode: chunks of answers first, then chunks of prompts."""
@@ -54,6 +59,8 @@ class Plan:
     """Tokens of these chunks: per chunk as many as the last step sampled for its sequence, usually one."""
     num_prefill: int = 0
     """All other tokens: of prompts, of answers that are computed again, and tokens that a grammar forces."""
+    num_fillers: int = 0
+    """How many of these tokens are computed with the answers, because their lanes lie between those of answers."""
     num_drafted: int = 0
     """Drafted tokens after the tokens of answers."""
 

@@ -2,12 +2,11 @@
 
 import math
 from bisect import bisect_right
-from itertools import accumulate
-from operator import attrgetter
+from itertools import accumulate, pairwise
 from typing import Final
 
 from scheduler.pacing import MIN_CHUNK, Pacer
-from scheduler.plan import Chunk, Plan
+from scheduler.plan import Chunk, Plan, by_id
 from scheduler.queue import Policy
 from scheduler.sequence import Sequence
 
@@ -17,21 +16,28 @@ MAX_SCORED_TOKENS: Final = 64
 MAX_REST: Final = 4
 """A prompt is computed to its end if no more tokens than these would be left. Alone, they would take longer: a pass
 takes about as long as two tokens."""
+MAX_FILLERS: Final = 4
+"""Prompt tokens that a step of answers may have between two lanes of answers: more would take longer than the pass over
+the weights that they save."""
 MAX_UNANSWERED: Final = 2
 """Steps in a row that may compute urgent prompts while answers wait."""
-
-_by_id = attrgetter("sequence.sequence_id")
 
 
 class Planner:
     """Plans steps. Remembers when answers were continued last, so that answers and prompts can take turns."""
 
-    def __init__(self, pacer: Pacer, policy: Policy, *, token_budget: int, max_decode: int) -> None:
-        """`max_decode`: maximum tokens of answers in a step. If there are more, the answers take turns."""
+    def __init__(
+        self, pacer: Pacer, policy: Policy, *, token_budget: int, max_decode: int, in_lanes: bool = False
+    ) -> None:
+        """`max_decode`: maximum tokens of answers in a step. If there are more, the answers take turns.
+
+        `in_lanes`: whether a step computes the sequences together only as far as their ids are consecutive.
+        """
         self._pacer = pacer
         self._policy = policy
         self._token_budget = token_budget
         self._max_decode = max_decode
+        self._in_lanes = in_lanes
         self._num_unanswered = 1
         """Number of steps since the last one that continued answers."""
 
@@ -44,16 +50,17 @@ class Planner:
         if plan.num_decode and plan.num_prefill:
             is_urgent = self._num_unanswered < MAX_UNANSWERED and self._policy.is_urgent(prompts)
             if not self._pacer.mixes(plan.num_tokens) or (is_urgent and self._pacer.limits_mixing):
-                self._take_turns(plan, is_urgent=is_urgent)
+                self._take_turns(plan, prompts, is_urgent=is_urgent)
             elif self._num_unanswered and not self._pacer.mixes(plan.num_decode + MIN_CHUNK):
-                self._take_turns(plan, is_urgent=False)  # the answers have just waited for a step of prompts
+                self._take_turns(plan, prompts, is_urgent=False)  # the answers have just waited for a step of prompts
         return plan
 
     def observe(self, plan: Plan, seconds: float) -> None:
         """Record a computed step and its duration."""
         self._num_unanswered = 0 if plan.num_decode else self._num_unanswered + 1
         if not plan.num_drafted:  # other steps say little about those without drafts
-            self._pacer.observe(plan.num_decode, plan.num_prefill, plan.num_pairs, seconds)
+            num_answers, num_prompts = plan.num_decode + plan.num_fillers, plan.num_prefill - plan.num_fillers
+            self._pacer.observe(num_answers, num_prompts, plan.num_pairs, seconds)
 
     def spare_seconds(self, running: list[Sequence]) -> float | None:
         """Returns how long other work may take before the next step; infinity while no sequence is answering.
@@ -83,7 +90,7 @@ class Planner:
                 others.append(sequence)
         if plan.num_decode > self._max_decode:
             self._leave_some_out(plan)
-        plan.chunks.sort(key=_by_id)  # llama.cpp computes lanes together only if their ids are consecutive
+        plan.chunks.sort(key=by_id)  # llama.cpp computes lanes together only if their ids are consecutive
         plan.num_answers = len(plan.chunks)
         return others
 
@@ -128,9 +135,9 @@ class Planner:
         # This is fastest for chunks of equal length. For other chunks, descending ids give each chunk its own
         # micro-batch, which has full speed from 64 tokens on.
         is_uneven = len({chunk.num_tokens for chunk in chunks}) > 1
-        plan.chunks += sorted(chunks, key=_by_id, reverse=is_uneven)
+        plan.chunks += sorted(chunks, key=by_id, reverse=is_uneven)
 
-    def _take_turns(self, plan: Plan, *, is_urgent: bool) -> None:
+    def _take_turns(self, plan: Plan, prompts: list[Sequence], *, is_urgent: bool) -> None:
         """Defer either the answers or the prompts to the next step."""
         if is_urgent or not self._num_unanswered:
             del plan.chunks[: plan.num_answers]
@@ -138,3 +145,23 @@ class Planner:
         else:
             del plan.chunks[plan.num_answers :]
             plan.num_prefill = 0
+            if self._in_lanes and plan.num_decode == plan.num_answers:
+                self._fill_lanes(plan, prompts)
+
+    def _fill_lanes(self, plan: Plan, prompts: list[Sequence]) -> None:
+        """Add a token of each prompt between two lanes of answers, if this makes these lanes consecutive.
+
+        Otherwise the answers on both sides would take a pass over the weights each.
+        """
+        fillers = {
+            sequence.sequence_id: sequence
+            for sequence in prompts
+            if sequence.num_remaining > 1 and not sequence.num_unscored
+        }
+        for left, right in pairwise([chunk.sequence.sequence_id for chunk in plan.chunks]):
+            between = range(left + 1, right)
+            room = min(MAX_FILLERS, self._token_budget - plan.num_tokens)
+            if len(between) <= room and fillers.keys() >= set(between):
+                chosen = map(fillers.__getitem__, between)
+                plan.chunks += [Chunk(sequence, sequence.num_computed, 1, samples=False) for sequence in chosen]
+                plan.num_prefill = plan.num_fillers = plan.num_fillers + len(between)

@@ -50,6 +50,7 @@ class Scheduler:
         piece: Callable[[int], bytes] = lambda _: b"",
         max_top_k: int = 0,
         max_answers: int | None = None,
+        in_lanes: bool = False,
         policy: Policy | None = None,
         drafting: Drafting | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -58,14 +59,17 @@ class Scheduler:
 
         `eog_tokens` end a generation. `piece` returns the text of a token, also of a control token. `max_top_k` limits
         top_k of requests that do not need all logits; 0 for no limit.
-        `max_answers`: maximum tokens of answers in a step; if there are more, the answers take turns. The default
+        `max_answers`: maximum tokens of answers in a step; if there are more, the answers take turns. `in_lanes`: see
+        Planner. The default
         `policy` is FirstComeFirstServed. `drafting` adds drafted tokens to the plans; None for no drafts.
         """
         self.cache = cache
         self._clock = clock
         self._policy = policy or FirstComeFirstServed(token_budget)
         max_decode = max_answers or max(max_seqs, token_budget // 2)
-        self._planner = Planner(pacer, self._policy, token_budget=token_budget, max_decode=max_decode)
+        self._planner = Planner(
+            pacer, self._policy, token_budget=token_budget, max_decode=max_decode, in_lanes=in_lanes
+        )
         self._drafting = drafting or Drafting([])
         self._suspects = Suspects()
         self._max_seqs = max_seqs

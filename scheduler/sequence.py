@@ -150,6 +150,10 @@ class Sequence:
         """Maximum length of a prefix hit, because scored tokens must be computed. None for no limit."""
         return self.num_prompt - 1 - self.num_unscored if self.num_unscored else None
 
+    def token(self, position: int) -> int:
+        """Returns a known token."""
+        return int.from_bytes(self.known[position * TOKEN_BYTES : (position + 1) * TOKEN_BYTES], "little")
+
     def tokens(self, start: int, stop: int) -> bytes:
         return bytes(self.known[start * TOKEN_BYTES : stop * TOKEN_BYTES])
 

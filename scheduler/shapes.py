@@ -13,8 +13,9 @@ ROOM: Final = 3
 START_LANES: Final = 2
 START_TOKENS: Final = 2048
 """What the memory starts with if the user set nothing: two lanes of this length, or a pool for two such sequences."""
-MIN_LANE: Final = 512
-"""Tokens of the shortest lane. 32 lanes of 512 tokens are open in a quarter of the time of 32 lanes of 2,048."""
+MIN_LANE: Final = 1024
+"""Tokens of the shortest lane. 32 such lanes are open in half of the time of 32 lanes of 2,048 tokens. In shorter ones,
+a conversation has no room for some turns, so that the memory would grow twice."""
 CELLS: Final = 256
 """llama.cpp rounds the length of a lane, and the size of a pool, up to a multiple of this."""
 

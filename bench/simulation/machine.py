@@ -17,7 +17,7 @@ from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_TOKENS
 from scheduler.fair import FairShares
 from scheduler.pacing import Pacer
-from scheduler.plan import Plan, Result
+from scheduler.plan import Plan, Result, by_id
 from scheduler.queue import FirstComeFirstServed, Policy
 from scheduler.scheduler import Scheduler
 
@@ -104,7 +104,8 @@ def chunk_seconds(num_tokens: int) -> float:
 
 def step_seconds(plan: Plan, machine: Machine = CPU, *, lanes: bool = True) -> float:
     """Returns how long a plan takes."""
-    parts = [(chunk.sequence.sequence_id, chunk.start, chunk.num_tokens) for chunk in plan.chunks]
+    chunks = sorted(plan.chunks, key=by_id) if plan.num_fillers else plan.chunks
+    parts = [(chunk.sequence.sequence_id, chunk.start, chunk.num_tokens) for chunk in chunks]
     return machine.seconds(parts, lanes=lanes)
 
 
@@ -153,6 +154,7 @@ def scheduler_for(
         token_budget=TOKEN_BUDGET,
         ctx_len=CTX_LEN,
         max_answers=TOKEN_BUDGET if lanes else min(TOKEN_BUDGET // 2, machine.max_mixed_tokens),
+        in_lanes=lanes,
         policy=POLICIES[policy](pacer, clock),
         clock=clock,
     )

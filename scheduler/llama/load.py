@@ -87,13 +87,16 @@ def _load(config: EngineConfig) -> Parts:
         config = dataclasses.replace(config, others_bytes=config.others_bytes + drafts.num_bytes)
     device = open_device(config, model)
     sizes, context = device.sizes, device.context
+    threads = ThreadController(sizes.threads) if adapts_threads else None
+    if threads is not None:
+        device.opener.busy = threads.paused
     runner = LlamaRunner(
         context,
         model.eog_tokens,
         max_seqs=sizes.max_seqs,
         vocab_size=model.vocab_size,
         backend_top_k=config.backend_top_k,
-        threads=ThreadController(sizes.threads) if adapts_threads else None,
+        threads=threads,
     )
     seconds_per_token = runner.warm_up()
     pacer = Pacer(seconds_per_token, sizes.max_mixed_tokens, config.itl_target)
@@ -109,6 +112,7 @@ def _load(config: EngineConfig) -> Parts:
         piece=model.piece,
         max_top_k=config.backend_top_k,
         max_answers=sizes.max_answers,
+        in_lanes=sizes.layout == "lanes",
         policy=FairShares(token_budget, pacer),
         drafting=Drafting(
             _drafters(config, device, drafts),

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from kvcache.lanes import LaneLayout
@@ -16,6 +17,9 @@ from scheduler.llama.kv_memory import ContextMemory, LaneMemory, PoolMemory
 from scheduler.llama.model import Model
 from scheduler.llama.state import StateFormat
 from scheduler.shapes import Shape
+
+Busy = Callable[[], AbstractContextManager[object]]
+"""Makes a block that lasts while a thread beside the steps uses a core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,11 @@ class OpenedContext:
     memory: ContextMemory
     layout: Layout
     use: Callable[[Context], Context]
+    busy: Busy
 
     def enter(self) -> None:
         """See `Place.enter`. A thread closes the old context, because the kernel needs time to take gigabytes back."""
-        _in_background(self.use(self.context).close)
+        _in_background(self.use(self.context).close, self.busy)
 
     def close(self) -> None:
         self.context.close()
@@ -65,6 +70,7 @@ class ContextOpener:
         self._kind = kind
         self.use: Callable[[Context], Context] = lambda context: context
         """Makes the engine compute in another context. Returns the present one, which is not needed any more."""
+        self.busy: Busy = nullcontext
 
     def num_bytes(self, shape: Shape) -> int:
         return shape.tokens * self._kind.bytes_per_token + shape.ids * self._kind.bytes_per_id
@@ -99,13 +105,17 @@ class ContextOpener:
         def work() -> None:
             try:
                 context, memory, layout = self.open_now(shape)
-                future.set_result(OpenedContext(shape, context, memory, layout, self.use))
+                future.set_result(OpenedContext(shape, context, memory, layout, self.use, self.busy))
             except BaseException as error:  # also MemoryError: the engine goes on without the memory
                 future.set_exception(error)
 
-        _in_background(work)
+        _in_background(work, self.busy)
         return future
 
 
-def _in_background(work: Callable[[], None]) -> None:
-    threading.Thread(target=work, name="KV memory", daemon=True).start()
+def _in_background(work: Callable[[], None], busy: Busy) -> None:
+    def run() -> None:
+        with busy():
+            work()
+
+    threading.Thread(target=run, name="KV memory", daemon=True).start()

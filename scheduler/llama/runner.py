@@ -11,7 +11,7 @@ from scheduler.llama.context import Context
 from scheduler.llama.threads import ThreadController
 from scheduler.logprobs import log_probabilities
 from scheduler.messages import TokenLogprob
-from scheduler.plan import MAX_DRAFTED, Chunk, Plan, Result
+from scheduler.plan import MAX_DRAFTED, Chunk, Plan, Result, by_id
 from scheduler.sampling import sample_best
 from scheduler.sequence import Sequence
 from scheduler.thoughts import with_forced
@@ -134,15 +134,22 @@ class LlamaRunner:
         return self._context.logits(num_rows)
 
     def _fill(self, plan: Plan) -> None:
-        """Fill the batch chunk by chunk. If all answers have one token, writes them with one assignment per array."""
+        """Fill the batch chunk by chunk. If all answers have one token, writes them with one assignment per array.
+
+        Fillers are written among the answers, in the order of their lanes.
+        """
         context, chunks, end = self._context, plan.chunks, 0
         if plan.num_answers == plan.num_decode > 0 and not plan.num_drafted:
-            end = plan.num_answers
-            answers, chunks = chunks[:end], chunks[end:]
-            context.tokens[:end] = [chunk.sequence.last_token for chunk in answers]
-            context.positions[:end] = [chunk.start for chunk in answers]
-            context.ids[:end] = [chunk.sequence.sequence_id for chunk in answers]
-            context.outputs[:end] = 1
+            end = plan.num_answers + plan.num_fillers
+            singles, chunks = chunks[:end], chunks[end:]
+            if plan.num_fillers:
+                singles.sort(key=by_id)
+            context.tokens[:end] = [
+                chunk.sequence.last_token if chunk.samples else chunk.sequence.token(chunk.start) for chunk in singles
+            ]
+            context.positions[:end] = [chunk.start for chunk in singles]
+            context.ids[:end] = [chunk.sequence.sequence_id for chunk in singles]
+            context.outputs[:end] = [chunk.samples for chunk in singles] if plan.num_fillers else 1
         for chunk in chunks:
             start, stop = end, end + chunk.num_tokens
             end = stop + len(chunk.drafts)

@@ -10,8 +10,8 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -80,14 +80,35 @@ class ThreadController:
         self._clock = clock
         self._core_use = core_use
         self._watched = (clock(), core_use())
+        self._own_work: set[object] = set()
+        """One for each `paused` block that lasts."""
+        self._is_watching = True
         self._pause = MIN_PAUSE
         self._next_trial = -math.inf
         self._trial: _Trial | None = None
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Compare nothing while the block lasts: another thread of this process uses a core for a short time.
+
+        May be called from any thread.
+        """
+        token = object()
+        self._own_work.add(token)
+        try:
+            yield
+        finally:
+            self._own_work.remove(token)
+
     def observe(self, num_tokens: int, seconds: float) -> bool:
         """Record the duration of a step. Returns whether `num_threads` has changed."""
         before = self.num_threads
-        if self._trial is not None:
+        if self._own_work:
+            self._trial, self._is_watching = None, False
+            self.num_threads = self._chosen
+        elif not self._is_watching:
+            self._watched, self._is_watching = (self._clock(), self._core_use()), True
+        elif self._trial is not None:
             self._continue(self._trial, num_tokens, seconds)
         elif self._full > 1:
             self._watch()

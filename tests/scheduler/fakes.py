@@ -256,6 +256,7 @@ class System:
             eog_tokens=frozenset({EOG}),
             piece=piece,
             max_answers=max_answers,
+            in_lanes=lanes,
             policy=policy(self.clock) if callable(policy) else policy,
             drafting=drafting,
             clock=self.clock,

@@ -462,6 +462,36 @@ def test_in_lanes_answers_are_computed_in_the_order_of_their_lanes() -> None:
     assert seen == [sorted(ids) for ids in seen]
 
 
+def test_in_lanes_a_prompt_between_two_answers_computes_a_token_with_them() -> None:
+    """Otherwise the answers on both sides would take a pass over the weights each."""
+    system = System(lanes=True, max_seqs=4)
+    system.submit(0, prompt(0, 20), max_tokens=100, ignore_eos=True)
+    system.submit(1, prompt(1000, 20), max_tokens=2, ignore_eos=True)
+    for number in range(2, 4):
+        system.submit(number, prompt(1000 * number, 20), max_tokens=100, ignore_eos=True)
+    while len(system.tokens[1]) < 2:
+        system.step()
+    system.submit(4, prompt(4000, 200), max_tokens=10, ignore_eos=True)
+    plans = [system.step() for _ in range(6)]
+    mixed = [plan for plan in plans if plan.num_decode and plan.num_prefill]
+    assert mixed
+    for plan in mixed:
+        assert (plan.num_answers, plan.num_decode, plan.num_prefill, plan.num_fillers) == (3, 3, 1, 1)
+        assert sorted(chunk.sequence.sequence_id for chunk in plan.chunks) == [0, 1, 2, 3]
+        assert not plan.chunks[-1].samples
+    system.run()
+    assert system.tokens[4] == expected(prompt(4000, 200), 10)
+
+
+def test_in_lanes_a_prompt_beside_all_answers_waits_for_its_own_step() -> None:
+    system = System(lanes=True, max_seqs=4)
+    for number in range(3):
+        system.submit(number, prompt(1000 * number, 20), max_tokens=100, ignore_eos=True)
+    system.step()
+    system.submit(3, prompt(3000, 200), max_tokens=10, ignore_eos=True)
+    assert not any(plan.num_decode and plan.num_prefill for plan in [system.step() for _ in range(8)])
+
+
 def test_in_lanes_prompts_of_unequal_length_are_computed_one_by_one() -> None:
     system = System(lanes=True, max_seqs=8)
     for number, length in enumerate((100, 70, 90)):

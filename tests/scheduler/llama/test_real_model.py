@@ -77,6 +77,7 @@ class Served:
     scheduler: Scheduler
     runner: RecordingRunner
     tokens: dict[int, list[int]] = field(default_factory=dict)
+    num_fillers: int = 0
     cached: dict[int, int] = field(default_factory=dict)
 
     def submit(self, request: int, prompt: list[int], max_tokens: int) -> None:
@@ -85,6 +86,7 @@ class Served:
 
     def step(self) -> None:
         plan = self.scheduler.plan()
+        self.num_fillers += plan.num_fillers
         for output in self.scheduler.commit(plan, self.runner.run(plan)):
             self.cached.setdefault(output.request_id, output.cached_tokens)
             self.tokens[output.request_id] += output.tokens
@@ -129,7 +131,12 @@ def serve(
     runner = RecordingRunner(context, model)
     pacer = Pacer(0.004, 0 if lanes else None)
     scheduler = Scheduler(
-        cache, pacer, max_seqs=lanes or 16, token_budget=budget, ctx_len=LANE_TOKENS if lanes else 1024
+        cache,
+        pacer,
+        max_seqs=lanes or 16,
+        token_budget=budget,
+        ctx_len=LANE_TOKENS if lanes else 1024,
+        in_lanes=bool(lanes),
     )
     yield Served(scheduler, runner)
     context.close()
@@ -394,6 +401,21 @@ def test_sequences_that_move_between_lanes(
         for request in range(5):
             assert served.cached[10 + request] >= len(served.tokens[request]) - 1
         check(served, reference, *range(5), *range(10, 15))
+
+
+def test_answers_on_both_sides_of_a_prompt(
+    model: Model, config: EngineConfig, reference: Reference, prompt: Prompt
+) -> None:
+    """Steps of answers compute single tokens of a prompt whose lane lies between theirs."""
+    for served in serve(model, config, budget=40, lanes=3):
+        for request, max_tokens in enumerate((40, 2, 40)):
+            served.submit(request, prompt(30 + request, 20 + 10 * request), max_tokens)
+        while len(served.tokens[1]) < 32:
+            served.step()
+        served.submit(3, prompt(33, 150), 12)
+        served.run()
+        assert served.num_fillers > 1
+        check(served, reference, *range(4))
 
 
 @LAYOUTS

@@ -88,6 +88,25 @@ def test_the_number_is_always_possible_and_never_much_slower(phases: list[tuple[
     assert set(machine.used) <= set(range(1, FULL + 1))
 
 
+def test_own_work_beside_the_steps_does_not_change_the_number() -> None:
+    """A thread that opens KV memory slows the steps, but is over soon. Fewer threads would stay for seconds."""
+    machine = Machine(BESIDE_ONE, waiting_cores=0.5)
+    with machine.controller.paused():
+        machine.run(10)
+    machine.seconds, machine.waiting_cores = ALONE, 0.0
+    machine.run(30)
+    assert set(machine.used) == {FULL}
+
+
+def test_a_trial_ends_when_own_work_begins() -> None:
+    machine = Machine(ALONE, waiting_cores=0.5)
+    while machine.controller.num_threads == FULL:
+        machine.run(0.1)
+    with machine.controller.paused():
+        machine.run(0.1)
+        assert machine.controller.num_threads == FULL
+
+
 @pytest.mark.parametrize("num_tokens", [1, 8, 512])
 def test_one_thread_stays_one(num_tokens: int) -> None:
     controller = ThreadController(1, clock=iter(range(10**6)).__next__, core_use=lambda: CoreUse(0, 0))
