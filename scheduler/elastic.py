@@ -212,7 +212,7 @@ class Elastic:
         return self._opener.num_bytes(shape) <= MEMORY_SHARE * self._available()
 
     def _open(self, shape: Shape) -> None:
-        self._scheduler.awaits_memory = not self._shapes.covers(self._shape, shape)
+        self._scheduler.residents.awaits_memory = not self._shapes.covers(self._shape, shape)
         self._opening = self._opener.open(shape)
 
     def _failed(self, reason: str) -> None:
@@ -239,7 +239,8 @@ class Elastic:
 
     def _end_opening(self) -> None:
         self._opening = None
-        self._scheduler.awaits_memory = self._scheduler.holds = False
+        residents = self._scheduler.residents
+        residents.awaits_memory = residents.holds = False
         self._next_look = -math.inf
 
     def _is_light(self) -> bool:
@@ -250,16 +251,16 @@ class Elastic:
         if running + idle <= limit:
             return True
         if cache.evict_oldest():
-            self._scheduler.holds = True
+            self._scheduler.residents.holds = True
             return False
-        if self._keeps_evicted and self._scheduler.preempt_one():
-            self._scheduler.holds = True
+        if self._keeps_evicted and self._scheduler.residents.preempt_victim():
+            self._scheduler.residents.holds = True
             return False
         return True
 
     def _move(self, place: Place) -> None:
         started = time.perf_counter()
-        self._scheduler.move(place.memory, place.layout)
+        self._scheduler.residents.move(place.memory, place.layout)
         place.enter()
         self._move_seconds = time.perf_counter() - started
         self._end_opening()

@@ -56,6 +56,8 @@ class Engine:
         self._elastic = elastic
         self._is_stuck = False
         """Whether no sequence could go on in the last step, because the KV memory must grow first."""
+        self._is_unchecked = False
+        """Whether steps have run since the last check of the cache. While nothing runs, one check is enough."""
         self._compiling: set[int] = set()
         """Requests whose grammars are being compiled. They are not in the scheduler yet."""
         self._stopping = False
@@ -65,8 +67,9 @@ class Engine:
     def run(self) -> None:
         """Serve requests until a Stop message."""
         while not self._stopping:
-            if not self._scheduler.has_work:
+            if self._is_unchecked and not self._scheduler.has_work:
                 self._scheduler.cache.check_integrity()
+                self._is_unchecked = False
             self._report_queue()
             for message in self._receive():
                 self._handle(message)
@@ -100,6 +103,7 @@ class Engine:
         return self._embedder is not None and self._embedder.has_work
 
     def _step(self) -> list[Output]:
+        self._is_unchecked = True
         plan = self._scheduler.plan()
         self._is_stuck = not plan.chunks
         if self._is_stuck:

@@ -147,6 +147,16 @@ def test_the_engine_waits_only_without_work() -> None:
     assert set(wire.ends) == {1, 2}
 
 
+def test_an_idle_engine_checks_the_cache_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages for others, and looks at the memory, wake an idle engine many times."""
+    system = System()
+    checks: list[None] = []
+    check = system.cache.check_integrity
+    monkeypatch.setattr(system.cache, "check_integrity", lambda: checks.append(check()))
+    serve(system, *[[Inspect()]] * 5, [submit(1, prompt(0, 20))], *QUIET, *[[Inspect()]] * 5)
+    assert len(checks) == 1
+
+
 def test_a_request_between_two_steps_joins_the_next_step() -> None:
     system = System()
     serve(system, [submit(1, prompt(0, 20), 10)], [], [submit(2, prompt(900, 20), 5)], *QUIET)

@@ -173,7 +173,7 @@ def test_drafts_go_on_in_another_memory(lanes: bool) -> None:
             system.memory, system.layout = FakeLanes(4), LaneLayout(4, num_ids, keeps_evicted=True)
         else:
             system.memory, system.layout = FakeMemory(10 * num_ids), PoolLayout(10 * num_ids, 16)
-        system.scheduler.move(system.memory, system.layout)
+        system.scheduler.residents.move(system.memory, system.layout)
         system.runner.memory = system.memory
         system.cache.check_integrity()
     check_answers(system)

@@ -64,7 +64,7 @@ class Moving:
 
     def move(self, shape: Shape) -> None:
         context, memory, layout = self.device.opener.open_now(shape)
-        self.scheduler.move(memory, layout)
+        self.scheduler.residents.move(memory, layout)
         self.runner.use(context).close()
         self.scheduler.cache.check_integrity()
 
