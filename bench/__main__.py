@@ -3,6 +3,7 @@
 import typer
 
 from bench.commands.ceiling import ceiling
+from bench.commands.cluster import cluster
 from bench.commands.compare import compare, page_command
 from bench.commands.connections import connections
 from bench.commands.crowded import crowded
@@ -13,7 +14,7 @@ from bench.commands.restart import restart
 from bench.commands.simulate import simulate
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-for command in (load, ceiling, compare, restart, memory, fanout, crowded, connections, simulate):
+for command in (load, ceiling, compare, restart, memory, fanout, crowded, connections, cluster, simulate):
     app.command()(command)
 app.command("page")(page_command)
 

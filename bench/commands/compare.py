@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from bench.client import require_loopback
-from bench.commands.common import INTERRUPTED, USAGE, command_line, wide
+from bench.commands.common import INTERRUPTED, USAGE, command_line, pairs, wide
 from bench.peers import NAMES
 from bench.records import BenchError
 from bench.workloads import Settings
@@ -81,10 +81,10 @@ def compare(
     screen = Console(stderr=True, highlight=False)
     started = datetime.now(UTC)
     try:
-        others = _pairs("--url", url)
+        others = pairs("--url", url)
         for address in others.values() if not allow_remote else ():
             require_loopback(address)
-        variants = {name: tuple(shlex.split(value)) for name, value in _pairs("--variant", variant).items()}
+        variants = {name: tuple(shlex.split(value)) for name, value in pairs("--variant", variant).items()}
         base = Settings(
             workload="trace", trace=trace, speed=speed, max_context=max_context, max_output=max_output, limit=limit
         )
@@ -95,7 +95,7 @@ def compare(
             ),
             others={name: address.rstrip("/") for name, address in others.items()},
             entries=tuple(comparison.entries(workloads, base)),
-            extra={name: tuple(shlex.split(value)) for name, value in _pairs("--flags", flags).items()},
+            extra={name: tuple(shlex.split(value)) for name, value in pairs("--flags", flags).items()},
             variants=variants,
             threads=threads or cores(),
             repeat=times,
@@ -136,11 +136,3 @@ def page_command(
     except (BenchError, OSError, ValueError, LookupError, TypeError) as error:
         typer.echo(f"error: {comparison}: {error}", err=True)
         raise typer.Exit(USAGE) from None
-
-
-def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
-    pairs = [each.partition("=") for each in given or ()]
-    for name, equals, value in pairs:
-        if not (name and equals and value):
-            raise BenchError(f"{option} {name}{equals}{value}: use NAME=VALUE")
-    return {name: value for name, _, value in pairs}

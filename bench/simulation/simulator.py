@@ -8,7 +8,7 @@ from itertools import count
 
 from bench.simulation.machine import VirtualRunner
 from scheduler.messages import DEFAULT_PRIORITY, SamplingParams, Submit
-from scheduler.plan import Plan
+from scheduler.plan import Plan, Result
 from scheduler.scheduler import Scheduler
 
 LATENCY = 0.005
@@ -83,10 +83,17 @@ class Simulator:
         self._runner = runner
         self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._order = count()
+        self._running: tuple[Plan, list[str], Result] | None = None
+        """The step that has begun."""
 
     @property
     def now(self) -> float:
+        """The present time; after `begin`, the end of the step."""
         return self._runner.now
+
+    def idle_until(self, seconds: float) -> None:
+        """Passes the time until then without a step."""
+        self._runner.now = max(self._runner.now, seconds)
 
     def at(self, seconds: float, event: Callable[[], object]) -> None:
         """Calls `event` at this time, or when the step that runs then has ended."""
@@ -132,10 +139,21 @@ class Simulator:
             assert len(self.steps) <= last, "some request never ends"
 
     def _step(self) -> None:
+        self.begin()
+        self.finish()
+
+    def begin(self) -> None:
+        """Begins a step. Requests may be submitted again when it has been finished."""
         plan = self.scheduler.plan()
         assert plan.chunks, "each step computes something"
         tenants = [self.requests[chunk.sequence.request_id].tenant for chunk in plan.chunks]
-        result = self._runner.run(plan)
+        self._running = plan, tenants, self._runner.run(plan)
+
+    def finish(self) -> None:
+        """Finishes the step that `begin` began."""
+        assert self._running is not None, "finish follows begin"
+        plan, tenants, result = self._running
+        self._running = None
         self.steps.append(_step(plan, tenants, self.now, result.seconds))
         for output in self.scheduler.commit(plan, result):
             request = self.requests[output.request_id]
