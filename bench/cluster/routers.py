@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,7 +23,8 @@ VLLM_FLAGS: Final = (
 )
 EVENTS_POLICY: Final = "kv_aware"
 PAGE_TOKENS: Final = 32
-_COMMANDS: Final = {"smg": "smg", "vllm-router": "vllm-router"}
+ROUTERS: Final[Mapping[str, str]] = {"smg": "'cortex-server[cluster]'", "vllm-router": "vllm-router"}
+"""What pip must install, by the name of the router and of its command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ def choices(given: str) -> tuple[Choice, ...]:
     chosen = []
     for each in filter(None, given.split(",")):
         router, _, policy = each.partition(":")
-        if router not in _COMMANDS or not policy:
-            raise BenchError(f"--policies {each}: use ROUTER:POLICY; the routers are {', '.join(_COMMANDS)}")
+        if router not in ROUTERS or not policy:
+            raise BenchError(f"--policies {each}: use ROUTER:POLICY; the routers are {', '.join(ROUTERS)}")
         chosen.append(Choice(router, policy))
     if not chosen:
         raise BenchError("--policies names no policy")
@@ -66,27 +68,28 @@ def choices(given: str) -> tuple[Choice, ...]:
 def extra_flags(given: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """The user's flags for each router. Raises BenchError if there is no such router."""
     for name in given:
-        if name not in _COMMANDS:
-            raise BenchError(f"--router-flags {name}: the routers are {', '.join(_COMMANDS)}")
+        if name not in ROUTERS:
+            raise BenchError(f"--router-flags {name}: the routers are {', '.join(ROUTERS)}")
     return {name: tuple(shlex.split(flags)) for name, flags in given.items()}
 
 
 def find(router: str, folder: Path | None) -> Path:
-    """Returns the router's command in `folder`, else on PATH, else where `make peers` and `make cluster` install it.
+    """Returns the router's command in `folder`; by default beside this Python, else on PATH, else in .peers/venv.
 
     Raises BenchError if it is not there.
     """
-    name = _COMMANDS[router]
     if folder is not None:
-        places = [folder / name]
+        places = [folder / router]
     else:
-        on_path = shutil.which(name)
-        places = [*([Path(on_path)] if on_path else []), PEERS / "venv/bin" / name]
+        on_path = shutil.which(router)
+        beside = Path(sys.executable).with_name(router)
+        places = [beside, *([Path(on_path)] if on_path else []), PEERS / "venv/bin" / router]
     for place in places:
         if place.is_file():
             return place.absolute()
-    where = f"is not in {folder}" if folder else f"is not on PATH: pip install {name}, or use --router-folder"
-    raise BenchError(f"{name} {where}")
+    if folder is not None:
+        raise BenchError(f"{router} is not in {folder}")
+    raise BenchError(f"{router} is not installed: pip install {ROUTERS[router]}, or use --router-folder")
 
 
 def spec(

@@ -65,7 +65,8 @@ def cluster(
         list[str] | None, typer.Option(help="ROUTER=FLAGS: flags to add to the router's own. May be repeated.")
     ] = None,
     router_folder: Annotated[
-        Path | None, typer.Option(help="The folder of the routers' commands. Default: PATH, then .peers/venv/bin.")
+        Path | None,
+        typer.Option(help="The folder of the routers' commands. Default: beside python, on PATH, in .peers/venv/bin."),
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="CSV file: TIMESTAMP,ContextTokens,GeneratedTokens.")] = None,
     speed: Annotated[
