@@ -56,9 +56,10 @@ class Node:
         return self.counts
 
     async def watch(self) -> None:
-        """Reads its counters until it has ended."""
+        """Reads its counters until it has ended. Cancellation does not interrupt a reading."""
         while self.server.alive:
-            await self.read()
+            with trio.CancelScope(shield=True):
+                await self.read()
             await trio.sleep(LAST_READING_SECONDS)
 
     def end(self, how: End) -> None:

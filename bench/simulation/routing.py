@@ -23,7 +23,7 @@ class Node(Protocol):
         """Prompt tokens of requests without a first token that were not in the cache when they were sent."""
 
     def cached_tokens(self, prompt: Sequence[int]) -> int:
-        """How many tokens of the prompt its KV cache holds. Only KV events tell this to a router."""
+        """How many tokens of the prompt its KV cache holds. A router knows it only from KV events."""
 
 
 class Router(Protocol):
@@ -91,7 +91,7 @@ class PrefixAware:
 class KVEvents:
     """The node that has the fewest prompt tokens to compute, those of its waiting requests included.
 
-    KV events tell the router which pages each node holds. Among equal nodes the least busy one is chosen.
+    The router knows from KV events which pages each node holds. Among equal nodes the least busy one is chosen.
     """
 
     def choose(self, prompt: Sequence[int], nodes: Sequence[Node]) -> int:
