@@ -12,7 +12,7 @@ from api.protocols.call import Call, Reply
 from api.protocols.fields import Query, Strict
 from api.protocols.types import Error
 
-Handler = Callable[[Call[Any]], Awaitable[Answer | Reply | dict[str, Any]]]
+Handler = Callable[[Call[Any]], Awaitable[Answer | Reply | dict[str, Any] | list[dict[str, Any]]]]
 
 
 class Scope(Enum):

@@ -25,6 +25,7 @@ from api.protocols.management.types import Health, Loads, Model, ModelList, Read
 from api.protocols.messages import answer as messages
 from api.protocols.messages.request import CountTokensRequest, MessagesRequest
 from api.protocols.messages.types import MessageAnswer, MessageError, MessageEvent, TokenCount
+from api.protocols.rendered import RenderedRequest, RenderedRequests
 from api.protocols.responses import answer as responses
 from api.protocols.responses import kept
 from api.protocols.responses.request import InputTokensRequest, ListQuery, ResponseRequest, RetrieveQuery
@@ -238,6 +239,36 @@ OPERATIONS: Final = (
         tokens.apply_template,
         RenderedPrompt,
         ApplyTemplateRequest,
+        errors=READS,
+    ),
+    Operation(
+        "render_chat_completion",
+        "POST",
+        "/v1/chat/completions/render",
+        "The prompt tokens of a chat, in vLLM's form, for routers",
+        chat.render,
+        RenderedRequest,
+        ChatRequest,
+        errors=READS,
+    ),
+    Operation(
+        "render_completion",
+        "POST",
+        "/v1/completions/render",
+        "The prompt tokens of completions, in vLLM's form, for routers",
+        completions.render,
+        RenderedRequests,
+        CompletionRequest,
+        errors=READS,
+    ),
+    Operation(
+        "render_response",
+        "POST",
+        "/v1/responses/render",
+        "The prompt tokens of a response, in vLLM's form, for routers",
+        responses.render,
+        RenderedRequest,
+        ResponseRequest,
         errors=READS,
     ),
     Operation(

@@ -138,5 +138,5 @@ async def _stream(answer: Answer, deadline: Deadline) -> Response:
     return response
 
 
-def json_response(body: dict[str, Any], status: int = 200) -> Response:
+def json_response(body: dict[str, Any] | list[dict[str, Any]], status: int = 200) -> Response:
     return Response(orjson.dumps(body), status, content_type="application/json")

@@ -101,10 +101,14 @@ class ModelService:
                 "the server (--pooling mean, for example)."
             )
             raise ApiError(400, message, param="model", code="unsupported_model")
-        if not embeds and not info.generates:
+        if not embeds:
+            self._check_generates()
+        self.admission.check()
+
+    def _check_generates(self) -> None:
+        if not self.engine.ready_info().generates:
             message = f"The model {self.names[0]!r} does not generate text, only embeddings (POST /v1/embeddings)."
             raise ApiError(400, message, param="model", code="unsupported_model")
-        self.admission.check()
 
     async def prepare(self, spec: GenerationSpec) -> Prepared:
         """The sequences and choices of a request.
@@ -119,12 +123,25 @@ class ModelService:
         else:
             place = self.admission.enter(several, "n")
         try:
-            return await self._prepared(spec, place)
+            prompts, submits, choices = await self._sequences(spec)
         except BaseException:
             place.release()
             raise
+        grammar_param = spec.constraint.param if spec.constraint else "tools"
+        return Prepared(prompts, submits, choices, grammar_param, place, spec.record, spec.ticket)
 
-    async def _prepared(self, spec: GenerationSpec, place: Place) -> Prepared:
+    async def render(self, spec: GenerationSpec) -> list[Submit]:
+        """What a request would generate from: one sequence for each of its prompts, which is never submitted.
+
+        Nothing is counted, if the request has no record and no ticket of its own. Raises the errors of `prepare` and of
+        `check_accepting`, except those about how many requests wait and about shutting down.
+        """
+        self._check_generates()
+        _, submits, _ = await self._sequences(spec)
+        return submits[:: spec.num_choices]
+
+    async def _sequences(self, spec: GenerationSpec) -> tuple[Sequence[Prompt], list[Submit], list[Choice]]:
+        """The prompts of a request, its sequences grouped by prompt, and a choice for each sequence."""
         prompts = await self.prompts.build(spec.prompt)
         num_prompt = sum(len(prompt.tokens) for prompt in prompts)
         spec.ticket.reserve(num_prompt)
@@ -154,8 +171,7 @@ class ModelService:
         ]
         choices = [new_choice() for _ in submits]
         spec.record.prepared(prompt_tokens=num_prompt, num_sequences=len(submits), num_prompts=len(prompts))
-        grammar_param = spec.constraint.param if spec.constraint else "tools"
-        return Prepared(prompts, submits, choices, grammar_param, place, spec.record, spec.ticket)
+        return prompts, submits, choices
 
     async def _sampling(self, spec: GenerationSpec) -> SamplingParams:
         """Precedence: request, the model's own defaults, OpenAI's defaults. The default seed is random."""

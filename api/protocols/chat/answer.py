@@ -10,6 +10,7 @@ from api.protocols.chunks import ChunkedAnswer
 from api.protocols.custom import InputReader, input_of
 from api.protocols.logprobs import chat_logprobs
 from api.protocols.priorities import served_tier
+from api.protocols.rendered import rendered
 from api.serving.choice import Delta
 from api.serving.service import ModelService, Prepared
 from api.text.dialects import CallArguments, CallBegin, Content, Event, Reasoning
@@ -95,6 +96,13 @@ class ChatCompletion(ChunkedAnswer[ChatRequest]):
 async def create(call: Call[ChatRequest]) -> ChatCompletion:
     service = await call.accepting(call.request.model)
     return await ChatCompletion.create(service, call)
+
+
+async def render(call: Call[ChatRequest]) -> dict[str, Any]:
+    """The conversation's prompt as tokens. Raises ApiError as the generation would."""
+    service = await call.service(call.request.model)
+    [prompt] = await rendered(service, call.request, as_spec(call.request), "chatcmpl")
+    return prompt
 
 
 def _piece(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:

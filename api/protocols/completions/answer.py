@@ -10,6 +10,7 @@ from api.protocols.call import Call
 from api.protocols.chunks import ChunkedAnswer
 from api.protocols.completions.request import DEFAULT_MAX_TOKENS, CompletionRequest
 from api.protocols.logprobs import CompletionLogprobs
+from api.protocols.rendered import rendered
 from api.protocols.structured import constraint
 from api.serving.choice import Choice, Delta
 from api.serving.service import ModelService
@@ -112,6 +113,12 @@ def _as_spec(request: CompletionRequest) -> GenerationSpec:
 async def create(call: Call[CompletionRequest]) -> TextCompletion:
     service = await call.accepting(call.request.model)
     return await TextCompletion.create(service, call)
+
+
+async def render(call: Call[CompletionRequest]) -> list[dict[str, Any]]:
+    """Each prompt as tokens. Raises ApiError as the generation would."""
+    service = await call.service(call.request.model)
+    return await rendered(service, call.request, _as_spec(call.request), "cmpl")
 
 
 def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:

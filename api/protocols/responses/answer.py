@@ -13,6 +13,7 @@ from api.protocols.answer import Answer, event
 from api.protocols.call import Call
 from api.protocols.logprobs import chat_logprobs
 from api.protocols.priorities import served_tier
+from api.protocols.rendered import rendered
 from api.protocols.responses.conversation import as_conversation, as_spec
 from api.protocols.responses.items import Item, ItemReference, new_id, new_item_id
 from api.protocols.responses.output_items import Event, OutputItems
@@ -20,6 +21,7 @@ from api.protocols.responses.request import InputTokensRequest, ResponseRequest
 from api.protocols.store import KeptItem, KeptResponse, items_of
 from api.serving.choice import Delta
 from api.serving.service import ModelService, Prepared
+from api.serving.spec import GenerationSpec
 from scheduler.messages import Output
 
 RequestT = TypeVar("RequestT", bound=InputTokensRequest)
@@ -51,14 +53,9 @@ class ModelResponse(Answer):
     @classmethod
     async def create(cls, service: ModelService, call: Call[ResponseRequest]) -> Self:
         """Raises ApiError 400 if the model cannot serve the request, 400 or 404 for references that are not stored."""
-        request = call.request
         conversation = _conversation(call)
-        items = items_of(conversation)
-        if request.truncation == "auto":
-            room = request.max_output_tokens or service.defaults.token_limit or 1
-            items = await _fitting(service, request, items, room)
-        prepared = await service.prepare(call.owned(as_spec(request, items)))
-        return cls(service, request, conversation, prepared, partial(call.server.responses.keep, call.keeper))
+        prepared = await service.prepare(call.owned(await _spec(service, call.request, conversation)))
+        return cls(service, call.request, conversation, prepared, partial(call.server.responses.keep, call.keeper))
 
     def _steps(self, output: Output) -> Sequence[Output]:
         """One output for each token if log probabilities are requested, to match texts with their tokens."""
@@ -164,6 +161,22 @@ class ModelResponse(Answer):
 async def create(call: Call[ResponseRequest]) -> ModelResponse:
     service = await call.accepting(call.request.model)
     return await ModelResponse.create(service, call)
+
+
+async def render(call: Call[ResponseRequest]) -> dict[str, Any]:
+    """The conversation's prompt as tokens. Raises ApiError as the generation would."""
+    service = await call.service(call.request.model)
+    spec = await _spec(service, call.request, _conversation(call))
+    [prompt] = await rendered(service, call.request, spec, "resp")
+    return prompt
+
+
+async def _spec(service: ModelService, request: ResponseRequest, conversation: Sequence[KeptItem]) -> GenerationSpec:
+    items = items_of(conversation)
+    if request.truncation == "auto":
+        room = request.max_output_tokens or service.defaults.token_limit or 1
+        items = await _fitting(service, request, items, room)
+    return as_spec(request, items)
 
 
 def _conversation(call: Call[RequestT]) -> tuple[KeptItem, ...]:

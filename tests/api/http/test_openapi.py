@@ -25,6 +25,7 @@ from api.protocols.embeddings import types as embedding_answers
 from api.protocols.management import types as management_answers
 from api.protocols.management.version import Version
 from api.protocols.messages import types as message_answers
+from api.protocols.rendered import RenderedRequest, RenderedRequests
 from api.protocols.responses import types as response_answers
 from api.protocols.tokens import types as token_answers
 from tests.api.servers import MODEL, SECONDS, CortexServer
@@ -86,8 +87,8 @@ def test_the_name_of_an_operation_is_not_a_path_parameter() -> None:
     """An operation with such a parameter documents the status 405, for a value that names another operation."""
     taken = {each.name: names for each in OPERATIONS if (names := names_taken(each, OPERATIONS))}
     assert taken == {
-        "get_response": ["input_tokens"],
-        "delete_response": ["input_tokens"],
+        "get_response": ["input_tokens", "render"],
+        "delete_response": ["input_tokens", "render"],
         "get_model": ["start", "stop"],
     }
     for each in OPERATIONS:
@@ -245,6 +246,9 @@ def test_the_other_answers_match_their_types(client: httpx.Client) -> None:
         (token_answers.Tokens, client.post("/tokenize", json=body | {"with_pieces": True, "return_token_strs": True})),
         (token_answers.Text, client.post("/detokenize", json={"tokens": [1, 2]})),
         (token_answers.RenderedPrompt, client.post("/apply-template", json=body)),
+        (RenderedRequest, client.post("/v1/chat/completions/render", json=chat({"logit_bias": {"5": 1}}))),
+        (RenderedRequests, client.post("/v1/completions/render", json=completion({"prompt": ["a", "b"]}))),
+        (RenderedRequest, client.post("/v1/responses/render", json=response_request({"stream": True}))),
         (embedding_answers.Embeddings, client.post("/v1/embeddings", json=texts)),
         (embedding_answers.Embeddings, client.post("/v1/embeddings", json=texts | {"encoding_format": "base64"})),
         (common.Error, client.get("/v1/models/nobody")),
