@@ -191,7 +191,7 @@ def stop(
             stop_model(record, model)
             ended = True
         else:
-            patience = record.grace_seconds + STOP_MARGIN_SECONDS
+            patience = record.stop_seconds + STOP_MARGIN_SECONDS
             ended = end(record.pid, patience)
     if not ended:
         typer.echo(f"cortex: {name} did not end within {patience:g} seconds and was killed", err=True)

@@ -85,6 +85,8 @@ class ServerSettings:
     """Maximum number of requests to one model that wait for memory or a sequence. Further requests are refused."""
     grace_seconds: float = 30.0
     """Seconds that running requests may continue after the server begins to stop."""
+    drain_delay: float = 0.0
+    """Seconds that a server which begins to stop answers at least, so that load balancers notice it."""
     max_concurrent: int = 0
     """Sequences and requests for embeddings that run and wait, of all tenants together. 0 is no limit, as below."""
     requests_per_minute: int = 0
@@ -111,6 +113,11 @@ class ServerSettings:
     """A TOML file with further keys."""
     metrics_public: bool = False
     """Whether metrics need no key even if other operations do."""
+
+    @property
+    def stop_seconds(self) -> float:
+        """How long running requests may continue at most after the server begins to stop."""
+        return max(self.grace_seconds, self.drain_delay)
 
     @property
     def demands_keys(self) -> bool:

@@ -357,6 +357,15 @@ class ServerFlags(ModelFlags):
             help="How long running requests may continue after a stop.",
         ),
     ] = None
+    drain_delay: Annotated[
+        float | None,
+        Flag(
+            min=0,
+            max=86400,
+            metavar="SECONDS",
+            help="How long a server that is stopped still answers, at least: 503, so that load balancers notice it.",
+        ),
+    ] = None
     idle_limit: Annotated[
         float | None,
         Flag(

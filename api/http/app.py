@@ -71,7 +71,7 @@ def create_app(
         demands_keys=access.demands_keys,
     )
     server.observers.add(server.tickets)
-    _name_requests(app)
+    _name_requests(app, fleet)
     _handle_errors(app)
     server.observers.add(server.metrics.requests)
     app.asgi_app = _recorded(closing_unread(app.asgi_app), server.observers)  # type: ignore[method-assign, assignment]
@@ -99,7 +99,7 @@ def _recorded(app: ASGIFramework, observers: Observers) -> ASGIFramework:
     return framework
 
 
-def _name_requests(app: QuartTrio) -> None:
+def _name_requests(app: QuartTrio, fleet: Fleet) -> None:
     @app.before_request
     async def name_request() -> None:
         given = request.headers.get("x-request-id", "")
@@ -120,6 +120,8 @@ def _name_requests(app: QuartTrio) -> None:
             response.headers["request-id"] = g.request_id
         if "warning" in g:
             response.headers[HEADER] = g.warning
+        if fleet.draining and request.http_version.startswith("1"):  # clients then send the next request elsewhere
+            response.headers["Connection"] = "close"
         if "limits" in g:
             response.headers.update(g.limits())
         g.record.status = response.status_code

@@ -1,10 +1,7 @@
 """Runs the server: bind, load, serve, drain, end. The innermost block ends first."""
 
 import logging
-import os
-import signal
-import threading
-from collections.abc import AsyncIterable
+from functools import partial
 from typing import Final
 
 import trio
@@ -17,6 +14,7 @@ from api.http.adapter import adapted
 from api.http.app import create_app
 from api.http.clients import Clients
 from api.http.connections import Listener, limits_of, serve_connections
+from api.http.draining import drain_on_signal
 from api.http.observers import TracingError, observing
 from api.http.sockets import Listening, listening
 from api.record import AlreadyRunningError, hold_record
@@ -92,7 +90,16 @@ async def _run(
         access=clients.access,
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_drain_on_signal, fleet, options.grace_seconds, drained)
+        nursery.start_soon(
+            partial(
+                drain_on_signal,
+                fleet,
+                drained,
+                grace_seconds=options.grace_seconds,
+                delay_seconds=options.drain_delay,
+                exit_seconds=2 * FLUSH_SECONDS,
+            )
+        )
         nursery.start_soon(clients.run)
         await nursery.start(fleet.run)
         nursery.start_soon(_start_first, fleet, options.first)
@@ -133,35 +140,3 @@ async def _start_first(fleet: Fleet, options: ModelOptions) -> None:
     except StartError:
         if not fleet.draining:
             raise
-
-
-async def _drain_on_signal(fleet: Fleet, grace_seconds: float, drained: trio.Event) -> None:
-    """On the first signal: refuse new requests, let running ones finish for the grace period, then end the server."""
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)  # in effect after the block, when the server is already ending
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            break
-        fleet.drain()
-        _log.info("stopping; %d requests may continue for %.0f s", fleet.num_active, grace_seconds)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on_next, signals, nursery.cancel_scope)
-            with trio.move_on_after(grace_seconds):
-                await fleet.wait_idle()
-            nursery.cancel_scope.cancel()
-        fleet.end("the server is shutting down")
-        drained.set()
-        _exit_anyway(2 * FLUSH_SECONDS)
-
-
-def _exit_anyway(seconds: float) -> None:
-    """Exit after this time at the latest: Hypercorn waits forever for a client that does not read."""
-    watchdog = threading.Timer(seconds, os._exit, [0])
-    watchdog.daemon = True
-    watchdog.start()
-
-
-async def _cancel_on_next(signals: AsyncIterable[int], scope: trio.CancelScope) -> None:
-    """A second signal ends the grace period."""
-    async for _ in signals:
-        scope.cancel()

@@ -52,6 +52,8 @@ class Fleet:
         self._log_format = log_format
         self._models: dict[str, ModelRuntime] = {}
         """By the models' own names, in order of their start."""
+        self._has_answered = False
+        """Whether a model that is gone was ready."""
         self._memory = MemoryPolicy(lambda: self.models, idle_limit=idle_limit)
         self._loader = ModelLoader(self._memory, self._launcher, max_waiting=max_waiting)
         self._nursery: trio.Nursery | None = None
@@ -115,7 +117,7 @@ class Fleet:
 
         Raises ApiError 503 while shutting down, 400 if the model cannot do it, 429 if too many requests wait.
         """
-        if self.draining and self._find(name) is not None:
+        if self.draining:
             raise unavailable("The server is shutting down.", "shutting_down")
         service = await self.service(name)
         service.check_accepting(embeds=embeds)
@@ -201,6 +203,7 @@ class Fleet:
     def _forget(self, model: ModelRuntime) -> None:
         if self._models.get(model.options.name) is model:
             del self._models[model.options.name]
+            self._has_answered |= model.was_ready
 
     def _load(self, model: ModelRuntime, *, requests_wait: bool) -> None:
         assert self._nursery is not None, "engines run only while the fleet runs"
@@ -250,11 +253,17 @@ class Fleet:
 
     @property
     def status(self) -> str:
-        """The server's status: draining; loading or failed if no model is ready and one is in that state; else ok."""
+        """The server's status: draining; ok if a model takes requests; else loading or failed if one is in that state.
+
+        It is loading until the first model is ready. Later it is ok without a model.
+        """
         if self.draining:
             return "draining"
+        if any(model.takes_requests for model in self.models):
+            return "ok"
         statuses = {model.status for model in self.models}
-        return next((why for why in ("loading", "failed") if why in statuses and "ready" not in statuses), "ok")
+        others = "ok" if self._has_answered or any(model.was_ready for model in self.models) else "loading"
+        return next((why for why in ("loading", "failed") if why in statuses), others)
 
     @property
     def unready_reason(self) -> UnreadyReason | None:

@@ -79,6 +79,27 @@ class ModelRuntime:
         return self._state.status
 
     @property
+    def was_ready(self) -> bool:
+        """Whether it has ever been ready."""
+        return self._was_ready
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether a request would be answered, now or after a load that the request waits for.
+
+        A model that has never been ready may fail to load, so it does not count.
+        """
+        match self._state:
+            case State.READY:
+                return self.status == "ready"
+            case State.UNLOADED | State.UNLOADING:
+                return self._was_ready
+            case State.LOADING:
+                return self._was_ready and self._life.requests_wait
+            case _:
+                return False
+
+    @property
     def failure(self) -> str:
         """Why loading it or restarting its engine failed; empty if nothing failed."""
         return self._failure or (self._service.engine.failure if self._service is not None else "")
@@ -86,9 +107,7 @@ class ModelRuntime:
     @property
     def num_active(self) -> int:
         """Number of sequences and embedding requests that have not ended, also of those that are being prepared."""
-        if self._service is None:
-            return 0
-        return self._service.engine.num_active + self._service.admission.num_entering
+        return self._service.num_active if self._service is not None else 0
 
     @property
     def is_idle(self) -> bool:
@@ -181,7 +200,7 @@ class ModelRuntime:
     async def wait_idle(self) -> None:
         """Wait until all requests have ended."""
         if self._service is not None:
-            await self._service.engine.wait_idle()
+            await self._service.wait_idle()
 
     # -- life cycle --------------------------------------------------------------------------------------------------
 
@@ -270,7 +289,7 @@ class ModelRuntime:
         assert service is not None, "a model without a service cannot shut down"
         service.draining = self._state is State.DRAINING
         with trio.move_on_after(grace_seconds):
-            await service.engine.wait_idle()
+            await service.wait_idle()
         service.engine.fail_all("the model is being stopped")
         service.engine.stop()
         with trio.move_on_after(END_LIMIT):

@@ -30,6 +30,8 @@ DRY_BREAKERS: Final = ("\n", ":", '"', "*")
 """The defaults of llama.cpp."""
 MAX_BREAKERS: Final = 256
 """Texts whose tokens are cached: searching the vocabulary for one takes about 50 ms."""
+ENTERING_SECONDS: Final = 0.02
+"""How often to look whether requests are still being prepared. Those that are dropped leave without a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,18 @@ class ModelService:
         """OpenAI's system_fingerprint: changes with the model and the engine's properties. Raises ApiError 503."""
         info = self.engine.ready_info()
         return f"fp_{crc32(repr(replace(info, pid=0, load_seconds=0)).encode()):08x}"
+
+    @property
+    def num_active(self) -> int:
+        """Number of sequences and embedding requests that have not ended, also of those that are being prepared."""
+        return self.engine.num_active + self.admission.num_entering
+
+    async def wait_idle(self) -> None:
+        """Wait until all requests have ended, also those that are being prepared."""
+        while self.num_active:
+            await self.engine.wait_idle()
+            if self.admission.num_entering:
+                await trio.sleep(ENTERING_SECONDS)
 
     def check_accepting(self, *, embeds: bool = False) -> None:
         """Check that a request that generates or (with `embeds`) embeds is accepted.

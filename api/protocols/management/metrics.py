@@ -12,14 +12,15 @@ async def metrics(call: Call[None]) -> Reply:
 
 
 async def loads(call: Call[LoadsQuery]) -> dict[str, Any]:
-    """The load of each model, in the form that SMG reads."""
+    """The load of each model, in the form that SMG reads. A model without an engine and without requests has none."""
     states = await call.server.metrics.engines(call.server.fleet)
     waiting = call.server.metrics.requests.tokens_before_answers()
-    return {"loads": [_load(rank, state, waiting.get(state.name, 0)) for rank, state in enumerate(states)]}
+    loaded = [(rank, state) for rank, state in enumerate(states) if state.report is not None or state.num_active]
+    return {"loads": [_load(rank, state, waiting.get(state.name, 0)) for rank, state in loaded]}
 
 
 def _load(rank: int, state: EngineState, waiting_tokens: int) -> dict[str, Any]:
-    page, totals = state.cache("page_tokens"), state.totals
+    totals = state.totals
     needed = totals["hit_tokens"] + totals["prefill_tokens"]
     return {
         "model": state.name,
@@ -27,8 +28,8 @@ def _load(rank: int, state: EngineState, waiting_tokens: int) -> dict[str, Any]:
         "num_running_reqs": state.running,
         "num_waiting_reqs": state.waiting,
         "num_waiting_uncached_tokens": waiting_tokens,
-        "num_used_tokens": int(state.cache("held_pages") * page),
-        "max_total_num_tokens": int(state.cache("pages") * page),
+        "num_used_tokens": int(state.held_tokens),
+        "max_total_num_tokens": int(state.memory("kv_max")),
         "token_usage": round(state.kv_usage, 4),
         "gen_throughput": round(state.answer_tokens_per_second, 2),
         "cache_hit_rate": round(totals["hit_tokens"] / needed, 4) if needed else 0.0,

@@ -58,8 +58,9 @@ class Load(Answer):
     num_used_tokens: int
     """Tokens of KV memory that running sequences hold. Idle cached pages do not count."""
     max_total_num_tokens: int
+    """Tokens of KV memory at its largest. It follows the load."""
     token_usage: float
-    """The part of the KV memory that running sequences hold, from 0 to 1."""
+    """`num_used_tokens` as a part of `max_total_num_tokens`, from 0 to 1."""
     gen_throughput: float
     """Answer tokens per second, between this request and an earlier one."""
     cache_hit_rate: float

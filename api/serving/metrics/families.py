@@ -45,8 +45,16 @@ class EngineState:
 
     @property
     def kv_usage(self) -> float:
-        """The part of the KV cache that running sequences hold. Idle cached pages are free for others."""
-        return self.cache("held_pages") / max(1.0, self.cache("pages"))
+        """The part of the KV cache at its largest that running sequences hold. Idle cached pages are free for others.
+
+        It grows before it is full, so a part of its present size would make routers leave out a server with room.
+        """
+        return self.held_tokens / max(1.0, self.memory("kv_max"))
+
+    @property
+    def held_tokens(self) -> float:
+        """Tokens of the KV cache that running sequences hold."""
+        return self.cache("held_pages") * self.cache("page_tokens")
 
     def cache(self, name: str) -> float:
         """A current number of the cache; 0 without an engine."""
@@ -63,7 +71,7 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[EngineState], float]], ...]] = (
     ("vllm:num_requests_waiting", "Sequences that wait.", lambda each: each.waiting),
     (
         "vllm:kv_cache_usage_perc",
-        "Part of the KV cache that running sequences hold, from 0 to 1. Idle cached pages do not count.",
+        "Part of the KV cache at its largest that running sequences hold, 0 to 1. Idle cached pages do not count.",
         lambda each: each.kv_usage,
     ),
     ("cortex_kv_tokens", "Present size of the KV cache in tokens.", lambda each: each.memory("kv_tokens")),

@@ -227,6 +227,35 @@ async def test_loads_have_the_form_of_smg(tokenizer: Tokenizer, autojump_clock: 
         await stream.leave()
 
 
+async def test_the_load_of_memory_that_follows_the_load(tokenizer: Tokenizer) -> None:
+    """Routers leave out a server whose memory is in use, so it counts against the size that the memory can have."""
+    server = Server(tokenizer)
+    server.engine.report = Report(SCHEDULER, CACHE, memory={"kv_tokens": 64 * 32, "kv_max": 256 * 32})
+    body = orjson.loads(await (await server.client.get("/v1/loads")).get_data(as_text=False))
+    [load] = body["loads"]
+    assert (load["num_used_tokens"], load["max_total_num_tokens"], load["token_usage"]) == (512, 8192, 0.0625)
+    assert of_model(await scrape(server), "vllm:kv_cache_usage_perc") == 0.0625
+
+
+async def test_only_models_with_an_engine_have_a_load(tokenizer: Tokenizer) -> None:
+    """A model that loads has neither memory nor requests. The numbers of the others stay."""
+    server = Server(tokenizer)
+    server.fleet._add(ModelOptions("loading", PATH, EngineConfig(str(PATH))))
+    engine = FakeEngine()
+    engine.report = server.engine.report = Report(SCHEDULER, CACHE)
+    service = ModelService(("third",), tokenizer, engine, max_waiting=8)
+    server.fleet.adopt(ModelOptions("third", PATH, EngineConfig(str(PATH))), service)
+
+    async def loads() -> list[tuple[str, int, int]]:
+        found = orjson.loads(await (await server.client.get("/v1/loads")).get_data(as_text=False))["loads"]
+        return [(each["model"], each["dp_rank"], each["num_waiting_reqs"]) for each in found]
+
+    assert await loads() == [(MODEL, 0, 3), ("third", 2, 3)]
+    server.engine.info, server.engine.report = INFO, None
+    with server.engine.generate([Submit(server.engine.next_id(), [1], 1)]):
+        assert await loads() == [(MODEL, 0, 1), ("third", 2, 3)], "without numbers, everything waits"
+
+
 async def test_readyz_says_whether_the_server_would_answer_now(tokenizer: Tokenizer) -> None:
     server = Server(tokenizer, max_waiting=0)
 

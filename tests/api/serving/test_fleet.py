@@ -447,6 +447,42 @@ async def test_an_idle_model_is_unloaded_and_reloaded_by_the_next_request(models
         assert (models.num_starts, models.asked) == (2, [])
 
 
+async def test_a_server_is_ready_from_its_first_model_on(models: Models, clock: MockClock) -> None:
+    """Other models that load or fail do not take it out of a cluster, and neither does a model that loads again."""
+    models.behave("loads_until_go", "fails", "loads_until_go")
+    go = models.folder / "go"
+
+    async def ask(fleet: Fleet) -> None:
+        assert await echoed(fleet, "one", 5) == [5]
+
+    async with models.running(idle_limit=IDLE_LIMIT) as fleet:
+        assert fleet.status == "loading"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fleet.start, models.options("one"))
+            await wait_for_status(fleet, "one", "loading")
+            assert fleet.status == "loading"
+            go.touch()
+        assert fleet.status == "ok"
+        with pytest.raises(StartError):
+            await fleet.start(models.options("two"))
+        assert fleet.status == "ok"
+        go.unlink()
+        clock.jump(IDLE_LIMIT)
+        await wait_for_status(fleet, "one", "unloaded")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fleet.start, models.options("two"))
+            await wait_for_status(fleet, "two", "loading")
+            assert fleet.status == "ok", "a request would load the first model again"
+            nursery.start_soon(ask, fleet)
+            await wait_for_status(fleet, "one", "loading")
+            assert fleet.status == "ok", "requests wait for the first model"
+            go.touch()
+        assert statuses(fleet) == {"one": "ready", "two": "ready"}
+        await fleet.stop("one")
+        await fleet.stop("two")
+        assert fleet.status == "ok"
+
+
 async def test_a_request_during_unloading_waits_for_the_reload(
     models: Models, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -609,7 +645,8 @@ async def test_no_model_is_loaded_while_the_server_shuts_down(models: Models) ->
         await fleet.start(models.options("one"))
         fleet.drain()
         assert await refusal(fleet, "one") == (503, "shutting_down")
-        assert await refusal(fleet, "two") == (404, "model_not_found")
+        for on_disk_or_unknown in ("two", "three"):
+            assert await refusal(fleet, on_disk_or_unknown) == (503, "shutting_down")
         assert models.num_starts == 1
 
 
