@@ -43,9 +43,7 @@ async def drain_on_signal(
         _exit_anyway(exit_seconds)
 
 
-async def wait_drained(
-    fleet: Fleet, streams: ResumableStreams, *, grace_seconds: float, delay_seconds: float
-) -> None:
+async def wait_drained(fleet: Fleet, streams: ResumableStreams, *, grace_seconds: float, delay_seconds: float) -> None:
     """Wait until all requests have ended, but at least `delay_seconds`, and at most `grace_seconds` if that is more.
 
     A resumable stream has ended when a client has got its end, or when nobody has come back for it in time.
