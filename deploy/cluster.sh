@@ -25,7 +25,8 @@ node() {  # node N COMMAND...: runs `cortex` for node N
 
 stop() {
     trap - EXIT INT TERM
-    kill "$router" 2>/dev/null && wait "$router" || true
+    # All at once: running answers may end within the grace period.
+    if [ -n "$router" ]; then kill "$router" 2>/dev/null || true; fi
     for number in $(seq "$NODES"); do node "$number" stop >/dev/null 2>&1 & done
     wait
 }
@@ -38,13 +39,15 @@ trap 'exit 0' INT TERM
 urls=()
 for number in $(seq "$NODES"); do
     mkdir -p "$CLUSTER/node$number"
-    node "$number" run -d "$MODEL" --port $((PORT + number)) --threads "$threads" "${keys[@]}" "$@"
+    node "$number" run -d "$MODEL" --port $((PORT + number)) --threads "$threads" --drain-delay 5 "${keys[@]}" "$@"
     urls+=("http://127.0.0.1:$((PORT + number))")
 done
 
+# SMG's own routes, which add and remove nodes, are closed to clients: nobody knows this key.
+operator=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 # shellcheck disable=SC2086 - the flags are words
 "$SMG" launch $flags --host 127.0.0.1 --port "$PORT" --prometheus-host 127.0.0.1 --prometheus-port $((PORT + 100)) \
-    --log-level warn --worker-urls "${urls[@]}" &
+    --log-level warn --control-plane-api-keys "operator:operator:admin:$operator" --worker-urls "${urls[@]}" &
 router=$!
 echo "==> http://127.0.0.1:$PORT/v1 serves $MODEL on $NODES nodes. Ctrl-C ends all."
 wait "$router"
