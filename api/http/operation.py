@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from api.protocols.answer import Answer
-from api.protocols.call import Call, Reply
+from api.protocols.call import Call, EventStream, Reply
 from api.protocols.fields import Query, Strict
 from api.protocols.types import Error
 
-Handler = Callable[[Call[Any]], Awaitable[Answer | Reply | dict[str, Any] | list[dict[str, Any]]]]
+Handler = Callable[[Call[Any]], Awaitable[Answer | EventStream | Reply | dict[str, Any] | list[dict[str, Any]]]]
 
 
 class Scope(Enum):
@@ -47,7 +47,9 @@ class Operation:
     summary: str
     handler: Handler
     answer: type[BaseModel] | None = None
-    """The type of the answer with status 200. None for answers that are no JSON, which OpenAPI leaves out."""
+    """The type of the answer with status 200. None for answers that are no JSON. OpenAPI leaves out those that are no
+    events either.
+    """
     request: type[Strict] | None = None
     """The type of the body."""
     query: type[Query] | None = None

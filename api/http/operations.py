@@ -5,6 +5,7 @@ from typing import Final
 
 import orjson
 import trio
+from pydantic import RootModel
 
 from api.http import openapi
 from api.http.operation import Operation, Parameter, Scope
@@ -30,6 +31,8 @@ from api.protocols.responses import answer as responses
 from api.protocols.responses import kept
 from api.protocols.responses.request import InputTokensRequest, ListQuery, ResponseRequest, RetrieveQuery
 from api.protocols.responses.types import DeletedResponse, InputTokens, Response, ResponseEvent, ResponseItems
+from api.protocols.streams import answer as streams
+from api.protocols.streams.request import StreamQuery
 from api.protocols.tokens import answer as tokens
 from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from api.protocols.tokens.types import RenderedPrompt, Text, Tokens
@@ -37,7 +40,12 @@ from api.protocols.tokens.types import RenderedPrompt, Text, Tokens
 GENERATES: Final = (400, 403, 404, 413, 429, 500, 503, 504)
 READS: Final = (400, 403, 404, 413, 503)
 RESPONSE_ID: Final = {"response_id": Parameter("The response's id.")}
+STREAM_ID: Final = {"stream_id": Parameter("The stream's id, from the header `X-Stream-Id` of the answer.")}
 MODEL_NAME: Final = {"name": Parameter("The model's name.", has_slashes=True)}
+
+
+class StreamEvent(RootModel[ChatCompletionChunk | TextCompletionChunk | MessageEvent | ResponseEvent | MessageError]):
+    """One event of a resumed stream, as its endpoint sends it."""
 
 
 @cache
@@ -158,6 +166,17 @@ OPERATIONS: Final = (
         query=ListQuery,
         errors=(400, 404),
         parameters=RESPONSE_ID,
+    ),
+    Operation(
+        "resume_stream",
+        "GET",
+        "/v1/streams/{stream_id}",
+        "The rest of a stream, after its client lost the connection",
+        streams.resume,
+        query=StreamQuery,
+        chunk=StreamEvent,
+        errors=(400, 404, 410),
+        parameters=STREAM_ID,
     ),
     Operation(
         "embeddings",

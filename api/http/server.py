@@ -17,6 +17,7 @@ from api.http.connections import Listener, limits_of, serve_connections
 from api.http.draining import drain_on_signal
 from api.http.observers import TracingError, observing
 from api.http.sockets import Listening, listening
+from api.protocols.resumable import ResumableStreams
 from api.record import AlreadyRunningError, hold_record
 from api.serving import salts
 from api.serving.fleet import Fleet, StartError
@@ -78,6 +79,7 @@ async def _run(
         engine_command=engine_command,
         log_format=options.log_format,
     )
+    streams = ResumableStreams()
     observers.add(clients.usage)
     app = create_app(
         fleet,
@@ -88,12 +90,14 @@ async def _run(
         request_timeout=options.request_timeout,
         cache_scope=salts.resolved(options.cache_scope, demands_keys=options.demands_keys),
         access=clients.access,
+        streams=streams,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(
             partial(
                 drain_on_signal,
                 fleet,
+                streams,
                 drained,
                 grace_seconds=options.grace_seconds,
                 delay_seconds=options.drain_delay,
@@ -102,6 +106,7 @@ async def _run(
         )
         nursery.start_soon(clients.run)
         await nursery.start(fleet.run)
+        await nursery.start(streams.run)
         nursery.start_soon(_start_first, fleet, options.first)
         await serve_connections(adapted(app), config, _listeners(address), limits, shutdown=drained.wait)
         with trio.move_on_after(FLUSH_SECONDS):

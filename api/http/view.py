@@ -1,7 +1,7 @@
 """Quart views of operations: read the request, call the operation's handler, and write its answer."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -17,8 +17,11 @@ from api.http.body import read_body
 from api.http.deadlines import HEADER as TIMEOUT_HEADER
 from api.http.deadlines import deadline_of
 from api.http.operation import Operation, taken
+from api.http.resumption import HEADER as RESUME_HEADER
+from api.http.resumption import ID_HEADER as STREAM_ID_HEADER
+from api.http.resumption import TOO_MANY, wants_resumption
 from api.protocols.answer import Answer
-from api.protocols.call import Call, Reply, Server
+from api.protocols.call import Call, EventStream, Reply, Server
 from api.protocols.fields import Strict, Wire, parse, parse_query
 from api.protocols.warnings import header_value
 from api.serving.observer import RequestRecord
@@ -81,8 +84,9 @@ def view(operation: Operation, server: Server, access: Access) -> Callable[..., 
         raise deadline.error()
 
     async def answered(path: Mapping[str, str], record: RequestRecord, caller: Caller, deadline: Deadline) -> Response:
+        resumable = operation.is_limited and operation.streams and wants_resumption(request.headers.get(RESUME_HEADER))
         parsed = await _read(operation)
-        _note_warnings(parsed)
+        _note_warnings(parsed.warnings if parsed is not None else [])
         tenant = access.tenant(caller, parsed)
         record.tenant, record.model = tenant.name, server.fleet.own_name(getattr(parsed, "model", None))
         ticket = Ticket()
@@ -93,7 +97,12 @@ def view(operation: Operation, server: Server, access: Access) -> Callable[..., 
         call = Call(server, parsed, g.request_id, path, tenant, caller.is_owner, record, ticket)
         reply = await operation.handler(call)
         if isinstance(reply, Answer):
-            return await _stream(reply, deadline) if parsed.stream else json_response(await reply.whole())
+            if not parsed.stream:
+                return json_response(await reply.whole())
+            events = await reply.stream(deadline)
+            return _stream(_resumable(call, events, parsed.warnings) if resumable else EventStream(events))
+        if isinstance(reply, EventStream):
+            return _stream(reply)
         if isinstance(reply, Reply):
             return Response(reply.data, reply.status, content_type=reply.content_type)
         return json_response(reply)
@@ -101,9 +110,9 @@ def view(operation: Operation, server: Server, access: Access) -> Callable[..., 
     return respond
 
 
-def _note_warnings(parsed: Wire | None) -> None:
+def _note_warnings(warnings: Sequence[str]) -> None:
     """Log the request's warnings. The answer gets them as a header, whatever its status."""
-    if parsed is not None and (warnings := parsed.warnings):
+    if warnings:
         g.warning = header_value(warnings)
         _log.info("request %s: %s", g.request_id, g.warning)
 
@@ -111,7 +120,8 @@ def _note_warnings(parsed: Wire | None) -> None:
 async def _read(operation: Operation) -> Any:
     """The body or the query, validated. Raises ApiError 400."""
     if operation.query is not None:
-        return parse_query(operation.query, request.args.items(multi=True))
+        headers = {name: request.headers[name] for name in operation.query.headers if name in request.headers}
+        return parse_query(operation.query, request.args.items(multi=True), headers)
     if operation.request is None:
         return None
     data = await read_body(request)
@@ -128,12 +138,27 @@ def _parse(data: bytes, model: type[Strict]) -> Strict:
     return parse(model, body)
 
 
-async def _stream(answer: Answer, deadline: Deadline) -> Response:
-    response = Response(
-        await answer.stream(deadline),
-        content_type="text/event-stream; charset=utf-8",
-        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-    )
+def _resumable(call: Call[Wire], events: AsyncGenerator[bytes], warnings: Sequence[str]) -> EventStream:
+    """The events of a request as a stream that can be resumed, if there is room for one more."""
+    record = call.record
+
+    def end() -> None:
+        call.server.observers.ended(record, trio.current_time())
+
+    stream = call.server.streams.open(call.keeper, events, record, end)
+    if stream is None:
+        _note_warnings([*warnings, TOO_MANY])
+        return EventStream(events)
+    record.status, record.outlives_response = 200, True
+    return EventStream(stream.read(), stream.id)
+
+
+def _stream(reply: EventStream) -> Response:
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    if reply.stream_id is not None:
+        headers[STREAM_ID_HEADER] = reply.stream_id
+    events = reply.events if request.method != "HEAD" else b""
+    response = Response(events, content_type="text/event-stream; charset=utf-8", headers=headers)
     response.timeout = None  # Quart would end the stream after a minute
     return response
 

@@ -1,7 +1,7 @@
 """Runs a request and renders its choices, as one object or as a stream of server-sent events."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -48,7 +48,7 @@ class Answer(ABC):
                     deltas[index].append(delta)
         return self._whole(deltas)
 
-    async def stream(self, deadline: Deadline = NEVER) -> AsyncIterator[bytes]:
+    async def stream(self, deadline: Deadline = NEVER) -> AsyncGenerator[bytes]:
         """Server-sent events: the pieces of the choices when they are generated, and why the choices ended.
 
         Returns immediately, but with a grammar only once the engine has accepted it. Raises ApiError 400 for an
@@ -161,7 +161,7 @@ class Answer(ABC):
         return b": ping\n\n"
 
 
-async def _resumed(first: bytes, events: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+async def _resumed(first: bytes, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     async with aclosing(events):
         yield first
         async for event in events:

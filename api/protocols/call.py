@@ -1,11 +1,12 @@
 """The input of an operation's handler, and one kind of its result."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from api.errors import ApiError
 from api.flags import CacheScope
+from api.protocols.resumable import ResumableStreams
 from api.protocols.store import KeptResponses
 from api.serving.fleet import Fleet
 from api.serving.limits import Limiter
@@ -30,6 +31,7 @@ class Server:
     model_flags: Mapping[str, object] = field(default_factory=dict)
     """Defaults for the flags of models that a request starts."""
     responses: KeptResponses = field(default_factory=KeptResponses)
+    streams: ResumableStreams = field(default_factory=ResumableStreams)
     observers: Observers = field(default_factory=Observers)
     """They get each request."""
     metrics: Metrics = field(default_factory=Metrics)
@@ -65,7 +67,9 @@ class Call(Generic[RequestT]):
 
     @property
     def keeper(self) -> str:
-        """To whom kept responses belong: the tenant. Without keys, a client may have several names: all share them."""
+        """To whom kept responses and streams belong: the tenant. Without keys, a client may have several names: all
+        share them.
+        """
         return self.tenant.name if self.server.demands_keys else ""
 
     @property
@@ -104,3 +108,12 @@ class Reply:
     data: bytes
     status: int = 200
     content_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class EventStream:
+    """An answer of server-sent events."""
+
+    events: AsyncGenerator[bytes]
+    stream_id: str | None = None
+    """Under which it can be resumed; None if it cannot."""

@@ -72,6 +72,8 @@ class Query(Wire):
 
     lists: ClassVar[frozenset[str]] = frozenset()
     """Parameters that may be repeated; `name[]` is the same as `name`."""
+    headers: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that are headers of the request."""
 
 
 RequestT = TypeVar("RequestT", bound=Wire)
@@ -314,11 +316,16 @@ def _not_supported(name: str, reason: str = "") -> ApiError:
     return ApiError(400, message, param=name, code="unsupported_parameter")
 
 
-def parse_query(model: type[QueryT], given: Iterable[tuple[str, str]]) -> QueryT:
-    """Validates a query. Raises ApiError 400 that names the first invalid parameter."""
-    values: dict[str, Any] = {}
+def parse_query(model: type[QueryT], given: Iterable[tuple[str, str]], headers: Mapping[str, str]) -> QueryT:
+    """Validates a query. `headers`: those of the model's `headers` that the request has.
+
+    Raises ApiError 400 that names the first invalid parameter.
+    """
+    values: dict[str, Any] = dict(headers)
     for key, value in given:
         name = key.removesuffix("[]")
+        if name in model.headers:
+            raise ApiError(400, f"{name!r} must be a header of the request.", param=name, code="unknown_parameter")
         if name in model.lists:
             values.setdefault(name, []).append(value)
         else:

@@ -71,6 +71,8 @@ class RequestRecord:
     error: str = ""
     """The code of the error, if there was one."""
     finish: Finish = ""
+    outlives_response: bool = False
+    """Whether it may end after its response, when its client has left. Its stream then reports the end."""
     _per_prompt: int = 1
     _last: dict[int, float] = field(default_factory=dict)
     """When the last token of each sequence arrived."""

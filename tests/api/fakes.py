@@ -19,6 +19,7 @@ from api.http.access import Access
 from api.http.app import create_app
 from api.models.defaults import ModelDefaults
 from api.protocols.answer import PING_SECONDS
+from api.protocols.resumable import MAX_STREAMS, ResumableStreams
 from api.serving.fleet import Fleet
 from api.serving.limits import Limiter
 from api.serving.observer import Observers
@@ -209,6 +210,7 @@ class Server:
         limiter: Limiter | None = None,
         request_timeout: float = 0.0,
         access: Access | None = None,
+        max_streams: int = MAX_STREAMS,
     ) -> None:
         self.url = url
         """The path that requests are posted to."""
@@ -217,6 +219,7 @@ class Server:
         self.service = ModelService(names, tokenizer, self.engine, max_waiting=max_waiting, defaults=defaults)
         self.fleet = Fleet(max_waiting=max_waiting)
         self.fleet.adopt(ModelOptions(MODEL, PATH, EngineConfig(str(PATH)), ("an-alias",)), self.service)
+        self.streams = ResumableStreams(max_streams=max_streams)
         self.app: QuartTrio = create_app(
             self.fleet,
             cors_origins=cors_origins,
@@ -224,6 +227,7 @@ class Server:
             limiter=limiter,
             request_timeout=request_timeout,
             access=access,
+            streams=self.streams,
         )
         self.client = self.app.test_client()
         self.tokenizer = tokenizer

@@ -48,12 +48,13 @@ PATIENT = f"""
 import sys
 from api.engine import process as engine
 from api.http import server
-engine.END_LIMIT = server.FLUSH_SECONDS = server.KEEP_ALIVE_SECONDS = {10 * SECONDS}
+from api.protocols import resumable
+engine.END_LIMIT = server.FLUSH_SECONDS = server.KEEP_ALIVE_SECONDS = resumable.HOLD_SECONDS = {10 * SECONDS}
 from api.command.cli import main
 sys.argv[0] = "cortex"
 main()
 """
-"""The `cortex` command with shutdown delays that are longer than any test waits."""
+"""The `cortex` command with delays that are longer than any test waits: of its end, and for lost clients."""
 
 
 class CortexServer:

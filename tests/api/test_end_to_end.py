@@ -1,6 +1,7 @@
 """The whole path, from the official SDK over HTTP to the real small model and back."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -38,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
     """Eight sequences at once. The pool has room for one answer of FOREVER tokens."""
     flags = ("--max-seqs=8", "--ctx-len=8192", "--kv-layout=pool", "--kv-tokens=8192")
-    with CortexServer(tmp_path_factory.mktemp("narrow"), *flags) as server:
+    with CortexServer(tmp_path_factory.mktemp("narrow"), *flags, is_patient=True) as server:
         yield server
 
 
@@ -408,6 +409,63 @@ def test_a_client_that_leaves_frees_its_memory_soon(narrow: CortexServer) -> Non
     narrow.assert_nothing_is_held()
 
 
+def events_of(response: httpx.Response, limit: int) -> Iterator[tuple[int, str]]:
+    """The first events, each with its id and its data."""
+    number = 0
+    for line in response.iter_lines():
+        name, _, value = line.partition(": ")
+        if name == "id":
+            number = int(value)
+        elif name == "data":
+            yield number, value
+            limit -= 1
+        if not limit:
+            return
+
+
+def resumable_stream(server: CortexServer, max_tokens: int, limit: int) -> tuple[str, list[tuple[int, str]]]:
+    """The URL of a stream of exactly `max_tokens` tokens, and its first events. The connection breaks after them."""
+    body = {
+        "model": MODEL,
+        "messages": user("Tell me everything."),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+        "logprobs": True,
+    }
+    url, headers = f"{server.url}/chat/completions", {"X-Stream-Resume": "1"}
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=SECONDS) as response:
+        place = f"{server.url}/streams/{response.headers['x-stream-id']}"
+        return place, list(events_of(response, limit))
+
+
+def rest_of(place: str, last: int, limit: int) -> list[tuple[int, str]]:
+    """The next events of a stream, after the one with the id `last`."""
+    with httpx.stream("GET", place, headers={"Last-Event-ID": str(last)}, timeout=SECONDS) as response:
+        assert response.status_code == 200
+        return list(events_of(response, limit))
+
+
+def test_a_direct_client_loses_nothing_when_its_connection_breaks(narrow: CortexServer) -> None:
+    before, _ = narrow.statistics()
+    num_tokens, every = 60, 15
+    place, events = resumable_stream(narrow, num_tokens, every)
+    num_connections = 1
+    while events[-1][1] != "[DONE]":
+        events += rest_of(place, events[-1][0], every)
+        num_connections += 1
+    assert [number for number, _ in events] == list(range(1, len(events) + 1))
+    assert num_connections > 2
+    chunks = [json.loads(data) for _, data in events[:-1]]
+    scored = [piece["logprobs"]["content"] for chunk in chunks for piece in chunk["choices"] if piece["logprobs"]]
+    assert sum(map(len, scored)) == chunks[-1]["usage"]["completion_tokens"] == num_tokens
+    assert rest_of(place, events[-3][0], every) == events[-2:], "the end can be read again"
+    after, _ = narrow.statistics()
+    assert (after["finished"] - before["finished"], after["cancelled"] - before["cancelled"]) == (1, 0)
+    narrow.assert_nothing_is_held()
+
+
 def test_a_client_that_never_reads_does_not_stop_others(narrow: CortexServer) -> None:
     body = (
         b'{"model":"smollm2:135m","messages":[{"role":"user","content":"Go on."}],"stream":true,"max_tokens":%d,'
@@ -512,9 +570,11 @@ def test_streams_outlive_a_killed_engine_and_miss_nothing(tmp_path: Path) -> Non
 
 
 def test_sigterm_lets_streams_finish_and_refuses_new_work(tmp_path: Path) -> None:
-    with CortexServer(tmp_path, "--ctx-len=1024", f"--grace={10 * SECONDS}") as server, client_of(server) as client:
+    flags = ("--ctx-len=1024", f"--grace={10 * SECONDS}")
+    with CortexServer(tmp_path, *flags, is_patient=True) as server, client_of(server) as client:
         engine = server.health()["engine_pid"]
-        with paused(engine):  # the stream cannot end before these checks
+        with paused(engine):  # the streams cannot end before these checks
+            place, lost = resumable_stream(server, 10, 1)
             stream = long_stream(client, 50)
             assert next(stream).choices[0].delta.role == "assistant"
             server.process.terminate()
@@ -525,6 +585,8 @@ def test_sigterm_lets_streams_finish_and_refuses_new_work(tmp_path: Path) -> Non
         assert refused.value.code == "shutting_down"
         assert refused.value.response.headers["retry-after"]
         assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
+        wait_until(lambda: server.health()["running"] == 0, "all answers are complete")
+        assert rest_of(place, lost[-1][0], 100)[-1][1] == "[DONE]", "the server waits for a client that comes back"
         assert server.process.wait(SECONDS) == 0
         assert is_gone(engine)
         assert "Traceback" not in server.log

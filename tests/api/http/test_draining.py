@@ -38,7 +38,7 @@ async def test_it_waits_for_requests_and_for_the_delay(
         if request_seconds:
             nursery.start_soon(run)
             await trio.testing.wait_all_tasks_blocked()
-        await wait_drained(server.fleet, grace_seconds=GRACE, delay_seconds=delay)
+        await wait_drained(server.fleet, server.streams, grace_seconds=GRACE, delay_seconds=delay)
         assert trio.current_time() - start == pytest.approx(waited)
         nursery.cancel_scope.cancel()
 
@@ -57,7 +57,7 @@ async def test_requests_that_are_being_prepared_are_waited_for(tokenizer: Tokeni
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
         await trio.testing.wait_all_tasks_blocked()
-        await wait_drained(server.fleet, grace_seconds=GRACE, delay_seconds=0)
+        await wait_drained(server.fleet, server.streams, grace_seconds=GRACE, delay_seconds=0)
         assert trio.current_time() - start == pytest.approx(5)
 
 
