@@ -1,8 +1,9 @@
 """Decides how many drafted tokens a step verifies: as many as make the most answer tokens per second.
 
 More rows take longer, and all answers of the step wait for them. The duration of a pass over the weights is learned by
-its number of rows (`scheduler.drafts.passes`). In lanes llama.cpp cuts a batch at the shortest chunk, so answers with
-drafts beside answers without them cost another pass. In a pool a step is one pass.
+its number of rows; attention comes on top, by the cells that each row attends to (`scheduler.drafts.passes`). In lanes
+llama.cpp cuts a batch at the shortest chunk, so answers with drafts beside answers without them cost another pass. In a
+pool a step is one pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from scheduler.drafts.passes import PassSeconds
-from scheduler.plan import Plan
+from scheduler.plan import Chunk, Plan
 
 COUNTS: Final = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63
 """Numbers of drafted tokens that are compared. With its own token, a chunk then has at most 64 rows."""
@@ -71,7 +72,7 @@ class Amounts:
         """Record the duration of a step. Steps with prompts do not count."""
         if not plan.num_prefill and plan.num_decode:
             rows = step_passes(plan, in_lanes=self._in_lanes)
-            self._passes.observe(rows, seconds)
+            self._passes.observe(rows, seconds, self._attention(plan.chunks))
             if plan.num_drafted:
                 self._passes.hope(max(rows))
 
@@ -81,10 +82,9 @@ class Amounts:
         `room`: maximum number of drafted tokens in all. `extra`: the time to make the drafts that are offered.
         """
         best: dict[int, int] = {}
-        if not self._passes.is_known:
-            return best
         num_answers = len(plan.chunks)
-        seconds = sum(map(self._passes, step_passes(plan, in_lanes=self._in_lanes)))
+        attention = self._attention(plan.chunks)
+        seconds = sum(map(self._passes, step_passes(plan, in_lanes=self._in_lanes))) + attention
         least = self._passes.least_row_seconds * num_answers / seconds
         offers = [offer for offer in offers if offer.acceptance > least]  # the others cannot pay for their rows
         limit = TARGET_SHARE * self._target.target_seconds if num_answers > 1 else float("inf")
@@ -93,11 +93,27 @@ class Amounts:
         rate = 0.0
         options = self._in_groups if self._in_lanes else self._in_one_pass
         for counts, gain, duration in options(plan, offers, room, extra):
+            duration += attention + self._more_attention(plan, counts)
             each = (num_answers + gain) / duration
             others = 1 - len(counts) / num_answers
             if duration <= limit and each > max(rate, (MIN_GAIN + OTHERS_GAIN * others) * num_answers / seconds):
                 best, rate = counts, each
         return best
+
+    def _attention(self, chunks: Items[Chunk]) -> float:
+        """Returns the seconds that the rows of these chunks take for attention."""
+        return sum(self._attention_of(chunk, len(chunk.drafts)) for chunk in chunks)
+
+    def _more_attention(self, plan: Plan, counts: dict[int, int]) -> float:
+        """Returns how much longer attention takes with so many drafted tokens, by the number of their chunk."""
+        return sum(
+            self._attention_of(chunk, count) - self._attention_of(chunk, 0)
+            for chunk, count in ((plan.chunks[number], count) for number, count in counts.items())
+        )
+
+    def _attention_of(self, chunk: Chunk, num_drafted: int) -> float:
+        rows = chunk.num_tokens + num_drafted
+        return self._passes.attention(chunk.start + rows, rows)
 
     def _in_groups(self, plan: Plan, offers: Items[Offer], room: int, extra: ExtraSeconds) -> Iterator[Option]:
         """Yields options in which some answers get equally many drafted tokens, and the others none."""

@@ -74,7 +74,8 @@ def _load(config: EngineConfig) -> Parts:
     check_sizes(config)
     model = Model(config.model_path, config.gpu_layers)
     model.try_vocabulary()
-    adapts_threads = config.threads is None and not num_gpu_layers(config.gpu_layers, model.num_layers)
+    num_layers_on_gpu = num_gpu_layers(config.gpu_layers, model.num_layers)
+    adapts_threads = config.threads is None and not num_layers_on_gpu
     config = tuned(config, model)
     pooling = model.pooling(config.pooling)
     attention = attention_of(model, config, pooling) if pooling != "none" else None
@@ -98,10 +99,11 @@ def _load(config: EngineConfig) -> Parts:
         backend_top_k=config.backend_top_k,
         threads=threads,
     )
-    seconds_per_token = runner.warm_up()
+    seconds_per_token, row_seconds = runner.warm_up()
     pacer = Pacer(seconds_per_token, sizes.max_mixed_tokens, config.itl_target)
     token_budget = min(sizes.batch_tokens, context.batch_tokens)
-    amounts = Amounts(PassSeconds(seconds_per_token), pacer, in_lanes=sizes.layout == "lanes")
+    passes = PassSeconds(seconds_per_token, row_seconds, _cell_share(model, device, on_gpu=num_layers_on_gpu > 0))
+    amounts = Amounts(passes, pacer, in_lanes=sizes.layout == "lanes")
     scheduler = Scheduler(
         device.cache,
         pacer,
@@ -130,6 +132,14 @@ def _load(config: EngineConfig) -> Parts:
     info = generator_info(config, model, device, pooling, description, started)
     elastic = _elastic(config, device, scheduler, runner)
     return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder, elastic)
+
+
+def _cell_share(model: Model, device: Device, *, on_gpu: bool) -> float:
+    """Returns how long a row takes to read a cell, as a part of the time of a pass of one row, which reads the weights.
+
+    0 on a GPU, where the rows of a sequence read their cells together.
+    """
+    return 0.0 if on_gpu else device.kv_bytes / device.sizes.shapes.start.tokens / model.num_bytes
 
 
 def _elastic(config: EngineConfig, device: Device, scheduler: Scheduler, runner: LlamaRunner) -> Elastic | None:

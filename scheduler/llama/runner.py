@@ -51,24 +51,26 @@ class LlamaRunner:
             context.use_threads(self._threads.num_threads)
         return before
 
-    def warm_up(self) -> float:
-        """Returns the seconds per prompt token at an empty context.
+    def warm_up(self) -> tuple[float, float]:
+        """Returns the seconds per token of a long chunk, and those of a single token, at an empty context.
 
-        Takes the fastest of WARM_UP_CHUNKS chunks. The proofs have loaded the weights already.
+        Takes the fastest of WARM_UP_CHUNKS of each. The proofs have loaded the weights already.
         """
-        context, times = self._context, []
-        for _ in range(WARM_UP_CHUNKS):
-            started = time.perf_counter()
-            context.tokens[:WARM_UP_TOKENS] = 0
-            context.positions[:WARM_UP_TOKENS] = np.arange(WARM_UP_TOKENS)
-            context.ids[:WARM_UP_TOKENS] = 0
-            context.outputs[:WARM_UP_TOKENS] = 0
-            context.outputs[WARM_UP_TOKENS - 1] = 1
-            context.decode(WARM_UP_TOKENS)
-            context.logits(1).argmax()  # waits for the GPU
-            context.remove(0, 0, -1)
-            times.append(time.perf_counter() - started)
-        return min(times) / WARM_UP_TOKENS
+        chunk = min(self._warm_up(WARM_UP_TOKENS) for _ in range(WARM_UP_CHUNKS))
+        return chunk / WARM_UP_TOKENS, min(self._warm_up(1) for _ in range(WARM_UP_CHUNKS))
+
+    def _warm_up(self, num_tokens: int) -> float:
+        """Compute a chunk of this length, and forget it. Returns the seconds."""
+        context, started = self._context, time.perf_counter()
+        context.tokens[:num_tokens] = 0
+        context.positions[:num_tokens] = np.arange(num_tokens)
+        context.ids[:num_tokens] = 0
+        context.outputs[:num_tokens] = 0
+        context.outputs[num_tokens - 1] = 1
+        context.decode(num_tokens)
+        context.logits(1).argmax()  # waits for the GPU
+        context.remove(0, 0, -1)
+        return time.perf_counter() - started
 
     def run(self, plan: Plan) -> Result:
         """See `Runner.run`. Raises StepError if llama.cpp fails."""

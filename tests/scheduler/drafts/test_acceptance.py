@@ -14,7 +14,7 @@ def test_a_sequence_whose_guesses_fail_is_expected_to_go_on_so() -> None:
         acceptance.observe(1, "suffix", 0.9, 0, is_wrong=True)
     assert acceptance.expected(1, "suffix", 0.9) < 0.4
     assert 0.6 < acceptance.expected(2, "suffix", 0.9) < 0.9, "it says less about other sequences"
-    assert acceptance.expected(1, "suffix", 0.99) == 0.99, "a longer match is another case"
+    assert acceptance.expected(1, "suffix", 0.9) < acceptance.expected(1, "suffix", 0.99) < 0.99
     assert acceptance.expected(1, "prediction", 0.9) == 0.9
     acceptance.forget(1)
     assert acceptance.expected(1, "suffix", 0.9) == acceptance.expected(2, "suffix", 0.9)
@@ -25,6 +25,15 @@ def test_a_sequence_that_copies_is_expected_to_go_on_so() -> None:
     for _ in range(5):
         acceptance.observe(1, "suffix", 0.85, 5, is_wrong=False)
     assert acceptance.expected(1, "suffix", 0.85) > 0.97
+
+
+def test_a_sequence_that_copies_does_so_after_short_matches_too() -> None:
+    acceptance = Acceptance()
+    before = acceptance.expected(1, "suffix", 0.5)
+    for _ in range(5):
+        acceptance.observe(1, "suffix", 0.96, 20, is_wrong=False)
+    assert acceptance.expected(1, "suffix", 0.5) > before + 0.1
+    assert acceptance.expected(2, "suffix", 0.5) == before
 
 
 def test_old_evidence_is_forgotten() -> None:

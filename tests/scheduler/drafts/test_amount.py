@@ -22,7 +22,7 @@ def pass_seconds(rows: int) -> float:
 
 
 def known_passes() -> PassSeconds:
-    passes = PassSeconds(1 / 250)
+    passes = PassSeconds(1 / 250, 0.0093)
     for _ in range(60):
         for rows in NODES:
             passes.observe([rows], pass_seconds(rows))
@@ -53,9 +53,13 @@ def test_a_single_stream_gets_more_the_surer_its_drafts_are(
     assert least <= choice.get(0, 0) <= most
 
 
-def test_nothing_is_drafted_before_a_step_was_measured() -> None:
-    unknown = Amounts(PassSeconds(1 / 250), SimpleNamespace(target_seconds=1.0), in_lanes=True)
-    assert unknown.choose(plan_of([0]), [Offer(0, 63, 0.99)], 64) == {}
+def test_drafts_pay_less_often_after_a_long_context() -> None:
+    passes = PassSeconds(1 / 250, 0.009, cell_share=0.00025)
+    choose = Amounts(passes, SimpleNamespace(target_seconds=1.0), in_lanes=True).choose
+    plan, offers = plan_of([0]), [Offer(0, 63, 0.8)]
+    assert choose(plan, offers, 64)
+    plan.chunks[0].start = 4000
+    assert choose(plan, offers, 64) == {}
 
 
 @pytest.mark.parametrize("in_lanes", [True, False])
@@ -119,9 +123,9 @@ def test_the_time_to_draft_counts() -> None:
 
 def test_passes_of_a_step_in_lanes() -> None:
     """llama.cpp cuts at the shortest chunk, and at each gap between the ids."""
-    passes = PassSeconds(1 / 250)
+    passes = PassSeconds(1 / 250, 0.0093)
     seen: list[list[int]] = []
-    passes.observe = lambda rows, seconds: seen.append(list(rows))  # type: ignore[method-assign, assignment]
+    passes.observe = lambda rows, *_: seen.append(list(rows))  # type: ignore[method-assign]
     passes.hope = lambda rows: None  # type: ignore[method-assign]
     in_lanes = Amounts(passes, SimpleNamespace(target_seconds=1.0), in_lanes=True)
     plan = plan_of([0, 1, 2, 3])
