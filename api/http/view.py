@@ -140,10 +140,10 @@ def _parse(data: bytes, model: type[Strict]) -> Strict:
 
 def _resumable(call: Call[Wire], events: AsyncGenerator[bytes], warnings: Sequence[str]) -> EventStream:
     """The events of a request as a stream that can be resumed, if there is room for one more."""
-    record = call.record
+    record, observers = call.record, call.server.observers  # not the call: events stay longer than its request
 
     def end() -> None:
-        call.server.observers.ended(record, trio.current_time())
+        observers.ended(record, trio.current_time())
 
     stream = call.server.streams.open(call.keeper, events, record, end)
     if stream is None:

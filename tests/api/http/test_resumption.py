@@ -1,5 +1,6 @@
 """Streams that can be resumed, over HTTP with a fake engine, in virtual time."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -14,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from api.http.access import Access
 from api.http.draining import wait_drained
 from api.protocols.answer import PING_SECONDS
+from api.protocols.chat.request import ChatRequest
 from api.protocols.resumable import HOLD_SECONDS
 from api.serving.limits import Limiter
 from api.serving.observer import Observers
@@ -206,6 +208,19 @@ async def _remaining(server: Server) -> str:
     response = await server.post(chat(user="ann"))
     server.engine.answer = None
     return str(response.headers["x-ratelimit-remaining-requests"])
+
+
+async def test_the_events_are_kept_without_the_request(tokenizer: Tokenizer, autojump_clock: MockClock) -> None:
+    """Its body may be large."""
+    async with served(tokenizer) as server:
+        server.answers("Fine.")
+        user = "of the request that must not be kept"
+        response = await server.post(chat(stream=True, user=user), RESUME)
+        stream_id = response.headers["x-stream-id"]
+        del response
+        gc.collect()
+        assert not [each for each in gc.get_objects() if isinstance(each, ChatRequest) and each.user == user]
+        assert await events_of(await rest(server, stream_id))
 
 
 async def test_a_request_that_nobody_reads_is_reported_as_cancelled(
