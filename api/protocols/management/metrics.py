@@ -31,6 +31,8 @@ def _load(rank: int, state: EngineState, waiting_tokens: int) -> dict[str, Any]:
         "num_used_tokens": int(state.held_tokens),
         "max_total_num_tokens": int(state.memory("kv_max")),
         "token_usage": round(state.kv_usage, 4),
-        "gen_throughput": round(state.answer_tokens_per_second, 2),
+        # SMG takes a rate for a node's speed, and 0 for unknown. Beside a busy node an idle one with the rate 0 would
+        # look much faster, and get nearly all requests.
+        "gen_throughput": 0.0,
         "cache_hit_rate": round(totals["hit_tokens"] / needed, 4) if needed else 0.0,
     }

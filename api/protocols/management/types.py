@@ -62,7 +62,7 @@ class Load(Answer):
     token_usage: float
     """`num_used_tokens` as a part of `max_total_num_tokens`, from 0 to 1."""
     gen_throughput: float
-    """Answer tokens per second, between this request and an earlier one."""
+    """Always 0, so that routers count requests instead: a rate says how busy a node is, not how fast."""
     cache_hit_rate: float
     """The part of all prompt tokens that was found in the cache, since the server started."""
 

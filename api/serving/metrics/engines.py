@@ -34,27 +34,6 @@ class GrowingTotal:
         self._source, self._last = source, value
 
 
-class Rate:
-    """How fast a growing total grows, per second, measured between two looks at it."""
-
-    SHORTEST: Final = 1.0
-    """Seconds that a measurement takes at least. Between them, the last rate stays."""
-
-    def __init__(self) -> None:
-        self._rate = 0.0
-        self._total = 0.0
-        self._since: float | None = None
-
-    def update(self, total: float, now: float) -> float:
-        """Returns the rate. `now`: seconds on any clock."""
-        if self._since is None:
-            self._total, self._since = total, now
-        elif now - self._since >= self.SHORTEST:
-            self._rate = (total - self._total) / (now - self._since)
-            self._total, self._since = total, now
-        return self._rate
-
-
 class EngineTotals:
     """The totals of one model's engines since the server started."""
 

@@ -31,8 +31,6 @@ class EngineState:
     """Sequences and embedding requests that have not ended."""
     restarts: float
     totals: EngineTotals
-    answer_tokens_per_second: float
-    """Between this look at the engine and an earlier one."""
 
     @property
     def running(self) -> int:

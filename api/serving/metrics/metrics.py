@@ -9,7 +9,7 @@ from prometheus_client.core import Metric
 
 from api.serving.fleet import Fleet
 from api.serving.metrics import families
-from api.serving.metrics.engines import EngineTotals, GrowingTotal, Rate
+from api.serving.metrics.engines import EngineTotals, GrowingTotal
 from api.serving.metrics.families import EngineState
 from api.serving.metrics.requests import RequestMetrics, TenantLabels
 from api.serving.model import ModelRuntime
@@ -27,7 +27,6 @@ class Metrics:
         """An observer. It must get all requests."""
         self._engines: defaultdict[str, EngineTotals] = defaultdict(EngineTotals)
         self._restarts: defaultdict[str, GrowingTotal] = defaultdict(GrowingTotal)
-        self._rates: defaultdict[str, Rate] = defaultdict(Rate)
 
     async def text(self, fleet: Fleet) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -55,7 +54,6 @@ class Metrics:
             num_active=model.num_active,
             restarts=self._restarts[name].total,
             totals=totals,
-            answer_tokens_per_second=self._rates[name].update(totals["decode_tokens"], trio.current_time()),
         )
 
 

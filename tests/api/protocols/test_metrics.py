@@ -220,7 +220,7 @@ async def test_loads_have_the_form_of_smg(tokenizer: Tokenizer, autojump_clock: 
     }
     await trio.sleep(2)
     server.engine.report = Report(SCHEDULER | {"decode_tokens": 150}, CACHE)
-    assert (await load())["gen_throughput"] == 25.0
+    assert (await load())["gen_throughput"] == 0.0  # SMG would send nearly all requests to another, idle node
     async with server.stream(chat()) as stream:
         await server.engine.wait_active()
         assert (await load())["num_waiting_uncached_tokens"] == len(server.engine.submitted[0].tokens)

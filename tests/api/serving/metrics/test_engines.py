@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.serving.metrics.engines import EngineTotals, GrowingTotal, Rate
+from api.serving.metrics.engines import EngineTotals, GrowingTotal
 from scheduler.messages import Report
 
 
@@ -57,9 +57,3 @@ def test_drafted_tokens_are_added_up_by_source() -> None:
         ("model", "accepted"): 0,
         ("model", "rejected"): 2,
     }
-
-
-def test_a_rate_is_measured_over_a_second_or_more() -> None:
-    rate = Rate()
-    looks = [(100.0, 0.0), (150.0, 0.5), (200.0, 2.0), (500.0, 2.9), (500.0, 4.0)]
-    assert [rate.update(*look) for look in looks] == [0.0, 0.0, 50.0, 50.0, 150.0]
