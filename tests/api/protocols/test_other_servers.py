@@ -121,21 +121,35 @@ async def test_all_values_that_ask_for_nothing_can_be_sent_together(server: Serv
         assert set(found) == set(await answer(server, path, body))
 
 
-async def test_what_routers_add_is_accepted(server: Server) -> None:
-    _, path, body = REQUESTS["responses"]
-    smg = {"priority": 0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-    assert (await answer(server, path, body | smg))["status"] == "completed"
-    _, path, body = REQUESTS["chat"]
-    vllm_router = {
-        "no_stop_trim": False,
-        "continue_final_message": False,
-        "skip_special_tokens": True,
-        "separate_reasoning": True,
-        "stream_reasoning": True,
-        "return_hidden_states": False,
-        "include_reasoning": True,
-    }
-    assert (await answer(server, path, body | vllm_router))["choices"]
+VLLM_ROUTER: Final = {"no_stop_trim": False, "ignore_eos": False, "skip_special_tokens": True, "stream": False}
+VLLM_ROUTERS_CHATS: Final = {
+    "continue_final_message": False,
+    "separate_reasoning": True,
+    "stream_reasoning": True,
+    "include_reasoning": True,
+    "logprobs": False,
+}
+SMGS_RESPONSES: Final = {"priority": 0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "temperature": 1.0}
+ROUTERS: Final[list[tuple[Endpoint, dict[str, Any]]]] = [
+    ("chat", VLLM_ROUTER | VLLM_ROUTERS_CHATS | {"return_hidden_states": False}),
+    ("chat", {"logprobs": False, "stream": False}),
+    ("completions", VLLM_ROUTER | {"return_hidden_states": False, "echo": False}),
+    ("responses", SMGS_RESPONSES | {"store": True}),
+    ("tokenize", {"continue_final_message": False}),
+]
+"""All that vllm-router 0.1.17 and SMG 1.13 add to a request. They add nothing to messages and embeddings."""
+
+
+@pytest.mark.parametrize(("endpoint", "fields"), ROUTERS, ids=str)
+async def test_what_routers_add_is_accepted(server: Server, endpoint: Endpoint, fields: dict[str, Any]) -> None:
+    _, path, body = REQUESTS[endpoint]
+    assert set(await answer(server, path, body | fields)) == set(await answer(server, path, body))
+    if endpoint != "tokenize":
+        first, second = server.engine.submitted[-2:]
+        assert (first.tokens, first.grammar, first.max_tokens) == (second.tokens, second.grammar, second.max_tokens)
+        assert replace(first.params, seed=0) == replace(second.params, seed=0)
+        rendered = await post(server, f"{path}/render", body | fields)
+        assert rendered.status_code == 200
 
 
 async def test_a_top_p_of_0_and_a_seed_of_minus_1(server: Server) -> None:
