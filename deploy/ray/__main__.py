@@ -12,6 +12,7 @@ from typing import Final
 # Before Ray is imported: it reads them then.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray listens on loopback only, as it does on these systems
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # 30 s are not enough on a busy machine
 os.environ["RAY_AUTH_MODE"] = "token"  # replicas of Serve listen on all interfaces, whatever is set
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray leaves one in ~/.ray
 

@@ -26,7 +26,7 @@ HEALTH_TIMEOUT_SECONDS: Final = 10.0
 DRAIN_LOOP_SECONDS: Final = 0.5
 LOOK_BACK_SECONDS: Final = 15.0
 """Serve counts the requests in this window. It must be longer than the 10 s between two counts."""
-INGRESS_CPUS: Final = 0.1
+INGRESS_CPUS: Final = 0.0  # a node may then have all CPUs of a machine
 
 
 class Ingress:
