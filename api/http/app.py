@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 import trio
@@ -25,7 +25,8 @@ from api.http.resumption import ID_HEADER
 from api.http.unread import closing_unread
 from api.http.view import Segment, Segments, json_response, rules, view
 from api.protocols.call import Server
-from api.protocols.messages.answer import error_body, is_ours
+from api.protocols.messages import answer as messages
+from api.protocols.ollama import errors as ollama
 from api.protocols.resumable import ResumableStreams
 from api.protocols.warnings import HEADER
 from api.serving import limits
@@ -123,7 +124,7 @@ def _name_requests(app: QuartTrio, fleet: Fleet) -> None:
             response = Response("", response.status_code)
             response.location = urlunsplit(("", "", place.path, place.query, ""))
         response.headers["x-request-id"] = g.request_id
-        if is_ours(request.path):
+        if messages.is_ours(request.path):
             response.headers["request-id"] = g.request_id
         if "warning" in g:
             response.headers[HEADER] = g.warning
@@ -167,8 +168,14 @@ def _handle_errors(app: QuartTrio) -> None:
 
 def _refusal(error: ApiError) -> Response:
     g.record.error = error.code or ""
-    body = error_body(error, g.request_id) if is_ours(request.path) else error.body()
-    return json_response(body, error.status)
+    return json_response(_error_body(error), error.status)
+
+
+def _error_body(error: ApiError) -> dict[str, Any]:
+    """The error in the form of the API to which the URL's path belongs."""
+    if messages.is_ours(request.path):
+        return messages.error_body(error, g.request_id)
+    return ollama.error_body(error) if ollama.is_ours(request.path) else error.body()
 
 
 def _from_http(error: HTTPException) -> ApiError:

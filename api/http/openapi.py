@@ -72,11 +72,14 @@ def document(table: Operations) -> dict[str, Any]:
 
 def _operation(operation: Operation, statuses: list[int], schemas: dict[Any, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": schemas[operation.answer]}} if operation.answer else {}
-    if operation.chunk:
+    description = "The answer." if operation.answer else "Events, each with its number as `id`."
+    if operation.chunk and operation.streams_lines:
+        content["application/x-ndjson"] = {"schema": {"anyOf": [schemas[operation.chunk], schemas[operation.error]]}}
+        description += f" With `stream`, lines that each are one {operation.chunk.__name__}."
+    elif operation.chunk:
         event = _event(schemas[operation.chunk], schemas[operation.error], names_events=operation.names_events)
         content["text/event-stream"] = {"schema": event}
-    description = "The answer." if operation.answer else "Events, each with its number as `id`."
-    if operation.chunk and operation.answer:
+    if operation.chunk and operation.answer and not operation.streams_lines:
         description += f" With `stream`, events that each have one {operation.chunk.__name__} as data"
         description += " and its type as name." if operation.names_events else ", then `[DONE]`."
     responses: dict[str, Any] = {"200": {"description": description, "content": content}}

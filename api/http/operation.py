@@ -58,6 +58,8 @@ class Operation:
     """The type of the data of a stream's events; None if the operation does not stream."""
     names_events: bool = False
     """Whether each event has its type as its name. Otherwise events have no names, and `[DONE]` ends a stream."""
+    streams_lines: bool = False
+    """Whether a stream is lines of JSON (NDJSON) instead of server-sent events."""
     errors: tuple[int, ...] = ()
     """Statuses of errors, without the 405 for parameters with a reserved name (see `taken`)."""
     error: type[BaseModel] = Error
@@ -70,6 +72,11 @@ class Operation:
     @property
     def streams(self) -> bool:
         return self.chunk is not None
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether a client can resume its streams: those of events, which have numbers."""
+        return self.is_limited and self.streams and not self.streams_lines
 
     @property
     def short_path(self) -> str | None:

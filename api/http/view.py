@@ -84,7 +84,7 @@ def view(operation: Operation, server: Server, access: Access) -> Callable[..., 
         raise deadline.error()
 
     async def answered(path: Mapping[str, str], record: RequestRecord, caller: Caller, deadline: Deadline) -> Response:
-        resumable = operation.is_limited and operation.streams and wants_resumption(request.headers.get(RESUME_HEADER))
+        resumable = operation.is_resumable and wants_resumption(request.headers.get(RESUME_HEADER))
         parsed = await _read(operation)
         _note_warnings(parsed.warnings if parsed is not None else [])
         tenant = access.tenant(caller, parsed)
@@ -100,7 +100,8 @@ def view(operation: Operation, server: Server, access: Access) -> Callable[..., 
             if not parsed.stream:
                 return json_response(await reply.whole())
             events = await reply.stream(deadline)
-            return _stream(_resumable(call, events, parsed.warnings) if resumable else EventStream(events))
+            stream = _resumable(call, events, parsed.warnings) if resumable else EventStream(events)
+            return _stream(stream, reply.content_type)
         if isinstance(reply, EventStream):
             return _stream(reply)
         if isinstance(reply, Reply):
@@ -153,12 +154,12 @@ def _resumable(call: Call[Wire], events: AsyncGenerator[bytes], warnings: Sequen
     return EventStream(stream.read(), stream.id)
 
 
-def _stream(reply: EventStream) -> Response:
+def _stream(reply: EventStream, content_type: str = Answer.content_type) -> Response:
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     if reply.stream_id is not None:
         headers[STREAM_ID_HEADER] = reply.stream_id
     events = reply.events if request.method != "HEAD" else b""
-    response = Response(events, content_type="text/event-stream; charset=utf-8", headers=headers)
+    response = Response(events, content_type=content_type, headers=headers)
     response.timeout = None  # Quart would end the stream after a minute
     return response
 

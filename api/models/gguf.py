@@ -1,4 +1,4 @@
-"""Checks that a GGUF file is complete, and reads its chat template.
+"""Checks that a GGUF file is complete, and reads its values.
 
 Its header has the offset of each tensor's data, and so the minimum file size.
 
@@ -8,8 +8,9 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 import math
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 _VERSIONS = (2, 3)
@@ -67,6 +68,16 @@ def _malformed() -> GgufError:
     return GgufError("is cut short or damaged: its header cannot be read")
 
 
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What the header of a model's first file says."""
+
+    by_key: Mapping[str, str | int | float | bool]
+    """All values except arrays, by their keys."""
+    num_parameters: int
+    """The numbers in the tensors of this file."""
+
+
 class _Header:
     """A GGUF header, read from front to back."""
 
@@ -107,6 +118,23 @@ class _Header:
             self._skip_value(kind)
         return None
 
+    def values(self) -> "Values":
+        """All values except arrays, and the number of parameters.
+
+        Raises GgufError if the version cannot be loaded or the header is malformed.
+        """
+        num_tensors, num_values = self._begin()
+        found: dict[str, str | int | float | bool] = {}
+        for _ in range(num_values):
+            key, kind = self._string().decode(errors="replace"), self._number("I")
+            if kind == _STRING:
+                found[key] = self._string().decode(errors="replace")
+            elif kind in _SCALAR_FORMATS:
+                found[key] = self._scalar(_SCALAR_FORMATS[kind])
+            else:
+                self._skip_value(kind)
+        return Values(found, sum(self._tensor()[0] for _ in range(num_tensors)))
+
     def _begin(self) -> tuple[int, int]:
         """The numbers of tensors and of values."""
         self._skip(4)
@@ -118,6 +146,10 @@ class _Header:
 
     def _tensor_end(self) -> int:
         """Reads the next tensor's entry. Returns the end of its data, relative to the start of all data."""
+        return self._tensor()[1]
+
+    def _tensor(self) -> tuple[int, int]:
+        """Reads the next tensor's entry. Returns its size in numbers, and the end of its data as above."""
         self._string()
         num_dimensions = self._number("I")
         if num_dimensions > _MAX_DIMENSIONS:
@@ -125,14 +157,18 @@ class _Header:
         size = math.prod(self._number("Q") for _ in range(num_dimensions))
         kind, start = self._number("I"), self._number("Q")
         if kind not in BLOCKS:
-            return start
+            return size, start
         block_size, block_bytes = BLOCKS[kind]
-        return start + size // block_size * block_bytes
+        return size, start + size // block_size * block_bytes
 
     def _number(self, code: str) -> int:
+        return int(self._scalar(code))
+
+    def _scalar(self, code: str) -> int | float | bool:
         start = self._offset
         self._skip(struct.calcsize("<" + code))
-        return int(struct.unpack_from("<" + code, self._data, start)[0])
+        value: int | float | bool = struct.unpack_from("<" + code, self._data, start)[0]
+        return value
 
     def _string(self) -> bytes:
         length = self._number("Q")
@@ -186,6 +222,12 @@ def chat_template(path: Path) -> str | None:
     """
     with _opened(path) as data:
         return _Header(data).text("tokenizer.chat_template")
+
+
+def values(path: Path) -> Values:
+    """The values in a GGUF file. Raises GgufError if the header is malformed, OSError if the file cannot be read."""
+    with _opened(path) as data:
+        return _Header(data).values()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import orjson
 import trio
@@ -23,6 +23,9 @@ PING_SECONDS: Final = 15.0
 
 class Answer(ABC):
     """The answer to one request. Used once, with `whole` or with `stream`."""
+
+    content_type: ClassVar[str] = "text/event-stream; charset=utf-8"
+    """Of a stream."""
 
     def __init__(self, service: ModelService, prepared: Prepared) -> None:
         """Raises ApiError 503 without an engine."""
@@ -74,7 +77,8 @@ class Answer(ABC):
                     position = generation.position
                     if position is not None and position != shown:
                         shown = position
-                        yield b": queued %d\n\n" % position
+                        if data := self._queued(position):
+                            yield data
                     until = min(trio.current_time() + PING_SECONDS, deadline.at)
                     with trio.CancelScope(deadline=until) as silence:
                         deltas = await self._receive(generation)
@@ -159,6 +163,10 @@ class Answer(ABC):
 
     def _ping(self) -> bytes:
         return b": ping\n\n"
+
+    def _queued(self, position: int) -> bytes:
+        """The comment about the place of a request that waits; empty if the stream's format has no comments."""
+        return b": queued %d\n\n" % position
 
 
 async def _resumed(first: bytes, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

@@ -13,7 +13,7 @@ from api.serving.limits import Limiter
 from api.serving.metrics import Metrics
 from api.serving.observer import Observers, RequestRecord
 from api.serving.salts import salt_of
-from api.serving.service import ModelService
+from api.serving.service import ModelService, Use
 from api.serving.spec import GenerationSpec
 from api.serving.tickets import OpenTickets, Ticket
 from api.tenants.tenant import LOCAL, Tenant
@@ -82,10 +82,10 @@ class Call(Generic[RequestT]):
         self._check_allowed(name)
         return await self.server.fleet.service(name)
 
-    async def accepting(self, name: str, *, embeds: bool = False) -> ModelService:
+    async def accepting(self, name: str, use: Use = "generate") -> ModelService:
         """As Fleet.accepting. Raises ApiError 403 if the tenant may not use the model."""
         self._check_allowed(name)
-        return await self.server.fleet.accepting(name, embeds=embeds)
+        return await self.server.fleet.accepting(name, use)
 
     def _check_allowed(self, name: str | None) -> None:
         """Checked before the model is looked up, so that no model is loaded for a client who may not use it."""

@@ -1,8 +1,11 @@
-"""Which of a request's tools the answer may or must call."""
+"""Which of a request's tools the answer may or must call, and the arguments of its calls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import orjson
+from pydantic_core import from_json, to_json
 
 from api.errors import ApiError
 from api.text.dialects import Tool, ToolUse
@@ -42,3 +45,13 @@ def tool_use(tools: Sequence[Tool], choice: ToolChoice, left_out: Sequence[str] 
         )
         raise ApiError(400, message, param="tool_choice", code="invalid_value")
     return ToolUse(allowed, choice.mode, choice.parallel) if allowed else None
+
+
+def arguments_object(text: str) -> dict[str, Any]:
+    """The arguments of a call. Arguments that were cut are parsed up to the cut, as SDKs do with streams."""
+    try:
+        plain = to_json(from_json(text, allow_inf_nan=False, allow_partial=True), inf_nan_mode="null")
+        found = orjson.loads(plain)  # NaN and infinity have become null
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -16,7 +16,7 @@ from api.models.files import ModelFilesError, ModelNotFoundError
 from api.serving.loader import ModelLoader
 from api.serving.memory_policy import MemoryPolicy
 from api.serving.model import ModelRuntime, not_loaded, still_loading
-from api.serving.service import ModelService
+from api.serving.service import ModelService, Use
 from api.serving.state import State, UnreadyReason
 from scheduler.config import EngineConfig
 from scheduler.messages import Report
@@ -69,6 +69,11 @@ class Fleet:
         """Serve a model whose engine the caller runs."""
         self._add(options).adopt(service)
 
+    @property
+    def idle_limit(self) -> float:
+        """Seconds without use after which a model is unloaded; 0 means never."""
+        return self._memory.idle_limit
+
     # -- requests ----------------------------------------------------------------------------------------------------
 
     @property
@@ -112,15 +117,15 @@ class Fleet:
             self._load(model, requests_wait=True)
         return service
 
-    async def accepting(self, name: str, *, embeds: bool = False) -> ModelService:
-        """As `service`, for a request that generates or (with `embeds`) embeds. Checks that the model accepts it.
+    async def accepting(self, name: str, use: Use = "generate") -> ModelService:
+        """As `service`, for a request that has this use for the model. Checks that the model accepts it.
 
         Raises ApiError 503 while shutting down, 400 if the model cannot do it, 429 if too many requests wait.
         """
         if self.draining:
             raise unavailable("The server is shutting down.", "shutting_down")
         service = await self.service(name)
-        service.check_accepting(embeds=embeds)
+        service.check_accepting(use)
         return service
 
     async def _requested(self, name: str | None) -> ModelRuntime:

@@ -23,7 +23,7 @@ class MemoryPolicy:
     def __init__(self, models: Callable[[], Sequence[ModelRuntime]], *, idle_limit: float) -> None:
         """`models` returns all models of the server. `idle_limit`: seconds without use until one is unloaded, or 0."""
         self._models = models
-        self._idle_limit = idle_limit
+        self.idle_limit = idle_limit
 
     def weight_bytes_beside(self, name: str) -> int:
         """Size of the weights of all other loaded models, also of those that are being stopped or restarted.
@@ -58,13 +58,13 @@ class MemoryPolicy:
 
     async def unload_idle(self) -> None:
         """Unload each model that was not used for the idle limit. Runs until cancelled."""
-        if not self._idle_limit:
+        if not self.idle_limit:
             await trio.sleep_forever()
         while True:
-            await trio.sleep(min(1.0, self._idle_limit))
+            await trio.sleep(min(1.0, self.idle_limit))
             for model in self._models():
                 if not model.is_idle:
                     model.touch()
-                elif trio.current_time() - model.last_used >= self._idle_limit:
-                    _log.info("%s was idle for %.0f s and is unloaded", model.names[0], self._idle_limit)
+                elif trio.current_time() - model.last_used >= self.idle_limit:
+                    _log.info("%s was idle for %.0f s and is unloaded", model.names[0], self.idle_limit)
                     await model.unload()

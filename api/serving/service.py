@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 from zlib import crc32
 
 import trio
@@ -26,6 +26,8 @@ from api.text.tokenizer import Tokenizer
 from scheduler.config import EngineInfo
 from scheduler.messages import SamplingParams, Submit, ThoughtLimit
 
+Use = Literal["generate", "embed", "rank"]
+"""What a request needs a model for."""
 DRY_BREAKERS: Final = ("\n", ":", '"', "*")
 """The defaults of llama.cpp."""
 MAX_BREAKERS: Final = 256
@@ -100,29 +102,21 @@ class ModelService:
             if self.admission.num_entering:
                 await trio.sleep(ENTERING_SECONDS)
 
-    def check_accepting(self, *, embeds: bool = False) -> None:
-        """Check that a request that generates or (with `embeds`) embeds is accepted.
+    def check_accepting(self, use: Use = "generate") -> None:
+        """Check that a request that has this use for the model is accepted.
 
         Raises ApiError 503 while the model is loading or being stopped, 400 if the model cannot do it, 429 if too many
         requests wait.
         """
         if self.draining:
             raise unavailable("The model is being stopped.", "shutting_down")
-        info = self.engine.ready_info()
-        if embeds and info.pooling == "none":
-            message = (
-                f"The model {self.names[0]!r} does not support embeddings: its file sets no pooling, and neither does "
-                "the server (--pooling mean, for example)."
-            )
-            raise ApiError(400, message, param="model", code="unsupported_model")
-        if not embeds:
-            self._check_generates()
+        self._check_use(use)
         self.admission.check()
 
-    def _check_generates(self) -> None:
-        if not self.engine.ready_info().generates:
-            message = f"The model {self.names[0]!r} does not generate text, only embeddings (POST /v1/embeddings)."
-            raise ApiError(400, message, param="model", code="unsupported_model")
+    def _check_use(self, use: Use) -> None:
+        """Raises ApiError 400 if the model is of no use for this, 503 without an engine."""
+        if (reason := _misuse(self.engine.ready_info(), use)) is not None:
+            raise ApiError(400, f"The model {self.names[0]!r} {reason}", param="model", code="unsupported_model")
 
     async def prepare(self, spec: GenerationSpec) -> Prepared:
         """The sequences and choices of a request.
@@ -150,7 +144,7 @@ class ModelService:
         Nothing is counted, if the request has no record and no ticket of its own. Raises the errors of `prepare` and of
         `check_accepting`, except those about how many requests wait and about shutting down.
         """
-        self._check_generates()
+        self._check_use("generate")
         _, submits, _ = await self._sequences(spec)
         return submits[:: spec.num_choices]
 
@@ -337,6 +331,25 @@ class ModelService:
             "statistics": None,
             "statistics_age": None,
         }
+
+
+def _misuse(info: EngineInfo, use: Use) -> str | None:
+    """Why the model is of no use for this, as the end of a sentence; None if it is."""
+    ranks = info.pooling == "rank"
+    match use:
+        case "rank" if not ranks:
+            return "does not rank documents: its file does not set the pooling 'rank'."
+        case "embed" if ranks:
+            return "does not support embeddings: it ranks documents (POST /v1/rerank)."
+        case "embed" if info.pooling == "none":
+            return (
+                "does not support embeddings: its file sets no pooling, and neither does the server "
+                "(--pooling mean, for example)."
+            )
+        case "generate" if not info.generates:
+            only = "it ranks documents (POST /v1/rerank)" if ranks else "only embeddings (POST /v1/embeddings)"
+            return f"does not generate text, {only}."
+    return None
 
 
 def _kv(info: EngineInfo, memory: dict[str, Any]) -> dict[str, Any]:

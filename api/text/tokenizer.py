@@ -173,8 +173,10 @@ class Tokenizer:
         tokens = self._tokenize(text, parse_special=False, continues=continues)
         return tokens if self._controls.keys().isdisjoint(tokens) else self._spell(text, continues=continues)
 
-    def encode_whole(self, text: str) -> list[int]:
+    def encode_whole(self, text: str, limit: int | None = None) -> list[int]:
         """The tokens of a complete text, with the tokens that the vocabulary puts around a text.
+
+        A text with more than `limit` tokens, these included, is cut at its end.
 
         These are BOS or CLS before it and EOS or SEP after it, if the vocabulary has them. Texts of control tokens stay
         text. Text without a token becomes the unknown token, if there is one.
@@ -183,7 +185,8 @@ class Tokenizer:
         tokens = self._tokenize(text, parse_special=False)
         if not self._unwritten.isdisjoint(tokens):
             tokens = self._spell(text, continues=False)
-        return [*before, *tokens, *after]
+        room = len(tokens) if limit is None else max(limit - len(before) - len(after), 0)
+        return [*before, *tokens[:room], *after]
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token, which may be a part of a character; empty for a control token.

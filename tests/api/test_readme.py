@@ -16,6 +16,14 @@ from api.protocols.fields import Wire
 from api.protocols.management.request import StartRequest, StopRequest
 from api.protocols.messages import request as messages
 from api.protocols.messages.request import MessagesRequest
+from api.protocols.ollama.options import OllamaOptions
+from api.protocols.ollama.request import (
+    OllamaChatRequest,
+    OllamaEmbeddingsRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+    OllamaShowRequest,
+)
 from api.protocols.responses import request as responses
 from api.protocols.responses.request import ResponseRequest
 from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
@@ -23,6 +31,8 @@ from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest
 REQUESTS = (
     *(ChatRequest, CompletionRequest, ResponseRequest, MessagesRequest, EmbeddingsRequest),
     *(TokenizeRequest, DetokenizeRequest, ApplyTemplateRequest, StartRequest, StopRequest),
+    *(OllamaChatRequest, OllamaGenerateRequest, OllamaEmbedRequest, OllamaEmbeddingsRequest, OllamaShowRequest),
+    OllamaOptions,
 )
 
 
@@ -58,7 +68,9 @@ def test_every_field_of_a_request_is_documented(request_type: type[Wire]) -> Non
     assert [field for field in request_type.model_fields if f"`{field}`" not in text] == []
 
 
-@pytest.mark.parametrize("refused", [chat.UNSERVED, responses.UNSERVED, messages.UNSERVED])
+@pytest.mark.parametrize(
+    "refused", [chat.UNSERVED, responses.UNSERVED, messages.UNSERVED, OllamaGenerateRequest.unserved]
+)
 def test_every_refused_field_is_documented(refused: dict[str, object]) -> None:
     text = API.read_text()
     assert [field for field in refused if f"`{field}`" not in text] == []

@@ -4,14 +4,12 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Final, Self
 
-import orjson
-from pydantic_core import from_json, to_json
-
 from api.errors import ApiError
 from api.protocols.answer import Answer, event
 from api.protocols.call import Call
 from api.protocols.messages.conversation import as_conversation, as_spec
 from api.protocols.messages.request import CountTokensRequest, MessagesRequest
+from api.protocols.tools import arguments_object
 from api.serving.choice import Delta
 from api.serving.service import ModelService, Prepared
 from api.text.dialects import CallArguments, CallBegin, Content, Event, Reasoning, merged
@@ -92,7 +90,7 @@ class MessageAnswer(Answer):
                 case CallBegin(_, call_id, name):
                     content.append(_call_block(call_id, name))
                 case CallArguments(_, text):
-                    content[-1]["input"] = _input(text)
+                    content[-1]["input"] = arguments_object(text)
         return self._message(content) | self._stop() | {"usage": self._usage()}
 
     def _beginning(self) -> bytes:
@@ -194,13 +192,3 @@ def _thinking_block(text: str, signature: str) -> dict[str, Any]:
 
 def _call_block(call_id: str, name: str) -> dict[str, Any]:
     return {"type": "tool_use", "id": f"toolu_{call_id.removeprefix('call_')}", "name": name, "input": {}}
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    """The arguments of a call. Arguments that were cut are parsed up to the cut, as the SDKs do with streams."""
-    try:
-        plain = to_json(from_json(arguments, allow_inf_nan=False, allow_partial=True), inf_nan_mode="null")
-        found = orjson.loads(plain)  # NaN and infinity have become null
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

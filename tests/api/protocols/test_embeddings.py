@@ -122,8 +122,8 @@ async def test_embeddings_are_truncated_to_dimensions_and_renormalised(server: S
 
 async def test_a_large_answer_is_written_like_a_small_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     few = await respond(server, ["a b", "a"])
-    monkeypatch.setattr("api.protocols.embeddings.answer.INLINE_NUMBERS", 1)
-    monkeypatch.setattr("api.protocols.embeddings.answer.INLINE_CHARACTERS", 1)
+    monkeypatch.setattr("api.protocols.texts.INLINE_NUMBERS", 1)
+    monkeypatch.setattr("api.protocols.texts.INLINE_CHARACTERS", 1)
     assert await respond(server, ["a b", "a"]) == few
 
 

@@ -24,8 +24,8 @@ from api.http.body import MAX_BODY_BYTES
 from api.models.defaults import ModelDefaults
 from api.protocols.answer import PING_SECONDS
 from api.protocols.messages import request as schemas
-from api.protocols.messages.answer import _input
 from api.protocols.messages.types import MessageAnswer, MessageError, MessageEvent
+from api.protocols.tools import arguments_object
 from api.ranges import MAX_STOPS
 from api.text.template import ChatTemplate
 from api.text.tokenizer import Tokenizer
@@ -327,7 +327,7 @@ inputs = st.dictionaries(
 def test_truncated_arguments_become_an_object(value: Body, cut: int) -> None:
 
     text = json.dumps(value, ensure_ascii=False)
-    found = _input(text[:cut])
+    found = arguments_object(text[:cut])
     assert isinstance(found, dict)
     orjson.dumps(found)
     assert set(found) <= set(value)
@@ -338,8 +338,8 @@ def test_truncated_arguments_become_an_object(value: Body, cut: int) -> None:
 
 @pytest.mark.parametrize("text", ['{"a": 1e999}', '{"a": NaN}', '{"a" 1}', '{"a": "\\ud800"}', "{", "5"])
 def test_invalid_arguments_become_an_object_that_can_be_sent(text: str) -> None:
-    assert set(_input(text)) <= {"a"}
-    orjson.dumps(_input(text))
+    assert set(arguments_object(text)) <= {"a"}
+    orjson.dumps(arguments_object(text))
 
 
 # Streams
