@@ -69,7 +69,8 @@ def test_it_chats_whole_and_streamed_with_the_same_answer(client: ollama.Client)
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_it_matches_a_schema(client: ollama.Client, streams: bool) -> None:
-    answer = client.chat(MODEL, QUESTION, format=CITY, options={"num_predict": 100}, stream=streams)
+    chat: Any = client.chat
+    answer = chat(MODEL, QUESTION, format=CITY, options={"num_predict": 100}, stream=streams)
     parts = answer if streams else [answer]
     found = json.loads("".join(part.message.content or "" for part in parts))
     assert found["city"] in ("Lisbon", "Oporto")

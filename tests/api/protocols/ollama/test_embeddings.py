@@ -60,7 +60,8 @@ async def test_long_texts_are_cut_unless_the_client_objects(server: Server) -> N
 
 
 async def test_no_text_loads_the_model(server: Server) -> None:
-    for nothing in ("", []):
+    nothings: list[Any] = ["", []]
+    for nothing in nothings:
         answer = await respond(server, input=nothing)
         assert (answer["embeddings"], answer["prompt_eval_count"]) == ([], 0)
     assert not server.engine.posted
