@@ -169,7 +169,7 @@ def loaded(ray: Cluster, workload: str, flags: Sequence[str]) -> dict[str, objec
         "hit_rate": round(sum(hits) / sum(prompts), 3),
         "requests": requests,
         "share_of_the_busier": round(max(requests) / sum(requests), 3),
-        "load": json.loads(done.stdout.strip().splitlines()[-1]),
+        "load": json.loads(done.stdout.strip().splitlines()[-1])["summary"],
     }
 
 
