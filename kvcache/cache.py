@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
 
+from kvcache.events import NO_LISTENER, Listener, Medium
 from kvcache.integrity import check
 from kvcache.layout import Eviction, Layout
 from kvcache.memory import Memory
@@ -26,11 +27,23 @@ class KVCache:
     keeps its sequence id only while it is the sole holder of some page.
     """
 
-    def __init__(self, memory: Memory, layout: Layout, tier: Tier = NO_TIER, *, sharing: bool = True) -> None:
-        """`sharing` is False for recurrent and hybrid models: only the tier then keeps anything of ended sequences."""
+    def __init__(
+        self,
+        memory: Memory,
+        layout: Layout,
+        tier: Tier = NO_TIER,
+        *,
+        sharing: bool = True,
+        listener: Listener = NO_LISTENER,
+    ) -> None:
+        """`sharing` is False for recurrent and hybrid models: only the tier then keeps anything of ended sequences.
+
+        `listener` gets the pages of the KV memory. Those of the tier are reported by the tier.
+        """
         self._memory = memory
         self._layout = layout
         self._tier = tier
+        self._listener = listener
         self._tree: Tree = PrefixTree(lambda handle: self._memory.intact_from(handle.id)) if sharing else PrivatePaths()
         self._handles: set[KVHandle] = set()
         """All handles, running and idle."""
@@ -222,7 +235,7 @@ class KVCache:
             pages, tail = private_path(handle), handle.tail
             for page in handle.cut(0):
                 if not page.holders:
-                    self._tree.remove(page)
+                    self._forget(page)
             handle.extend(pages)
             handle.tail = tail
         for handle, sequence_id in mover.ids.items():
@@ -288,6 +301,8 @@ class KVCache:
         if page.holders and self._layout.merges:
             page = self._merge(handle, page)
         handle.extend((page,))
+        if len(page.holders) == 1 and not page.private:
+            self._listener.stored(Medium.GPU, page.block)
         for end in [end for end in page.ends if not end.running]:
             self._drop_if_superfluous(end)
 
@@ -352,11 +367,17 @@ class KVCache:
         for page in handle.cut(num_tokens):
             if not page.holders:
                 num_freed += 1
-                self._tree.remove(page)
+                self._forget(page)
         handle.num_pages = num_pages_for(num_tokens)
         self._layout.free(num_freed - bool(handle.tail))
         if not self._memory.remove(handle.id, num_tokens, -1):
             self._clear(handle)
+
+    def _forget(self, page: Page) -> None:
+        """No handle holds the page any more."""
+        self._tree.remove(page)
+        if not page.private:
+            self._listener.removed(Medium.GPU, page.digest)
 
     def _clear(self, handle: KVHandle) -> None:
         """Empty an idle handle, including cells that were never committed."""

@@ -7,6 +7,7 @@ from collections import OrderedDict, deque
 from pathlib import Path
 from typing import Final, Protocol
 
+from kvcache.events import NO_LISTENER, Block, Listener, Medium
 from kvcache.folder import SUFFIX, PageFolder
 from kvcache.memory import Blob
 
@@ -27,8 +28,8 @@ class Disk(Protocol):
 
     def digests(self) -> list[bytes]: ...
     def size_of(self, digest: bytes) -> int: ...
-    def write(self, digest: bytes, blob: Blob) -> None: ...
-    def read(self, digest: bytes) -> None: ...
+    def write(self, digest: bytes, blob: Blob, block: Block | None = None) -> None: ...
+    def read(self, digest: bytes, block: Block | None = None) -> None: ...
     def arrivals(self) -> list[tuple[bytes, Blob | None]]: ...
     def wait(self) -> None: ...
     def close(self, seconds: float) -> None: ...
@@ -45,9 +46,9 @@ class NoDisk:
     def size_of(self, digest: bytes) -> int:  # noqa: ARG002
         return 0
 
-    def write(self, digest: bytes, blob: Blob) -> None: ...
+    def write(self, digest: bytes, blob: Blob, block: Block | None = None) -> None: ...
 
-    def read(self, digest: bytes) -> None: ...
+    def read(self, digest: bytes, block: Block | None = None) -> None: ...
 
     def arrivals(self) -> list[tuple[bytes, Blob | None]]:
         return []
@@ -64,8 +65,12 @@ class DiskTier:
     no error is raised.
     """
 
-    def __init__(self, folder: Path, version: str, max_bytes: int) -> None:
-        """Raises OSError if the folder cannot be used."""
+    def __init__(self, folder: Path, version: str, max_bytes: int, listener: Listener = NO_LISTENER) -> None:
+        """Raises OSError if the folder cannot be used.
+
+        A file's name does not contain the tokens of its page. So the `listener` gets a page of an earlier process when
+        it is written again or read.
+        """
         self._path = folder / version
         self._folder = PageFolder(folder, max_bytes)
         self._path.mkdir(mode=0o700, exist_ok=True)
@@ -73,7 +78,10 @@ class DiskTier:
         """Size of each file of all versions that this process knows."""
         self._used: deque[Path] = deque()
         """Files that are to be marked as used."""
-        self._writes: OrderedDict[bytes, Blob] = OrderedDict()
+        self._listener = listener
+        self._reported: set[bytes] = set()
+        """Digests of the pages that the listener knows."""
+        self._writes: OrderedDict[bytes, tuple[Blob, Block | None]] = OrderedDict()
         self._reads: deque[bytes] = deque()
         self._arrived: deque[tuple[bytes, Blob | None]] = deque()
         self._num_awaited = 0
@@ -102,23 +110,29 @@ class DiskTier:
         """Returns the size of the page in bytes, or 0 if the tier does not have it."""
         with self._changed:
             if digest in self._writes:
-                return self._writes[digest].nbytes
+                return self._writes[digest][0].nbytes
             return self._files.get(self._path_of(digest), 0)
 
-    def write(self, digest: bytes, blob: Blob) -> None:
-        """Queue a page to be written. A page that is on the disk already is only marked as used."""
+    def write(self, digest: bytes, blob: Blob, block: Block | None = None) -> None:
+        """Queue a page to be written. A page that is on the disk already is only marked as used.
+
+        `block`: the page for the listener. None if it is not reported.
+        """
         with self._changed:
             path = self._path_of(digest)
             if path in self._files:
                 self._used.append(path)
+                self._report(block)
                 self._changed.notify_all()
             elif len(self._writes) * blob.nbytes < MAX_WAITING_BYTES or self._closing:
-                self._writes[digest] = blob
+                self._writes[digest] = blob, block
                 self._changed.notify_all()
 
-    def read(self, digest: bytes) -> None:
-        """Queue a page to be read. `arrivals` returns it later."""
+    def read(self, digest: bytes, block: Block | None = None) -> None:
+        """Queue a page to be read. `arrivals` returns it later. `block`: see `write`."""
         with self._changed:
+            if self._path_of(digest) in self._files:
+                self._report(block)
             self._reads.append(digest)
             self._num_awaited += 1
             self._changed.notify_all()
@@ -148,6 +162,21 @@ class DiskTier:
         if not self._thread.is_alive():
             self._folder.close()
 
+    # -- reports, with the lock held ---------------------------------------------------------------------------------
+
+    def _report(self, block: Block | None) -> None:
+        """The page is on the disk."""
+        if block is not None and block.digest not in self._reported:
+            self._reported.add(block.digest)
+            self._listener.stored(Medium.DISK, block)
+
+    def _forget(self, path: Path) -> None:
+        """The file is not on the disk any more."""
+        self._files.pop(path, None)
+        if path.parent == self._path and (digest := bytes.fromhex(path.stem)) in self._reported:
+            self._reported.remove(digest)
+            self._listener.removed(Medium.DISK, digest)
+
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -155,18 +184,18 @@ class DiskTier:
             with self._changed:
                 while not (self._reads or self._writes or self._used or self._closing):
                     self._changed.wait()
-                digest, blob, used = None, None, tuple(self._used)
+                digest, write, used = None, None, tuple(self._used)
                 self._used.clear()
                 if self._reads:
                     digest = self._reads.popleft()
                 elif self._writes:
-                    digest, blob = next(iter(self._writes.items()))
+                    digest, write = next(iter(self._writes.items()))
                 elif not used:
                     return
             for path in used:
                 self._folder.mark_used(path)
-            if digest is not None and blob is not None:
-                self._write(digest, blob)
+            if digest is not None and write is not None:
+                self._write(digest, *write)
             elif digest is not None:
                 self._read(digest)
 
@@ -181,27 +210,27 @@ class DiskTier:
     def _read(self, digest: bytes) -> None:
         path = self._path_of(digest)
         with self._changed:
-            blob = self._writes.get(digest)
-        if blob is None:
-            blob = self._loaded(path, digest)
+            waiting = self._writes.get(digest)
+        blob = waiting[0] if waiting is not None else self._loaded(path, digest)
         if blob is None:
             self._folder.delete(path)
         with self._changed:
             if blob is None:
-                self._files.pop(path, None)
+                self._forget(path)
             self._arrived.append((digest, blob))
             self._num_awaited -= 1
             self._changed.notify_all()
 
-    def _write(self, digest: bytes, blob: Blob) -> None:
+    def _write(self, digest: bytes, blob: Blob, block: Block | None) -> None:
         path = self._path_of(digest)
         size, deleted = self._folder.save(path, digest, blob)
         with self._changed:
             self._writes.pop(digest, None)  # close() may have cleared the queue
             for other in deleted:
-                self._files.pop(other, None)
+                self._forget(other)
             if size:
                 self._files[path] = size
+                self._report(block)
             self._changed.notify_all()
 
     def _path_of(self, digest: bytes) -> Path:

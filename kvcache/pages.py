@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvcache.disk import Disk, NoDisk
+from kvcache.events import NO_LISTENER, Block, Listener, Medium
 from kvcache.memory import Blob, Memory
 from kvcache.tier import TierStatistics
 from kvcache.tree import PAGE_BYTES, PAGE_TOKENS, TOKEN_BYTES, Hit, KVHandle, Stored, common_bytes, digest_of
@@ -17,7 +18,18 @@ class _Entry:
     key: bytes
     """The page's tokens. Shorter than PAGE_BYTES for a tail."""
     digest: bytes
+    is_first: bool
+    """Whether no page is before it. `parent` is then the digest of a root."""
     blob: Blob
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.key) == PAGE_BYTES
+
+    @property
+    def block(self) -> Block:
+        """The page as it is reported, if it is full."""
+        return Block(self.digest, None if self.is_first else self.parent, self.key)
 
 
 class PageTier:
@@ -27,15 +39,17 @@ class PageTier:
     before it, so a page always counts as used more recently than the pages after it.
     """
 
-    def __init__(self, max_bytes: int, disk: Disk | None = None) -> None:
+    def __init__(self, max_bytes: int, disk: Disk | None = None, listener: Listener = NO_LISTENER) -> None:
         self._max_bytes = max_bytes
         self._disk = disk or NoDisk()
+        self._listener = listener
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         """By digest, least recently used first."""
         self._children: dict[bytes, dict[bytes, _Entry]] = {}
         """By the parent's digest, then by key."""
-        self._awaited: dict[bytes, tuple[bytes, bytes]] = {}
-        """Parent and key of each page that is being read from the disk, by its name there. A tail's key is empty."""
+        self._awaited: dict[bytes, tuple[bytes, bytes, bool]] = {}
+        """Parent, key and `is_first` of each page that is being read from the disk, by its name there. A tail's key is
+        empty."""
         self._num_bytes = 0
 
     def find(self, tokens: bytes, hit: Hit) -> Stored:
@@ -50,7 +64,7 @@ class PageTier:
                 break
             found.append(entry)
             parent, offset = entry.digest, offset + PAGE_BYTES
-        arriving = self._read(parent, tokens[offset:], sum(entry.blob.nbytes for entry in found))
+        arriving = self._read(parent, tokens[offset:], sum(entry.blob.nbytes for entry in found), is_first=not offset)
         if not arriving:
             inside, length = self._longest_part(parent, key)
             if inside is not None:
@@ -84,9 +98,9 @@ class PageTier:
             return
         keys = [page.key for page in pages[first:]] + [handle.tail] * bool(handle.tail)
         parent = (pages[first - 1] if first else handle.root).digest
-        entries = []
+        entries: list[_Entry] = []
         for key, blob in zip(keys, blobs, strict=True):
-            entries.append(_Entry(parent, key, digest_of(parent, key), blob))
+            entries.append(_Entry(parent, key, digest_of(parent, key), not first and not entries, blob))
             parent = entries[-1].digest
         for entry in reversed(entries):
             self._put(entry)
@@ -102,6 +116,8 @@ class PageTier:
         self._children.setdefault(entry.parent, {})[entry.key] = entry
         self._entries[entry.digest] = entry
         self._num_bytes += entry.blob.nbytes
+        if entry.is_full:
+            self._listener.stored(Medium.CPU, entry.block)
 
     def _remove(self, entry: _Entry) -> None:
         del self._entries[entry.digest]
@@ -110,6 +126,8 @@ class PageTier:
         if not siblings:
             del self._children[entry.parent]
         self._num_bytes -= entry.blob.nbytes
+        if entry.is_full:
+            self._listener.removed(Medium.CPU, entry.digest)
 
     def _make_room(self) -> None:
         while self._num_bytes > self._max_bytes:
@@ -125,15 +143,16 @@ class PageTier:
         The length of a tail is unknown when it is looked up, so its name depends on its parent only. If a parent has
         several tails, the disk keeps the first one.
         """
-        if len(entry.key) == PAGE_BYTES:
-            self._disk.write(entry.digest, entry.blob)
+        if entry.is_full:
+            self._disk.write(entry.digest, entry.blob, entry.block)
         else:
             self._disk.write(_end_of(entry.parent), _packed(entry.key, entry.blob))
 
-    def _read(self, parent: bytes, tokens: bytes, num_bytes: int) -> bool:
+    def _read(self, parent: bytes, tokens: bytes, num_bytes: int, *, is_first: bool) -> bool:
         """Start to read the pages of `tokens` that the disk has after `parent`, and the tail after them.
 
-        `num_bytes` is the size of the stored pages up to `parent`. Returns False if the disk has none of these pages.
+        `num_bytes` is the size of the stored pages up to `parent`. `is_first`: whether `parent` is a root.
+        Returns False if the disk has none of these pages.
         """
         for offset in range(0, len(tokens) - PAGE_BYTES + 1, PAGE_BYTES):
             key = tokens[offset : offset + PAGE_BYTES]
@@ -141,15 +160,15 @@ class PageTier:
             size = self._disk.size_of(digest)
             num_bytes += size
             if not size or num_bytes > self._max_bytes // 2:  # arriving pages must not evict the pages before them
-                return self._read_end(parent, tokens[offset:], num_bytes) or offset > 0
+                return self._read_end(parent, tokens[offset:], num_bytes, is_first=is_first) or offset > 0
             if digest not in self._awaited and digest not in self._entries:
-                self._awaited[digest] = (parent, key)
-                self._disk.read(digest)
-            parent = digest
+                self._awaited[digest] = (parent, key, is_first)
+                self._disk.read(digest, Block(digest, None if is_first else parent, key))
+            parent, is_first = digest, False
         num_full = len(tokens) // PAGE_BYTES
-        return self._read_end(parent, tokens[num_full * PAGE_BYTES :], num_bytes) or num_full > 0
+        return self._read_end(parent, tokens[num_full * PAGE_BYTES :], num_bytes, is_first=is_first) or num_full > 0
 
-    def _read_end(self, parent: bytes, tokens: bytes, num_bytes: int) -> bool:
+    def _read_end(self, parent: bytes, tokens: bytes, num_bytes: int, *, is_first: bool) -> bool:
         """Start to read the tail that the disk has after `parent`. Returns False if there is none to read."""
         if not tokens or any(len(key) < PAGE_BYTES for key in self._children.get(parent, ())):
             return False
@@ -158,7 +177,7 @@ class PageTier:
         if not size or num_bytes + size > self._max_bytes // 2:
             return False
         if name not in self._awaited:
-            self._awaited[name] = (parent, b"")
+            self._awaited[name] = (parent, b"", is_first)
             self._disk.read(name)
         return True
 
@@ -166,12 +185,12 @@ class PageTier:
         if not self._awaited:
             return
         for digest, blob in self._disk.arrivals():
-            parent, key = self._awaited.pop(digest)
+            parent, key, is_first = self._awaited.pop(digest)
             if blob is not None and not key:
                 key, blob = _unpacked(blob)
                 digest = digest_of(parent, key)
             if blob is not None:
-                self._put(_Entry(parent, key, digest, blob))
+                self._put(_Entry(parent, key, digest, is_first, blob))
         self._make_room()
 
     def wait(self) -> None:

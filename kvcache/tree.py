@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
+from kvcache.events import Block
 from kvcache.memory import Blob
 
 PAGE_TOKENS: Final = 32
@@ -52,6 +53,12 @@ class Page:
         self.num_running = 0
         """Number of running holders. A page without any is cached."""
         self.last_used = 0
+
+    @property
+    def block(self) -> Block:
+        """The page as it is reported. It must not be a root."""
+        assert self.parent is not None
+        return Block(self.digest, None if self.parent.parent is None else self.parent.digest, self.key)
 
 
 class KVHandle:

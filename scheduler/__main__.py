@@ -52,8 +52,12 @@ def _serve(config: EngineConfig, link: Link, record: CrashRecord) -> int:
     except ModelError as error:
         link.send(Failed(str(error), error.missing_bytes if isinstance(error, NoMemoryError) else 0))
         return 1
+    if parts.publisher is not None:
+        parts.publisher.start()
     link.send(Ready(parts.info))
     Engine(parts.scheduler, parts.runner, parts.compiler, link, parts.embedder, record, parts.elastic).run()
+    if parts.publisher is not None:
+        parts.publisher.close()
     return 0
 
 

@@ -26,6 +26,11 @@ def num_bytes(size: str) -> int:
     return int(number)
 
 
+def _is_endpoint(text: str) -> bool:
+    match = re.fullmatch(r"tcp://(?:\*|[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?:\*|([0-9]{1,5}))", text)
+    return match is not None and 0 <= int(match[1] or 0) <= 65535
+
+
 @dataclass(frozen=True, kw_only=True)
 class Flag:
     """The properties of a flag in the table, except its name and type."""
@@ -38,6 +43,8 @@ class Flag:
     choices: tuple[str, ...] = ()
     is_size: bool = False
     """Whether the text is a size such as 4GiB, which is converted to bytes."""
+    is_endpoint: bool = False
+    """Whether the text is a TCP endpoint of ZMQ."""
     is_path: bool = False
     """Whether the text is the path of a file, which becomes absolute."""
     is_model: bool = False
@@ -119,6 +126,8 @@ class Row:
             raise ValueError(f"a name has 1 to {flag.max_length} characters.")
         if flag.is_size:
             num_bytes(text)
+        if flag.is_endpoint and not _is_endpoint(text):
+            raise ValueError(f"{text!r} is not an endpoint such as tcp://127.0.0.1:5557 or tcp://*:5557.")
         if flag.is_path and (not text or "\0" in text):
             raise ValueError(f"{text!r} is not a path.")
 

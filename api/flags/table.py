@@ -170,6 +170,31 @@ class ModelFlags:
             help="How the embeddings of tokens become the embedding of a text; auto is the model file's setting.",
         ),
     ] = None
+    kv_events: Annotated[
+        str | None,
+        Flag(
+            is_endpoint=True,
+            is_shared=False,
+            metavar="ENDPOINT",
+            help="Publish for routers which pages the KV cache has, at an endpoint such as tcp://127.0.0.1:5557.",
+            default="none",
+            note="It needs the extra `events`. The events contain prompts; see below.",
+        ),
+    ] = None
+    kv_events_replay: Annotated[
+        str | None,
+        Flag(
+            is_endpoint=True,
+            is_shared=False,
+            metavar="ENDPOINT",
+            help="Send KV events that a router has missed, at an endpoint such as tcp://127.0.0.1:5558.",
+            default="none",
+        ),
+    ] = None
+    kv_events_topic: Annotated[
+        str | None,
+        Flag(is_shared=False, metavar="TOPIC", help="Topic of the KV events.", default="none"),
+    ] = None
     alias: Annotated[
         list[str] | None,
         Flag(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvcache.cache import KVCache
+from kvcache.events import NO_LISTENER, Listener
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig, TierKind
 from scheduler.errors import ModelError, NoMemoryError
@@ -61,10 +62,13 @@ class _Plan:
     sharing: bool
 
 
-def open_device(config: EngineConfig, model: Model) -> Device:
-    """Opens the KV memory. Raises ModelError with one line for the user if llama.cpp cannot compute the model."""
+def open_device(config: EngineConfig, model: Model, listener: Listener = NO_LISTENER) -> Device:
+    """Opens the KV memory. `listener` gets the pages of its cache and of the tiers.
+
+    Raises ModelError with one line for the user if llama.cpp cannot compute the model.
+    """
     try:
-        return _open(_plan(config, model, measure(model, config)), model)
+        return _open(_plan(config, model, measure(model, config)), model, listener)
     except TrialError as error:
         raise ModelError(f"{config.model_path}: llama.cpp does not compute this model correctly: {error}") from error
 
@@ -148,11 +152,11 @@ def _refuse_without_memory(config: EngineConfig, model: Model, kv_bytes: int) ->
         raise NoMemoryError(f"{config.model_path}: {reason}", missing)
 
 
-def _open(plan: _Plan, model: Model) -> Device:
+def _open(plan: _Plan, model: Model, listener: Listener) -> Device:
     sizes, in_lanes = plan.sizes, plan.sizes.layout == "lanes"
     longest = sizes.shapes.max_lane if isinstance(sizes.shapes, LaneShapes) else sizes.kv_max
     is_stretched = longest > model.original_context
-    tiers = open_tiers(plan.config, model, plan.moves, is_stretched=is_stretched)
+    tiers = open_tiers(plan.config, model, plan.moves, is_stretched=is_stretched, listener=listener)
     max_cached = sizes.idle_tokens // PAGE_TOKENS if tiers.kind == "pages" else None
     kind = ContextKind(
         in_lanes=in_lanes,
@@ -168,5 +172,5 @@ def _open(plan: _Plan, model: Model) -> Device:
     )
     opener = ContextOpener(model, plan.config, kind)
     context, memory, layout = opener.open_now(sizes.shapes.start)
-    cache = KVCache(memory, layout, tiers.host, sharing=plan.sharing)
+    cache = KVCache(memory, layout, tiers.host, sharing=plan.sharing, listener=listener)
     return Device(sizes, context, memory, cache, tiers, opener)

@@ -5,10 +5,12 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import psutil
 
 from kvcache.cache import KVCache
+from kvcache.events import NO_LISTENER
 from kvcache.pool import PoolLayout
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.drafts.amount import Amounts
@@ -22,6 +24,7 @@ from scheduler.embedder import Embedder
 from scheduler.errors import ModelError
 from scheduler.fair import FairShares
 from scheduler.grammar import GrammarCompiler
+from scheduler.kv_events.opening import open_publisher
 from scheduler.llama.device import Device, open_device
 from scheduler.llama.draft_model import OpenedDrafts, open_draft_model, wants_drafts
 from scheduler.llama.info import encoder_info, generator_info
@@ -35,6 +38,9 @@ from scheduler.machine import cores
 from scheduler.pacing import Pacer
 from scheduler.scheduler import Scheduler
 from scheduler.sizing import DEFAULT_CTX_LEN, available_bytes, check_sizes
+
+if TYPE_CHECKING:
+    from scheduler.kv_events.publisher import Publisher
 
 _log = logging.getLogger("cortex.engine")
 
@@ -51,6 +57,8 @@ class Parts:
     """None if the model makes no embeddings."""
     elastic: Elastic | None = None
     """None if the KV memory has a fixed size."""
+    publisher: "Publisher | None" = None
+    """Publishes KV events, from `start` to `close`. None if they are off."""
 
 
 def load(config: EngineConfig) -> Parts:
@@ -59,17 +67,20 @@ def load(config: EngineConfig) -> Parts:
     Raises ModelError with one line for the user, or NoMemoryError if the model does not fit into memory. Every other
     exception becomes a ModelError too; its traceback is logged at level DEBUG.
     """
+    publisher = open_publisher(config)  # before the model, so that a port in use is reported at once
     try:
-        return _load(config)
-    except ModelError:
-        raise
-    except Exception as error:
+        return _load(config, publisher)
+    except BaseException as error:
+        if publisher is not None:
+            publisher.close()
+        if isinstance(error, ModelError) or not isinstance(error, Exception):
+            raise
         _log.debug("loading failed", exc_info=True)
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelError(f"{config.model_path} cannot be loaded: {cause}") from error
 
 
-def _load(config: EngineConfig) -> Parts:
+def _load(config: EngineConfig, publisher: "Publisher | None") -> Parts:
     started = time.monotonic()
     check_sizes(config)
     model = Model(config.model_path, config.gpu_layers)
@@ -82,11 +93,13 @@ def _load(config: EngineConfig) -> Parts:
     if attention is not None and not attention.is_causal:
         if wants_drafts(config):
             raise ModelError(f"--draft-model: {config.model_path} generates no text")
+        if publisher is not None:
+            raise ModelError(f"--kv-events: {config.model_path} generates no text")
         return _load_encoder(config, model, attention, pooling, started)
     drafts = open_draft_model(config, model)  # before the KV memory, so that both fit
     if drafts is not None:
         config = dataclasses.replace(config, others_bytes=config.others_bytes + drafts.num_bytes)
-    device = open_device(config, model)
+    device = open_device(config, model, publisher or NO_LISTENER)
     sizes, context = device.sizes, device.context
     threads = ThreadController(sizes.threads) if adapts_threads else None
     if threads is not None:
@@ -131,7 +144,7 @@ def _load(config: EngineConfig) -> Parts:
     description = drafts.description if drafts is not None else ""
     info = generator_info(config, model, device, pooling, description, started)
     elastic = _elastic(config, device, scheduler, runner)
-    return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder, elastic)
+    return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder, elastic, publisher)
 
 
 def _cell_share(model: Model, device: Device, *, on_gpu: bool) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvcache.disk import DiskTier
+from kvcache.events import Listener
 from kvcache.pages import PageTier
 from kvcache.tier import NO_TIER, Tier
 from kvcache.whole import WholeTier
@@ -26,11 +27,11 @@ class Tiers:
     """What they move."""
 
 
-def open_tiers(config: EngineConfig, model: Model, moves: Moves, *, is_stretched: bool) -> Tiers:
+def open_tiers(config: EngineConfig, model: Model, moves: Moves, *, is_stretched: bool, listener: Listener) -> Tiers:
     """Returns the tiers for what can be moved: pages or whole sequences. `is_stretched`: see `Context`.
 
     Returns tiers that keep nothing if the host tier has size 0 or if the KV of this model cannot be moved. Logs what
-    was replaced, and why.
+    was replaced, and why. `listener` gets the pages of the tiers.
     """
     in_memory = host_bytes(config)
     if not in_memory:
@@ -47,9 +48,11 @@ def open_tiers(config: EngineConfig, model: Model, moves: Moves, *, is_stretched
         folder = Path(config.disk_folder)
         on_disk = disk_bytes(config, folder)
         try:
-            disk = DiskTier(folder, version_of(config, model, is_stretched=is_stretched), on_disk) if on_disk else None
+            version = version_of(config, model, is_stretched=is_stretched)
+            disk = DiskTier(folder, version, on_disk, listener) if on_disk else None
         except OSError as error:
             _log.warning("no disk tier: %s", error)
             on_disk = 0
-    tier = PageTier if moves.kind == "pages" else WholeTier
-    return Tiers(tier(in_memory, disk), in_memory, on_disk, moves.kind)
+    pages = moves.kind == "pages"
+    tier = PageTier(in_memory, disk, listener) if pages else WholeTier(in_memory, disk)
+    return Tiers(tier, in_memory, on_disk, moves.kind)

@@ -41,7 +41,7 @@ class RefusingMemory(FakeMemory):
 
     def share(self, source: int, target: int, start: int, stop: int) -> bool:
         done = super().share(source, target, start, (start + stop) // 2 if self.refusals.now() else stop)
-        return done and len(self.cells[target]) == stop
+        return done and len(self.cells.get(target, {})) == stop
 
     def remove(self, sequence_id: int, start: int, stop: int) -> bool:
         if (start or stop >= 0) and self.refusals.now():
@@ -61,7 +61,7 @@ class RefusingMemory(FakeMemory):
 class RefusingLanes(RefusingMemory, FakeLanes):
     def share(self, source: int, target: int, start: int, stop: int) -> bool:
         return FakeLanes.share(self, source, target, start, stop // 2 if self.refusals.now() else stop) and (
-            len(self.cells[target]) == stop
+            len(self.cells.get(target, {})) == stop
         )
 
 
