@@ -85,3 +85,17 @@ def test_a_running_model_differs_only_in_set_flags(wanted: dict[str, object], di
     runs = ServerFlags(ctx_len=128, threads=2).model_options("m", path)
     flags: dict[str, object] = dict(wanted)
     assert runs.difference(ServerFlags(**flags).model_options("m", path)) == difference  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5557", "tcp://", "tcp://*", "tcp://*:65536", "tcp://a b:1", "ipc:///tmp/x", "udp://*:1"]
+)
+def test_an_endpoint_is_checked(text: str) -> None:
+    with pytest.raises(ValueError, match="is not an endpoint such as tcp://127.0.0.1:5557"):
+        ROWS["kv_events"].check_text(text)
+
+
+def test_endpoints_belong_to_one_model() -> None:
+    server = ServerFlags(kv_events="tcp://127.0.0.1:5557", kv_events_topic="kv").options("m", Path("/m.gguf"))
+    assert (server.first.engine.kv_events, server.first.engine.kv_events_topic) == ("tcp://127.0.0.1:5557", "kv")
+    assert server.model_flags == {}

@@ -23,6 +23,7 @@ from tests.api.servers import SECONDS, CortexServer
 __all__ = ["cortex", "here"]
 
 SIZES = st.sampled_from(["0", "7", "512MiB", "1.5 GiB", "3MB", "4g"])
+ENDPOINTS = st.sampled_from(["tcp://*:5557", "tcp://127.0.0.1:1", "tcp://[::1]:65535", "tcp://eth0:*"])
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=20)
 
 
@@ -52,6 +53,8 @@ def values(row: Row) -> st.SearchStrategy[Any]:
         return st.lists(TEXT, min_size=1, max_size=3)
     if flag.is_model:
         return st.sampled_from([MODEL, "owner/repo:Q4_0", "/models/draft.gguf", ""])
+    if flag.is_endpoint:
+        return ENDPOINTS
     return SIZES if flag.is_size else TEXT
 
 

@@ -3,9 +3,13 @@
 from collections import defaultdict
 
 import msgspec
+import zmq
 
 from kvcache.tree import PAGE_TOKENS
+from scheduler.kv_events.publisher import END_SEQ
 from scheduler.kv_events.wire import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
+
+Socket = zmq.Socket[bytes]
 
 
 class Consumer:
@@ -40,3 +44,26 @@ class Consumer:
                     self.stored[event.medium].remove(each)
             case AllBlocksCleared():
                 self.stored.clear()
+
+
+def replayed(dealer: Socket, start: int) -> list[tuple[int, bytes]]:
+    """Returns the batches from this sequence number on. Their topic must be `kv`."""
+    dealer.send_multipart((b"", start.to_bytes(8, "big")))
+    batches: list[tuple[int, bytes]] = []
+    while True:
+        empty, topic, seq, batch = dealer.recv_multipart()
+        assert empty == b""
+        if seq == END_SEQ:
+            assert (topic, batch) == (b"", b"")
+            return batches
+        assert topic == b"kv"
+        batches.append((int.from_bytes(seq, "big"), batch))
+
+
+def wait_for(dealer: Socket, number: int) -> list[Batch]:
+    """Asks again and again until so many events were sent. Returns their batches."""
+    while True:
+        consumer = Consumer()
+        batches = [consumer.receive(batch) for _, batch in replayed(dealer, 0)]
+        if sum(len(batch.events) for batch in batches) >= number:
+            return batches

@@ -11,15 +11,14 @@ from scheduler.config import EngineConfig
 from scheduler.errors import ModelError
 from scheduler.kv_events import publisher as module
 from scheduler.kv_events.opening import open_publisher
-from scheduler.kv_events.publisher import END_SEQ, Publisher
-from scheduler.kv_events.wire import AllBlocksCleared, Batch
+from scheduler.kv_events.publisher import Publisher
+from scheduler.kv_events.wire import AllBlocksCleared
 from tests.kvcache.fakes import as_bytes
-from tests.scheduler.kv_events.consumer import Consumer
+from tests.scheduler.kv_events.consumer import Consumer, Socket, replayed, wait_for
 
 FREE = "tcp://127.0.0.1:*"
 MILLISECONDS = 60_000
 """More than any machine needs."""
-Socket = zmq.Socket[bytes]
 Connect = Callable[[int, str], Socket]
 
 
@@ -49,28 +48,6 @@ def publisher() -> Iterator[Publisher]:
     publisher = Publisher(FREE, FREE, "kv", clock=lambda: 12.0)
     yield publisher
     publisher.close()
-
-
-def replayed(dealer: Socket, start: int) -> list[tuple[int, bytes]]:
-    dealer.send_multipart((b"", start.to_bytes(8, "big")))
-    batches: list[tuple[int, bytes]] = []
-    while True:
-        empty, topic, seq, batch = dealer.recv_multipart()
-        assert empty == b""
-        if seq == END_SEQ:
-            assert (topic, batch) == (b"", b"")
-            return batches
-        assert topic == b"kv"
-        batches.append((int.from_bytes(seq, "big"), batch))
-
-
-def wait_for(dealer: Socket, number: int) -> list[Batch]:
-    """Asks again and again until so many events were sent. Returns their batches."""
-    while True:
-        consumer = Consumer()
-        batches = [consumer.receive(batch) for _, batch in replayed(dealer, 0)]
-        if sum(len(batch.events) for batch in batches) >= number:
-            return batches
 
 
 def test_a_subscriber_gets_numbered_batches(publisher: Publisher, connect: Connect) -> None:
