@@ -94,12 +94,12 @@ class EngineInfo:
     """Tokens of the KV memory at most. `kv_tokens` and `kv_bytes` are those of the start."""
     tier: TierKind = "none"
     generates: bool = True
-    """Whether the model generates text. Encoders only make embeddings."""
+    """Whether the model generates text. Encoders only make embeddings, rerankers only rank documents."""
     draft_model: str = ""
     """llama.cpp's description of the model that drafts tokens. Empty for none."""
     pooling: str = "none"
-    """Pooling of embeddings: mean, cls or last; none if the model makes no embeddings."""
+    """Pooling of embeddings: mean, cls or last; none if the model makes no embeddings; rank if it ranks documents."""
     embedding_size: int = 0
-    """Number of components of an embedding."""
+    """Number of components of an embedding, or of what the model computes to rank a document."""
     max_text_tokens: int = 0
     """Maximum tokens of a text to embed, special tokens included."""

@@ -195,7 +195,7 @@ class Embedder:
         assert text.embedding is not None, "pool() was called"
         if not np.isfinite(text.embedding).all():
             raise RequestError("the model computed an embedding that is not valid (NaN or infinity) for this request")
-        return to_wire(text.embedding) if piece.is_last else None
+        return to_wire(text.embedding, normalised=self._pooling != "rank") if piece.is_last else None
 
     def rollback(self, batch: Batch, error: StepError) -> list[Embedded]:
         """Record a failed batch: its texts start again. Returns an error for a request that fails even alone."""
@@ -235,7 +235,9 @@ class Embedder:
         self._queue.check_integrity()
 
 
-def to_wire(embedding: Embedding) -> str:
-    """Normalises an embedding to length 1 (all zeros stay zeros). Returns it as float32 in base64."""
-    length = float(np.linalg.norm(embedding.astype(np.float64)))  # a square may be too large for single precision
+def to_wire(embedding: Embedding, *, normalised: bool = True) -> str:
+    """Normalises an embedding to length 1 (all zeros stay zeros), but not a score. Returns it as float32 in base64."""
+    length = 1.0
+    if normalised:
+        length = float(np.linalg.norm(embedding.astype(np.float64)))  # a square may be too large for single precision
     return base64.b64encode((embedding / (length or 1.0)).astype("<f4").tobytes()).decode()

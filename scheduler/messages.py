@@ -217,7 +217,7 @@ class Embedded:
 
     request_id: int
     embeddings: list[str] = field(default_factory=list)
-    """Embeddings of length 1, as little-endian float32 in base64."""
+    """Embeddings of length 1, or scores, as little-endian float32 in base64."""
     error: str | None = None
     """The reason if the request fails. No message follows it."""
 

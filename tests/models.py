@@ -140,11 +140,13 @@ def write_windowed(path: Path, window: int) -> None:
     _write(writer)
 
 
-def write_bert(path: Path, pooling: gguf.PoolingType | None, *, special: bool = True) -> None:
+def write_bert(
+    path: Path, pooling: gguf.PoolingType | None, *, special: bool = True, rerank_template: str | None = None
+) -> None:
     """Writes an encoder (Devlin et al., BERT, 2018) with its own vocabulary.
 
     Without `pooling`, the file names no pooling type. Without `special`, it does not declare the tokens that begin and
-    end a text.
+    end a text. With the pooling `rank` it has a head that scores a text.
     """
     random = np.random.default_rng(2)
     writer = gguf.GGUFWriter(path, "bert")
@@ -180,6 +182,10 @@ def write_bert(path: Path, pooling: gguf.PoolingType | None, *, special: bool = 
             f"blk.{layer}.ffn_down.weight": (EMBEDDING, INNER),
         }
         norms += [f"blk.{layer}.attn_output_norm", f"blk.{layer}.layer_output_norm"]
+    if pooling is gguf.PoolingType.RANK:
+        shapes |= {"cls.weight": (EMBEDDING, EMBEDDING), "cls.output.weight": (1, EMBEDDING)}
+    if rerank_template is not None:
+        writer.add_string("tokenizer.chat_template.rerank", rerank_template)
     for name, shape in shapes.items():
         writer.add_tensor(name, 4 * _weights(random, shape))
     for name in norms:

@@ -68,6 +68,8 @@ class Operation:
     parameters: dict[str, Parameter] = field(default_factory=dict)
     """By their names in the path."""
     scope: Scope = Scope.USER
+    aliases: tuple[str, ...] = ()
+    """Other servers' paths of the same operation."""
 
     @property
     def streams(self) -> bool:
@@ -82,6 +84,11 @@ class Operation:
     def short_path(self) -> str | None:
         """Its path without `/v1`, which other servers have too; None for operations of this server only."""
         return self.path.removeprefix("/v1") if self.path.startswith("/v1/") and self.scope is not Scope.OWNER else None
+
+    @property
+    def paths(self) -> list[str]:
+        """All its paths."""
+        return [path for path in (self.path, self.short_path, *self.aliases) if path]
 
     @property
     def is_limited(self) -> bool:

@@ -38,6 +38,9 @@ from api.protocols.ollama.request import (
     OllamaShowRequest,
 )
 from api.protocols.rendered import RenderedRequest, RenderedRequests
+from api.protocols.rerank import answer as rerank
+from api.protocols.rerank.request import RerankRequest
+from api.protocols.rerank.types import Ranking
 from api.protocols.responses import answer as responses
 from api.protocols.responses import kept
 from api.protocols.responses.request import InputTokensRequest, ListQuery, ResponseRequest, RetrieveQuery
@@ -198,6 +201,17 @@ OPERATIONS: Final = (
         Embeddings,
         EmbeddingsRequest,
         errors=GENERATES,
+    ),
+    Operation(
+        "rerank",
+        "POST",
+        "/v1/rerank",
+        "The relevance of documents to a query, in the form of Jina and Cohere",
+        rerank.rerank,
+        Ranking,
+        RerankRequest,
+        errors=GENERATES,
+        aliases=("/v2/rerank", "/v1/reranking", "/reranking"),
     ),
     Operation(
         "ollama_chat",

@@ -58,7 +58,7 @@ def _unless(taken: tuple[str, ...]) -> str:
 
 def rules(operation: Operation, operations: tuple[Operation, ...]) -> list[str]:
     """The operation's paths in werkzeug's syntax."""
-    return [_rule(path, operation, operations) for path in (operation.path, operation.short_path) if path]
+    return [_rule(path, operation, operations) for path in operation.paths]
 
 
 def _rule(path: str, operation: Operation, operations: tuple[Operation, ...]) -> str:

@@ -128,6 +128,10 @@ class Tokenizer:
         self._unwritten = controls.keys() - ({int(unknown)} if unknown.isdecimal() else set())
         """Control tokens without the unknown token, which stands for unknown text."""
         self._around = self._find_around()
+        self.pair_marks = self._find_pair_marks()
+        """The tokens before, between and after the two texts of a pair, as llama-server has them."""
+        self.rerank_template: str | None = model.metadata("tokenizer.chat_template.rerank")
+        """A pair with `{query}` and `{document}` in place of its texts; None for `pair_marks`."""
 
         # Some vocabularies put a space before the first word of every call. With this lead, the text is not at the
         # start of the call. The lead's tokens are then removed.
@@ -235,6 +239,18 @@ class Tokenizer:
         text = self._tokenize("a", parse_special=False)
         start = next(at for at in range(len(whole) + 1) if whole[at : at + len(text)] == text)
         return whole[:start], whole[start + len(text) :]
+
+    def _find_pair_marks(self) -> tuple[list[int], list[int], list[int]]:
+        vocab = self._open_model().vocab
+        bos, eos, sep = (
+            llama_cpp.llama_vocab_bos(vocab),
+            llama_cpp.llama_vocab_eos(vocab),
+            llama_cpp.llama_vocab_sep(vocab),
+        )
+        before = [bos] if llama_cpp.llama_vocab_get_add_bos(vocab) else []
+        after = [eos if eos >= 0 else sep] if llama_cpp.llama_vocab_get_add_eos(vocab) else []
+        between = [*after, *([sep] if llama_cpp.llama_vocab_get_add_sep(vocab) else [])]
+        return before, between, after
 
     def _open_model(self) -> _Model:
         if self._model is None:

@@ -94,7 +94,7 @@ class Context:
                 f"{config.model_path}: this model does not generate text; set --pooling to use it for embeddings"
             )
         self._compute = lib.llama_encode if model.encodes else lib.llama_decode
-        self._embedding_size = model.embedding_size
+        self._embedding_size = model.num_scores if pooling == "rank" else model.embedding_size
         self.num_cells: int = lib.llama_n_ctx(self._pointer)
         self.is_stretched: bool = lib.llama_n_ctx_seq(self._pointer) > model.original_context
         """Whether one sequence may be longer than `Model.original_context`."""

@@ -45,7 +45,7 @@ def generator_info(
 def encoder_info(
     config: EngineConfig, model: Model, limits: Limits, threads: int, pooling: str, started: float
 ) -> EngineInfo:
-    """Returns the info of a model that only makes embeddings. `started`: time.monotonic() when loading began."""
+    """Returns the info of a model that generates no text. `started`: time.monotonic() when loading began."""
     return EngineInfo(
         pid=os.getpid(),
         description=model.description,
@@ -63,6 +63,6 @@ def encoder_info(
         load_seconds=round(time.monotonic() - started, 3),
         generates=False,
         pooling=pooling,
-        embedding_size=model.embedding_size,
+        embedding_size=model.num_scores if pooling == "rank" else model.embedding_size,
         max_text_tokens=limits.max_text_tokens,
     )

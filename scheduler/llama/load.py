@@ -90,6 +90,8 @@ def _load(config: EngineConfig, publisher: "Publisher | None") -> Parts:
     config = tuned(config, model)
     pooling = model.pooling(config.pooling)
     attention = attention_of(model, config, pooling) if pooling != "none" else None
+    if attention is not None and pooling == "rank":
+        attention = dataclasses.replace(attention, is_causal=False)  # the score is of the whole text
     if attention is not None and not attention.is_causal:
         if wants_drafts(config):
             raise ModelError(f"--draft-model: {config.model_path} generates no text")
@@ -183,7 +185,7 @@ def _drafters(config: EngineConfig, device: Device, drafts: OpenedDrafts | None)
 
 
 def _load_encoder(config: EngineConfig, model: Model, attention: Attention, pooling: str, started: float) -> Parts:
-    """Loads a model that only makes embeddings. Its scheduler has no KV memory, and rejects all generation requests."""
+    """Loads a model that generates no text. Its scheduler has no KV memory, and rejects all generation requests."""
     ctx_len = min(config.ctx_len or DEFAULT_CTX_LEN, model.trained_context or DEFAULT_CTX_LEN)
     limits = text_limits(config, model, attention, ctx_len)
     threads = config.threads or cores()

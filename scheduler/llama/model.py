@@ -105,18 +105,17 @@ class Model:
         """Number of components of a text's embedding."""
         return int(lib.llama_model_n_embd_out(self.pointer))
 
-    def pooling(self, wanted: str) -> str:
-        """Returns the pooling: `wanted`, or for auto the one that the model file names.
+    @property
+    def num_scores(self) -> int:
+        """Number of components of what the pooling `rank` returns. The first is the score."""
+        return int(lib.llama_model_n_cls_out(self.pointer))
 
-        Raises ModelError if the file names rank.
-        """
+    def pooling(self, wanted: str) -> str:
+        """Returns the pooling: `wanted`, or for auto the one that the model file names. Only a file names rank."""
         if wanted != "auto":
             return wanted
         named = self._metadata(f"{self.architecture}.pooling_type")
-        pooling = next((name for name, number in POOLING_IDS.items() if named == str(number)), "none")
-        if pooling == "rank":
-            raise ModelError(f"{self._path}: rerankers (pooling type rank) are not supported; set another --pooling")
-        return pooling
+        return next((name for name, number in POOLING_IDS.items() if named == str(number)), "none")
 
     def _metadata(self, key: str) -> str:
         """Returns a metadata value of the file; empty if the key is missing."""

@@ -24,6 +24,7 @@ from api.protocols.ollama.request import (
     OllamaGenerateRequest,
     OllamaShowRequest,
 )
+from api.protocols.rerank.request import RerankRequest
 from api.protocols.responses import request as responses
 from api.protocols.responses.request import ResponseRequest
 from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
@@ -32,7 +33,7 @@ REQUESTS = (
     *(ChatRequest, CompletionRequest, ResponseRequest, MessagesRequest, EmbeddingsRequest),
     *(TokenizeRequest, DetokenizeRequest, ApplyTemplateRequest, StartRequest, StopRequest),
     *(OllamaChatRequest, OllamaGenerateRequest, OllamaEmbedRequest, OllamaEmbeddingsRequest, OllamaShowRequest),
-    OllamaOptions,
+    *(OllamaOptions, RerankRequest),
 )
 
 
@@ -69,7 +70,8 @@ def test_every_field_of_a_request_is_documented(request_type: type[Wire]) -> Non
 
 
 @pytest.mark.parametrize(
-    "refused", [chat.UNSERVED, responses.UNSERVED, messages.UNSERVED, OllamaGenerateRequest.unserved]
+    "refused",
+    [chat.UNSERVED, responses.UNSERVED, messages.UNSERVED, OllamaGenerateRequest.unserved, RerankRequest.unserved],
 )
 def test_every_refused_field_is_documented(refused: dict[str, object]) -> None:
     text = API.read_text()

@@ -150,7 +150,6 @@ def test_the_pooling_option_overrides_the_file(bert: Bert) -> None:
     [
         (None, "auto", "--pooling"),
         (gguf.PoolingType.MEAN, "none", "--pooling"),
-        (gguf.PoolingType.RANK, "auto", "rerankers"),
     ],
 )
 def test_an_encoder_without_a_valid_pooling_is_rejected(
