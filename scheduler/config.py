@@ -100,6 +100,6 @@ class EngineInfo:
     pooling: str = "none"
     """Pooling of embeddings: mean, cls or last; none if the model makes no embeddings; rank if it ranks documents."""
     embedding_size: int = 0
-    """Number of components of an embedding, or of what the model computes to rank a document."""
+    """Number of components of an embedding, or of a document that the model ranks."""
     max_text_tokens: int = 0
     """Maximum tokens of a text to embed, special tokens included."""

@@ -107,7 +107,7 @@ class Model:
 
     @property
     def num_scores(self) -> int:
-        """Number of components of what the pooling `rank` returns. The first is the score."""
+        """Number of components that the pooling `rank` returns. The first one is the score."""
         return int(lib.llama_model_n_cls_out(self.pointer))
 
     def pooling(self, wanted: str) -> str:
