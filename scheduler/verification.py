@@ -35,8 +35,8 @@ def sample_chunks(
     is empty without grammars. A request from whose first row nothing can be sampled gets no tokens, and an entry in
     `failures`. A failure of a later row is no failure yet: the tokens before it are returned.
     """
-    firsts = first_rows(chunks)
     has_drafts = len(logits) > len(chunks)
+    firsts = first_rows(chunks) if has_drafts else ()
     rows = logits[firsts] if has_drafts else logits
     first_masks = [masks[row] for row in firsts] if masks and has_drafts else masks
     sampled = sample(rows, [chunk.sequence.sampler for chunk in chunks], eog_tokens, first_masks)
