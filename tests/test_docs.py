@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import ollama
 import pytest
 import typer.main
 from anthropic import Anthropic
@@ -193,7 +194,7 @@ def test_the_commands_of_a_page_run(page: str, reader: Reader) -> None:
                 reader.follow(block, variables)
     finally:
         for value in variables.values():
-            if isinstance(value, Anthropic | OpenAI):
+            if isinstance(value, Anthropic | OpenAI | ollama.Client):
                 value.close()
 
 
