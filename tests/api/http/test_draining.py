@@ -74,7 +74,7 @@ async def test_answers_while_draining_close_the_connection(tokenizer: Tokenizer)
 
 @pytest.mark.parametrize("model", [MODEL, "unknown"])
 async def test_new_requests_are_refused_in_the_form_of_their_api(tokenizer: Tokenizer, model: str) -> None:
-    """The model may be on disk, or on another server, so nobody is told that it does not exist."""
+    """It does not look for the model any more, so it cannot say that there is none."""
     server = Server(tokenizer)
     server.fleet.drain()
     body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "prompt": "Hi"}
