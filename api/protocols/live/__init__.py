@@ -1,0 +1,1 @@
+"""What the server does right now, as a stream of events."""
