@@ -29,6 +29,7 @@ COPY api ./api
 COPY bench ./bench
 COPY kvcache ./kvcache
 COPY scheduler ./scheduler
+COPY web ./web
 RUN pip install --no-cache-dir --constraint constraints.txt '.[embedded]'
 
 

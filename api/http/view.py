@@ -105,7 +105,7 @@ def view(operation: Operation, server: Server, access: Access) -> Callable[..., 
         if isinstance(reply, EventStream):
             return _stream(reply)
         if isinstance(reply, Reply):
-            return Response(reply.data, reply.status, content_type=reply.content_type)
+            return Response(reply.data, reply.status, dict(reply.headers), content_type=reply.content_type)
         return json_response(reply)
 
     return respond

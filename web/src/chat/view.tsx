@@ -1,0 +1,4 @@
+/** The chat. */
+export function ChatView() {
+  return <p class="empty">Chat</p>;
+}
