@@ -1,19 +1,17 @@
 """The SQLite database of tenants, keys and usage: `cortex.db` in $CORTEX_HOME."""
 
 import contextlib
-import os
 import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from api import sqlite
 from api.home import home
+from api.sqlite import SqliteError
 from api.tenants.errors import TenantsError
 
 NAME: Final = "cortex.db"
-BUSY_SECONDS: Final = 10.0
-"""How long a process waits for the changes of another one."""
 
 MIGRATIONS: Final = (
     """
@@ -79,98 +77,15 @@ def database() -> Iterator[sqlite3.Connection]:
 
 def connect() -> sqlite3.Connection:
     """As `database`, for callers that keep the connection. One thread at a time may use it."""
-    file = path()
-    with errors_of(file):
-        _make(file)
-        connection = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        try:
-            connection.execute("PRAGMA foreign_keys = ON")
-            _write_ahead(connection)
-            _migrate(connection, file)
-        except BaseException:
-            connection.close()
-            raise
-    return connection
-
-
-@contextlib.contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All changes of the block, or none. Waits for the changes of other processes first."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
-@contextlib.contextmanager
-def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
-    """All reads of the block see one state of the database. They wait for nobody."""
-    connection.execute("BEGIN")
-    try:
-        yield
-    finally:
-        connection.execute("COMMIT")
+    with errors_of(path()):
+        return sqlite.connect(path(), MIGRATIONS)
 
 
 @contextlib.contextmanager
 def errors_of(file: Path) -> Iterator[None]:
     """Raises the errors of SQLite and of the system as DatabaseError."""
     try:
-        yield
-    except sqlite3.Error as error:
-        raise DatabaseError(f"{file} cannot be used: {error}") from error
-    except OSError as error:
-        raise DatabaseError(f"{file} cannot be used: {error.strerror or error}") from error
-
-
-def _make(file: Path) -> None:
-    """Make the file, which only the user may open. SQLite gives the files beside it the same mode.
-
-    Never opens a file that exists. When a process closes a file, it loses its locks on it, also those of SQLite. Other
-    processes would then remove the log that this process still writes to.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        if file.stat().st_mode & 0o077:
-            file.chmod(0o600)
-
-
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Set the journal mode in which readers and a writer do not wait for each other."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:  # SQLite does not wait while another process sets it
-            is_busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-            if not is_busy or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
-def _migrate(connection: sqlite3.Connection, file: Path) -> None:
-    newest = len(MIGRATIONS)
-    if _version(connection) == newest:
-        return
-    with transaction(connection):
-        version = _version(connection)  # another process may have migrated it meanwhile
-        if version > newest:
-            raise DatabaseError(
-                f"{file} is of version {version}, but this Cortex knows only versions up to {newest}; "
-                "use the Cortex that wrote it, or a newer one"
-            )
-        for statements in MIGRATIONS[version:]:
-            for statement in statements.split(";"):  # executescript would end the transaction
-                connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {newest}")
-
-
-def _version(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+        with sqlite.errors_of(file):
+            yield
+    except SqliteError as error:
+        raise DatabaseError(str(error)) from error

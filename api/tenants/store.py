@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-from api.tenants.database import snapshot, transaction
+from api.sqlite import snapshot, transaction
 from api.tenants.errors import TenantsError
 from api.tenants.keys import hash_of, new_key
 from api.tenants.tenant import Limits, Priority, Tenant

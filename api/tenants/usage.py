@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from api.tenants.database import transaction
+from api.sqlite import transaction
 
 By = Literal["key", "model", "day"]
 _COLUMNS: Final[dict[By, str]] = {"key": "tenant", "model": "model", "day": "day"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from api.sqlite import transaction
 from api.tenants import database, store, usage
 from api.tenants.database import DatabaseError
 from api.tenants.errors import TenantsError
@@ -102,7 +103,7 @@ def test_a_failed_change_changes_nothing(home: Path) -> None:
         with pytest.raises(OverflowError):
             store.add(connection, "alice", Change(limits={"waiting": 2**64}))
         key = "INSERT INTO keys VALUES (1, 2, x'00', '', 0, NULL, NULL)"
-        with pytest.raises(sqlite3.IntegrityError), database.transaction(connection):
+        with pytest.raises(sqlite3.IntegrityError), transaction(connection):
             connection.execute(key)
         assert store.every(connection) == []
 

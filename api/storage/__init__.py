@@ -1,0 +1,1 @@
+"""What clients leave on disk: files, and batches of requests."""

@@ -1,0 +1,79 @@
+"""The SQLite database of files and batches: `batches.db` in $CORTEX_HOME.
+
+Only one server at a time uses a $CORTEX_HOME (`api/record.py`), so nobody else changes it.
+"""
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from api import sqlite
+from api.sqlite import SqliteError
+from api.storage.errors import StorageError, storage_errors
+
+NAME: Final = "batches.db"
+
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE files (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, -- in the order of their creation
+        id TEXT NOT NULL UNIQUE,
+        owner TEXT NOT NULL,
+        filename TEXT NOT NULL,
+        purpose TEXT NOT NULL,
+        num_bytes INTEGER NOT NULL,
+        created_at INTEGER NOT NULL, -- times are seconds since the epoch
+        expires_at INTEGER
+    );
+    CREATE INDEX files_by_owner ON files (owner, number);
+    CREATE INDEX files_by_expiry ON files (expires_at) WHERE expires_at IS NOT NULL;
+    """,
+)
+"""The statements that make each version from the one before. Never change one that has been released: add another."""
+
+
+class Database:
+    """The database of a folder. All threads may use it; one at a time does, and the others wait.
+
+    A transaction that has ended survives the end of the process and of the machine.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises StorageError with one line if the database is damaged or of a newer version."""
+        self.path = folder / NAME
+        self._lock = threading.Lock()
+        try:
+            self._connection = sqlite.connect(self.path, MIGRATIONS)
+        except SqliteError as error:
+            raise StorageError(str(error)) from error
+        try:
+            self._check()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _check(self) -> None:
+        with storage_errors(str(self.path)):
+            self._connection.execute("PRAGMA synchronous = FULL")
+            [[found], *_] = self._connection.execute("PRAGMA quick_check(1)")
+        if found != "ok":
+            raise StorageError(f"{self.path} is damaged: {' '.join(found.split())}")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """All reads of the block see one state. Raises StorageError."""
+        with self._lock, storage_errors(str(self.path)), sqlite.snapshot(self._connection):
+            yield self._connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """All changes of the block, or none. Raises StorageError, of the kind StorageFullError if the disk is full."""
+        with self._lock, storage_errors(str(self.path)), sqlite.transaction(self._connection):
+            yield self._connection
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
