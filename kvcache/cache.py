@@ -14,6 +14,7 @@ from kvcache.integrity import check
 from kvcache.layout import Eviction, Layout
 from kvcache.memory import Memory
 from kvcache.moving import Mover, in_order, private_path
+from kvcache.page_map import PageMap, page_map
 from kvcache.sharing import PrefixTree, PrivatePaths, Tree
 from kvcache.statistics import CacheStatistics
 from kvcache.tier import NO_TIER, Tier
@@ -419,6 +420,10 @@ class KVCache:
             disk_bytes=tier.disk_bytes,
             disk_pages=tier.disk_pages,
         )
+
+    def page_map(self) -> PageMap:
+        """A map of the memory, for people."""
+        return page_map(self._layout, self._handles)
 
     def check_integrity(self) -> None:
         """Recount everything from the tree and the handles. Raises AssertionError if the accounting is wrong."""

@@ -68,7 +68,7 @@ class KVHandle:
     `len(pages) <= num_pages`.
     """
 
-    __slots__ = ("id", "last_used", "leaf_last_used", "num_pages", "pages", "root", "running", "tail")
+    __slots__ = ("id", "last_used", "leaf_last_used", "num_pages", "owner", "pages", "root", "running", "tail")
 
     def __init__(self, sequence_id: int, root: Page) -> None:
         """Creates a running, empty handle at the root of a tree."""
@@ -79,6 +79,8 @@ class KVHandle:
         """Computed tokens after the last full page; always shorter than PAGE_BYTES."""
         self.num_pages = 0
         self.running = True
+        self.owner = ""
+        """For whom it runs, or ran last: any name, for maps of the memory only."""
         self.last_used = 0
         self.leaf_last_used = 0
         """Last use of an idle handle's leaf: its tail, or else its last page. No other handle holds the leaf."""

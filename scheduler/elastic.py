@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from kvcache.layout import Layout
 from kvcache.memory import Memory
@@ -121,6 +121,8 @@ class Elastic:
         self._keeps_evicted = keeps_evicted
         self._clock = clock
         self._opening: Future[Place] | None = None
+        self._target = shape
+        """The shape that is being opened, or was opened last."""
         self._next_look = self._next_check = -math.inf
         self._next_try = -math.inf
         self._pause = MIN_PAUSE
@@ -139,6 +141,14 @@ class Elastic:
         if self._opening is not None:
             return POLL_SECONDS
         return PRESSURE_SECONDS if self._is_grown else None
+
+    @property
+    def state(self) -> Literal["steady", "growing", "shrinking"]:
+        """Whether memory of another size is being opened."""
+        if self._opening is None:
+            return "steady"
+        is_larger = self._opener.num_bytes(self._target) >= self._opener.num_bytes(self._shape)
+        return "growing" if is_larger else "shrinking"
 
     @property
     def _is_grown(self) -> bool:
@@ -213,6 +223,7 @@ class Elastic:
 
     def _open(self, shape: Shape) -> None:
         self._scheduler.residents.awaits_memory = not self._shapes.covers(self._shape, shape)
+        self._target = shape
         self._opening = self._opener.open(shape)
 
     def _failed(self, reason: str) -> None:

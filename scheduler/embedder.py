@@ -6,7 +6,7 @@ At most one batch of texts runs between two steps of the scheduler. It takes no 
 import base64
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,6 +59,8 @@ class Embedder:
 
         `seconds_per_token` is the initial estimate of the cost of a token. `charge` gets the number of computed tokens.
         """
+        self.on_batch: Callable[[Iterable[tuple[str, int]], float], None] | None = None
+        """Gets the tenant and the tokens of each piece of a computed batch, and its seconds; None if nobody watches."""
         self._charge = charge
         self._open_reader = open_reader
         self._reader: Reader | None = None
@@ -162,6 +164,10 @@ class Embedder:
         self._tokens += batch.num_tokens
         if batch.num_tokens >= SMALLEST_BATCH:
             self._cost.observe(batch.num_tokens, batch.num_pairs, pooled.seconds)
+        if self.on_batch is not None:
+            requests = self._queue.requests
+            pieces = ((requests[each.text.request_id].embed.tenant, each.num_tokens) for each in batch.pieces)
+            self.on_batch(pieces, pooled.seconds)
         finished: dict[int, list[str]] = {}
         failed: dict[int, RequestError] = {}
         for piece, embedding in zip(batch.pieces, pooled.embeddings, strict=True):

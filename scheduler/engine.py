@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from kvcache.statistics import CacheStatistics
@@ -12,7 +13,8 @@ from scheduler.elastic import POLL_SECONDS, Elastic, ElasticStatistics
 from scheduler.embedder import Embedder, EmbedderStatistics
 from scheduler.failures import RequestError, attempt
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler
-from scheduler.messages import Cancel, Embed, Embedded, Inspect, Message, Output, Queue, Report, Stop, Submit
+from scheduler.live import Live
+from scheduler.messages import Cancel, Embed, Embedded, Inspect, Message, Output, Queue, Report, Stop, Submit, Watch
 from scheduler.plan import Runner, StepError, attempt_step
 from scheduler.scheduler import Scheduler
 from scheduler.statistics import SchedulerStatistics
@@ -45,6 +47,7 @@ class Engine:
         embedder: Embedder | None = None,
         record: CrashRecord | None = None,
         elastic: Elastic | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`record` gets the requests that are being computed. `elastic` is None if the KV memory has a fixed size."""
         self._scheduler = scheduler
@@ -54,6 +57,7 @@ class Engine:
         self._embedder = embedder
         self._record = record or CrashRecord()
         self._elastic = elastic
+        self._clock = clock
         self._is_stuck = False
         """Whether no sequence could go on in the last step, because the KV memory must grow first."""
         self._is_unchecked = False
@@ -61,8 +65,10 @@ class Engine:
         self._compiling: set[int] = set()
         """Requests whose grammars are being compiled. They are not in the scheduler yet."""
         self._stopping = False
+        self._live: Live | None = None
+        """Records what the engine does while somebody watches."""
         self._queue_reported = -math.inf
-        """When the last Queue was sent, on the monotonic clock."""
+        """When the last Queue was sent, on `clock`."""
 
     def run(self) -> None:
         """Serve requests until a Stop message."""
@@ -81,19 +87,27 @@ class Engine:
             if self._has_texts and not self._stopping:
                 self._read_texts()
                 self._record.computing(())
+            if self._live is not None:
+                self._live.look()
         self._scheduler.cache.close(CLOSE_SECONDS)
 
     def _receive(self) -> list[Message | Compiled]:
         is_idle = not (self._scheduler.has_work or self._has_texts)
-        if self._elastic is None:
-            return self._wire.receive(wait=is_idle)
         if is_idle:
-            return self._wire.receive(wait=True, seconds=self._elastic.patience)
+            return self._wire.receive(wait=True, seconds=self._patience)
+        if self._elastic is None:
+            return self._wire.receive(wait=False)
         return self._wire.receive(wait=self._is_stuck and not self._has_texts, seconds=POLL_SECONDS)
+
+    @property
+    def _patience(self) -> float | None:
+        """Seconds to wait for a message while there is no work; None for no limit."""
+        parts = [part.patience for part in (self._elastic, self._live) if part is not None]
+        return min((seconds for seconds in parts if seconds is not None), default=None)
 
     def _report_queue(self) -> None:
         """Send the order of the waiting requests to the API, at most once in QUEUE_SECONDS."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._queue_reported >= QUEUE_SECONDS and (request_ids := self._scheduler.queue()):
             self._queue_reported = now
             self._wire.send(Queue(request_ids))
@@ -112,7 +126,10 @@ class Engine:
         result = attempt_step(self._runner.run, plan)
         if isinstance(result, StepError):
             return self._scheduler.rollback(plan, result)
-        return self._scheduler.commit(plan, result)
+        outputs = self._scheduler.commit(plan, result)
+        if self._live is not None:
+            self._live.computed(plan, result.seconds)
+        return outputs
 
     def _read_texts(self) -> None:
         assert self._embedder is not None, "_has_texts is true"
@@ -143,10 +160,17 @@ class Engine:
                     self._embedder.cancel(request_id)
             case Inspect():
                 self._wire.send(report(self._scheduler, self._embedder, self._elastic))
+            case Watch(on):
+                self._watch(on=on)
             case Stop():
                 self._stopping = True
             case _:
                 _log.error("unexpected message: %s", type(message).__name__)
+
+    def _watch(self, *, on: bool) -> None:
+        self._live = Live(self._scheduler, self._embedder, self._elastic, self._wire.send, self._clock) if on else None
+        if self._embedder is not None:
+            self._embedder.on_batch = self._live.read if self._live is not None else None
 
     def _begin(self, submit: Submit, grammar: Grammar | RequestError) -> None:
         """Report at once whether the grammar is accepted, and submit the request if so."""

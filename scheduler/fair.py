@@ -6,6 +6,7 @@ virtual token counter of Sheng et al. (OSDI 2024). Classes (`scheduler.classes`)
 """
 
 import heapq
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter, itemgetter
@@ -341,13 +342,16 @@ class FairShares:
     def statistics(self) -> list[dict[str, Any]]:
         """See `Policy.statistics`. The tenants that have sequences, those with most of them first."""
         active = sorted(self._classes.active, key=lambda account: -(account.num_running + len(account.waiting)))
+        standings = self._classes.standings()
         return [
             {
                 "tenant": account.tenant,
                 "priority": account.priority,
                 "running": account.num_running,
                 "waiting": len(account.waiting),
+                "weight": account.weight,
                 "service": round(account.service, 1),
+                "credit": _credit(account, standings),
             }
             for account in active[:MAX_TENANTS_REPORTED]
         ]
@@ -359,6 +363,12 @@ def _is_overdue(sequence: Sequence, now: float) -> bool:
 
 def _has_credit(account: Account, standings: Standings) -> bool:
     return account.service <= standings[account.priority].least_service + QUANTUM
+
+
+def _credit(account: Account, standings: Standings) -> float | None:
+    """How much more service the account may get and still have credit; None if no account of its class waits."""
+    least = standings[account.priority].least_service
+    return round(least + QUANTUM - account.service, 1) if math.isfinite(least) else None
 
 
 def _is_below(account: Account, standings: Standings) -> bool:

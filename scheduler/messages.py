@@ -1,8 +1,8 @@
 """The messages between the API process and its engine: one JSON object per line, with its type and its body.
 
-The API sends Submit, Embed, Cancel, Inspect and Stop. The engine sends Ready or Failed once, then Step, Queue,
-Embedded and Report. Both sides ignore messages about unknown or finished requests, because a Cancel may cross the end
-of its request.
+The API sends Submit, Embed, Cancel, Inspect, Watch and Stop. The engine sends Ready or Failed once, then Step, Queue,
+Embedded, Report and Snapshot. Both sides ignore messages about unknown or finished requests, because a Cancel may cross
+the end of its request.
 """
 
 from dataclasses import dataclass, field
@@ -141,6 +141,13 @@ class Inspect:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """Begins or ends to watch the engine. A watched engine sends Snapshots; the first one at once."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Stops the engine at once. Running requests do not finish: the API waits for them before it sends this."""
 
@@ -234,7 +241,27 @@ class Report:
     """The size of the KV memory; empty if it is fixed."""
 
 
-Message = Submit | Embed | Cancel | Inspect | Stop | Ready | Failed | Step | Queue | Embedded | Report
+Row = tuple[str, int, int, int, int]
+"""What a step computed for one tenant: its name, tokens of prompts and of answers, drafted and accepted tokens. Drafts
+are not among the tokens of answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a watched engine did since the previous Snapshot and what it holds, as plain values (see scheduler.live)."""
+
+    steps: list[tuple[float, list[Row]]]
+    """The seconds and the rows of the last steps, newest last."""
+    tokens: dict[str, tuple[int, int]]
+    """Tokens of prompts and of answers of all steps by tenant, accepted drafts included."""
+    pages: dict[str, Any]
+    queue: dict[str, Any]
+    memory: dict[str, Any]
+
+
+Message = (
+    Submit | Embed | Cancel | Inspect | Watch | Stop | Ready | Failed | Step | Queue | Embedded | Report | Snapshot
+)
 
 
 def encode(message: Message) -> bytes:
@@ -266,6 +293,7 @@ _DECODERS: dict[str, Any] = {
     "Embed": lambda body: Embed(**body),
     "Cancel": lambda body: Cancel(**body),
     "Inspect": lambda _: Inspect(),
+    "Watch": lambda body: Watch(**body),
     "Stop": lambda _: Stop(),
     "Ready": lambda body: Ready(EngineInfo(**body["info"])),
     "Failed": lambda body: Failed(**body),
@@ -273,4 +301,5 @@ _DECODERS: dict[str, Any] = {
     "Queue": lambda body: Queue(**body),
     "Embedded": lambda body: Embedded(**body),
     "Report": lambda body: Report(**body),
+    "Snapshot": lambda body: Snapshot(**body),
 }

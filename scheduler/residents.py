@@ -84,6 +84,7 @@ class Residents:
             if not self._is_full:
                 sequence.handle = self._cache.acquire(bytes(sequence.known), hit, len(self.running))
             if sequence.handle is not None:
+                sequence.handle.owner = sequence.tenant
                 return True
             if self.awaits_memory:
                 return False

@@ -1,5 +1,6 @@
 """The cache on a fake memory: sharing, eviction, and accounting."""
 
+from collections import Counter
 from itertools import product
 
 from hypothesis import settings
@@ -226,6 +227,7 @@ class CacheMachine(RuleBasedStateMachine):
         if handle is not None:
             assert handle.num_tokens < len(tokens)
             assert handle.root.key == salt
+            handle.owner = f"owner-{at}"
             self.known[handle] = tokens
 
     @precondition(lambda self: self.known)
@@ -262,6 +264,18 @@ class CacheMachine(RuleBasedStateMachine):
             assert memory.tokens(handle.id) == tokens[: handle.num_tokens]
             assert handle.num_pages >= num_pages_for(len(tokens)) or handle.num_tokens > len(tokens)
         assert memory.num_used <= (cache.num_held + cache.num_cached) * PAGE_TOKENS
+
+    @invariant()
+    def the_map_counts_every_page_once(self) -> None:
+        cache, shown = self.bench.cache, self.bench.cache.page_map()
+        states = Counter(state for state, _ in shown.cells)
+        assert states == Counter(shown.counts), "each cell is a page here"
+        assert (states["free"], states["cached"]) == (cache.num_free, cache.num_cached)
+        assert states["held"] + states["shared"] == cache.num_held
+        assert set(shown.owners) == {handle.owner for handle in self.known}
+        assert sum(held for held, _ in shown.owners.values()) == states["held"]
+        owned = Counter(owner for state, owner in shown.cells if state == "shared")
+        assert all(owned[owner] <= shared for owner, (_, shared) in shown.owners.items())
 
     @invariant()
     def hits_match_the_memory(self) -> None:

@@ -326,6 +326,16 @@ def test_memory_shrinks_after_minutes_in_which_it_was_not_needed() -> None:
     assert system.cache.statistics().loaded_tokens > loaded, "the tier has what had no room"
 
 
+def test_the_state_says_whether_the_memory_grows_or_shrinks() -> None:
+    system = Growing()
+    submit(system, dict.fromkeys(range(1, 9), (10, 20)))
+    states = [system.elastic.state]
+    while system.elastic.shape.ids > 2 or system.scheduler.has_work:
+        system.step()
+        states += [system.elastic.state] if system.elastic.state != states[-1] else []
+    assert states == ["steady", "growing", "steady", "shrinking", "steady"]
+
+
 def test_a_size_that_was_needed_lately_is_opened_again() -> None:
     """A long conversation and a burst of short ones take turns: the memory does not change with each."""
     system = Growing()

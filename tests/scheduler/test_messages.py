@@ -21,10 +21,12 @@ from scheduler.messages import (
     Ready,
     Report,
     SamplingParams,
+    Snapshot,
     Step,
     Stop,
     Submit,
     ThoughtLimit,
+    Watch,
     decode,
     encode,
 )
@@ -93,6 +95,15 @@ MESSAGES: dict[type[Message], st.SearchStrategy[Message]] = {
     Step: st.builds(Step, outputs=st.lists(OUTPUTS, max_size=5)),
     Queue: st.builds(Queue, request_ids=st.lists(INTS, max_size=5)),
     Embedded: st.builds(Embedded, request_id=INTS, embeddings=st.lists(TEXT, max_size=5), error=st.none() | TEXT),
+    Watch: st.builds(Watch, st.booleans()),
+    Snapshot: st.builds(
+        Snapshot,
+        st.lists(st.tuples(NUMBERS, st.lists(st.tuples(TEXT, INTS, INTS, INTS, INTS).map(list), max_size=2)).map(list)),
+        st.dictionaries(TEXT, st.tuples(INTS, INTS).map(list), max_size=3),
+        PLAIN,
+        PLAIN,
+        PLAIN,
+    ),
     Report: st.builds(Report, scheduler=PLAIN, cache=PLAIN, embedder=PLAIN),
 }
 
