@@ -50,7 +50,7 @@ export class Feed {
     let failures = 0;
     while (!signal.aborted) {
       let isLive = false;
-      let reason = "The server closed the stream.";
+      let reason = "";
       onStatus({ kind: "connecting" });
       try {
         for await (const event of open(signal)) {
@@ -72,7 +72,8 @@ export class Feed {
       if (signal.aborted) return;
       const pause = PAUSES[Math.min(failures, PAUSES.length - 1)] ?? 1;
       failures += 1;
-      onStatus({ kind: "broken", reason, pause });
+      if (reason) onStatus({ kind: "broken", reason, pause });
+      else onStatus({ kind: "connecting" }); // the server ends each stream after some minutes
       await sleep(pause * 1000, signal);
     }
   }

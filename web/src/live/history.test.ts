@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { modelNow } from "./fixtures.ts";
-import { History, HISTORY_SECONDS, summary } from "./history.ts";
+import { History, HISTORY_SECONDS } from "./history.ts";
 
 const answering = (answer: number) => modelNow({ tokens_per_s: { prompt: 0, answer } });
 
@@ -42,7 +42,15 @@ test("a clock that was set back starts the history again", () => {
   assert.deepEqual(history.column("answerRate"), [2]);
 });
 
-test("a summary leaves out what is not known", () => {
-  assert.deepEqual(summary([100, null, 2, 4], 3), { mean: 3, highest: 4 });
-  assert.deepEqual(summary([null], 60), { mean: null, highest: null });
+test("a summary is of the last seconds and leaves out what is not known", () => {
+  const history = new History();
+  for (const [at, rate] of [
+    [1, 100],
+    [41, 2],
+    [100, 4],
+  ] as const)
+    history.add(at, answering(rate));
+  assert.deepEqual(history.summary("answerRate", 60), { mean: 3, highest: 4 });
+  assert.deepEqual(history.summary("answerRate", HISTORY_SECONDS), { mean: 106 / 3, highest: 100 });
+  assert.deepEqual(history.summary("ttft50", 60), { mean: null, highest: null });
 });

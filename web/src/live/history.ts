@@ -47,6 +47,16 @@ export class History {
     while ((this.times[0] ?? second) < second - HISTORY_SECONDS) this.#drop("oldest");
   }
 
+  /** The mean and the highest of the known values of the last seconds; null without one. */
+  summary(measure: Measure, seconds: number): { mean: number | null; highest: number | null } {
+    const first = (this.times.at(-1) ?? 0) - seconds;
+    const known = this.#columns[measure].filter(
+      (value, index): value is number => value !== null && (this.times[index] ?? 0) > first,
+    );
+    if (!known.length) return { mean: null, highest: null };
+    return { mean: known.reduce((sum, value) => sum + value, 0) / known.length, highest: Math.max(...known) };
+  }
+
   #push(second: number, values: Values | null): void {
     this.times.push(second);
     for (const each of MEASURES) this.#columns[each].push(values?.[each] ?? null);
@@ -77,14 +87,4 @@ function measure({ latency, tokens_per_s, memory }: ModelNow): Values {
     kvMax: memory?.kv_max ?? null,
     bytes: memory?.resident_bytes ?? null,
   };
-}
-
-/** The mean and the highest of the values of the last seconds that are known. */
-export function summary(
-  values: readonly (number | null)[],
-  last: number,
-): { mean: number | null; highest: number | null } {
-  const known = values.slice(-last).filter((each) => each !== null);
-  if (!known.length) return { mean: null, highest: null };
-  return { mean: known.reduce((sum, each) => sum + each, 0) / known.length, highest: Math.max(...known) };
 }

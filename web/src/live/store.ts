@@ -5,6 +5,9 @@ import { append, tenantsOf } from "./steps.ts";
 import { Tenants } from "./tenants.ts";
 import type { LiveEvent, ModelNow, Step } from "./types.ts";
 
+/** Events come more often than this, in seconds, unless nothing changes. */
+const SILENCE = 0.9;
+
 /** A model's latest report and its history. */
 export interface ModelView {
   now: ModelNow;
@@ -18,6 +21,7 @@ export class Store {
   readonly tenants = new Tenants();
   readonly #models = new Map<string, ModelView>();
   readonly #listeners = new Set<() => void>();
+  #arrived = 0;
   latest: LiveEvent | null = null;
 
   /** Calls a function after each event until the returned function is called. */
@@ -30,8 +34,10 @@ export class Store {
     return this.#models.get(name);
   }
 
-  add(event: LiveEvent): void {
+  /** `clock`: seconds on this machine's clock, as for `tick`. */
+  add(event: LiveEvent, clock: number): void {
     this.latest = event;
+    this.#arrived = clock;
     for (const now of event.models) {
       const view = this.#models.get(now.name) ?? { now, steps: [], history: new History(), at: event.at };
       this.#models.set(now.name, view);
@@ -45,6 +51,14 @@ export class Store {
       if (event.at - view.at > HISTORY_SECONDS) this.#models.delete(name);
     }
     for (const listener of this.#listeners) listener();
+  }
+
+  /** The server is silent while nothing changes. Then this lets the plots go on with the latest values. */
+  tick(clock: number): void {
+    const silent = clock - this.#arrived;
+    if (!this.latest || silent < SILENCE) return;
+    const models = this.latest.models.map((model) => ({ ...model, steps: [] }));
+    this.add({ ...this.latest, at: this.latest.at + silent, models }, clock);
   }
 
   /** Forgets everything. */

@@ -1,7 +1,7 @@
 // The live view: what the server does now.
 import { useEffect, useMemo, useState } from "preact/hooks";
 
-import { ApiError } from "../api/http.ts";
+import { ApiError, errorMessage } from "../api/http.ts";
 import { onKeyChange } from "../api/key.ts";
 import { eventBatches } from "../api/sse.ts";
 import { Alert } from "../ui/alert.tsx";
@@ -34,6 +34,7 @@ export function LiveView() {
   const [chosen, setChosen] = useState<string>();
   const event = useLatest();
   const feed = useFeed(setStatus, isPaused);
+  useTicks(status.kind === "live");
 
   const models = event?.models ?? [];
   const shown =
@@ -54,7 +55,7 @@ export function LiveView() {
       </div>
       {status.kind === "refused" && (
         <Alert>
-          {status.reason}{" "}
+          <span>{status.reason}</span>
           <button type="button" class="button" onClick={() => feed.open()}>
             Try again
           </button>
@@ -135,9 +136,20 @@ function useLatest(): LiveEvent | null {
   return event;
 }
 
+function useTicks(isLive: boolean): void {
+  useEffect(() => {
+    if (!isLive) return;
+    const timer = setInterval(() => store.tick(Date.now() / 1000), REFRESH);
+    return () => clearInterval(timer);
+  }, [isLive]);
+}
+
 /** Keeps the stream open while the tab is visible and the view is not paused. */
 function useFeed(onStatus: (status: Status) => void, isPaused: boolean): Feed {
-  const feed = useMemo(() => new Feed({ open, isFinal, onEvent: (event) => store.add(event), onStatus }), [onStatus]);
+  const feed = useMemo(
+    () => new Feed({ open, isFinal, onEvent: (event) => store.add(event, Date.now() / 1000), onStatus }),
+    [onStatus],
+  );
   useEffect(() => {
     const follow = (): void => (document.hidden || isPaused ? feed.close() : feed.open());
     follow();
@@ -158,7 +170,11 @@ function useFeed(onStatus: (status: Status) => void, isPaused: boolean): Feed {
 
 async function* open(signal: AbortSignal): AsyncGenerator<LiveEvent> {
   for await (const batch of eventBatches("/v1/live", { signal })) {
-    for (const data of batch) yield JSON.parse(data) as LiveEvent;
+    for (const data of batch) {
+      const event = JSON.parse(data) as LiveEvent | { error: unknown };
+      if ("error" in event) throw new ApiError(503, errorMessage(event) ?? "The server ended the stream.");
+      yield event;
+    }
   }
 }
 

@@ -1,5 +1,5 @@
 import { rate, short } from "../format.ts";
-import { summary, type Measure } from "../history.ts";
+import { HISTORY_SECONDS, type Measure } from "../history.ts";
 import { Plot, type Line } from "../parts/plot.tsx";
 import { Region } from "../parts/region.tsx";
 import type { ModelView } from "../store.ts";
@@ -38,13 +38,12 @@ export function ThroughputRegion({ view, seesAll }: { view: ModelView; seesAll: 
 }
 
 function Rates({ name, now, view, measure }: { name: string; now: number; view: ModelView; measure: Measure }) {
-  const column = view.history.column(measure);
   return (
     <tr>
       <th scope="row">{name}</th>
       <td>{rate(now)}</td>
-      <td>{rate(summary(column, MINUTE).mean)}</td>
-      <td>{rate(summary(column, column.length).highest)}</td>
+      <td>{rate(view.history.summary(measure, MINUTE).mean)}</td>
+      <td>{rate(view.history.summary(measure, HISTORY_SECONDS).highest)}</td>
     </tr>
   );
 }
