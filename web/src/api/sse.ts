@@ -1,10 +1,15 @@
 // Server-sent events over fetch: EventSource cannot send a key.
 import { ApiError, request, type RequestOptions } from "./http.ts";
 
-/** Splits a stream of text into the data of its events. Comments and other fields are left out. */
+/** Splits a stream of text into the data of its events. Other fields are left out. */
 export class EventParser {
   #rest = "";
   #data: string[] = [];
+  readonly #onComment: (text: string) => void;
+
+  constructor(onComment: (text: string) => void = () => undefined) {
+    this.#onComment = onComment;
+  }
 
   /** The data of the events that end in this part of the stream. */
   push(text: string): string[] {
@@ -17,17 +22,24 @@ export class EventParser {
         this.#data = [];
       } else if (line.startsWith("data:")) {
         this.#data.push(line.slice(line[5] === " " ? 6 : 5));
+      } else if (line.startsWith(":")) {
+        this.#onComment(line.slice(1).trim());
       }
     }
     return events;
   }
 }
 
+export interface EventOptions extends RequestOptions {
+  /** Gets the text of each comment. */
+  onComment?: (text: string) => void;
+}
+
 /** The events of a stream as batches: the data of all that arrived together. Throws as `request` does. */
-export async function* eventBatches(path: string, options: RequestOptions = {}): AsyncGenerator<string[]> {
+export async function* eventBatches(path: string, options: EventOptions = {}): AsyncGenerator<string[]> {
   const response = await request(path, options);
   if (response.body === null) return;
-  const parser = new EventParser();
+  const parser = new EventParser(options.onComment);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   try {
     for (;;) {
