@@ -47,5 +47,5 @@ test("tenants have one fixed order", () => {
 });
 
 test("axes end at round numbers", () => {
-  assert.deepEqual([0, 10, 11, 47, 180, 512, 1000, 1001].map(ceiling), [10, 10, 20, 50, 200, 1000, 1000, 2000]);
+  assert.deepEqual([0, 10, 11, 47, 180, 512, 1000, 1001].map(ceiling), [10, 10, 20, 60, 200, 600, 1000, 2000]);
 });

@@ -61,8 +61,8 @@ export function append(steps: Step[], more: readonly Step[]): void {
   if (steps.length > MAX_STEPS) steps.splice(0, steps.length - MAX_STEPS);
 }
 
-/** A round number of at least the largest value: 1, 2 or 5 times a power of ten. At least 10. */
+/** A round number of at least the largest value: a digit with zeros, so that its half is whole. At least 10. */
 export function ceiling(largest: number): number {
   const power = 10 ** Math.floor(Math.log10(Math.max(largest, 10)));
-  return power * ([1, 2, 5, 10].find((each) => each * power >= largest) ?? 10);
+  return power * ([1, 2, 3, 4, 6, 8, 10].find((each) => each * power >= largest) ?? 10);
 }

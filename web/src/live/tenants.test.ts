@@ -9,6 +9,7 @@ test("a tenant keeps its colour and its letter", () => {
   tenants.of("bob");
   assert.equal(tenants.of("alice"), alice);
   assert.equal(alice.letter, "A");
+  assert.equal(tenants.of("user:carol").letter, "C");
 });
 
 test("letters differ, and so do the first colours", () => {

@@ -34,9 +34,10 @@ export class Tenants {
     return `--live-tenant-${this.#numNamed++ % NUM_COLOURS}`;
   }
 
-  /** The first letter of the name if it is free, else the first free one. */
+  /** The first letter of the name, after its last colon, that is free; else the first free one. */
   #letter(name: string): string {
-    const wanted = [...(name.toUpperCase().match(/[A-Z0-9]/g) ?? []), ...LETTERS];
+    const own = name.slice(name.lastIndexOf(":") + 1);
+    const wanted = [...(own.toUpperCase().match(/[A-Z0-9]/g) ?? []), ...LETTERS];
     const letter = wanted.find((each) => !this.#used.has(each)) ?? "?";
     this.#used.add(letter);
     return letter;

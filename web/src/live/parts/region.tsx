@@ -27,3 +27,8 @@ export function Region({ title, note, children, class: name = "" }: Props) {
 export function Nothing({ children }: { children: ComponentChildren }) {
   return <p class="live-nothing">{children}</p>;
 }
+
+/** What a region shows of a model whose engine has not reported anything. */
+export function NoReport({ state }: { state: string }) {
+  return <Nothing>{state === "ready" ? "The engine has not reported yet." : "The model has no engine now."}</Nothing>;
+}

@@ -1,6 +1,6 @@
 import { bytes, count, percent, short } from "../format.ts";
 import { Plot, type Line } from "../parts/plot.tsx";
-import { Nothing, Region } from "../parts/region.tsx";
+import { NoReport, Region } from "../parts/region.tsx";
 import type { ModelView } from "../store.ts";
 import type { Memory } from "../types.ts";
 
@@ -38,7 +38,7 @@ export function MemoryRegion({ view }: { view: ModelView }) {
           {...shared}
         />
       </div>
-      {memory ? <Numbers memory={memory} /> : <Nothing>The model has no engine now.</Nothing>}
+      {memory ? <Numbers memory={memory} /> : <NoReport state={view.now.state} />}
     </Region>
   );
 }

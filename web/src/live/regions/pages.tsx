@@ -6,7 +6,7 @@ import { Drawing, type Draw } from "../parts/drawing.tsx";
 import { count, percent, plural } from "../format.ts";
 import { grid } from "../map.ts";
 import { fill, type Hatch } from "../patterns.ts";
-import { Nothing, Region } from "../parts/region.tsx";
+import { NoReport, Region } from "../parts/region.tsx";
 import type { ModelView, Store } from "../store.ts";
 import { Swatch } from "../parts/swatch.tsx";
 import type { Tenants } from "../tenants.ts";
@@ -32,7 +32,7 @@ export function PagesRegion({ store, view, by }: Props) {
   if (!pages) {
     return (
       <Region title="KV cache">
-        <Nothing>The model has no engine now.</Nothing>
+        <NoReport state={view.now.state} />
       </Region>
     );
   }

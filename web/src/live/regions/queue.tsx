@@ -1,5 +1,5 @@
 import { count, digits, plural, short } from "../format.ts";
-import { Nothing, Region } from "../parts/region.tsx";
+import { NoReport, Nothing, Region } from "../parts/region.tsx";
 import type { ModelView, Store } from "../store.ts";
 import { Swatch } from "../parts/swatch.tsx";
 
@@ -17,8 +17,10 @@ export function QueueRegion({ store, view }: Props) {
   const largest = Math.max(1, ...tenants.map((each) => Math.abs(each.credit ?? 0)));
   return (
     <Region title="Queue" note={queue && `${count(queue.running)} running, ${count(queue.waiting)} waiting`}>
-      {tenants.length === 0 ? (
-        <Nothing>{queue ? "Nothing runs or waits." : "The model has no engine now."}</Nothing>
+      {!queue ? (
+        <NoReport state={view.now.state} />
+      ) : tenants.length === 0 ? (
+        <Nothing>Nothing runs or waits.</Nothing>
       ) : (
         <div class="live-scroll live-tall" tabIndex={0} role="group" aria-label="Fair shares">
           <table>
