@@ -3,7 +3,7 @@ import { useCallback } from "preact/hooks";
 import { colour } from "../colours.ts";
 import { Drawing, type Draw } from "../parts/drawing.tsx";
 import { count, plural, seconds } from "../format.ts";
-import { fill, type Hatch } from "../patterns.ts";
+import { fill, type Box, type Hatch } from "../patterns.ts";
 import { Nothing, Region } from "../parts/region.tsx";
 import {
   ceiling,
@@ -174,8 +174,6 @@ function drawAxis(context: CanvasRenderingContext2D, width: number, room: number
     context.fillText(count(top * part), AXIS_WIDTH - 6, y);
   }
 }
-
-type Box = readonly [x: number, y: number, width: number, height: number];
 
 function drawPart(context: CanvasRenderingContext2D, box: Box, part: Part, tenants: Tenants): void {
   if (part.kind) return fill(context, box, colour(`--live-${part.kind}`), HATCHES[part.kind]);
