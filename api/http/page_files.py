@@ -1,5 +1,6 @@
 """The web page at `/`: the files that `web/build.py` wrote into the folder page/."""
 
+import gzip
 import hashlib
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,6 @@ SECURITY: Final = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
 }
 FOREVER: Final = "public, max-age=31536000, immutable"
 """For files whose names change with their contents."""
@@ -44,9 +44,12 @@ class File:
     """A file of the page, with what its answer says about it."""
 
     data: bytes
+    gzipped: bytes | None
+    """The same, compressed; None if that is not much smaller."""
     content_type: str
     cache_control: str
     etag: str
+    """Without quotes."""
 
 
 def page_folder() -> Traversable:
@@ -64,8 +67,10 @@ def load(folder: Traversable) -> dict[str, File]:
 
 def _file(source: Traversable, cache_control: str) -> File:
     data = source.read_bytes()
-    etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
-    return File(data, _type(source) or "application/octet-stream", cache_control, etag)
+    gzipped = gzip.compress(data, mtime=0)
+    is_smaller = len(gzipped) < 0.8 * len(data)
+    etag = hashlib.sha256(data).hexdigest()[:32]
+    return File(data, gzipped if is_smaller else None, _type(source) or "", cache_control, etag)
 
 
 def _type(source: Traversable) -> str | None:
@@ -94,7 +99,11 @@ async def asset(call: Call[None]) -> Reply:
 
 
 def _reply(file: File) -> Reply:
-    headers = {"Cache-Control": file.cache_control, "ETag": file.etag, **SECURITY}
-    if request.if_none_match.contains_weak(file.etag.strip('"')):
+    """The file in the form that the browser takes, or 304 if it has it."""
+    etag, data, encoding = file.etag, file.data, {}
+    if file.gzipped is not None and request.accept_encodings["gzip"] > 0:
+        etag, data, encoding = f"{etag}-gzip", file.gzipped, {"Content-Encoding": "gzip"}
+    headers = {"Cache-Control": file.cache_control, "ETag": f'"{etag}"', "Vary": "Accept-Encoding", **SECURITY}
+    if request.if_none_match.contains_weak(etag):
         return Reply(b"", 304, file.content_type, headers)
-    return Reply(file.data, 200, file.content_type, headers)
+    return Reply(data, 200, file.content_type, headers | encoding)

@@ -1,5 +1,6 @@
 """The web page: what its answers promise to browsers, and what its files may contain."""
 
+import gzip
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,17 @@ async def test_head_has_the_headers_of_get(folder: Path) -> None:
     response = await client().head("/assets/main-ABC.js")
     assert (response.status_code, response.headers["content-length"]) == (200, str(len(SCRIPT)))
     assert response.headers["etag"] == (await get("/assets/main-ABC.js")).headers["etag"]
+
+
+async def test_large_files_are_compressed_for_those_who_take_it(folder: Path) -> None:
+    (folder / "assets" / "main-ABC.js").write_text(100 * SCRIPT)
+    plain = await get("/assets/main-ABC.js", Accept_Encoding="br, gzip;q=0")
+    assert await plain.get_data(as_text=True) == 100 * SCRIPT
+    response = await get("/assets/main-ABC.js", Accept_Encoding="br, gzip")
+    assert gzip.decompress(await response.get_data(as_text=False)).decode() == 100 * SCRIPT
+    assert response.headers["content-encoding"] == "gzip"
+    assert response.headers["vary"] == plain.headers["vary"] == "Accept-Encoding"
+    assert response.headers["etag"] != plain.headers["etag"]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ export function AnswerView({ answer, isLast, position, onRegenerate, onResults }
         <Results calls={calls} onResults={onResults} />
       ) : null}
       {note === undefined ? null : <p class="note">{note}</p>}
-      {error === "" ? null : <Alert>{error}</Alert>}
+      {error === "" ? null : <Alert isOld={!isLast}>{error}</Alert>}
       {isRunning ? null : (
         <div class="message-tools">
           {text === "" ? null : <CopyButton text={text} />}

@@ -18,7 +18,7 @@ export function sends(event: KeyboardEvent): boolean {
 
 /** Makes a text field as high as its text; its style sheet limits it. */
 export function fitHeight(field: HTMLTextAreaElement | null): void {
-  if (field === null) return;
+  if (field === null || field.offsetParent === null) return; // hidden text has no height
   field.style.height = "auto";
   field.style.height = `${field.scrollHeight + 2}px`;
 }

@@ -56,7 +56,7 @@ export function Sidebar({ store, isOpen, onCreate, onClose }: SidebarProps) {
                   }}
                 >
                   {store.isRunning(each.id) ? <span class="pulse" title="An answer is running" /> : null}
-                  <span class="title">{title}</span>
+                  <span class="title" title={title}>{title}</span>
                 </button>
                 <button
                   type="button"

@@ -159,6 +159,7 @@ export class ChatStore {
 
   #ask(messages: Message[]): void {
     if (this.isRunning()) return;
+    this.needsKey = null;
     const model = this.current.model === "" ? this.firstModel : this.current.model;
     const conversation = { ...this.current, messages, changedAt: Date.now() };
     this.current = conversation;

@@ -1,6 +1,6 @@
 // The messages of the open conversation.
 import type { RefObject } from "preact";
-import { useLayoutEffect, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 
 import { AnswerView } from "./answer.tsx";
 import { QuestionView } from "./question.tsx";
@@ -23,9 +23,16 @@ export function Thread({ store, field }: ThreadProps) {
   useLayoutEffect(() => {
     isAtEnd.current = true;
   }, [id, messages.length]);
-  useLayoutEffect(() => {
+  useLayoutEffect(() => scrollToEnd(), [messages]);
+  useEffect(() => {
+    const observer = new ResizeObserver(scrollToEnd); // also when the view is shown again
+    if (box.current !== null) observer.observe(box.current);
+    return () => observer.disconnect();
+  }, []);
+
+  function scrollToEnd(): void {
     if (isAtEnd.current && box.current !== null) box.current.scrollTop = box.current.scrollHeight;
-  }, [messages]);
+  }
 
   return (
     <div

@@ -77,7 +77,7 @@ test("an answer grows by the deltas of its events", () => {
     [chunk({ reasoning_content: "hm" }), 0.5],
     [chunk({ content: "Hel" }), 0.6],
     [chunk({ content: "lo" }, "stop"), 0.7],
-    [JSON.stringify({ choices: [], timings: { predicted_per_second: 20 } }), 0.7],
+    [JSON.stringify({ choices: [], timings: { predicted_per_second: 20, predicted_n: 2, cache_n: 4, prompt_n: 5 } }), 0.7],
     [JSON.stringify({ choices: [], usage: { prompt_tokens: 9, completion_tokens: 3, prompt_tokens_details: { cached_tokens: 4 } } }), 0.7],
     ["[DONE]", 0.8],
   ];
@@ -85,6 +85,14 @@ test("an answer grows by the deltas of its events", () => {
   assert.deepEqual([grown.text, grown.thoughts, grown.ending], ["Hello", "hm", "stop"]);
   assert.deepEqual(grown.stats, {
     firstToken: 0.5, promptTokens: 9, cachedTokens: 4, answerTokens: 3, tokensPerSecond: 20,
+  });
+});
+
+test("a stopped answer has the numbers of its last chunk", () => {
+  const timings = { predicted_per_second: 0, predicted_n: 1, cache_n: 4, prompt_n: 5 };
+  const { stats } = advanced(newAnswer("m"), JSON.stringify({ choices: [], timings }), 0.7);
+  assert.deepEqual(stats, {
+    firstToken: null, promptTokens: 9, cachedTokens: 4, answerTokens: 1, tokensPerSecond: null,
   });
 });
 

@@ -45,7 +45,7 @@ export function requestBody(conversation: Conversation, model: string): Record<s
     messages: wireMessages(conversation),
     stream: true,
     stream_options: { include_usage: true },
-    timings: true,
+    timings_per_token: true, // a stopped answer has no usage, but the timings of its last chunk
     ...settingsFields(conversation.settings),
   };
 }
@@ -114,7 +114,7 @@ function parsedTools(text: string): unknown[] {
 interface Chunk {
   choices?: { delta?: Delta; finish_reason?: string | null }[];
   usage?: { prompt_tokens: number; completion_tokens: number; prompt_tokens_details?: { cached_tokens?: number } } | null;
-  timings?: { predicted_per_second?: number; cache_n?: number };
+  timings?: { predicted_per_second: number; predicted_n: number; cache_n: number; prompt_n: number };
 }
 
 interface Delta {
@@ -147,13 +147,17 @@ export function advanced(answer: Answer, data: string, seconds: number): Answer 
     else if (typeof reason === "string") next.ending = "stop";
   }
   const { usage, timings } = chunk;
+  if (timings !== undefined) {
+    next.stats.promptTokens = timings.cache_n + timings.prompt_n;
+    next.stats.cachedTokens = timings.cache_n;
+    next.stats.answerTokens = timings.predicted_n;
+    if (timings.predicted_per_second > 0) next.stats.tokensPerSecond = timings.predicted_per_second;
+  }
   if (usage !== undefined && usage !== null) {
     next.stats.promptTokens = usage.prompt_tokens;
     next.stats.answerTokens = usage.completion_tokens;
     next.stats.cachedTokens = usage.prompt_tokens_details?.cached_tokens ?? null;
   }
-  const rate = timings?.predicted_per_second ?? 0;
-  if (rate > 0) next.stats.tokensPerSecond = rate;
   return next;
 }
 
