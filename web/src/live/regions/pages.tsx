@@ -42,10 +42,7 @@ export function PagesRegion({ store, view, by }: Props) {
       <p class="live-legend">
         {STATES.map((state) => (
           <span key={state}>
-            <Swatch
-              colour={by === "kind" ? `--live-${state}` : state === "free" ? "--live-free" : "--live-faint"}
-              hatch={HATCHES[state]}
-            />
+            <Swatch colour={plainColour(state, by)} hatch={HATCHES[state]} />
             {LABELS[state]}
           </span>
         ))}
@@ -56,6 +53,11 @@ export function PagesRegion({ store, view, by }: Props) {
       </div>
     </Region>
   );
+}
+
+/** The colour of a state, where no tenant gives its own. */
+function plainColour(state: PageState, by: ColourBy): string {
+  return by === "kind" || state === "free" ? `--live-${state}` : "--live-faint";
 }
 
 function Note({ pages }: { pages: Pages }) {
@@ -154,7 +156,7 @@ function drawMap(
     const x = (index % columns) * size;
     const y = Math.floor(index / columns) * size;
     const mark = by === "tenant" && tenant !== null && state !== "free" ? tenants.of(tenant) : null;
-    fill(context, [x, y, size - 2, size - 2], colour(mark?.colour ?? `--live-${state}`), HATCHES[state]);
+    fill(context, [x, y, size - 2, size - 2], colour(mark?.colour ?? plainColour(state, by)), HATCHES[state]);
     if (!mark) return;
     context.fillStyle = colour(mark.colour);
     context.fillRect(x + size / 2 - 1 - size * 0.28, y + size / 2 - 1 - size * 0.28, size * 0.56, size * 0.56);
