@@ -283,7 +283,8 @@ def test_the_readme_is_short() -> None:
 
 def test_messages_in_the_troubleshooting_are_those_of_the_code() -> None:
     """Of each message the longest part between names and numbers ("...") is compared."""
-    code = "\n".join(path.read_text() for package in ("api", "scheduler") for path in (ROOT / package).rglob("*.py"))
+    paths = [*(ROOT / "api").rglob("*.py"), *(ROOT / "scheduler").rglob("*.py"), ROOT / "web" / "build.py"]
+    code = "\n".join(path.read_text() for path in paths)
     rows = PAGES["docs/running.md"].read_text().split("## Troubleshooting")[1].splitlines()
     symptoms = [row.split("|")[1] for row in rows if row.startswith("| ")]
     messages = [message for symptom in symptoms for message in re.findall(r"`(.+?)`", symptom)]
