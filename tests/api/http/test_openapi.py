@@ -282,8 +282,7 @@ def load(mode: str) -> schemathesis.BaseSchema:
     return schemathesis.openapi.from_dict(document(OPERATIONS), config=config)
 
 
-# Renders are read like the requests that generate, and a live feed does not end.
-anything = load("all").exclude(path_regex="(chat/completions|responses)/render$|/live$")
+anything = load("all").exclude(path_regex="(chat/completions|responses)/render$")  # read like those that generate
 generating = load("positive").include(path_regex="completions|embeddings|messages|responses$")
 sensible = generating.exclude(path_regex="/render$")  # their requests are those of the endpoints that generate
 
