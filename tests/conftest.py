@@ -39,6 +39,21 @@ Entry = tuple[str, int]
 WriteVocab = Callable[[Sequence[Entry]], str]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Lets HTTP clients trust one authority that nobody uses. Else each new client parses all authorities for 30 ms.
+
+    No test connects to a host outside this machine.
+    """
+    import trustme
+
+    path = tmp_path_factory.mktemp("authority") / "authority.pem"
+    trustme.CA().cert_pem.write_to_path(str(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(path))
+        yield
+
+
 @pytest.fixture(scope="session")
 def model_path() -> str:
     """The path of SmolLM2 135M. Its package is not imported, because that is slow."""
@@ -47,6 +62,19 @@ def model_path() -> str:
     assert spec.origin is not None
     path = Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
     assert path.is_file()
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model with SmolLM2's vocabulary and chat template, two layers and random weights.
+
+    It is many times as fast, for tests that do not depend on what a model would say.
+    """
+    from tests.models import write_llama  # gguf is slow to import
+
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    write_llama(path, model_path)
     return str(path)
 
 

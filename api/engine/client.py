@@ -1,7 +1,7 @@
 """The client of one model's engine: submits requests and delivers the engine's outputs to them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -15,7 +15,19 @@ from api.engine.suspicion import Suspicion
 from api.errors import unavailable
 from api.tenants.tenant import LOCAL, Priority, Tenant
 from scheduler.config import EngineInfo
-from scheduler.messages import Cancel, Embed, Embedded, Message, Output, Queue, Report, Step, Submit
+from scheduler.messages import (
+    Cancel,
+    Embed,
+    Embedded,
+    Message,
+    Output,
+    Queue,
+    Report,
+    Snapshot,
+    Step,
+    Submit,
+    Watch,
+)
 
 _log = logging.getLogger("cortex.api")
 
@@ -36,6 +48,7 @@ class EngineClient:
         self._idle = trio.Event()
         self._idle.set()
         self._last_request_id = 0
+        self._viewer: Callable[[Snapshot], None] | None = None
         self.drain = DrainRate(0.0)
         """How fast sequences and requests for embeddings end."""
 
@@ -95,6 +108,11 @@ class EngineClient:
     def report_age(self) -> float:
         """Seconds since the engine's last statistics arrived; 0 if there are none."""
         return self._supervisor.report_age
+
+    def watch(self, viewer: Callable[[Snapshot], None] | None) -> None:
+        """Give what the engine shows of itself to `viewer`, also after a restart. None ends this."""
+        self._viewer = viewer
+        self._post(Watch(viewer is not None))
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -186,6 +204,8 @@ class EngineClient:
 
     def on_ready(self) -> None:
         """Resume the open requests on a new engine."""
+        if self._viewer is not None:
+            self._post(Watch(True))
         if self._requests:
             _log.info("%d requests resume on the new engine", len(self._requests))
         for request_id, request in self._requests.items():
@@ -214,6 +234,10 @@ class EngineClient:
             case Step(outputs):
                 came_forward = [self._deliver(output) for output in outputs]
                 return any(came_forward)
+            case Snapshot():
+                if self._viewer is not None:
+                    self._viewer(message)
+                return False
             case Queue(request_ids):
                 self._move(request_ids)
                 return False

@@ -32,6 +32,7 @@ from api.protocols.warnings import HEADER
 from api.serving import limits
 from api.serving.fleet import Fleet
 from api.serving.limits import Limiter
+from api.serving.live import Hub
 from api.serving.observer import CURRENT, Observers, RequestRecord
 
 _log = logging.getLogger("cortex.api")
@@ -52,6 +53,7 @@ def create_app(
     request_timeout: float = 0.0,
     access: Access | None = None,
     streams: ResumableStreams | None = None,
+    live: Hub | None = None,
 ) -> QuartTrio:
     """The application for these models. `model_flags`: defaults for the flags of models that a request starts.
 
@@ -67,6 +69,7 @@ def create_app(
     server = Server(
         fleet,
         time.monotonic(),
+        live or Hub(fleet, by_tenant=access.demands_keys),
         model_flags,
         observers=observers or Observers(),
         limiter=limiter or Limiter(),
@@ -79,6 +82,7 @@ def create_app(
     _name_requests(app, fleet)
     _handle_errors(app)
     server.observers.add(server.metrics.requests)
+    server.observers.add(server.live.latencies)
     app.asgi_app = _recorded(closing_unread(app.asgi_app), server.observers)  # type: ignore[method-assign, assignment]
     for each in OPERATIONS:
         respond = view(each, server, access)

@@ -37,7 +37,7 @@ STATUSES: Final = {
     415: "The body is not application/json.",
     429: "Too many requests wait. Try again shortly.",
     500: "The engine or the server failed.",
-    503: "The model is not ready, or the server is shutting down.",
+    503: "The model is not ready, the server is shutting down, or too many live feeds are open.",
     504: "The request has not ended within its time limit.",
 }
 
@@ -73,11 +73,13 @@ def document(table: Operations) -> dict[str, Any]:
 def _operation(operation: Operation, statuses: list[int], schemas: dict[Any, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": schemas[operation.answer]}} if operation.answer else {}
     description = "The answer." if operation.answer else "Events, each with its number as `id`."
+    if operation.is_endless:
+        description = "Events until the client leaves."
     if operation.chunk and operation.streams_lines:
         content["application/x-ndjson"] = {"schema": {"anyOf": [schemas[operation.chunk], schemas[operation.error]]}}
         description += f" With `stream`, lines that each are one {operation.chunk.__name__}."
     elif operation.chunk:
-        event = _event(schemas[operation.chunk], schemas[operation.error], names_events=operation.names_events)
+        event = _event(operation, schemas)
         content["text/event-stream"] = {"schema": event}
     if operation.chunk and operation.answer and not operation.streams_lines:
         description += f" With `stream`, events that each have one {operation.chunk.__name__} as data"
@@ -115,13 +117,15 @@ def _query_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
         yield {"name": name, "in": "header" if is_header else "query", "schema": schema}
 
 
-def _event(chunk: dict[str, Any], error: dict[str, Any], *, names_events: bool) -> dict[str, Any]:
+def _event(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     """The schema of one server-sent event. OpenAPI 3.1 describes the events, not the stream."""
-    json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [chunk, error]}}
-    if names_events:
+    kinds = [schemas[operation.chunk], schemas[operation.error]]
+    json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": kinds}}
+    if operation.names_events:
         properties = {"event": {"type": "string"}, "data": {"type": "string", **json}}
         return {"type": "object", "required": ["event", "data"], "properties": properties}
-    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, json]}
+    ends = [] if operation.is_endless else [{"const": "[DONE]"}]
+    data = {"type": "string", "anyOf": [*ends, json]}
     return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 

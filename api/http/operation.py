@@ -60,6 +60,9 @@ class Operation:
     """Whether each event has its type as its name. Otherwise events have no names, and `[DONE]` ends a stream."""
     streams_lines: bool = False
     """Whether a stream is lines of JSON (NDJSON) instead of server-sent events."""
+    is_endless: bool = False
+    """Whether a stream goes on until one side leaves. Then events have neither names nor numbers, and none is `[DONE]`.
+    """
     errors: tuple[int, ...] = ()
     """Statuses of errors, without the 405 for parameters with a reserved name (see `taken`)."""
     error: type[BaseModel] = Error

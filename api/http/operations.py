@@ -19,6 +19,8 @@ from api.protocols.completions.types import TextCompletion, TextCompletionChunk
 from api.protocols.embeddings import answer as embeddings
 from api.protocols.embeddings.request import EmbeddingsRequest
 from api.protocols.embeddings.types import Embeddings
+from api.protocols.live import answer as live
+from api.protocols.live.types import LiveEvent
 from api.protocols.management import answer as management
 from api.protocols.management import health, metrics, models, version
 from api.protocols.management.request import LoadsQuery, StartRequest, StopRequest
@@ -443,6 +445,16 @@ OPERATIONS: Final = (
         query=LoadsQuery,
         errors=(400,),
         scope=Scope.PUBLIC,
+    ),
+    Operation(
+        "live",
+        "GET",
+        "/v1/live",
+        "What the server does right now: steps, pages, queue, latency, memory",
+        live.watch,
+        chunk=LiveEvent,
+        is_endless=True,
+        errors=(503,),
     ),
     Operation(
         "metrics",

@@ -10,6 +10,7 @@ from api.protocols.resumable import ResumableStreams
 from api.protocols.store import KeptResponses
 from api.serving.fleet import Fleet
 from api.serving.limits import Limiter
+from api.serving.live import Hub
 from api.serving.metrics import Metrics
 from api.serving.observer import Observers, RequestRecord
 from api.serving.salts import salt_of
@@ -28,6 +29,8 @@ class Server:
     fleet: Fleet
     started: float
     """Start time on the monotonic clock, in seconds."""
+    live: Hub
+    """All who watch the server."""
     model_flags: Mapping[str, object] = field(default_factory=dict)
     """Defaults for the flags of models that a request starts."""
     responses: KeptResponses = field(default_factory=KeptResponses)

@@ -22,6 +22,7 @@ from api.protocols.answer import PING_SECONDS
 from api.protocols.resumable import MAX_STREAMS, ResumableStreams
 from api.serving.fleet import Fleet
 from api.serving.limits import Limiter
+from api.serving.live import Hub
 from api.serving.observer import Observers
 from api.serving.service import ModelService
 from api.text.tokenizer import Tokenizer
@@ -220,6 +221,7 @@ class Server:
         self.fleet = Fleet(max_waiting=max_waiting)
         self.fleet.adopt(ModelOptions(MODEL, PATH, EngineConfig(str(PATH)), ("an-alias",)), self.service)
         self.streams = ResumableStreams(max_streams=max_streams)
+        self.live = Hub(self.fleet, by_tenant=access is not None and access.demands_keys)
         self.app: QuartTrio = create_app(
             self.fleet,
             cors_origins=cors_origins,
@@ -228,6 +230,7 @@ class Server:
             request_timeout=request_timeout,
             access=access,
             streams=self.streams,
+            live=self.live,
         )
         self.client = self.app.test_client()
         self.tokenizer = tokenizer

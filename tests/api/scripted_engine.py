@@ -27,9 +27,11 @@ from scheduler.messages import (
     Output,
     Ready,
     Report,
+    Snapshot,
     Step,
     Stop,
     Submit,
+    Watch,
     decode,
     encode,
 )
@@ -104,6 +106,9 @@ class ScriptedEngine:
                     case Inspect():
                         if not (self._folder / "busy").exists():
                             self.send(Report({"running": self._received, "waiting": 0}, {"pages": 1}))
+                    case Watch(on):
+                        self.note(f"watch {on}")
+                        self.send(Snapshot([], {}, {}, {}, {}))
                     case Stop():
                         self.note("stop")
                         return

@@ -320,6 +320,18 @@ def test_a_prediction_is_served_and_its_tokens_are_counted(server: CortexServer)
         assert answer.choices[0].message.content
 
 
+def test_the_logprobs_of_an_echo_are_those_of_its_tokens(server: CortexServer) -> None:
+    with client_of(server) as client:
+        answer = client.completions.create(
+            model=MODEL, prompt="The capital of France is", max_tokens=0, echo=True, logprobs=0
+        )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    values = logprobs.token_logprobs or []
+    assert logprobs.tokens == ["The", " capital", " of", " France", " is"]
+    assert values[3] > values[1], "France is likely after 'The capital of'"
+
+
 def test_a_repeated_prefix_is_not_computed_again(server: CortexServer) -> None:
     text = "Remember these words: " + ", ".join("abcdefghijklmnopqrstuvwxyz")
     with client_of(server) as client:

@@ -21,7 +21,7 @@ from api.engine.process import EngineLauncher
 from api.engine.supervisor import EngineFailedError
 from api.errors import ApiError
 from scheduler.config import EngineConfig, EngineInfo
-from scheduler.messages import Output, SamplingParams, Submit
+from scheduler.messages import Output, SamplingParams, Snapshot, Submit
 from tests.api.fakes import FakeEngine
 from tests.api.scripted_engine import DIE, DIE_ONCE, ECHO, GARBAGE, HOLD, PAUSE, SILENCE, STRANGERS
 from tests.api.servers import SECONDS, is_gone
@@ -296,6 +296,26 @@ async def test_requests_continue_on_the_next_engine_without_losing_tokens(engine
         assert engines.client.ready_info() == replace(info, pid=engines.pids[1])
     assert is_gone(engines.pids[0])
     assert engines.notes == ["submit 1", "submit 2", "submit 1 after [5]"]
+
+
+async def test_an_engine_that_replaces_a_watched_one_is_watched(engines: Engines) -> None:
+    shown: list[Snapshot] = []
+    async with engines.running() as info:
+        engines.client.watch(shown.append)
+        await wait_until(lambda: len(shown) == 1)
+        os.kill(info.pid, signal.SIGKILL)
+        info = await next_engine(engines, info)
+        await wait_until(lambda: len(shown) == 2)
+        engines.client.watch(None)
+        os.kill(info.pid, signal.SIGKILL)
+        await next_engine(engines, info)
+        assert await collect(engines.ask(ECHO, 5)) == ([5], "stop")
+    assert len(shown) == 2
+    assert engines.notes == ["watch True", "watch True", "watch False", "submit 1"] or engines.notes == [
+        "watch True",
+        "watch True",
+        "submit 1",
+    ], "the second engine may be killed before it reads"
 
 
 async def test_all_sequences_of_a_request_continue_on_the_next_engine(engines: Engines) -> None:

@@ -253,7 +253,8 @@ async def test_each_operation_needs_the_key_that_its_scope_says(server: Server) 
         path = operation.path.replace("{response_id}", "resp_x").replace("{name}", MODEL)
         refused = []
         for key in ("", user, admin):
-            response = await getattr(server.client, operation.method.lower())(
+            method = "head" if operation.is_endless else operation.method.lower()
+            response = await getattr(server.client, method)(
                 path,
                 headers=bearer(key) | {"Content-Type": "application/json"},
                 data=b"{}" if operation.method == "POST" else b"",

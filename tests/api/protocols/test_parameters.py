@@ -1,4 +1,4 @@
-"""Each generation parameter through OpenAI's SDK, sync and async, streamed and not, on the real small model."""
+"""Each generation parameter through OpenAI's SDK, sync and async, streamed and not, on a tiny model."""
 
 import asyncio
 import json
@@ -36,8 +36,9 @@ def best(entry: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
-    with CortexServer(tmp_path_factory.mktemp("server"), "--ctx-len=2048") as server:
+def server(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
+    flags = (f"--alias={MODEL}", "--ctx-len=2048")
+    with CortexServer(tmp_path_factory.mktemp("server"), *flags, model=tiny_model_path) as server:
         yield server
 
 
@@ -826,7 +827,6 @@ def test_an_echo_contains_the_logprobs_of_the_prompt(server: CortexServer, strea
     assert [text[offset:].startswith(token) for token, offset in zip(tokens, offsets, strict=True)] == [True] * len(
         tokens
     )
-    assert values[4] > values[1], "France is likely after 'The capital of'"
 
 
 def test_max_tokens_0_with_echo_only_scores_the_prompt(server: CortexServer) -> None:
