@@ -23,17 +23,21 @@ from api.http.body import MAX_BODY_BYTES
 from api.http.operations import OPERATIONS
 from api.http.resumption import ID_HEADER
 from api.http.unread import closing_unread
+from api.http.uploads import paced
 from api.http.view import Segment, Segments, json_response, rules, view
-from api.protocols.call import Server
+from api.protocols.call import NO_STORAGE, Server
 from api.protocols.messages import answer as messages
 from api.protocols.ollama import errors as ollama
 from api.protocols.resumable import ResumableStreams
+from api.protocols.storing import refusal
 from api.protocols.warnings import HEADER
 from api.serving import limits
 from api.serving.fleet import Fleet
 from api.serving.limits import Limiter
 from api.serving.live import Hub
 from api.serving.observer import CURRENT, Observers, RequestRecord
+from api.storage.errors import StorageError
+from api.storage.storage import Storage
 
 _log = logging.getLogger("cortex.api")
 
@@ -54,11 +58,13 @@ def create_app(
     access: Access | None = None,
     streams: ResumableStreams | None = None,
     live: Hub | None = None,
+    storage: Storage | str = NO_STORAGE,
 ) -> QuartTrio:
     """The application for these models. `model_flags`: defaults for the flags of models that a request starts.
 
     `observers` get each request. `request_timeout`: seconds for a request that sets none; 0 for no limit. `access`: by
     default no keys are demanded, and nobody can start or stop models. `streams`: they run while its `run` runs.
+    `storage`: files and batches, or the reason why there are none.
     """
     app = QuartTrio("cortex")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
@@ -77,18 +83,23 @@ def create_app(
         request_timeout=request_timeout,
         demands_keys=access.demands_keys,
         streams=streams or ResumableStreams(),
+        storage=storage,
     )
     server.observers.add(server.tickets)
     _name_requests(app, fleet)
     _handle_errors(app)
     server.observers.add(server.metrics.requests)
     server.observers.add(server.live.latencies)
-    app.asgi_app = _recorded(closing_unread(app.asgi_app), server.observers)  # type: ignore[method-assign, assignment]
+    app.asgi_app = _recorded(closing_unread(paced(app.asgi_app, _is_upload)), server.observers)  # type: ignore[method-assign, assignment]
     for each in OPERATIONS:
         respond = view(each, server, access)
         for rule in rules(each, OPERATIONS):
             app.add_url_rule(rule, each.name, respond, methods=[each.method])
     return app
+
+
+def _is_upload(method: str, path: str) -> bool:
+    return any(each.form and each.method == method and path in each.paths for each in OPERATIONS)
 
 
 def _recorded(app: ASGIFramework, observers: Observers) -> ASGIFramework:
@@ -151,6 +162,13 @@ def _handle_errors(app: QuartTrio) -> None:
         if error.status == 401:
             response.headers["WWW-Authenticate"] = "Bearer"
         return response
+
+    @app.errorhandler(StorageError)
+    async def refuse_storage(error: StorageError) -> Response:
+        refused = refusal(error)
+        if refused.status == 500:
+            _log.error("request %s failed: %s", g.request_id, error)
+        return await refuse(refused)
 
     @app.errorhandler(HTTPException)
     async def refuse_http(error: HTTPException) -> Response:

@@ -29,23 +29,25 @@ STATUSES: Final = {
     400: "The request is invalid or not supported. The error names the field.",
     401: "The server demands API keys, and the request has no valid one.",
     403: "The API key may not do this, or may not use this model.",
-    404: "The model, the response, the stream or the URL does not exist.",
+    404: "The model, the response, the stream, the file or the URL does not exist.",
     405: "This method is not allowed.",
+    408: "The request body did not arrive in time.",
     409: "The model cannot be loaded.",
     410: "The events are not kept any more.",
     413: "The request body is too large.",
-    415: "The body is not application/json.",
+    415: "The body has another media type.",
     429: "Too many requests wait. Try again shortly.",
     500: "The engine or the server failed.",
     503: "The model is not ready, the server is shutting down, or too many live feeds are open.",
     504: "The request has not ended within its time limit.",
+    507: "There is no room for the file.",
 }
 
 
 def document(table: Operations) -> dict[str, Any]:
     """The OpenAPI 3.1 document of these operations."""
-    operations = [each for each in table if each.answer is not None or each.chunk is not None]
-    requests = [(operation.request, "validation") for operation in operations if operation.request]
+    operations = [each for each in table if each.answer is not None or each.chunk is not None or each.is_download]
+    requests = [(model, "validation") for each in operations if (model := each.request or each.form)]
     given = {model for each in operations for model in (each.answer, each.chunk, each.error) if model}
     ordered = sorted(given, key=lambda model: model.__name__)
     refs, definitions = models_json_schema(
@@ -84,6 +86,9 @@ def _operation(operation: Operation, statuses: list[int], schemas: dict[Any, Any
     if operation.chunk and operation.answer and not operation.streams_lines:
         description += f" With `stream`, events that each have one {operation.chunk.__name__} as data"
         description += " and its type as name." if operation.names_events else ", then `[DONE]`."
+    if operation.is_download:
+        content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
+        description = "The bytes of the file."
     responses: dict[str, Any] = {"200": {"description": description, "content": content}}
     if operation.request:
         responses["200"]["headers"] = {HEADER: {"description": WARNING, "schema": {"type": "string"}}}
@@ -98,6 +103,9 @@ def _operation(operation: Operation, statuses: list[int], schemas: dict[Any, Any
         described["security"] = [*nothing, *({name: []} for name in SECURITY_SCHEMES)]
     if operation.request:
         body = {"application/json": {"schema": schemas[operation.request]}}
+        described["requestBody"] = {"required": True, "content": body}
+    if operation.form:
+        body = {"multipart/form-data": {"schema": schemas[operation.form]}}
         described["requestBody"] = {"required": True, "content": body}
     if parameters := [*_path_parameters(operation), *_query_parameters(operation)]:
         described["parameters"] = parameters

@@ -8,11 +8,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from api.protocols.answer import Answer
+from api.protocols.body import Download
 from api.protocols.call import Call, EventStream, Reply
 from api.protocols.fields import Query, Strict
 from api.protocols.types import Error
 
-Handler = Callable[[Call[Any]], Awaitable[Answer | EventStream | Reply | dict[str, Any] | list[dict[str, Any]]]]
+Handler = Callable[
+    [Call[Any]], Awaitable[Answer | Download | EventStream | Reply | dict[str, Any] | list[dict[str, Any]]]
+]
 
 
 class Scope(Enum):
@@ -52,6 +55,10 @@ class Operation:
     """
     request: type[Strict] | None = None
     """The type of the body."""
+    form: type[BaseModel] | None = None
+    """The type of a multipart form with a file. The handler reads it piece by piece."""
+    is_download: bool = False
+    """Whether the answer is a file of a client."""
     query: type[Query] | None = None
     """The type of the URL's query."""
     chunk: type[BaseModel] | None = None

@@ -21,6 +21,9 @@ from api.protocols.embeddings.request import EmbeddingsRequest
 from api.protocols.embeddings.types import Embeddings
 from api.protocols.live import answer as live
 from api.protocols.live.types import LiveEvent
+from api.protocols.files import answer as files
+from api.protocols.files.request import FileListQuery, FileUpload
+from api.protocols.files.types import DeletedFile, FileList, FileObject
 from api.protocols.management import answer as management
 from api.protocols.management import health, metrics, models, version
 from api.protocols.management.request import LoadsQuery, StartRequest, StopRequest
@@ -56,6 +59,7 @@ from api.protocols.tokens.types import RenderedPrompt, Text, Tokens
 GENERATES: Final = (400, 403, 404, 413, 429, 500, 503, 504)
 READS: Final = (400, 403, 404, 413, 503)
 RESPONSE_ID: Final = {"response_id": Parameter("The response's id.")}
+FILE_ID: Final = {"file_id": Parameter("The file's id.")}
 STREAM_ID: Final = {"stream_id": Parameter("The stream's id, from the header `X-Stream-Id` of the answer.")}
 MODEL_NAME: Final = {"name": Parameter("The model's name.", has_slashes=True)}
 
@@ -302,6 +306,56 @@ OPERATIONS: Final = (
         ollama_answers.OllamaVersion,
         scope=Scope.PUBLIC,
         error=ollama_answers.OllamaError,
+    ),
+    Operation(
+        "upload_file",
+        "POST",
+        "/v1/files",
+        "Upload a file",
+        files.create,
+        FileObject,
+        form=FileUpload,
+        errors=(400, 408, 413, 415, 500, 503, 507),
+    ),
+    Operation(
+        "list_files",
+        "GET",
+        "/v1/files",
+        "The files of the client, latest first",
+        files.list_files,
+        FileList,
+        query=FileListQuery,
+        errors=(400, 500, 503),
+    ),
+    Operation(
+        "get_file",
+        "GET",
+        "/v1/files/{file_id}",
+        "A file by its id",
+        files.retrieve,
+        FileObject,
+        errors=(404, 500, 503),
+        parameters=FILE_ID,
+    ),
+    Operation(
+        "delete_file",
+        "DELETE",
+        "/v1/files/{file_id}",
+        "Delete a file",
+        files.delete,
+        DeletedFile,
+        errors=(404, 500, 503),
+        parameters=FILE_ID,
+    ),
+    Operation(
+        "file_content",
+        "GET",
+        "/v1/files/{file_id}/content",
+        "The bytes of a file",
+        files.content,
+        is_download=True,
+        errors=(404, 500, 503),
+        parameters=FILE_ID,
     ),
     Operation(
         "list_models",

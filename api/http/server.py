@@ -1,6 +1,8 @@
 """Runs the server: bind, load, serve, drain, end. The innermost block ends first."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
@@ -10,6 +12,7 @@ from hypercorn.config import Config
 from api.engine.process import ENGINE_COMMAND
 from api.errors import leaves, os_error_text
 from api.flags import ModelOptions, ServerOptions, ServerSettings
+from api.home import home
 from api.http.adapter import adapted
 from api.http.app import create_app
 from api.http.clients import Clients
@@ -24,6 +27,8 @@ from api.serving.fleet import Fleet, StartError
 from api.serving.limits import Limiter
 from api.serving.observer import Observers
 from api.serving.request_log import RequestContext
+from api.storage.errors import StorageError
+from api.storage.storage import Storage
 from api.tenants.errors import TenantsError
 from api.tenants.tenant import Limits
 from scheduler import logs
@@ -48,12 +53,26 @@ def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_CO
             hold_record(options, address.port, address.certificate) as record,
         ):
             _log.info("listening at %s", record.base_url)
-            trio.run(_run, options, address, engine_command, observers, clients)
+            with _storage() as storage:
+                trio.run(_run, options, address, engine_command, observers, clients, storage)
     except* (AlreadyRunningError, StartError, TenantsError, TracingError, OSError) as errors:
         for error in leaves(errors):
             _log.error("%s", os_error_text(error) if isinstance(error, OSError) else error)
         exit_code = 1
     return exit_code
+
+
+@contextlib.contextmanager
+def _storage() -> Iterator[Storage | str]:
+    """Files and batches, or why there are none: the rest of the server works without them."""
+    try:
+        storage = Storage(home())
+    except StorageError as error:
+        _log.error("the server keeps no files and no batches: %s", error)
+        yield f"This server keeps no files and no batches: {error}"
+        return
+    with contextlib.closing(storage):
+        yield storage
 
 
 async def _run(
@@ -62,6 +81,7 @@ async def _run(
     engine_command: tuple[str, ...],
     observers: Observers,
     clients: Clients,
+    storage: Storage | str,
 ) -> None:
     config = Config()
     config.accesslog = None
@@ -91,6 +111,7 @@ async def _run(
         cache_scope=salts.resolved(options.cache_scope, demands_keys=options.demands_keys),
         access=clients.access,
         streams=streams,
+        storage=storage,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(
@@ -105,6 +126,8 @@ async def _run(
             )
         )
         nursery.start_soon(clients.run)
+        if isinstance(storage, Storage):
+            nursery.start_soon(storage.run)
         await nursery.start(fleet.run)
         await nursery.start(streams.run)
         nursery.start_soon(_start_first, fleet, options.first)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
+from urllib.parse import quote
 
 import orjson
 import trio
@@ -20,7 +21,9 @@ from api.http.operation import Operation, taken
 from api.http.resumption import HEADER as RESUME_HEADER
 from api.http.resumption import ID_HEADER as STREAM_ID_HEADER
 from api.http.resumption import TOO_MANY, wants_resumption
+from api.http.uploads import CURRENT as UPLOAD
 from api.protocols.answer import Answer
+from api.protocols.body import Download, Pieces
 from api.protocols.call import Call, EventStream, Reply, Server
 from api.protocols.fields import Strict, Wire, parse, parse_query
 from api.protocols.warnings import header_value
@@ -94,7 +97,7 @@ def view(operation: Operation, server: Server, access: Access) -> Callable[..., 
             g.limits = partial(server.limiter.headers, tenant)
             ticket = server.limiter.enter(tenant, parsed.num_sequences, parsed.sequences_field)
             server.tickets.add(record, ticket)
-        call = Call(server, parsed, g.request_id, path, tenant, caller.is_owner, record, ticket)
+        call = Call(server, parsed, g.request_id, path, tenant, caller.is_owner, record, ticket, UPLOAD.get())
         reply = await operation.handler(call)
         if isinstance(reply, Answer):
             if not parsed.stream:
@@ -104,6 +107,8 @@ def view(operation: Operation, server: Server, access: Access) -> Callable[..., 
             return _stream(stream, reply.content_type)
         if isinstance(reply, EventStream):
             return _stream(reply)
+        if isinstance(reply, Download):
+            return await _download(reply)
         if isinstance(reply, Reply):
             return Response(reply.data, reply.status, dict(reply.headers), content_type=reply.content_type)
         return json_response(reply)
@@ -161,6 +166,22 @@ def _stream(reply: EventStream, content_type: str = Answer.content_type) -> Resp
     events = reply.events if request.method != "HEAD" else b""
     response = Response(events, content_type=content_type, headers=headers)
     response.timeout = None  # Quart would end the stream after a minute
+    return response
+
+
+async def _download(reply: Download) -> Response:
+    """A browser must neither show it nor guess what it is: it is some client's, and the page's origin is ours."""
+    headers = {
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(reply.filename, safe='')}",
+        "X-Content-Type-Options": "nosniff",
+    }
+    data: Pieces | bytes = reply.data
+    if request.method == "HEAD":
+        await reply.data.aclose()
+        data = b""
+    response = Response(data, content_type="application/octet-stream", headers=headers)
+    response.content_length = reply.num_bytes
+    response.timeout = None  # a slow client may take more than Quart's minute
     return response
 
 

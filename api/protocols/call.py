@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from api.errors import ApiError
 from api.flags import CacheScope
+from api.protocols.body import IncomingBody
 from api.protocols.resumable import ResumableStreams
 from api.protocols.store import KeptResponses
 from api.serving.fleet import Fleet
@@ -17,9 +18,13 @@ from api.serving.salts import salt_of
 from api.serving.service import ModelService, Use
 from api.serving.spec import GenerationSpec
 from api.serving.tickets import OpenTickets, Ticket
+from api.storage.errors import NoStorageError
+from api.storage.storage import Storage
 from api.tenants.tenant import LOCAL, Tenant
 
 RequestT = TypeVar("RequestT")
+
+NO_STORAGE: Final = "This server keeps no files and no batches."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,8 @@ class Server:
     """Seconds for a request that sets none; 0 for no limit."""
     demands_keys: bool = False
     """Whether clients need API keys."""
+    storage: Storage | str = NO_STORAGE
+    """Files and batches; without them, the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,15 @@ class Call(Generic[RequestT]):
     """Where the stations of the request are recorded."""
     ticket: Ticket = field(default_factory=Ticket)
     """Counts the request toward limits."""
+    body: IncomingBody | None = None
+    """The body of an upload."""
+
+    @property
+    def storage(self) -> Storage:
+        """Files and batches. Raises NoStorageError if the server has none."""
+        if isinstance(self.server.storage, str):
+            raise NoStorageError(self.server.storage)
+        return self.server.storage
 
     @property
     def keeper(self) -> str:

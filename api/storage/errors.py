@@ -18,6 +18,14 @@ class QuotaError(StorageError):
     """The owner, or all owners together, would have too much."""
 
 
+class BusyError(StorageError):
+    """Too many files are being written. Later there is room again."""
+
+
+class NoStorageError(StorageError):
+    """The server has no files and batches at all."""
+
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL = "The server's disk is full."
 

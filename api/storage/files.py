@@ -86,13 +86,14 @@ class FileStore:
         """A file to write. `expires_after`: seconds from its creation.
 
         `is_bounded`: whether it is refused if it is more than the quota. It counts in any case. Raises QuotaError if
-        there are too many files.
+        there are too many files, BusyError if too many are being written.
         """
-        self.usage.add(owner, 1, 0, is_bounded=is_bounded)
+        self.usage.begin(owner, is_bounded=is_bounded)
         try:
             return Upload(self, owner, filename, purpose, expires_after, is_bounded=is_bounded)
         except BaseException:
-            self.usage.remove(owner, 1, 0)
+            self.usage.end(owner, is_bounded=is_bounded)
+            self.usage.remove(owner, 0)
             raise
 
     def get(self, owner: str, file_id: str) -> StoredFile | None:
@@ -144,7 +145,7 @@ class FileStore:
             connection.execute("DELETE FROM files WHERE id = ?", (file_id,))
             if also is not None:
                 also(connection, found)
-        self.usage.remove(owner, 1, found.num_bytes)
+        self.usage.remove(owner, found.num_bytes)
         with suppress(OSError):  # the next start tries again
             self.path(found).unlink()
         return not self._has_expired(found)
@@ -177,7 +178,7 @@ class FileStore:
         with storage_errors("The server's folder of files"):
             if shutil.disk_usage(self.folder).free - num_bytes < self._spare_bytes:
                 raise StorageFullError(FULL)
-        self.usage.add(owner, 0, num_bytes, is_bounded=is_bounded)
+        self.usage.grow(owner, num_bytes, is_bounded=is_bounded)
 
     def add(
         self,
@@ -217,8 +218,8 @@ class Upload:
         """Use FileStore.begin."""
         self.id = f"file-{secrets.token_hex(16)}"
         self.num_bytes = 0
-        self._store = store
-        self._owner, self._filename, self._purpose, self._expires_after = owner, filename, purpose, expires_after
+        self.purpose, self.expires_after = purpose, expires_after  # a client may send them after the file
+        self._store, self._owner, self._filename = store, owner, filename
         self._is_bounded = is_bounded
         self._is_over = False
         self._place = store.folder / self.id
@@ -248,12 +249,13 @@ class Upload:
                 self._draft.rename(self._place)
                 _sync_folder(self._store.folder)
             file = self._store.add(
-                self.id, self._owner, self._filename, self._purpose, self.num_bytes, self._expires_after, also
+                self.id, self._owner, self._filename, self.purpose, self.num_bytes, self.expires_after, also
             )
         except BaseException:
             self.abort()
             raise
         self._is_over = True
+        self._store.usage.end(self._owner, is_bounded=self._is_bounded)
         return file
 
     def abort(self) -> None:
@@ -261,7 +263,8 @@ class Upload:
         if self._is_over:
             return
         self._is_over = True
-        self._store.usage.remove(self._owner, 1, self.num_bytes)
+        self._store.usage.end(self._owner, is_bounded=self._is_bounded)
+        self._store.usage.remove(self._owner, self.num_bytes)
         for close in (self._file.close, self._draft.unlink, self._place.unlink):
             with suppress(OSError):
                 close()

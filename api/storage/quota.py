@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from api.storage.errors import QuotaError
+from api.storage.errors import BusyError, QuotaError
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,9 @@ class Quota:
     owner_bytes: int = 8 * 1024**3
     all_files: int = 10_000
     all_bytes: int = 32 * 1024**3
+    owner_uploads: int = 8
+    """At once."""
+    all_uploads: int = 32
 
 
 class Usage:
@@ -27,20 +30,40 @@ class Usage:
         self._lock = threading.Lock()
         self._files: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
+        self._uploads: Counter[str] = Counter()
         self._num_files = self._num_bytes = 0
         for owner, num_files, num_bytes in stored:
             self._change(owner, num_files, num_bytes)
 
-    def add(self, owner: str, num_files: int, num_bytes: int, *, is_bounded: bool = True) -> None:
-        """Count files and bytes. With `is_bounded`, raises QuotaError if that is more than the quota."""
+    def begin(self, owner: str, *, is_bounded: bool) -> None:
+        """Count a file that will be written. With `is_bounded`, raises QuotaError or BusyError if it is too many."""
         with self._lock:
             if is_bounded:
-                self._check(owner, num_files, num_bytes)
-            self._change(owner, num_files, num_bytes)
+                quota = self._quota
+                if self._uploads[owner] >= quota.owner_uploads or self._uploads.total() >= quota.all_uploads:
+                    raise BusyError("Too many files are being uploaded. Try again shortly.")
+                self._check(owner, 1, 0)
+            self._uploads[owner] += is_bounded
+            self._change(owner, 1, 0)
 
-    def remove(self, owner: str, num_files: int, num_bytes: int) -> None:
+    def grow(self, owner: str, num_bytes: int, *, is_bounded: bool) -> None:
+        """Count bytes that will be written. With `is_bounded`, raises QuotaError if there are too many."""
         with self._lock:
-            self._change(owner, -num_files, -num_bytes)
+            if is_bounded:
+                self._check(owner, 0, num_bytes)
+            self._change(owner, 0, num_bytes)
+
+    def end(self, owner: str, *, is_bounded: bool) -> None:
+        """A file that `begin` counted is not being written any more."""
+        with self._lock:
+            self._uploads[owner] -= is_bounded
+            if not self._uploads[owner]:
+                del self._uploads[owner]
+
+    def remove(self, owner: str, num_bytes: int) -> None:
+        """A file is gone."""
+        with self._lock:
+            self._change(owner, -1, -num_bytes)
 
     def _check(self, owner: str, num_files: int, num_bytes: int) -> None:
         quota = self._quota

@@ -19,12 +19,14 @@ from api.http.access import Access
 from api.http.app import create_app
 from api.models.defaults import ModelDefaults
 from api.protocols.answer import PING_SECONDS
+from api.protocols.call import NO_STORAGE
 from api.protocols.resumable import MAX_STREAMS, ResumableStreams
 from api.serving.fleet import Fleet
 from api.serving.limits import Limiter
 from api.serving.live import Hub
 from api.serving.observer import Observers
 from api.serving.service import ModelService
+from api.storage.storage import Storage
 from api.text.tokenizer import Tokenizer
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.messages import Cancel, Embed, Embedded, Message, Output, Report, Step, Submit
@@ -212,6 +214,7 @@ class Server:
         request_timeout: float = 0.0,
         access: Access | None = None,
         max_streams: int = MAX_STREAMS,
+        storage: Storage | str = NO_STORAGE,
     ) -> None:
         self.url = url
         """The path that requests are posted to."""
@@ -231,6 +234,7 @@ class Server:
             access=access,
             streams=self.streams,
             live=self.live,
+            storage=storage,
         )
         self.client = self.app.test_client()
         self.tokenizer = tokenizer

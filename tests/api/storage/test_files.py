@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.storage.database import Database
-from api.storage.errors import QuotaError, StorageError, StorageFullError
+from api.storage.errors import BusyError, QuotaError, StorageError, StorageFullError
 from api.storage.files import FileStore, StoredFile
 from api.storage.quota import Quota, Usage
 
@@ -165,18 +165,43 @@ def test_usage_is_the_sum_of_what_is_stored(changes: list[tuple[str, int, bool]]
     for owner, size, removes in changes:
         own = [each for each in stored if each[0] == owner]
         if removes and own:
-            usage.remove(owner, 1, own[0][1])
+            usage.remove(owner, own[0][1])
             stored.remove(own[0])
             continue
-        fits = len(own) < 3 and len(stored) < 4
-        fits = fits and (not size or (sum(s for _, s in own) + size <= 12 and sum(s for _, s in stored) + size <= 16))
+        has_room = len(own) < 3 and len(stored) < 4
+        fits = sum(s for _, s in own) + size <= 12 and sum(s for _, s in stored) + size <= 16
         try:
-            usage.add(owner, 1, size)
+            usage.begin(owner, is_bounded=True)
         except QuotaError:
+            assert not has_room
+            continue
+        assert has_room
+        try:
+            usage.grow(owner, size, is_bounded=True)
+        except QuotaError:
+            assert size
             assert not fits
+            usage.remove(owner, 0)
         else:
             assert fits
             stored.append((owner, size))
+        usage.end(owner, is_bounded=True)
+
+
+def test_only_some_uploads_run_at_once(make: Make) -> None:
+    store = make(Quota(owner_uploads=2, all_uploads=3))
+    own = [store.begin("a", "f", "batch") for _ in range(2)]
+    with pytest.raises(BusyError):
+        store.begin("a", "f", "batch")
+    other = store.begin("b", "f", "batch")
+    with pytest.raises(BusyError):
+        store.begin("c", "f", "batch")
+    result = store.begin("a", "f", "batch_output", is_bounded=False)
+    own[0].abort()
+    other.finish()
+    more = [store.begin(owner, "f", "batch") for owner in "ac"]
+    for each in (*own, result, *more):
+        each.abort()
 
 
 def test_a_full_disk_is_an_error_of_the_upload(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

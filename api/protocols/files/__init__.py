@@ -1,0 +1,1 @@
+"""Files as OpenAI's SDK uploads, lists, reads and deletes them."""
