@@ -97,6 +97,10 @@ class ServerSettings:
     tenant_max_concurrent: int = 0
     tenant_requests_per_minute: int = 0
     tenant_tokens_per_minute: int = 0
+    files_size: int = 32 * 1024**3
+    """Bytes that the files of all clients may have together."""
+    tenant_files_size: int = 8 * 1024**3
+    """Bytes that the files of one tenant may have."""
     request_timeout: float = 0.0
     """Seconds after which a request ends that sets no limit itself; 0 is never."""
     cache_scope: CacheScope | None = None

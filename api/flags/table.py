@@ -335,6 +335,20 @@ class ServerFlags(ModelFlags):
     tenant_tokens_per_minute: Annotated[
         int | None, Flag(min=0, help="Tokens of prompts and answers of one tenant in a minute. 0 is no limit.")
     ] = None
+    files_size: Annotated[
+        str | None,
+        Flag(
+            is_size=True,
+            metavar="SIZE",
+            help="Disk space for the files of all clients together (`/v1/files`, and results of batches).",
+            default="32GiB",
+            note="The files are in `$CORTEX_HOME/files`. An upload that would exceed it gets a 507.",
+        ),
+    ] = None
+    tenant_files_size: Annotated[
+        str | None,
+        Flag(is_size=True, metavar="SIZE", help="Disk space for the files of one tenant.", default="8GiB"),
+    ] = None
     request_timeout: Annotated[
         float | None,
         Flag(

@@ -20,6 +20,7 @@ from api.http.connections import Listener, limits_of, serve_connections
 from api.http.draining import drain_on_signal
 from api.http.observers import TracingError, observing
 from api.http.sockets import Listening, listening
+from api.protocols.call import NO_STORAGE
 from api.protocols.resumable import ResumableStreams
 from api.record import AlreadyRunningError, hold_record
 from api.serving import salts
@@ -28,6 +29,7 @@ from api.serving.limits import Limiter
 from api.serving.observer import Observers
 from api.serving.request_log import RequestContext
 from api.storage.errors import StorageError
+from api.storage.quota import Quota
 from api.storage.storage import Storage
 from api.tenants.errors import TenantsError
 from api.tenants.tenant import Limits
@@ -53,7 +55,7 @@ def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_CO
             hold_record(options, address.port, address.certificate) as record,
         ):
             _log.info("listening at %s", record.base_url)
-            with _storage() as storage:
+            with _storage(options) as storage:
                 trio.run(_run, options, address, engine_command, observers, clients, storage)
     except* (AlreadyRunningError, StartError, TenantsError, TracingError, OSError) as errors:
         for error in leaves(errors):
@@ -63,13 +65,13 @@ def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_CO
 
 
 @contextlib.contextmanager
-def _storage() -> Iterator[Storage | str]:
+def _storage(options: ServerSettings) -> Iterator[Storage | str]:
     """Files and batches, or why there are none: the rest of the server works without them."""
     try:
-        storage = Storage(home())
+        storage = Storage(home(), Quota(owner_bytes=options.tenant_files_size, all_bytes=options.files_size))
     except StorageError as error:
         _log.error("the server keeps no files and no batches: %s", error)
-        yield f"This server keeps no files and no batches: {error}"
+        yield f"{NO_STORAGE} Its log has the reason."
         return
     with contextlib.closing(storage):
         yield storage

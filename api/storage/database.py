@@ -15,6 +15,7 @@ from api.sqlite import SqliteError
 from api.storage.errors import StorageError, storage_errors
 
 NAME: Final = "batches.db"
+_NAME_FOR_CLIENTS: Final = "The server's database of files"
 
 MIGRATIONS: Final = (
     """
@@ -65,13 +66,13 @@ class Database:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """All reads of the block see one state. Raises StorageError."""
-        with self._lock, storage_errors(str(self.path)), sqlite.snapshot(self._connection):
+        with self._lock, storage_errors(_NAME_FOR_CLIENTS), sqlite.snapshot(self._connection):
             yield self._connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """All changes of the block, or none. Raises StorageError, of the kind StorageFullError if the disk is full."""
-        with self._lock, storage_errors(str(self.path)), sqlite.transaction(self._connection):
+        with self._lock, storage_errors(_NAME_FOR_CLIENTS), sqlite.transaction(self._connection):
             yield self._connection
 
     def close(self) -> None:

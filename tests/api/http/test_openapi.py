@@ -22,6 +22,7 @@ from api.protocols import types as common
 from api.protocols.chat import types as answers
 from api.protocols.completions import types as completion_answers
 from api.protocols.embeddings import types as embedding_answers
+from api.protocols.files import types as file_answers
 from api.protocols.management import types as management_answers
 from api.protocols.management.version import Version
 from api.protocols.messages import types as message_answers
@@ -256,6 +257,9 @@ def test_the_other_answers_match_their_types(client: httpx.Client) -> None:
         (message_answers.TokenCount, client.post("/v1/messages/count_tokens", json={"model": MODEL} | body)),
         (response_answers.InputTokens, client.post("/v1/responses/input_tokens", json={"input": "Hi."})),
         (message_answers.MessageError, client.post("/v1/messages", json=body)),
+        (file_answers.FileObject, client.post("/v1/files", data={"purpose": "vision"}, files={"file": b"1"})),
+        (file_answers.FileList, client.get("/v1/files")),
+        (common.Error, client.get("/v1/files/nothing")),
     ]
     for model, response in found:
         check_type(model, response.content)
