@@ -80,7 +80,7 @@ CURRENT: ContextVar[UploadBody | None] = ContextVar("upload_body", default=None)
 
 
 def paced(app: ASGIFramework, is_upload: IsUpload) -> ASGIFramework:
-    """Takes bodies of uploads out of what the app receives. The app finds them in CURRENT."""
+    """Bodies of uploads go to CURRENT, and not to the app."""
 
     async def framework(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] != "http" or not is_upload(scope["method"], scope["path"]):
