@@ -19,11 +19,11 @@ from api.protocols.completions.types import TextCompletion, TextCompletionChunk
 from api.protocols.embeddings import answer as embeddings
 from api.protocols.embeddings.request import EmbeddingsRequest
 from api.protocols.embeddings.types import Embeddings
-from api.protocols.live import answer as live
-from api.protocols.live.types import LiveEvent
 from api.protocols.files import answer as files
 from api.protocols.files.request import FileListQuery, FileUpload
 from api.protocols.files.types import DeletedFile, FileList, FileObject
+from api.protocols.live import answer as live
+from api.protocols.live.types import LiveEvent
 from api.protocols.management import answer as management
 from api.protocols.management import health, metrics, models, version
 from api.protocols.management.request import LoadsQuery, StartRequest, StopRequest
