@@ -15,8 +15,7 @@ export function Region({ title, note, children, class: name = "" }: Props) {
   return (
     <section class={`live-region ${name}`} aria-labelledby={id}>
       <header>
-        <h2 id={id}>{title}</h2>
-        {note && <p class="live-note">{note}</p>}
+        <h2 id={id}>{title}</h2> {note && <p class="live-note">{note}</p>}
       </header>
       {children}
     </section>
