@@ -1,4 +1,4 @@
-"""The bare loop on the real small model: it computes the same token ids, and none twice."""
+"""The bare loop on a tiny model: it computes the same token ids, and none twice."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def loop(model_path: str) -> BareLoop:
-    return BareLoop(Path(model_path), kv_tokens=512, threads=1)
+def loop(tiny_model_path: str) -> BareLoop:
+    return BareLoop(Path(tiny_model_path), kv_tokens=512, threads=1)
 
 
 Talks = Callable[[Settings], tuple[list[Conversation], int]]
@@ -79,9 +79,9 @@ def test_the_oldest_idle_sequences_are_removed_first(talks_of: Talks, loop: Bare
     assert all(later.start >= earlier.end for earlier, later in pairwise(records))
 
 
-def test_lanes_share_a_prefix_within_a_run_only(talks_of: Talks, model_path: str) -> None:
+def test_lanes_share_a_prefix_within_a_run_only(talks_of: Talks, tiny_model_path: str) -> None:
     talks, users = talks_of(Settings(workload="uniform", users=2, output_tokens=2))
-    lanes = BareLoop(Path(model_path), lanes=2, lane_tokens=256, threads=1)
+    lanes = BareLoop(Path(tiny_model_path), lanes=2, lane_tokens=256, threads=1)
     for _ in range(2):
         records = lanes.play(talks, users, Schedule(64, prompts_first=True))
         assert sorted(record.cached_tokens or 0 for record in records) == [0, 24]
@@ -105,8 +105,8 @@ def test_a_shared_prefix_uses_memory_once(talks_of: Talks, loop: BareLoop, by_tu
 
 
 @pytest.fixture(scope="module")
-def drafting(model_path: str) -> BareLoop:
-    return BareLoop(Path(model_path), lanes=4, lane_tokens=512, threads=1, verified_rows=16)
+def drafting(tiny_model_path: str) -> BareLoop:
+    return BareLoop(Path(tiny_model_path), lanes=4, lane_tokens=512, threads=1, verified_rows=16)
 
 
 def test_drafts_make_fewer_and_larger_steps_of_the_same_tokens(talks_of: Talks, drafting: BareLoop) -> None:

@@ -1,4 +1,4 @@
-"""The Messages API through Anthropic's SDK, sync and async, streamed and not, on the real small model."""
+"""The Messages API through Anthropic's SDK, sync and async, streamed and not, on a tiny model."""
 
 import asyncio
 import json
@@ -45,8 +45,9 @@ def counting(count: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
-    with CortexServer(tmp_path_factory.mktemp("server"), "--ctx-len=2048") as server:
+def server(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
+    flags = (f"--alias={MODEL}", "--ctx-len=2048")
+    with CortexServer(tmp_path_factory.mktemp("server"), *flags, model=tiny_model_path) as server:
         yield server
 
 
