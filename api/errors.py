@@ -32,6 +32,13 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
+class InterruptedRequestError(ApiError):
+    """The engine was stopped before the request had ended, which says nothing about the request."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(500, message, kind="server_error", code="internal_error")
+
+
 def os_error_text(error: OSError) -> str:
     """The error in one line, with the file's name if there is one."""
     reason = error.strerror or str(error)

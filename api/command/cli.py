@@ -12,6 +12,7 @@ import typer
 
 from api import package_version
 from api.command import completion
+from api.command.batch import app as batch_app
 from api.command.flags import with_server_flags
 from api.command.keys import app as keys_app
 from api.command.launch import CommandError, end, ensure_served, is_last, require_free_address, stop_model
@@ -34,6 +35,7 @@ STOP_MARGIN_SECONDS = 10.0
 app = typer.Typer(pretty_exceptions_enable=False)
 app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
+app.add_typer(batch_app, name="batch")
 
 Model = Annotated[
     str,

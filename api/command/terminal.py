@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -227,6 +228,31 @@ def download_bar(text: str, total: int, done: int) -> Iterator[Callable[[int], N
         yield lambda num_bytes: progress.advance(task, num_bytes)
 
 
+@contextlib.contextmanager
+def line_bar(text: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show the progress of a batch on stderr, if it is a terminal.
+
+    Yields a function to call with its status, and with its numbers of done and of all lines; 0 while it has none.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(text, total=None)
+
+        def show(status: str, done: int, total: int) -> None:
+            progress.update(task, description=f"{text} {status}", completed=done, total=total or None)
+
+        yield show
+
+
 def print_tuning(model: str, outcome: dict[str, Any]) -> None:
     """Print the measurements and the selected settings of `cortex tune`. `outcome` is its JSON output."""
     from rich.console import Console
@@ -320,6 +346,23 @@ def print_tenants(tenants: list[dict[str, Any]]) -> None:
             )
         )
     _print_table(("NAME", "STATE", "KEY", "WEIGHT", "PRIORITY", "LIMITS", "MODELS", "EXPIRES"), rows)
+
+
+def print_batches(batches: list[dict[str, Any]]) -> None:
+    """Print `cortex batch list`. `batches`: as the API has them."""
+    rows = [
+        (
+            each["id"],
+            each["status"],
+            each["endpoint"],
+            str(each["request_counts"]["completed"]),
+            str(each["request_counts"]["failed"]),
+            str(each["request_counts"]["total"]),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(each["created_at"])),
+        )
+        for each in batches
+    ]
+    _print_table(("ID", "STATUS", "ENDPOINT", "COMPLETED", "FAILED", "LINES", "CREATED"), rows)
 
 
 def print_usage(by: str, rows: list[tuple[str, "Used"]]) -> None:

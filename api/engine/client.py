@@ -168,12 +168,12 @@ class EngineClient:
             self._forget(request_id)
 
     def fail_all(self, reason: str) -> None:
-        """End every request with an error."""
+        """End every request with an error that says nothing about the request: no engine computes it any more."""
         for request_id in tuple(self._requests):
-            self._fail(request_id, reason)
+            self._fail(request_id, reason, is_interrupted=True)
 
-    def _fail(self, request_id: int, reason: str) -> None:
-        self._requests[request_id].fail(request_id, reason)
+    def _fail(self, request_id: int, reason: str, *, is_interrupted: bool = False) -> None:
+        self._requests[request_id].fail(request_id, reason, is_interrupted=is_interrupted)
         self.cancel(request_id)
 
     def _forget(self, request_id: int) -> None:

@@ -9,7 +9,7 @@ import trio
 
 from api.engine.deadline import NEVER, Deadline
 from api.engine.mailbox import Mailbox
-from api.errors import ApiError, server_error
+from api.errors import ApiError, InterruptedRequestError, server_error
 from scheduler.messages import Embed, Embedded, Output, Submit
 
 UNREAD_LIMIT: Final = 60.0
@@ -53,6 +53,7 @@ class Generation:
         self._num_scored = [0] * len(submits)
         """Number of prompt log probabilities received so far, for each sequence."""
         self._has_output = False
+        self._is_interrupted = False
         self.position: int | None = None
         """Its first sequence's position among those that wait, from 1 on; None if it is not known, or has output."""
         self.deadline: Deadline = NEVER
@@ -78,7 +79,7 @@ class Generation:
         Returns nothing if only the position has changed.
 
         Raises ApiError 400 if the engine refused the grammar, 500 if it failed or the request was dropped, 504 if it
-        was dropped after its deadline.
+        was dropped after its deadline; InterruptedRequestError if the engine was stopped.
         """
         outputs = await self._mailbox.get()
         for output in outputs:
@@ -87,7 +88,7 @@ class Generation:
             if output.error == _LATE:
                 raise self.deadline.error()
             if output.error is not None:
-                raise server_error(output.error)
+                raise _failure(output.error, is_interrupted=self._is_interrupted)
         return [(self._indexes[output.request_id], output) for output in outputs]
 
     def deliver(self, output: Output) -> bool:
@@ -136,8 +137,9 @@ class Generation:
         if self._watcher is not None:
             self._watcher.ended(self._indexes[request_id])
 
-    def fail(self, request_id: int, reason: str) -> None:
-        """End a sequence with an error (for the engine client)."""
+    def fail(self, request_id: int, reason: str, *, is_interrupted: bool = False) -> None:
+        """End a sequence with an error (for the engine client). `is_interrupted`: the engine was stopped."""
+        self._is_interrupted |= is_interrupted
         self.deliver(Output(request_id, [], "error", error=reason))
 
 
@@ -153,6 +155,7 @@ class Embedding:
         self._embed = embed
         self._embeddings: list[str] = []
         self._error: str | None = None
+        self._is_interrupted = False
         self._ended = trio.Event()
 
     def __enter__(self) -> Self:
@@ -167,11 +170,11 @@ class Embedding:
     async def receive(self) -> list[str]:
         """Returns the embeddings of all texts in order, each as little-endian float32 in base64.
 
-        Raises ApiError 500 if the engine failed.
+        Raises ApiError 500 if the engine failed, InterruptedRequestError if it was stopped.
         """
         await self._ended.wait()
         if self._error is not None:
-            raise server_error(self._error)
+            raise _failure(self._error, is_interrupted=self._is_interrupted)
         return self._embeddings
 
     def deliver(self, embedded: Embedded) -> bool:
@@ -193,6 +196,11 @@ class Embedding:
         if self._watcher is not None:
             self._watcher.ended(0)
 
-    def fail(self, request_id: int, reason: str) -> None:
-        """End the request with an error (for the engine client)."""
+    def fail(self, request_id: int, reason: str, *, is_interrupted: bool = False) -> None:
+        """End the request with an error (for the engine client). `is_interrupted`: the engine was stopped."""
+        self._is_interrupted = is_interrupted
         self.deliver(Embedded(request_id, error=reason))
+
+
+def _failure(reason: str, *, is_interrupted: bool) -> ApiError:
+    return InterruptedRequestError(reason) if is_interrupted else server_error(reason)

@@ -123,6 +123,18 @@ class Access:
         user = parsed.end_user if parsed is not None else None
         return Tenant(f"user:{_bounded(user)}" if user else f"address:{request.remote_addr}")
 
+    def tenant_of(self, keeper: str, name: str) -> Tenant | None:
+        """The tenant for whom a batch runs, that belongs to `keeper` (see Call.keeper).
+
+        None while nobody could read its answers: the tenant has no valid key, or the server demands keys now and did
+        not before, or the reverse.
+        """
+        if not self.demands_keys:
+            return Tenant(name) if not keeper else None
+        if not keeper or keeper == OWNER.name:
+            return OWNER if keeper else None
+        return self._directory.named(keeper) if self._directory is not None else None
+
 
 def _sent_key() -> str | None:
     """The key that the current request has: as OpenAI's SDK sends it, else as Anthropic's does."""

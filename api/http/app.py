@@ -43,6 +43,7 @@ _log = logging.getLogger("cortex.api")
 
 EXPOSED: Final = ["x-request-id", "request-id", HEADER, "retry-after", ID_HEADER.lower(), *limits.HEADERS]
 """The headers that a web page of another origin may read."""
+_EXTENSION: Final = "cortex"
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -85,6 +86,7 @@ def create_app(
         streams=streams or ResumableStreams(),
         storage=storage,
     )
+    app.extensions[_EXTENSION] = server
     server.observers.add(server.tickets)
     _name_requests(app, fleet)
     _handle_errors(app)
@@ -100,6 +102,12 @@ def create_app(
 
 def _is_upload(method: str, path: str) -> bool:
     return any(each.form and each.method == method and path in each.paths for each in OPERATIONS)
+
+
+def server_of(app: QuartTrio) -> Server:
+    """What the operations of an application share."""
+    server: Server = app.extensions[_EXTENSION]
+    return server
 
 
 def _recorded(app: ASGIFramework, observers: Observers) -> ASGIFramework:

@@ -9,6 +9,10 @@ from pydantic import RootModel
 
 from api.http import openapi, page_files
 from api.http.operation import Operation, Parameter, Scope
+from api.protocols.batches import answer as batches
+from api.protocols.batches.request import BatchListQuery, BatchRequest
+from api.protocols.batches.types import Batch, BatchList
+from api.protocols.batches.work import Endpoint
 from api.protocols.call import Call, Reply
 from api.protocols.chat import answer as chat
 from api.protocols.chat.request import ChatRequest
@@ -61,6 +65,7 @@ READS: Final = (400, 403, 404, 413, 503)
 RESPONSE_ID: Final = {"response_id": Parameter("The response's id.")}
 FILE_ID: Final = {"file_id": Parameter("The file's id.")}
 STREAM_ID: Final = {"stream_id": Parameter("The stream's id, from the header `X-Stream-Id` of the answer.")}
+BATCH_ID: Final = {"batch_id": Parameter("The batch's id.")}
 MODEL_NAME: Final = {"name": Parameter("The model's name.", has_slashes=True)}
 
 
@@ -220,6 +225,46 @@ OPERATIONS: Final = (
         aliases=("/v2/rerank", "/v1/reranking", "/reranking"),
     ),
     Operation(
+        "create_batch",
+        "POST",
+        "/v1/batches",
+        "Run the requests of a file whenever there is room",
+        batches.create,
+        Batch,
+        BatchRequest,
+        errors=(400, 409, 413, 500, 503, 507),
+    ),
+    Operation(
+        "list_batches",
+        "GET",
+        "/v1/batches",
+        "The batches of the client, the newest first",
+        batches.list_batches,
+        BatchList,
+        query=BatchListQuery,
+        errors=(400, 500, 503),
+    ),
+    Operation(
+        "get_batch",
+        "GET",
+        "/v1/batches/{batch_id}",
+        "A batch: its status, and its files when it has ended",
+        batches.retrieve,
+        Batch,
+        errors=(404, 500, 503),
+        parameters=BATCH_ID,
+    ),
+    Operation(
+        "cancel_batch",
+        "POST",
+        "/v1/batches/{batch_id}/cancel",
+        "End a batch early",
+        batches.cancel,
+        Batch,
+        errors=(404, 409, 500, 503, 507),
+        parameters=BATCH_ID,
+    ),
+    Operation(
         "ollama_chat",
         "POST",
         "/api/chat",
@@ -344,7 +389,7 @@ OPERATIONS: Final = (
         "Delete a file",
         files.delete,
         DeletedFile,
-        errors=(404, 500, 503),
+        errors=(404, 409, 500, 503),
         parameters=FILE_ID,
     ),
     Operation(
@@ -548,3 +593,13 @@ OPERATIONS: Final = (
     ),
     Operation("docs", "GET", "/docs", "The documentation of this API as a web page", _docs, scope=Scope.PUBLIC),
 )
+
+_FIXED: Final[dict[str, dict[str, object]]] = {"/v1/responses": {"store": False}}
+"""Fields of the lines of batches. There is room for 1024 stored responses: a batch would drop those of others."""
+_BATCH_PATHS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+BATCH_ENDPOINTS: Final = {
+    each.path: Endpoint(each.name, each.request, each.handler, _FIXED.get(each.path, {}))
+    for each in OPERATIONS
+    if each.path in _BATCH_PATHS and each.method == "POST" and each.request is not None
+}
+"""The operations that lines of batches may call, by their paths."""

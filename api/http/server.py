@@ -14,12 +14,14 @@ from api.errors import leaves, os_error_text
 from api.flags import ModelOptions, ServerOptions, ServerSettings
 from api.home import home
 from api.http.adapter import adapted
-from api.http.app import create_app
+from api.http.app import create_app, server_of
 from api.http.clients import Clients
 from api.http.connections import Listener, limits_of, serve_connections
 from api.http.draining import drain_on_signal
 from api.http.observers import TracingError, observing
+from api.http.operations import BATCH_ENDPOINTS
 from api.http.sockets import Listening, listening
+from api.protocols.batches.runner import BatchRunner
 from api.protocols.call import NO_STORAGE
 from api.protocols.resumable import ResumableStreams
 from api.record import AlreadyRunningError, hold_record
@@ -128,10 +130,12 @@ async def _run(
             )
         )
         nursery.start_soon(clients.run)
-        if isinstance(storage, Storage):
-            nursery.start_soon(storage.run)
         await nursery.start(fleet.run)
         await nursery.start(streams.run)
+        if isinstance(storage, Storage):
+            nursery.start_soon(storage.run)
+            runner = BatchRunner(server_of(app), storage, BATCH_ENDPOINTS, clients.access.tenant_of)
+            await nursery.start(runner.run)
         nursery.start_soon(_start_first, fleet, options.first)
         await serve_connections(adapted(app), config, _listeners(address), limits, shutdown=drained.wait)
         with trio.move_on_after(FLUSH_SECONDS):

@@ -1,5 +1,7 @@
 """How many sequences of one model may run and wait at once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 from weakref import WeakSet
@@ -41,6 +43,8 @@ class Admission:
         self._max_waiting = max_waiting
         self._places: WeakSet[Place] = WeakSet()
         """Of requests whose sequences the engine client does not have yet. A dropped answer gives its place back."""
+        self._num_aside = 0
+        """Number of sequences that take no place from others; see `aside`."""
 
     @property
     def num_entering(self) -> int:
@@ -56,6 +60,15 @@ class Admission:
             return True
         return False
 
+    @contextmanager
+    def aside(self, num_sequences: int) -> Iterator[None]:
+        """So many more sequences may run and wait during the block: for work that takes no place from clients."""
+        self._num_aside += num_sequences
+        try:
+            yield
+        finally:
+            self._num_aside -= num_sequences
+
     def check(self, num_sequences: int = 1, param: str | None = None) -> None:
         """Raises ApiError 503 without an engine, 429 while too many wait, 400 if so many can never wait at once."""
         max_seqs = self._engine.ready_info().max_seqs
@@ -66,7 +79,7 @@ class Admission:
                 f"{max_seqs} run and {self._max_waiting} wait. Send several requests with fewer prompts or choices."
             )
             raise ApiError(400, message, param=param, code="invalid_value")
-        excess = self._engine.num_active + self.num_entering + num_sequences - limit
+        excess = self._engine.num_active + self.num_entering + num_sequences - limit - self._num_aside
         if excess > 0:
             seconds = retry_after(self._engine.drain.seconds_until(excess, trio.current_time()))
             message = f"Too many requests: {max_seqs} run and {self._max_waiting} wait. Please try again in {seconds}s."

@@ -128,6 +128,13 @@ class Fleet:
         service.check_accepting(use)
         return service
 
+    async def knows(self, name: str) -> bool:
+        """Whether a request could name this model: it is served, or on disk and may be loaded on demand."""
+        try:
+            return self._find(name) is not None or await self._on_disk(name) is not None
+        except ApiError as error:
+            return error.status != 404  # its files are broken
+
     async def _requested(self, name: str | None) -> ModelRuntime:
         """The model that a request names. It is added to the fleet if it is on disk and may be loaded on demand."""
         if name is None:

@@ -32,6 +32,60 @@ MIGRATIONS: Final = (
     CREATE INDEX files_by_owner ON files (owner, number);
     CREATE INDEX files_by_expiry ON files (expires_at) WHERE expires_at IS NOT NULL;
     """,
+    """
+    CREATE TABLE batches (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, -- in the order of their creation
+        id TEXT NOT NULL UNIQUE,
+        owner TEXT NOT NULL,
+        tenant TEXT NOT NULL, -- whose shares its lines use
+        endpoint TEXT NOT NULL,
+        input_file TEXT NOT NULL,
+        metadata TEXT NOT NULL, -- a JSON object or null
+        output_seconds INTEGER,
+        status TEXT NOT NULL,
+        ending TEXT, -- the status that follows when its files are written
+        created_at INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL,
+        in_progress_at INTEGER,
+        finalizing_at INTEGER,
+        completed_at INTEGER,
+        failed_at INTEGER,
+        expired_at INTEGER,
+        cancelling_at INTEGER,
+        cancelled_at INTEGER,
+        models TEXT NOT NULL DEFAULT '[]', -- JSON lists
+        known_models TEXT NOT NULL DEFAULT '[]',
+        errors TEXT NOT NULL DEFAULT '[]',
+        total INTEGER NOT NULL DEFAULT 0,
+        completed INTEGER NOT NULL DEFAULT 0,
+        failed INTEGER NOT NULL DEFAULT 0,
+        input_tokens INTEGER NOT NULL DEFAULT 0,
+        cached_tokens INTEGER NOT NULL DEFAULT 0,
+        output_tokens INTEGER NOT NULL DEFAULT 0,
+        reasoning_tokens INTEGER NOT NULL DEFAULT 0,
+        output_file TEXT,
+        error_file TEXT
+    );
+    CREATE INDEX batches_by_owner ON batches (owner, number);
+    CREATE TABLE batch_lines (
+        batch INTEGER NOT NULL REFERENCES batches (number),
+        line INTEGER NOT NULL, -- its number in the input file, from 1
+        custom_id TEXT NOT NULL,
+        start INTEGER NOT NULL, -- its first byte in the file
+        size INTEGER NOT NULL,
+        model_group INTEGER NOT NULL, -- the lines of one model
+        place INTEGER NOT NULL, -- in the order of execution
+        PRIMARY KEY (batch, line)
+    ) WITHOUT ROWID;
+    CREATE INDEX batch_lines_by_place ON batch_lines (batch, model_group, place);
+    CREATE TABLE batch_answers (
+        batch INTEGER NOT NULL REFERENCES batches (number),
+        line INTEGER NOT NULL,
+        is_error INTEGER NOT NULL,
+        data BLOB NOT NULL, -- a line of an output file
+        UNIQUE (batch, line)
+    );
+    """,
 )
 """The statements that make each version from the one before. Never change one that has been released: add another."""
 

@@ -8,6 +8,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import trio
 
+from api.storage.batches import BatchStore
 from api.storage.database import Database
 from api.storage.errors import StorageError
 from api.storage.files import FileStore
@@ -33,6 +34,7 @@ class Storage:
         self.database = Database(folder)
         try:
             self.files = FileStore(folder, self.database, quota=quota)
+            self.batches = BatchStore(self.database)
         except BaseException:
             self.database.close()
             raise

@@ -134,6 +134,12 @@ class Directory:
             found = self.find(key)
         return found
 
+    def named(self, name: str) -> Tenant | None:
+        """The tenant with this name; None if it has no valid key."""
+        now = self._clock()
+        known = [each for group in self._known.values() for each in group if each.stored.tenant.name == name]
+        return next((found for each in known if isinstance(found := each.accepted(now), Tenant)), None)
+
     @property
     def is_empty(self) -> bool:
         """Whether nobody has a key."""

@@ -28,7 +28,7 @@ class AppTransport(httpx2.BaseTransport):
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
         send = getattr(self._server.client, request.method.lower())
-        answer = await send(request.url.path, data=request.read(), headers=dict(request.headers))
+        answer = await send(request.url.raw_path.decode(), data=request.read(), headers=dict(request.headers))
         body = bytes(await answer.get_data(as_text=False))
         return httpx2.Response(answer.status_code, headers=list(answer.headers.items()), content=body)
 

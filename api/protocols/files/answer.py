@@ -71,9 +71,9 @@ async def retrieve(call: Call[None]) -> dict[str, Any]:
 
 
 async def delete(call: Call[None]) -> dict[str, Any]:
-    """Raises ApiError 404 if there is no such file."""
+    """Raises ApiError 404 if there is no such file, FileInUseError if a batch reads it."""
     storage, file_id = call.storage, call.path["file_id"]
-    if not await storage.call(storage.files.delete, call.keeper, file_id):
+    if not await storage.call(storage.files.delete, call.keeper, file_id, storage.batches.keeps_used_files):
         raise _not_found(file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 

@@ -21,7 +21,7 @@ from api.tenants.database import database
 from api.tenants.directory import Directory, Refusal
 from api.tenants.keys import new_key
 from api.tenants.store import Change
-from api.tenants.tenant import Priority
+from api.tenants.tenant import OWNER, Priority, Tenant
 from api.tenants.usage import Used, totals
 from api.tenants.usage_buffer import UsageBuffer
 from api.text.tokenizer import Tokenizer
@@ -390,3 +390,17 @@ async def test_without_keys_a_response_belongs_to_all(open_server: Server) -> No
 
 def test_every_refusal_has_a_message() -> None:
     assert set(REFUSALS) == {None, *Refusal}
+
+
+def test_a_batch_runs_while_its_owner_could_read_it(directory: Directory) -> None:
+    add("alice", weight=3.0)
+    directory.refresh()
+    with_keys, without = Access(directory, demands_keys=True), Access(directory)
+    alice = with_keys.tenant_of("alice", "alice")
+    assert alice is not None
+    assert (alice.name, alice.weight) == ("alice", 3.0)
+    assert with_keys.tenant_of("owner", "owner") == OWNER
+    assert with_keys.tenant_of("bob", "bob") is None
+    assert with_keys.tenant_of("", "user:ann") is None, "nobody could read it before the server demanded keys"
+    assert without.tenant_of("", "user:ann") == Tenant("user:ann")
+    assert without.tenant_of("alice", "alice") is None

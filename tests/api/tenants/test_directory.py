@@ -192,3 +192,15 @@ class TestKeysFile:
         directory.refresh()
         assert tenant(directory, hidden) is Refusal.UNKNOWN
         assert (tenant(directory, FILE_KEY), tenant(directory, other)) == ("alice", "bob")
+
+
+def test_a_tenant_is_found_by_its_name_while_it_has_a_valid_key(directory: Directory, clock: Clock) -> None:
+    assert directory.named("alice") is None
+    add("alice", Change(expiry=(clock.now + 10,)))
+    directory.refresh()
+    found = directory.named("alice")
+    assert found is not None
+    assert found.name == "alice"
+    assert directory.named("bob") is None
+    clock.now += 10
+    assert directory.named("alice") is None

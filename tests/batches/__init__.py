@@ -1,0 +1,1 @@
+"""A check of batches that takes minutes: `make batch-test`."""
