@@ -106,7 +106,7 @@ class Visitor:
     def open_settings(self) -> None:
         """Shows the settings of the chat, unless they are shown."""
         if not self.setting("Temperature").is_visible():
-            self.page.get_by_text("Settings", exact=True).first.click()
+            self.button("Settings").click()
 
     def setting(self, name: str) -> Locator:
         return self.page.get_by_label(name, exact=True)
