@@ -25,10 +25,15 @@ settings.load_profile("cortex")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives tests of operations different names. Schemathesis gives them one, and pytest-xdist would run one test."""
+    """Orders the files, and gives tests of operations different names.
+
+    Schemathesis gives them one, and pytest-xdist would run one test.
+    """
     for item in items:
         if operation := getattr(item, "operation_label", None):
             item._id = item.id.with_params(operation)
+    # The longest of the last files goes first. Else one worker would run it while the other has nothing to do.
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
     names = [item.nodeid for item in items]
     assert len(set(names)) == len(names), "pytest-xdist skips tests with equal names"
 

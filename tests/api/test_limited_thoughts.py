@@ -1,4 +1,4 @@
-"""Reasoning that is limited, on the real small model behind a template that begins the reasoning, through the SDKs.
+"""Reasoning that is limited, on a tiny model behind a template that begins the reasoning, through the SDKs.
 
 A bias lets the model write one word only, in its reasoning and in its answer. So the expected texts are certain.
 """
@@ -32,9 +32,9 @@ CALL: Any = {"type": "function", "function": {"name": "clock", "parameters": EMP
 
 
 @pytest.fixture(scope="module")
-def server(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
+def server(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
     folder = tmp_path_factory.mktemp("thinker")
-    (folder / "thinker.gguf").symlink_to(model_path)
+    (folder / "thinker.gguf").symlink_to(tiny_model_path)
     (folder / "model.yaml").write_text(yaml.safe_dump({"chat_template": TEMPLATE}))
     with CortexServer(folder / "home", "--ctx-len=512", model=str(folder / "thinker.gguf")) as server:
         yield server

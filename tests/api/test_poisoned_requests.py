@@ -38,8 +38,9 @@ ERRORS = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
-    server = CortexServer(tmp_path_factory.mktemp("server"), "--ctx-len=256", "--max-seqs=16")
+def server(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
+    flags = (f"--alias={MODEL}", "--ctx-len=256", "--max-seqs=16")
+    server = CortexServer(tmp_path_factory.mktemp("server"), *flags, model=tiny_model_path)
     server._command = [sys.executable, "-P", "-c", COMMAND]
     with server:
         yield server
