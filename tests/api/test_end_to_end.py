@@ -43,6 +43,11 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CortexServer]:
         yield server
 
 
+def tiny_server(home: Path, model_path: str, *flags: str, is_patient: bool = False) -> CortexServer:
+    """Starts soon and writes quickly. Only for tests that need no certain speed: see tiny_model_path."""
+    return CortexServer(home, f"--alias={MODEL}", *flags, model=model_path, is_patient=is_patient)
+
+
 def client_of(server: CortexServer) -> OpenAI:
     return OpenAI(base_url=server.url, api_key="not-needed", max_retries=0, timeout=3 * SECONDS)
 
@@ -501,7 +506,9 @@ def test_a_client_that_never_reads_does_not_stop_others(narrow: CortexServer) ->
     narrow.assert_nothing_is_held()
 
 
-def test_growing_requests_that_cannot_fit_together_all_finish(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_growing_requests_that_cannot_fit_together_all_finish(
+    tmp_path: Path, tiny_model_path: str, tokenizer: Tokenizer
+) -> None:
     own = letters(tokenizer, 16)
 
     async def ask_all(server: CortexServer) -> list[Answer]:
@@ -512,7 +519,7 @@ def test_growing_requests_that_cannot_fit_together_all_finish(tmp_path: Path, to
                 )
             return await asyncio.gather(*map(rest, streams))
 
-    with CortexServer(tmp_path, "--kv-tokens=1024", "--ctx-len=512", "--max-seqs=16") as cramped:
+    with tiny_server(tmp_path, tiny_model_path, "--kv-tokens=1024", "--ctx-len=512", "--max-seqs=16") as cramped:
         answers = asyncio.run(ask_all(cramped))
         assert [answer.content for answer in answers] == [letter * 80 for letter in own]
         assert [answer.num_tokens[1] for answer in answers] == [80] * 16
@@ -581,9 +588,12 @@ def test_streams_outlive_a_killed_engine_and_miss_nothing(tmp_path: Path) -> Non
         assert server.stop() == 0
 
 
-def test_sigterm_lets_streams_finish_and_refuses_new_work(tmp_path: Path) -> None:
+def test_sigterm_lets_streams_finish_and_refuses_new_work(tmp_path: Path, tiny_model_path: str) -> None:
     flags = ("--ctx-len=1024", f"--grace={10 * SECONDS}")
-    with CortexServer(tmp_path, *flags, is_patient=True) as server, client_of(server) as client:
+    with (
+        tiny_server(tmp_path, tiny_model_path, *flags, is_patient=True) as server,
+        client_of(server) as client,
+    ):
         engine = server.health()["engine_pid"]
         with paused(engine):  # the streams cannot end before these checks
             place, lost = resumable_stream(server, 10, 1)
@@ -618,10 +628,13 @@ def test_sigterm_ends_streams_that_outlast_the_grace_period(tmp_path: Path) -> N
         assert "Traceback" not in server.log
 
 
-def test_a_conversation_is_cached_across_a_restart(tmp_path: Path) -> None:
+def test_a_conversation_is_cached_across_a_restart(tmp_path: Path, tiny_model_path: str) -> None:
     question = user("Tell me about these words: " + "tree house river stone " * 30)
     for known in (0, 128):
-        with CortexServer(tmp_path, "--ctx-len=512", is_patient=True) as server, client_of(server) as client:
+        with (
+            tiny_server(tmp_path, tiny_model_path, "--ctx-len=512", is_patient=True) as server,
+            client_of(server) as client,
+        ):
             response = client.chat.completions.create(model=MODEL, messages=question, max_tokens=4)
             assert response.usage is not None
             assert response.usage.prompt_tokens_details is not None
@@ -632,9 +645,9 @@ def test_a_conversation_is_cached_across_a_restart(tmp_path: Path) -> None:
             assert server.stop() == 0
 
 
-def test_idle_connections_do_not_delay_the_shutdown(tmp_path: Path) -> None:
+def test_idle_connections_do_not_delay_the_shutdown(tmp_path: Path, tiny_model_path: str) -> None:
     with (
-        CortexServer(tmp_path, "--ctx-len=256", is_patient=True) as server,
+        tiny_server(tmp_path, tiny_model_path, "--ctx-len=256", is_patient=True) as server,
         client_of(server) as client,
         httpx.Client(timeout=SECONDS) as other,
     ):
@@ -645,8 +658,8 @@ def test_idle_connections_do_not_delay_the_shutdown(tmp_path: Path) -> None:
         assert server.stop() == 0, "waiting for one of them would exceed the time limit of stop()"
 
 
-def test_repeated_signals_do_not_change_the_shutdown(tmp_path: Path) -> None:
-    with CortexServer(tmp_path, "--ctx-len=256") as server:
+def test_repeated_signals_do_not_change_the_shutdown(tmp_path: Path, tiny_model_path: str) -> None:
+    with tiny_server(tmp_path, tiny_model_path, "--ctx-len=256") as server:
         engine = server.health()["engine_pid"]
         while server.process.poll() is None:
             server.process.send_signal(signal.SIGTERM)
