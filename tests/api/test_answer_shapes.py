@@ -15,7 +15,6 @@ import pytest
 
 from tests.api.answer_shapes import SCHEMAS, SHAPES, TWO, Shape
 from tests.api.steered_server import SteeredServer
-from tests.models import write_llama
 
 FUNCTIONS: list[Any] = [{"type": "function", "function": {"name": n, "parameters": s}} for n, s in SCHEMAS.items()]
 RESPONSE_TOOLS: list[Any] = [{"type": "function", "name": n, "parameters": s} for n, s in SCHEMAS.items()]
@@ -215,12 +214,10 @@ def _response(events: Any, script: str) -> Answer:
 
 
 @pytest.fixture(scope="module")
-def server(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SteeredServer]:
-    """With a tiny model, which is fast, and the vocabulary of the embedded one."""
+def server(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SteeredServer]:
     folder = tmp_path_factory.mktemp("server")
-    write_llama(folder / "tiny.gguf", model_path)
     templates = {name: shape.source for name, shape in SHAPES.items()}
-    with SteeredServer(folder, str(folder / "tiny.gguf"), templates) as server:
+    with SteeredServer(folder, tiny_model_path, templates) as server:
         yield server
 
 

@@ -717,8 +717,8 @@ def test_an_alias_of_invalid_length_is_refused(here: InProcess, name: str) -> No
         StartRequest.model_validate({"model": "m", "alias": ["ok", name]})
 
 
-def test_tuning_reports_the_settings_that_it_keeps(cortex: Cortex) -> None:
-    command = [sys.executable, "-m", "api", "tune", "--seconds=1", "--json", MODEL]
+def test_tuning_reports_the_settings_that_it_keeps(cortex: Cortex, tiny_model_path: str) -> None:
+    command = [sys.executable, "-m", "api", "tune", "--seconds=1", "--json", tiny_model_path]
     run = subprocess.run(command, env=cortex.environment, cwd=ROOT, capture_output=True, text=True, timeout=4 * SECONDS)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""

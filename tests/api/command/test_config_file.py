@@ -187,9 +187,9 @@ def test_models_loaded_later_inherit_the_servers_flags_except_aliases(home: Path
     assert started.difference(ModelFlags(threads=1).model_options("n", Path("/n.gguf"))) == ""
 
 
-def test_models_started_later_get_the_running_servers_flags(tmp_path: Path, model_path: str) -> None:
+def test_models_started_later_get_the_running_servers_flags(tmp_path: Path, tiny_model_path: str) -> None:
     for name in ("two", "three"):
-        (tmp_path / f"{name}.gguf").symlink_to(model_path)
+        (tmp_path / f"{name}.gguf").symlink_to(tiny_model_path)
     (tmp_path / "cortex.toml").write_text('ctx_len = 512\nmax_seqs = 2\nkv_layout = "pool"\nhost_cache = "0"\n')
     with CortexServer(tmp_path, "--ctx-len=256") as server:
         for body in ({"model": "two"}, {"model": "three", "ctx_len": 128}):

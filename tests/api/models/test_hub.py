@@ -766,10 +766,10 @@ def stopped(home: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("stopped")
 def test_run_pulls_a_missing_model_and_uses_its_defaults(
-    hub: Hub, home: Path, model_path: str, tokenizer: Tokenizer
+    hub: Hub, home: Path, tiny_model_path: str, tokenizer: Tokenizer
 ) -> None:
     settings = b"temperature: 0\nmax_tokens: 5\nctx_len: 256\nstop: [nothing of the kind]\nengine: llama-cpp\n"
-    hub.add("cortexso/tiny", {"model.gguf": Path(model_path).read_bytes(), "model.yml": settings}, "135m-gguf")
+    hub.add("cortexso/tiny", {"model.gguf": Path(tiny_model_path).read_bytes(), "model.yml": settings}, "135m-gguf")
     with spawn("run", "-d", "--port=0", "--max-seqs=2", "--kv-layout=pool", "tiny:135m-gguf") as starting:
         out, err = starting.communicate(timeout=SECONDS)
     record = read_record()

@@ -41,6 +41,13 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Callable[[gguf.PoolingType
 Bert = Callable[[gguf.PoolingType | None], str]
 
 
+@pytest.fixture(scope="module")
+def mamba(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("models") / "mamba.gguf"
+    write_mamba(path, model_path)
+    return str(path)
+
+
 def open_engine(path: str, **options: Any) -> tuple[Parts, Embedder]:
     parts = load(EngineConfig(path, **{"gpu_layers": 0, "max_seqs": 2, "threads": 1, **options}))
     assert parts.embedder is not None
@@ -180,9 +187,8 @@ def test_a_generating_model_makes_no_embeddings_by_default(model_path: str) -> N
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_a_recurrent_model_embeds_each_text_as_if_alone(model_path: str, tmp_path: Path, pooling: str) -> None:
-    write_mamba(tmp_path / "mamba.gguf", model_path)
-    _, embedder = open_engine(str(tmp_path / "mamba.gguf"), ctx_len=256, pooling=pooling, host_cache=0)
+def test_a_recurrent_model_embeds_each_text_as_if_alone(mamba: str, pooling: str) -> None:
+    _, embedder = open_engine(mamba, ctx_len=256, pooling=pooling, host_cache=0)
     assert_other_texts_change_nothing(embedder, texts_of(49_000), pooling)
 
 
