@@ -25,6 +25,9 @@ from bench.workloads import Settings, sessions
 
 REPORT_SECONDS: Final = 1.5
 """After the last answer, until the counters of an engine are final."""
+SETTLE_SECONDS: Final = 5.0
+"""After a router knows all nodes, until it has also read their loads. SMG that had just started sent 15 of 16 first
+requests to one node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,7 @@ async def _run(plan: Plan, settings: Settings, choice: routers.Choice | None) ->
                 stack.push_async_callback(front.stop)
                 await front.start()
                 await _all_known(front, num_nodes)
+                await trio.sleep(SETTLE_SECONDS)
             before = [await node.read() for node in nodes]
             repetition, signals = await _play(plan, settings, front, nodes)
             await trio.sleep(REPORT_SECONDS)
