@@ -95,7 +95,7 @@ types: install
 layers: install
 	$(BIN)/lint-imports
 
-# Runs two files at a time, in the order of their names. Files that start servers and engines come first.
+# Runs two files at a time, in the order of their names, after test_docs. Files that start servers and engines come first.
 unit: page-current
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --junit-xml $(RESULTS)
 
