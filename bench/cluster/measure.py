@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -104,7 +104,7 @@ async def _run(plan: Plan, settings: Settings, choice: routers.Choice | None) ->
 
 def _router(plan: Plan, choice: routers.Choice, nodes: Sequence[Node], folder: Path) -> Server:
     port, metrics_port = free_ports(2)
-    behind = [node.behind for node in nodes]
+    behind = [replace(node.behind, model=node.server.model) for node in nodes]
     extra = plan.router_flags.get(choice.router, ())
     spec = routers.spec(choice, plan.commands[choice.router], port, metrics_port, behind, extra)
     return Server(spec, folder / "router.log")

@@ -50,6 +50,8 @@ class Behind:
     url: str
     events: str = ""
     replay: str = ""
+    model: str = ""
+    """The name of the model whose events it publishes."""
 
 
 def choices(given: str) -> tuple[Choice, ...]:
@@ -106,7 +108,7 @@ def spec(
     )
     flags = (*_own_flags(choice.router), *common)
     if choice.needs_events:
-        flags = (*flags, "--kv-event-block-size", str(PAGE_TOKENS))
+        flags = (*flags, "--kv-event-block-size", str(PAGE_TOKENS), "--kv-event-model", nodes[0].model)
         for node in nodes:
             flags = (*flags, "--kv-event-source", f"{node.url}={node.events}")
             flags = (*flags, "--kv-event-replay-source", f"{node.url}={node.replay}")

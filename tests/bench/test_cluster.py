@@ -159,9 +159,12 @@ def test_smg_has_the_flags_of_the_docs_and_the_users_win(tmp_path: Path, monkeyp
 
 def test_vllm_router_hears_the_events_of_each_node() -> None:
     choice = Choice("vllm-router", "kv_aware")
-    behind = [Behind(url=node.url, events="tcp://127.0.0.1:7", replay="tcp://127.0.0.1:8") for node in NODES]
+    behind = [
+        Behind(url=node.url, events="tcp://127.0.0.1:7", replay="tcp://127.0.0.1:8", model="tiny") for node in NODES
+    ]
     command = routers.spec(choice, Path("vllm-router"), 5, 6, behind, ()).command
     assert command.count("--kv-event-source") == 2
+    assert command[command.index("--kv-event-model") + 1] == "tiny"
     assert f"{NODES[1].url}=tcp://127.0.0.1:7" in command
     assert f"{NODES[1].url}=tcp://127.0.0.1:8" in command
 
