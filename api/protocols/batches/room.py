@@ -8,8 +8,8 @@ import trio
 class Room:
     """Lets lines in, in the order in which they ask, while there is room for their sequences."""
 
-    def __init__(self, capacity: Callable[[], int]) -> None:
-        """`capacity`: how many sequences may run now. A line with more runs alone."""
+    def __init__(self, capacity: Callable[[int], int]) -> None:
+        """`capacity`: how many sequences may run now, if this many run. A line with more runs alone."""
         self._capacity = capacity
         self._used = 0
         self._turn = trio.Lock()
@@ -18,7 +18,7 @@ class Room:
     async def enter(self, num_sequences: int) -> None:
         """Wait until there is room, and take it."""
         async with self._turn:
-            while self._used and self._used + num_sequences > self._capacity():
+            while self._used and self._used + num_sequences > self._capacity(self._used):
                 await self._left.wait()
             self._used += num_sequences
 

@@ -241,11 +241,18 @@ class BatchRunner:
             self._rooms[name] = Room(partial(self._capacity, name))
         return self._rooms[name]
 
-    def _capacity(self, model: str) -> int:
-        """As many sequences as the engine computes at once. One while the model is not loaded: it loads the model."""
+    def _capacity(self, model: str, num_running: int) -> int:
+        """The sequences that the engine computes at once and that others leave; at least one.
+
+        The others have the higher classes, but lines that are being computed slow each of their steps. One while the
+        model is not loaded: it loads the model.
+        """
         service = next((each.service for each in self._server.fleet.models if model in each.names), None)
         info = service.engine.info if service is not None else None
-        return info.max_seqs if info is not None else 1
+        if service is None or info is None:
+            return 1
+        num_others = max(service.num_active - num_running, 0)
+        return max(info.max_seqs - num_others, 1)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -105,6 +105,22 @@ async def test_lines_take_no_place_from_clients(desk: Open, autojump_clock: Mock
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("num_clients", [1, INFO.max_seqs - 1, INFO.max_seqs + 2])
+async def test_lines_take_only_the_room_that_clients_leave(
+    desk: Open, autojump_clock: MockClock, num_clients: int
+) -> None:
+    here = desk()
+    here.answers_each(lambda prompt: None)
+    async with here.running(), trio.open_nursery() as nursery:
+        for _ in range(num_clients):
+            nursery.start_soon(here.server.post, chat("Me"))
+        await trio.sleep(1)
+        here.create(numbered(9))
+        await trio.sleep(5)
+        assert here.engine.num_active == max(INFO.max_seqs, num_clients + 1)
+        nursery.cancel_scope.cancel()
+
+
 async def test_lines_with_equal_beginnings_run_next_to_each_other(desk: Open, autojump_clock: MockClock) -> None:
     here = desk()
     here.answers_each(lambda prompt: "Fine.")
