@@ -48,8 +48,9 @@ def test_a_feed_tells_what_the_engine_computes_until_the_server_ends(tmp_path: P
                 extra_body={"ignore_eos": True},
             ).usage
         assert usage is not None
-        wait_until(lambda: feed.tokens() == (usage.prompt_tokens, 7), "all steps are told")  # the last needs no step
-        wait_until(lambda: feed.models[-1].latency.itl is not None, "latencies are told")
+        # The last of the 8 tokens needs no step.
+        wait_until(lambda: feed.tokens() == (usage.prompt_tokens, 7), "all steps have arrived")
+        wait_until(lambda: feed.models[-1].latency.itl is not None, "latencies have arrived")
         assert "user:ann" in {row[0] for model in feed.models for step in model.steps for row in step.rows}
         assert secret not in "".join(model.model_dump_json() for model in feed.models)
         wait_until(lambda: (pages := feed.models[-1].pages) is not None and pages.cached > 0, "pages are cached")
