@@ -4,17 +4,30 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Final, ParamSpec, Protocol
 
 from kvcache.statistics import CacheStatistics
 from scheduler.crash_record import CrashRecord
 from scheduler.elastic import POLL_SECONDS, Elastic, ElasticStatistics
 from scheduler.embedder import Embedder, EmbedderStatistics
-from scheduler.failures import RequestError, attempt
+from scheduler.failures import RequestError, attempt, describe
 from scheduler.grammar import Compiled, Grammar, GrammarCompiler
 from scheduler.live import Live
-from scheduler.messages import Cancel, Embed, Embedded, Inspect, Message, Output, Queue, Report, Stop, Submit, Watch
+from scheduler.messages import (
+    Cancel,
+    Embed,
+    Embedded,
+    Inspect,
+    Message,
+    Output,
+    Queue,
+    Report,
+    Snapshot,
+    Stop,
+    Submit,
+    Watch,
+)
 from scheduler.plan import Runner, StepError, attempt_step
 from scheduler.scheduler import Scheduler
 from scheduler.statistics import SchedulerStatistics
@@ -24,6 +37,10 @@ _log = logging.getLogger("cortex.engine")
 CLOSE_SECONDS: Final = 3.0
 """Time limit for writing pages to the disk when the engine stops."""
 QUEUE_SECONDS: Final = 1.0
+BLIND: Final = "The engine failed to report what it does. Its log has the reason."
+"""Without the exception's text: it may name tenants that a watcher must not see."""
+
+P = ParamSpec("P")
 
 
 class Wire(Protocol):
@@ -88,7 +105,7 @@ class Engine:
                 self._read_texts()
                 self._record.computing(())
             if self._live is not None:
-                self._live.look()
+                self._show(self._live.look)
         self._scheduler.cache.close(CLOSE_SECONDS)
 
     def _receive(self) -> list[Message | Compiled]:
@@ -128,7 +145,7 @@ class Engine:
             return self._scheduler.rollback(plan, result)
         outputs = self._scheduler.commit(plan, result)
         if self._live is not None:
-            self._live.computed(plan, result.seconds)
+            self._show(self._live.computed, plan, result.seconds)
         return outputs
 
     def _read_texts(self) -> None:
@@ -170,7 +187,20 @@ class Engine:
     def _watch(self, *, on: bool) -> None:
         self._live = Live(self._scheduler, self._embedder, self._elastic, self._wire.send, self._clock) if on else None
         if self._embedder is not None:
-            self._embedder.on_batch = self._live.read if self._live is not None else None
+            self._embedder.on_batch = self._show_texts if on else None
+
+    def _show_texts(self, texts: Iterable[tuple[str, int]], seconds: float) -> None:
+        if self._live is not None:
+            self._show(self._live.read, texts, seconds)
+
+    def _show(self, show: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call a function for those who watch. An exception only ends the watching, until the next Watch."""
+        try:
+            show(*args, **kwargs)
+        except Exception as error:
+            _log.error("watching ends: %s", describe(error))
+            self._watch(on=False)
+            self._wire.send(Snapshot([], {}, {}, {}, {}, BLIND))
 
     def _begin(self, submit: Submit, grammar: Grammar | RequestError) -> None:
         """Report at once whether the grammar is accepted, and submit the request if so."""

@@ -257,6 +257,8 @@ class Snapshot:
     pages: dict[str, Any]
     queue: dict[str, Any]
     memory: dict[str, Any]
+    error: str = ""
+    """Why this is the last Snapshot and has nothing else, as a sentence for watchers; empty if all is well."""
 
 
 Message = (

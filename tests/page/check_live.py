@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.api.servers import SECONDS, CortexServer, wait_until
+from tests.page import recorded
 from tests.page.load import load
 from tests.page.plugin import Visit
 from tests.page.visitor import Visitor
@@ -74,6 +75,16 @@ def test_the_feed_ends_with_the_view(visit: Visit, server: CortexServer) -> None
         return feeds == ["asked", "ended"]
 
     wait_until(has_ended, "the feed ends")
+
+
+def test_an_engine_that_fails_to_report_is_an_error(visitor: Visitor) -> None:
+    body = recorded.events(recorded.live("small", error="The engine failed to report."))
+    visitor.context.route("**/v1/live", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    visitor.tab("Live").click()
+    expect(visitor.alert).to_have_text("small: The engine failed to report.")
+    for name in ("KV cache", "Queue", "Memory"):
+        expect(visitor.region(name)).to_contain_text("The engine failed to report.")
+    visitor.assert_no_faults()
 
 
 def test_no_prompt_is_shown(visit: Visit, server: CortexServer) -> None:

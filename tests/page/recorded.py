@@ -43,8 +43,8 @@ def pieces(text: str, size: int) -> list[str]:
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
-def live(name: str) -> dict[str, Any]:
-    """An event of the live feed, in which the model and every tenant have this name."""
+def live(name: str, *, error: str | None = None) -> dict[str, Any]:
+    """An event of the live feed, in which the model and every tenant have this name. `error`: of the engine."""
     percentiles = {"p50": 0.1, "p95": 0.2, "p99": 0.3}
     pages = {
         "page_tokens": 16,
@@ -69,9 +69,12 @@ def live(name: str) -> dict[str, Any]:
         "pages": pages,
         "queue": {"running": 1, "waiting": 1, "tenants": [tenant]},
         "memory": {"kv_tokens": 64, "kv_max": 128, "resident_bytes": 10**8, "state": "steady"},
+        "error": error,
         "latency": {"ttft": percentiles, "itl": percentiles},
         "tokens_per_s": {"prompt": 10.0, "answer": 20.0},
     }
+    if error is not None:
+        model |= {"pages": None, "queue": None, "memory": None}
     return {"at": 1.0, "sees_all": True, "models": [model]}
 
 

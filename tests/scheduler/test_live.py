@@ -4,14 +4,15 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from kvcache.page_map import PageMap
 from kvcache.tree import PAGE_TOKENS
-from scheduler.engine import Engine
+from scheduler.engine import BLIND, Engine
 from scheduler.fair import QUANTUM, FairShares
 from scheduler.grammar import Compiled, GrammarCompiler
 from scheduler.live import INTERVAL, MAX_STEPS, Live
-from scheduler.messages import Cancel, Message, Snapshot, Submit, Watch
+from scheduler.messages import Cancel, Embedded, Message, Snapshot, Submit, Watch
 from scheduler.pacing import Pacer
-from tests.scheduler.fakes import GREEDY, System, prompt
+from tests.scheduler.fakes import GREEDY, System, expected, prompt
 from tests.scheduler.test_engine import QUIET, Both, FakeWire, Turn, embed, no_tokenizer
 
 
@@ -206,3 +207,47 @@ def test_a_quiet_engine_wakes_up_only_for_what_is_due() -> None:
     system, wire = System(), SlowWire([[Watch(True)], [Cancel(99)]])
     Engine(system.scheduler, system.runner, GrammarCompiler(no_tokenizer), wire, clock=lambda: 5.0).run()
     assert wire.patience == [None, None, INTERVAL]
+
+
+def test_a_failure_of_what_is_shown_ends_the_watching_only(caplog: pytest.LogCaptureFixture) -> None:
+    system = System()
+    page_map = system.cache.page_map
+
+    def fail() -> PageMap:
+        raise KeyError("ann\nbob")
+
+    system.cache.page_map = fail  # type: ignore[method-assign]
+    wire = SlowWire([[Watch(True)], [Submit(1, prompt(0, 20), 8, GREEDY, tenant="ann")], *QUIET])
+    engine = Engine(system.scheduler, system.runner, GrammarCompiler(no_tokenizer), wire, clock=lambda: wire.now)
+    engine.run()
+    assert wire.tokens[1] == expected(prompt(0, 20), 8)
+    (snapshot,) = [message for message in wire.sent if isinstance(message, Snapshot)]
+    assert "ann" not in snapshot.error, "a watcher may not see the names of other tenants"
+    assert snapshot == Snapshot([], {}, {}, {}, {}, BLIND)
+    (record,) = [each for each in caplog.records if "watching ends" in each.message]
+    assert "KeyError" in record.message
+    assert "\n" not in record.message
+
+    system.cache.page_map = page_map  # type: ignore[method-assign]
+    assert [each.error for each in serve(system, [Watch(True)], *QUIET)] == [""], "the next one to watch sees all"
+
+
+def fail_to_record(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+def test_a_failure_to_record_a_step_does_not_lose_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Live, "computed", fail_to_record)
+    system = System()
+    wire = SlowWire([[Watch(True)], [Submit(1, prompt(0, 20), 8, GREEDY)], *QUIET])
+    Engine(system.scheduler, system.runner, GrammarCompiler(no_tokenizer), wire, clock=lambda: wire.now).run()
+    assert wire.tokens[1] == expected(prompt(0, 20), 8)
+    assert [each.error for each in wire.sent if isinstance(each, Snapshot)] == ["", BLIND]
+
+
+def test_a_failure_to_record_texts_does_not_lose_their_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Live, "read", fail_to_record)
+    wire = Both().serve([Watch(True), embed(1, 3, length=20)], *QUIET)
+    (embedded,) = [message for message in wire.sent if isinstance(message, Embedded)]
+    assert len(embedded.embeddings) == 3
+    assert [each.error for each in wire.sent if isinstance(each, Snapshot)][-1] == BLIND

@@ -120,9 +120,11 @@ class LiveModel(Answer):
     steps: list[LiveStep]
     """The newest steps since the previous event, at most 32, newest last."""
     pages: LivePages | None
-    """Null while the model has no engine, as `queue` and `memory`."""
+    """Null while the model has no engine or after an error, as `queue` and `memory`."""
     queue: LiveQueue | None
     memory: LiveMemory | None
+    error: str | None
+    """Why the engine reports nothing; null unless it failed to. A feed that opens when no other is open tries again."""
     latency: LiveLatency
     tokens_per_s: LiveRates
 

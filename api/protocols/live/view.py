@@ -31,6 +31,7 @@ def _model(scene: ModelScene, latency: Latency, viewer: str | None, shown: Shown
         "pages": None if snapshot is None else _pages(snapshot.pages, shown),
         "queue": None if snapshot is None else _queue(snapshot.queue, shown),
         "memory": memory,
+        "error": scene.error or None,
         "latency": {"ttft": _percentiles(latency.ttft), "itl": _percentiles(latency.itl)},
         "tokens_per_s": _rates(scene, viewer),
     }

@@ -32,6 +32,8 @@ class ModelScene:
     """What its engine showed last; None while it has no engine."""
     resident_bytes: int
     rates: Rates
+    error: str = ""
+    """Why its engine shows nothing; empty if it did not fail to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class WatchedModel:
         self._engine: EngineClient | None = None
         self._status: Status = model.status
         self._snapshot: Snapshot | None = None
+        self._error = ""
         self._steps: deque[tuple[float, Sequence[Row]]] = deque(maxlen=MAX_STEPS)
         self._began = now
         self._tokens: deque[tuple[float, dict[str, tuple[int, int]]]] = deque()
@@ -93,17 +96,18 @@ class WatchedModel:
                 totals[tenant] = prompts + prompt, answers + answer
         rates = {tenant: (prompts / seconds, answers / seconds) for tenant, (prompts, answers) in totals.items()}
         name = self._model.names[0]
-        return ModelScene(name, self._status, list(self._steps), self._snapshot, self._resident_bytes, rates)
+        steps = list(self._steps)
+        return ModelScene(name, self._status, steps, self._snapshot, self._resident_bytes, rates, self._error)
 
     def _take(self, now: float) -> bool:
         arrived, self._arrived[:] = list(self._arrived), []
         for snapshot in arrived:
             self._steps.extend(snapshot.steps)
-            self._snapshot = snapshot
+            self._snapshot, self._error = snapshot if not snapshot.error else None, snapshot.error
             if snapshot.tokens:
                 self._tokens.append((now, snapshot.tokens))
-        if self._snapshot is not None and (self._engine is None or self._engine.info is None):
-            self._snapshot = None  # the engine has ended
+        if (self._snapshot is not None or self._error) and (self._engine is None or self._engine.info is None):
+            self._snapshot, self._error = None, ""  # the engine has ended
             return True
         return bool(arrived)
 

@@ -81,6 +81,12 @@ def test_the_owner_sees_all_names() -> None:
     assert model["tokens_per_s"] == {"prompt": 10.0, "answer": 7.0}
 
 
+def test_an_engine_that_fails_to_report_has_an_error() -> None:
+    assert seen(None)["error"] is None
+    model = seen("ann", Scene(0, 5.0, [ModelScene(MODEL, "ready", [], None, 1 << 30, {}, "It failed.")]))
+    assert [model[name] for name in ("error", "pages", "queue", "memory")] == ["It failed.", None, None, None]
+
+
 def test_a_tenant_sees_its_own_name_and_the_sum_of_the_others() -> None:
     model = seen("ann")
     assert [step["rows"] for step in model["steps"]] == [

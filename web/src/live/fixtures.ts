@@ -9,6 +9,7 @@ export function modelNow(changes: Partial<ModelNow> = {}): ModelNow {
     pages: null,
     queue: null,
     memory: null,
+    error: null,
     latency: { ttft: null, itl: null },
     tokens_per_s: { prompt: 0, answer: 0 },
     ...changes,

@@ -63,10 +63,12 @@ export interface ModelNow {
   state: string;
   /** Since the previous event, newest last. */
   steps: readonly Step[];
-  /** Null while the model has no engine, as `queue` and `memory`. */
+  /** Null while the model has no engine or after an error, as `queue` and `memory`. */
   pages: Pages | null;
   queue: Queue | null;
   memory: Memory | null;
+  /** Why the engine reports nothing; null unless it failed to. */
+  error: string | null;
   latency: { ttft: Percentiles | null; itl: Percentiles | null };
   tokens_per_s: { prompt: number; answer: number };
 }

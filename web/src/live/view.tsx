@@ -62,6 +62,7 @@ export function LiveView() {
         </Alert>
       )}
       {event && <ModelsRegion models={models} chosen={shown?.name} choose={setChosen} />}
+      {shown && shown.error !== null && <Alert>{`${shown.name}: ${shown.error}`}</Alert>}
       {event && view && (
         <div class="live-grid" key={shown.name}>
           <StepsRegion store={store} view={view} by={by} />

@@ -173,6 +173,30 @@ async def test_an_engine_that_dies_and_comes_back_is_watched_again(
         assert (model.snapshot, model.status) == (snapshot(running=2), "ready")
 
 
+async def test_an_engine_that_fails_to_report_shows_its_error_until_it_reports_again(
+    watching: Watching, autojump_clock: MockClock
+) -> None:
+    async with watching.feed() as feed:
+        await feed.next()
+        watching.engine.on_message(snapshot(running=1))
+        await feed.next()
+        watching.engine.on_message(Snapshot([], {}, {}, {}, {}, "It failed."))
+        [model] = (await feed.scene()).models
+        assert (model.snapshot, model.error) == (None, "It failed."), "what it reported before is not true any more"
+        watching.engine.info = None
+        [model] = (await feed.scene()).models
+        assert (model.error, model.status) == ("", "loading")
+        watching.engine.info = replace(INFO, pid=4322)
+        watching.engine.on_message(Snapshot([], {}, {}, {}, {}, "It failed again."))
+        assert (await feed.scene()).models[0].error == "It failed again."
+    async with watching.feed() as again:
+        assert (await again.scene()).models[0].error == ""
+        assert watching.asked == [True, False, True]
+        watching.engine.on_message(snapshot(running=2))
+        [model] = (await again.scene()).models
+        assert (model.snapshot, model.error) == (snapshot(running=2), "")
+
+
 async def test_models_that_start_and_stop_appear(watching: Watching, autojump_clock: MockClock) -> None:
     async with watching.feed() as feed:
         await feed.next()

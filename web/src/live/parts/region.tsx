@@ -1,6 +1,8 @@
 import type { ComponentChildren } from "preact";
 import { useId } from "preact/hooks";
 
+import type { ModelNow } from "../types.ts";
+
 interface Props {
   title: string;
   /** One line beside the title. */
@@ -28,6 +30,7 @@ export function Nothing({ children }: { children: ComponentChildren }) {
 }
 
 /** What a region shows of a model whose engine has not reported anything. */
-export function NoReport({ state }: { state: string }) {
+export function NoReport({ model: { state, error } }: { model: ModelNow }) {
+  if (error !== null) return <Nothing>{error}</Nothing>;
   return <Nothing>{state === "ready" ? "The engine has not reported yet." : "The model has no engine now."}</Nothing>;
 }

@@ -38,7 +38,7 @@ export function MemoryRegion({ view }: { view: ModelView }) {
           {...shared}
         />
       </div>
-      {memory ? <Numbers memory={memory} /> : <NoReport state={view.now.state} />}
+      {memory ? <Numbers memory={memory} /> : <NoReport model={view.now} />}
     </Region>
   );
 }

@@ -32,7 +32,7 @@ export function PagesRegion({ store, view, by }: Props) {
   if (!pages) {
     return (
       <Region title="KV cache">
-        <NoReport state={view.now.state} />
+        <NoReport model={view.now} />
       </Region>
     );
   }

@@ -18,7 +18,7 @@ export function QueueRegion({ store, view }: Props) {
   return (
     <Region title="Queue" note={queue && `${count(queue.running)} running, ${count(queue.waiting)} waiting`}>
       {!queue ? (
-        <NoReport state={view.now.state} />
+        <NoReport model={view.now} />
       ) : tenants.length === 0 ? (
         <Nothing>Nothing runs or waits.</Nothing>
       ) : (
