@@ -55,7 +55,7 @@ def test_axe_finds_nothing_in_the_key_dialog_and_in_an_error(visit: Visit, theme
     assert violations(visitor) == []
 
 
-@pytest.mark.parametrize("width", [360, 390, 768, 1024, 1440])
+@pytest.mark.parametrize("width", [320, 360, 390, 768, 1024, 1440])
 def test_no_width_scrolls_sideways(visit: Visit, server: CortexServer, width: int) -> None:
     visitor = visit(viewport={"width": width, "height": 740})
     show_talk(visitor)

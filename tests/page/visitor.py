@@ -119,8 +119,14 @@ class Visitor:
     # -- what the page is ----------------------------------------------------------------------------------------------
 
     def overflow(self) -> int:
-        """By how many CSS pixels the page is wider than its window."""
-        width: int = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        """By how many CSS pixels the page, or the view that is shown, is wider than its window."""
+        width: int = self.page.evaluate(
+            """Math.max(
+                ...[document.documentElement, ...document.querySelectorAll("[role=tabpanel]")].map(
+                    (each) => each.scrollWidth - each.clientWidth,
+                ),
+            )"""
+        )
         return width
 
     def store(self, name: str) -> dict[str, Any]:
