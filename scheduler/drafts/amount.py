@@ -29,13 +29,16 @@ class Offer(NamedTuple):
 
     number: int
     """Index of the answer's chunk in the plan."""
-    num_tokens: int
-    acceptance: float
-    """Probability that a token is accepted after those before it were; less than 1."""
+    chances: list[float]
+    """For each token the probability that it and all tokens before it are accepted; at least one."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.chances)
 
     def expected(self, count: int) -> float:
         """Returns the expected number of accepted tokens of the first `count`."""
-        return self.acceptance * (1 - self.acceptance**count) / (1 - self.acceptance)
+        return sum(self.chances[:count])
 
 
 TARGET_SHARE: Final = 0.5
@@ -86,7 +89,7 @@ class Amounts:
         attention = self._attention(plan.chunks)
         seconds = sum(map(self._passes, step_passes(plan, in_lanes=self._in_lanes))) + attention
         least = self._passes.least_row_seconds * num_answers / seconds
-        offers = [offer for offer in offers if offer.acceptance > least]  # the others cannot pay for their rows
+        offers = [offer for offer in offers if offer.chances[0] > least]  # the others cannot pay for their rows
         limit = TARGET_SHARE * self._target.target_seconds if num_answers > 1 else float("inf")
         if sum(offer.expected(offer.num_tokens) for offer in offers) <= (MIN_GAIN - 1) * num_answers:
             return best
@@ -135,7 +138,7 @@ class Amounts:
 
     def _in_one_pass(self, plan: Plan, offers: Items[Offer], room: int, extra: ExtraSeconds) -> Iterator[Option]:
         """Yields options that verify the most probable tokens of all answers."""
-        chances = np.concatenate([offer.acceptance ** np.arange(1, offer.num_tokens + 1) for offer in offers])
+        chances = np.concatenate([offer.chances for offer in offers])
         owners = np.repeat(np.arange(len(offers)), [offer.num_tokens for offer in offers])
         order = np.argsort(-chances, kind="stable")[:room]
         gains = np.cumsum(chances[order])

@@ -12,11 +12,11 @@ class Draft:
     """Guessed tokens that may follow the known tokens of a sequence."""
 
     tokens: list[int]
-    acceptance: float
-    """Estimated probability that a token is accepted if all tokens before it were; from 0 to 1."""
+    estimates: list[float]
+    """For each token the estimated probability, from 0 to 1, that it is accepted if all tokens before it were."""
 
 
-NO_DRAFT: Final = Draft([], 0.0)
+NO_DRAFT: Final = Draft([], [])
 
 
 class Drafter(Protocol):

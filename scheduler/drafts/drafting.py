@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from itertools import accumulate, repeat
+from operator import mul
 from typing import Any, Final
 
 from kvcache.cache import KVCache
@@ -25,8 +27,15 @@ class _Proposal:
     drafter: Drafter
     num_known: int
     tokens: list[int]
-    acceptance: float
-    """As the drafter estimated it."""
+    estimates: list[float]
+    """Those of the drafter."""
+    chances: list[float]
+    """For each token the probability that it and all tokens before it are accepted."""
+
+    @property
+    def value(self) -> float:
+        """The expected number of accepted tokens."""
+        return sum(self.chances)
 
 
 @dataclass(slots=True)
@@ -104,7 +113,7 @@ class Drafting:
         limits = [min(room, chunk.sequence.max_known - chunk.sequence.num_known - 1) for chunk in chunks]
         self._propose(plan, chunks, limits)
         offers = [
-            Offer(number, len(proposal.tokens), self._expected(chunk.sequence, proposal))
+            Offer(number, proposal.chances)
             for number, chunk in enumerate(plan.chunks)
             if (proposal := self._proposals.get(chunk.sequence.request_id)) is not None
         ]
@@ -152,9 +161,10 @@ class Drafting:
                 tokens = draft.tokens
                 if sequence.grammar is not None:
                     tokens = tokens[: sequence.grammar.num_allowed(tokens)]
-                proposal = _Proposal(drafter, sequence.num_known, tokens, draft.acceptance)
+                chances = self._acceptance.chances(sequence.request_id, drafter.source, draft.estimates[: len(tokens)])
+                proposal = _Proposal(drafter, sequence.num_known, tokens, draft.estimates, chances)
                 other = self._proposals.get(sequence.request_id)
-                if tokens and (other is None or self._value(sequence, proposal) > self._value(sequence, other)):
+                if tokens and (other is None or proposal.value > other.value):
                     self._proposals[sequence.request_id] = proposal
 
     def _worth_asking(
@@ -168,19 +178,11 @@ class Drafting:
             sequence, number = chunk.sequence, numbers[id(chunk)]
             expected = self._acceptance.mean(sequence.request_id, drafter.source)
             other = self._proposals.get(sequence.request_id)
-            if other is None or self._expected(sequence, other) < expected:
-                offers.append(Offer(number, limit, expected))
+            if other is None or other.chances[0] < expected:
+                offers.append(Offer(number, list(accumulate(repeat(expected, limit), mul))))
                 sequences[number] = sequence
         counts = self._amounts.choose(plan, offers, max(limits, default=0), drafter.seconds)
         return [(sequences[number], count) for number, count in counts.items()]
-
-    def _expected(self, sequence: Sequence, proposal: _Proposal) -> float:
-        return self._acceptance.expected(sequence.request_id, proposal.drafter.source, proposal.acceptance)
-
-    def _value(self, sequence: Sequence, proposal: _Proposal) -> float:
-        """Returns the expected number of accepted tokens."""
-        each = self._expected(sequence, proposal)
-        return each * (1 - each ** len(proposal.tokens)) / (1 - each)
 
     def _learn(self, sequence: Sequence) -> None:
         """Compare the sequence's last proposal with the tokens that followed it, whether it was computed or not.
@@ -195,7 +197,7 @@ class Drafting:
         num_equal = common_tokens(following, guessed)
         is_wrong = num_equal < min(len(following) // TOKEN_BYTES, len(proposal.tokens))
         self._acceptance.observe(
-            sequence.request_id, proposal.drafter.source, proposal.acceptance, num_equal, is_wrong=is_wrong
+            sequence.request_id, proposal.drafter.source, proposal.estimates, num_equal, is_wrong=is_wrong
         )
 
     # -- after a step ------------------------------------------------------------------------------------------------

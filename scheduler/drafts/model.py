@@ -173,7 +173,7 @@ class ModelDrafter:
             return drafts
         for job in jobs:
             if job.tokens:
-                drafts[job.index] = Draft(job.tokens, float(np.mean(job.probabilities)))
+                drafts[job.index] = Draft(job.tokens, job.probabilities)
         return drafts
 
     def _guess(self, sequences: Items[Sequence], max_tokens: Items[int]) -> list[_Job]:

@@ -57,7 +57,7 @@ class PredictionDrafter:
             return NO_DRAFT
         tokens = tokens_of(sequence.prediction[start : start + most * TOKEN_BYTES])
         evidence = follower.length + TRUST
-        return Draft(tokens, evidence / (evidence + 1))
+        return Draft(tokens, [evidence / (evidence + 1)] * len(tokens))
 
     def _follow(self, follower: _Follower, sequence: Sequence) -> None:
         """Compare the new tokens with the prediction."""

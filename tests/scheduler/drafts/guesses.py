@@ -46,7 +46,7 @@ class Guesses:
         tokens = self.answers.get(sequence.request_id, [])[place : place + min(most, self._length())]
         if tokens and self._random.random() < self._wrong:
             tokens[self._random.randrange(len(tokens))] += 1
-        return Draft(tokens, self._acceptance) if tokens else NO_DRAFT
+        return Draft(tokens, [self._acceptance] * len(tokens)) if tokens else NO_DRAFT
 
     def ended(self, sequence: Sequence) -> None:
         self.ended_requests.append(sequence.request_id)

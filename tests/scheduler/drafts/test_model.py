@@ -168,7 +168,8 @@ def test_the_memory_holds_what_the_drafter_thinks(data: st.DataObject) -> None:
             for one, limit, draft in zip(chosen, limits, drafts.draft(chosen, limits), strict=True):
                 if draft is not NO_DRAFT:
                     assert draft.tokens == expected(known(one), limit)
-                    assert MIN_PROBABILITY <= draft.acceptance <= 1
+                    assert len(draft.estimates) == len(draft.tokens)
+                    assert all(MIN_PROBABILITY <= estimate <= 1 for estimate in draft.estimates)
                 elif limit and accepted_by(model, one) and not model.fails and not paused(drafts, model):
                     assert holds_no_place(drafts, model, one) or not expected(known(one), limit)
                 if draft.tokens:

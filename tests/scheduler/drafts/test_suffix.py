@@ -29,9 +29,30 @@ def test_an_answer_that_repeats_its_prompt_is_drafted() -> None:
         each.append(token)
         found = draft(drafter, each)
         assert found.tokens == ([] if number < 3 else [*prompt(100, 50), 7, *prompt(100, 50)][number:][:8])
-        estimates.append(found.acceptance)
+        estimates.append(found.estimates[:1])
     assert estimates[2:] == sorted(estimates[2:])
-    assert estimates[2] < 0.6 < 0.95 < estimates[-1]
+    assert estimates[2] < [0.8] < [0.98] < estimates[-1]
+
+
+def test_tokens_at_which_texts_branch_are_doubtful() -> None:
+    drafter = SuffixDrafter()
+    for number, branch in enumerate((80, 81, 80)):
+        draft(drafter, sequence(number, [*prompt(100, 20), branch, *prompt(200, 20)]))
+    found = draft(drafter, sequence(3, prompt(100, 10)), 20)
+    assert found.tokens == [*prompt(110, 10), 80, *prompt(200, 9)]
+    doubtful = found.estimates[10]
+    assert doubtful < 0.8 < min(found.estimates[:10])
+    assert found.estimates[11:] == sorted(found.estimates[11:]), "behind it, the text goes on"
+    assert found.estimates[11] > 0.95
+
+
+def test_a_text_of_another_salt_is_no_branch() -> None:
+    drafter = SuffixDrafter()
+    for number, (branch, salt) in enumerate(((80, ""), (81, "other"))):
+        draft(drafter, sequence(number, [*prompt(100, 20), branch], salt))
+    found = draft(drafter, sequence(2, prompt(100, 10)), 20)
+    assert found.tokens == [*prompt(110, 10), 80]
+    assert found.estimates == sorted(found.estimates)
 
 
 def test_after_a_difference_it_finds_its_place_again() -> None:
