@@ -1,6 +1,7 @@
 """A visitor of the page: it finds things as a screen reader does, and sees what a page must not do."""
 
-from typing import Any
+from copy import copy
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Locator, Page, Request, expect
@@ -29,6 +30,13 @@ class Visitor:
         context.on("weberror", lambda error: self.faults.append(f"an error was not caught: {error.error}"))
         self.page: Page = context.new_page()
         self.page.goto(f"{url}/#{view}")
+
+    def another_tab(self) -> Self:
+        """The same visitor in a second tab. Faults of both tabs are in one list."""
+        other = copy(self)
+        other.page = self.context.new_page()
+        other.page.goto(self.page.url)
+        return other
 
     def _see_request(self, request: Request) -> None:
         address = urlsplit(request.url)

@@ -20,7 +20,7 @@ interface AnswerProps {
 const NOTES: Partial<Record<Answer["ending"], string>> = {
   length: "The answer reached its largest length: “Max tokens” or the context of the model.",
   stopped: "You stopped this answer.",
-  lost: "The page was closed before this answer ended.",
+  lost: "This answer did not end here: its page was closed, or another tab still writes it.",
 };
 
 export function AnswerView({ answer, isLast, position, onRegenerate, onResults }: AnswerProps) {

@@ -6,7 +6,7 @@ import { bounded } from "./storage.ts";
 import { NO_SETTINGS, titleOf, type Conversation } from "./types.ts";
 
 function conversation(id: string, changedAt: number, text = ""): Conversation {
-  return { id, changedAt, model: "", settings: NO_SETTINGS, messages: text === "" ? [] : [{ role: "user", text }] };
+  return { id, changedAt, version: 0, model: "", settings: NO_SETTINGS, messages: text === "" ? [] : [{ role: "user", text }] };
 }
 
 test("the line of numbers leaves out what is not known", () => {

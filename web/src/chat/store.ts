@@ -1,8 +1,9 @@
 // The state of the chat: conversations, the one that is open, and the answers that are running.
 import { ApiError } from "../api/http.ts";
 import { eventBatches } from "../api/sse.ts";
-import { bounded, loadAll, remove, save } from "./storage.ts";
+import { bounded, type Shelf } from "./storage.ts";
 import { newAnswer, NO_SETTINGS, type Answer, type Conversation, type Message, type Settings } from "./types.ts";
+import { completed, versionOfAction } from "./versions.ts";
 import { advanced, requestBody, SettingsError, StreamError } from "./wire.ts";
 
 const DEFAULTS_KEY = "cortex.chat";
@@ -23,6 +24,9 @@ interface Defaults {
   settings: Settings;
 }
 
+/** Who changed a conversation: the user, or an answer that grows. "unkept": an answer has grown, but is not kept yet. */
+type Change = "user" | "answer" | "unkept";
+
 export class ChatStore {
   /** The newest first. */
   conversations: Conversation[] = [];
@@ -36,10 +40,16 @@ export class ChatStore {
   /** The model of conversations that name none. */
   firstModel = "";
 
+  readonly #shelf: Shelf;
+  /** The conversations that this tab has seen stored. If one is not there any more, another tab has deleted it. */
+  readonly #stored = new Set<string>();
   readonly #runs = new Map<string, Run>();
+  /** When this tab last asked for an answer in a conversation. While that is its `changedAt`, no other tab has asked. */
+  readonly #asked = new Map<string, number>();
   readonly #listeners = new Set<() => void>();
 
-  constructor() {
+  constructor(shelf: Shelf) {
+    this.#shelf = shelf;
     this.current = newConversation();
   }
 
@@ -53,10 +63,10 @@ export class ChatStore {
   }
 
   async load(): Promise<void> {
+    this.#shelf.follow((id) => void this.#follow(id));
     try {
-      const [kept, old] = bounded((await loadAll()).map(afterReload));
-      this.conversations = kept;
-      for (const { id } of old) await remove(id);
+      for (const stored of await this.#shelf.loadAll()) this.#take(completed(stored));
+      for (const old of this.#limit()) await this.#remove(old.id, old.version);
     } catch (error) {
       this.#failedToKeep(error);
     }
@@ -88,11 +98,9 @@ export class ChatStore {
   delete(id: string): void {
     const found = this.conversations.find((each) => each.id === id);
     if (found === undefined) return;
-    this.stop(id);
-    this.deleted = found;
-    this.conversations = this.conversations.filter((each) => each !== found);
-    if (this.current.id === id) this.current = this.conversations[0] ?? newConversation();
-    remove(id).catch((error: unknown) => this.#failedToKeep(error));
+    this.deleted = completed(found, "stopped");
+    this.#drop(id);
+    this.#remove(id).catch((error: unknown) => this.#failedToKeep(error));
     this.#changed();
   }
 
@@ -101,7 +109,7 @@ export class ChatStore {
     const back = this.deleted;
     this.deleted = null;
     this.current = back;
-    this.#put(back);
+    this.#put(back, "user");
   }
 
   setModel(model: string): void {
@@ -116,7 +124,7 @@ export class ChatStore {
     this.current = { ...this.current, ...changes };
     const { id, model, settings } = this.current;
     writeDefaults({ model, settings });
-    if (this.conversations.some((each) => each.id === id)) this.#put(this.current);
+    if (this.conversations.some((each) => each.id === id)) this.#put(this.current, "user");
     else this.#changed();
   }
 
@@ -167,25 +175,30 @@ export class ChatStore {
   }
 
   async #run(conversation: Conversation, empty: Answer): Promise<void> {
+    const { id } = conversation;
     const run: Run = { abort: new AbortController(), position: null };
-    this.#runs.set(conversation.id, run);
+    this.#runs.set(id, run);
+    this.#asked.set(id, conversation.changedAt);
+    // It may be deleted, or go on in another tab.
+    const isWanted = (): boolean => this.#runs.get(id) === run;
     let answer = empty;
     let kept = performance.now();
     let timer: ReturnType<typeof setTimeout> | undefined;
-    const show = (keep: boolean): void => {
+    const grown = (): Conversation => ({ ...this.#latest(conversation), messages: [...conversation.messages, answer] });
+    const show = (change: Change): void => {
       clearTimeout(timer);
       timer = undefined;
-      this.#put({ ...this.#latest(conversation), messages: [...conversation.messages, answer] }, keep);
+      if (isWanted()) this.#put(grown(), change);
     };
     const showSoon = (): void => {
       timer ??= setTimeout(() => {
         const isDue = performance.now() - kept > KEEP_MS;
         if (isDue) kept = performance.now();
-        show(isDue);
+        show(isDue ? "answer" : "unkept");
       }, UPDATE_MS);
     };
 
-    show(true);
+    show("user");
     try {
       const body = requestBody(conversation, answer.model);
       const began = performance.now();
@@ -205,9 +218,10 @@ export class ChatStore {
     } catch (error) {
       answer = run.abort.signal.aborted ? { ...answer, ending: "stopped" } : this.#failed(conversation, answer, error);
     }
-    this.#runs.delete(conversation.id);
     clearTimeout(timer);
-    if (this.#exists(conversation)) show(true);
+    if (!isWanted()) return;
+    this.#runs.delete(id);
+    this.#put(grown(), "answer");
   }
 
   #failed({ id }: Conversation, answer: Answer, error: unknown): Answer {
@@ -223,22 +237,94 @@ export class ChatStore {
     return this.current.id === conversation.id ? this.current : (other ?? conversation);
   }
 
-  #exists({ id }: Conversation): boolean {
-    return this.current.id === id || this.conversations.some((each) => each.id === id);
+  #put(conversation: Conversation, change: Change): void {
+    const { version } = conversation;
+    if (change === "user") conversation = { ...conversation, version: versionOfAction(version) };
+    if (change === "answer") conversation = { ...conversation, version: version + 1 };
+    this.#replace(conversation);
+    const old = this.#limit();
+    this.#changed();
+    if (change === "unkept") return;
+    this.#save(conversation, change).catch((error: unknown) => this.#failedToKeep(error));
+    for (const each of old) this.#remove(each.id, each.version).catch((error: unknown) => this.#failedToKeep(error));
   }
 
-  #put(conversation: Conversation, keep = true): void {
-    const others = this.conversations.filter((each) => each.id !== conversation.id);
-    const [kept, old] = bounded([conversation, ...others]);
-    this.conversations = kept;
+  #replace(conversation: Conversation): void {
+    this.conversations = [conversation, ...this.conversations.filter(({ id }) => id !== conversation.id)];
     if (this.current.id === conversation.id) this.current = conversation;
+  }
+
+  /** Sorts the list, and returns the conversations that were too many. */
+  #limit(): Conversation[] {
+    const [kept, old] = bounded(this.conversations);
+    this.conversations = kept;
+    return old;
+  }
+
+  /** Takes a conversation off the list, and ends its answer. */
+  #drop(id: string): void {
+    this.#end(id);
+    this.conversations = this.conversations.filter((each) => each.id !== id);
+    if (this.current.id === id) this.current = this.conversations[0] ?? newConversation();
+  }
+
+  /** Ends the answer that runs in a conversation, if any, and keeps nothing more of it. */
+  #end(id: string): void {
+    const run = this.#runs.get(id);
+    this.#runs.delete(id);
+    run?.abort.abort();
+  }
+
+  async #save(conversation: Conversation, change: Change): Promise<void> {
+    const { id } = conversation;
+    const isNew = !this.#stored.has(id);
+    this.#stored.add(id);
+    try {
+      const { isKept, stored } = await this.#shelf.save(conversation, isNew);
+      if (isKept) return this.#keptAgain();
+      this.#merge(id, stored);
+    } catch (error) {
+      if (isNew) this.#stored.delete(id);
+      throw error;
+    }
+    // If another tab has changed only the settings, its version lacks the end of the answer.
+    const merged = this.conversations.find((each) => each.id === id);
+    if (change === "answer" && merged !== undefined && merged.changedAt === this.#asked.get(id)) this.#put(merged, change);
+  }
+
+  async #remove(id: string, version?: number): Promise<void> {
+    this.#stored.delete(id);
+    await this.#shelf.remove(id, version);
+  }
+
+  /** Another tab has changed or deleted this conversation. */
+  async #follow(id: string): Promise<void> {
+    try {
+      this.#merge(id, await this.#shelf.load(id));
+    } catch (error) {
+      this.#failedToKeep(error);
+    }
+  }
+
+  #merge(id: string, stored: Conversation | undefined): void {
+    if (stored !== undefined) this.#take(completed(stored));
+    else if (this.#stored.delete(id)) this.#drop(id);
+    this.#limit(); // the tab that added one removes those that are too many
     this.#changed();
-    if (!keep) return;
-    save(conversation).then(
-      () => this.#keptAgain(),
-      (error: unknown) => this.#failedToKeep(error),
-    );
-    for (const { id } of old) remove(id).catch((error: unknown) => this.#failedToKeep(error));
+  }
+
+  /** Takes over what is stored, unless this tab has a newer version. */
+  #take(stored: Conversation): void {
+    const { id } = stored;
+    this.#stored.add(id);
+    const known = this.conversations.find((each) => each.id === id);
+    if (known !== undefined && known.version > stored.version) return;
+    if (known !== undefined && this.#asked.get(id) === stored.changedAt) {
+      this.#replace({ ...stored, messages: known.messages }); // other tabs have changed the settings only
+    } else {
+      this.#end(id);
+      this.#replace(stored);
+    }
   }
 
   #keptAgain(): void {
@@ -255,20 +341,12 @@ export class ChatStore {
 }
 
 function newConversation(): Conversation {
-  return { id: randomId(), changedAt: Date.now(), messages: [], ...readDefaults() };
+  return { id: randomId(), changedAt: Date.now(), version: 0, messages: [], ...readDefaults() };
 }
 
 /** `crypto.randomUUID` exists only on pages from this machine or over HTTPS. */
 function randomId(): string {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
-/** An answer that was running when the page was closed does not run any more. */
-function afterReload(conversation: Conversation): Conversation {
-  const messages = conversation.messages.map((message) =>
-    message.role === "assistant" && message.ending === "running" ? { ...message, ending: "lost" as const } : message,
-  );
-  return { ...conversation, settings: { ...NO_SETTINGS, ...conversation.settings }, messages };
 }
 
 function readDefaults(): Defaults {

@@ -24,7 +24,7 @@ export interface Question {
   text: string;
 }
 
-/** Why an answer ended. A "lost" one was running when the page was closed. */
+/** Why an answer ended. A "lost" one was running when its page was closed, or runs in another tab. */
 export type Ending = "running" | "stop" | "length" | "tool_calls" | "stopped" | "failed" | "lost";
 
 export interface Answer {
@@ -58,8 +58,10 @@ export interface Settings {
 
 export interface Conversation {
   id: string;
-  /** Milliseconds since 1970. */
+  /** When its last answer was asked for, in milliseconds since 1970. */
   changedAt: number;
+  /** Grows with each change that is kept. */
+  version: number;
   /** Empty: the server's first model. */
   model: string;
   settings: Settings;

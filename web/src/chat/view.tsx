@@ -10,6 +10,7 @@ import { askForKey } from "../ui/keydialog.tsx";
 import { Composer } from "./composer.tsx";
 import { SettingsPanel } from "./settings.tsx";
 import { Sidebar } from "./sidebar.tsx";
+import { BrowserShelf } from "./storage.ts";
 import { ChatStore } from "./store.ts";
 import { Thread } from "./thread.tsx";
 
@@ -17,7 +18,7 @@ import { Thread } from "./thread.tsx";
 const MODELS_MS = 3000;
 
 export function ChatView() {
-  const [store] = useState(() => new ChatStore());
+  const [store] = useState(() => new ChatStore(new BrowserShelf()));
   const [, setVersion] = useState(0);
   const { models, problem } = useModels(store);
   const [isListOpen, setListOpen] = useState(false);

@@ -5,7 +5,7 @@ import { newAnswer, NO_SETTINGS, type Answer, type Conversation, type Settings }
 import { advanced, requestBody, SettingsError, StreamError, wireMessages } from "./wire.ts";
 
 function conversation(settings: Partial<Settings> = {}, messages: Conversation["messages"] = []): Conversation {
-  return { id: "1", changedAt: 0, model: "", settings: { ...NO_SETTINGS, ...settings }, messages };
+  return { id: "1", changedAt: 0, version: 0, model: "", settings: { ...NO_SETTINGS, ...settings }, messages };
 }
 
 function answer(changes: Partial<Answer>): Answer {
