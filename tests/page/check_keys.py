@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 
-from tests.api.servers import CortexServer
+from tests.api.servers import SECONDS, CortexServer, wait_until
 from tests.page.keys import add_key, change_keys, enter
 from tests.page.load import load
 from tests.page.plugin import Visit
@@ -70,6 +71,11 @@ def test_a_key_is_forgotten_with_the_tab_unless_it_shall_be_remembered(
     visitor.assert_no_faults(refusals=True)
 
 
+def is_refused(server: CortexServer, key: str) -> bool:
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.post(f"{server.url}/chat/completions", headers=headers, json={}, timeout=SECONDS).status_code == 401
+
+
 def test_a_revoked_key_is_asked_for_again(visit: Visit, locked: CortexServer) -> None:
     key = add_key(locked, "linus")
     visitor = visit(url=locked.url, view="live")
@@ -77,7 +83,7 @@ def test_a_revoked_key_is_asked_for_again(visit: Visit, locked: CortexServer) ->
     expect(visitor.region("Models")).to_contain_text(locked.model)
     change_keys(locked, "revoke", "linus")
     visitor.tab("Chat").click()
-    visitor.page.wait_for_timeout(1500)  # a running server follows within a second
+    wait_until(lambda: is_refused(locked, key), "the server follows the change of the keys")
     visitor.send("Hi.")
     expect(visitor.key_dialog.get_by_role("alert")).to_contain_text("revoked")
     visitor.assert_no_faults(refusals=True)
