@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Final
+from typing import Final, Self
 
 from scheduler.sequence import Sequence
 
@@ -49,7 +49,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The sums over the accounts of one class, which decisions about single accounts need."""
+    """The sums over the accounts of one class or of all, which decisions about single accounts need."""
 
     num_running: int
     weight: float
@@ -57,8 +57,17 @@ class Standing:
     least_service: float
     """Of the tenants that have waiting sequences; infinity if there are none."""
 
+    @classmethod
+    def of(cls, active: Collection[Account]) -> Self:
+        """`active`: the accounts that have sequences."""
+        return cls(
+            sum(account.num_running for account in active),
+            sum(account.weight for account in active),
+            min((account.service for account in active if account.waiting), default=math.inf),
+        )
+
     def fair_share(self, account: Account) -> float:
-        """How many of the running sequences of the class the account may have by its weight; at least 1."""
+        """How many of the running sequences the account may have by its weight; at least 1."""
         return max(1.0, self.num_running * account.weight / self.weight) if self.weight else 1.0
 
 
@@ -86,11 +95,7 @@ class Accounts:
         return sum(account.num_running for account in self.active)
 
     def standing(self) -> Standing:
-        return Standing(
-            self.num_running,
-            sum(account.weight for account in self.active),
-            min((account.service for account in self.active if account.waiting), default=math.inf),
-        )
+        return Standing.of(self.active)
 
     def submitted(self, sequence: Sequence, now: float) -> Account:
         """Let a new sequence wait. Returns its account."""

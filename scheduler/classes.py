@@ -53,8 +53,14 @@ class Classes:
         elif not owed:
             self._due.discard(priority)
 
-    def rank(self, priority: int) -> int:
-        """Returns the place of a class in the order of classes. A class that is due goes first."""
+    def rank(self, priority: int, *, is_light: bool = False) -> int:
+        """Returns the place of a class in the order of classes.
+
+        A class that is due goes first, but `is_light` sequences of the classes above it go before it.
+        """
+        first_due = min(self._due, default=-1)
+        if is_light and priority < first_due:
+            return priority - first_due - 1
         return -1 if priority in self._due else priority
 
     def displacing(self) -> set[int]:

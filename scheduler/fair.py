@@ -38,7 +38,8 @@ RECENT: Final = 10.0
 SHORT_SECONDS: Final = 0.25
 """How long a step with prompts of a tenant that runs most sequences may take while other tenants are present."""
 MAX_LEFT_OUT: Final = 3
-"""Steps with prompts in a row that may leave out the prompts of tenants that run far more than their share."""
+"""Steps with prompts in a row that may leave out prompts that are next by class: those of tenants that run far more
+than their share, and those of a class that is due."""
 MAX_TENANTS_REPORTED: Final = 64
 
 _by_order = itemgetter(0)
@@ -159,9 +160,10 @@ class FairShares:
 
         while lines := [line for line in lines if line.fill()]:
             supplied = self._supplied()
-            standings, displacing = self._classes.standings(), self._classes.displacing()
+            standings = self._classes.standings()
+            taking = set(self._taking(standings))
             for line in lines:
-                line.rank = self._rank(line.account, standings, displacing)
+                line.rank = self._rank(line.account, standings, taking)
             compared = heapq.nsmallest(NUM_HEADS, (line for line in lines if line.account is not supplied), key=first)
             if not compared:
                 return
@@ -172,16 +174,15 @@ class FairShares:
                 if sequence.status is Status.RUNNING:
                     break
 
-    def _rank(self, account: Account, standings: Standings, displacing: set[int]) -> tuple[float, ...]:
+    def _rank(self, account: Account, standings: Standings, taking: set[Account]) -> tuple[float, ...]:
         """The order of accounts: class, then those that run less than their share, then those with credit.
 
-        A class that may take the place of a lower one goes before a class that is due and may not. Otherwise the latter
-        would make it wait, because admission ends with the first sequence that does not fit.
+        An account that may take the place of a running sequence goes before a class that is due and may not. Otherwise
+        the latter would make it wait, because admission ends with the first sequence that does not fit.
         """
         rank = self._classes.rank(account.priority)
-        has_credit = _has_credit(account, standings)
-        is_below = has_credit and _is_below(account, standings)
-        return account.priority not in displacing, rank, not is_below, not has_credit
+        standing = standings[account.priority]
+        return account not in taking, rank, not _may_gain(account, standing), not _has_credit(account, standing)
 
     def _supplied(self) -> Account | None:
         """Returns the account that runs most of the sequences beside others, if it has the prompts of two short steps.
@@ -206,24 +207,31 @@ class FairShares:
 
     def contends(self) -> bool:
         """See `Policy.contends`. If it is true, the sequence that goes first may still have to wait."""
-        standings, displacing = self._classes.standings(), self._classes.displacing()
-        active = self._classes.active
+        if any(True for _ in self._taking(self._classes.standings())):
+            return True
         most: dict[int, float] = {}
         """The most service of the accounts that run, by class."""
-        above: set[int] = set()
-        """The classes in which an account can give a place away and keep its share."""
-        for account in active:
+        for account in self._classes.active:
             if account.num_running:
                 most[account.priority] = max(most.get(account.priority, 0.0), account.service)
-                if account.num_running - 1 >= standings[account.priority].fair_share(account):
-                    above.add(account.priority)
-        return any(
-            account.priority in displacing
-            or most.get(account.priority, 0.0) - account.service > TURN
-            or (account.priority in above and _is_below(account, standings) and _has_credit(account, standings))
+        waiting = (account for account in self._classes.active if account.waiting)
+        return any(most.get(account.priority, 0.0) - account.service > TURN for account in waiting)
+
+    def _taking(self, standings: Standings) -> Iterator[Account]:
+        """Yields the accounts whose waiting sequences take the place of a running one, by their class or share."""
+        displacing, active = self._classes.displacing(), self._classes.active
+        above = {
+            account.priority
             for account in active
-            if account.waiting
-        )
+            if account.num_running and account.num_running - 1 >= standings[account.priority].fair_share(account)
+        }
+        """The classes in which an account can give a place away and keep its share."""
+        for account in active:
+            if account.waiting and (
+                account.priority in displacing
+                or (account.priority in above and _may_gain(account, standings[account.priority]))
+            ):
+                yield account
 
     def gives_way(self, sequence: Sequence, running: list[Sequence]) -> Sequence | None:
         """See `Policy.gives_way`. Takes the latest sequence of the account that `_excess` finds."""
@@ -243,7 +251,7 @@ class FairShares:
         if holder.service - account.service > TURN + self._entry[latest.request_id] / latest.weight:
             return True
         is_above = holder.num_running - 1 >= standings[holder.priority].fair_share(holder)
-        return is_above and _is_below(account, standings) and _has_credit(account, standings)
+        return is_above and _may_gain(account, standings[account.priority])
 
     def victim(self, running: list[Sequence]) -> Sequence:
         """See `Policy.victim`. Takes the latest sequence of the account that `_excess` finds."""
@@ -262,25 +270,34 @@ class FairShares:
         """See `Policy.prefill_shares`.
 
         Prompts of lower classes wait. So do those of a tenant that runs far more than its share, because a short prompt
-        beside them would take as long as all of them; but not for more than MAX_LEFT_OUT steps. Beside a tenant that
-        runs most of the sequences, steps stay short, because others may come at any time.
+        beside them would take as long as all of them, and those of a class that is due while an account above it has
+        less than its share; but not for more than MAX_LEFT_OUT steps. Beside a tenant that runs most of the sequences,
+        steps stay short, because others may come at any time.
         """
-        first = self._next_prompts(prompts, self._classes.standings())
-        self._leaves_out = len(first) < len(prompts)
+        first, self._leaves_out = self._next_prompts(prompts)
         if not self._is_crowded([self._account(each) for each in first]):
             return oldest_then_shortest(first, budget, self._token_budget)
         budget = min(budget, self._short_step)
         return _limited(oldest_then_shortest(first, budget, self._token_budget), budget)
 
-    def _next_prompts(self, prompts: list[Sequence], standings: Standings) -> list[Sequence]:
-        """The prompts that the next step may compute."""
-        accounts = [self._accounts[each.request_id] for each in prompts]
-        ranks = [
-            (self._classes.rank(each.priority), _is_far_above(each, standings) and self._num_left_out < MAX_LEFT_OUT)
-            for each in accounts
-        ]
-        best = min(ranks)
-        return [each for each, rank in zip(prompts, ranks, strict=True) if rank == best]
+    def _next_prompts(self, prompts: list[Sequence]) -> tuple[list[Sequence], bool]:
+        """The prompts that the next step may compute, and whether it leaves out others that are next by class."""
+        classes, standings, whole = self._classes, self._classes.standings(), Standing.of(self._classes.active)
+        accounts = [self._account(each) for each in prompts]
+        by_class = [classes.rank(each.priority) for each in accounts]
+        if self._num_left_out < MAX_LEFT_OUT:
+            ranks = [
+                (classes.rank(each.priority, is_light=_is_below(each, whole)), _is_far_above(each, standings))
+                for each in accounts
+            ]
+        else:
+            ranks = [(rank, False) for rank in by_class]
+        best, best_class = min(ranks), min(by_class)
+        first = [each for each, rank in zip(prompts, ranks, strict=True) if rank == best]
+        leaves_out = any(
+            rank != best and of_class == best_class for rank, of_class in zip(ranks, by_class, strict=True)
+        )
+        return first, leaves_out
 
     @property
     def _short_step(self) -> int:
@@ -299,14 +316,22 @@ class FairShares:
         return not account.is_idle or self._clock() - account.last_active < RECENT
 
     def is_urgent(self, prompts: list[Sequence]) -> bool:
-        """See `Policy.is_urgent`: if a lower class or a tenant far above its share runs beside the first prompts."""
-        standings = self._classes.standings()
-        first = {id(account): account for account in map(self._account, self._next_prompts(prompts, standings))}
-        if any(_is_far_above(account, standings) for account in first.values()):
+        """See `Policy.is_urgent`: if a lower class or a tenant far above its share runs beside the first prompts.
+
+        Prompts are never urgent beside a higher class, even if theirs is due: it is owed a part of the service, but no
+        short wait. Beside a lower class, only prompts of accounts that have less than their share are urgent. Otherwise
+        a flood's own prompts would be, and a stranger who comes after two steps of them would have to wait for the
+        answers, too.
+        """
+        standings, whole = self._classes.standings(), Standing.of(self._classes.active)
+        first = {self._account(each) for each in self._next_prompts(prompts)[0]}
+        others = [each for each in self._classes.active if each.num_running and each not in first]
+        highest = min(account.priority for account in first)
+        is_beside_higher = any(each.priority < highest for each in others)
+        if is_beside_higher or any(_is_far_above(each, standings) for each in first):
             return False
-        highest = min(account.priority for account in first.values())
-        others = [each for each in self._classes.active if each.num_running and id(each) not in first]
-        return any(each.priority > highest or _is_far_above(each, standings) for each in others)
+        is_light = all(_is_below(account, whole) for account in first)
+        return any((is_light and each.priority > highest) or _is_far_above(each, standings) for each in others)
 
     def turns(self, answers: list[Chunk]) -> list[Chunk]:
         """See `Policy.turns`. Takes one of each tenant in turn, by weight, those that waited longest first.
@@ -361,8 +386,13 @@ def _is_overdue(sequence: Sequence, now: float) -> bool:
     return now - sequence.submitted_at > MAX_WAIT
 
 
-def _has_credit(account: Account, standings: Standings) -> bool:
-    return account.service <= standings[account.priority].least_service + QUANTUM
+def _has_credit(account: Account, standing: Standing) -> bool:
+    return account.service <= standing.least_service + QUANTUM
+
+
+def _may_gain(account: Account, standing: Standing) -> bool:
+    """Whether the account has credit and may run one more sequence within its share."""
+    return _has_credit(account, standing) and _is_below(account, standing)
 
 
 def _credit(account: Account, standings: Standings) -> float | None:
@@ -371,9 +401,9 @@ def _credit(account: Account, standings: Standings) -> float | None:
     return round(least + QUANTUM - account.service, 1) if math.isfinite(least) else None
 
 
-def _is_below(account: Account, standings: Standings) -> bool:
+def _is_below(account: Account, standing: Standing) -> bool:
     """Whether the account may run one more sequence within its share."""
-    return account.num_running + 1 <= standings[account.priority].fair_share(account)
+    return account.num_running + 1 <= standing.fair_share(account)
 
 
 def _is_far_above(account: Account, standings: Standings) -> bool:

@@ -13,8 +13,9 @@ from bench.shares import jain, largest_gap, service_bound
 from bench.simulation import turns
 from bench.simulation.machine import CPU, MAX_SEQS, VirtualRunner, chunk_seconds, scheduler_for, step_seconds
 from bench.simulation.service import Curves, curves_of, service
-from bench.simulation.simulator import Prompt, Request, Simulator, Tenant, batch, closed_loop, open_loop
+from bench.simulation.simulator import Prompt, Request, Simulator, Tenant, batch, closed_loop, lines, open_loop
 from bench.stats import Measures, ratio
+from scheduler.classes import GUARANTEED
 from scheduler.fair import QUANTUM
 from scheduler.pacing import MIN_CHUNK
 
@@ -29,6 +30,9 @@ BOUND: Final = service_bound(sum(map(len, TEMPLATE)) + LONG[0], MAX_SEQS * LONG[
 """Of the gap between two tenants that ask long questions, in tokens at weight 1."""
 IN_FLIGHT: Final = 64
 LIST_PROMPTS: Final = 1024
+LINE: Final = 15, 4
+"""Words of a question and tokens of its answer: of a line of a batch."""
+LINE_SYSTEM_TOKENS: Final = 110
 SYSTEM_TOKENS: Final = 700
 IDLE_SECONDS: Final = 10.0
 """How long the short questions are asked without other load."""
@@ -92,39 +96,66 @@ def questions(shape: tuple[int, int], rng: Random, system: Sequence[int] = ()) -
 # -- one tenant with much work, another one with short questions -----------------------------------------------------
 
 
-def beside(setup: Setup, load: Callable[[Simulator], None], stranger: Tenant) -> Outcome:
+@dataclass(frozen=True, slots=True)
+class Phases:
     """The short questions alone, the load alone, then both together."""
-    idle = setup.simulator()
-    _ask(idle, stranger, IDLE_SECONDS)
-    alone = setup.simulator()
-    load(alone)
-    together = setup.simulator()
-    load(together)
-    _ask(together, stranger, setup.seconds)
-    for each, until in ((idle, IDLE_SECONDS + 1), (alone, setup.seconds), (together, setup.seconds)):
-        each.run(until)
-    idle_ttft = float(np.median([ttft(request, idle.now) for request in idle.requests[1:]]))
-    ttfts = [ttft(each, together.now) for each in together.requests if each.tenant == stranger.name]
+
+    idle: Simulator
+    alone: Simulator
+    together: Simulator
+
+    @property
+    def idle_ttft(self) -> float:
+        """The first question does not count, because nothing is cached for it."""
+        return float(np.median([ttft(request, self.idle.now) for request in self.idle.requests[1:]]))
+
+
+def beside(setup: Setup, load: Callable[[Simulator], None], stranger: Tenant) -> Outcome:
+    return Outcome(_compared(_phases(setup, load, stranger), stranger))
+
+
+def _phases(setup: Setup, load: Callable[[Simulator], None], stranger: Tenant) -> Phases:
+    phases = Phases(setup.simulator(), setup.simulator(), setup.simulator())
+    load(phases.alone)
+    load(phases.together)
+    _ask(phases.idle, stranger, IDLE_SECONDS)
+    _ask(phases.together, stranger, setup.seconds)
+    phases.idle.run(IDLE_SECONDS + 1)
+    phases.alone.run(setup.seconds)
+    phases.together.run(setup.seconds)
+    return phases
+
+
+def _compared(phases: Phases, stranger: Tenant, of: Collection[str] = ()) -> dict[str, float | None]:
+    """`of`: the tenants of the load whose throughput counts; all without any."""
+    alone, together, idle_ttft = phases.alone, phases.together, phases.idle_ttft
+    ttfts = _ttfts(together, stranger)
     p50, p95 = map(float, np.percentile(ttfts, (50, 95)))
-    longest = max(step.seconds for step in together.steps if step.end > WARM_UP_SECONDS)
-    others = {each.tenant for each in alone.requests}
-    rates = [answer_tokens(each, others) for each in (alone, together)]
-    return Outcome(
-        {
-            "idle_ttft_s": idle_ttft,
-            "ttft_p50_s": p50,
-            "ttft_p95_s": p95,
-            "ttft_max_s": max(ttfts),
-            "longest_step_s": longest,
-            "preemptions": together.scheduler.statistics().preemptions,
-            "alone_tokens_per_s": rates[0],
-            "tokens_per_s": rates[1],
-            "ttft_p50_ratio": p50 / idle_ttft,
-            "ttft_p95_over_step_s": p95 - idle_ttft - longest,
-            "ttft_p95_over_chunk_s": p95 - idle_ttft - chunk_seconds(MIN_CHUNK),
-            "throughput_ratio": ratio(rates[1], rates[0]),
-        }
-    )
+    longest = _longest_step(together)
+    counted = of or {each.tenant for each in alone.requests}
+    rates = [answer_tokens(each, counted) for each in (alone, together)]
+    return {
+        "idle_ttft_s": idle_ttft,
+        "ttft_p50_s": p50,
+        "ttft_p95_s": p95,
+        "ttft_max_s": max(ttfts),
+        "longest_step_s": longest,
+        "preemptions": together.scheduler.statistics().preemptions,
+        "alone_tokens_per_s": rates[0],
+        "tokens_per_s": rates[1],
+        "ttft_p50_ratio": p50 / idle_ttft,
+        "ttft_p95_over_step_s": p95 - idle_ttft - longest,
+        "ttft_p95_over_chunk_s": p95 - idle_ttft - chunk_seconds(MIN_CHUNK),
+        "throughput_ratio": ratio(rates[1], rates[0]),
+    }
+
+
+def _ttfts(simulator: Simulator, tenant: Tenant) -> list[float]:
+    return [ttft(each, simulator.now) for each in simulator.requests if each.tenant == tenant.name]
+
+
+def _longest_step(simulator: Simulator) -> float:
+    return max(step.seconds for step in simulator.steps if step.end > WARM_UP_SECONDS)
 
 
 def _ask(simulator: Simulator, stranger: Tenant, seconds: float) -> None:
@@ -160,6 +191,51 @@ def prompts_of_one_request(setup: Setup) -> Outcome:
         batch(simulator, Tenant("A"), list(islice(questions(LONG, Random("list")), LIST_PROMPTS)))
 
     return beside(setup, load, Tenant("B"))
+
+
+# -- a batch beside them ---------------------------------------------------------------------------------------------
+
+
+def lines_of_a_batch(setup: Setup) -> Outcome:
+    """As `flood`, with a batch beside it. The lines run already when the flood begins."""
+    stranger, flooding, with_lines = Tenant("B"), _flooding(Tenant("A")), _with_lines(Tenant("C", priority=2))
+
+    def load(simulator: Simulator) -> None:
+        with_lines(simulator)
+        flooding(simulator)
+
+    phases = _phases(setup, load, stranger)
+    quiet = setup.simulator()
+    with_lines(quiet)
+    _ask(quiet, stranger, setup.seconds)
+    quiet.run(setup.seconds)
+    p50, p95 = map(float, np.percentile(_ttfts(quiet, stranger), (50, 95)))
+    steps = [step for step in phases.together.steps if step.end > WARM_UP_SECONDS]
+    served, others = (sum(sum(service(steps, name)) for name in names) for names in ("C", "AB"))
+    return Outcome(
+        _compared(phases, stranger, of={"A"})
+        | {
+            "lines_only_ttft_p50_s": p50,
+            "lines_only_ttft_p95_s": p95,
+            "lines_only_ttft_p95_over_step_s": p95 - phases.idle_ttft - _longest_step(quiet),
+            "lines_per_s": _num_ended(phases.together, "C") / setup.seconds,
+            "lines_only_per_s": _num_ended(quiet, "C") / setup.seconds,
+            "lines_share": served / others,
+        }
+    )
+
+
+def _num_ended(simulator: Simulator, tenant: str) -> int:
+    return sum(each.tenant == tenant and each.ended is not None for each in simulator.requests)
+
+
+def _with_lines(tenant: Tenant) -> Callable[[Simulator], None]:
+    def load(simulator: Simulator) -> None:
+        rng = Random("lines")
+        system = [rng.randrange(1000, VOCABULARY) for _ in range(LINE_SYSTEM_TOKENS)]
+        lines(simulator, tenant, questions(LINE, rng, system))
+
+    return load
 
 
 # -- shares of tenants that always wait ------------------------------------------------------------------------------
@@ -277,6 +353,16 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         "as flood, with A in the class batch and B in the class interactive",
         interactive,
         (Limit("ttft_p95_over_chunk_s", at_most=0.0), _KEEPS),
+    ),
+    "lines": Scenario(
+        "as flood, beside a batch whose lines take the room that A and B leave",
+        lines_of_a_batch,
+        (
+            Limit("ttft_p95_over_step_s", at_most=0.0),
+            Limit("lines_only_ttft_p95_over_step_s", at_most=0.0),
+            _KEEPS,
+            Limit("lines_share", at_least=0.5 * GUARANTEED, at_most=1.5 * GUARANTEED),
+        ),
     ),
     "weights": Scenario(
         "two tenants flood, with weights 3 and 1",

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
-from bench.simulation.machine import VirtualRunner
+from api.protocols.batches.room import num_beside
+from bench.simulation.machine import MAX_SEQS, VirtualRunner
 from scheduler.messages import DEFAULT_PRIORITY, SamplingParams, Submit
 from scheduler.plan import Plan, Result
 from scheduler.scheduler import Scheduler
@@ -79,6 +80,8 @@ class Simulator:
         self.scheduler = scheduler
         self.requests: list[Request] = []
         """All requests, in order of submission. The index is the request id."""
+        self.num_active = 0
+        """Requests that have not ended."""
         self.steps: list[Step] = []
         self._runner = runner
         self._events: list[tuple[float, int, Callable[[], object]]] = []
@@ -105,6 +108,7 @@ class Simulator:
         """Submits a request, and returns it. `due` is when the client sent it: its waiting time begins there."""
         request = Request(len(self.requests), tenant.name, prompt, due, on_end=on_end)
         self.requests.append(request)
+        self.num_active += 1
         refusal = self.scheduler.submit(
             Submit(
                 request.number,
@@ -164,6 +168,7 @@ class Simulator:
             if output.finish_reason is not None:
                 assert output.finish_reason == "length", output.error
                 request.ended = self.now
+                self.num_active -= 1
                 request.on_end()
 
 
@@ -200,6 +205,24 @@ def batch(simulator: Simulator, tenant: Tenant, prompts: list[Prompt], due: floa
     """Sends one request with a list of prompts: each becomes a sequence at once."""
     for prompt in prompts:
         simulator.at(due, partial(simulator.submit, tenant, prompt, due))
+
+
+def lines(simulator: Simulator, tenant: Tenant, prompts: Iterator[Prompt]) -> None:
+    """Runs the lines of a batch in the room that other requests leave, as the API does."""
+    num_running = 0
+
+    def fill() -> None:
+        nonlocal num_running
+        while num_running < num_beside(simulator.num_active - num_running, MAX_SEQS):
+            num_running += 1
+            simulator.submit(tenant, next(prompts), simulator.now, ended)
+
+    def ended() -> None:
+        nonlocal num_running
+        num_running -= 1
+        simulator.at(simulator.now + LATENCY, fill)
+
+    simulator.at(0.0, fill)
 
 
 def _send(simulator: Simulator, tenant: Tenant, prompts: Iterator[Prompt], due: float) -> None:

@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.__main__ import app
-from bench.simulation.scenarios import SCENARIOS, Limit, Outcome, Setup, questions
+from bench.simulation.machine import chunk_seconds
+from bench.simulation.scenarios import SCENARIOS, Limit, Outcome, Setup, questions, ttft
 from bench.simulation.service import service
-from bench.simulation.simulator import Tenant, closed_loop
+from bench.simulation.simulator import Tenant, closed_loop, open_loop
 from bench.stats import Measures
 from scheduler.classes import GUARANTEED
 
@@ -26,7 +27,7 @@ def missed(scenario: str, policy: str) -> dict[str, float | None]:
     return {each.measure: measures[each.measure] for each in SCENARIOS[scenario].limits if not each.is_met(measures)}
 
 
-@pytest.mark.parametrize("scenario", ["flood", "list", "interactive"])
+@pytest.mark.parametrize("scenario", ["flood", "list", "interactive", "lines"])
 def test_with_first_come_first_served_a_stranger_waits_for_the_queue_of_others(scenario: str) -> None:
     measures = outcome(scenario, "first-come").measures
     ratio, worst = measures["ttft_p50_ratio"], measures["ttft_max_s"]
@@ -70,10 +71,23 @@ def test_with_fair_shares_every_limit_is_met(scenario: str) -> None:
     assert missed(scenario, "fair") == {}
 
 
-def test_in_a_pool_a_stranger_waits_no_longer_than_in_lanes() -> None:
-    flood = SCENARIOS["flood"]
-    measures = flood.run(Setup(policy="fair", lanes=False)).measures
-    assert [limit.measure for limit in flood.limits if not limit.is_met(measures)] == []
+@pytest.mark.parametrize("scenario", ["flood", "lines"])
+def test_in_a_pool_a_stranger_waits_no_longer_than_in_lanes(scenario: str) -> None:
+    measures = SCENARIOS[scenario].run(Setup(policy="fair", lanes=False)).measures
+    assert [limit.measure for limit in SCENARIOS[scenario].limits if not limit.is_met(measures)] == []
+
+
+@pytest.mark.parametrize("lanes", [True, False])
+@pytest.mark.parametrize("priority", [0, 1])
+def test_a_stranger_waits_for_one_step_beside_floods_of_two_classes(lanes: bool, priority: int) -> None:
+    simulator = Setup(policy="fair", lanes=lanes).simulator()
+    closed_loop(simulator, Tenant("low", priority=2), 64, questions((60, 32), Random("low")))
+    closed_loop(simulator, Tenant("flood"), 64, questions((60, 32), Random("flood")), begin=5.0)
+    stranger = Tenant("stranger", priority=priority)
+    open_loop(simulator, stranger, range(15, 60), questions((12, 8), Random("stranger")))
+    simulator.run(60.0)
+    waits = [ttft(each, simulator.now) for each in simulator.requests if each.tenant == "stranger"]
+    assert max(waits) < chunk_seconds(64) + 0.1, "the rest of a step, and then one with its own prompt"
 
 
 def test_a_lower_class_is_served_its_guaranteed_share_beside_a_flood_of_a_higher_one() -> None:

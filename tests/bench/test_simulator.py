@@ -1,6 +1,6 @@
 """Virtual clients of the real scheduler, in virtual time."""
 
-from itertools import repeat
+from itertools import count, repeat
 from random import Random
 
 import pytest
@@ -11,7 +11,7 @@ from bench.shares import service_bound
 from bench.simulation.machine import POLICIES, VirtualRunner, chunk_seconds, scheduler_for
 from bench.simulation.scenarios import questions
 from bench.simulation.service import most_overtaken
-from bench.simulation.simulator import LATENCY, Prompt, Simulator, Tenant, batch, closed_loop, open_loop
+from bench.simulation.simulator import LATENCY, Prompt, Simulator, Tenant, batch, closed_loop, lines, open_loop
 from scheduler.fair import QUANTUM
 
 A, B = Tenant("A"), Tenant("B")
@@ -65,6 +65,21 @@ def test_a_list_is_many_sequences_at_once() -> None:
     assert len(full.requests) == 100
     assert all(request.num_tokens == 2 for request in full.requests)
     assert {request.submitted for request in full.requests} == {1.0}
+
+
+@pytest.mark.parametrize(("num_others", "num_lines"), [(0, 32), (30, 2), (32, 1), (64, 1)])
+def test_lines_take_the_room_that_others_leave(num_others: int, num_lines: int) -> None:
+    shared = simulator()
+    batch(shared, B, [Prompt([1, 2, number], 4000) for number in range(num_others)])
+    lines(shared, A, (Prompt([*range(100 * number, 100 * number + 40)], 4) for number in count(1)))
+    most = 0
+    for tenth in range(1, 200):
+        shared.run(tenth / 10)
+        running = [each for each in shared.requests if each.tenant == "A" and each.ended is None]
+        assert shared.num_active == num_others + len(running)
+        most = max(most, len(running))
+    assert most == num_lines
+    assert any(each.tenant == "A" and each.ended is not None for each in shared.requests)
 
 
 def test_an_event_during_a_step_waits_for_its_end() -> None:

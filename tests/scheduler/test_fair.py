@@ -241,6 +241,89 @@ def test_a_class_that_is_due_does_not_make_a_higher_one_wait() -> None:
             busy.step()
 
 
+@pytest.mark.parametrize(("num_lines", "max_seqs", "length"), [(100, 8, 40), (1, 16, 90), (100, 16, 90)])
+@pytest.mark.parametrize("priority", [INTERACTIVE, DEFAULT])
+def test_a_stranger_beside_a_flood_does_not_wait_for_a_lower_class(
+    num_lines: int, max_seqs: int, length: int, priority: int
+) -> None:
+    busy = system(max_seqs=max_seqs)
+    flood(busy, "a", 900, length=length)
+    lines: list[int] = []
+
+    def step() -> Plan:
+        """A line that ends is followed by another one."""
+        running = [each for each in lines if not (busy.outputs[each] and busy.finish_reason(each))]
+        for _ in range(num_lines - len(running)):
+            number = 2000 + len(lines)
+            busy.submit(number, prompt(1000 * number, 90), 4, tenant="c", priority=BATCH)
+            lines.append(number)
+        return busy.step()
+
+    for _ in range(40):
+        step()
+    for number in range(1000, 1015):
+        flood(busy, "b", 1, first=number, priority=priority)
+        steps = 0
+        while not busy.tokens[number]:
+            plan = step()
+            assert all(each.num_tokens == 1 for each in plan.chunks if each.sequence.tenant == "c"), "no prompt of c"
+            steps += 1
+        assert steps <= 2
+        while not busy.finish_reason(number):
+            step()
+        for _ in range(number % 8):
+            step()
+    assert sum(len(busy.tokens[each]) == 4 for each in lines) >= 5, "the lower class makes progress"
+
+
+def test_a_lower_class_keeps_its_guaranteed_part_beside_a_strangers_long_prompt() -> None:
+    busy = system(max_seqs=8)
+    flood(busy, "c", 50, first=2000, length=300, priority=BATCH)
+    flood(busy, "a", 300)
+    for _ in range(100):
+        busy.step()
+    busy.submit(1000, prompt(1_000_000, 1900), 20, tenant="b")
+    tokens = Counter[str]()
+    while not busy.tokens[1000]:
+        for chunk in busy.step().chunks:
+            tokens[chunk.sequence.tenant] += chunk.num_tokens
+    assert 0.05 <= tokens["c"] / (tokens["a"] + tokens["b"]) <= 0.2
+
+
+@pytest.mark.parametrize("max_seqs", [8, 16])
+def test_only_prompts_of_strangers_are_computed_before_the_answers_turn(max_seqs: int) -> None:
+    busy = system(max_seqs=max_seqs)
+    flood(busy, "a", 300, length=90)
+    flood(busy, "c", 50, first=400, length=90, priority=BATCH)
+    for _ in range(40):
+        busy.step()
+    was_of_prompts, num_urgent, asked = False, 0, 1000
+    for count in range(600):
+        is_idle = asked == 1000 or (busy.tokens[asked] and busy.finish_reason(asked))
+        if was_of_prompts and is_idle and count % 3 == 0:
+            asked += 1
+            flood(busy, "b", 1, first=asked)
+        plan = busy.step()
+        if was_of_prompts and not plan.num_decode:
+            assert set(running_of(plan)) == {"b"}
+            num_urgent += 1
+        was_of_prompts = not plan.num_decode
+    assert num_urgent > 5
+
+
+def test_the_prompts_of_a_flood_are_not_computed_before_the_turn_of_its_own_answers() -> None:
+    busy = system(max_seqs=8)
+    flood(busy, "c", 50, first=400, priority=BATCH)
+    busy.step()
+    flood(busy, "a", 300, length=90)
+    was_of_prompts, has_answers = True, False
+    for _ in range(400):
+        plan = busy.step()
+        assert plan.num_decode or not (was_of_prompts and has_answers)
+        was_of_prompts = not plan.num_decode
+        has_answers = any(each.is_answering and each.tenant == "a" for each in busy.scheduler.residents.running)
+
+
 def test_a_tenant_of_a_small_weight_gets_its_turn() -> None:
     busy = system(lanes=False, max_seqs=8, max_answers=2, num_pages=200)
     for number in range(8):

@@ -5,6 +5,15 @@ from collections.abc import Callable
 import trio
 
 
+def num_beside(num_others: int, max_seqs: int) -> int:
+    """Returns how many sequences of lines may run beside this many of clients, if the engine computes `max_seqs`.
+
+    Clients have the higher classes, but lines that are being computed slow each of their steps. At least one, so that
+    a batch always goes on.
+    """
+    return max(max_seqs - num_others, 1)
+
+
 class Room:
     """Lets lines in, in the order in which they ask, while there is room for their sequences."""
 

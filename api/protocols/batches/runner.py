@@ -16,7 +16,7 @@ import trio
 from api.errors import ApiError
 from api.protocols.batches.lines import InputIndex
 from api.protocols.batches.output import KINDS, Kind, ResultFile
-from api.protocols.batches.room import Room
+from api.protocols.batches.room import Room, num_beside
 from api.protocols.batches.work import Endpoint, Outcome, Work
 from api.protocols.call import Server
 from api.storage.batch import Batch, InputError, Line
@@ -242,17 +242,12 @@ class BatchRunner:
         return self._rooms[name]
 
     def _capacity(self, model: str, num_running: int) -> int:
-        """The sequences that the engine computes at once and that others leave; at least one.
-
-        The others have the higher classes, but lines that are being computed slow each of their steps. One while the
-        model is not loaded: it loads the model.
-        """
+        """See `Room`. One while the model is not loaded: it loads the model."""
         service = next((each.service for each in self._server.fleet.models if model in each.names), None)
         info = service.engine.info if service is not None else None
         if service is None or info is None:
             return 1
-        num_others = max(service.num_active - num_running, 0)
-        return max(info.max_seqs - num_others, 1)
+        return num_beside(max(service.num_active - num_running, 0), info.max_seqs)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
