@@ -23,7 +23,7 @@ from scheduler.llama.kv_memory import LaneMemory, PoolMemory
 from scheduler.llama.model import Model
 from scheduler.llama.proof import measure
 from scheduler.shapes import MAX_SEQUENCE_IDS
-from scheduler.sizing import IDLE_SHARE, Machine, choose
+from scheduler.sizing import IDLE_SHARE, Machine, available_bytes, choose
 
 CHUNKS: Final = (64, 128, 256, 512)
 FILL_TOKENS: Final = 256
@@ -77,7 +77,8 @@ class BareLoop:
         self._model = Model(str(model_path), config.gpu_layers)
         kv_bytes = measure(self._model, config).bytes_per_token
         trained, num_bytes = self._model.trained_context, self._model.num_bytes
-        sizes = choose(config, Machine(trained, num_bytes, kv_bytes, on_gpu=False))
+        available = available_bytes(config)
+        sizes = choose(config, Machine(trained, num_bytes, kv_bytes, on_gpu=False, available_bytes=available))
         self.kv_tokens = lanes * lane_tokens or sizes.kv_max
         self.cheap_tokens = int(IDLE_SHARE * self._model.num_bytes / kv_bytes)
         num_ids = lanes or MAX_SEQUENCE_IDS

@@ -6,7 +6,7 @@ from typing import Literal
 KV_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 FLASH_ATTN = ("auto", "on", "off")
 KV_LAYOUTS = ("auto", "pool", "lanes")
-DRAFTS = ("auto", "off")
+DRAFTS = ("auto", "on", "off")
 POOLINGS = ("auto", "none", "mean", "cls", "last")
 
 TierKind = Literal["pages", "sequences", "none"]
@@ -52,7 +52,8 @@ class EngineConfig:
     backend_top_k: int = 0
     """Number of best tokens that the backend finds in each step, so that no logits leave the GPU. 0 is off."""
     draft: str = "auto"
-    """auto: steps verify drafted tokens where that is faster; off: there are no drafts."""
+    """on: steps verify drafted tokens where that is faster. off: there are no drafts. auto is on, but on a GPU without a
+    draft model it is off."""
     draft_model: str = ""
     """Path of a model file with the same vocabulary that drafts tokens. Empty for none."""
     kv_events: str = ""

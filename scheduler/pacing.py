@@ -5,10 +5,12 @@ from typing import Final
 from scheduler.cost import SMOOTHING, StepCost
 
 FULL_SPEED_TOKENS: Final = 128
-"""The default ITL target is the time of such a chunk at the best speed."""
+"""The default ITL target is the time of such a chunk at the best speed, but at least COMFORTABLE_SECONDS."""
+COMFORTABLE_SECONDS: Final = 0.03
+"""Nobody notices gaps of this length. On a GPU, FULL_SPEED_TOKENS take less, and larger steps have a higher speed."""
 MIN_CHUNK: Final = 64
 """Smaller chunks are slower per token on a CPU, where llama.cpp computes attention in blocks of 64 rows. Avoided within
-STRETCH. If steps of prompts and of answers alternate, a step of prompts has no more tokens either."""
+STRETCH."""
 SMALLEST_CHUNK: Final = 32
 """A chunk may have this many tokens in any case."""
 PATIENCE: Final = 256
@@ -25,16 +27,23 @@ class Pacer:
     """
 
     def __init__(
-        self, seconds_per_token: float, max_mixed_tokens: int | None = None, target_seconds: float | None = None
+        self,
+        seconds_per_token: float,
+        max_mixed_tokens: int | None = None,
+        target_seconds: float | None = None,
+        *,
+        full_speed: int = MIN_CHUNK,
     ) -> None:
         """`seconds_per_token`: the initial estimate for a prompt token at an empty context.
 
-        Steps of more than `max_mixed_tokens` should not mix prompts and answers. None for no limit.
+        Steps of more than `max_mixed_tokens` should not mix prompts and answers. None for no limit. If steps of prompts
+        and of answers alternate, a step of prompts has at most `full_speed` tokens, because more are hardly faster.
         """
         self._cost = StepCost(seconds_per_token)
         self._best = seconds_per_token
         self._max_mixed_tokens = max_mixed_tokens
         self._given_target = target_seconds
+        self._full_speed = full_speed
         self._decode_seconds = 0.0
         """Smoothed duration of a step without prompts."""
         self._answer_seconds = 0.0
@@ -79,7 +88,7 @@ class Pacer:
     @property
     def target_seconds(self) -> float:
         """Maximum duration of a step while answers stream."""
-        return self._given_target or FULL_SPEED_TOKENS * self._best
+        return self._given_target or max(FULL_SPEED_TOKENS * self._best, COMFORTABLE_SECONDS)
 
     @property
     def spare_seconds(self) -> float:
@@ -90,15 +99,15 @@ class Pacer:
         """Returns how many prompt tokens fit into a step beside `num_decode` tokens, or between two such steps.
 
         `context`: tokens before the prompts' tokens. A step takes the whole target if the user gave it, or if answers
-        and prompts share the step. Otherwise it takes a chunk of MIN_CHUNK, however many prompts wait: a longer one is
-        hardly faster on a CPU, and all answers would wait for it. `is_shared`: it takes two such chunks, because a long
-        prompt and others compute one each.
+        and prompts share the step. Otherwise it takes a chunk that is just long enough for full speed, however many
+        prompts wait: a longer one is hardly faster, and all answers would wait for it. `is_shared`: it takes two such
+        chunks, because a long prompt and others compute one each.
         """
         fitting = self._fitting(self.target_seconds, num_decode, context)
         if self._given_target is None:
-            stretched = min(self._fitting(STRETCH * self.target_seconds, num_decode, context), MIN_CHUNK)
+            stretched = min(self._fitting(STRETCH * self.target_seconds, num_decode, context), self._full_speed)
             if self.mixes(num_decode + MIN_CHUNK):
-                fitting = max(fitting, stretched)
+                fitting = max(fitting, min(stretched, MIN_CHUNK))
             else:
                 fitting = 2 * stretched if is_shared else stretched
         return max(fitting, SMALLEST_CHUNK)

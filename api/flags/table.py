@@ -148,7 +148,8 @@ class ModelFlags:
         str | None,
         Flag(
             choices=DRAFTS,
-            help="Whether steps verify drafted tokens; auto drafts where that is faster.",
+            help="Whether steps verify drafted tokens where that is faster. auto is on, but on a GPU without a draft "
+            "model it is off.",
             note="Drafts change no answer; see below.",
         ),
     ] = None

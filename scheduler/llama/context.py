@@ -1,6 +1,6 @@
 """llama.cpp through llama-cpp-python's low-level API: a context, its batch as numpy arrays, its KV memory.
 
-Only this module and `scheduler.llama.model` handle C pointers and their lifetimes, and return codes.
+Only this module and `model` and `gpu` beside it handle C pointers and their lifetimes, and return codes.
 """
 
 import ctypes

@@ -6,14 +6,19 @@ pages in tiers by whole sequences, and these by no tiers. The log says what was 
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
+
+import psutil
 
 from kvcache.cache import KVCache
 from kvcache.events import NO_LISTENER, Listener
 from kvcache.tree import PAGE_TOKENS
 from scheduler.config import EngineConfig, TierKind
 from scheduler.errors import ModelError, NoMemoryError
+from scheduler.llama import gpu
 from scheduler.llama.context import Context
 from scheduler.llama.kv_memory import ContextMemory
 from scheduler.llama.model import Model, num_gpu_layers
@@ -32,6 +37,24 @@ ONE_AT_A_TIME: Final = {"plamo2"}
 """Architectures whose sequences must not be computed together, because llama.cpp aborts the process. No proof can be
 tried then. PLaMo 2: it writes the states of several sequences beyond the end of their memory (llama-cpp-python 0.3.36).
 """
+
+
+@dataclass(frozen=True, slots=True)
+class KVPlace:
+    """The memory that has the KV: of the machine, or of its GPUs."""
+
+    available: Callable[[], int]
+    """Returns the bytes that the engine may use of it now."""
+    total_bytes: int
+
+
+def kv_memory(config: EngineConfig, model: Model) -> KVPlace:
+    """Each layer has its KV where its weights are. If only some layers are on a GPU, it limits the KV of all."""
+    num_layers = num_gpu_layers(config.gpu_layers, model.num_layers)
+    if not num_layers:
+        return KVPlace(partial(available_bytes, config), psutil.virtual_memory().total)
+    share = num_layers / model.num_layers
+    return KVPlace(lambda: int(gpu.memory().free / share), int(gpu.memory().total / share))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +153,7 @@ def _sizes(
         model_bytes=model.num_bytes,
         kv_bytes_per_token=facts.bytes_per_token,
         on_gpu=num_gpu_layers(config.gpu_layers, model.num_layers) > 0,
+        available_bytes=kv_memory(config, model).available(),
         shares_ids=model.shares_prefixes if sharing is None else sharing,
         original_context=model.original_context,
         rescales=model.rescales,

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import psutil
-
 from kvcache.cache import KVCache
 from kvcache.events import NO_LISTENER
 from kvcache.pool import PoolLayout
@@ -25,7 +23,7 @@ from scheduler.errors import ModelError
 from scheduler.fair import FairShares
 from scheduler.grammar import GrammarCompiler
 from scheduler.kv_events.opening import open_publisher
-from scheduler.llama.device import Device, open_device
+from scheduler.llama.device import Device, kv_memory, open_device
 from scheduler.llama.draft_model import OpenedDrafts, open_draft_model, wants_drafts
 from scheduler.llama.info import encoder_info, generator_info
 from scheduler.llama.kv_memory import PoolMemory
@@ -37,7 +35,7 @@ from scheduler.llama.tuning import tuned
 from scheduler.machine import cores
 from scheduler.pacing import Pacer
 from scheduler.scheduler import Scheduler
-from scheduler.sizing import DEFAULT_CTX_LEN, available_bytes, check_sizes
+from scheduler.sizing import DEFAULT_CTX_LEN, check_sizes
 
 if TYPE_CHECKING:
     from scheduler.kv_events.publisher import Publisher
@@ -115,7 +113,7 @@ def _load(config: EngineConfig, publisher: "Publisher | None") -> Parts:
         threads=threads,
     )
     seconds_per_token, row_seconds = runner.warm_up()
-    pacer = Pacer(seconds_per_token, sizes.max_mixed_tokens, config.itl_target)
+    pacer = Pacer(seconds_per_token, sizes.max_mixed_tokens, config.itl_target, full_speed=sizes.full_speed_tokens)
     token_budget = min(sizes.batch_tokens, context.batch_tokens)
     passes = PassSeconds(seconds_per_token, row_seconds, _cell_share(model, device, on_gpu=num_layers_on_gpu > 0))
     amounts = Amounts(passes, pacer, in_lanes=sizes.layout == "lanes")
@@ -132,7 +130,7 @@ def _load(config: EngineConfig, publisher: "Publisher | None") -> Parts:
         in_lanes=sizes.layout == "lanes",
         policy=FairShares(token_budget, pacer),
         drafting=Drafting(
-            _drafters(config, device, drafts),
+            _drafters(config, device, drafts, on_gpu=num_layers_on_gpu > 0),
             amounts,
             max_tokens=min(token_budget, sizes.max_answers),
             max_top_k=config.backend_top_k,
@@ -145,7 +143,7 @@ def _load(config: EngineConfig, publisher: "Publisher | None") -> Parts:
         embedder = Embedder(open_reader, limits, pooling, seconds_per_token, scheduler.charge)
     description = drafts.description if drafts is not None else ""
     info = generator_info(config, model, device, pooling, description, started)
-    elastic = _elastic(config, device, scheduler, runner)
+    elastic = _elastic(config, model, device, scheduler, runner)
     return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder, elastic, publisher)
 
 
@@ -157,29 +155,36 @@ def _cell_share(model: Model, device: Device, *, on_gpu: bool) -> float:
     return 0.0 if on_gpu else device.kv_bytes / device.sizes.shapes.start.tokens / model.num_bytes
 
 
-def _elastic(config: EngineConfig, device: Device, scheduler: Scheduler, runner: LlamaRunner) -> Elastic | None:
+def _elastic(
+    config: EngineConfig, model: Model, device: Device, scheduler: Scheduler, runner: LlamaRunner
+) -> Elastic | None:
     shapes = device.sizes.shapes
     if shapes.is_fixed:
         return None
     device.opener.use = runner.use
+    memory = kv_memory(config, model)
     return Elastic(
         scheduler,
         shapes,
         device.opener,
         shapes.start,
         max_tokens=shapes.max_tokens,
-        available=partial(available_bytes, config),
-        total_bytes=psutil.virtual_memory().total,
+        available=memory.available,
+        total_bytes=memory.total_bytes,
         keeps_evicted=device.tiers.kind != "none",
     )
 
 
-def _drafters(config: EngineConfig, device: Device, drafts: OpenedDrafts | None) -> list[Drafter]:
+def _drafters(config: EngineConfig, device: Device, drafts: OpenedDrafts | None, *, on_gpu: bool) -> list[Drafter]:
     """Returns what drafts tokens: nothing if the option is off, or if the model's states cannot be cut.
 
     Sequences share no prefixes if their states cannot be cut, because they are recurrent or because a proof has failed.
+    On an H100, a small model was slower with drafts: each length of a step needs another graph, and a search for drafts
+    takes a good part of a step.
     """
     if config.draft == "off" or not device.cache.sharing:
+        return []
+    if config.draft == "auto" and on_gpu and drafts is None:
         return []
     return [PredictionDrafter(), SuffixDrafter(), *([] if drafts is None else [drafts.drafter])]
 

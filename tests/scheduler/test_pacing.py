@@ -17,12 +17,29 @@ def test_decodes_reduce_the_chunk() -> None:
     assert Pacer(0.002).num_prefill_tokens(20) == FULL_SPEED_TOKENS - 20
 
 
-@pytest.mark.parametrize("speed", [1e-6, 1e-3, 10.0])
+@pytest.mark.parametrize("speed", [3e-4, 1e-3, 10.0])
 def test_the_default_target_depends_on_the_machines_speed(speed: float) -> None:
     pacer = Pacer(speed)
     for _ in range(20):
         pacer.observe(0, 100, 0, 100 * speed * 1.25)
     assert pacer.num_prefill_tokens(0) == pytest.approx(FULL_SPEED_TOKENS / 1.25, abs=1)
+
+
+def test_a_fast_machine_computes_as_many_tokens_as_nobody_notices() -> None:
+    """As on a GPU, where a step of few tokens takes nearly as long as one of many."""
+    pacer = Pacer(2e-5)
+    for num_tokens in (64, 512) * 20:
+        pacer.observe(0, num_tokens, 0, 0.005 + 2e-5 * num_tokens)
+    assert pacer.num_prefill_tokens(8) == pytest.approx(1250, rel=0.1), "those of 30 ms"
+
+
+def test_turns_of_prompts_are_as_long_as_full_speed_needs() -> None:
+    pacer = Pacer(2e-5, max_mixed_tokens=0, full_speed=512)
+    for num_tokens in (64, 512) * 20:
+        pacer.observe(8, 0, 0, 0.002)
+        pacer.observe(0, num_tokens, 0, 0.005 + 2e-5 * num_tokens)
+    assert pacer.num_prefill_tokens(8) == 512
+    assert pacer.num_prefill_tokens(8, is_shared=True) == 1024
 
 
 def test_expensive_tokens_shrink_the_chunk_down_to_a_minimum() -> None:

@@ -28,10 +28,8 @@ LARGE: Model = {"trained_context": 131_072, "model_bytes": 5 * GIB, "kv_bytes_pe
 def choose(model: Model, available: int = 64 * GIB, **given: int | str) -> Sizes:
     """Returns the sizes for a model and a machine. The layout is a pool by default."""
     given.setdefault("kv_layout", "pool")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
-        config = EngineConfig("model.gguf", **given)  # type: ignore[arg-type]
-        return sizing.choose(config, Machine(**model))  # type: ignore[arg-type]
+    config = EngineConfig("model.gguf", **given)  # type: ignore[arg-type]
+    return sizing.choose(config, Machine(available_bytes=available, **model))  # type: ignore[arg-type]
 
 
 def test_the_context_is_the_default_or_the_trained_one_if_shorter() -> None:
@@ -73,11 +71,10 @@ def test_a_pool_starts_with_two_short_sequences_and_grows_to_a_context_for_each(
     assert choose(SMALL, ctx_len=512).kv_tokens == 2 * 512
 
 
-def test_a_pool_on_a_gpu_keeps_its_size_unless_the_user_says_where_to_start() -> None:
-    on_gpu = {**SMALL, "on_gpu": True}
-    assert choose(on_gpu).shapes.is_fixed
-    sizes = choose(on_gpu, kv_start=2048)
-    assert (sizes.kv_tokens, sizes.kv_max) == (2048, 64 * 8192)
+@pytest.mark.parametrize("layout", ["lanes", "pool"])
+def test_memory_on_a_gpu_grows_too(layout: str) -> None:
+    sizes = choose({**SMALL, "on_gpu": True}, kv_layout=layout)
+    assert (sizes.kv_tokens, sizes.kv_max) == (4096, 64 * 8192)
 
 
 @pytest.mark.parametrize("layout", ["lanes", "pool"])
@@ -124,8 +121,11 @@ def test_a_pool_is_rounded_like_in_llama_cpp(tokens: int, rounded: int) -> None:
     assert choose(SMALL, kv_tokens=tokens).kv_tokens == rounded
 
 
-def test_a_gpu_runs_more_sequences() -> None:
-    assert choose(SMALL).max_seqs < choose({**SMALL, "on_gpu": True}).max_seqs
+def test_a_gpu_runs_more_sequences_and_longer_steps() -> None:
+    on_cpu, on_gpu = choose(SMALL), choose({**SMALL, "on_gpu": True})
+    assert on_cpu.max_seqs < on_gpu.max_seqs
+    assert on_cpu.batch_tokens < on_gpu.batch_tokens
+    assert on_cpu.full_speed_tokens < on_gpu.full_speed_tokens <= on_gpu.batch_tokens
 
 
 @pytest.mark.parametrize("max_seqs", [1, 32, 255])
@@ -197,11 +197,11 @@ def test_a_model_whose_tokens_take_no_memory_gets_the_largest_pool() -> None:
     assert sizes.kv_tokens == 4 * 512
 
 
-def test_idle_pages_are_limited_on_a_cpu_but_not_on_a_gpu() -> None:
+def test_idle_pages_in_a_pool_are_limited_and_cost_less_on_a_gpu() -> None:
     sizes = choose(SMALL)
     assert 0 < sizes.idle_tokens * 23_040 <= 0.1 * (92 << 20)
     on_gpu = choose({**SMALL, "on_gpu": True})
-    assert on_gpu.idle_tokens == on_gpu.kv_tokens
+    assert 6 * sizes.idle_tokens < on_gpu.idle_tokens < on_gpu.kv_max
 
 
 def test_tiers_get_the_given_size_or_a_share_of_the_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_on_a_cpu_large_steps_are_not_mixed_if_attention_computes_blocks() -> No
     assert choose(SMALL).max_mixed_tokens == 63
     assert choose(SMALL, kv_type="q8_0").max_mixed_tokens == 512
     assert choose(SMALL, flash_attn="off").max_mixed_tokens == 512
-    assert choose({**SMALL, "on_gpu": True}).max_mixed_tokens == 512
+    assert choose({**SMALL, "on_gpu": True}).max_mixed_tokens == 2048
 
 
 def test_auto_is_lanes_if_half_of_the_memory_has_eight_contexts() -> None:
@@ -247,8 +247,10 @@ def test_auto_is_a_pool_if_the_users_options_rule_out_lanes(given: dict[str, int
     assert part in sizes.layout_reason
 
 
-def test_auto_is_a_pool_on_a_gpu() -> None:
-    assert choose({**SMALL, "on_gpu": True}, kv_layout="auto").layout == "pool"
+def test_auto_follows_the_same_rule_on_a_gpu() -> None:
+    on_gpu = {**LARGE, "on_gpu": True}
+    assert choose(on_gpu, 70 * GIB, kv_layout="auto").layout == "lanes"
+    assert choose(on_gpu, 15 * GIB, kv_layout="auto").layout == "pool"
 
 
 def test_lanes_divide_the_given_tokens() -> None:
