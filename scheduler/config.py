@@ -52,8 +52,8 @@ class EngineConfig:
     backend_top_k: int = 0
     """Number of best tokens that the backend finds in each step, so that no logits leave the GPU. 0 is off."""
     draft: str = "auto"
-    """on: steps verify drafted tokens where that is faster. off: there are no drafts. auto is on, but on a GPU without a
-    draft model it is off."""
+    """on: steps verify drafted tokens where that is faster. off: there are no drafts. auto: on, except on a GPU without
+    a draft model."""
     draft_model: str = ""
     """Path of a model file with the same vocabulary that drafts tokens. Empty for none."""
     kv_events: str = ""

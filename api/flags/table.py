@@ -56,7 +56,6 @@ class ModelFlags:
             min=256,
             help="Size of the KV cache in tokens at the start. Later it follows the load.",
             default="4096, or less for short contexts",
-            note="On a GPU the size is fixed unless this flag is set.",
         ),
     ] = None
     kv_max: Annotated[

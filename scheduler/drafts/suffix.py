@@ -30,8 +30,9 @@ MAX_MATCH: Final = 64
 NEARBY: Final = 256
 """Among equally long matches, one at most so many tokens after the place of the last match goes first."""
 DIFFERENCES: Final = 0.75
-"""Probability of a difference after a match of one token. It falls with the inverse of the length; where texts branch,
-with that of its square root. Fitted to 216 recorded answers of a small model, which repeat code and documents."""
+"""Probability of a difference after a match of one token. It falls with the inverse of the length, and with that of its square
+root where texts have gone on differently. Fitted to 216 recorded answers of a small model, which repeat code and
+documents."""
 TOKEN_BITS: Final = 20
 PLACE_BITS: Final = 32
 _POSITIONS: Final = (1 << PLACE_BITS) - 1
@@ -88,7 +89,7 @@ class SuffixDrafter:
         self._max_tokens = max_tokens
         self._places: dict[int, int] = {}
         """The latest place by key."""
-        self._branching: set[int] = set()
+        self._forks: set[int] = set()
         """Keys that different tokens have followed."""
         self._documents: OrderedDict[int, _Document] = OrderedDict()
         """By number, the one that was useful last at the end."""
@@ -144,7 +145,7 @@ class SuffixDrafter:
         estimates = [1 - DIFFERENCES / length for length in range(match.length, match.length + count)]
         stop = min(match.position + count, match.document.num_tokens)  # behind it, the tokens repeat
         for number, key in enumerate(self._keys(match.document, match.position, stop)):
-            if key in self._branching:
+            if key in self._forks:
                 estimates[number] = 1 - (match.length + number) ** -0.5
         return estimates
 
@@ -231,8 +232,8 @@ class SuffixDrafter:
             before = places.get(key, -1)
             previous.append(before)
             places[key] = place
-            if before >= 0 and key not in self._branching and self._token(before) not in (None, self._token(place)):
-                self._branching.add(key)
+            if before >= 0 and key not in self._forks and self._token(before) not in (None, self._token(place)):
+                self._forks.add(key)
         self.num_tokens += stop - start
 
     def _forget(self) -> None:
@@ -254,7 +255,7 @@ class SuffixDrafter:
                 for place, key in enumerate(self._keys(document, start, stop), first + start):
                     if self._places.get(key) == place:
                         del self._places[key]
-                        self._branching.discard(key)
+                        self._forks.discard(key)
                 del document.previous[start - stop :]
             if not document.previous:
                 self._dropped.popleft()

@@ -148,10 +148,11 @@ def response_tools(client: OpenAI) -> None:
 
 
 def previous_response(client: OpenAI) -> None:
-    """Several times: one of the two nodes has the response, and chance would find it now and then."""
-    for _ in range(4):
-        first = client.responses.create(model=MODEL, input="Say hello.", max_output_tokens=16)
-        client.responses.create(model=MODEL, input="Again.", previous_response_id=first.id, max_output_tokens=16)
+    """With a routing key, as one of the nodes has the response. Several times: chance would find it now and then."""
+    for number in range(4):
+        with_key = client.with_options(default_headers={"X-SMG-Routing-Key": f"conversation-{number}"})
+        first = with_key.responses.create(model=MODEL, input="Say hello.", max_output_tokens=16)
+        with_key.responses.create(model=MODEL, input="Again.", previous_response_id=first.id, max_output_tokens=16)
 
 
 def embeddings(client: OpenAI) -> None:

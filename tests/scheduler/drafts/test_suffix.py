@@ -34,7 +34,7 @@ def test_an_answer_that_repeats_its_prompt_is_drafted() -> None:
     assert estimates[2] < [0.8] < [0.98] < estimates[-1]
 
 
-def test_tokens_at_which_texts_branch_are_doubtful() -> None:
+def test_tokens_at_which_texts_fork_are_doubtful() -> None:
     drafter = SuffixDrafter()
     for number, branch in enumerate((80, 81, 80)):
         draft(drafter, sequence(number, [*prompt(100, 20), branch, *prompt(200, 20)]))
@@ -46,7 +46,7 @@ def test_tokens_at_which_texts_branch_are_doubtful() -> None:
     assert found.estimates[11] > 0.95
 
 
-def test_a_text_of_another_salt_is_no_branch() -> None:
+def test_a_text_of_another_salt_is_no_fork() -> None:
     drafter = SuffixDrafter()
     for number, (branch, salt) in enumerate(((80, ""), (81, "other"))):
         draft(drafter, sequence(number, [*prompt(100, 20), branch], salt))
