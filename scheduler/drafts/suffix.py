@@ -30,8 +30,8 @@ MAX_MATCH: Final = 64
 NEARBY: Final = 256
 """Among equally long matches, one at most so many tokens after the place of the last match goes first."""
 DIFFERENCES: Final = 0.75
-"""Probability of a difference after a match of one token. It falls with the inverse of the length, and with that of its square
-root where texts have gone on differently. Fitted to 216 recorded answers of a small model, which repeat code and
+"""Probability of a difference after a match of one token. It falls with the inverse of the length, and with that of its
+square root where texts have gone on differently. Fitted to 216 recorded answers of a small model, which repeat code and
 documents."""
 TOKEN_BITS: Final = 20
 PLACE_BITS: Final = 32
