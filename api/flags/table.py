@@ -69,7 +69,7 @@ class ModelFlags:
     ] = None
     batch_tokens: Annotated[
         int | None,
-        Flag(min=32, max=8192, help="Token budget of one step.", default="512, or the tuned value"),
+        Flag(min=32, max=8192, help="Token budget of one step.", default="512, on a GPU 2048, or the tuned value"),
     ] = None
     itl_target: Annotated[
         float | None,
@@ -79,8 +79,8 @@ class ModelFlags:
             metavar="SECONDS",
             help="Maximum time that streams wait for their next token while prompts are computed.",
             default="depends on the machine",
-            note="The default is the time of the smallest prompt chunk that reaches full speed. A shorter time makes "
-            "long prompts slower.",
+            note="The default is the time of 128 prompt tokens at the best speed, and at least 30 ms. A shorter time "
+            "makes long prompts slower.",
         ),
     ] = None
     threads: Annotated[

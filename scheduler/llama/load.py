@@ -179,8 +179,7 @@ def _drafters(config: EngineConfig, device: Device, drafts: OpenedDrafts | None,
     """Returns what drafts tokens: nothing if the option is off, or if the model's states cannot be cut.
 
     Sequences share no prefixes if their states cannot be cut, because they are recurrent or because a proof has failed.
-    On an H100, a small model was slower with drafts: each length of a step needs another graph, and a search for drafts
-    takes a good part of a step.
+    On an H100, a small model was slower with drafts. Why was not measured.
     """
     if config.draft == "off" or not device.cache.sharing:
         return []
