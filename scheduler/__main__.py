@@ -45,6 +45,7 @@ def _serve(config: EngineConfig, link: Link, record: CrashRecord) -> int:
     from scheduler.errors import ModelError, NoMemoryError
     from scheduler.llama.aborts import report_aborts
     from scheduler.llama.load import load
+    from scheduler.outbox import Outbox
 
     report_aborts(record)
     try:
@@ -55,7 +56,8 @@ def _serve(config: EngineConfig, link: Link, record: CrashRecord) -> int:
     if parts.publisher is not None:
         parts.publisher.start()
     link.send(Ready(parts.info))
-    Engine(parts.scheduler, parts.runner, parts.compiler, link, parts.embedder, record, parts.elastic).run()
+    outbox = Outbox(config.stream_interval)
+    Engine(parts.scheduler, parts.runner, parts.compiler, link, parts.embedder, record, parts.elastic, outbox).run()
     if parts.publisher is not None:
         parts.publisher.close()
     return 0

@@ -28,6 +28,7 @@ from scheduler.messages import (
     Submit,
     Watch,
 )
+from scheduler.outbox import Outbox
 from scheduler.plan import Runner, StepError, attempt_step
 from scheduler.scheduler import Scheduler
 from scheduler.statistics import SchedulerStatistics
@@ -64,9 +65,13 @@ class Engine:
         embedder: Embedder | None = None,
         record: CrashRecord | None = None,
         elastic: Elastic | None = None,
+        outbox: Outbox | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`record` gets the requests that are being computed. `elastic` is None if the KV memory has a fixed size."""
+        """`record` gets the requests that are being computed. `elastic` is None if the KV memory has a fixed size.
+
+        Without an `outbox`, each token is sent at once.
+        """
         self._scheduler = scheduler
         self._runner = runner
         self._compiler = compiler
@@ -74,6 +79,7 @@ class Engine:
         self._embedder = embedder
         self._record = record or CrashRecord()
         self._elastic = elastic
+        self._outbox = outbox or Outbox(0.0)
         self._clock = clock
         self._is_stuck = False
         """Whether no sequence could go on in the last step, because the KV memory must grow first."""
@@ -106,6 +112,8 @@ class Engine:
                 self._record.computing(())
             if self._live is not None:
                 self._show(self._live.look)
+        if held := self._outbox.flush():
+            self._wire.send_outputs(held)
         self._scheduler.cache.close(CLOSE_SECONDS)
 
     def _receive(self) -> list[Message | Compiled]:
@@ -138,12 +146,14 @@ class Engine:
         plan = self._scheduler.plan()
         self._is_stuck = not plan.chunks
         if self._is_stuck:
-            return []
+            return self._outbox.flush()
+        if held := self._outbox.before(plan):
+            self._wire.send_outputs(held)
         self._record.computing([chunk.sequence.request_id for chunk in plan.chunks])
         result = attempt_step(self._runner.run, plan)
         if isinstance(result, StepError):
-            return self._scheduler.rollback(plan, result)
-        outputs = self._scheduler.commit(plan, result)
+            return self._outbox.add(self._scheduler.rollback(plan, result), math.inf) + self._outbox.flush()
+        outputs = self._outbox.add(self._scheduler.commit(plan, result), result.seconds)
         if self._live is not None:
             self._show(self._live.computed, plan, result.seconds)
         return outputs
@@ -173,6 +183,7 @@ class Engine:
             case Cancel(request_id):
                 self._compiling.discard(request_id)
                 self._scheduler.cancel(request_id)
+                self._outbox.forget(request_id)
                 if self._embedder is not None:
                     self._embedder.cancel(request_id)
             case Inspect():

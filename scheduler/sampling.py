@@ -163,7 +163,7 @@ def _are_allowed(
 ) -> bool:
     """Whether the best token of each row is valid, and no end that is not allowed yet."""
     for row, token, state in zip(logits, best, states, strict=True):
-        if not math.isfinite(row[token]) or (state.hides_eog and (eog_tokens == token).any()):
+        if not math.isfinite(row[token]) or (state.hides_eog and token in eog_tokens.tolist()):
             return False
     return True
 

@@ -83,6 +83,16 @@ class ModelFlags:
             "makes long prompts slower.",
         ),
     ] = None
+    stream_interval: Annotated[
+        float | None,
+        Flag(
+            min=0,
+            max=60,
+            metavar="SECONDS",
+            help="Send tokens that follow each other faster than this in one event. 0 sends each token at once.",
+            note="Fewer events take less computing time. An answer's first token never waits.",
+        ),
+    ] = None
     threads: Annotated[
         int | None,
         Flag(

@@ -17,7 +17,8 @@ from scheduler.engine import Engine
 from scheduler.failures import GrammarError, RequestError
 from scheduler.grammar import Compiled, GrammarCompiler
 from scheduler.messages import Cancel, Embed, Embedded, Failed, Inspect, Message, Output, Queue, Report, Stop, Submit
-from scheduler.plan import Plan, Result
+from scheduler.outbox import Outbox
+from scheduler.plan import Plan, Result, StepError
 from scheduler.texts import Batch, Limits, Pooled
 from tests.scheduler.fakes import (
     EOG,
@@ -74,10 +75,10 @@ def no_tokenizer() -> LLTokenizer:
     raise RuntimeError("no vocabulary here")
 
 
-def serve(system: System, *turns: Turn) -> FakeWire:
+def serve(system: System, *turns: Turn, outbox: Outbox | None = None) -> FakeWire:
     """Run an engine over these turns to its end."""
     wire = FakeWire(turns)
-    Engine(system.scheduler, system.runner, GrammarCompiler(no_tokenizer), wire).run()
+    Engine(system.scheduler, system.runner, GrammarCompiler(no_tokenizer), wire, outbox=outbox).run()
     return wire
 
 
@@ -139,6 +140,32 @@ def test_requests_run_to_their_end() -> None:
 def test_each_token_is_sent_by_the_step_that_sampled_it() -> None:
     wire = serve(System(), [submit(1, prompt(0, 20), 3)], *QUIET)
     assert [len(outputs) for outputs in wire.steps] == [1, 1, 1]
+
+
+def test_fast_tokens_are_sent_together_until_a_prompt_comes_between() -> None:
+    wire = serve(
+        System(),
+        [submit(1, prompt(0, 20), 9)],
+        *[[]] * 5,
+        [submit(2, prompt(900, 33), 2)],
+        *QUIET,
+        outbox=Outbox(3600.0),
+    )
+    assert wire.tokens == {1: expected(prompt(0, 20), 9), 2: expected(prompt(900, 33), 2)}
+    sent = [[(output.request_id, len(output.tokens)) for output in outputs] for outputs in wire.steps if outputs]
+    assert sent == [[(1, 1)], [(1, 5)], [(2, 1)], [(2, 1)], [(1, 3)]]
+
+
+def test_what_is_held_is_sent_before_the_engine_stops() -> None:
+    wire = serve(System(), [submit(1, prompt(0, 20), 100)], [], [], [], [Stop()], outbox=Outbox(3600.0))
+    assert wire.tokens == {1: expected(prompt(0, 20), 4)}
+
+
+def test_what_is_held_is_sent_after_a_failed_step() -> None:
+    system = System()
+    system.runner.step_error = lambda _: StepError("injected") if len(system.runner.plans) == 3 else None
+    wire = serve(system, [submit(1, prompt(0, 20), 100)], *[[]] * 3, [Cancel(1)], outbox=Outbox(3600.0))
+    assert [len(outputs[0].tokens) for outputs in wire.steps if outputs] == [1, 1]
 
 
 def test_the_engine_waits_only_without_work() -> None:
