@@ -10,19 +10,22 @@ from typing import Final
 
 from bench.simulation.machine import CPU, Machine, VirtualRunner, scheduler_for, step_seconds
 from bench.simulation.rendering import following, opening
-from bench.simulation.routing import Router
+from bench.simulation.routing import Router, uncached
 from bench.simulation.simulator import LATENCY, Prompt, Request, Simulator, Tenant
 from bench.simulation.turns import SPREAD
 from bench.workloads import Session
 
 VARIATION: Final = 0.1
-"""A step takes up to this share more or less than its cost."""
+"""A step, or a request in the API process, takes up to this share more or less than its cost."""
+API_SECONDS: Final = (0.01, 0.04)
+"""How long a node's API process works on a request, one after another. Nodes differ: on two cores, two nodes with
+8 streams each took 9 to 29 ms to render a prompt, and responses to 6 requests at once began 25 to 38 ms apart."""
 _EVERYBODY: Final = Tenant("everybody")
 
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A request on its way into a node's engine, which reads its messages between two steps."""
+    """A request on its way to a node's engine, which reads its messages between two steps."""
 
     prompt: Prompt
     due: float
@@ -37,21 +40,33 @@ class FleetNode:
         runner = VirtualRunner(lambda plan: step_seconds(plan, machine) * rng.uniform(1 - VARIATION, 1 + VARIATION))
         self.simulator = Simulator(scheduler_for("fair", runner.clock, machine), runner)
         self.in_flight = 0
+        self.unread_tokens = 0
         self.is_busy = False
         self._inbox: list[_Sent] = []
-        self._unread: dict[int, int] = {}
-        """Tokens of requests without a first token, by the number of the request."""
-
-    @property
-    def unread_tokens(self) -> int:
-        return sum(sent.unread for sent in self._inbox) + sum(self._unread.values())
+        self._rng = rng
+        self.api_seconds = rng.uniform(*API_SECONDS)
+        """How long its API process works on a request."""
+        self._api_until = 0.0
+        """When the API process has handled the requests that it has."""
 
     def cached_tokens(self, prompt: Sequence[int]) -> int:
         hit = self.simulator.scheduler.cache.lookup(array("i", prompt).tobytes())
         return hit.num_tokens
 
-    def send(self, sent: _Sent) -> None:
+    def handled(self, now: float) -> float:
+        """Gives the API process one more request. Returns when it has handled it."""
+        seconds = self.api_seconds * self._rng.uniform(1 - VARIATION, 1 + VARIATION)
+        self._api_until = max(now, self._api_until) + seconds
+        return self._api_until
+
+    def expect(self, sent: _Sent) -> None:
+        """A request is on its way to the API process."""
         self.in_flight += 1
+        self.unread_tokens += sent.unread
+
+    def respond(self, sent: _Sent) -> None:
+        """The API process begins its response to the request, and sends it to the engine."""
+        self.unread_tokens -= sent.unread
         self._inbox.append(sent)
 
     def begin(self, now: float) -> bool:
@@ -68,8 +83,6 @@ class FleetNode:
     def finish(self) -> None:
         """Ends the step. Calls `on_end` of requests that have ended."""
         self.simulator.finish()
-        for number in [number for number in self._unread if self.simulator.requests[number].first is not None]:
-            del self._unread[number]
 
     def _submit(self, sent: _Sent) -> None:
         def ended() -> None:
@@ -77,7 +90,6 @@ class FleetNode:
             sent.on_end(request)
 
         request = self.simulator.submit(_EVERYBODY, sent.prompt, sent.due, ended)
-        self._unread[request.number] = sent.unread
 
 
 class Fleet:
@@ -101,12 +113,26 @@ class Fleet:
         heapq.heappush(self._events, (seconds, next(self._order), event))
 
     def send(self, prompt: Prompt, on_end: Callable[[Request], object]) -> None:
+        """Sends a request to the router."""
+        due = self.now
+        if self._router.renders:
+            rendered = max(node.handled(self.now) for node in self.nodes)
+            self.at(rendered, lambda: self._route(prompt, due, on_end))
+        else:
+            self._route(prompt, due, on_end)
+
+    def _route(self, prompt: Prompt, due: float, on_end: Callable[[Request], object]) -> None:
         """Sends a request to the node that the router chooses now."""
         node = self.nodes[self._router.choose(prompt.tokens, self.nodes)]
-        unread = len(prompt.tokens) - node.cached_tokens(prompt.tokens)
-        node.send(_Sent(prompt, self.now, unread, on_end))
-        if not node.is_busy:
-            self._begin(node)
+        sent = _Sent(prompt, due, uncached(prompt.tokens, node), on_end)
+        node.expect(sent)
+
+        def respond() -> None:
+            node.respond(sent)
+            if not node.is_busy:
+                self._begin(node)
+
+        self.at(node.handled(self.now), respond)
 
     def next_due(self) -> float:
         """When a request arrives that a client sends as soon as it can."""

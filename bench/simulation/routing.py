@@ -20,7 +20,10 @@ class Node(Protocol):
 
     @property
     def unread_tokens(self) -> int:
-        """Prompt tokens of requests without a first token that were not in the cache when they were sent."""
+        """Prompt tokens that must be computed, of requests whose response has not begun.
+
+        Routers take the beginning of a response as a sign that the prompt is computed.
+        """
 
     def cached_tokens(self, prompt: Sequence[int]) -> int:
         """How many tokens of the prompt its KV cache holds. A router knows it only from KV events."""
@@ -29,12 +32,18 @@ class Node(Protocol):
 class Router(Protocol):
     """Chooses a node for each request."""
 
+    @property
+    def renders(self) -> bool:
+        """Whether it first asks every node for the tokens of the prompt."""
+
     def choose(self, prompt: Sequence[int], nodes: Sequence[Node]) -> int:
         """Returns the index of the node. The request is then sent to it."""
 
 
 class RoundRobin:
     """Every node in turn."""
+
+    renders = False
 
     def __init__(self) -> None:
         self._sent = 0
@@ -61,6 +70,8 @@ class PrefixAware:
 
     It remembers the prompts that it sent to each node. It does not know what a node has computed or evicted.
     """
+
+    renders = False
 
     def __init__(self, thresholds: Thresholds) -> None:
         self._thresholds = thresholds
@@ -89,16 +100,18 @@ class PrefixAware:
 
 
 class KVEvents:
-    """The node that has the fewest prompt tokens to compute, those of its waiting requests included.
+    """The node with the least product of its requests and its prompt tokens to compute, this prompt included.
 
-    The router knows from KV events which pages each node holds. Among equal nodes the least busy one is chosen.
+    So vllm-router's `kv_aware` leaves the node that has the prefix if it is busier than another one. It knows from KV
+    events which pages each node holds.
     """
 
+    renders = True
+
     def choose(self, prompt: Sequence[int], nodes: Sequence[Node]) -> int:
-        def cost(index: int) -> tuple[int, int, int]:
+        def cost(index: int) -> int:
             node = nodes[index]
-            known = node.cached_tokens(prompt) // PAGE_TOKENS * PAGE_TOKENS
-            return len(prompt) - known + node.unread_tokens, node.in_flight, index
+            return (uncached(prompt, node) + node.unread_tokens) * (node.in_flight + 1)
 
         return min(range(len(nodes)), key=cost)
 
@@ -109,6 +122,15 @@ ROUTERS: Final[Mapping[str, Callable[[Thresholds], Router]]] = {
     "kv_aware": lambda _: KVEvents(),
 }
 """By the names that SMG and vllm-router give to these policies."""
+
+
+def uncached(prompt: Sequence[int], node: Node) -> int:
+    """How many tokens of the prompt a node must compute, as KV events show it.
+
+    They show whole pages. The page with the prompt's last token does not count, because this token is always computed.
+    """
+    known = min(node.cached_tokens(prompt), len(prompt) - 1) // PAGE_TOKENS * PAGE_TOKENS
+    return len(prompt) - known
 
 
 def _least_busy(nodes: Sequence[Node], among: Sequence[int] | range | set[int]) -> int:

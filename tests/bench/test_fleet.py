@@ -63,6 +63,21 @@ def test_events_choose_the_node_with_the_least_to_compute() -> None:
     assert router.choose(prompt, [Known(), Known(cached=64, unread_tokens=200)]) == 0
     assert router.choose(prompt, [Known(in_flight=2), Known(in_flight=1)]) == 1
     assert router.choose(prompt, [Known(), Known(cached=31, in_flight=1)]) == 0  # no whole page
+    assert router.choose([*range(96)], [Known(cached=64), Known(cached=96)]) == 0  # the last page does not count
+    home = Known(cached=64, in_flight=7)  # 36 tokens beside 7 requests, elsewhere 100
+    assert router.choose(prompt, [home, Known(in_flight=1)]) == 1
+    assert router.choose(prompt, [home, Known(in_flight=2)]) == 0
+
+
+def test_an_unequal_pair_of_nodes_gets_unequal_conversations_from_events() -> None:
+    """A response that begins early hides the prompts that its node has still to compute."""
+    pair = Fleet(2, KVEvents(), Random(0))
+    slow, fast = pair.nodes
+    slow.api_seconds, fast.api_seconds = 0.04, 0.01
+    once = resolve(Settings(workload="multiturn", users=16, turns=1, output_tokens=8))
+    closed_loop(pair, multiturn(once, Random(0)), 16)
+    pair.run()
+    assert len(fast.simulator.requests) > len(slow.simulator.requests)
 
 
 @given(
