@@ -2,8 +2,8 @@
 
 import ipaddress
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -155,6 +155,21 @@ class _Answer:
         )
 
 
+class _Body(httpx.AsyncByteStream):
+    """The body of a request. httpx's own is a generator, which stays unfinished if the request is cancelled here."""
+
+    def __init__(self, data: bytes) -> None:
+        self._parts = [data]
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._parts:
+            raise StopAsyncIteration
+        return self._parts.pop()
+
+
 class Client:
     """Measures requests to one target. When the target's time limit ends, it cancels every request."""
 
@@ -187,7 +202,10 @@ class Client:
     ) -> None:
         decoder = SSEDecoder()
         url = f"{self._target.url}/{'completions' if ask.prompts else 'chat/completions'}"
-        async with self._http.stream("POST", url, json=self._body(ask), headers=self._headers(ask)) as response:
+        request = self._http.build_request("POST", url, json=self._body(ask), headers=self._headers(ask))
+        request.stream = _Body(request.content)
+        response = await self._http.send(request, stream=True)
+        async with aclosing(response):
             if response.status_code != httpx.codes.OK:
                 answer.fail(f"HTTP {response.status_code}: {_text(await response.aread())}", time.perf_counter())
                 return

@@ -1,5 +1,6 @@
 """The measuring client against a server that sends exactly the bytes of a test."""
 
+import gc
 import re
 import socket
 from collections.abc import Callable
@@ -178,6 +179,18 @@ async def test_the_client_does_not_wait_after_done(monkeypatch: pytest.MonkeyPat
     assert record.error is None
     assert record.text == "a"
     assert record.end == record.chunks[0]
+
+
+async def test_a_request_that_is_aborted_while_it_is_sent_leaves_nothing_unfinished() -> None:
+    """An unfinished generator would end in a warning at some later moment, in another test."""
+    long = Ask(({"role": "user", "content": "x" * (32 << 20)},), 8, "stream")
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    async with listener, open_http(None, 60.0) as http:
+        port = listener.socket.getsockname()[1]  # nobody reads: the body does not fit into the kernel's buffers
+        scope = trio.CancelScope(deadline=trio.current_time() + 0.3)
+        record = await Client(http, Target(url=f"http://127.0.0.1:{port}/v1", model="fake")).chat(long, abort=scope)
+    assert record.aborted
+    gc.collect()
 
 
 async def test_an_aborted_request_is_closed_and_is_not_an_error() -> None:
