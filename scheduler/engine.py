@@ -103,18 +103,24 @@ class Engine:
             for message in self._receive():
                 self._handle(message)
             if self._elastic is not None and not self._stopping:
+                if self._elastic.state != "steady":
+                    self._send(self._outbox.flush())  # a move takes longer than a step
                 self._elastic.step()
             if self._scheduler.has_work and not self._stopping:
-                self._wire.send_outputs(self._step())
+                self._send(self._step())
                 self._record.computing(())
             if self._has_texts and not self._stopping:
+                self._send(self._outbox.flush())
                 self._read_texts()
                 self._record.computing(())
             if self._live is not None:
                 self._show(self._live.look)
-        if held := self._outbox.flush():
-            self._wire.send_outputs(held)
+        self._send(self._outbox.flush())
         self._scheduler.cache.close(CLOSE_SECONDS)
+
+    def _send(self, outputs: list[Output]) -> None:
+        if outputs:
+            self._wire.send_outputs(outputs)
 
     def _receive(self) -> list[Message | Compiled]:
         is_idle = not (self._scheduler.has_work or self._has_texts)
@@ -147,8 +153,7 @@ class Engine:
         self._is_stuck = not plan.chunks
         if self._is_stuck:
             return self._outbox.flush()
-        if held := self._outbox.before(plan):
-            self._wire.send_outputs(held)
+        self._send(self._outbox.before(plan))
         self._record.computing([chunk.sequence.request_id for chunk in plan.chunks])
         result = attempt_step(self._runner.run, plan)
         if isinstance(result, StepError):

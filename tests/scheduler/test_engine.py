@@ -4,7 +4,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from llguidance import LLTokenizer
 
 from kvcache.pool import PoolLayout
 from kvcache.tree import PAGE_TOKENS
+from scheduler.elastic import Elastic
 from scheduler.embedder import Embedder
 from scheduler.engine import Engine
 from scheduler.failures import GrammarError, RequestError
@@ -102,12 +103,13 @@ class Both:
         self.work.append(("texts", pooled.seconds))
         return pooled
 
-    def serve(self, *turns: Turn) -> FakeWire:
+    def serve(self, *turns: Turn, outbox: Outbox | None = None) -> FakeWire:
         self.system.runner.run = self.run  # type: ignore[method-assign]
         self.reader.read = self.read  # type: ignore[method-assign]
         wire = FakeWire(turns)
         system = self.system
-        Engine(system.scheduler, system.runner, GrammarCompiler(no_tokenizer), wire, self.embedder).run()
+        compiler = GrammarCompiler(no_tokenizer)
+        Engine(system.scheduler, system.runner, compiler, wire, self.embedder, outbox=outbox).run()
         return wire
 
     def longest_gap(self) -> float:
@@ -166,6 +168,28 @@ def test_what_is_held_is_sent_after_a_failed_step() -> None:
     system.runner.step_error = lambda _: StepError("injected") if len(system.runner.plans) == 3 else None
     wire = serve(system, [submit(1, prompt(0, 20), 100)], *[[]] * 3, [Cancel(1)], outbox=Outbox(3600.0))
     assert [len(outputs[0].tokens) for outputs in wire.steps if outputs] == [1, 1]
+
+
+def test_what_is_held_is_sent_before_texts_are_read() -> None:
+    wire = Both().serve([submit(1, prompt(0, 20), 9)], [], [], [embed(2, 1)], *QUIET, outbox=Outbox(3600.0))
+    sent = [len(output.tokens) for outputs in wire.steps for output in outputs]
+    assert sum(sent) == 9
+    assert len(sent) > 2, "not only the first token, and the others at the end"
+
+
+def test_what_is_held_is_sent_before_the_sequences_move_to_another_memory() -> None:
+    system, held, wire = System(), [], FakeWire([[submit(1, prompt(0, 20), 9)], *[[]] * 12])
+
+    class Moving:
+        state, patience = "growing", None
+
+        def step(self) -> None:
+            held.append(outbox.flush())
+
+    outbox, elastic = Outbox(3600.0), cast(Elastic, Moving())
+    Engine(system.scheduler, system.runner, GrammarCompiler(no_tokenizer), wire, elastic=elastic, outbox=outbox).run()
+    assert wire.tokens == {1: expected(prompt(0, 20), 9)}
+    assert not any(held)
 
 
 def test_the_engine_waits_only_without_work() -> None:
