@@ -32,7 +32,7 @@ class EngineConfig:
     """Token budget of a step."""
     itl_target: float | None = None
     """ITL target in seconds: how long running streams may wait for their next token while prompts are computed."""
-    stream_interval: float = 0.03
+    stream_interval: float = 0.05
     """Seconds between two outputs of a request, if its tokens come faster. 0 sends each token at once."""
     threads: int | None = None
     gpu_layers: int = -1
