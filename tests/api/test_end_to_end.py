@@ -71,11 +71,10 @@ def long_stream(client: OpenAI, max_tokens: int) -> openai.Stream[ChatCompletion
     )
 
 
-def read(stream: openai.Stream[ChatCompletionChunk], num_contents: int) -> None:
-    """Read `num_contents` chunks with content."""
+def read_first(stream: openai.Stream[ChatCompletionChunk]) -> None:
+    """Read up to the first content. How many events follow depends on the machine: fast tokens share one."""
     for chunk in stream:
-        num_contents -= bool(chunk.choices[0].delta.content)
-        if num_contents <= 0:
+        if chunk.choices[0].delta.content:
             return
     raise AssertionError("the stream ended early")
 
@@ -416,7 +415,7 @@ def test_a_client_that_leaves_frees_its_memory_soon(narrow: CortexServer) -> Non
     before, _ = narrow.statistics()
     with client_of(narrow) as client:
         stream = long_stream(client, FOREVER)
-        read(stream, 3)
+        read_first(stream)
         wait_until(lambda: narrow.health()["kv"]["held_tokens"] > 0, "memory is held")
         stream.close()
         after, _ = narrow.statistics()
@@ -466,14 +465,14 @@ def rest_of(place: str, last: int, limit: int) -> list[tuple[int, str]]:
 
 def test_a_direct_client_loses_nothing_when_its_connection_breaks(narrow: CortexServer) -> None:
     before, _ = narrow.statistics()
-    num_tokens, every = 60, 15
+    num_tokens, every = 60, 2
     place, events = resumable_stream(narrow, num_tokens, every)
     num_connections = 1
     while events[-1][1] != "[DONE]":
         events += rest_of(place, events[-1][0], every)
         num_connections += 1
     assert [number for number, _ in events] == list(range(1, len(events) + 1))
-    assert num_connections > 2
+    assert num_connections > 1  # there are four events or more: the role, tokens, the usage, the end
     chunks = [json.loads(data) for _, data in events[:-1]]
     scored = [piece["logprobs"]["content"] for chunk in chunks for piece in chunk["choices"] if piece["logprobs"]]
     assert sum(map(len, scored)) == chunks[-1]["usage"]["completion_tokens"] == num_tokens
@@ -537,7 +536,7 @@ def test_a_killed_server_leaves_no_engine(tmp_path: Path) -> None:
     with CortexServer(tmp_path, "--ctx-len=1024") as server, client_of(server) as client:
         engine = server.health()["engine_pid"]
         stream = long_stream(client, 900)
-        read(stream, 2)
+        read_first(stream)
         assert not is_gone(engine)
         os.kill(server.pid, signal.SIGKILL)
         wait_until(lambda: is_gone(engine), "the engine has ended")
@@ -618,7 +617,7 @@ def test_sigterm_ends_streams_that_outlast_the_grace_period(tmp_path: Path) -> N
     with CortexServer(tmp_path, "--ctx-len=4096", "--grace=0.5") as server, client_of(server) as client:
         engine = server.health()["engine_pid"]
         stream = long_stream(client, 4000)
-        read(stream, 2)
+        read_first(stream)
         server.process.terminate()
         with pytest.raises(openai.APIError, match="shutting down"):
             for _ in stream:
