@@ -112,7 +112,7 @@ def stream(client: OpenAI) -> str:
         model=MODEL, messages=[{"role": "user", "content": QUESTION}], max_tokens=48, temperature=0, stream=True
     )
     times = [time.monotonic() - began for piece in pieces if piece.choices and piece.choices[0].delta.content]
-    assert len(times) > 1  # tokens that come fast share a piece, the first and the last token do not
+    assert len(times) > 1  # the first token never shares a piece with those after it
     assert times[-1] > times[0] * 1.2, "all pieces came at once"
     return f"{len(times)} pieces, the first after {times[0]:.2f} s, the last after {times[-1]:.2f} s"
 
