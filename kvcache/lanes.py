@@ -9,9 +9,14 @@ evicted to the tier.
 """
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from kvcache.layout import Eviction, Placement
 from kvcache.tree import Hit, KVHandle, Page, num_pages_for
+
+MAX_CUT: Final = 0.25
+"""If no lane is free, a sequence takes the lane of its hit's source if at most this share of the hit follows it there.
+The other way, the hit is copied to the lane that was idle longest, and what that lane has goes to the tier."""
 
 
 class LaneLayout:
@@ -59,16 +64,20 @@ class LaneLayout:
     def _best_lane(self, hit: Hit) -> int:
         """Returns the lane with the most running neighbours.
 
-        Among equals it prefers the lane of an adoptable source, then a free lane, then the lane that was idle longest.
+        Among equals it prefers the lane of an adoptable source, then a free lane, then that of a source which loses
+        little to the tier, then the lane that was idle longest.
         """
         running = {lane for lane, handle in self._lanes.items() if _is_running(handle)}
 
         def rank(lane: int) -> tuple[int, ...]:
             handle = self._lanes[lane]
-            is_own = handle is not None and handle is hit.source and hit.adoptable
+            is_source = handle is not None and handle is hit.source
+            is_own = is_source and hit.adoptable
             loses = not self._keeps_evicted and handle is not None and not is_own
             num_neighbours = (lane - 1 in running) + (lane + 1 in running)
-            return loses, -num_neighbours, not is_own, handle.last_used if handle is not None else 0, lane
+            is_cut = is_source and self._keeps_evicted and _is_cheap_to_cut(hit)
+            preference = 0 if is_own else 1 if handle is None else 2 if is_cut else 3
+            return loses, -num_neighbours, preference, handle.last_used if handle is not None else 0, lane
 
         return min((lane for lane in self._lanes if lane not in running), key=rank)
 
@@ -103,6 +112,11 @@ class LaneLayout:
         for handle in handles:
             assert self._lanes[handle.id] is handle, "one handle per lane"
             assert handle.num_pages <= self.max_pages, "a handle fits into its lane"
+
+
+def _is_cheap_to_cut(hit: Hit) -> bool:
+    """Whether few tokens follow the hit in its source, so that it takes less to save them than to copy the hit."""
+    return hit.source is not None and hit.source.num_tokens - hit.num_tokens <= MAX_CUT * hit.num_tokens
 
 
 def _is_running(handle: KVHandle | None) -> bool:

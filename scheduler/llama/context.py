@@ -240,9 +240,12 @@ class Context:
         return bool(lib.llama_state_seq_set_data(self._pointer, pointer, len(state), sequence_id))
 
     def state_buffer(self, num_bytes: int) -> Blob:
-        """Returns the buffer for states, with at least `num_bytes` bytes. `read_state` overwrites it."""
+        """Returns the buffer for states, with at least `num_bytes` bytes. `read_state` overwrites it.
+
+        It grows by doubling: the first use of new memory takes longer than a state.
+        """
         if num_bytes > len(self._state):
-            self._state = np.empty(num_bytes, np.uint8)
+            self._state = np.empty(max(num_bytes, 2 * len(self._state)), np.uint8)
         return self._state
 
     def close(self) -> None:

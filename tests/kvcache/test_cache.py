@@ -364,6 +364,37 @@ def test_the_cut_part_of_a_lane_is_kept_in_the_tier() -> None:
     assert bench.cache.statistics().evicted_pages == 2 + 2
 
 
+def full_lanes(tier: Tier) -> LaneBench:
+    """Two lanes, of which the first was idle for longer. The second has 160 tokens."""
+    bench = LaneBench(num_ids=2, tier=tier)
+    bench.finish(text(1000, 80))
+    bench.finish(text(0, 160))
+    return bench
+
+
+def test_without_a_free_lane_a_sequence_takes_that_of_its_source_if_little_is_cut_off() -> None:
+    """So nothing is copied, and the longest idle sequence stays."""
+    bench = full_lanes(PageTier(1 << 20))
+    handle = bench.start(text(0, 140) + text(500, 9))
+    assert (handle.id, handle.num_tokens) == (1, 140)
+    bench.cache.release(handle)
+    assert bench.start(text(1000, 80) + text(600, 9)).id == 0
+    assert bench.start(text(0, 160) + text(700, 9)).num_tokens == 160, "the part that was cut off is in the tier"
+
+
+def test_a_source_of_which_much_would_be_cut_off_stays() -> None:
+    bench = full_lanes(PageTier(1 << 20))
+    handle = bench.start(text(0, 100) + text(500, 9))
+    assert (handle.id, handle.num_tokens) == (0, 100)
+    assert bench.memory.tokens(1) == text(0, 160)
+
+
+def test_without_a_tier_nothing_is_cut_off_a_sequence_that_was_used_lately() -> None:
+    bench = full_lanes(NO_TIER)
+    assert bench.start(text(0, 140) + text(500, 9)).id == 0
+    assert bench.memory.tokens(1) == text(0, 160)
+
+
 def test_a_sequence_is_limited_to_its_lane() -> None:
     bench = LaneBench(lane_pages=2)
     assert bench.cache.acquire(as_bytes(text(0, 65))) is None
