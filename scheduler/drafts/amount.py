@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from scheduler.drafts.passes import PassSeconds
+from scheduler.drafts.passes import FULL_ROWS, PassSeconds
 from scheduler.plan import Chunk, Plan
 
 COUNTS: Final = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63
@@ -22,6 +22,10 @@ MIN_GAIN: Final = 1.1
 
 OTHERS_GAIN: Final = 0.25
 """Added to MIN_GAIN, times the share of answers without drafts: they wait longer, and get nothing for it."""
+
+
+FIRST_TOKEN_WEIGHT: Final = 1.5
+"""Drafts at the end of a prompt delay the first token. They must save so many times as much of the answer's time."""
 
 
 class Offer(NamedTuple):
@@ -102,6 +106,29 @@ class Amounts:
             if duration <= limit and each > max(rate, (MIN_GAIN + OTHERS_GAIN * others) * num_answers / seconds):
                 best, rate = counts, each
         return best
+
+    def choose_after_prompt(self, chunk: Chunk, offer: Offer, room: int) -> int:
+        """Returns how many drafted tokens to verify in the same step as the end of a prompt, which is alone in it.
+
+        Otherwise the next steps would verify them. On a CPU, a little less than FULL_ROWS rows take longer than
+        FULL_ROWS, so drafts that fill the step up may cost nothing.
+        """
+        rows, most = chunk.num_tokens, min(offer.num_tokens, room)
+        counts = {count for count in (*COUNTS, FULL_ROWS - rows) if 0 < count <= most}
+        end = chunk.start + rows
+        later = max((1 + offer.expected(count)) / self._seconds(end, 1 + count) for count in (0, *counts))
+        plain = self._seconds(chunk.start, rows)
+        best, most_saved = 0, 0.0
+        for count in counts:
+            delay = self._seconds(chunk.start, rows + count) - plain
+            saved = offer.expected(count) / later - FIRST_TOKEN_WEIGHT * delay
+            if saved > most_saved:
+                best, most_saved = count, saved
+        return best
+
+    def _seconds(self, start: int, rows: int) -> float:
+        """Returns the seconds of a step with these rows of one sequence, from position `start` on."""
+        return self._passes(rows) + self._passes.attention(start + rows, rows)
 
     def _attention(self, chunks: Items[Chunk]) -> float:
         """Returns the seconds that the rows of these chunks take for attention."""

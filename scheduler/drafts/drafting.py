@@ -96,8 +96,12 @@ class Drafting:
     # -- before a step -----------------------------------------------------------------------------------------------
 
     def extend(self, plan: Plan, cache: KVCache, num_running: int) -> None:
-        """Add drafts to the answers of the plan, if it holds nothing else, and reserve pages for them."""
-        if plan.num_prefill or plan.num_decode != plan.num_answers or not plan.chunks:
+        """Add drafts to the plan and reserve pages for them: to answers alone, or to the end of a prompt alone."""
+        if not plan.chunks:
+            return
+        if plan.num_prefill or plan.num_decode != plan.num_answers:
+            if num_running == 1 and plan.chunks[0].samples:
+                self._extend_prompt(plan, cache)
             return
         if num_running > plan.num_answers > 1:  # prompts take turns with the answers, which wait long enough
             return
@@ -107,11 +111,15 @@ class Drafting:
         self._num_barren += 1
         if plan.num_answers > FEW_ANSWERS and self._num_barren > BARREN_STEPS and self._num_barren % PAUSE:
             return
-        chunks = [chunk for chunk in plan.chunks if self._may_draft(chunk.sequence)]
+        chunks = [
+            chunk
+            for chunk in plan.chunks
+            if chunk.sequence.num_known > chunk.sequence.num_prompt and self._may_draft(chunk.sequence)
+        ]
         for chunk in chunks:
             self._learn(chunk.sequence)
         limits = [min(room, chunk.sequence.max_known - chunk.sequence.num_known - 1) for chunk in chunks]
-        self._propose(plan, chunks, limits)
+        self._propose(plan, chunks, limits, self._drafters)
         offers = [
             Offer(number, proposal.chances)
             for number, chunk in enumerate(plan.chunks)
@@ -124,21 +132,40 @@ class Drafting:
         else:
             counts = self._amounts.choose(plan, offers, room)
         for number, count in counts.items():
-            chunk = plan.chunks[number]
-            proposal = self._proposals[chunk.sequence.request_id]
-            count = min(count, room - plan.num_drafted)
-            count = _reserve(chunk.sequence, count, cache, num_running)
-            if count > 0:
-                chunk.drafts, chunk.source = proposal.tokens[:count], proposal.drafter.source
-                self._num_barren = 0
-                plan.num_drafted += count
+            self._add(plan, plan.chunks[number], min(count, room - plan.num_drafted), cache, num_running)
+
+    def _extend_prompt(self, plan: Plan, cache: KVCache) -> None:
+        """Add drafts to the only chunk of the plan, which ends a prompt. Asks no drafter that takes time."""
+        chunk, room = plan.chunks[0], min(MAX_DRAFTED, self._max_tokens - plan.num_tokens)
+        sequence = chunk.sequence
+        if room <= 0 or chunk.scores or not self._may_draft(sequence):
+            return
+        self._learn(sequence)
+        drafters = [drafter for drafter in self._drafters if not drafter.seconds(1, 1)]
+        self._propose(plan, [chunk], [min(room, sequence.max_known - sequence.num_known - 1)], drafters)
+        proposal = self._proposals.get(sequence.request_id)
+        if proposal is None:
+            return
+        count = len(proposal.tokens)
+        if self._amounts is not None:
+            count = self._amounts.choose_after_prompt(chunk, Offer(0, proposal.chances), room)
+        self._add(plan, chunk, count, cache, 1)
+
+    def _add(self, plan: Plan, chunk: Chunk, count: int, cache: KVCache, num_running: int) -> None:
+        """Add as many tokens of the sequence's proposal to its chunk as have pages, at most `count`."""
+        proposal = self._proposals[chunk.sequence.request_id]
+        count = _reserve(chunk.sequence, count, cache, num_running)
+        if count > 0:
+            chunk.drafts, chunk.source = proposal.tokens[:count], proposal.drafter.source
+            self._num_barren = 0
+            plan.num_drafted += count
 
     def _may_draft(self, sequence: Sequence) -> bool:
-        """Whether the sequence is in the middle of an answer, and its places can be sampled one after another.
+        """Whether the sequence's places can be sampled one after another.
 
         Mirostat's limit at a place depends on the probabilities at all places before it.
         """
-        if sequence.num_known == sequence.num_prompt or sequence.num_unscored or sequence.sampler.params.mirostat:
+        if sequence.num_unscored or sequence.sampler.params.mirostat:
             return False
         if sequence.max_known - sequence.num_known < 2:
             return False
@@ -146,9 +173,9 @@ class Drafting:
             return True
         return not sequence.sampler.best_suffice(self._max_top_k)
 
-    def _propose(self, plan: Plan, chunks: list[Chunk], limits: list[int]) -> None:
+    def _propose(self, plan: Plan, chunks: list[Chunk], limits: list[int], drafters: Items[Drafter]) -> None:
         """Ask the drafters. Those that take time are asked only for what may be worth it."""
-        for drafter in self._drafters:
+        for drafter in drafters:
             asked = [(chunk.sequence, limit) for chunk, limit in zip(chunks, limits, strict=True)]
             if drafter.seconds(1, 1) > 0.0 and self._amounts is not None:
                 asked = self._worth_asking(drafter, plan, chunks, limits)

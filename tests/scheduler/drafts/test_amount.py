@@ -133,6 +133,27 @@ def test_the_time_to_draft_counts() -> None:
     assert choose(plan, offers, 64, lambda _, count: 0.01 * count) == {}
 
 
+@pytest.mark.parametrize(
+    ("start", "rows", "acceptance", "least", "most"),
+    [
+        (1500, 1, 0.99, 0, 0),  # the next step verifies as many, and the first token comes first
+        (1500, 8, 0.99, 0, 0),
+        (0, 30, 0.99, 0, 0),
+        (1500, 50, 0.99, 14, 63),  # 64 rows take less time than 50
+        (1500, 50, 0.5, 14, 14),
+        (1500, 500, 0.5, 0, 0),
+    ],
+)
+def test_drafts_come_with_a_prompt_if_they_hardly_delay_its_answer(
+    start: int, rows: int, acceptance: float, least: int, most: int
+) -> None:
+    passes = PassSeconds(1 / 300, 0.0085, cell_share=0.00027)
+    choose = Amounts(passes, SimpleNamespace(target_seconds=1.0), in_lanes=True).choose_after_prompt
+    chunk = Chunk(cast(Sequence, SimpleNamespace(sequence_id=0)), start, rows, samples=True)
+    assert least <= choose(chunk, offer(0, 63, acceptance), 63) <= most
+    assert choose(chunk, offer(0, 63, acceptance), 2) <= 2
+
+
 def test_passes_of_a_step_in_lanes() -> None:
     """llama.cpp cuts at the shortest chunk, and at each gap between the ids."""
     passes = PassSeconds(1 / 250, 0.0093)

@@ -66,18 +66,45 @@ def check_answers(system: System) -> None:
 
 def test_accepted_drafts_save_steps() -> None:
     system = drafted(num_prompts=1)
-    assert not system.step().num_drafted, "the first token has no draft"
+    plan = system.step()
+    assert (plan.num_prefill, plan.num_drafted, plan.num_outputs, plan.num_tokens) == (20, 5, 6, 25)
+    assert len(system.tokens[0]) == 6
     plan = system.step()
     assert (plan.num_answers, plan.num_decode, plan.num_drafted, plan.num_outputs, plan.num_tokens) == (1, 1, 5, 6, 6)
-    assert len(system.tokens[0]) == 7
-    assert system.memory.tokens(0) == prompt(0, 20) + system.tokens[0][:6]
+    assert len(system.tokens[0]) == 12
+    assert system.memory.tokens(0) == prompt(0, 20) + system.tokens[0][:11]
     check_answers(system)
     statistics = system.scheduler.statistics()
-    assert statistics.steps == 1 + 7  # 6 * 6 tokens, then one draft less than the 3 tokens that are left
+    assert statistics.steps == 7  # 6 * 6 tokens, then one draft less than the 4 tokens that are left
     assert statistics.decode_tokens == 39
-    assert (statistics.num_drafts, statistics.draft_tokens, statistics.accepted_draft_tokens) == (7, 32, 32)
-    assert statistics.accepted_per_position[:6] == [7, 7, 6, 6, 6, 0]
-    assert statistics.draft_sources["guesses"]["draft_tokens"] == 32
+    assert (statistics.num_drafts, statistics.draft_tokens, statistics.accepted_draft_tokens) == (7, 33, 33)
+    assert statistics.accepted_per_position[:6] == [7, 7, 7, 6, 6, 0]
+    assert statistics.draft_sources["guesses"]["draft_tokens"] == 33
+
+
+def test_a_prompt_that_is_not_alone_has_no_drafts() -> None:
+    """Others would wait for them."""
+    system = drafted(num_prompts=2)
+    plan = system.step()
+    assert (plan.num_prefill, plan.num_drafted) == (40, 0)
+
+
+def test_a_prompt_asks_no_drafter_that_takes_time() -> None:
+    known = {0: expected(prompt(0, 20), 40)}
+    guesses = Guesses(known, Random(1), wrong=0.0, length=lambda: 5, seconds=1e-6)
+    system = System(drafting=Drafting([guesses]))
+    system.submit(0, prompt(0, 20), max_tokens=40)
+    assert not system.step().num_drafted
+    assert system.step().num_drafted
+
+
+def test_only_the_last_step_of_a_long_prompt_has_drafts() -> None:
+    known = {0: expected(prompt(0, 100), 40)}
+    system = System(drafting=Drafting([Guesses(known, Random(1), wrong=0.0, length=lambda: 5)]), token_budget=64)
+    system.submit(0, prompt(0, 100), max_tokens=40)
+    assert [system.step().num_drafted for _ in range(2)] == [0, 5]
+    system.run()
+    assert system.tokens[0] == known[0]
 
 
 def test_cells_of_rejected_drafts_are_removed() -> None:
