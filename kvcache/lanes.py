@@ -18,6 +18,10 @@ MAX_CUT: Final = 0.25
 """If no lane is free, a sequence takes the lane of its hit's source if at most this share of the hit follows it there.
 The other way, the hit is copied to the lane that was idle longest, and what that lane has goes to the tier."""
 
+MAX_COPIES: Final = 256
+"""A hit is not copied from a source that has more than so many times its tokens. llama.cpp copies all of the source, so
+for a first token that all texts have in common, this would take longer than to compute it."""
+
 
 class LaneLayout:
     """Counts pages by lane. A handle uses the pages of its own lane only, so a page held n times is counted n times."""
@@ -55,6 +59,8 @@ class LaneLayout:
             return None
         lane = self._best_lane(hit)
         occupant = self._lanes[lane]
+        if occupant is not hit.source and _is_hardly_shared(hit):
+            hit = Hit(hit.root)
         if occupant is None:
             return Placement(lane, hit)
         if occupant is hit.source:
@@ -117,6 +123,13 @@ class LaneLayout:
 def _is_cheap_to_cut(hit: Hit) -> bool:
     """Whether few tokens follow the hit in its source, so that it takes less to save them than to copy the hit."""
     return hit.source is not None and hit.source.num_tokens - hit.num_tokens <= MAX_CUT * hit.num_tokens
+
+
+def _is_hardly_shared(hit: Hit) -> bool:
+    """Whether it takes longer to copy the hit than to compute it."""
+    if hit.source is None or hit.stored.num_tokens:
+        return False
+    return hit.source.num_tokens > MAX_COPIES * hit.num_tokens
 
 
 def _is_running(handle: KVHandle | None) -> bool:

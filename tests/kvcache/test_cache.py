@@ -308,6 +308,15 @@ def test_a_prefix_is_copied_into_another_lane() -> None:
     assert bench.cache.statistics().held_pages == 3 + 2
 
 
+def test_a_first_token_in_common_is_not_worth_a_copy_of_a_long_lane() -> None:
+    bench = LaneBench(lane_pages=10)
+    bench.finish(text(0, 300))
+    one = bench.start([0, *text(500, 20)])
+    assert (one.id, one.num_tokens) == (1, 0)
+    two = bench.start([0, 1, *text(600, 20)])
+    assert (two.id, two.num_tokens) == (2, 2), "computing two tokens takes longer"
+
+
 def test_a_prefix_is_copied_from_its_shortest_holder() -> None:
     bench = LaneBench()
     bench.run(text(0, 64) + text(100, 150))
