@@ -62,7 +62,7 @@ class Plan:
     num_fillers: int = 0
     """How many of these tokens are computed with the answers, because their lanes lie between those of answers."""
     num_drafted: int = 0
-    """Drafted tokens after the tokens of answers."""
+    """Drafted tokens after the known tokens of chunks that sample."""
 
     @property
     def num_tokens(self) -> int:
