@@ -23,7 +23,6 @@ MIN_GAIN: Final = 1.1
 OTHERS_GAIN: Final = 0.25
 """Added to MIN_GAIN, times the share of answers without drafts: they wait longer, and get nothing for it."""
 
-
 FIRST_TOKEN_WEIGHT: Final = 1.5
 """Drafts at the end of a prompt delay the first token. They must save so many times as much of the answer's time."""
 
