@@ -20,8 +20,8 @@ from bench.talks import Conversation, Talk
 from scheduler.config import EngineConfig
 from scheduler.llama.context import Context
 from scheduler.llama.kv_memory import LaneMemory, PoolMemory
-from scheduler.llama.model import Model
 from scheduler.llama.proof import measure
+from scheduler.llama.weights import open_model
 from scheduler.shapes import MAX_SEQUENCE_IDS
 from scheduler.sizing import IDLE_SHARE, Machine, available_bytes, choose
 
@@ -74,7 +74,7 @@ class BareLoop:
         `verified_rows`: how many tokens of answers a step may have, drafts included; at least one of each answer.
         """
         config = EngineConfig(str(model_path), kv_tokens=kv_tokens, threads=threads)
-        self._model = Model(str(model_path), config.gpu_layers)
+        self._model = open_model(config)
         kv_bytes = measure(self._model, config).bytes_per_token
         trained, num_bytes = self._model.trained_context, self._model.num_bytes
         available = available_bytes(config)

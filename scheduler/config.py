@@ -7,6 +7,7 @@ KV_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 FLASH_ATTN = ("auto", "on", "off")
 KV_LAYOUTS = ("auto", "pool", "lanes")
 DRAFTS = ("auto", "on", "off")
+REPACKS = ("auto", "on", "off")
 POOLINGS = ("auto", "none", "mean", "cls", "last")
 
 TierKind = Literal["pages", "sequences", "none"]
@@ -37,6 +38,9 @@ class EngineConfig:
     threads: int | None = None
     gpu_layers: int = -1
     """Layers on the GPU, if llama.cpp has one; -1 is all."""
+    repack: str = "auto"
+    """on: Q4_1 weights on a CPU are rewritten in memory while they are loaded; see scheduler.llama.repack. off: weights
+    stay as they are. auto: on, if they are large enough for the number of threads."""
     kv_type: str = "f16"
     flash_attn: str = "auto"
     kv_layout: str = "auto"

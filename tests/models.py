@@ -34,15 +34,34 @@ class _Reader(gguf.GGUFReader):
 
 def write_float16(path: Path, source: str) -> None:
     """Writes the model of `source` with float16 weights, so that the inputs of products are not quantized."""
+    _write_converted(path, source, gguf.GGMLQuantizationType.F16)
+
+
+def write_q4_1(path: Path, source: Path) -> None:
+    """Writes the model of `source` with Q4_1 weights.
+
+    Experts, the matrices of embeddings and logits, and matrices whose rows are no whole blocks stay as they are.
+    """
+    _write_converted(path, str(source), gguf.GGMLQuantizationType.Q4_1, keeps=("token_embd", "output.", "exps", "inp"))
+
+
+def _write_converted(path: Path, source: str, kind: gguf.GGMLQuantizationType, *, keeps: tuple[str, ...] = ()) -> None:
     reader = _Reader(source)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
     for name, field in reader.fields.items():
         if not name.startswith(("GGUF.", "general.")):
-            kind, *inner = field.types
-            writer.add_key_value(name, field.contents(), kind, inner[0] if inner else None)
+            first, *inner = field.types
+            writer.add_key_value(name, field.contents(), first, inner[0] if inner else None)
     for tensor in reader.tensors:
         weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        writer.add_tensor(tensor.name, weights.astype(np.float16) if weights.ndim > 1 else weights)
+        if (
+            weights.ndim == 1
+            or weights.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]
+            or any(part in tensor.name for part in keeps)
+        ):
+            writer.add_tensor(tensor.name, weights)
+        else:
+            writer.add_tensor(tensor.name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
     _write(writer)
 
 

@@ -140,7 +140,7 @@ def pull(
 
 
 @app.command()
-@with_server_flags("gpu_layers", "kv_type", "flash_attn")
+@with_server_flags("gpu_layers", "repack", "kv_type", "flash_attn")
 def tune(
     model: Model,
     flags: ServerFlags,

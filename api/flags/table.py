@@ -15,7 +15,7 @@ from api.flags.options import CacheScope, ModelOptions, ServerOptions, ServerSet
 from api.flags.row import MAX_NAME_LENGTH, Flag, Row
 from api.home import home
 from api.models.files import AmbiguousNameError, ModelNotFoundError, portable, resolve_name
-from scheduler.config import DRAFTS, FLASH_ATTN, KV_LAYOUTS, KV_TYPES, POOLINGS, EngineConfig
+from scheduler.config import DRAFTS, FLASH_ATTN, KV_LAYOUTS, KV_TYPES, POOLINGS, REPACKS, EngineConfig
 from scheduler.logs import LOG_FORMATS
 
 
@@ -110,6 +110,15 @@ class ModelFlags:
             help="Layers to put on the GPU; -1 is all.",
             default="all",
             note="It has no effect if llama.cpp is built without GPU support.",
+        ),
+    ] = None
+    repack: Annotated[
+        str | None,
+        Flag(
+            choices=REPACKS,
+            help="Whether Q4_1 weights on a CPU are rewritten in memory, so that they are computed faster. auto is on, "
+            "unless the weights of a layer are too small for the number of threads.",
+            note="See below.",
         ),
     ] = None
     kv_type: Annotated[str | None, Flag(choices=KV_TYPES, help="Number format of the KV cache.")] = None

@@ -1,6 +1,6 @@
 """llama.cpp through llama-cpp-python's low-level API: a context, its batch as numpy arrays, its KV memory.
 
-Only this module and `model` and `gpu` beside it handle C pointers and their lifetimes, and return codes.
+Only this module and `model`, `gguf` and `gpu` beside it handle C pointers and their lifetimes, and return codes.
 """
 
 import ctypes
@@ -82,6 +82,7 @@ class Context:
         self._pointer: Any = lib.llama_init_from_model(model.pointer, params)
         if not self._pointer:
             raise ModelError(f"llama.cpp cannot set up {kv_tokens} tokens of KV memory: {last_error()}")
+        model.attach_adapter(self._pointer)
         self.vocab_size = model.vocab_size
         self._memory: Any = lib.llama_get_memory(self._pointer)
         self.keeps_kv = bool(self._memory) and not model.encodes

@@ -168,7 +168,7 @@ def _refuse_without_memory(config: EngineConfig, model: Model, kv_bytes: int) ->
     if num_gpu_layers(config.gpu_layers, model.num_layers):
         return
     available = available_bytes(config)
-    if missing := max(0, model.num_bytes + kv_bytes - available):
+    if missing := max(0, model.mapped_bytes + kv_bytes - available):
         needs = (
             f"{model.num_bytes / GIB:.1f} GiB of memory for its weights and {kv_bytes / GIB:.1f} GiB for its KV cache"
         )

@@ -21,6 +21,7 @@ from scheduler.llama.proof import KVFacts, measure, prove, without_errors
 from scheduler.llama.reader import attention_of
 from scheduler.llama.trial import TrialError
 from scheduler.llama.vocabulary import difference
+from scheduler.llama.weights import open_model
 from scheduler.machine import cores
 from scheduler.plan import StepError
 from scheduler.sizing import DEFAULT_CTX_LEN, GIB, available_bytes
@@ -43,8 +44,8 @@ class OpenedDrafts:
     drafter: ModelDrafter
     description: str
     """llama.cpp's description of the model, such as `llama 135M Q4_1`."""
-    num_bytes: int
-    """Size of its weights."""
+    mapped_bytes: int
+    """See `Model.mapped_bytes`."""
 
 
 def wants_drafts(config: EngineConfig) -> bool:
@@ -62,8 +63,8 @@ def open_draft_model(config: EngineConfig, model: Model) -> OpenedDrafts | None:
     if not model.shares_prefixes:
         raise ModelError(f"--draft-model: {config.model_path} {RECURRENT}")
     path = config.draft_model
-    draft = Model(path, config.gpu_layers)
-    own = dataclasses.replace(config, model_path=path, others_bytes=config.others_bytes + model.num_bytes)
+    own = dataclasses.replace(config, model_path=path, others_bytes=config.others_bytes + model.mapped_bytes)
+    draft = open_model(own)
     try:
         drafter = _drafter(own, model, draft)
     except TrialError as error:
@@ -73,7 +74,7 @@ def open_draft_model(config: EngineConfig, model: Model) -> OpenedDrafts | None:
         draft.close()
         raise
     _log.info("draft model: %s, up to %d sequences at once", draft.description, NUM_IDS)
-    return OpenedDrafts(drafter, draft.description, draft.num_bytes)
+    return OpenedDrafts(drafter, draft.description, draft.mapped_bytes)
 
 
 def _drafter(config: EngineConfig, model: Model, draft: Model) -> ModelDrafter:
@@ -123,7 +124,7 @@ class DraftMemory:
         self._max_cells = MAX_CONTEXTS * max_length
         num_cells = min(FIRST_CELLS, self._max_cells)
         kv_bytes = num_cells * facts.bytes_per_token
-        if missing := self._missing_bytes(model.num_bytes + kv_bytes):
+        if missing := self._missing_bytes(model.mapped_bytes + kv_bytes):
             needs = f"{model.num_bytes / GIB:.1f} GiB for its weights and {kv_bytes / GIB:.1f} GiB for its KV cache"
             raise NoMemoryError(
                 f"--draft-model {config.model_path} does not fit into memory: it needs {needs}", missing
@@ -159,7 +160,7 @@ class DraftMemory:
         num_cells = min(2 * self.num_cells, self._max_cells)
         if num_cells <= self.num_cells:
             return False
-        if self._missing_bytes(self._model.num_bytes + num_cells * self._facts.bytes_per_token):
+        if self._missing_bytes(self._model.mapped_bytes + num_cells * self._facts.bytes_per_token):
             return False
         opening: Future[Context] = Future()
 

@@ -32,6 +32,7 @@ from scheduler.llama.reader import Attention, LlamaReader, attention_of, text_li
 from scheduler.llama.runner import LlamaRunner
 from scheduler.llama.threads import ThreadController
 from scheduler.llama.tuning import tuned
+from scheduler.llama.weights import open_model
 from scheduler.machine import cores
 from scheduler.pacing import Pacer
 from scheduler.scheduler import Scheduler
@@ -81,7 +82,7 @@ def load(config: EngineConfig) -> Parts:
 def _load(config: EngineConfig, publisher: "Publisher | None") -> Parts:
     started = time.monotonic()
     check_sizes(config)
-    model = Model(config.model_path, config.gpu_layers)
+    model = open_model(config)
     model.try_vocabulary()
     num_layers_on_gpu = num_gpu_layers(config.gpu_layers, model.num_layers)
     adapts_threads = config.threads is None and not num_layers_on_gpu
@@ -98,7 +99,7 @@ def _load(config: EngineConfig, publisher: "Publisher | None") -> Parts:
         return _load_encoder(config, model, attention, pooling, started)
     drafts = open_draft_model(config, model)  # before the KV memory, so that both fit
     if drafts is not None:
-        config = dataclasses.replace(config, others_bytes=config.others_bytes + drafts.num_bytes)
+        config = dataclasses.replace(config, others_bytes=config.others_bytes + drafts.mapped_bytes)
     device = open_device(config, model, publisher or NO_LISTENER)
     sizes, context = device.sizes, device.context
     threads = ThreadController(sizes.threads) if adapts_threads else None

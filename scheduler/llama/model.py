@@ -11,6 +11,7 @@ from llguidance import LLTokenizer
 from llguidance.llamacpp import lltokenizer_from_vocab
 
 from scheduler.errors import ModelError
+from scheduler.llama.repack import Repacked
 
 _log = logging.getLogger("llama.cpp")
 
@@ -51,17 +52,30 @@ def last_error() -> str:
 class Model:
     """The weights and the vocabulary of one GGUF file."""
 
-    def __init__(self, path: str, gpu_layers: int) -> None:
-        """Loads the file. -1 puts all layers on the GPU if there is one. Raises ModelError if it cannot be loaded."""
+    def __init__(self, path: str, gpu_layers: int, repacked: Repacked | None = None) -> None:
+        """Loads the file, or its repacked weights. -1 puts all layers on the GPU if there is one.
+
+        Raises ModelError if it cannot be loaded.
+        """
         lib.llama_log_set(_on_log, ctypes.c_void_p())  # the module keeps the callback alive
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        if repacked is not None:
+            params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # so that the repacked file does not stay in memory
         forget_errors()
-        self.pointer: Any = lib.llama_model_load_from_file(path.encode(), params)
+        self.pointer: Any = lib.llama_model_load_from_file((repacked.weights if repacked else path).encode(), params)
         if not self.pointer:
             raise ModelError(f"llama.cpp cannot load {path}: {last_error()}")
         self._path = path
+        self.is_repacked = repacked is not None
+        """Whether the weights are rewritten; see `scheduler.llama.repack`."""
+        self._adapter: Any = None
+        if repacked is not None:
+            self._adapter = lib.llama_adapter_lora_init(self.pointer, repacked.adapter.encode())
+            if not self._adapter:
+                self.close()
+                raise ModelError(f"llama.cpp cannot load their adapter: {last_error()}")
         has_decoder = lib.llama_model_has_decoder(self.pointer)
         self.encodes: bool = lib.llama_model_has_encoder(self.pointer)
         """Whether texts are computed with llama_encode."""
@@ -80,7 +94,10 @@ class Model:
         self.original_context = int(self._metadata(scaling) or 0) or self.trained_context
         """Tokens of a context without stretched positions. Some models (Phi 3, MiniCPM 3) compute other KV in a longer
         one, even for its first tokens."""
-        self.num_bytes: int = lib.llama_model_size(self.pointer)
+        self.num_bytes: int = lib.llama_model_size(self.pointer) + (repacked.adapter_bytes if repacked else 0)
+        self.mapped_bytes = 0 if repacked else self.num_bytes
+        """Bytes of weights that the system counts as available memory, because it can read them again from the file.
+        llama.cpp itself repacks some types of weights; these are counted here too, so less memory is used."""
         self.num_layers: int = lib.llama_model_n_layer(self.pointer)
         self.shares_prefixes = not (
             lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer)
@@ -167,6 +184,13 @@ class Model:
         vocab = lib.llama_model_get_vocab(self.pointer)
         return lltokenizer_from_vocab(vocab, eos_token=sorted(self.eog_tokens))
 
+    def attach_adapter(self, context: Any) -> None:
+        """Let a context of this model add what repacked weights lack."""
+        if self._adapter is not None:
+            adapters = (ctypes.c_void_p * 1)(ctypes.cast(self._adapter, ctypes.c_void_p).value)
+            pointers = ctypes.cast(adapters, ctypes.POINTER(lib.llama_adapter_lora_p_ctypes))
+            lib.llama_set_adapters_lora(context, pointers, 1, (ctypes.c_float * 1)(1))
+
     def close(self) -> None:
         lib.llama_model_free(self.pointer)
 
@@ -176,3 +200,9 @@ def num_gpu_layers(requested: int, num_layers: int) -> int:
     if not lib.llama_supports_gpu_offload():
         return 0
     return num_layers if requested < 0 else min(requested, num_layers)
+
+
+def computes_groups() -> bool:
+    """Whether this build of llama.cpp computes groups of rows of Q4_0 together on this processor."""
+    features = lib.llama_print_system_info().decode()
+    return "REPACK = 1" in features and ("AVX2 = 1" in features or "NEON = 1" in features)

@@ -25,6 +25,7 @@ from scheduler.errors import ModelError
 from scheduler.llama.context import Context
 from scheduler.llama.model import Model
 from scheduler.llama.version import place_of
+from scheduler.llama.weights import open_model
 from scheduler.machine import cores, hardware_threads
 from scheduler.plan import StepError
 from scheduler.sizing import DEFAULT_BATCH_TOKENS
@@ -226,7 +227,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process without a traceback
     config, seconds = EngineConfig(**orjson.loads(sys.argv[1])), float(sys.argv[2])
     try:
-        model = Model(config.model_path, config.gpu_layers)
+        model = open_model(config)
         probe = ContextProbe(config, model)
         tuning, measured = sweep(probe, seconds, lambda done, total: _say({"done": done, "total": total}))
         keep(config, model, tuning)

@@ -18,14 +18,16 @@ NUM_SAMPLES: Final = 16
 
 
 def version_of(config: EngineConfig, model: Model, *, is_stretched: bool = False) -> str:
-    """Returns the version of saved pages: a digest of the model file, the settings that change KV, and llama.cpp.
+    """Returns the version of saved pages: a digest of the model file, the settings that change KV, whether the
+    weights are repacked, and llama.cpp.
 
     `is_stretched`: see `Context`.
     """
     path = Path(config.model_path)
     size = path.stat().st_size
     digest = blake2b(repr((size, model.vocab_size, PAGE_TOKENS, LLAMA_CPP_VERSION)).encode(), digest_size=16)
-    digest.update(repr([config.kv_type, config.flash_attn, *(["stretched"] * is_stretched)]).encode())
+    marks = [*(["stretched"] * is_stretched), *(["repacked"] * model.is_repacked)]
+    digest.update(repr([config.kv_type, config.flash_attn, *marks]).encode())
     with path.open("rb") as file:  # samples, because reading a large file would take too long
         for index in range(NUM_SAMPLES):
             file.seek(index * max(0, size - SAMPLED_BYTES) // (NUM_SAMPLES - 1))

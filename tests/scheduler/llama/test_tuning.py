@@ -24,6 +24,7 @@ from scheduler.llama.tuning import (
     tuned,
 )
 from scheduler.llama.version import place_of
+from scheduler.llama.weights import open_model
 from scheduler.machine import cores
 from scheduler.sizing import DEFAULT_BATCH_TOKENS
 
@@ -95,7 +96,7 @@ def config(model_path: Path, tmp_path: Path) -> EngineConfig:
 
 
 def test_saved_results_replace_options_that_are_not_given(config: EngineConfig) -> None:
-    model = Model(config.model_path, 0)
+    model = open_model(config)
     assert tuned(config, model) == config
     keep(config, model, Tuning(1, 256))
     info = load(config).info

@@ -1,0 +1,222 @@
+"""Repacked weights: the same numbers in another form, and the same logits on several kinds of models."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from scheduler.config import EngineConfig
+from scheduler.errors import ModelError
+from scheduler.llama import repack, weights
+from scheduler.llama.model import Model
+from scheduler.llama.repack import repacking
+from scheduler.llama.version import version_of
+from scheduler.llama.weights import MAX_ERROR, open_model
+from tests.models import write_q4_1
+from tests.tiny_models import write_tiny_model
+
+Q4_1 = gguf.GGMLQuantizationType.Q4_1
+
+
+@pytest.fixture(autouse=True)
+def any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repacked weights are right on each processor, also where they are not faster."""
+    monkeypatch.setattr(weights, "computes_groups", lambda: True)
+
+
+def config_of(path: str, repack: str = "on", threads: int = 1) -> EngineConfig:
+    return EngineConfig(path, threads=threads, repack=repack)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.INFO, "cortex.engine"):
+        yield caplog
+
+
+def quantized(folder: Path, kind: str) -> str:
+    write_tiny_model(folder / "plain.gguf", kind)
+    write_q4_1(folder / f"{kind}.gguf", folder / "plain.gguf")
+    return str(folder / f"{kind}.gguf")
+
+
+def write_plain(path: Path, tensors: dict[str, NDArray[np.float32]]) -> None:
+    """Writes a file with matrices as Q4_1 and vectors as they are."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, values in tensors.items():
+        if values.ndim == 1:
+            writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(values, Q4_1), raw_dtype=Q4_1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def numbers(path: str) -> dict[str, NDArray[Any]]:
+    return {
+        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in gguf.GGUFReader(path).tensors
+    }
+
+
+def restored(path: str) -> dict[str, NDArray[Any]]:
+    """The matrices of a file, from its repacked form."""
+    with repacking(Path(path)) as files:
+        found, adapter = numbers(files.weights), numbers(files.adapter)
+        assert Path(files.adapter).stat().st_size == files.adapter_bytes
+    for name in [name.removesuffix(".lora_a") for name in adapter if name.endswith(".lora_a")]:
+        found[name] = found[name] + adapter[f"{name}.lora_b"] @ adapter[f"{name}.lora_a"]
+    return found
+
+
+@given(
+    seed=st.integers(0, 1000), columns=st.sampled_from([32, 96, 1024, 1056]), scale=st.sampled_from([0.0, 1e-3, 1.0])
+)
+def test_the_numbers_are_those_of_the_file(
+    seed: int, columns: int, scale: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("numbers") / "model.gguf"
+    random = np.random.default_rng(seed)
+    wanted = (scale * random.standard_normal((16, columns)) + random.standard_normal()).astype(np.float32)
+    write_plain(path, {"blk.0.ffn_up.weight": wanted, "blk.0.ffn_norm.weight": wanted[0]})
+    expected, found = numbers(str(path)), restored(str(path))
+    assert found.keys() == expected.keys()
+    assert (found["blk.0.ffn_norm.weight"] == wanted[0]).all()
+    blocks = expected["blk.0.ffn_up.weight"].reshape(16, -1, 32)
+    offsets = np.abs(blocks).max(axis=(1, 2), keepdims=True)  # at least as large as the offsets
+    assert (np.abs(found["blk.0.ffn_up.weight"].reshape(blocks.shape) - blocks) <= offsets / 100).all()
+
+
+def test_queries_keys_and_values_become_one_matrix(tmp_path: Path) -> None:
+    path = quantized(tmp_path, "dense")
+    expected, found = numbers(path), restored(path)
+    parts = [expected.pop(f"blk.0.attn_{name}.weight") for name in "qkv"]
+    assert np.allclose(found["blk.0.attn_qkv.weight"], np.concatenate(parts), atol=0.01)
+    assert expected.keys() - found.keys() == {f"blk.1.attn_{name}.weight" for name in "qkv"}
+
+
+def test_queries_keys_and_values_with_biases_stay_apart(tmp_path: Path) -> None:
+    path, random = tmp_path / "model.gguf", np.random.default_rng(1)
+    write_plain(
+        path,
+        {
+            **{f"blk.0.attn_{name}.weight": random.standard_normal((8, 64)).astype(np.float32) for name in "qkv"},
+            "blk.0.attn_q.bias": np.ones(8, np.float32),
+        },
+    )
+    expected, found = numbers(str(path)), restored(str(path))
+    assert found.keys() == expected.keys()
+    assert all(np.allclose(found[name], expected[name], atol=0.05) for name in expected)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sliding_window", "experts"])
+def test_kinds_of_models_compute_the_same_logits(tmp_path: Path, kind: str, log: pytest.LogCaptureFixture) -> None:
+    config = config_of(quantized(tmp_path, kind))
+    plain, repacked = Model(config.model_path, 0), open_model(config)
+    assert repacked.is_repacked
+    assert "weights repacked in" in log.text
+    (expected, other), (row, _) = weights._logits(config, plain), weights._logits(config, repacked)
+    assert np.linalg.norm(row - expected) <= MAX_ERROR * np.linalg.norm(other - expected)
+    assert version_of(config, plain) != version_of(config, repacked)  # their KV differs in the last bits
+    for model in (plain, repacked):
+        model.close()
+
+
+def test_the_embedded_model_is_repacked(model_path: str) -> None:
+    plain, model = Model(model_path, 0), open_model(config_of(model_path, "auto"))
+    assert model.is_repacked
+    assert model.description == plain.description
+    assert abs(model.num_bytes / plain.num_bytes - 1) < 0.05
+    for each in (plain, model):
+        each.close()
+
+
+@pytest.mark.parametrize(("threads", "is_repacked"), [(2, True), (3, False)])
+def test_auto_depends_on_the_bytes_of_a_layer_for_each_thread(model_path: str, threads: int, is_repacked: bool) -> None:
+    model = open_model(config_of(model_path, "auto", threads))
+    assert model.is_repacked == is_repacked
+    model.close()
+
+
+@pytest.mark.parametrize("kind", ["latent", "hybrid", "recurrent"])
+def test_other_architectures_stay_as_they_are(tmp_path: Path, kind: str, log: pytest.LogCaptureFixture) -> None:
+    model = open_model(config_of(quantized(tmp_path, kind)))
+    assert not model.is_repacked
+    assert not log.messages
+    model.close()
+
+
+def test_weights_of_other_types_stay_as_they_are(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "plain.gguf", "dense")
+    model = open_model(config_of(str(tmp_path / "plain.gguf")))
+    assert not model.is_repacked
+    model.close()
+
+
+@pytest.mark.parametrize("reason", ["off", "layers on a GPU", "another processor"])
+def test_reasons_to_take_the_file_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    config = config_of(quantized(tmp_path, "dense"), "off" if reason == "off" else "on")
+    if reason == "layers on a GPU":
+        monkeypatch.setattr(weights, "num_gpu_layers", lambda *_: 1)
+    if reason == "another processor":
+        monkeypatch.setattr(weights, "computes_groups", lambda: False)
+    monkeypatch.setattr(weights, "repackable_bytes", None)  # is not called
+    model = open_model(config)
+    assert not model.is_repacked
+    model.close()
+
+
+def _without_memory(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(weights, "available_bytes", lambda _: 1000)
+    return "the memory does not suffice for two copies"
+
+
+def _without_files(monkeypatch: pytest.MonkeyPatch) -> str:
+    def refuse(_: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    return r"\[Errno 28\] No space left on device"
+
+
+def _with_wrong_offsets(monkeypatch: pytest.MonkeyPatch) -> str:
+    right = repack._offsets
+    monkeypatch.setattr(repack, "_offsets", lambda blocks: np.zeros_like(right(blocks)))
+    return "the logits would not be those of the file"
+
+
+def _with_a_bad_adapter(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(repack, "_write_adapter", lambda file, *_: file.write(b"GGUF"))
+    return "llama.cpp cannot load their adapter"
+
+
+@pytest.mark.parametrize("fault", [_without_memory, _without_files, _with_wrong_offsets, _with_a_bad_adapter])
+def test_a_failure_leaves_the_file_as_it_is_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture, fault: Any
+) -> None:
+    reason = fault(monkeypatch)
+    config = config_of(quantized(tmp_path, "dense"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    model = open_model(config)
+    assert not model.is_repacked
+    (message,) = log.messages
+    assert re.match(f"the weights are not repacked: {reason}", message)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    weights._logits(config, model)
+    model.close()
+
+
+def test_a_file_that_cannot_be_read_is_refused_as_ever(tmp_path: Path) -> None:
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\3")
+    with pytest.raises(ModelError, match=r"llama.cpp cannot load"):
+        open_model(EngineConfig(str(tmp_path / "cut.gguf")))
