@@ -1,17 +1,19 @@
 """Reads and writes GGUF files with ggml's own functions, which llama-cpp-python does not declare."""
 
 import ctypes
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import llama_cpp.llama_cpp as lib
+import numpy as np
 
 from scheduler.errors import ModelError
+from scheduler.llama.stream_file import Bytes, Part
 
 Q4_0: Final = 2
 Q4_1: Final = 3
@@ -19,8 +21,6 @@ Q8_0: Final = 8
 """ggml's numbers of types."""
 BLOCK: Final = 32
 """Weights in a block of each of these types."""
-
-Data = bytes | memoryview
 
 
 class Tensor(NamedTuple):
@@ -81,17 +81,16 @@ def reading(path: Path) -> Iterator[Contents]:
         ggml.gguf_free(pointer)
 
 
-def write(
-    file: BinaryIO,
+def parts_of(
     tensors: Sequence[Tensor],
-    data: Iterable[Data],
+    make: Callable[[Tensor], Bytes],
     *,
     values_of: Contents | None = None,
     values: Mapping[str, str] | None = None,
-) -> None:
-    """Writes a file with the data of the tensors, in their order, and with the values of another file or with texts.
+) -> list[Part]:
+    """Returns the parts of a file with these tensors and with the values of another file or with texts.
 
-    Raises OSError.
+    `make` returns the data of a tensor.
     """
     ggml = _ggml()
     size = ggml.ggml_tensor_overhead() * (len(tensors) + 1)
@@ -107,14 +106,14 @@ def write(
             new = ggml.ggml_new_tensor(context, tensor.type, len(tensor.shape), shape)
             ggml.ggml_set_name(new, tensor.name.encode())
             ggml.gguf_add_tensor(pointer, new)
-        header = ctypes.create_string_buffer(ggml.gguf_get_meta_size(pointer))
-        ggml.gguf_get_meta_data(pointer, header)
-        file.write(header.raw)
-        for index, each in enumerate(data):
-            start = len(header) + ggml.gguf_get_tensor_offset(pointer, index)
-            file.write(bytes(start - file.tell()))
-            file.write(each)
-        file.write(bytes(-file.tell() % ggml.gguf_get_alignment(pointer)))
+        header = np.empty(ggml.gguf_get_meta_size(pointer), np.uint8)
+        ggml.gguf_get_meta_data(pointer, header.ctypes.data)
+        parts, alignment = [Part(len(header), lambda: header)], ggml.gguf_get_alignment(pointer)
+        for index, tensor in enumerate(tensors):
+            size = ggml.gguf_get_tensor_size(pointer, index)
+            padding = np.zeros(-size % alignment, np.uint8)
+            parts += [Part(size, partial(make, tensor)), Part(len(padding), partial(np.copy, padding))]
+        return parts
     finally:
         ggml.gguf_free(pointer)
         ggml.ggml_free(context)

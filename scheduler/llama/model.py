@@ -12,6 +12,7 @@ from llguidance.llamacpp import lltokenizer_from_vocab
 
 from scheduler.errors import ModelError
 from scheduler.llama.repack import Repacked
+from scheduler.llama.stream_file import num_bytes, opened
 
 _log = logging.getLogger("llama.cpp")
 
@@ -61,10 +62,14 @@ class Model:
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
-        if repacked is not None:
-            params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # so that the repacked file does not stay in memory
         forget_errors()
-        self.pointer: Any = lib.llama_model_load_from_file((repacked.weights if repacked else path).encode(), params)
+        self.pointer: Any
+        if repacked is None:
+            self.pointer = lib.llama_model_load_from_file(path.encode(), params)
+        else:
+            params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # this file cannot be mapped
+            with opened(repacked.weights) as file:
+                self.pointer = lib.llama_model_load_from_file_ptr(file, params)
         if not self.pointer:
             raise ModelError(f"llama.cpp cannot load {path}: {last_error()}")
         self._path = path
@@ -72,7 +77,8 @@ class Model:
         """Whether the weights are rewritten; see `scheduler.llama.repack`."""
         self._adapter: Any = None
         if repacked is not None:
-            self._adapter = lib.llama_adapter_lora_init(self.pointer, repacked.adapter.encode())
+            with opened(repacked.adapter) as file:
+                self._adapter = lib.llama_adapter_lora_init_from_file_ptr(self.pointer, file)
             if not self._adapter:
                 self.close()
                 raise ModelError(f"llama.cpp cannot load their adapter: {last_error()}")
@@ -94,7 +100,7 @@ class Model:
         self.original_context = int(self._metadata(scaling) or 0) or self.trained_context
         """Tokens of a context without stretched positions. Some models (Phi 3, MiniCPM 3) compute other KV in a longer
         one, even for its first tokens."""
-        self.num_bytes: int = lib.llama_model_size(self.pointer) + (repacked.adapter_bytes if repacked else 0)
+        self.num_bytes: int = lib.llama_model_size(self.pointer) + (num_bytes(repacked.adapter) if repacked else 0)
         self.mapped_bytes = 0 if repacked else self.num_bytes
         """Bytes of weights that the system counts as available memory, because it can read them again from the file.
         llama.cpp itself repacks some types of weights; these are counted here too, so less memory is used."""

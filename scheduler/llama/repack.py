@@ -10,19 +10,19 @@ answers are as good: the Kullback-Leibler divergence from the embedded model's w
 0.0044, and 0.47 for weights that are quantized to Q4_0 anew.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.llama.gguf import BLOCK, Q4_0, Q4_1, Q8_0, Contents, Data, Place, Tensor, reading, write
+from scheduler.llama.gguf import BLOCK, Q4_0, Q4_1, Q8_0, Contents, Tensor, parts_of, reading
+from scheduler.llama.stream_file import Bytes, Part
 
-Bytes = NDArray[np.uint8]
+_Q4_1_BLOCK: Final = np.dtype([("d", np.float16), ("m", np.float16), ("q", "V16")])
+_Q4_0_BLOCK: Final = np.dtype([("d", np.float16), ("q", "V16")])
+_Q8_0_BLOCK: Final = np.dtype([("d", np.float16), ("q", np.int8, BLOCK)])
+"""ggml's blocks of 32 weights. V16: 32 numbers of 4 bits."""
 
 ARCHITECTURES: Final = {
     *("llama", "mistral3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "granite", "olmo2", "smollm3"),
@@ -37,48 +37,27 @@ GROUP: Final = 8
 """Rows that llama.cpp computes together."""
 
 
-@dataclass(frozen=True, slots=True)
-class Repacked:
-    """Two GGUF files in memory, open until the block ends."""
+class Repacked(NamedTuple):
+    """The parts of two GGUF files."""
 
-    weights: str
-    adapter: str
-    adapter_bytes: int
+    weights: list[Part]
+    adapter: list[Part]
 
 
-def repackable_bytes(path: Path) -> int:
-    """Returns how many bytes of the file's weights can be rewritten. Raises ModelError if it cannot be read."""
+def repackable(path: Path) -> tuple[int, int]:
+    """Returns the bytes of weights that can be rewritten and the number of their layers. Raises ModelError."""
     with reading(path) as contents:
-        return sum(contents.tensors[part].size for parts in _groups(contents).values() for part in parts)
+        tensors = [part for parts in _groups(contents).values() for part in parts]
+        layers = {tensor.name.split(".")[1] for tensor in tensors}
+        return sum(contents.tensors[tensor].size for tensor in tensors), len(layers)
 
 
-@contextmanager
-def repacking(path: Path) -> Iterator[Repacked]:
-    """Writes the rewritten weights and their adapter.
-
-    Raises ModelError if the file cannot be read, and OSError or MemoryError if memory is short.
-    """
-    with ExitStack() as stack:
-        contents = stack.enter_context(reading(path))
+def repack(path: Path) -> Repacked:
+    """Returns the rewritten weights and their adapter, made when they are read. Raises ModelError and OSError."""
+    with reading(path) as contents:
         groups = _groups(contents)
-        weights, adapter = (stack.enter_context(_memory_file(f"cortex {name}")) for name in ("weights", "adapter"))
         source: Bytes = np.memmap(path, np.uint8, "r")
-        _write_weights(weights, contents, groups, source)
-        _write_adapter(adapter, contents, groups, source)
-        yield Repacked(_path(weights), _path(adapter), adapter.tell())
-
-
-@contextmanager
-def _memory_file(name: str) -> Iterator[BinaryIO]:
-    if not hasattr(os, "memfd_create"):
-        raise OSError("this system has no files in memory")
-    with os.fdopen(os.memfd_create(name), "wb") as file:
-        yield file
-
-
-def _path(file: BinaryIO) -> str:
-    file.flush()
-    return f"/proc/self/fd/{file.fileno()}"
+        return Repacked(_weights(contents, groups, source), _adapter(contents, groups, source))
 
 
 Groups = dict[Tensor, list[Tensor]]
@@ -91,7 +70,7 @@ def _groups(contents: Contents) -> Groups:
     by_name = {tensor.name: tensor for tensor in contents.tensors}
     groups: Groups = {}
     for tensor in contents.tensors:
-        layer, _, rest = tensor.name.removeprefix("blk.").partition(".")
+        _, layer, rest = [*tensor.name.split(".", 2), "", ""][:3]  # as in blk.0.ffn_up.weight
         parts = [by_name.get(f"blk.{layer}.{name}") for name in QKV]
         if rest in LINEAR and _is_convertible(tensor):
             groups[tensor._replace(type=Q4_0)] = [tensor]
@@ -111,42 +90,43 @@ def _is_convertible(tensor: Tensor) -> bool:
     return tensor.type == Q4_1 and is_matrix and tensor.num_rows % GROUP == 0
 
 
-def _write_weights(file: BinaryIO, contents: Contents, groups: Groups, source: Bytes) -> None:
+def _weights(contents: Contents, groups: Groups, source: Bytes) -> list[Part]:
     converted = {part for parts in groups.values() for part in parts}
     others = [tensor for tensor in contents.tensors if tensor not in converted]
 
-    def data() -> Iterator[Data]:
-        for parts in groups.values():
-            blocks = _blocks(parts, contents, source)
-            yield np.concatenate([blocks[..., :2], blocks[..., 4:]], axis=-1).data
-        for tensor in others:
+    def make(tensor: Tensor) -> Bytes:
+        if tensor not in groups:
             place = contents.tensors[tensor]
-            yield source[place.start : place.start + place.size].data
+            return source[place.start : place.start + place.size]
+        q4_1 = _blocks(groups[tensor], contents, source)
+        q4_0 = np.empty(q4_1.shape, _Q4_0_BLOCK)
+        q4_0["d"], q4_0["q"] = q4_1["d"], q4_1["q"]
+        return q4_0.view(np.uint8)
 
-    write(file, [*groups, *others], data(), values_of=contents)
+    return parts_of([*groups, *others], make, values_of=contents)
 
 
-def _write_adapter(file: BinaryIO, contents: Contents, groups: Groups, source: Bytes) -> None:
-    tensors = []
+def _adapter(contents: Contents, groups: Groups, source: Bytes) -> list[Part]:
+    origins: dict[Tensor, Tensor] = {}
     for tensor in groups:
         rank = _rank(tensor.num_columns)
-        tensors.append(Tensor(f"{tensor.name}.lora_a", Q4_0, (tensor.num_columns, rank)))
-        tensors.append(Tensor(f"{tensor.name}.lora_b", Q8_0, (rank, tensor.num_rows)))
+        origins[Tensor(f"{tensor.name}.lora_a", Q4_0, (tensor.num_columns, rank))] = tensor
+        origins[Tensor(f"{tensor.name}.lora_b", Q8_0, (rank, tensor.num_rows))] = tensor
 
-    def data() -> Iterator[Data]:
-        for tensor, parts in groups.items():
-            yield _block_sums(tensor.num_columns).data
-            yield _offsets(_blocks(parts, contents, source)).data
+    def make(tensor: Tensor) -> Bytes:
+        if tensor.name.endswith(".lora_a"):
+            return _block_sums(tensor.num_columns)
+        return _offsets(_blocks(groups[origins[tensor]], contents, source))
 
     values = {"general.type": "adapter", "general.architecture": contents.architecture, "adapter.type": "lora"}
-    write(file, tensors, data(), values=values)
+    return parts_of(list(origins), make, values=values)
 
 
-def _blocks(parts: list[Tensor], contents: Contents, source: Bytes) -> Bytes:
-    """Returns the blocks of Q4_1, rows by blocks of a row by 20 bytes: d and m in float16, then the q in pairs."""
-    places: list[Place] = [contents.tensors[part] for part in parts]
+def _blocks(parts: list[Tensor], contents: Contents, source: Bytes) -> NDArray[np.void]:
+    """Returns the blocks of Q4_1, rows by blocks of a row."""
+    places = [contents.tensors[part] for part in parts]
     rows = np.concatenate([source[place.start : place.start + place.size] for place in places])
-    return rows.reshape(-1, parts[0].num_columns // BLOCK, 20)
+    return rows.view(_Q4_1_BLOCK).reshape(-1, parts[0].num_columns // BLOCK)
 
 
 def _rank(num_columns: int) -> int:
@@ -157,20 +137,21 @@ def _rank(num_columns: int) -> int:
 def _block_sums(num_columns: int) -> Bytes:
     """Returns A, rank by columns: row i is 1 in the columns of block i, as Q4_0 with d = 1, which is exact."""
     num_blocks = num_columns // BLOCK
-    blocks = np.full((_rank(num_columns), num_blocks, 18), 0x88, np.uint8)  # q - 8 = 0
-    blocks[..., :2] = np.array([1], np.float16).view(np.uint8)
-    blocks[np.arange(num_blocks), np.arange(num_blocks), 2:] = 0x99  # q - 8 = 1
-    return blocks
+    blocks = np.zeros((_rank(num_columns), num_blocks), _Q4_0_BLOCK)
+    blocks["d"] = 1
+    blocks["q"] = b"\x88" * 16  # q - 8 = 0
+    np.fill_diagonal(blocks["q"], b"\x99" * 16)  # q - 8 = 1
+    return blocks.view(np.uint8)
 
 
-def _offsets(blocks: Bytes) -> Bytes:
+def _offsets(blocks: NDArray[np.void]) -> Bytes:
     """Returns B, rows by rank: the numbers c as Q8_0, 8 bits and a factor for 32 of them."""
-    num_rows, num_blocks = blocks.shape[:2]
-    scales = np.ascontiguousarray(blocks[..., :4]).view(np.float16).astype(np.float32)
+    num_rows, num_blocks = blocks.shape
     padded = np.zeros((num_rows, _rank(num_blocks * BLOCK)), np.float32)
-    padded[:, :num_blocks] = scales[..., 1] + 8 * scales[..., 0]
+    padded[:, :num_blocks] = blocks["m"] + 8 * blocks["d"].astype(np.float32)
     offsets = padded.reshape(num_rows, -1, BLOCK)
-    steps = (np.abs(offsets).max(axis=-1, keepdims=True) / 127).astype(np.float16)
-    divisors = np.where(steps > 0, steps, 1).astype(np.float32)
-    quantized = np.clip(np.rint(offsets / divisors), -127, 127).astype(np.int8)
-    return np.concatenate([steps.view(np.uint8), quantized.view(np.uint8)], axis=-1)
+    steps = (np.abs(offsets).max(axis=-1) / 127).astype(np.float16)
+    divisors = np.where(steps > 0, steps, 1).astype(np.float32)[..., np.newaxis]
+    quantized = np.empty(steps.shape, _Q8_0_BLOCK)
+    quantized["d"], quantized["q"] = steps, np.clip(np.rint(offsets / divisors), -127, 127)
+    return quantized.view(np.uint8)

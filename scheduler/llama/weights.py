@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -11,8 +12,9 @@ from scheduler.config import EngineConfig
 from scheduler.llama.context import Context
 from scheduler.llama.model import Model, computes_groups, num_gpu_layers
 from scheduler.llama.proof import without_errors
-from scheduler.llama.repack import repackable_bytes, repacking
+from scheduler.llama.repack import repack, repackable
 from scheduler.llama.trial import Part, Row, TrialError, compute
+from scheduler.llama.version import place_of
 from scheduler.machine import cores
 from scheduler.sizing import available_bytes
 
@@ -26,49 +28,57 @@ LAYER_BYTES: Final = 1 << 20
 """Bytes of a layer's weights for each thread. With less, a single stream would be slower: the adapter adds 26 points to
 a layer at which all threads wait for each other. Two threads and the embedded model, which has 1.06 times as many, gain
 7% of a step of one token."""
-MEMORY_SHARE: Final = 2.5
-"""While weights are repacked, they are in memory twice."""
 
 
 def open_model(config: EngineConfig) -> Model:
     """Loads the configured model. Raises ModelError with one line for the user if that fails."""
-    path, layers = config.model_path, config.gpu_layers
-    if config.repack == "off" or num_gpu_layers(layers, 1) or not computes_groups():
-        return Model(path, layers)
-    started = time.monotonic()
-    model = Model(path, layers)
-    try:
-        with without_errors():  # llama.cpp also warns that the matrices of an adapter are not repacked themselves
-            repacked = _repacked(config, model)
-    except Exception as error:  # whatever it is, the model can be served without
-        _log.info("the weights are not repacked: %s", error)
-        return model
-    if repacked is None:
-        return model
-    model.close()
-    _log.info("weights repacked in %.1f s", time.monotonic() - started)
-    return repacked
+    if config.repack != "off" and not num_gpu_layers(config.gpu_layers, 1) and computes_groups():
+        started = time.monotonic()
+        try:
+            with without_errors():  # llama.cpp also warns that the matrices of an adapter are not repacked themselves
+                repacked = _repacked(config, Path(config.model_path))
+        except Exception as error:  # whatever it is, the model can be served without
+            _log.info("the weights are not repacked: %s", error)
+        else:
+            if repacked is not None:
+                _log.info("weights repacked in %.1f s", time.monotonic() - started)
+                return repacked
+    return Model(config.model_path, config.gpu_layers)
 
 
-def _repacked(config: EngineConfig, model: Model) -> Model | None:
+def _repacked(config: EngineConfig, path: Path) -> Model | None:
     """Returns None if there is nothing to repack. Raises TrialError if the result is wrong."""
-    path, threads = Path(config.model_path), config.threads or cores()
-    if repackable_bytes(path) < (1 if config.repack == "on" else LAYER_BYTES * model.num_layers * threads):
+    num_bytes, num_layers = repackable(path)
+    if num_bytes < (1 if config.repack == "on" else LAYER_BYTES * num_layers * (config.threads or cores())):
         return None
-    if available_bytes(config) < MEMORY_SHARE * model.num_bytes:
-        raise MemoryError("the memory does not suffice for two copies")
-    with repacking(path) as files:
-        repacked = Model(config.model_path, config.gpu_layers, files)
+    if available_bytes(config) < path.stat().st_size:
+        raise MemoryError("there is not enough memory")
+    repacked = Model(config.model_path, config.gpu_layers, repack(path))
     try:
-        expected, other = _logits(config, model)
-        row, _ = _logits(config, repacked)
+        _prove_once(config, repacked)
     except BaseException:
         repacked.close()
         raise
-    if not np.linalg.norm(row - expected) <= MAX_ERROR * np.linalg.norm(other - expected):  # or NaN
-        repacked.close()
-        raise TrialError("the logits would not be those of the file")
     return repacked
+
+
+def _prove_once(config: EngineConfig, repacked: Model) -> None:
+    """Raises TrialError if the logits are not those of the file. A mark beside the tuning results says they are."""
+    mark = Path(config.tuning_folder, f"{place_of(config, repacked)}.repacked") if config.tuning_folder else None
+    if mark is not None and mark.exists():
+        return
+    plain = Model(config.model_path, config.gpu_layers)
+    try:
+        expected, other = _logits(config, plain)
+        row, _ = _logits(config, repacked)
+    finally:
+        plain.close()
+    if not np.linalg.norm(row - expected) <= MAX_ERROR * np.linalg.norm(other - expected):  # or NaN
+        raise TrialError("the logits would not be those of the file")
+    if mark is not None:
+        with suppress(OSError):
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
 
 
 def _logits(config: EngineConfig, model: Model) -> tuple[Row, Row]:

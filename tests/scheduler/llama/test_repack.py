@@ -1,9 +1,10 @@
 """Repacked weights: the same numbers in another form, and the same logits on several kinds of models."""
 
+import ctypes
 import logging
-import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from scheduler.config import EngineConfig
 from scheduler.errors import ModelError
 from scheduler.llama import repack, weights
 from scheduler.llama.model import Model
-from scheduler.llama.repack import repacking
+from scheduler.llama.stream_file import Part, num_bytes
 from scheduler.llama.version import version_of
 from scheduler.llama.weights import MAX_ERROR, open_model
 from tests.models import write_q4_1
@@ -69,11 +70,16 @@ def numbers(path: str) -> dict[str, NDArray[Any]]:
     }
 
 
+def written(path: Path, parts: list[Part]) -> str:
+    path.write_bytes(b"".join(part.make().tobytes() for part in parts))
+    assert path.stat().st_size == num_bytes(parts)
+    return str(path)
+
+
 def restored(path: str) -> dict[str, NDArray[Any]]:
     """The matrices of a file, from its repacked form."""
-    with repacking(Path(path)) as files:
-        found, adapter = numbers(files.weights), numbers(files.adapter)
-        assert Path(files.adapter).stat().st_size == files.adapter_bytes
+    files = repack.repack(Path(path))
+    found, adapter = (numbers(written(Path(f"{path}.{name}"), parts)) for name, parts in files._asdict().items())
     for name in [name.removesuffix(".lora_a") for name in adapter if name.endswith(".lora_a")]:
         found[name] = found[name] + adapter[f"{name}.lora_b"] @ adapter[f"{name}.lora_a"]
     return found
@@ -170,7 +176,7 @@ def test_reasons_to_take_the_file_as_it_is(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(weights, "num_gpu_layers", lambda *_: 1)
     if reason == "another processor":
         monkeypatch.setattr(weights, "computes_groups", lambda: False)
-    monkeypatch.setattr(weights, "repackable_bytes", None)  # is not called
+    monkeypatch.setattr(weights, "repackable", None)  # is not called
     model = open_model(config)
     assert not model.is_repacked
     model.close()
@@ -178,15 +184,20 @@ def test_reasons_to_take_the_file_as_it_is(tmp_path: Path, monkeypatch: pytest.M
 
 def _without_memory(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(weights, "available_bytes", lambda _: 1000)
-    return "the memory does not suffice for two copies"
+    return "there is not enough memory"
 
 
 def _without_files(monkeypatch: pytest.MonkeyPatch) -> str:
-    def refuse(_: str) -> int:
-        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # a C library without fopencookie
+    return "this system has no files that are made while they are read"
 
-    monkeypatch.setattr(os, "memfd_create", refuse)
-    return r"\[Errno 28\] No space left on device"
+
+def _with_a_file_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> str:
+    def fail(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(repack, "_blocks", fail)
+    return r"\[Errno 5\] Input/output error"
 
 
 def _with_wrong_offsets(monkeypatch: pytest.MonkeyPatch) -> str:
@@ -196,24 +207,39 @@ def _with_wrong_offsets(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def _with_a_bad_adapter(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(repack, "_write_adapter", lambda file, *_: file.write(b"GGUF"))
+    monkeypatch.setattr(repack, "_adapter", lambda *_: [Part(4, lambda: np.frombuffer(b"GGUF", np.uint8))])
     return "llama.cpp cannot load their adapter"
 
 
-@pytest.mark.parametrize("fault", [_without_memory, _without_files, _with_wrong_offsets, _with_a_bad_adapter])
+@pytest.mark.parametrize(
+    "fault", [_without_memory, _without_files, _with_a_file_that_is_gone, _with_wrong_offsets, _with_a_bad_adapter]
+)
 def test_a_failure_leaves_the_file_as_it_is_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture, fault: Any
 ) -> None:
     reason = fault(monkeypatch)
     config = config_of(quantized(tmp_path, "dense"))
-    before = len(list(Path("/proc/self/fd").iterdir()))
     model = open_model(config)
     assert not model.is_repacked
     (message,) = log.messages
     assert re.match(f"the weights are not repacked: {reason}", message)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
     weights._logits(config, model)
     model.close()
+
+
+def test_a_file_is_proven_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture) -> None:
+    config = replace(config_of(quantized(tmp_path, "dense")), tuning_folder=str(tmp_path / "tuned"))
+    _with_wrong_offsets(monkeypatch)
+    for _ in range(2):
+        assert not open_model(config).is_repacked
+    monkeypatch.undo()
+    monkeypatch.setattr(weights, "computes_groups", lambda: True)
+    assert open_model(config).is_repacked
+    monkeypatch.setattr(weights, "_logits", None)  # is not called again
+    assert open_model(config).is_repacked
+    write_tiny_model(tmp_path / "plain.gguf", "dense", seed=2)
+    write_q4_1(Path(config.model_path), tmp_path / "plain.gguf")
+    assert not open_model(config).is_repacked
 
 
 def test_a_file_that_cannot_be_read_is_refused_as_ever(tmp_path: Path) -> None:
