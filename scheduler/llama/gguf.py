@@ -21,6 +21,8 @@ Q8_0: Final = 8
 """ggml's numbers of types."""
 BLOCK: Final = 32
 """Weights in a block of each of these types."""
+ALIGNMENT: Final = 32
+"""Of a tensor's data, in bytes, if a file names no other."""
 
 
 class Tensor(NamedTuple):
@@ -53,8 +55,8 @@ class Contents:
     pointer: Any
     """ggml's copy of the header."""
     architecture: str
-    is_whole: bool
-    """Whether this file has all tensors of its model."""
+    is_plain: bool
+    """Whether this file has all tensors of its model, in the usual alignment."""
     tensors: Mapping[Tensor, Place]
 
 
@@ -76,7 +78,8 @@ def reading(path: Path) -> Iterator[Contents]:
             tensors[tensor] = Place(start, ggml.gguf_get_tensor_size(pointer, index))
         key = ggml.gguf_find_key(pointer, b"general.architecture")
         architecture = ggml.gguf_get_val_str(pointer, key).decode() if key >= 0 else ""
-        yield Contents(pointer, architecture, ggml.gguf_find_key(pointer, b"split.count") < 0, tensors)
+        is_plain = ggml.gguf_find_key(pointer, b"split.count") < 0 and ggml.gguf_get_alignment(pointer) == ALIGNMENT
+        yield Contents(pointer, architecture, is_plain, tensors)
     finally:
         ggml.gguf_free(pointer)
 

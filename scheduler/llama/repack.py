@@ -10,6 +10,7 @@ answers are as good: the Kullback-Leibler divergence from the embedded model's w
 0.0044, and 0.47 for weights that are quantized to Q4_0 anew.
 """
 
+import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from scheduler.llama.gguf import BLOCK, Q4_0, Q4_1, Q8_0, Contents, Tensor, parts_of, reading
 from scheduler.llama.stream_file import Bytes, Part
 
+_NAME: Final = re.compile(r"blk\.(\d{1,4})\.(.+)")
+"""The name of a layer's tensor, as in blk.0.ffn_up.weight."""
 _Q4_1_BLOCK: Final = np.dtype([("d", np.float16), ("m", np.float16), ("q", "V16")])
 _Q4_0_BLOCK: Final = np.dtype([("d", np.float16), ("q", "V16")])
 _Q8_0_BLOCK: Final = np.dtype([("d", np.float16), ("q", np.int8, BLOCK)])
@@ -65,21 +68,24 @@ Groups = dict[Tensor, list[Tensor]]
 
 
 def _groups(contents: Contents) -> Groups:
-    if not contents.is_whole or contents.architecture not in ARCHITECTURES:
+    if not contents.is_plain or contents.architecture not in ARCHITECTURES:
         return {}
     by_name = {tensor.name: tensor for tensor in contents.tensors}
     groups: Groups = {}
     for tensor in contents.tensors:
-        _, layer, rest = [*tensor.name.split(".", 2), "", ""][:3]  # as in blk.0.ffn_up.weight
+        if (match := _NAME.fullmatch(tensor.name)) is None:
+            continue
+        layer, rest = match.groups()
         parts = [by_name.get(f"blk.{layer}.{name}") for name in QKV]
         if rest in LINEAR and _is_convertible(tensor):
             groups[tensor._replace(type=Q4_0)] = [tensor]
         elif rest == QKV[0]:
             found = [part for part in parts if part is not None and _is_convertible(part)]
-            biases = [f"blk.{layer}.{name.removesuffix('weight')}bias" for name in QKV]
-            if len(found) == len(QKV) and not any(name in by_name for name in biases):
+            fused = f"blk.{layer}.attn_qkv.weight"
+            others = [fused, *(f"blk.{layer}.{name.removesuffix('weight')}bias" for name in QKV)]
+            if len(found) == len(QKV) and not any(name in by_name for name in others):
                 rows = sum(part.num_rows for part in found)
-                groups[Tensor(f"blk.{layer}.attn_qkv.weight", Q4_0, (tensor.num_columns, rows))] = found
+                groups[Tensor(fused, Q4_0, (tensor.num_columns, rows))] = found
             else:
                 groups |= {part._replace(type=Q4_0): [part] for part in found}
     return groups

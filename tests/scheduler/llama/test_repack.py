@@ -50,9 +50,11 @@ def quantized(folder: Path, kind: str) -> str:
     return str(folder / f"{kind}.gguf")
 
 
-def write_plain(path: Path, tensors: dict[str, NDArray[np.float32]]) -> None:
+def write_plain(path: Path, tensors: dict[str, NDArray[np.float32]], keys: dict[str, int] | None = None) -> None:
     """Writes a file with matrices as Q4_1 and vectors as they are."""
     writer = gguf.GGUFWriter(path, "llama")
+    for key, value in (keys or {}).items():
+        writer.add_uint32(key, value)
     for name, values in tensors.items():
         if values.ndim == 1:
             writer.add_tensor(name, values)
@@ -111,13 +113,14 @@ def test_queries_keys_and_values_become_one_matrix(tmp_path: Path) -> None:
     assert expected.keys() - found.keys() == {f"blk.1.attn_{name}.weight" for name in "qkv"}
 
 
-def test_queries_keys_and_values_with_biases_stay_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["attn_q.bias", "attn_qkv.weight"])
+def test_queries_keys_and_values_stay_apart_if_they_cannot_be_one_matrix(tmp_path: Path, other: str) -> None:
     path, random = tmp_path / "model.gguf", np.random.default_rng(1)
     write_plain(
         path,
         {
             **{f"blk.0.attn_{name}.weight": random.standard_normal((8, 64)).astype(np.float32) for name in "qkv"},
-            "blk.0.attn_q.bias": np.ones(8, np.float32),
+            f"blk.0.{other}": np.ones(8, np.float32),
         },
     )
     expected, found = numbers(str(path)), restored(str(path))
@@ -160,6 +163,15 @@ def test_other_architectures_stay_as_they_are(tmp_path: Path, kind: str, log: py
     assert not model.is_repacked
     assert not log.messages
     model.close()
+
+
+def test_files_in_parts_and_in_another_alignment_stay_as_they_are(tmp_path: Path) -> None:
+    weights_of = {"blk.0.ffn_up.weight": np.ones((8, 64), np.float32)}
+    write_plain(tmp_path / "plain.gguf", weights_of)
+    write_plain(tmp_path / "part.gguf", weights_of, {"split.count": 2})
+    write_plain(tmp_path / "aligned.gguf", weights_of, {"general.alignment": 64})
+    assert repack.repackable(tmp_path / "plain.gguf") == (8 * 64 // 32 * 20, 1)
+    assert repack.repackable(tmp_path / "part.gguf") == repack.repackable(tmp_path / "aligned.gguf") == (0, 0)
 
 
 def test_weights_of_other_types_stay_as_they_are(tmp_path: Path) -> None:
