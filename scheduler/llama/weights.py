@@ -63,8 +63,9 @@ def _repacked(config: EngineConfig, path: Path) -> Model | None:
 
 
 def _prove_once(config: EngineConfig, repacked: Model) -> None:
-    """Raises TrialError if the logits are not those of the file. A mark beside the tuning results says they are."""
-    mark = Path(config.tuning_folder, f"{place_of(config, repacked)}.repacked") if config.tuning_folder else None
+    """Raises TrialError if the logits are not those of the file. An empty file, the mark, says that they are."""
+    folder = Path(config.tuning_folder).with_name("repacked") if config.tuning_folder else None
+    mark = folder / place_of(config, repacked) if folder is not None else None
     if mark is not None and mark.exists():
         return
     plain = Model(config.model_path, config.gpu_layers)
