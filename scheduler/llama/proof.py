@@ -49,7 +49,7 @@ def measure(model: Model, config: EngineConfig) -> KVFacts:
 
     Raises ModelError if no context can be opened, TrialError if the model computes nothing.
     """
-    with _small_context(model, config, lanes=False) as context:
+    with small_context(model, config, lanes=False) as context:
         try:
             compute(context, Part(0, [0], 0))
             before = len(context.read_state(0))
@@ -81,7 +81,7 @@ def prove(model: Model, config: EngineConfig, facts: KVFacts, *, lanes: bool, to
 
     `together` is False if the engine computes one sequence at a time anyway. Raises TrialError if not even that works.
     """
-    with _small_context(model, config, lanes=lanes) as context:
+    with small_context(model, config, lanes=lanes) as context:
         window = facts.window if model.shares_prefixes else 0
         memory = LaneMemory(context, window) if lanes else PoolMemory(context, window)
         trial = _Trial(context, memory, model)
@@ -108,7 +108,7 @@ class Moves:
 
 def prove_moves(model: Model, config: EngineConfig, facts: KVFacts, *, lanes: bool, sharing: bool) -> Moves:
     """Tries to save KV and to load it again. `sharing`: whether sequences share prefixes, so that pages are of use."""
-    with _small_context(model, config, lanes=lanes) as context:
+    with small_context(model, config, lanes=lanes) as context:
         window = facts.window if sharing else 0
         memory = LaneMemory(context, window) if lanes else PoolMemory(context, window)
         try:
@@ -169,7 +169,7 @@ def _reason(check: Callable[[], None]) -> str:
 
 
 @contextmanager
-def _small_context(model: Model, config: EngineConfig, *, lanes: bool) -> Iterator[Context]:
+def small_context(model: Model, config: EngineConfig, *, lanes: bool) -> Iterator[Context]:
     context = Context(
         model,
         config,

@@ -38,18 +38,19 @@ def compute(context: Context, *parts: Part) -> list[Row]:
     return list(context.logits(len(parts)).copy())
 
 
-def check_alike(row: Row, expected: Row, other: Row, complaint: str) -> None:
+def check_alike(row: Row, expected: Row, other: Row, complaint: str, limit: float = 0.5) -> None:
     """Raises TrialError(complaint) unless `row` is nearly `expected`.
 
-    The limit is half of the distance between `expected` and `other`, the logits after the same token two tokens later.
-    There is no fixed limit, because rounding depends on the processor and on the model. A number that is added to all
-    logits changes no probability, so it does not count: in Gemma 3 it varies more than everything else.
+    The limit is relative to the distance between `expected` and `other`, the logits after the same token two tokens
+    later, or after another token. There is no fixed limit, because rounding depends on the processor and on the model.
+    A number that is added to all logits changes no probability, so it does not count: in Gemma 3 it varies more than
+    everything else.
     """
     allowed = expected > -np.inf  # some models exclude tokens
     if not allowed.any():
         raise TrialError(complaint)
     row, expected, other = (_centred(each[allowed]) for each in (row, expected, other))
-    if not np.linalg.norm(row - expected) <= np.linalg.norm(other - expected) / 2:  # a NaN is not alike either
+    if not np.linalg.norm(row - expected) <= limit * np.linalg.norm(other - expected):  # a NaN is not alike either
         raise TrialError(complaint)
 
 

@@ -22,6 +22,7 @@ from scheduler.llama.model import Model
 from scheduler.llama.stream_file import Part, num_bytes
 from scheduler.llama.version import version_of
 from scheduler.llama.weights import MAX_ERROR, open_model
+from tests import tiny_models
 from tests.models import write_q4_1
 from tests.tiny_models import write_tiny_model
 
@@ -35,7 +36,7 @@ def any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config_of(path: str, repack: str = "on", threads: int = 1) -> EngineConfig:
-    return EngineConfig(path, threads=threads, repack=repack)
+    return EngineConfig(path, threads=threads, repack=repack, gpu_layers=0)
 
 
 @pytest.fixture
@@ -134,11 +135,48 @@ def test_kinds_of_models_compute_the_same_logits(tmp_path: Path, kind: str, log:
     plain, repacked = Model(config.model_path, 0), open_model(config)
     assert repacked.is_repacked
     assert "weights repacked in" in log.text
-    (expected, other), (row, _) = weights._logits(config, plain), weights._logits(config, repacked)
+    (other, expected), (_, row) = weights._logits(config, plain), weights._logits(config, repacked)
     assert np.linalg.norm(row - expected) <= MAX_ERROR * np.linalg.norm(other - expected)
     assert version_of(config, plain) != version_of(config, repacked)  # their KV differs in the last bits
     for model in (plain, repacked):
         model.close()
+
+
+def _shapes_of(architecture: str) -> tuple[tiny_models.Values, tiny_models.Shapes]:
+    """What differs from Llama in each architecture that can be repacked."""
+    sizes, width = tiny_models.HEADS * tiny_models.HEAD, tiny_models.EMBEDDING
+    shapes: tiny_models.Shapes = {}
+    for layer in range(tiny_models.LAYERS):
+        block = f"blk.{layer}"
+        own = tiny_models._attention(block) | tiny_models._forward(block)
+        if architecture == "phi3":
+            own |= {f"{block}.attn_qkv": (3 * sizes, width), f"{block}.ffn_up": (2 * tiny_models.FORWARD, width)}
+            for name in ("attn_q", "attn_k", "attn_v", "ffn_gate"):
+                del own[f"{block}.{name}"]
+        if architecture == "qwen2":
+            own |= {f"{block}.attn_{name}.bias": (sizes,) for name in "qkv"}
+        if architecture in {"qwen3", "exaone4", "olmo2"}:
+            norm = sizes if architecture == "olmo2" else tiny_models.HEAD
+            own |= {f"{block}.attn_{name}_norm": (norm,) for name in "qk"}
+        if architecture in {"exaone4", "olmo2"}:
+            own |= {f"{block}.{name}_norm": (width,) for name in ("post_attention", "post_ffw")}
+            del own[f"{block}.attn_norm"], own[f"{block}.ffn_norm"]
+        shapes |= own
+    return ({"logit_scale": 1.0, "attention.scale": 0.2} if architecture == "granite" else {}), shapes
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["mistral3", "qwen2", "qwen3", "phi3", "granite", "olmo2", "smollm3", "internlm2", "exaone4"],
+)
+def test_architectures_compute_the_same_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    assert architecture in repack.ARCHITECTURES
+    monkeypatch.setitem(tiny_models.KINDS, architecture, lambda: (architecture, *_shapes_of(architecture)))
+    model = open_model(config_of(quantized(tmp_path, architecture)))
+    assert model.is_repacked  # so it has passed its proof
+    model.close()
 
 
 def test_the_embedded_model_is_repacked(model_path: str) -> None:
