@@ -46,7 +46,9 @@ def open_model(config: EngineConfig) -> Model:
 def _repacked(config: EngineConfig, path: Path) -> Model | None:
     """Returns None if there is nothing to repack. Raises TrialError if the result is wrong."""
     num_bytes, num_layers = repackable(path)
-    if num_bytes < (1 if config.repack == "on" else LAYER_BYTES * num_layers * (config.threads or cores())):
+    if not num_bytes:
+        return None
+    if config.repack == "auto" and num_bytes < LAYER_BYTES * num_layers * (config.threads or cores()):
         return None
     if available_bytes(config) < path.stat().st_size:
         raise MemoryError("there is not enough memory")

@@ -27,6 +27,7 @@ from tests.models import write_q4_1
 from tests.tiny_models import write_tiny_model
 
 Q4_1 = gguf.GGMLQuantizationType.Q4_1
+WANTED = pytest.mark.parametrize("wanted", ["auto", "on"])
 
 
 @pytest.fixture(autouse=True)
@@ -195,9 +196,12 @@ def test_auto_depends_on_the_bytes_of_a_layer_for_each_thread(model_path: str, t
     model.close()
 
 
+@WANTED
 @pytest.mark.parametrize("kind", ["latent", "hybrid", "recurrent"])
-def test_other_architectures_stay_as_they_are(tmp_path: Path, kind: str, log: pytest.LogCaptureFixture) -> None:
-    model = open_model(config_of(quantized(tmp_path, kind)))
+def test_other_architectures_stay_as_they_are(
+    tmp_path: Path, kind: str, wanted: str, log: pytest.LogCaptureFixture
+) -> None:
+    model = open_model(config_of(quantized(tmp_path, kind), wanted))
     assert not model.is_repacked
     assert not log.messages
     model.close()
@@ -212,10 +216,12 @@ def test_files_in_parts_and_in_another_alignment_stay_as_they_are(tmp_path: Path
     assert repack.repackable(tmp_path / "part.gguf") == repack.repackable(tmp_path / "aligned.gguf") == (0, 0)
 
 
-def test_weights_of_other_types_stay_as_they_are(tmp_path: Path) -> None:
+@WANTED
+def test_weights_of_other_types_stay_as_they_are(tmp_path: Path, wanted: str) -> None:
     write_tiny_model(tmp_path / "plain.gguf", "dense")
-    model = open_model(config_of(str(tmp_path / "plain.gguf")))
+    model = open_model(config_of(str(tmp_path / "plain.gguf"), wanted))
     assert not model.is_repacked
+    assert model.mapped_bytes == model.num_bytes
     model.close()
 
 
