@@ -53,6 +53,8 @@ class EngineConfig:
     """Folder of the disk tier. Without it there is no disk tier."""
     tuning_folder: str = ""
     """Folder of the saved tuning results; see scheduler.llama.tuning."""
+    proven_folder: str = ""
+    """Folder of the results of proofs; see scheduler.llama.proven. Without it each start proves everything."""
     others_bytes: int = 0
     """Bytes of other models' weights. The system counts them as available, because it can read them again from disk."""
     backend_top_k: int = 0

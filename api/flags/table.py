@@ -252,7 +252,11 @@ class ModelFlags:
         chosen: dict[str, Any] = {name: value for name, value in from_file.items() if value is not None}
         chosen |= {name: MODEL_ROWS[name].converted(value) for name, value in {**inherited, **given}.items()}
         engine = EngineConfig(
-            model_path=str(model_path), disk_folder=str(home() / "kv"), tuning_folder=str(home() / "tuned"), **chosen
+            model_path=str(model_path),
+            disk_folder=str(home() / "kv"),
+            tuning_folder=str(home() / "tuned"),
+            proven_folder=str(home() / "proven"),
+            **chosen,
         )
         return ModelOptions(model, model_path, engine, tuple(self.alias or ()), own, given, inherited)
 

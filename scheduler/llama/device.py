@@ -25,6 +25,7 @@ from scheduler.llama.model import Model, num_gpu_layers
 from scheduler.llama.open_tiers import Tiers, open_tiers
 from scheduler.llama.opener import ContextKind, ContextOpener
 from scheduler.llama.proof import Flaws, KVFacts, Moves, measure, prove, prove_moves
+from scheduler.llama.proven import Proven
 from scheduler.llama.trial import TrialError
 from scheduler.plan import MAX_DRAFTED
 from scheduler.planner import MAX_SCORED_TOKENS
@@ -105,10 +106,13 @@ def _plan(config: EngineConfig, model: Model, facts: KVFacts) -> _Plan:
         config = _one_at_a_time(config, "llama.cpp aborts if it computes several sequences of this architecture")
         why_pool = "only one sequence is computed at a time"
     sizes = _sizes(config, model, facts, why_pool)
+    proven = Proven(config, model)
     while True:
         in_lanes, together = sizes.layout == "lanes", sizes.max_seqs > 1
+        proof = f"{sizes.layout}{'' if together else '-alone'}"
+        moves = _saved_moves(proven, proof, facts)
         try:
-            flaws = prove(model, config, facts, lanes=in_lanes, together=together)
+            flaws = Flaws() if moves else prove(model, config, facts, lanes=in_lanes, together=together)
         except TrialError as error:
             if not in_lanes:
                 raise
@@ -122,7 +126,10 @@ def _plan(config: EngineConfig, model: Model, facts: KVFacts) -> _Plan:
             if flaws.sharing:
                 _log.warning("sequences share no prefixes: %s", flaws.sharing)
             sharing = model.shares_prefixes and not flaws.sharing
-            moves = prove_moves(model, config, facts, lanes=in_lanes, sharing=sharing)
+            if moves is None:
+                moves = prove_moves(model, config, facts, lanes=in_lanes, sharing=sharing)
+                if not flaws.sharing and moves.kind != "none":  # what fails, such as for lack of memory, is tried again
+                    proven.save(proof, {"kind": moves.kind, "reason": moves.reason})
             sizes = _sizes(config, model, facts, why_pool, moves=moves.kind, sharing=sharing)
             if in_lanes == (sizes.layout == "lanes"):
                 _refuse_without_memory(config, model, sizes.kv_tokens * facts.bytes_per_token)
@@ -130,6 +137,16 @@ def _plan(config: EngineConfig, model: Model, facts: KVFacts) -> _Plan:
             why_pool = sizes.layout_reason
             continue
         sizes = _sizes(config, model, facts, why_pool)
+
+
+def _saved_moves(proven: Proven, proof: str, facts: KVFacts) -> Moves | None:
+    """Returns which KV can be moved in a layout that has passed its proof at an earlier start; None if it has not."""
+    match proven.load(proof):
+        case {"kind": "pages", "reason": str(reason)} if facts.format is not None:
+            return Moves("pages", reason, facts.format)
+        case {"kind": "sequences", "reason": str(reason)}:
+            return Moves("sequences", reason)
+    return None
 
 
 def _one_at_a_time(config: EngineConfig, reason: str) -> EngineConfig:

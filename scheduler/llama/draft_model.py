@@ -18,6 +18,7 @@ from scheduler.llama.context import Context
 from scheduler.llama.kv_memory import PoolMemory
 from scheduler.llama.model import Model, num_gpu_layers
 from scheduler.llama.proof import KVFacts, measure, prove, without_errors
+from scheduler.llama.proven import Proven
 from scheduler.llama.reader import attention_of
 from scheduler.llama.trial import TrialError
 from scheduler.llama.vocabulary import difference
@@ -86,10 +87,12 @@ def _drafter(config: EngineConfig, model: Model, draft: Model) -> ModelDrafter:
         raise ModelError(f"--draft-model {config.model_path}: this model does not generate text")
     if not draft.shares_prefixes:
         raise ModelError(f"--draft-model: {config.model_path} {RECURRENT}")
-    facts = measure(draft, config)
-    flaws = prove(draft, config, facts, lanes=False)
-    if reason := flaws.together or flaws.sharing:
-        raise ModelError(f"--draft-model {config.model_path}: this model cannot draft: {reason}")
+    facts, proven = measure(draft, config), Proven(config, draft)
+    if not proven.load("drafting"):
+        flaws = prove(draft, config, facts, lanes=False)
+        if reason := flaws.together or flaws.sharing:
+            raise ModelError(f"--draft-model {config.model_path}: this model cannot draft: {reason}")
+        proven.save("drafting", True)
     ctx_len = config.ctx_len or min(DEFAULT_CTX_LEN, model.trained_context or DEFAULT_CTX_LEN)
     max_length = min(ctx_len, draft.trained_context or ctx_len)
     memory = DraftMemory(draft, config, facts, max_length)

@@ -42,6 +42,8 @@ class KVFacts:
     """Bytes of the recurrent state that each sequence id has; 0 for other models."""
     window: int
     """Tokens that the layers with a sliding window attend to; 0 without such layers."""
+    format: StateFormat | None = None
+    """The format of states that pages can be cut from; None if this is impossible."""
 
 
 def measure(model: Model, config: EngineConfig) -> KVFacts:
@@ -60,10 +62,10 @@ def measure(model: Model, config: EngineConfig) -> KVFacts:
         num_bytes = max(0, len(state) - before - RECORD_BYTES)
         state_bytes = 0 if model.shares_prefixes else before
         try:
-            StateFormat(state)
+            form = StateFormat(state)
         except StateError:
             return KVFacts(num_bytes, state_bytes, model.window)
-        return KVFacts(num_bytes, state_bytes, 0)  # one cache of full size, so the file's window is not used
+        return KVFacts(num_bytes, state_bytes, 0, form)  # one cache of full size, so the file's window is not used
 
 
 @dataclass(frozen=True, slots=True)

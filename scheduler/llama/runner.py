@@ -54,7 +54,7 @@ class LlamaRunner:
     def warm_up(self) -> tuple[float, float]:
         """Returns the seconds per token of a long chunk, and those of a single token, at an empty context.
 
-        Takes the fastest of WARM_UP_CHUNKS of each. The proofs have loaded the weights already.
+        Takes the fastest of WARM_UP_CHUNKS of each: the first one may still load weights.
         """
         chunk = min(self._warm_up(WARM_UP_TOKENS) for _ in range(WARM_UP_CHUNKS))
         return chunk / WARM_UP_TOKENS, min(self._warm_up(1) for _ in range(WARM_UP_CHUNKS))

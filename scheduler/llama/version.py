@@ -2,6 +2,7 @@
 
 import os
 import platform
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
@@ -24,15 +25,23 @@ def version_of(config: EngineConfig, model: Model, *, is_stretched: bool = False
     `is_stretched`: see `Context`.
     """
     path = Path(config.model_path)
-    size = path.stat().st_size
-    digest = blake2b(repr((size, model.vocab_size, PAGE_TOKENS, LLAMA_CPP_VERSION)).encode(), digest_size=16)
+    file = path.stat()
     marks = [*(["stretched"] * is_stretched), *(["repacked"] * model.is_repacked)]
-    digest.update(repr([config.kv_type, config.flash_attn, *marks]).encode())
-    with path.open("rb") as file:  # samples, because reading a large file would take too long
+    facts = (model.vocab_size, PAGE_TOKENS, LLAMA_CPP_VERSION, config.kv_type, config.flash_attn, *marks)
+    digest = blake2b(repr(facts).encode(), digest_size=16)
+    digest.update(_file_digest(path, file.st_size, file.st_mtime_ns))
+    return digest.hexdigest()
+
+
+@cache
+def _file_digest(path: Path, size: int, _mtime: int) -> bytes:
+    """Returns a digest of samples, because reading a large file would take too long. 16 MiB take 20 ms."""
+    digest = blake2b(str(size).encode(), digest_size=16)
+    with path.open("rb") as file:
         for index in range(NUM_SAMPLES):
             file.seek(index * max(0, size - SAMPLED_BYTES) // (NUM_SAMPLES - 1))
             digest.update(file.read(SAMPLED_BYTES))
-    return digest.hexdigest()
+    return digest.digest()
 
 
 def place_of(config: EngineConfig, model: Model) -> str:

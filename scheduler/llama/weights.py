@@ -2,16 +2,15 @@
 
 import logging
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from scheduler.config import EngineConfig
 from scheduler.llama.model import Model, computes_groups, num_gpu_layers
 from scheduler.llama.proof import small_context, without_errors
+from scheduler.llama.proven import Proven
 from scheduler.llama.repack import repack, repackable
 from scheduler.llama.trial import Part, Row, check_alike, compute
-from scheduler.llama.version import place_of
 from scheduler.machine import cores
 from scheduler.sizing import available_bytes
 
@@ -62,10 +61,9 @@ def _repacked(config: EngineConfig, path: Path) -> Model | None:
 
 
 def _prove_once(config: EngineConfig, repacked: Model) -> None:
-    """Raises TrialError if the logits are not those of the file. An empty file, the mark, says that they are."""
-    folder = Path(config.tuning_folder).with_name("repacked") if config.tuning_folder else None
-    mark = folder / place_of(config, repacked) if folder is not None else None
-    if mark is not None and mark.exists():
+    """Raises TrialError if the logits are not those of the file."""
+    proven = Proven(config, repacked)
+    if proven.load("repacked"):
         return
     plain = Model(config.model_path, config.gpu_layers)
     try:
@@ -74,10 +72,7 @@ def _prove_once(config: EngineConfig, repacked: Model) -> None:
     finally:
         plain.close()
     check_alike(row, expected, other, "the logits would not be those of the file", MAX_ERROR)
-    if mark is not None:
-        with suppress(OSError):
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+    proven.save("repacked", True)
 
 
 def _logits(config: EngineConfig, model: Model) -> tuple[Row, Row]:

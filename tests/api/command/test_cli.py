@@ -321,6 +321,7 @@ def test_options_come_from_flags_then_the_environment_then_defaults(
                 disk_cache=3 << 29,
                 disk_folder=str(home() / "kv"),
                 tuning_folder=str(home() / "tuned"),
+                proven_folder=str(home() / "proven"),
             ),
             ("a", "b"),
         ),

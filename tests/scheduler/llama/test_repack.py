@@ -284,7 +284,7 @@ def test_a_failure_leaves_the_file_as_it_is_and_says_why(
 
 
 def test_a_file_is_proven_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture) -> None:
-    config = replace(config_of(quantized(tmp_path, "dense")), tuning_folder=str(tmp_path / "tuned"))
+    config = replace(config_of(quantized(tmp_path, "dense")), proven_folder=str(tmp_path / "proven"))
     _with_wrong_offsets(monkeypatch)
     for _ in range(2):
         assert not open_model(config).is_repacked

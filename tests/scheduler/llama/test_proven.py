@@ -1,0 +1,162 @@
+"""What was proven about a model is not proven again, until the model, the settings or the proofs change."""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.config import EngineConfig
+from scheduler.llama import device, draft_model, proof, proven
+from scheduler.llama.load import Parts, load
+from scheduler.llama.trial import TrialError
+from scheduler.messages import SamplingParams, Submit
+from tests.models import write_windowed
+
+Calls = list[str]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> EngineConfig:
+    path = tmp_path / "model.gguf"
+    write_windowed(path, 0)
+    folder = str(tmp_path / "home" / "proven")
+    return EngineConfig(str(path), ctx_len=256, max_seqs=2, threads=1, host_cache=1 << 24, proven_folder=folder)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """The proofs that are run from now on."""
+    calls: Calls = []
+
+    def count(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def counted(*given: Any, **named: Any) -> Any:
+            calls.append(name)
+            return original(*given, **named)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(device, "prove")
+    count(device, "prove_moves")
+    count(draft_model, "prove")
+    return calls
+
+
+def files(config: EngineConfig) -> list[Path]:
+    return sorted(Path(config.proven_folder).iterdir())
+
+
+def answer(parts: Parts) -> list[int]:
+    """Returns a greedy answer, whose prompt is partly that of an earlier request."""
+    tokens: list[int] = []
+    for number, last in enumerate((7, 8)):
+        prompt = [5 + index % 20 for index in range(40)] + [last]
+        parts.scheduler.submit(Submit(number, prompt, 6, SamplingParams(temperature=0.0, ignore_eos=True)))
+        while parts.scheduler.has_work:
+            plan = parts.scheduler.plan()
+            for output in parts.scheduler.commit(plan, parts.runner.run(plan)):
+                tokens += output.tokens
+    return tokens
+
+
+@pytest.mark.parametrize("layout", ["lanes", "pool"])
+@pytest.mark.parametrize("window", [0, 16])
+def test_the_next_start_proves_nothing_and_serves_the_same(
+    config: EngineConfig, calls: Calls, layout: str, window: int
+) -> None:
+    write_windowed(Path(config.model_path), window)
+    config = replace(config, kv_layout=layout)
+    first = load(config)
+    assert calls == ["prove", "prove_moves"]
+    second = load(config)
+    assert calls == ["prove", "prove_moves"]
+    assert second.info.tier == first.info.tier == ("sequences" if window else "pages")
+    assert second.info.kv_layout == first.info.kv_layout == layout
+    assert answer(second) == answer(first)
+    assert len(files(config)) == 1
+
+
+def test_each_layout_and_setting_is_proven(config: EngineConfig, calls: Calls) -> None:
+    changes: list[dict[str, Any]] = [
+        {"kv_layout": "lanes"},
+        {"kv_layout": "pool"},
+        {"kv_type": "f32"},
+        {"flash_attn": "off"},
+        {"max_seqs": 1},
+    ]
+    for change in changes:
+        del calls[:]
+        load(replace(config, **change))
+        assert calls, change
+
+
+def test_another_model_in_the_same_file_is_proven(config: EngineConfig, calls: Calls) -> None:
+    load(config)
+    before = Path(config.model_path).stat()
+    write_windowed(Path(config.model_path), 16)
+    os.utime(config.model_path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    del calls[:]
+    load(config)
+    assert calls == ["prove", "prove_moves"]
+
+
+def test_other_proofs_prove_again(config: EngineConfig, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(config)
+    monkeypatch.setattr(proven, "_modules", lambda: "others")
+    del calls[:]
+    load(config)
+    assert calls == ["prove", "prove_moves"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"kind": "none", "reason": ""}', b'{"kind": 1}', b"\xff"])
+def test_a_file_that_makes_no_sense_is_as_good_as_none(config: EngineConfig, calls: Calls, content: bytes) -> None:
+    load(config)
+    (path,) = files(config)
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    del calls[:]
+    load(config)
+    assert calls == ["prove", "prove_moves"]
+    assert path.read_bytes() == whole
+
+
+def test_without_a_writable_folder_each_start_proves(config: EngineConfig, calls: Calls) -> None:
+    Path(config.proven_folder).parent.mkdir()
+    Path(config.proven_folder).write_text("no folder")
+    for _ in range(2):
+        del calls[:]
+        assert load(config).info.tier == "pages"
+        assert calls == ["prove", "prove_moves"]
+
+
+@pytest.mark.parametrize("flaw", ["cut", "moves"])
+def test_what_has_failed_is_tried_again(
+    config: EngineConfig, calls: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, flaw: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise TrialError("not today")
+
+    with monkeypatch.context() as faulty, caplog.at_level(logging.WARNING):
+        if flaw == "cut":
+            faulty.setattr(proof._Trial, "cut", fail)
+        else:
+            faulty.setattr("scheduler.llama.kv_memory.ContextMemory.learn", fail)
+        info = load(replace(config, kv_layout="pool")).info
+    assert any("not today" in message for message in caplog.messages)
+    assert flaw == "cut" or info.tier == "none"
+    del calls[:]
+    assert load(replace(config, kv_layout="pool")).info.tier == "pages"
+    assert calls == ["prove", "prove_moves"]
+
+
+def test_a_draft_model_is_proven_once(config: EngineConfig, calls: Calls) -> None:
+    config = replace(config, draft_model=config.model_path)
+    load(config)
+    assert sorted(calls) == ["prove", "prove", "prove_moves"]
+    del calls[:]
+    load(config)
+    assert not calls
