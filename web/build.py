@@ -57,7 +57,8 @@ def _install(web: Path) -> None:
 def _version(web: Path) -> str:
     """A hash of everything that the page is built from."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in web.rglob("*") if path.is_file() and "node_modules" not in path.parts):
+    sources = (path for part in web.iterdir() if part.name != "node_modules" for path in (part, *part.rglob("*")))
+    for path in sorted(path for path in sources if path.is_file()):
         digest.update(f"{path.relative_to(web).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
