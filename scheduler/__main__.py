@@ -11,7 +11,7 @@ import sys
 
 import orjson
 
-from scheduler import logs
+from scheduler import garbage, logs
 from scheduler.config import EngineConfig
 from scheduler.crash_record import EXIT_CRASHED, CrashRecord
 from scheduler.failures import describe
@@ -41,11 +41,12 @@ def main() -> int:
 
 def _serve(config: EngineConfig, link: Link, record: CrashRecord) -> int:
     # Imported after the link has started: it ends this process if the API dies while llama.cpp is loading.
-    from scheduler.engine import Engine
-    from scheduler.errors import ModelError, NoMemoryError
-    from scheduler.llama.aborts import report_aborts
-    from scheduler.llama.load import load
-    from scheduler.outbox import Outbox
+    with garbage.imports():
+        from scheduler.engine import Engine
+        from scheduler.errors import ModelError, NoMemoryError
+        from scheduler.llama.aborts import report_aborts
+        from scheduler.llama.load import load
+        from scheduler.outbox import Outbox
 
     report_aborts(record)
     try:

@@ -21,12 +21,14 @@ from api.command.pull import obtain, obtain_name
 from api.command.terminal import bytes_text, chat, client_of, print_models, print_tuning, spinner
 from api.command.tune import measure
 from api.command.usage import usage
+from api.engine.spawn import Ahead
 from api.errors import os_error_text
 from api.flags import ServerFlags
 from api.flags.config_file import ConfigFileError
 from api.models.files import ModelFilesError, num_file_bytes, resolve
 from api.record import AlreadyRunningError, ModelHealth, ServerRecord, ask_health, read_record, started_record
 from api.tenants.errors import TenantsError
+from scheduler import garbage
 
 LOG_LINES = 15
 STOP_MARGIN_SECONDS = 10.0
@@ -123,9 +125,12 @@ def serve(
         raise AlreadyRunningError(record)
     path = obtain(model)
     require_free_address(flags)
-    from api.http.server import serve as serve_until_stopped
+    options = flags.options(model, path, log_file)
+    ahead = Ahead(options.first_engine)  # it loads the model beside the following imports, which take a second
+    with garbage.imports():
+        from api.http.server import serve as serve_until_stopped
 
-    raise typer.Exit(serve_until_stopped(flags.options(model, path, log_file)))
+    raise typer.Exit(serve_until_stopped(options, ahead=ahead))
 
 
 @app.command()

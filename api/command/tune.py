@@ -9,14 +9,13 @@ from typing import Any
 
 from api.command.launch import CommandError
 from api.command.terminal import spinner
+from api.engine.spawn import ENGINE_ENVIRONMENT
 from scheduler.config import EngineConfig
 
 
 def measure(model: str, config: EngineConfig, seconds: float) -> dict[str, Any]:
     """The measurements, and the settings kept for the model's next engines. Raises CommandError if it fails."""
     command = [sys.executable, "-P", "-m", "scheduler.llama.tuning", json.dumps(asdict(config)), str(seconds)]
-    from api.engine.process import ENGINE_ENVIRONMENT  # imported late: it imports much that the command does not need
-
     last: dict[str, Any] = {}
     with (
         spinner(f"measuring {model}"),

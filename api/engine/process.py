@@ -1,37 +1,22 @@
 """Starts and ends engine processes on this machine."""
 
-import os
-import socket
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-import orjson
 import psutil
 import trio
 
 from api.engine.connection import Connection
 from api.engine.ending import Ending, ending_of
+from api.engine.spawn import ENGINE_ENVIRONMENT, Ahead, spawn
 from api.engine.stream import EngineStream
-from scheduler import crash_record
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.crash_record import CrashRecord
 
-ENGINE_COMMAND: Final = (sys.executable, "-P", "-m", "scheduler")
-"""`-P` removes the current folder from the import path: it may contain a `scheduler` of the user's own."""
-ENGINE_ENVIRONMENT: Final = {
-    "GGML_NO_BACKTRACE": "1",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "GOMP_SPINCOUNT": "1000",
-}
-"""Defaults, which the user's environment overrides. Without GGML_NO_BACKTRACE a debugger attaches to a crashed engine,
-which delays the next one. With huge pages, gigabytes of KV memory are allocated in a fifth of the time. llama.cpp's
-threads spin while they wait for each other. By default they spin for milliseconds, on cores that other engines and
-the API need. Short spinning was as fast alone, and nearly twice as fast beside a busy program (docs/performance.md)."""
 END_LIMIT: Final = 10.0
 """Seconds that an engine may take to end, including the running step, before it is killed."""
 
@@ -43,35 +28,31 @@ class EngineLauncher:
         self,
         config: EngineConfig,
         *,
-        command: tuple[str, ...] = ENGINE_COMMAND,
+        command: tuple[str, ...] | None = None,
         environment: Mapping[str, str] = ENGINE_ENVIRONMENT,
+        ahead: Ahead | None = None,
     ) -> None:
-        """`environment`: default variables of the engine, which the user's environment overrides."""
+        """`command` and `environment`: see `spawn`.
+
+        `ahead`: an engine that was started for this configuration, which becomes the first one.
+        """
         self._config = config
-        self._command = command
-        self._environment = environment
+        self._spawn = partial(spawn, config, command=command, environment=environment)
+        self._ahead = ahead
 
     @asynccontextmanager
     async def launch(self) -> AsyncIterator[Connection]:
         """The connection to a new process, which ends with the block. Raises OSError if it cannot be started."""
-        ours, theirs = socket.socketpair()
-        with ExitStack() as undo, theirs, _new_record() as (record_fd, record):
-            undo.enter_context(ours)
-            config = orjson.dumps(asdict(self._config)).decode()
-            process = await trio.lowlevel.open_process(
-                [*self._command, str(theirs.fileno()), config, str(record_fd)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), record_fd],
-                env={**self._environment, **os.environ},
-            )
-            undo.pop_all()
-        with closing(record):
+        engine = self._ahead.take(self._config) if self._ahead is not None else None
+        if engine is None:
+            engine = await trio.to_thread.run_sync(self._spawn)
+        with closing(engine.record):
             try:  # the engine ends when the connection is closed
-                async with Connection.over(EngineStream(ours)) as connection:
+                async with Connection.over(EngineStream(engine.socket)) as connection:
                     yield connection
             finally:
-                is_killed = not await _end(process)
-            connection.ending = _ending(process, is_killed, connection.is_garbled, record)
+                is_killed = not await _end(engine.process)
+            connection.ending = _ending(engine.process, is_killed, connection.is_garbled, engine.record)
 
     def public_reason(self, reason: str) -> str:
         """The reason for a failure without the model's folder, which is private."""
@@ -87,17 +68,7 @@ class EngineLauncher:
             return 0
 
 
-@contextmanager
-def _new_record() -> Iterator[tuple[int, CrashRecord]]:
-    """A crash record for a new process, and its file descriptor, which is closed when the block ends."""
-    fd = crash_record.create()
-    try:
-        yield fd, CrashRecord(fd)
-    finally:
-        os.close(fd)
-
-
-def _ending(process: trio.Process, is_killed: bool, is_garbled: bool, record: CrashRecord) -> Ending:
+def _ending(process: subprocess.Popen[bytes], is_killed: bool, is_garbled: bool, record: CrashRecord) -> Ending:
     """How the process ended. `is_killed`: because it did not end by itself. `is_garbled`: after an invalid message."""
     if is_garbled:
         return Ending("sent a message that cannot be read", crashed=True)
@@ -106,13 +77,16 @@ def _ending(process: trio.Process, is_killed: bool, is_garbled: bool, record: Cr
     return ending_of(process.returncode, record)
 
 
-async def _end(process: trio.Process) -> bool:
+async def _end(process: subprocess.Popen[bytes]) -> bool:
     """Wait until a process with a closed connection has ended. Returns False if it had to be killed after END_LIMIT."""
-    with trio.move_on_after(END_LIMIT, shield=True):
-        await process.wait()
+    await _wait(process)
     if process.returncode is not None:
         return True
     process.kill()
-    with trio.move_on_after(END_LIMIT, shield=True):
-        await process.wait()
+    await _wait(process)
     return False
+
+
+async def _wait(process: subprocess.Popen[bytes]) -> None:
+    with trio.move_on_after(END_LIMIT, shield=True):
+        await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)

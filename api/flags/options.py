@@ -1,7 +1,7 @@
 """The options that a server and its models are started with."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -142,6 +142,11 @@ class ServerOptions(ServerSettings):
     """The flags, by name, of models that are started later. A start request overrides them."""
     log_file: str | None = None
     """The file to which the caller redirected stderr. It is only recorded, never opened."""
+
+    @property
+    def first_engine(self) -> EngineConfig:
+        """The configuration of the first model's engine."""
+        return replace(self.first.engine, log_format=self.log_format)
 
     @property
     def loads_on_demand(self) -> bool:

@@ -5,7 +5,6 @@ from typing import Final
 
 import orjson
 import trio
-from pydantic import RootModel
 
 from api.http import openapi, page_files
 from api.http.operation import Operation, Parameter, Scope
@@ -59,6 +58,7 @@ from api.protocols.streams.request import StreamQuery
 from api.protocols.tokens import answer as tokens
 from api.protocols.tokens.request import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from api.protocols.tokens.types import RenderedPrompt, Text, Tokens
+from api.protocols.types import AnyAnswer
 
 GENERATES: Final = (400, 403, 404, 413, 429, 500, 503, 504)
 READS: Final = (400, 403, 404, 413, 503)
@@ -69,7 +69,7 @@ BATCH_ID: Final = {"batch_id": Parameter("The batch's id.")}
 MODEL_NAME: Final = {"name": Parameter("The model's name.", has_slashes=True)}
 
 
-class StreamEvent(RootModel[ChatCompletionChunk | TextCompletionChunk | MessageEvent | ResponseEvent | MessageError]):
+class StreamEvent(AnyAnswer[ChatCompletionChunk | TextCompletionChunk | MessageEvent | ResponseEvent | MessageError]):
     """One event of a resumed stream, as its endpoint sends it."""
 
 

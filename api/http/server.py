@@ -9,7 +9,7 @@ from typing import Final
 import trio
 from hypercorn.config import Config
 
-from api.engine.process import ENGINE_COMMAND
+from api.engine.spawn import Ahead
 from api.errors import leaves, os_error_text
 from api.flags import ModelOptions, ServerOptions, ServerSettings
 from api.home import home
@@ -45,7 +45,7 @@ KEEP_ALIVE_SECONDS: Final = 75.0
 """Longer than clients keep idle connections. If the server closed one first, it could lose a request just sent."""
 
 
-def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_COMMAND) -> int:
+def serve(options: ServerOptions, *, engine_command: tuple[str, ...] | None = None, ahead: Ahead | None = None) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code. An error that prevents serving is logged as one line."""
     logs.configure(options.log_format, RequestContext())
     exit_code = 0
@@ -58,7 +58,7 @@ def serve(options: ServerOptions, *, engine_command: tuple[str, ...] = ENGINE_CO
         ):
             _log.info("listening at %s", record.base_url)
             with _storage(options) as storage:
-                trio.run(_run, options, address, engine_command, observers, clients, storage)
+                trio.run(_run, options, address, engine_command, ahead, observers, clients, storage)
     except* (AlreadyRunningError, StartError, TenantsError, TracingError, OSError) as errors:
         for error in leaves(errors):
             _log.error("%s", os_error_text(error) if isinstance(error, OSError) else error)
@@ -82,7 +82,8 @@ def _storage(options: ServerSettings) -> Iterator[Storage | str]:
 async def _run(
     options: ServerOptions,
     address: Listening,
-    engine_command: tuple[str, ...],
+    engine_command: tuple[str, ...] | None,
+    ahead: Ahead | None,
     observers: Observers,
     clients: Clients,
     storage: Storage | str,
@@ -102,6 +103,7 @@ async def _run(
         on_demand=options.on_demand,
         engine_command=engine_command,
         log_format=options.log_format,
+        ahead=ahead,
     )
     streams = ResumableStreams()
     observers.add(clients.usage)

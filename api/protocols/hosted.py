@@ -72,7 +72,7 @@ HOSTED_TAG: Final = "<hosted>"
 class HostedTool(BaseModel):
     """A tool that a text model cannot have. It is left out, with a warning. Its other fields are not read."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, defer_build=True)
 
     type: Annotated[str, Field(pattern=HOSTED_TYPE)]
     name: str | None = None
@@ -84,7 +84,7 @@ MEDIA_TAG: Final = "<media>"
 class Media(BaseModel):
     """Content that is not text. A short text takes its place. Its other fields are not read."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, defer_build=True)
 
     type: Annotated[str, Field(pattern=f"^({'|'.join(MEDIA)})$")]
 

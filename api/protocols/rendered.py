@@ -4,10 +4,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import RootModel
-
 from api.protocols.fields import GenerationRequest
-from api.protocols.types import Answer
+from api.protocols.types import Answer, AnyAnswer
 from api.serving.service import ModelService
 from api.serving.spec import GenerationSpec
 from api.tenants.tenant import Priority
@@ -56,7 +54,7 @@ class RenderedRequest(Answer):
     """Null: an engine is one process."""
 
 
-class RenderedRequests(RootModel[list[RenderedRequest]]):
+class RenderedRequests(AnyAnswer[list[RenderedRequest]]):
     """One for each prompt."""
 
 

@@ -3,13 +3,23 @@
 Answers are built as plain objects, for speed. Tests validate them against these types.
 """
 
-from pydantic import BaseModel, ConfigDict
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, RootModel
+
+AnyT = TypeVar("AnyT")
 
 
 class Answer(BaseModel):
     """A type of an answer. Fields without a default are always present, and there are no other fields."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", defer_build=True)
+
+
+class AnyAnswer(RootModel[AnyT], Generic[AnyT]):
+    """An answer of one of several types, or a list of answers."""
+
+    model_config = ConfigDict(defer_build=True)
 
 
 class ErrorDetails(Answer):

@@ -8,7 +8,8 @@ from typing import Any
 import trio
 
 from api.engine.client import EngineClient
-from api.engine.process import ENGINE_COMMAND, EngineLauncher
+from api.engine.process import EngineLauncher
+from api.engine.spawn import Ahead
 from api.engine.supervisor import Launcher
 from api.errors import ApiError, unavailable
 from api.flags import ModelOptions
@@ -36,8 +37,9 @@ class Fleet:
         grace_seconds: float = 30.0,
         idle_limit: float = 0.0,
         on_demand: Callable[[str], ModelOptions | None] = lambda _: None,
-        engine_command: tuple[str, ...] = ENGINE_COMMAND,
+        engine_command: tuple[str, ...] | None = None,
         log_format: str = "text",
+        ahead: Ahead | None = None,
     ) -> None:
         """`on_demand` finds a requested model on disk, or returns None if it may not be loaded. It runs in a thread. It
         raises ModelFilesError if the model's files are broken, ModelNotFoundError if the name is ambiguous.
@@ -50,6 +52,7 @@ class Fleet:
         self._on_demand = on_demand
         self._engine_command = engine_command
         self._log_format = log_format
+        self._ahead = ahead
         self._models: dict[str, ModelRuntime] = {}
         """By the models' own names, in order of their start."""
         self._has_answered = False
@@ -230,7 +233,8 @@ class Fleet:
                 self._forget(model)
 
     def _launcher(self, config: EngineConfig) -> Launcher:
-        return EngineLauncher(replace(config, log_format=self._log_format), command=self._engine_command)
+        config = replace(config, log_format=self._log_format)
+        return EngineLauncher(config, command=self._engine_command, ahead=self._ahead)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -20,8 +20,8 @@ from tests.poisoned_engine import Fault
 ENGINE = Path(__file__).parents[1] / "poisoned_engine.py"
 COMMAND = f"""
 import sys
-from api.engine import process, supervisor
-process.ENGINE_COMMAND = (sys.executable, "-P", {str(ENGINE)!r})
+from api.engine import spawn, supervisor
+spawn.ENGINE_COMMAND = (sys.executable, "-P", {str(ENGINE)!r})
 supervisor.RESTART_PAUSE = 0.05
 from api.command.cli import main
 sys.argv[0] = "cortex"

@@ -19,8 +19,8 @@ from tests.poisoned_engine import Fault
 ENGINE = Path(__file__).parents[1] / "poisoned_engine.py"
 COMMAND = f"""
 import sys
-from api.engine import process
-process.ENGINE_COMMAND = (sys.executable, "-P", {str(ENGINE)!r})
+from api.engine import spawn
+spawn.ENGINE_COMMAND = (sys.executable, "-P", {str(ENGINE)!r})
 from api.command.cli import main
 sys.argv[0] = "cortex"
 main()

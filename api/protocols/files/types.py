@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from api.protocols.types import Answer
 
 
-class FileObject(BaseModel):
+class FileObject(Answer):
     id: str
     object: Literal["file"] = "file"
     bytes: int
@@ -18,7 +18,7 @@ class FileObject(BaseModel):
     status: Literal["processed"] = "processed"
 
 
-class FileList(BaseModel):
+class FileList(Answer):
     object: Literal["list"] = "list"
     data: list[FileObject]
     first_id: str | None
@@ -26,7 +26,7 @@ class FileList(BaseModel):
     has_more: bool
 
 
-class DeletedFile(BaseModel):
+class DeletedFile(Answer):
     id: str
     object: Literal["file"] = "file"
     deleted: Literal[True] = True

@@ -30,7 +30,7 @@ HISTORY_TAG: Final = "<history>"
 class HistoryBlock(BaseModel):
     """A part of an answer of another server, mostly of a hosted tool."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, defer_build=True)
 
     type: Annotated[str, Field(pattern=f"^({'|'.join(HISTORY)})$")]
     content: Any = None

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, RootModel
+from pydantic import Field
 
-from api.protocols.types import Answer
+from api.protocols.types import Answer, AnyAnswer
 
 
 class AnsweredText(Answer):
@@ -154,7 +154,7 @@ class Ping(Answer):
 
 
 class MessageEvent(
-    RootModel[
+    AnyAnswer[
         Annotated[
             MessageStart | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop | Ping,
             Field(discriminator="type"),

@@ -24,7 +24,7 @@ from api.protocols.responses.items import (
 class HostedItem(BaseModel):
     """An item of a hosted tool."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="allow", defer_build=True)
 
     type: Annotated[str, Field(pattern=f"^({'|'.join(hosted_items.ITEM_TYPES)})$")]
     id: str | None = None

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, RootModel
+from pydantic import Field
 
 from api.protocols.priorities import ServedTier
 from api.protocols.responses.item_types import ListedItem, OutputItem, ReasoningText, ResponseText
-from api.protocols.types import Answer, TokenLogprob
+from api.protocols.types import Answer, AnyAnswer, TokenLogprob
 
 # -- lists of items
 
@@ -241,7 +241,7 @@ class ReasoningTextDone(_PartEvent):
 
 
 class ResponseEvent(
-    RootModel[
+    AnyAnswer[
         Annotated[
             ResponseCreated
             | ResponseInProgress

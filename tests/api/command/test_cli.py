@@ -40,7 +40,7 @@ from api.record import hold_record
 def behaviour():
     return Path("behaviour").read_text()
 
-def serve(options):
+def serve(options, ahead):
     with Path("starts").open("a") as starts:
         starts.write("started\\n")
     if behaviour() == "hangs":
@@ -131,6 +131,7 @@ def seconds():
 launch.time = types.SimpleNamespace(monotonic=seconds, sleep=time.sleep)
 if behaviour() in ("silent", "hangs", "deaf"):
     launch.SILENCE_SECONDS, launch.ABANDON_SECONDS, cli.STOP_MARGIN_SECONDS = 1.0, 0.5, 0.5
+cli.Ahead = lambda config: None
 sys.modules["api.http.server"] = types.SimpleNamespace(serve=serve)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have turned it off
 cli.main()
@@ -289,10 +290,12 @@ def parsed(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> ServerO
     """The options that `cortex serve` with these arguments hands to the server."""
     received: list[ServerOptions] = []
 
-    def serve(options: ServerOptions) -> int:
+    def serve(options: ServerOptions, *, ahead: EngineConfig) -> int:
+        assert ahead == options.first_engine
         received.append(options)
         return 7
 
+    monkeypatch.setattr(cli, "Ahead", lambda config: config)
     monkeypatch.setitem(sys.modules, "api.http.server", SimpleNamespace(serve=serve))
     monkeypatch.setattr(sys, "argv", ["cortex", "serve", *arguments])
     with pytest.raises(SystemExit) as raised:

@@ -19,8 +19,9 @@ import trio
 from openai import AsyncOpenAI, NotFoundError, OpenAI
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from api.engine.spawn import Ahead
 from api.errors import ApiError
-from api.flags import ModelOptions
+from api.flags import ModelOptions, ServerOptions
 from api.models.files import ModelFilesError, ModelNotFoundError
 from api.protocols.management.request import StartRequest
 from api.protocols.management.types import Health
@@ -48,6 +49,10 @@ class Models:
         self.asked: list[str] = []
         """Names that were looked up in `on_disk`."""
         self.behave("serves")
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return (sys.executable, str(SCRIPT), str(self.folder))
 
     def behave(self, *behaviours: str) -> None:
         (self.folder / "behaviours").write_text("\n".join(behaviours))
@@ -79,8 +84,7 @@ class Models:
                 raise ModelNotFoundError("several may be one or two; say which")
             return self.on_disk.get(name)
 
-        command = (sys.executable, str(SCRIPT), str(self.folder))
-        fleet = Fleet(max_waiting=8, on_demand=on_demand, engine_command=command, **settings)
+        fleet = Fleet(max_waiting=8, on_demand=on_demand, engine_command=self.command, **settings)
         with trio.fail_after(2 * SECONDS):
             async with trio.open_nursery() as nursery:
                 await nursery.start(fleet.run)
@@ -230,6 +234,16 @@ async def test_a_request_that_arrives_while_an_idle_model_stops_is_answered(mode
             await wait_for_status(fleet, "one", "stopping")
             assert await echoed(fleet, "one", 5) == [5]
             assert models.num_starts == round_number
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_the_engine_that_was_started_ahead_serves_the_first_model(models: Models, log_format: str) -> None:
+    options = ServerOptions(models.options("a"), log_format=log_format)
+    ahead = Ahead(options.first_engine, command=models.command)
+    async with models.running(log_format=log_format, ahead=ahead) as fleet:
+        first = await fleet.start(options.first)
+        second = await fleet.start(models.options("b"))
+        assert models.pids == [pid(first), pid(second)]
 
 
 async def test_a_running_model_is_not_started_twice(models: Models) -> None:

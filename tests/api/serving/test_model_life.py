@@ -74,7 +74,7 @@ class Machine:
         """The model file of each engine, and the size of the other models' weights."""
         self.faults: list[str] = []
 
-    def launcher(self, config: EngineConfig, *, command: object) -> "FakeLauncher":
+    def launcher(self, config: EngineConfig, *, command: object, ahead: object) -> "FakeLauncher":
         return FakeLauncher(self, config)
 
 

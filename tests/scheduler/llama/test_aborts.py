@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from api.engine.process import ENGINE_ENVIRONMENT
+from api.engine.spawn import ENGINE_ENVIRONMENT
 from scheduler import crash_record
 from scheduler.crash_record import CrashRecord
 

@@ -1,0 +1,91 @@
+"""Starts an engine process on this machine. It imports little, so that an engine can load beside the API's imports."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import orjson
+
+from scheduler import crash_record
+from scheduler.config import EngineConfig
+from scheduler.crash_record import CrashRecord
+
+ENGINE_COMMAND: Final = (sys.executable, "-P", "-m", "scheduler")
+"""`-P` removes the current folder from the import path: it may contain a `scheduler` of the user's own."""
+ENGINE_ENVIRONMENT: Final = {
+    "GGML_NO_BACKTRACE": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "GOMP_SPINCOUNT": "1000",
+}
+"""Defaults, which the user's environment overrides. Without GGML_NO_BACKTRACE a debugger attaches to a crashed engine,
+which delays the next one. With huge pages, gigabytes of KV memory are allocated in a fifth of the time. llama.cpp's
+threads spin while they wait for each other. By default they spin for milliseconds, on cores that other engines and
+the API need. Short spinning was as fast alone, and nearly twice as fast beside a busy program (docs/performance.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProcess:
+    """An engine process, which ends when `socket` is closed."""
+
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+    """The API's end of the connection."""
+    record: CrashRecord
+
+
+def spawn(
+    config: EngineConfig,
+    *,
+    command: tuple[str, ...] | None = None,
+    environment: Mapping[str, str] = ENGINE_ENVIRONMENT,
+) -> EngineProcess:
+    """Starts a process of ENGINE_COMMAND or of another command. Raises OSError if that fails.
+
+    `environment`: default variables, which the user's environment overrides.
+    """
+    ours, theirs = socket.socketpair()
+    with ExitStack() as undo, theirs:
+        undo.enter_context(ours)
+        record_fd = crash_record.create()
+        try:
+            record = CrashRecord(record_fd)
+            process = subprocess.Popen(
+                [
+                    *(command or ENGINE_COMMAND),
+                    str(theirs.fileno()),
+                    orjson.dumps(asdict(config)).decode(),
+                    str(record_fd),
+                ],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), record_fd],
+                env={**environment, **os.environ},
+            )
+        finally:
+            os.close(record_fd)
+        undo.pop_all()
+    return EngineProcess(process, ours, record)
+
+
+class Ahead:
+    """An engine that was started before the server that will use it."""
+
+    def __init__(self, config: EngineConfig, *, command: tuple[str, ...] | None = None) -> None:
+        """Starts it. Raises OSError if that fails."""
+        self._config = config
+        self._engine: EngineProcess | None = spawn(config, command=command)
+
+    def take(self, config: EngineConfig) -> EngineProcess | None:
+        """Returns the engine to the first who asks. If it has another configuration, it ends, and this returns None."""
+        engine, self._engine = self._engine, None
+        if engine is None or config == self._config:
+            return engine
+        engine.socket.close()
+        engine.record.close()
+        threading.Thread(target=engine.process.wait, daemon=True).start()  # so that no zombie is left
+        return None
