@@ -12,9 +12,10 @@ from bench.commands.load import load
 from bench.commands.memory import memory
 from bench.commands.restart import restart
 from bench.commands.simulate import simulate
+from bench.commands.start import start
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-for command in (load, ceiling, compare, restart, memory, fanout, crowded, connections, cluster, simulate):
+for command in (load, ceiling, compare, start, restart, memory, fanout, crowded, connections, cluster, simulate):
     app.command()(command)
 app.command("page")(page_command)
 

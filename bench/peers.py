@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from api.models.files import resolve
 from bench.records import BenchError
 from bench.servers import Spec
 
@@ -75,6 +76,19 @@ def llama_server(common: Common, port: int, name: str = "llama-server", flags: I
             *("-t", str(common.threads), "-np", str(SLOTS), "-c", str(SLOTS * common.context), *chosen),
         ),
         note=f"{SLOTS} slots of {common.context} tokens, " + (shlex.join(chosen) if chosen else "otherwise defaults"),
+    )
+
+
+def plain_llama_server(model: str, port: int) -> Spec:
+    """llama-server with its defaults. Raises ModelFilesError if there is no such model."""
+    return Spec(
+        name="llama-server",
+        url=_url(port),
+        command=(
+            _existing(PEERS / "build/bin/llama-server"),
+            *("-m", str(resolve(model)), "--host", "127.0.0.1", "--port", str(port)),
+        ),
+        note="defaults",
     )
 
 

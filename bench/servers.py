@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import trio
+from httpx import AsyncClient
 
 from api.models.files import resolve
 from bench.client import Client, Target, first_model, open_http
@@ -83,17 +84,18 @@ class Server:
             await self.stop()
             self._process = await self._open()
         error = ""
-        with trio.move_on_after(within):
-            while True:
-                try:
-                    self.model = await self._warm_up(within)
-                except BenchError as refusal:  # it may still be loading
-                    error = str(refusal)
-                else:
-                    return
-                if not self.alive:
-                    break
-                await trio.sleep(0.1)
+        async with open_http(None, within) as http:
+            with trio.move_on_after(within):
+                while True:
+                    try:
+                        self.model = await self._warm_up(http, within)
+                    except BenchError as refusal:  # it may still be loading
+                        error = str(refusal)
+                    else:
+                        return
+                    if not self.alive:
+                        break
+                    await trio.sleep(0.1)
         trouble = self.exit_message() or f"{self.spec.name} does not answer: {error}"
         await self.stop()
         raise BenchError(trouble)
@@ -113,11 +115,10 @@ class Server:
             except OSError as error:
                 raise BenchError(f"cannot start {self.spec.name}: {error}") from error
 
-    async def _warm_up(self, seconds: float) -> str:
+    async def _warm_up(self, http: AsyncClient, seconds: float) -> str:
         """Sends one short request. Returns the name of the model."""
-        async with open_http(None, seconds) as http:
-            model = await first_model(http, self.spec.url)
-            record = await Client(http, self.target(seconds, model)).chat(WARM_UP)
+        model = await first_model(http, self.spec.url)
+        record = await Client(http, self.target(seconds, model)).chat(WARM_UP)
         if record.error is not None:
             raise BenchError(record.error)
         return model

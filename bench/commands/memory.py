@@ -1,6 +1,5 @@
 """`python -m bench memory`: memory that follows the load of one user, then many, then one."""
 
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -28,28 +27,13 @@ def memory(
     plot: Annotated[Path | None, typer.Option(help="A PNG file.")] = None,
 ) -> None:
     """Record memory, the size of the KV cache and the hits while the number of users changes."""
-    from tempfile import TemporaryDirectory
-
     from api.models.files import ModelFilesError
-    from api.models.files import resolve as resolve_model
     from bench import memory as following
-    from bench.peers import Common, cortex
-    from bench.servers import Server, free_ports
-    from scheduler.machine import cores
+    from bench.servers import scratch_server
 
     screen = Console(stderr=True, highlight=False)
     try:
-        with TemporaryDirectory(prefix="cortex-bench-") as scratch:
-            common = Common(
-                model_path=resolve_model(model),
-                threads=cores(),
-                context=0,
-                scratch=Path(scratch),
-                extra={},
-                end_tokens=list,
-            )
-            (port,) = free_ports(1)
-            server = Server(cortex(common, port, flags=shlex.split(flags)), Path(scratch) / "log")
+        with scratch_server(model, flags) as server:
             course = trio.run(
                 lambda: following.measure(
                     server,

@@ -1,7 +1,6 @@
 """`python -m bench restart`: the cost of a server restart to a conversation."""
 
 import secrets
-import shlex
 import sys
 from pathlib import Path
 from random import Random
@@ -28,29 +27,15 @@ def restart(
 ) -> None:
     """Measure the TTFT of a conversation's next turn after a server restart, and of its cold first turn."""
     from statistics import median
-    from tempfile import TemporaryDirectory
 
     from api.models.files import ModelFilesError
-    from api.models.files import resolve as resolve_model
     from bench import restart as restarting
-    from bench.peers import Common, cortex
-    from bench.servers import Server, free_ports
-    from scheduler.machine import cores
+    from bench.servers import scratch_server
 
     screen = Console(stderr=True, highlight=False)
     salt = secrets.randbits(32)
     try:
-        with TemporaryDirectory(prefix="cortex-bench-") as scratch:
-            common = Common(
-                model_path=resolve_model(model),
-                threads=cores(),
-                context=0,
-                scratch=Path(scratch),
-                extra={},
-                end_tokens=list,
-            )
-            (port,) = free_ports(1)
-            server = Server(cortex(common, port, flags=shlex.split(flags)), Path(scratch) / "log")
+        with scratch_server(model, flags) as server:
             measured = trio.run(
                 lambda: restarting.measure(
                     server,
