@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel
 
@@ -16,6 +16,11 @@ from api.protocols.types import Error
 Handler = Callable[
     [Call[Any]], Awaitable[Answer | Download | EventStream | Reply | dict[str, Any] | list[dict[str, Any]]]
 ]
+
+GENERATES: Final = (400, 403, 404, 413, 429, 500, 503, 504)
+"""The statuses of errors of operations that generate or embed."""
+READS: Final = (400, 403, 404, 413, 503)
+"""The statuses of errors of operations that need a model, but compute nothing with it."""
 
 
 class Scope(Enum):
