@@ -29,3 +29,37 @@ def test_the_server_starts_without_building_validators_or_importing_what_few_nee
     assert int(count) > 100
     assert built == []
     assert modules == ""
+
+
+USES = """
+import threading
+from api.errors import ApiError
+from api.http.operations import OPERATIONS
+from api.http.openapi import document
+from api.protocols.fields import parse
+
+requests = {each.request for each in OPERATIONS if each.request is not None}
+jobs = [lambda each=each: parse(each, {"no_such_field": 1}) for each in requests for _ in range(4)]
+start, outcomes = threading.Barrier(len(jobs) + 1), []
+
+def run(job):
+    start.wait()
+    try:
+        outcomes.append(type(job()).__name__)
+    except Exception as error:
+        outcomes.append(type(error).__name__)
+
+threads = [threading.Thread(target=run, args=(job,)) for job in [*jobs, lambda: document(OPERATIONS)]]
+for each in threads:
+    each.start()
+for each in threads:
+    each.join()
+print(len(requests), len(jobs) - outcomes.count("ApiError"), *sorted(set(outcomes)))
+"""
+
+
+def test_threads_may_use_validators_for_the_first_time_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", USES], capture_output=True, text=True, check=True)
+    count, others, *outcomes = done.stdout.split()
+    assert int(count) > 10
+    assert (others, outcomes) == ("0", ["ApiError", "dict"])
