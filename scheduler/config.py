@@ -104,6 +104,8 @@ class EngineInfo:
     tier: TierKind = "none"
     generates: bool = True
     """Whether the model generates text. Encoders only make embeddings, rerankers only rank documents."""
+    mapped_bytes: int | None = None
+    """Bytes of weights that the system counts as available memory, those of the draft model included. None is all."""
     draft_model: str = ""
     """llama.cpp's description of the model that drafts tokens. Empty for none."""
     pooling: str = "none"

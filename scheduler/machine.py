@@ -1,4 +1,4 @@
-"""The processor of this machine."""
+"""The processor of this machine, and the memory of this process."""
 
 import os
 import platform
@@ -26,3 +26,9 @@ def processor() -> str:
         return platform.processor()
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor())
+
+
+def anonymous_bytes() -> int:
+    """Returns the resident memory of this process that is no part of a file; 0 if the system does not tell it."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - memory.shared) if hasattr(memory, "shared") else 0

@@ -28,8 +28,8 @@ MakeLauncher = Callable[[EngineConfig], Launcher]
 class Neighbours(Protocol):
     """The other models on this machine. Loading a model depends on them."""
 
-    def weight_bytes_beside(self, name: str) -> int:
-        """Size of the weights of all other loaded models."""
+    def mapped_bytes_beside(self, name: str) -> int:
+        """Bytes of the weights of all other loaded models that the system counts as available memory."""
 
     async def make_room(self, missing_bytes: int) -> bool:
         """Unload an idle model. Returns False if this cannot free `missing_bytes`."""
@@ -38,6 +38,8 @@ class Neighbours(Protocol):
 class LoadedModel(NamedTuple):
     service: ModelService
     weight_bytes: int
+    mapped_bytes: int
+    """Bytes of its weights that the system counts as available memory."""
 
 
 class FreshLauncher:
@@ -96,7 +98,7 @@ class ModelLoader:
                 "wrong",
                 *(options.name, tokenizer.trained_context, info.ctx_len),
             )
-        return LoadedModel(service, weight_bytes)
+        return LoadedModel(service, weight_bytes, weight_bytes if info.mapped_bytes is None else info.mapped_bytes)
 
     def _make_service(self, options: ModelOptions, engine: EngineClient) -> ModelService:
         """Reads the vocabulary and probes the chat template, which takes up to a second."""
@@ -120,7 +122,7 @@ class ModelLoader:
 
     def _launcher(self, options: ModelOptions) -> Launcher:
         """A launcher for an engine beside the models that are loaded now."""
-        others_bytes = self._neighbours.weight_bytes_beside(options.name)
+        others_bytes = self._neighbours.mapped_bytes_beside(options.name)
         return self._make_launcher(replace(options.engine, others_bytes=others_bytes))
 
 

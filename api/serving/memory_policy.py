@@ -25,12 +25,9 @@ class MemoryPolicy:
         self._models = models
         self.idle_limit = idle_limit
 
-    def weight_bytes_beside(self, name: str) -> int:
-        """Size of the weights of all other loaded models, also of those that are being stopped or restarted.
-
-        The system counts them as available: they are mapped files.
-        """
-        return sum(model.weight_bytes for model in self._loaded_beside(name))
+    def mapped_bytes_beside(self, name: str) -> int:
+        """See `Neighbours`. Models that are being stopped or restarted count, too."""
+        return sum(model.mapped_bytes for model in self._loaded_beside(name))
 
     def _loaded_beside(self, name: str) -> list[ModelRuntime]:
         loaded = (State.READY, State.UNLOADING, State.DRAINING)

@@ -48,7 +48,7 @@ class ModelRuntime:
         self._service: ModelService | None = None
         self._failure = ""
         self._was_ready = False
-        self._weight_bytes = 0
+        self._weight_bytes = self._mapped_bytes = 0
         self._last_used = 0.0
 
     # -- properties --------------------------------------------------------------------------------------------------
@@ -140,6 +140,11 @@ class ModelRuntime:
         return self._weight_bytes
 
     @property
+    def mapped_bytes(self) -> int:
+        """Bytes of its weights that the system counts as available memory; 0 before it was first loaded."""
+        return self._mapped_bytes
+
+    @property
     def resident_bytes(self) -> int:
         """Resident memory of its engine; 0 while it is not loaded."""
         return self._service.engine.resident_bytes if self._service is not None else 0
@@ -216,7 +221,7 @@ class ModelRuntime:
             with life.scope:
                 async with trio.open_nursery() as nursery:
                     loaded = await self._loader.load(self.options, nursery, may_make_room=life.requests_wait)
-                    self._weight_bytes = loaded.weight_bytes
+                    self._weight_bytes, self._mapped_bytes = loaded.weight_bytes, loaded.mapped_bytes
                     self._become_ready(loaded.service)
                     self.touch()
         except* Exception as errors:  # an error of this model must not stop the others

@@ -5,17 +5,15 @@ import time
 
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.llama.device import Device
+from scheduler.llama.draft_model import OpenedDrafts
 from scheduler.llama.model import Model, num_gpu_layers
 from scheduler.texts import Limits
 
 
 def generator_info(
-    config: EngineConfig, model: Model, device: Device, pooling: str, draft_model: str, started: float
+    config: EngineConfig, model: Model, device: Device, pooling: str, drafts: OpenedDrafts | None, started: float
 ) -> EngineInfo:
-    """Returns the info of a model that generates text. `started`: time.monotonic() when loading began.
-
-    `draft_model`: the description of the draft model; empty without one.
-    """
+    """Returns the info of a model that generates text. `started`: time.monotonic() when loading began."""
     embeds = pooling != "none"
     sizes, tiers = device.sizes, device.tiers
     return EngineInfo(
@@ -35,7 +33,8 @@ def generator_info(
         tier=tiers.kind,
         gpu_layers=num_gpu_layers(config.gpu_layers, model.num_layers),
         load_seconds=round(time.monotonic() - started, 3),
-        draft_model=draft_model,
+        mapped_bytes=model.mapped_bytes + (drafts.mapped_bytes if drafts is not None else 0),
+        draft_model=drafts.description if drafts is not None else "",
         pooling=pooling,
         embedding_size=model.embedding_size if embeds else 0,
         max_text_tokens=sizes.ctx_len if embeds else 0,
@@ -62,6 +61,7 @@ def encoder_info(
         gpu_layers=num_gpu_layers(config.gpu_layers, model.num_layers),
         load_seconds=round(time.monotonic() - started, 3),
         generates=False,
+        mapped_bytes=model.mapped_bytes,
         pooling=pooling,
         embedding_size=model.num_scores if pooling == "rank" else model.embedding_size,
         max_text_tokens=limits.max_text_tokens,

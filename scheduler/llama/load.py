@@ -142,8 +142,7 @@ def _load(config: EngineConfig, publisher: "Publisher | None") -> Parts:
         limits = text_limits(config, model, attention, sizes.ctx_len)
         open_reader = partial(LlamaReader, model, config, limits, pooling, sizes.threads)
         embedder = Embedder(open_reader, limits, pooling, seconds_per_token, scheduler.charge)
-    description = drafts.description if drafts is not None else ""
-    info = generator_info(config, model, device, pooling, description, started)
+    info = generator_info(config, model, device, pooling, drafts, started)
     elastic = _elastic(config, model, device, scheduler, runner)
     return Parts(scheduler, runner, GrammarCompiler(model.grammar_tokenizer), info, embedder, elastic, publisher)
 

@@ -13,6 +13,7 @@ from llguidance.llamacpp import lltokenizer_from_vocab
 from scheduler.errors import ModelError
 from scheduler.llama.repack import Repacked
 from scheduler.llama.stream_file import num_bytes, opened
+from scheduler.machine import anonymous_bytes
 
 _log = logging.getLogger("llama.cpp")
 
@@ -63,6 +64,7 @@ class Model:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         forget_errors()
+        anonymous_before = anonymous_bytes()
         self.pointer: Any
         if repacked is None:
             self.pointer = lib.llama_model_load_from_file(path.encode(), params)
@@ -101,9 +103,11 @@ class Model:
         """Tokens of a context without stretched positions. Some models (Phi 3, MiniCPM 3) compute other KV in a longer
         one, even for its first tokens."""
         self.num_bytes: int = lib.llama_model_size(self.pointer) + (num_bytes(repacked.adapter) if repacked else 0)
-        self.mapped_bytes = 0 if repacked else self.num_bytes
+        grown_bytes = max(0, anonymous_bytes() - anonymous_before)
+        self.mapped_bytes = 0 if repacked else max(0, self.num_bytes - grown_bytes)
         """Bytes of weights that the system counts as available memory, because it can read them again from the file.
-        llama.cpp itself repacks some types of weights; these are counted here too, so less memory is used."""
+        Repacked weights are not, neither those of Cortex nor those that llama.cpp repacks, such as Q4_0 on a CPU.
+        It is too small by the memory of the vocabulary: 8 MB for 49,152 tokens, 40 MB for 262,144."""
         self.num_layers: int = lib.llama_model_n_layer(self.pointer)
         self.shares_prefixes = not (
             lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -44,6 +45,8 @@ WEIGHTS = {"a": 300, "b": 500}
 """Bytes of each model."""
 NEVER = 3000.0
 """Seconds of virtual time after which everything must have ended."""
+MAPPED = {"a": 200, "b": None}
+"""Bytes of each model that the system counts as available, as its engine reports them. None is all."""
 WITH_SERVICE = {State.READY, State.UNLOADING, State.DRAINING}
 REFUSALS = {
     (404, "model_not_found"),
@@ -152,7 +155,7 @@ class FakeLauncher:
             await send(failures[behaviour])
             return
         self._loaded()
-        await send(Ready(INFO))
+        await send(Ready(replace(INFO, mapped_bytes=MAPPED[Path(self._config.model_path).stem])))
         pending = b""
         async with trio.open_nursery() as nursery:
             while data := await stream.receive_some():
@@ -430,9 +433,9 @@ def test_engines_that_die_together_load_one_after_the_other_and_know_the_others_
         assert machine.launched == [
             ("a.gguf", 0),
             ("a.gguf", 0),
-            ("b.gguf", WEIGHTS["a"]),
+            ("b.gguf", MAPPED["a"]),
             ("a.gguf", WEIGHTS["b"]),
-            ("b.gguf", WEIGHTS["a"]),
+            ("b.gguf", MAPPED["a"]),
         ]
 
     trio.run(play, clock=MockClock(autojump_threshold=0))

@@ -3,12 +3,15 @@
 import ctypes
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 from scheduler.config import EngineConfig
 from scheduler.errors import ModelError
 from scheduler.llama import repack, weights
-from scheduler.llama.model import Model
+from scheduler.llama.model import Model, computes_groups
 from scheduler.llama.stream_file import Part, num_bytes
 from scheduler.llama.version import version_of
 from scheduler.llama.weights import MAX_ERROR, open_model
@@ -189,6 +192,26 @@ def test_the_embedded_model_is_repacked(model_path: str) -> None:
         each.close()
 
 
+def test_only_weights_that_stay_in_the_file_count_as_mapped(model_path: str, tmp_path: Path) -> None:
+    """The others are used memory for the system, so they must not count again. A new process has no memory to reuse."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
+    path = str(tmp_path / "q4_0.gguf")
+    assert not llama_cpp.llama_model_quantize(model_path.encode(), path.encode(), ctypes.byref(params))
+    ours = Model(model_path, 0, repack.repack(Path(model_path)))
+    assert ours.mapped_bytes == 0
+    ours.close()
+    plain, llamas = _mapped_share(model_path), _mapped_share(path)
+    assert 0.6 < plain <= 1
+    assert (llamas < 0.4) == computes_groups()  # llama.cpp repacks it there
+
+
+def _mapped_share(path: str) -> float:
+    show = "import sys; from scheduler.llama.model import Model; m = Model(sys.argv[1], 0); "
+    command = [sys.executable, "-c", f"{show}print(m.mapped_bytes / m.num_bytes)", path]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 @pytest.mark.parametrize(("threads", "is_repacked"), [(2, True), (3, False)])
 def test_auto_depends_on_the_bytes_of_a_layer_for_each_thread(model_path: str, threads: int, is_repacked: bool) -> None:
     model = open_model(config_of(model_path, "auto", threads))
@@ -221,7 +244,6 @@ def test_weights_of_other_types_stay_as_they_are(tmp_path: Path, wanted: str) ->
     write_tiny_model(tmp_path / "plain.gguf", "dense")
     model = open_model(config_of(str(tmp_path / "plain.gguf"), wanted))
     assert not model.is_repacked
-    assert model.mapped_bytes == model.num_bytes
     model.close()
 
 
