@@ -21,7 +21,8 @@ class Start:
 async def measure(
     servers: Sequence[Server], *, repeat: int, print_line: Callable[[str], object]
 ) -> dict[str, list[Start]]:
-    """Starts of each server in turn, by name. The first one of each is not counted: it reads files from the disk.
+    """Starts of each server in turn, by name. The first one of each is not counted: it reads files from the disk, and
+    Cortex proves how the model is served.
 
     Raises BenchError if a server does not start.
     """

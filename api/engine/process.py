@@ -1,5 +1,6 @@
 """Starts and ends engine processes on this machine."""
 
+import math
 import subprocess
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
@@ -17,6 +18,8 @@ from api.engine.stream import EngineStream
 from scheduler.config import EngineConfig, EngineInfo
 from scheduler.crash_record import CrashRecord
 
+_limiter: Final = trio.CapacityLimiter(math.inf)
+"""For threads that wait for processes. They must not wait for those that render prompts."""
 END_LIMIT: Final = 10.0
 """Seconds that an engine may take to end, including the running step, before it is killed."""
 
@@ -45,7 +48,7 @@ class EngineLauncher:
         """The connection to a new process, which ends with the block. Raises OSError if it cannot be started."""
         engine = self._ahead.take(self._config) if self._ahead is not None else None
         if engine is None:
-            engine = await trio.to_thread.run_sync(self._spawn)
+            engine = await trio.to_thread.run_sync(self._spawn, limiter=_limiter)
         with closing(engine.record):
             try:  # the engine ends when the connection is closed
                 async with Connection.over(EngineStream(engine.socket)) as connection:
@@ -80,7 +83,7 @@ def _ending(process: subprocess.Popen[bytes], is_killed: bool, is_garbled: bool,
 async def _end(process: subprocess.Popen[bytes]) -> bool:
     """Wait until a process with a closed connection has ended. Returns False if it had to be killed after END_LIMIT."""
     await _wait(process)
-    if process.returncode is not None:
+    if process.poll() is not None:
         return True
     process.kill()
     await _wait(process)
@@ -89,4 +92,4 @@ async def _end(process: subprocess.Popen[bytes]) -> bool:
 
 async def _wait(process: subprocess.Popen[bytes]) -> None:
     with trio.move_on_after(END_LIMIT, shield=True):
-        await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True, limiter=_limiter)

@@ -27,6 +27,8 @@ ENGINE_ENVIRONMENT: Final = {
 which delays the next one. With huge pages, gigabytes of KV memory are allocated in a fifth of the time. llama.cpp's
 threads spin while they wait for each other. By default they spin for milliseconds, on cores that other engines and
 the API need. Short spinning was as fast alone, and nearly twice as fast beside a busy program (docs/performance.md)."""
+LOADING_LIMIT: Final = 10.0
+"""Seconds that an engine may take to end while it loads a model, before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +83,26 @@ class Ahead:
         self._engine: EngineProcess | None = spawn(config, command=command)
 
     def take(self, config: EngineConfig) -> EngineProcess | None:
-        """Returns the engine to the first who asks. If it has another configuration, it ends, and this returns None."""
-        engine, self._engine = self._engine, None
-        if engine is None or config == self._config:
+        """Returns the engine to the first who needs one of this configuration; None to others.
+
+        If its model is needed with another configuration, it ends.
+        """
+        engine = self._engine
+        if engine is None or config.model_path != self._config.model_path:
+            return None
+        self._engine = None
+        if config == self._config:
             return engine
         engine.socket.close()
         engine.record.close()
-        threading.Thread(target=engine.process.wait, daemon=True).start()  # so that no zombie is left
+        threading.Thread(target=_reap, args=[engine.process], daemon=True).start()
         return None
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of a process, and kill it if it does not end."""
+    try:
+        process.wait(LOADING_LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -133,12 +133,12 @@ async def _run(
         )
         nursery.start_soon(clients.run)
         await nursery.start(fleet.run)
+        nursery.start_soon(_start_first, fleet, options.first)  # before batches go on, which may need other models
         await nursery.start(streams.run)
         if isinstance(storage, Storage):
             nursery.start_soon(storage.run)
             runner = BatchRunner(server_of(app), storage, BATCH_ENDPOINTS, clients.access.tenant_of)
             await nursery.start(runner.run)
-        nursery.start_soon(_start_first, fleet, options.first)
         await serve_connections(adapted(app), config, _listeners(address), limits, shutdown=drained.wait)
         with trio.move_on_after(FLUSH_SECONDS):
             await fleet.close()

@@ -106,7 +106,7 @@ def _plan(config: EngineConfig, model: Model, facts: KVFacts) -> _Plan:
         config = _one_at_a_time(config, "llama.cpp aborts if it computes several sequences of this architecture")
         why_pool = "only one sequence is computed at a time"
     sizes = _sizes(config, model, facts, why_pool)
-    proven = Proven(config, model)
+    proven = Proven(config, repacked=model.is_repacked)
     while True:
         in_lanes, together = sizes.layout == "lanes", sizes.max_seqs > 1
         proof = f"{sizes.layout}{'' if together else '-alone'}"
@@ -128,7 +128,8 @@ def _plan(config: EngineConfig, model: Model, facts: KVFacts) -> _Plan:
             sharing = model.shares_prefixes and not flaws.sharing
             if moves is None:
                 moves = prove_moves(model, config, facts, lanes=in_lanes, sharing=sharing)
-                if not flaws.sharing and moves.kind != "none":  # what fails, such as for lack of memory, is tried again
+                is_best = moves.kind == "pages" or (moves.kind == "sequences" and facts.format is None)
+                if is_best and not flaws.sharing:  # what fails, such as for lack of memory, is tried again
                     proven.save(proof, {"kind": moves.kind, "reason": moves.reason})
             sizes = _sizes(config, model, facts, why_pool, moves=moves.kind, sharing=sharing)
             if in_lanes == (sizes.layout == "lanes"):

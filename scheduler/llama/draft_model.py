@@ -87,7 +87,7 @@ def _drafter(config: EngineConfig, model: Model, draft: Model) -> ModelDrafter:
         raise ModelError(f"--draft-model {config.model_path}: this model does not generate text")
     if not draft.shares_prefixes:
         raise ModelError(f"--draft-model: {config.model_path} {RECURRENT}")
-    facts, proven = measure(draft, config), Proven(config, draft)
+    facts, proven = measure(draft, config), Proven(config, repacked=draft.is_repacked)
     if not proven.load("drafting"):
         flaws = prove(draft, config, facts, lanes=False)
         if reason := flaws.together or flaws.sharing:

@@ -79,11 +79,11 @@ class Model:
         """Whether the weights are rewritten; see `scheduler.llama.repack`."""
         self._adapter: Any = None
         if repacked is not None:
-            with opened(repacked.adapter) as file:
-                self._adapter = lib.llama_adapter_lora_init_from_file_ptr(self.pointer, file)
-            if not self._adapter:
+            try:
+                self._adapter = self._read_adapter(repacked)
+            except BaseException:
                 self.close()
-                raise ModelError(f"llama.cpp cannot load their adapter: {last_error()}")
+                raise
         has_decoder = lib.llama_model_has_decoder(self.pointer)
         self.encodes: bool = lib.llama_model_has_encoder(self.pointer)
         """Whether texts are computed with llama_encode."""
@@ -107,7 +107,7 @@ class Model:
         self.mapped_bytes = 0 if repacked else max(0, self.num_bytes - grown_bytes)
         """Bytes of weights that the system counts as available memory, because it can read them again from the file.
         Repacked weights are not, neither those of Cortex nor those that llama.cpp repacks, such as Q4_0 on a CPU.
-        It is too small by the memory of the vocabulary: 8 MB for 49,152 tokens, 40 MB for 262,144."""
+        It is too small by the memory of the vocabulary: 16 MiB for 49,152 tokens, 40 MiB for 262,144."""
         self.num_layers: int = lib.llama_model_n_layer(self.pointer)
         self.shares_prefixes = not (
             lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer)
@@ -115,6 +115,13 @@ class Model:
         """Whether sequences can share cells. A recurrent state belongs to one position of one sequence."""
         self.window: int = lib.llama_model_n_swa(self.pointer)
         """Tokens that a layer with a sliding window attends to, the current one included. 0 if the file names none."""
+
+    def _read_adapter(self, repacked: Repacked) -> Any:
+        with opened(repacked.adapter) as file:
+            adapter = lib.llama_adapter_lora_init_from_file_ptr(self.pointer, file)
+        if not adapter:
+            raise ModelError(f"llama.cpp cannot load their adapter: {last_error()}")
+        return adapter
 
     @property
     def architecture(self) -> str:
@@ -214,5 +221,11 @@ def num_gpu_layers(requested: int, num_layers: int) -> int:
 
 def computes_groups() -> bool:
     """Whether this build of llama.cpp computes groups of rows of Q4_0 together on this processor."""
-    features = lib.llama_print_system_info().decode()
-    return "REPACK = 1" in features and ("AVX2 = 1" in features or "NEON = 1" in features)
+    features = {line.strip() for part in build_info().split("|") for line in part.split(":")}
+    on_arm = "NEON = 1" in features and not features.isdisjoint({"DOTPROD = 1", "MATMUL_INT8 = 1"})
+    return "REPACK = 1" in features and ("AVX2 = 1" in features or on_arm)
+
+
+def build_info() -> str:
+    """Returns llama.cpp's list of the features of this build and of the processor, separated by `|`."""
+    return str(lib.llama_print_system_info().decode())

@@ -11,7 +11,7 @@ def _fail() -> None:
         raise ImportError
 
 
-def test_what_imports_create_is_never_collected_and_later_garbage_is() -> None:
+def test_the_collector_never_looks_at_what_imports_create() -> None:
     gc.collect()
     frozen = gc.get_freeze_count()
     try:

@@ -10,6 +10,7 @@ import trio
 from api.engine.client import EngineClient
 from api.engine.process import EngineLauncher
 from api.engine.spawn import Ahead
+from api.engine.supervisor import EngineFailedError
 from scheduler.config import EngineConfig
 from tests.api.servers import SECONDS, is_gone, wait_until
 
@@ -60,5 +61,26 @@ def test_it_ends_if_another_configuration_is_needed(tmp_path: Path, command: tup
 def test_its_failure_is_that_of_the_start(tmp_path: Path, command: tuple[str, ...]) -> None:
     (tmp_path / "behaviours").write_text("fails")
     ahead = Ahead(CONFIG, command=command)
-    with pytest.RaisesGroup(pytest.RaisesExc(Exception, match="it is broken"), flatten_subgroups=True):
+    with pytest.RaisesGroup(pytest.RaisesExc(EngineFailedError, match="it is broken"), flatten_subgroups=True):
         trio.run(served_by, CONFIG, ahead, command)
+
+
+def test_another_model_does_not_get_it(tmp_path: Path, command: tuple[str, ...]) -> None:
+    ahead = Ahead(CONFIG, command=command)
+    other = trio.run(served_by, replace(CONFIG, model_path="other.gguf"), ahead, command)
+    wait_until(lambda: len(pids(tmp_path)) == 2, "no engine has started")
+    first = trio.run(served_by, CONFIG, ahead, command)
+    assert set(pids(tmp_path)) == {first, other}
+
+
+def test_a_crash_is_noticed_while_all_threads_are_busy(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "behaviours").write_text("aborts")
+
+    async def play() -> None:
+        limiter = trio.to_thread.current_default_thread_limiter()
+        for _ in range(int(limiter.total_tokens)):
+            limiter.acquire_on_behalf_of_nowait(object())
+        await served_by(CONFIG, Ahead(CONFIG, command=command), command)
+
+    with pytest.RaisesGroup(pytest.RaisesExc(EngineFailedError, match="GGML_ASSERT"), flatten_subgroups=True):
+        trio.run(play)

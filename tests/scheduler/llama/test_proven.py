@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scheduler.config import EngineConfig
-from scheduler.llama import device, draft_model, proof, proven
+from scheduler.llama import device, draft_model, proven, version
 from scheduler.llama.load import Parts, load
 from scheduler.llama.trial import TrialError
 from scheduler.messages import SamplingParams, Submit
@@ -104,12 +104,57 @@ def test_another_model_in_the_same_file_is_proven(config: EngineConfig, calls: C
     assert calls == ["prove", "prove_moves"]
 
 
-def test_other_proofs_prove_again(config: EngineConfig, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+def _other_proofs(_: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proven, "modules", lambda: "others")
+
+
+def _another_build(_: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(version, "_llama_cpp", lambda: ("AVX9 = 1", []))
+
+
+def _a_variable(_: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
+
+
+def _another_date(config: EngineConfig, _: pytest.MonkeyPatch) -> None:
+    """Only samples of a large file are compared."""
+    os.utime(config.model_path, (1, 1))
+
+
+@pytest.mark.parametrize("change", [_other_proofs, _another_build, _a_variable, _another_date])
+def test_what_may_change_a_result_is_proven_again(
+    config: EngineConfig, calls: Calls, monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
     load(config)
-    monkeypatch.setattr(proven, "_modules", lambda: "others")
+    change(config, monkeypatch)
     del calls[:]
     load(config)
     assert calls == ["prove", "prove_moves"]
+
+
+def test_results_of_other_versions_are_removed(config: EngineConfig) -> None:
+    folder = Path(config.proven_folder)
+    folder.mkdir(parents=True)
+    (folder / "0123-4567-pool.json").write_text("{}")
+    load(config)
+    (path,) = files(config)
+    assert path.name.startswith(version.modules())
+
+
+def test_a_full_disk_leaves_no_half_file(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, *_: Any) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    load(config)
+    assert not files(config)
+
+
+def test_a_file_that_is_gone_is_remembered_as_nothing(config: EngineConfig) -> None:
+    gone = proven.Proven(replace(config, model_path="/no/such/file.gguf"), repacked=False)
+    gone.save("pool", True)
+    assert gone.load("pool") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"kind": "none", "reason": ""}', b'{"kind": 1}', b"\xff"])
@@ -133,21 +178,24 @@ def test_without_a_writable_folder_each_start_proves(config: EngineConfig, calls
         assert calls == ["prove", "prove_moves"]
 
 
-@pytest.mark.parametrize("flaw", ["cut", "moves"])
+@pytest.mark.parametrize("flaw", ["cut", "moves", "pages"])
 def test_what_has_failed_is_tried_again(
     config: EngineConfig, calls: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, flaw: str
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise TrialError("not today")
 
-    with monkeypatch.context() as faulty, caplog.at_level(logging.WARNING):
-        if flaw == "cut":
-            faulty.setattr(proof._Trial, "cut", fail)
-        else:
-            faulty.setattr("scheduler.llama.kv_memory.ContextMemory.learn", fail)
+    with monkeypatch.context() as faulty, caplog.at_level(logging.INFO):
+        memory = "scheduler.llama.kv_memory.ContextMemory"
+        names = {
+            "cut": "scheduler.llama.proof._Trial.cut",
+            "moves": f"{memory}.learn",
+            "pages": f"{memory}._prove_pages",
+        }
+        faulty.setattr(names[flaw], fail)
         info = load(replace(config, kv_layout="pool")).info
     assert any("not today" in message for message in caplog.messages)
-    assert flaw == "cut" or info.tier == "none"
+    assert info.tier == {"cut": "sequences", "moves": "none", "pages": "sequences"}[flaw]
     del calls[:]
     assert load(replace(config, kv_layout="pool")).info.tier == "pages"
     assert calls == ["prove", "prove_moves"]

@@ -305,6 +305,70 @@ def test_a_failure_leaves_the_file_as_it_is_and_says_why(
     model.close()
 
 
+def _alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of models in memory, after each time that one was loaded or closed."""
+    alive = [0]
+
+    def counting(name: str, change: int) -> None:
+        original = getattr(llama_cpp.llama_cpp, name)
+
+        def counted(*given: Any) -> Any:
+            alive.append(alive[-1] + change)
+            return original(*given)
+
+        monkeypatch.setattr(llama_cpp.llama_cpp, name, counted)
+
+    counting("llama_model_load_from_file", 1)
+    counting("llama_model_load_from_file_ptr", 1)
+    counting("llama_model_free", -1)
+    return alive
+
+
+def test_only_one_model_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both might not fit: llama.cpp itself may repack the other weights of the file, so it does not stay mapped."""
+    alive = _alive(monkeypatch)
+    model = open_model(config_of(quantized(tmp_path, "dense")))
+    assert model.is_repacked
+    assert alive == [0, 1, 0, 1]
+    model.close()
+
+
+def test_an_adapter_that_cannot_be_made_leaves_no_model_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(repack, "_offsets", fail)
+    alive = _alive(monkeypatch)
+    model = open_model(config_of(quantized(tmp_path, "dense")))
+    assert not model.is_repacked
+    assert alive == [0, 1, 0, 1, 0, 1]
+    model.close()
+
+
+@pytest.mark.parametrize(("num_bytes", "is_worthwhile"), [(100 << 20, True), (99 << 20, False)])
+def test_auto_needs_half_of_the_file(num_bytes: int, is_worthwhile: bool) -> None:
+    config = config_of("model.gguf", "auto")
+    assert weights._is_worthwhile(config, num_bytes, 1, 200 << 20) == is_worthwhile
+
+
+@pytest.mark.parametrize(
+    ("features", "computes"),
+    [
+        ("CPU : SSE3 = 1 | AVX2 = 1 | REPACK = 1 | ", True),
+        ("CPU : SSE3 = 1 | AVX2 = 1 | ", False),
+        ("CPU : SSE3 = 1 | AVX = 1 | REPACK = 1 | ", False),
+        ("CPU : NEON = 1 | ARM_FMA = 1 | REPACK = 1 | ", False),
+        ("CPU : NEON = 1 | ARM_FMA = 1 | DOTPROD = 1 | REPACK = 1 | ", True),
+        ("CUDA : ARCHS = 900 | CPU : NEON = 1 | MATMUL_INT8 = 1 | REPACK = 1 | ", True),
+    ],
+)
+def test_processors_without_the_kernels_are_known(
+    monkeypatch: pytest.MonkeyPatch, features: str, computes: bool
+) -> None:
+    monkeypatch.setattr("scheduler.llama.model.build_info", lambda: features)
+    assert computes_groups() == computes
+
+
 def test_a_file_is_proven_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture) -> None:
     config = replace(config_of(quantized(tmp_path, "dense")), proven_folder=str(tmp_path / "proven"))
     _with_wrong_offsets(monkeypatch)
