@@ -60,6 +60,9 @@ GIB: Final = 1 << 30
 
 Layout = Literal["pool", "lanes"]
 
+UNQUANTIZED: Final = ("f16", "bf16", "f32")
+"""Number formats of KV that llama.cpp computes without flash attention."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -111,8 +114,10 @@ class Machine:
     """Which KV can be moved. If none can, the size must not change."""
 
 
-def check_sizes(config: EngineConfig) -> None:
-    """Raises ModelError if the configured sizes of the KV memory contradict each other."""
+def check_kv(config: EngineConfig) -> None:
+    """Raises ModelError if the options of the KV memory contradict each other."""
+    if config.flash_attn == "off" and config.kv_type not in UNQUANTIZED:
+        raise ModelError(f"--kv-type {config.kv_type} needs flash attention, so it allows no --flash-attn off")
     if config.kv_tokens and (config.kv_start or config.kv_max):
         raise ModelError("--kv-tokens is a fixed size of the KV cache, so it allows no --kv-start and no --kv-max")
     if config.kv_start and config.kv_max and config.kv_start > config.kv_max:

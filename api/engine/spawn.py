@@ -1,12 +1,13 @@
 """Starts an engine process on this machine. It imports little, so that an engine can load beside the API's imports."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -57,21 +58,35 @@ def spawn(
         record_fd = crash_record.create()
         try:
             record = CrashRecord(record_fd)
-            process = subprocess.Popen(
-                [
-                    *(command or ENGINE_COMMAND),
-                    str(theirs.fileno()),
-                    orjson.dumps(asdict(config)).decode(),
-                    str(record_fd),
-                ],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), record_fd],
-                env={**environment, **os.environ},
-            )
+            with _blocked(signal.SIGINT, signal.SIGTERM):
+                process = subprocess.Popen(
+                    [*(command or ENGINE_COMMAND), str(theirs.fileno()), _text(config), str(record_fd)],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno(), record_fd],
+                    env={**environment, **os.environ},
+                )
         finally:
             os.close(record_fd)
         undo.pop_all()
     return EngineProcess(process, ours, record)
+
+
+@contextmanager
+def _blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Blocks signals in this thread, and for good in processes that it starts.
+
+    Ctrl-C reaches the whole process group, also an engine that still imports what it needs to ignore signals. The API
+    ends its engines.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _text(config: EngineConfig) -> str:
+    return orjson.dumps(asdict(config)).decode()
 
 
 class Ahead:

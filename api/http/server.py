@@ -1,6 +1,7 @@
 """Runs the server: bind, load, serve, drain, end. The innermost block ends first."""
 
 import contextlib
+import errno
 import logging
 from collections.abc import Iterator
 from functools import partial
@@ -61,9 +62,15 @@ def serve(options: ServerOptions, *, engine_command: tuple[str, ...] | None = No
                 trio.run(_run, options, address, engine_command, ahead, observers, clients, storage)
     except* (AlreadyRunningError, StartError, TenantsError, TracingError, OSError) as errors:
         for error in leaves(errors):
-            _log.error("%s", os_error_text(error) if isinstance(error, OSError) else error)
+            _log.error("%s", _os_error(error) if isinstance(error, OSError) else error)
         exit_code = 1
     return exit_code
+
+
+def _os_error(error: OSError) -> str:
+    """The error in one line. Python names no file if a write fails: then it is one of this server's own."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename
+    return f"{home()}: {os_error_text(error)}" if is_full else os_error_text(error)
 
 
 @contextlib.contextmanager

@@ -143,10 +143,10 @@ def _plan(config: EngineConfig, model: Model, facts: KVFacts) -> _Plan:
 def _saved_moves(proven: Proven, proof: str, facts: KVFacts) -> Moves | None:
     """Returns which KV can be moved in a layout that has passed its proof at an earlier start; None if it has not."""
     match proven.load(proof):
-        case {"kind": "pages", "reason": str(reason)} if facts.format is not None:
-            return Moves("pages", reason, facts.format)
-        case {"kind": "sequences", "reason": str(reason)}:
-            return Moves("sequences", reason)
+        case {"kind": "pages"} if facts.format is not None:
+            return Moves("pages", format=facts.format)
+        case {"kind": "sequences", "reason": str(reason)} if facts.format is None:
+            return Moves("sequences", " ".join(reason.split()))
     return None
 
 

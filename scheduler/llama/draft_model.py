@@ -88,7 +88,7 @@ def _drafter(config: EngineConfig, model: Model, draft: Model) -> ModelDrafter:
     if not draft.shares_prefixes:
         raise ModelError(f"--draft-model: {config.model_path} {RECURRENT}")
     facts, proven = measure(draft, config), Proven(config, repacked=draft.is_repacked)
-    if not proven.load("drafting"):
+    if proven.load("drafting") is not True:
         flaws = prove(draft, config, facts, lanes=False)
         if reason := flaws.together or flaws.sharing:
             raise ModelError(f"--draft-model {config.model_path}: this model cannot draft: {reason}")

@@ -36,7 +36,7 @@ from scheduler.llama.weights import open_model
 from scheduler.machine import cores
 from scheduler.pacing import Pacer
 from scheduler.scheduler import Scheduler
-from scheduler.sizing import DEFAULT_CTX_LEN, check_sizes
+from scheduler.sizing import DEFAULT_CTX_LEN, check_kv
 
 if TYPE_CHECKING:
     from scheduler.kv_events.publisher import Publisher
@@ -81,7 +81,7 @@ def load(config: EngineConfig) -> Parts:
 
 def _load(config: EngineConfig, publisher: "Publisher | None") -> Parts:
     started = time.monotonic()
-    check_sizes(config)
+    check_kv(config)
     model = open_model(config)
     model.try_vocabulary()
     num_layers_on_gpu = num_gpu_layers(config.gpu_layers, model.num_layers)

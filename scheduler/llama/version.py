@@ -19,8 +19,8 @@ NUM_SAMPLES: Final = 16
 
 
 def version_of(config: EngineConfig, model: Model, *, is_stretched: bool = False) -> str:
-    """Returns the version of saved pages: a digest of the model file, the settings that change KV, whether the
-    weights are repacked, and llama.cpp.
+    """Returns the version of saved pages: a digest of the model file with its date, the settings that change KV,
+    whether the weights are repacked, and llama.cpp.
 
     `is_stretched`: see `Context`.
     """
@@ -29,7 +29,7 @@ def version_of(config: EngineConfig, model: Model, *, is_stretched: bool = False
     marks = [*(["stretched"] * is_stretched), *(["repacked"] * model.is_repacked)]
     rotation = os.environ.get("LLAMA_ATTN_ROT_DISABLE", "")  # llama.cpp rotates KV of some number formats
     facts = (model.vocab_size, PAGE_TOKENS, LLAMA_CPP_VERSION, config.kv_type, config.flash_attn, rotation, *marks)
-    digest = blake2b(repr(facts).encode(), digest_size=16)
+    digest = blake2b(repr((file.st_mtime_ns, *facts)).encode(), digest_size=16)
     digest.update(_file_digest(path, file.st_size, file.st_mtime_ns))
     return digest.hexdigest()
 

@@ -55,7 +55,7 @@ def _repacked(config: EngineConfig, path: Path) -> Model | None:
     if available_bytes(config) < file_bytes:
         raise MemoryError("there is not enough memory")
     proven = Proven(config, repacked=True)
-    if proven.load("repacked"):
+    if proven.load("repacked") is True:
         return Model(config.model_path, config.gpu_layers, repack(path))
     with closing(Model(config.model_path, config.gpu_layers)) as plain:  # before the other one: both might not fit
         other, expected = _logits(config, plain)

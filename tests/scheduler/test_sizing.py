@@ -1,10 +1,12 @@
 """Default sizes depend on the model and the machine. Given sizes are used as they are."""
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from kvcache.tree import PAGE_TOKENS
 from scheduler import sizing
 from scheduler.config import KV_LAYOUTS, EngineConfig
+from scheduler.errors import ModelError
 from scheduler.shapes import Demand, LaneShapes, Shape
 from scheduler.sizing import DEFAULT_CTX_LEN, Machine, Sizes
 
@@ -263,3 +266,21 @@ def test_in_lanes_prompts_and_answers_take_turns_and_a_step_holds_all_answers() 
     sizes = choose(SMALL, kv_layout="lanes", max_seqs=100)
     assert (sizes.max_mixed_tokens, sizes.max_answers) == (0, 512)
     assert choose(SMALL, max_seqs=100).max_answers == 63
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"kv_tokens": 64, "kv_max": 300}, "--kv-tokens is a fixed size"),
+        ({"kv_start": 4096, "kv_max": 256}, "must not be more than --kv-max (256)"),
+        ({"kv_type": "q4_0", "flash_attn": "off"}, "--kv-type q4_0 needs flash attention"),
+    ],
+)
+def test_options_that_contradict_each_other_are_named(given: Mapping[str, Any], part: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(part)):
+        sizing.check_kv(EngineConfig("model.gguf", **given))
+
+
+@pytest.mark.parametrize("kv_type", sizing.UNQUANTIZED)
+def test_unquantized_kv_needs_no_flash_attention(kv_type: str) -> None:
+    sizing.check_kv(EngineConfig("model.gguf", kv_type=kv_type, flash_attn="off"))

@@ -1,5 +1,7 @@
 """An engine that was started ahead becomes the first one of its model, or ends."""
 
+import re
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,7 @@ import trio
 
 from api.engine.client import EngineClient
 from api.engine.process import EngineLauncher
-from api.engine.spawn import Ahead
+from api.engine.spawn import Ahead, spawn
 from api.engine.supervisor import EngineFailedError
 from scheduler.config import EngineConfig
 from tests.api.servers import SECONDS, is_gone, wait_until
@@ -63,6 +65,19 @@ def test_its_failure_is_that_of_the_start(tmp_path: Path, command: tuple[str, ..
     ahead = Ahead(CONFIG, command=command)
     with pytest.RaisesGroup(pytest.RaisesExc(EngineFailedError, match="it is broken"), flatten_subgroups=True):
         trio.run(served_by, CONFIG, ahead, command)
+
+
+def test_signals_to_the_process_group_do_not_interrupt_an_engine_that_starts(tmp_path: Path) -> None:
+    blocked = "*map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    show = f"import signal, sys; print({blocked}, file=open(sys.argv[1], 'w'))"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    engine = spawn(CONFIG, command=(sys.executable, "-c", show, str(tmp_path / "mask")))
+    assert engine.process.wait(SECONDS) == 0
+    engine.socket.close()
+    engine.record.close()
+    numbers = {int(number) for number in re.findall(r"\d+", (tmp_path / "mask").read_text())}
+    assert numbers >= {signal.SIGINT, signal.SIGTERM}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_another_model_does_not_get_it(tmp_path: Path, command: tuple[str, ...]) -> None:

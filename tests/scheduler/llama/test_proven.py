@@ -157,7 +157,19 @@ def test_a_file_that_is_gone_is_remembered_as_nothing(config: EngineConfig) -> N
     assert gone.load("pool") is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"kind": "none", "reason": ""}', b'{"kind": 1}', b"\xff"])
+NONSENSE = (
+    b"",
+    b"{",
+    b"[]",
+    b"1",
+    b'{"kind": 1}',
+    b'{"kind": "none", "reason": ""}',
+    b'{"kind": "sequences"}',
+    b"\xff",
+)
+
+
+@pytest.mark.parametrize("content", [*NONSENSE, b'{"kind": "sequences", "reason": "of a model whose pages move"}'])
 def test_a_file_that_makes_no_sense_is_as_good_as_none(config: EngineConfig, calls: Calls, content: bytes) -> None:
     load(config)
     (path,) = files(config)
