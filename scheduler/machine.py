@@ -29,6 +29,6 @@ def processor() -> str:
 
 
 def anonymous_bytes() -> int:
-    """Returns the resident memory of this process that is no part of a file; 0 if the system does not tell it."""
+    """Returns the resident memory of this process that is no part of a file; 0 if the system does not say it."""
     memory = psutil.Process().memory_info()
     return int(memory.rss - memory.shared) if hasattr(memory, "shared") else 0
